@@ -1,0 +1,39 @@
+# Everything runs in .venv, made from PYTHON; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check slow samples clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Export a sample checkpoint, check parity, search in many languages, write demo/index.html
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.demo --out demo
+
+test: $(READY)  ## Run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(READY)  ## Format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: $(READY)  ## Export every published variant at true size with random weights (up to an hour, 20 GB)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about an hour and a half)
+	$(BIN)/python -m samples.build
+	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train
+
+clean:  ## Remove the environment and everything generated
+	rm -rf $(VENV) demo build dist

@@ -1,0 +1,1 @@
+"""Measure exported towers against the PyTorch checkpoints they came from."""

@@ -1,0 +1,83 @@
+"""Where figures were measured; records from different environments are never compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["Environment", "environment"]
+
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "open_clip_torch",
+    "onnxruntime",
+    "openvino",
+    "tokenizers",
+    "pillow",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A machine and its software.
+
+    Attributes:
+        cpu: Model name of the processor.
+        n_cores: Logical cores that this process may use.
+        versions: By distribution name; those not installed are left out.
+        commit: Commit of the source tree, with ``-dirty`` where it was changed; ``None`` outside a checkout.
+    """
+
+    cpu: str
+    n_cores: int
+    system: str
+    python: str
+    versions: Mapping[str, str]
+    commit: str | None
+
+
+def environment() -> Environment:
+    """Describe this machine and this process."""
+    return Environment(
+        cpu=_cpu_model(Path("/proc/cpuinfo")),
+        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=_versions(),
+        commit=_commit(Path(__file__).resolve().parent),
+    )
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit(folder: Path) -> str | None:
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

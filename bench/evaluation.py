@@ -1,0 +1,187 @@
+"""One checkpoint, one exported model, one retrieval set → vectors of both, and the report."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.comparison import compare_language
+from bench.environment import environment
+from bench.language_maps import LanguageMap
+from bench.layouts import RetrievalSet
+from bench.metrics import Protocol, agreement
+from bench.report import MAX_RECALL_DROP, TIE_MARGIN, Limits, ModelFacts, RetrievalReport
+from bench.vectors import (
+    REFERENCE_PADDING,
+    Progress,
+    TextIndex,
+    Vectors,
+    exported_vectors,
+    reference_vectors,
+    spoken_part,
+)
+from export.checkpoint import towers_from_checkpoint
+from export.parity import LIMITS as PARITY_LIMITS
+from export.repository import repository_from_towers
+from export.towers import Towers
+from runtime.backends import Engine
+from runtime.encoder import Encoder
+from runtime.errors import ManifestError
+from runtime.manifest import Manifest, Precision, manifest_path
+
+__all__ = ["Evaluation", "Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run. ``language_map`` is what the set was read with; it goes into the report."""
+
+    engine: Engine = Engine.ONNXRUNTIME
+    precision: Precision = Precision.FP32
+    threads: int | None = None
+    protocol: Protocol = Protocol.ANY
+    language_map: LanguageMap = LanguageMap.RIGHT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """A report, with the vectors and the languages it was made from."""
+
+    dataset: RetrievalSet
+    reference: Vectors
+    exported: Vectors
+    report: RetrievalReport
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report no progress."""
+
+
+def evaluate(
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = _silent,
+) -> Evaluation:
+    """Evaluate an exported model beside its checkpoint.
+
+    Raises:
+        ManifestError: the model was exported from other weights, or not in that precision.
+        BabeltowerError: whatever reading the checkpoint, the model or an image raises.
+    """
+    return evaluate_towers(towers_from_checkpoint(checkpoint), checkpoint, model, dataset, settings, progress)
+
+
+def evaluate_sample(
+    checkpoint: str | Path,
+    repository: Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = _silent,
+) -> Evaluation:
+    """The same, after exporting the checkpoint where the repository does not hold these very weights."""
+    towers, name = towers_from_checkpoint(checkpoint), Path(checkpoint).name
+    if not _holds(repository / name, towers, settings.precision):
+        progress("export", 0, 1)
+        repository_from_towers(towers, repository, name=name, precision=settings.precision, replace=True)
+        progress("export", 1, 1)
+    return evaluate_towers(towers, checkpoint, repository / name, dataset, settings, progress)
+
+
+def evaluate_towers(
+    towers: Towers,
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = _silent,
+) -> Evaluation:
+    """The same, with towers that were read before."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dataset, unspoken = spoken_part(dataset, towers)
+    index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
+    seconds: dict[str, float] = {}
+    with Encoder.open(
+        model, engine=settings.engine, precision=settings.precision, threads=settings.threads
+    ) as encoder:
+        _require_same_space(encoder.manifest, towers, model)
+        facts = _facts(encoder.manifest, checkpoint, settings)
+        with _timed(seconds, "exported"):
+            exported = exported_vectors(encoder, dataset, index, progress=progress)
+    pad_id = towers.text_preprocessing.pad_id
+    with _timed(seconds, "pytorch"):
+        reference = reference_vectors(towers.reference, dataset, index, pad_id=pad_id, progress=progress)
+    figures = []
+    with _timed(seconds, "retrieval"):
+        for done, captions in enumerate(dataset.captions):
+            progress("languages", done, len(dataset.captions))
+            figures.append(compare_language(dataset, captions, reference, exported, settings.protocol))
+        progress("languages", len(figures), len(figures))
+    report = RetrievalReport(
+        model=facts,
+        dataset=dataset.name,
+        notes=dataset.notes,
+        language_map=settings.language_map,
+        protocol=settings.protocol,
+        reference_padding=REFERENCE_PADDING,
+        n_images=len(dataset.images),
+        n_texts=len(index.texts),
+        unspoken=unspoken,
+        languages=tuple(figures),
+        images=agreement(reference.images, exported.images),
+        limits=_limits(settings.precision),
+        seconds=seconds,
+        environment=environment(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    return Evaluation(dataset, reference, exported, report)
+
+
+def _holds(model: Path, towers: Towers, precision: Precision) -> bool:
+    if not manifest_path(model).is_file():
+        return False
+    manifest = Manifest.read(model)
+    return manifest.fingerprint == towers.fingerprint and precision.value in manifest.variants
+
+
+def _require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -> None:
+    if manifest.fingerprint != towers.fingerprint:
+        raise ManifestError(
+            f"{model} has fingerprint {manifest.fingerprint[:16]}…; the checkpoint has "
+            f"{towers.fingerprint[:16]}…. It was exported from other weights: export this checkpoint."
+        )
+
+
+def _limits(precision: Precision) -> Limits:
+    return Limits(PARITY_LIMITS[precision].min_cosine, MAX_RECALL_DROP[precision], TIE_MARGIN)
+
+
+def _facts(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:
+    is_local = Path(checkpoint).exists()
+    return ModelFacts(
+        name=manifest.name,
+        family=manifest.family,
+        architecture=manifest.architecture,
+        licence=manifest.licence,
+        dim=manifest.dim,
+        fingerprint=manifest.fingerprint,
+        checkpoint=Path(checkpoint).resolve().name if is_local else str(checkpoint),
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads,
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)

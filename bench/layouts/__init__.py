@@ -1,0 +1,34 @@
+"""Read published retrieval sets from a local folder; nothing is downloaded.
+
+One file a layout, each a function that reads a ``RetrievalSet``; ``LAYOUTS`` registers them by name.
+"""
+
+from __future__ import annotations
+
+from bench.layouts.registry import LAYOUTS, ReadOptions, read
+from bench.layouts.retrieval_set import (
+    CaptionChoice,
+    Captions,
+    ImageBytes,
+    ImageFile,
+    ImageSource,
+    MissingImages,
+    RetrievalSet,
+    TarSlice,
+    Translator,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "CaptionChoice",
+    "Captions",
+    "ImageBytes",
+    "ImageFile",
+    "ImageSource",
+    "MissingImages",
+    "ReadOptions",
+    "RetrievalSet",
+    "TarSlice",
+    "Translator",
+    "read",
+]

@@ -1,0 +1,251 @@
+"""Retrieval recall and embedding agreement, exact, in numpy alone.
+
+Ranking: items are ordered by falling dot product; **equal scores are ordered by rising item index**. Equal
+item vectors always score equally: each distinct vector is multiplied once, so the place of a row in a matrix
+product cannot part two copies.
+
+Two protocols, and a summary of either:
+
+- ``any``: a query counts 1 when any of its answers is among the first k. The CLIP papers and CLIP_benchmark
+  report this.
+- ``fraction``: a query counts the share of its answers among the first k, recall in the strict sense. With
+  five captions an image, image→text at k=1 cannot pass 0.2.
+- mean recall: the mean over k = 1, 5, 10. CAPIVARA reports this, of ``any``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "KS",
+    "Agreement",
+    "Float",
+    "Int",
+    "Protocol",
+    "Recall",
+    "Relevance",
+    "agreement",
+    "any_hits",
+    "decision_margins",
+    "recall",
+    "top_items",
+    "top_overlap",
+]
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+KS = (1, 5, 10)
+"""The cut-offs that the CLIP papers report."""
+
+_BLOCK_SCORES = 1 << 23
+"""Scores held at once (float32: 32 MiB)."""
+
+
+class Protocol(str, Enum):
+    """What a query with several answers counts."""
+
+    ANY = "any"
+    FRACTION = "fraction"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relevance:
+    """Which items answer which queries, many to many: pair i says item ``items[i]`` answers ``queries[i]``.
+
+    Args:
+        queries: int64 (pairs,), below ``n_queries``.
+        items: int64 (pairs,), below ``n_items``; a pair may not come twice.
+    """
+
+    queries: Int
+    items: Int
+    n_queries: int
+    n_items: int
+
+    def __post_init__(self) -> None:
+        if self.queries.shape != self.items.shape or self.queries.ndim != 1:
+            raise ValueError(f"Pairs do not match: {self.queries.shape} queries, {self.items.shape} items.")
+        _check_range("queries", self.queries, self.n_queries)
+        _check_range("items", self.items, self.n_items)
+        if np.unique(self._keys()).size != self.queries.size:
+            raise ValueError("A query–item pair comes twice; give each pair once.")
+
+    def reversed(self) -> Relevance:
+        """The same pairs, asked from the other side."""
+        return Relevance(self.items, self.queries, self.n_items, self.n_queries)
+
+    def n_answers(self) -> Int:
+        """int64 (n_queries,): how many items answer each query."""
+        return np.bincount(self.queries, minlength=self.n_queries).astype(np.int64)
+
+    def hits(self, top: Int) -> Bool:
+        """Ranked items (n_queries, k) → bool (n_queries, k): whether each answers its query."""
+        wanted = np.arange(self.n_queries, dtype=np.int64)[:, None] * self.n_items + top
+        return np.isin(wanted, self._keys())
+
+    def _keys(self) -> Int:
+        return self.queries.astype(np.int64) * self.n_items + self.items
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Recall at each k, as shares in [0, 1]; queries without an answer are left out of ``n_queries``."""
+
+    at: Mapping[int, float]
+    n_queries: int
+
+    @property
+    def mean(self) -> float:
+        """Mean recall: the mean over the cut-offs."""
+        return sum(self.at.values()) / len(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How closely two sets of vectors agree, row by row.
+
+    ``cosine_p1`` is the 1st percentile; ``worst_row`` is the row of ``cosine_min``; ``max_abs_diff`` is over
+    all components.
+    """
+
+    n_rows: int
+    cosine_min: float
+    cosine_p1: float
+    cosine_mean: float
+    max_abs_diff: float
+    worst_row: int
+
+
+def top_items(queries: Float, items: Float, k: int = max(KS)) -> Int:
+    """Rank items for each query and keep the first k, block by block.
+
+    Args:
+        queries: float32 (n_queries, dim).
+        items: float32 (n_items, dim); ``k`` is cut to ``n_items``.
+
+    Returns:
+        int64 (n_queries, k): item indices, best first; equal scores by rising index.
+    """
+    k = min(k, len(items))
+    top = np.empty((len(queries), k), dtype=np.int64)
+    for start, scores in _score_blocks(queries, items):
+        top[start : start + len(scores)] = _top_of_block(scores, k)
+    return top
+
+
+def recall(
+    top: Int, relevance: Relevance, protocol: Protocol = Protocol.ANY, ks: tuple[int, ...] = KS
+) -> Recall:
+    """Recall of ranked items.
+
+    Args:
+        top: int64 (n_queries, ≥ max(ks)) from ``top_items``; fewer columns only when there are fewer items.
+
+    Raises:
+        ValueError: no query has an answer.
+    """
+    n_answers = relevance.n_answers()
+    asked = n_answers > 0
+    if not asked.any():
+        raise ValueError("No query has an answer, so recall is undefined.")
+    found = relevance.hits(top)[asked].cumsum(axis=1)
+    at = {}
+    for k in ks:
+        n_found = found[:, min(k, found.shape[1]) - 1]
+        share = np.minimum(n_found, 1) if protocol is Protocol.ANY else n_found / n_answers[asked]
+        at[k] = float(share.mean())
+    return Recall(at, int(asked.sum()))
+
+
+def any_hits(top: Int, relevance: Relevance, k: int) -> Bool:
+    """bool (n_queries,): whether any answer is among the first k."""
+    hit: Bool = np.any(relevance.hits(top[:, :k]), axis=1)
+    return hit
+
+
+def decision_margins(queries: Float, items: Float, relevance: Relevance, rows: Int, k: int) -> Float:
+    """By how much the hit at k is decided, for the given query rows.
+
+    A query hits at k exactly when its best answer outranks the k-th best item that is no answer; the margin
+    is the distance between those two scores. Where scores move by at most e, a hit with a margin above 2e
+    cannot turn.
+
+    Returns:
+        float32 (rows,); infinite where fewer than k items are no answer, or where none is an answer.
+    """
+    margins = np.full(len(rows), np.inf, dtype=np.float32)
+    for place, row in enumerate(rows):
+        scores = items @ queries[row]
+        is_answer = np.zeros(len(items), dtype=np.bool_)
+        is_answer[relevance.items[relevance.queries == row]] = True
+        others = scores[~is_answer]
+        if is_answer.any() and len(others) >= k:
+            boundary = np.partition(others, len(others) - k)[len(others) - k]
+            margins[place] = abs(scores[is_answer].max() - boundary)
+    return margins
+
+
+def top_overlap(reference: Int, exported: Int) -> float:
+    """Mean share of the reference's ranked items (n, k) that the exported model ranks too, in any order."""
+    both = (reference[:, :, None] == exported[:, None, :]).any(axis=2)
+    return float(both.mean())
+
+
+def agreement(reference: Float, exported: Float) -> Agreement:
+    """Compare two sets of vectors (rows, dim) row by row, in float64.
+
+    Raises:
+        ValueError: the shapes differ, or there are no rows.
+    """
+    if reference.shape != exported.shape or reference.ndim != 2 or not len(reference):
+        raise ValueError(f"Vectors to compare have shapes {reference.shape} and {exported.shape}.")
+    left, right = reference.astype(np.float64), exported.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosine = np.einsum("rd,rd->r", left, right) / norms
+    return Agreement(
+        n_rows=len(cosine),
+        cosine_min=float(cosine.min()),
+        cosine_p1=float(np.percentile(cosine, 1)),
+        cosine_mean=float(cosine.mean()),
+        max_abs_diff=float(np.abs(left - right).max()),
+        worst_row=int(cosine.argmin()),
+    )
+
+
+def _score_blocks(queries: Float, items: Float) -> Iterator[tuple[int, Float]]:
+    """Scores of a block of queries against all items, each distinct item vector multiplied once."""
+    first_row: dict[bytes, int] = {}
+    place = np.array([first_row.setdefault(row.tobytes(), len(first_row)) for row in items], dtype=np.int64)
+    distinct = np.ascontiguousarray(items[np.unique(place, return_index=True)[1]].T)
+    step = max(1, _BLOCK_SCORES // len(items))
+    for start in range(0, len(queries), step):
+        scores = queries[start : start + step] @ distinct
+        yield start, scores if distinct.shape[1] == len(items) else scores[:, place]
+
+
+def _top_of_block(scores: Float, k: int) -> Int:
+    n_items = scores.shape[1]
+    boundary = np.partition(scores, n_items - k, axis=1)[:, n_items - k, None]
+    kept = scores >= boundary
+    for row in np.flatnonzero(kept.sum(axis=1) > k):
+        tied = np.flatnonzero(scores[row] == boundary[row])
+        n_surplus = int(kept[row].sum()) - k
+        kept[row, tied[len(tied) - n_surplus :]] = False
+    candidates = np.nonzero(kept)[1].reshape(len(scores), k)
+    order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, axis=1)
+
+
+def _check_range(what: str, values: Int, stop: int) -> None:
+    if values.size and not (values.min() >= 0 and values.max() < stop):
+        raise ValueError(
+            f"{what} lie in [{values.min()}, {values.max()}]; expected at least 0 and below {stop}."
+        )

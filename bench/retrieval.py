@@ -1,0 +1,156 @@
+"""Retrieval figures of exported models beside PyTorch's, language by language.
+
+    python bench/retrieval.py                        every sample checkpoint on the emoji samples
+    python bench/retrieval.py nllb-clip altclip      some of them
+    python bench/retrieval.py --checkpoint FOLDER --model REPOSITORY/NAME --dataset xtd10 --data FOLDER
+
+The exit code is 1 where an exported model breaks a limit.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+from rich.console import Console
+
+from bench.evaluation import Evaluation, Settings, evaluate, evaluate_sample
+from bench.language_maps import LanguageMap
+from bench.layouts import (
+    LAYOUTS,
+    CaptionChoice,
+    MissingImages,
+    ReadOptions,
+    RetrievalSet,
+    Translator,
+    read,
+)
+from bench.metrics import Protocol
+from bench.page import write_page
+from bench.report import RetrievalReport
+from bench.search import sample_searches
+from bench.tables import Order, print_report, progress_bars
+from runtime.backends import Engine
+from runtime.cli import ErrorReportingGroup
+from runtime.errors import DatasetError
+from runtime.manifest import Precision
+
+__all__ = ["app", "retrieval_report"]
+
+SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
+
+app = typer.Typer(cls=ErrorReportingGroup, add_completion=False)
+
+
+def retrieval_report(
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: RetrievalSet,
+    settings: Settings | None = None,
+) -> RetrievalReport:
+    """Evaluate one exported model beside the checkpoint it came from, without printing.
+
+    Args:
+        checkpoint: Folder, ``.ckpt`` file or hub name.
+        model: ``REPOSITORY/NAME``, exported from that checkpoint.
+        dataset: From ``bench.layouts.read``.
+
+    Raises:
+        BabeltowerError: the checkpoint, the model or an image cannot be read, or they do not belong together.
+    """
+    return evaluate(checkpoint, model, dataset, settings or Settings()).report
+
+
+@app.command()
+def retrieval(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Sample checkpoints; all by default.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Trained checkpoint, with --model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="REPOSITORY/NAME", help="What it was exported to.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "emoji",
+    data: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
+    languages: Annotated[str | None, typer.Option(help="Codes, comma separated; all by default.")] = None,
+    captions: Annotated[CaptionChoice, typer.Option(help="Of Crossmodal-3600.")] = CaptionChoice.ALL,
+    translator: Annotated[Translator, typer.Option(help="Of CAPIVARA's Portuguese.")] = Translator.ALL,
+    missing_images: Annotated[MissingImages, typer.Option()] = MissingImages.REFUSE,
+    engine: Annotated[Engine, typer.Option(envvar="BABELTOWER_ENGINE")] = Engine.ONNXRUNTIME,
+    precision: Annotated[Precision, typer.Option(envvar="BABELTOWER_PRECISION")] = Precision.FP32,
+    threads: Annotated[int | None, typer.Option(min=1, envvar="BABELTOWER_THREADS")] = None,
+    language_map: Annotated[
+        LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the right one.")
+    ] = LanguageMap.RIGHT,
+    protocol: Annotated[
+        Protocol, typer.Option(help="A query with several answers: any in the top k, or their share.")
+    ] = Protocol.ANY,
+    order: Annotated[Order, typer.Option(help="Order of the table's rows.")] = Order.WORST,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+) -> None:
+    """Retrieve with PyTorch and with the exported model, and compare."""
+    options = ReadOptions(language_map, captions, translator, missing_images)
+    chosen = read(dataset, data, options)
+    if languages:
+        chosen = chosen.select([code.strip() for code in languages.split(",")])
+    settings = Settings(engine, precision, threads, protocol, language_map)
+    console = Console()
+    jobs = _jobs(models or [], checkpoint, model)
+    n_failed = 0
+    for job_checkpoint, job_model in jobs:
+        console.rule(str(Path(job_checkpoint).name))
+        with progress_bars(console) as progress:
+            if job_model is None:
+                done = evaluate_sample(job_checkpoint, Path("build/repository"), chosen, settings, progress)
+            else:
+                done = evaluate(job_checkpoint, job_model, chosen, settings, progress)
+        print_report(console, done.report, order)
+        _write(console, done, _numbered(json_file, done, jobs), _numbered(html_file, done, jobs))
+        n_failed += not done.report.passed
+    raise typer.Exit(1 if n_failed else 0)
+
+
+def _jobs(models: list[str], checkpoint: str | None, model: str | None) -> list[tuple[str, str | None]]:
+    if (checkpoint is None) != (model is None) or (checkpoint and models):
+        raise typer.BadParameter("Pass --checkpoint and --model together, or names of sample checkpoints.")
+    if checkpoint:
+        return [(checkpoint, model)]
+    folder = Path(__file__).resolve().parents[1] / "samples" / "checkpoints"
+    found = {name: folder / name for name in SAMPLES if (folder / name).is_dir()}
+    wanted = models or list(found)
+    missing = [name for name in wanted if name not in found]
+    if missing or not wanted:
+        raise DatasetError(
+            f"No sample checkpoint {missing or folder}; there are {list(found)}. They lie in the source tree, "
+            "not in the wheel: run from a checkout, or pass --checkpoint and --model."
+        )
+    return [(str(found[name]), None) for name in wanted]
+
+
+def _numbered(path: Path | None, done: Evaluation, jobs: list[tuple[str, str | None]]) -> Path | None:
+    """The path, with the model's name before the suffix where several models are written."""
+    if path is None or len(jobs) == 1:
+        return path
+    return path.with_name(f"{path.stem}-{done.report.model.name}{path.suffix}")
+
+
+def _write(console: Console, done: Evaluation, json_file: Path | None, html_file: Path | None) -> None:
+    for path in (json_file, html_file):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if json_file is not None:
+        json_file.write_text(done.report.to_json(), encoding="utf-8")
+        console.print(f"record  {json_file}")
+    if html_file is not None:
+        write_page(html_file, done, sample_searches(done))
+        console.print(f"page    {html_file}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,185 @@
+"""Embed a retrieval set twice: by the family's own library in PyTorch, and by the exported model.
+
+Each distinct (text, language) is embedded once; a tower without language tokens sees the text alone. PyTorch
+gets its own library's token ids, cut to the longest text of a batch of like lengths: the library itself pads
+to the whole context, which takes up to ten times as long and moves a vector by about 1e-7.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bench.layouts import Captions, ImageSource, RetrievalSet
+from bench.metrics import Float, Int
+from export.towers import Reference, Towers
+from runtime.batching import batches_from_rows, windows
+from runtime.encoder import Encoder
+from runtime.errors import ImageError, LanguageError, ParityError
+
+__all__ = ["Progress", "TextIndex", "Vectors", "exported_vectors", "reference_vectors", "spoken_part"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being embedded, how many are done, and of how many."""
+
+REFERENCE_PADDING = "to the longest text of a batch"
+"""For the record; see the module's docstring."""
+
+_WINDOW = 2_048
+_BATCH_TOKENS = 4_096
+_BATCH_IMAGES = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextIndex:
+    """The distinct texts of a set, and where each language's captions stand among them.
+
+    Attributes:
+        texts: Distinct texts.
+        languages: The FLORES-200 code of each, or ``None`` where the tower takes none.
+        rows: By the captions' code, int64 (captions,): rows of ``texts``.
+    """
+
+    texts: tuple[str, ...]
+    languages: tuple[str | None, ...]
+    rows: dict[str, Int]
+
+    @classmethod
+    def of(cls, dataset: RetrievalSet, *, with_language: bool) -> TextIndex:
+        """Index a set's captions."""
+        row_of: dict[tuple[str, str | None], int] = {}
+        rows = {}
+        for entry in dataset.captions:
+            language = entry.language if with_language else None
+            found = [row_of.setdefault((text, language), len(row_of)) for text in entry.texts]
+            rows[entry.code] = np.array(found, dtype=np.int64)
+        texts, languages = zip(*row_of, strict=True)
+        return cls(texts, languages, rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """A set, embedded: float32 unit vectors, images (images, dim) and distinct texts (texts, dim)."""
+
+    images: Float
+    texts: Float
+    index: TextIndex
+
+    def of(self, captions: Captions) -> Float:
+        """float32 (captions, dim): one language's captions."""
+        return self.texts[self.index.rows[captions.code]]
+
+
+def spoken_part(dataset: RetrievalSet, towers: Towers) -> tuple[RetrievalSet, tuple[str, ...]]:
+    """The languages that the tower has tokens for, and the codes of the others.
+
+    A tower that takes no language is asked for all of them, learnt or not.
+
+    Raises:
+        LanguageError: it has tokens for none.
+    """
+    if not towers.text_preprocessing.needs_language:
+        return dataset, ()
+    known = towers.text_preprocessing.language_ids
+    spoken = [entry.code for entry in dataset.captions if entry.language in known]
+    if not spoken:
+        raise LanguageError(
+            f"The text tower has language tokens for none of {list(dataset.codes)}; it has {sorted(known)}. "
+            "Choose another language map or data set."
+        )
+    return dataset.select(spoken), tuple(code for code in dataset.codes if code not in spoken)
+
+
+def reference_vectors(
+    reference: Reference, dataset: RetrievalSet, index: TextIndex, *, pad_id: int, progress: Progress
+) -> Vectors:
+    """Embed with the family's own library.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+        ParityError: a vector is not finite.
+    """
+    texts = _joined(_reference_texts(reference, index, pad_id), index.texts, "PyTorch texts", progress)
+    images = _joined(_reference_images(reference, dataset.images), dataset.images, "PyTorch images", progress)
+    return Vectors(images, texts, index)
+
+
+def exported_vectors(
+    encoder: Encoder, dataset: RetrievalSet, index: TextIndex, *, progress: Progress
+) -> Vectors:
+    """Embed with the exported model, strings and encoded images in.
+
+    Raises:
+        BabeltowerError: whatever the encoder raises.
+        ParityError: a vector is not finite.
+    """
+    texts = _joined(_exported_texts(encoder, index), index.texts, "exported texts", progress)
+    sources = (image.read() for image in dataset.images)
+    images = encoder.iter_images(sources, batch_size=_BATCH_IMAGES)
+    return Vectors(_joined(images, dataset.images, "exported images", progress), texts, index)
+
+
+def _reference_texts(reference: Reference, index: TextIndex, pad_id: int) -> Iterator[Float]:
+    for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
+        texts, languages = zip(*window, strict=True)
+        ids = reference.token_ids(texts, languages)
+        rows = [row[: _length(row, pad_id)].tolist() for row in ids]
+        vectors: list[tuple[Int, Float]] = []
+        for batch in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=_BATCH_TOKENS):
+            vectors.append((batch.positions, _widest(reference.text_vectors(batch.input_ids))))
+        order = np.argsort(np.concatenate([positions for positions, _ in vectors]))
+        yield np.concatenate([part for _, part in vectors])[order]
+
+
+def _reference_images(reference: Reference, images: Sequence[ImageSource]) -> Iterator[Float]:
+    for batch in windows(images, _BATCH_IMAGES):
+        pixels = np.stack([reference.pixels(_decoded(image)) for image in batch])
+        yield _widest(reference.image_vectors(pixels))
+
+
+def _exported_texts(encoder: Encoder, index: TextIndex) -> Iterator[Float]:
+    for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
+        texts, languages = zip(*window, strict=True)
+        spoken = [language for language in languages if language is not None]
+        yield encoder.embed_texts(texts, spoken if len(spoken) == len(texts) else None)
+
+
+def _joined(parts: Iterator[Float], items: Sequence[object], stage: str, progress: Progress) -> Float:
+    """Concatenate parts, reporting progress and refusing what is not finite."""
+    found: list[Float] = []
+    done = 0
+    progress(stage, 0, len(items))
+    for part in parts:
+        finite = np.isfinite(part).all(axis=1)
+        if not finite.all():
+            row = done + int(np.flatnonzero(~finite)[0])
+            raise ParityError(
+                f"{stage}: {int((~finite).sum())} of {len(part)} vectors are not finite, the first for "
+                f"{items[row]!r}. A tower that overflows in FP16 does this: try another precision."
+            )
+        found.append(part)
+        done += len(part)
+        progress(stage, done, len(items))
+    return np.concatenate(found)
+
+
+def _decoded(source: ImageSource) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source.read()))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"{source.key} is no decodable image: {error}. Fetch the data set again.") from error
+    return image
+
+
+def _length(row: Int, pad_id: int) -> int:
+    own = np.flatnonzero(row != pad_id)
+    return int(own[-1]) + 1 if own.size else 1
+
+
+def _widest(by_dim: dict[int, Float]) -> Float:
+    return by_dim[max(by_dim)]

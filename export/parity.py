@@ -1,0 +1,344 @@
+"""Does the exported model agree with PyTorch? Measured on the runtime that will serve it, before publishing.
+
+The reference is the family's own library, unmodified: its tokenizer, its preprocessing, its model. Four
+questions are asked, and each has a figure in the manifest: are the token ids equal; are the pixels equal;
+are the vectors equal, language by language, image by image and over batch and sequence sizes; is a row
+alone equal to the row in a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.probes import ProbeText, probe_images, probe_texts
+from export.towers import Float, Int, Towers
+from runtime import Encoder
+from runtime.backends import Engine, open_backend
+from runtime.errors import ParityError
+from runtime.image import pixels_from_image
+from runtime.manifest import Manifest, Modality, Precision
+from runtime.text import Tokenizer, texts_with_languages
+
+__all__ = ["LIMITS", "Agreement", "Limits", "ParityReport", "agreement", "measure_parity", "require_parity"]
+
+SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
+"""Batch × sequence of the grid; a sequence is cut to the context length."""
+
+_REFERENCE_BATCH = 16
+_N_ALONE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a variant must hold; said here and nowhere else."""
+
+    max_abs_error: float
+    min_cosine: float
+    max_pixel_error: float
+    max_row_error: float
+
+
+LIMITS: Mapping[Precision, Limits] = {
+    Precision.FP32: Limits(
+        max_abs_error=1e-5, min_cosine=0.999999, max_pixel_error=1 / 255, max_row_error=1e-5
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Two sets of vectors, row by row; ``worst`` names the row with the lowest cosine."""
+
+    n: int
+    max_abs_error: float
+    min_cosine: float
+    mean_cosine: float
+    worst: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """One engine against the reference: all widths together, but each language at full width.
+
+    ``row_alone`` is the largest change of any component between a text alone and in a batch.
+    """
+
+    text: Agreement
+    image: Agreement
+    languages: Mapping[str, Agreement]
+    shapes: Mapping[str, Agreement]
+    row_alone: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Every figure that was measured, and against what."""
+
+    reference: str
+    precision: str
+    limits: Limits
+    n_texts: int
+    n_images: int
+    token_ids_equal: bool
+    max_pixel_error: float
+    engines: Mapping[str, EngineFigures]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return dataclasses.asdict(self)
+
+    def violations(self) -> list[str]:
+        """Which limits do not hold, and where; empty if all do."""
+        found = [] if self.token_ids_equal else ["token ids differ from the reference tokenizer's"]
+        if not self.max_pixel_error <= self.limits.max_pixel_error + 1e-6:
+            found.append(
+                f"pixels differ by {self.max_pixel_error:.5f} (limit {self.limits.max_pixel_error:.5f})"
+            )
+        for engine, figures in self.engines.items():
+            found += [f"{engine}: {fault}" for fault in self._faults_of_engine(figures)]
+        return found
+
+    def _faults_of_engine(self, figures: EngineFigures) -> Iterator[str]:
+        if not figures.row_alone <= self.limits.max_row_error:
+            yield f"a text alone differs from the text in a batch by {figures.row_alone:.2e}"
+        parts = {"text": figures.text, "image": figures.image, **figures.languages, **figures.shapes}
+        for part, measured in parts.items():
+            if not measured.max_abs_error <= self.limits.max_abs_error:
+                yield f"{part}: error {measured.max_abs_error:.2e} over {self.limits.max_abs_error:.0e}"
+            if not measured.min_cosine >= self.limits.min_cosine:
+                yield (
+                    f"{part}: cosine {measured.min_cosine:.7f} under {self.limits.min_cosine} "
+                    f"at {measured.worst!r}"
+                )
+
+
+def measure_parity(
+    towers: Towers,
+    repository: Path,
+    manifest: Manifest,
+    precision: Precision,
+    *,
+    engines: Sequence[Engine],
+    texts_per_language: int = 4,
+) -> ParityReport:
+    """Compare a written repository with the family's own library.
+
+    Args:
+        repository: Holds the manifest and its files.
+        engines: Each is opened and measured.
+        texts_per_language: Names that a language is probed with, eight at most.
+    """
+    expected = _expected_of_reference(towers, texts_per_language)
+    tokenizer = Tokenizer(repository / manifest.variant(precision).tokenizer, manifest.text)
+    return ParityReport(
+        reference=_versions("open_clip_torch", "transformers", "torch"),
+        precision=precision.value,
+        limits=LIMITS[precision],
+        n_texts=len(expected.probes),
+        n_images=len(expected.images),
+        token_ids_equal=_token_ids_equal(tokenizer, expected, towers.text_preprocessing.pad_id),
+        max_pixel_error=_max_pixel_error(towers, expected),
+        engines={
+            f"{engine.value} {_versions(engine.value)}": _figures(
+                expected, repository, manifest, precision, engine
+            )
+            for engine in engines
+        },
+    )
+
+
+def require_parity(report: ParityReport, name: str) -> None:
+    """Let a report pass or not.
+
+    Raises:
+        ParityError: names the limits that do not hold, worst places included.
+    """
+    violations = report.violations()
+    if violations:
+        raise ParityError(
+            f"{name} in {report.precision} does not agree with PyTorch and was not published: "
+            f"{'; '.join(violations[:6])} ({len(violations)} limits broken)."
+        )
+
+
+def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str]) -> Agreement:
+    """Compare float (rows, dim) with float (rows, dim); ``names`` tells the rows apart."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    worst = int(np.nanargmin(cosines)) if np.isfinite(cosines).any() else 0
+    return Agreement(
+        n=len(a),
+        max_abs_error=float(np.abs(a - b).max()),
+        min_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
+        worst=names[worst],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One run of a graph on random inputs, and what the reference makes of them."""
+
+    modality: Modality
+    name: str
+    inputs: Mapping[str, NDArray[Any]]
+    expected: Mapping[int, Float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    probes: Sequence[ProbeText]
+    ids: Int
+    texts: Mapping[int, Float]
+    images: Sequence[Image.Image]
+    pixels: Float
+    image_vectors: Mapping[int, Float]
+    cells: Sequence[_Cell]
+
+
+def _expected_of_reference(towers: Towers, texts_per_language: int) -> _Expected:
+    probes = probe_texts(towers.text_preprocessing, per_language=texts_per_language)
+    ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
+    images = probe_images()
+    pixels = np.stack([towers.reference.pixels(image) for image in images])
+    return _Expected(
+        probes=probes,
+        ids=ids,
+        texts=_text_vectors(towers, ids),
+        images=images,
+        pixels=pixels,
+        image_vectors=towers.reference.image_vectors(pixels),
+        cells=[*_text_cells(towers), *_image_cells(towers)],
+    )
+
+
+def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
+    """Reference vectors in batches of similar length: padding is most of the cost, and changes nothing."""
+    lengths = (ids != towers.text_preprocessing.pad_id).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    vectors = {dim: np.empty((len(ids), dim), np.float32) for dim in towers.dims}
+    for start in range(0, len(ids), _REFERENCE_BATCH):
+        rows = order[start : start + _REFERENCE_BATCH]
+        for dim, batch in towers.reference.text_vectors(ids[rows, : lengths[rows].max()]).items():
+            vectors[dim][rows] = batch
+    return vectors
+
+
+def _text_cells(towers: Towers) -> Iterator[_Cell]:
+    random = np.random.default_rng(1)
+    text = towers.text_preprocessing
+    n_tokens = towers.n_tokens
+    for batch, sequence in SHAPES:
+        sequence = min(sequence, text.context_length)
+        ids = random.integers(text.pad_id + 1, n_tokens, (batch, sequence))
+        for row in range(1, batch, 2):
+            ids[row, max(2, sequence * row // batch) :] = text.pad_id
+        inputs = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
+        yield _Cell(Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids))
+
+
+def _image_cells(towers: Towers) -> Iterator[_Cell]:
+    random = np.random.default_rng(2)
+    image = towers.image_preprocessing
+    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
+    for batch in (1, 2, 7):
+        pixels = random.integers(0, 256, (batch, 3, image.height, image.width), dtype=np.uint8)
+        normalised = (pixels.astype(np.float32) / 255 - mean) / std
+        expected = towers.reference.image_vectors(normalised.astype(np.float32))
+        yield _Cell(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
+
+
+def _token_ids_equal(tokenizer: Tokenizer, expected: _Expected, pad_id: int) -> bool:
+    texts = list(
+        texts_with_languages([p.text for p in expected.probes], [p.language for p in expected.probes])
+    )
+    rows = tokenizer.rows_from_texts(texts)
+    context_length = expected.ids.shape[1]
+    return all(
+        row.ids + [pad_id] * (context_length - len(row.ids)) == ids.tolist()
+        for row, ids in zip(rows, expected.ids, strict=True)
+    )
+
+
+def _max_pixel_error(towers: Towers, expected: _Expected) -> float:
+    """Largest difference on the scale 0 to 1, before normalisation."""
+    image = towers.image_preprocessing
+    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
+    ours = np.stack([pixels_from_image(source, image) for source in expected.images])
+    return float(np.abs(ours / 255 - (expected.pixels * std + mean)).max())
+
+
+def _figures(
+    expected: _Expected, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+) -> EngineFigures:
+    texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
+    with Encoder.open(
+        repository / manifest.name, engine=engine, precision=precision, verify=False
+    ) as encoder:
+        text = {dim: encoder.embed_texts(texts, codes, dim=dim) for dim in expected.texts}
+        image = {dim: encoder.embed_images(expected.images, dim=dim) for dim in expected.texts}
+        alone = np.concatenate([encoder.embed_texts([t], [c]) for t, c in _spread(texts, codes)])
+    batched = np.stack([row for row, _ in _spread(text[manifest.dim], codes)])
+    names = [f"probe image {i}" for i in range(len(expected.images))]
+    return EngineFigures(
+        text=_worst(agreement(text[dim], expected.texts[dim], texts) for dim in text),
+        image=_worst(agreement(image[dim], expected.image_vectors[dim], names) for dim in image),
+        languages=_by_language(text[manifest.dim], expected.texts[manifest.dim], expected.probes),
+        shapes=dict(_shapes(expected.cells, repository, manifest, precision, engine)),
+        row_alone=float(np.abs(alone - batched).max()),
+    )
+
+
+def _spread(rows: Sequence[Any] | Float, codes: Sequence[str]) -> list[tuple[Any, str]]:
+    step = max(1, len(rows) // _N_ALONE)
+    return list(zip(rows[::step], codes[::step], strict=True))
+
+
+def _by_language(found: Float, expected: Float, probes: Sequence[ProbeText]) -> dict[str, Agreement]:
+    codes = np.array([p.language for p in probes])
+    texts = np.array([p.text for p in probes], dtype=object)
+    return {
+        code: agreement(found[codes == code], expected[codes == code], texts[codes == code])
+        for code in sorted(set(codes.tolist()))
+    }
+
+
+def _shapes(
+    cells: Sequence[_Cell], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+) -> Iterator[tuple[str, Agreement]]:
+    for modality in Modality:
+        tower = manifest.variant(precision).tower(modality)
+        graph = repository / tower.model / str(tower.version) / tower.graph
+        backend = open_backend(engine, graph, precision=precision)
+        for cell in (cell for cell in cells if cell.modality is modality):
+            outputs = backend.run(cell.inputs, [tower.outputs[str(dim)] for dim in cell.expected])
+            names = [f"row {i}" for i in range(len(outputs[0]))]
+            pairs = zip(outputs, cell.expected.values(), strict=True)
+            yield cell.name, _worst(agreement(found, wanted, names) for found, wanted in pairs)
+        backend.close()
+
+
+def _worst(parts: Iterable[Agreement]) -> Agreement:
+    measured = list(parts)
+    return Agreement(
+        n=measured[0].n,
+        max_abs_error=max(a.max_abs_error for a in measured),
+        min_cosine=min(a.min_cosine for a in measured),
+        mean_cosine=min(a.mean_cosine for a in measured),
+        worst=min(measured, key=lambda a: a.min_cosine).worst,
+    )
+
+
+def _versions(*packages: str) -> str:
+    if len(packages) == 1:
+        return importlib.metadata.version(packages[0])
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

@@ -1,0 +1,141 @@
+"""The families' own libraries as parity references: their tokenizer, preprocessing and model, unmodified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from export.towers import Float, Int, MrlHeads, unit
+from runtime.errors import LanguageError
+
+__all__ = ["AltClipReference", "OpenClipReference"]
+
+_BATCH = 32
+
+
+class _Embedding:
+    """What both libraries share: batches in, unit vectors out."""
+
+    heads: MrlHeads
+
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+        raise NotImplementedError
+
+    def pixels(self, image: Image.Image) -> Float:
+        raise NotImplementedError
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def text_vectors(self, ids: Int) -> dict[int, Float]:
+        """Padded int64 ids (texts, any length) → unit float32 (texts, dim), by dim."""
+        return self._vectors(self._text_features, torch.from_numpy(np.ascontiguousarray(ids)))
+
+    def image_vectors(self, pixels: Float) -> dict[int, Float]:
+        """float32 (images, 3, height, width) → unit float32 (images, dim), by dim."""
+        return self._vectors(self._image_features, torch.from_numpy(np.ascontiguousarray(pixels)))
+
+    def embed_texts(self, texts: Sequence[str], languages: Sequence[str | None]) -> Float:
+        """Unit float32 (texts, dim), padded to the context length as the library's users do."""
+        batches = [
+            self.text_vectors(self.token_ids(texts[i : i + _BATCH], languages[i : i + _BATCH]))
+            for i in range(0, len(texts), _BATCH)
+        ]
+        return np.concatenate([batch[max(batch)] for batch in batches])
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Float:
+        """Unit float32 (images, dim)."""
+        batches = [
+            self.image_vectors(np.stack([self.pixels(image) for image in images[i : i + _BATCH]]))
+            for i in range(0, len(images), _BATCH)
+        ]
+        return np.concatenate([batch[max(batch)] for batch in batches])
+
+    @torch.inference_mode()
+    def _vectors(self, features_of: Callable[[Tensor], Tensor], inputs: Tensor) -> dict[int, Float]:
+        features = features_of(inputs)
+        outputs = (unit(features), *self.heads(features))
+        return {output.shape[1]: output.numpy() for output in outputs}
+
+
+class OpenClipReference(_Embedding):
+    """open_clip's ``HFTokenizer``, ``image_transform_v2`` and towers."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        transform: Callable[[Image.Image], Tensor],
+        text: nn.Module,
+        visual: nn.Module,
+        heads: MrlHeads,
+        needs_language: bool,
+    ) -> None:
+        self.tokenizer, self.transform, self.text, self.visual = tokenizer, transform, text, visual
+        self.heads, self.needs_language = heads, needs_language
+
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+        """int64 (texts, context length); a language is set on the tokenizer once per language."""
+        if not texts:
+            return np.empty((0, self.tokenizer.context_length), np.int64)
+        if not self.needs_language:
+            return np.asarray(self.tokenizer(list(texts)), np.int64)
+        rows = np.empty((len(texts), self.tokenizer.context_length), np.int64)
+        for language in dict.fromkeys(languages):
+            if language is None:
+                raise LanguageError("An NLLB text without a language; pass its FLORES-200 code.")
+            chosen = [i for i, own in enumerate(languages) if own == language]
+            self.tokenizer.set_language(language)
+            rows[chosen] = np.asarray(self.tokenizer([texts[i] for i in chosen]), np.int64)
+        return rows
+
+    def pixels(self, image: Image.Image) -> Float:
+        """float32 (3, height, width), normalised."""
+        return np.asarray(self.transform(image), np.float32)
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.text(ids)
+        return features
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.visual(pixels)
+        return features
+
+
+class AltClipReference(_Embedding):
+    """transformers' tokenizer, image processor and ``AltCLIPModel``."""
+
+    def __init__(self, *, tokenizer: Any, image_processor: Any, model: Any, context_length: int) -> None:
+        self.tokenizer, self.image_processor, self.model = tokenizer, image_processor, model
+        self.context_length = context_length
+        self.heads = MrlHeads({})
+
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+        """int64 (texts, context length); AltCLIP has no language token."""
+        if not texts:
+            return np.empty((0, self.context_length), np.int64)
+        encoded: Mapping[str, Any] = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length
+        )
+        return np.asarray(encoded["input_ids"], np.int64)
+
+    def pixels(self, image: Image.Image) -> Float:
+        """float32 (3, height, width), normalised."""
+        return np.asarray(self.image_processor(image, return_tensors="np")["pixel_values"][0], np.float32)
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        mask = (ids != self.tokenizer.pad_token_id).long()
+        features: Tensor = self.model.get_text_features(ids, attention_mask=mask).pooler_output
+        return features
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixels).pooler_output
+        return features

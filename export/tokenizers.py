@@ -1,0 +1,88 @@
+"""From a library's tokenizer to what the runtime needs: one JSON file and a few ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import CheckpointError
+from runtime.manifest import TextPreprocessing
+
+__all__ = ["TOKENIZER_FILES", "has_tokenizer", "preprocessing_from_tokenizer", "tokenizer_json"]
+
+TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
+_LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of the families."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def tokenizer_json(tokenizer: Any) -> str:
+    """The text of a ``tokenizers`` file: no truncation, no padding, no language in it.
+
+    Raises:
+        CheckpointError: the tokenizer has no ``tokenizers`` backend.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} has no 'tokenizers' backend. "
+            "Install sentencepiece and protobuf so that transformers can convert it."
+        )
+    data = json.loads(backend.to_str())
+    data["truncation"] = data["padding"] = None
+    # The special tokens are the manifest's: what stands first depends on each text's language.
+    data["post_processor"] = None
+    return json.dumps(data, ensure_ascii=False)
+
+
+def preprocessing_from_tokenizer(tokenizer: Any, *, context_length: int, clean: str) -> TextPreprocessing:
+    """Find which ids stand before and after a text's own.
+
+    Raises:
+        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), or has no pad.
+    """
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{type(tokenizer).__name__} has no padding token.")
+    language_ids = _language_ids(tokenizer)
+    empty = list(tokenizer("")["input_ids"])
+    if language_ids:
+        if not empty or empty[0] not in language_ids.values():
+            raise CheckpointError(
+                f"The tokenizer encodes an empty text as {empty}: its language token does not stand first. "
+                "NLLB-CLIP pools position 0; set legacy_behaviour to false in tokenizer_config.json."
+            )
+        affixes: tuple[tuple[int, ...], tuple[int, ...]] = (), tuple(empty[1:])
+    else:
+        affixes = _affixes(tokenizer, empty)
+    return TextPreprocessing(
+        context_length=context_length,
+        pad_id=int(tokenizer.pad_token_id),
+        prefix_ids=affixes[0],
+        suffix_ids=affixes[1],
+        clean=clean,
+        language_ids=language_ids,
+    )
+
+
+def _language_ids(tokenizer: Any) -> Mapping[str, int]:
+    added: Mapping[str, int] = tokenizer.get_added_vocab()
+    return {token: added[token] for token in sorted(added) if _LANGUAGE.fullmatch(token)}
+
+
+def _affixes(tokenizer: Any, empty: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    inner = list(tokenizer("1", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("1")["input_ids"])
+    for n_before in range(len(whole) - len(inner) + 1):
+        if whole[n_before : n_before + len(inner)] == inner:
+            prefix, suffix = whole[:n_before], whole[n_before + len(inner) :]
+            if [*prefix, *suffix] == empty:
+                return tuple(prefix), tuple(suffix)
+    raise CheckpointError(
+        f"The tokenizer's special tokens cannot be told: '' is {empty}, '1' is {whole}, without them {inner}."
+    )

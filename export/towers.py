@@ -1,0 +1,158 @@
+"""What every checkpoint becomes: two modules that go from integers to unit vectors.
+
+``TextTower`` takes token ids and their mask, ``ImageTower`` uint8 pixels; pooling, projection, MRL heads,
+pixel normalisation and the final L2 normalisation (in FP32) are inside, so nothing is left for a client to
+get wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
+
+__all__ = ["ImageTower", "MrlHeads", "Reference", "TextTower", "Towers", "output_name"]
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+
+class MrlHeads(nn.Module):
+    """One linear head per embedding width, on the embedding before it is normalised.
+
+    Source: ``MatryoshkaLayer`` in the published ``nllb_mrl.py``: ``nn.Linear(width, r)`` with bias, shared
+    by both towers, normalised afterwards.
+    """
+
+    def __init__(self, heads: Mapping[int, nn.Linear]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({str(dim): heads[dim] for dim in sorted(heads)})
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Widths of the heads, rising."""
+        return tuple(int(dim) for dim in self.heads)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """(batch, width) → one unit (batch, r) per head, widths rising."""
+        return tuple(unit(head(features)) for head in self.heads.values())
+
+
+class TextTower(nn.Module):
+    """int64 ids and mask (batch, tokens) → float32 unit vectors (batch, dim), then one per MRL head."""
+
+    def __init__(self, encoder: nn.Module, pool: nn.Module, heads: MrlHeads) -> None:
+        super().__init__()
+        self.encoder, self.pool, self.heads = encoder, pool, heads
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Embed padded token rows."""
+        features = self.pool(self.encoder(input_ids, attention_mask), attention_mask)
+        return unit(features), *self.heads(features)
+
+
+class ImageTower(nn.Module):
+    """uint8 pixels (batch, 3, height, width) → float32 unit vectors (batch, dim), then one per MRL head."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, encoder: nn.Module, heads: MrlHeads, *, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+        deviation = torch.tensor(std, dtype=torch.float64)
+        scale = 1.0 / (255.0 * deviation)
+        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Embed cropped RGB pixels."""
+        features = self.encoder(pixels.to(torch.float32) * self.scale + self.shift)
+        return unit(features), *self.heads(features)
+
+
+class Reference(Protocol):
+    """The family's own library, unmodified: what parity is measured against."""
+
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+        """int64 (texts, context): the library's tokenizer, padded to the context length."""
+
+    def text_vectors(self, ids: Int) -> dict[int, Float]:
+        """Padded int64 ids (texts, any length) → unit float32 (texts, dim), by dim."""
+
+    def pixels(self, image: Image.Image) -> Float:
+        """The library's preprocessing: float32 (3, height, width), normalised."""
+
+    def image_vectors(self, pixels: Float) -> dict[int, Float]:
+        """float32 (images, 3, height, width) → unit float32 (images, dim), by dim."""
+
+    def embed_texts(self, texts: Sequence[str], languages: Sequence[str | None]) -> Float:
+        """Unit float32 (texts, dim), as a user of the library would get them."""
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Float:
+        """Unit float32 (images, dim), as a user of the library would get them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Towers:
+    """A checkpoint, read: both towers, how to feed them, and the library's own model beside them.
+
+    ``tokenizer_json`` is the text of a ``tokenizers`` file; ``languages`` are FLORES-200 codes.
+    ``source`` records where the weights came from.
+    """
+
+    family: str
+    architecture: str
+    licence: str
+    dim: int
+    text: TextTower
+    image: ImageTower
+    tokenizer_json: str
+    text_preprocessing: TextPreprocessing
+    image_preprocessing: ImagePreprocessing
+    languages: tuple[str, ...]
+    reference: Reference
+    fingerprint: str
+    source: Mapping[str, Any]
+
+    @property
+    def mrl_dims(self) -> tuple[int, ...]:
+        """Widths of the MRL heads, rising; empty without heads."""
+        return self.text.heads.dims
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the embedding table."""
+        return int(self.text.encoder.get_submodule("tokens").get_parameter("weight").shape[0])
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The full width, then the MRL heads': the order of a tower's outputs."""
+        return (self.dim, *self.mrl_dims)
+
+    def tower(self, modality: Modality) -> TextTower | ImageTower:
+        """The tower of a modality."""
+        return self.text if modality is Modality.TEXT else self.image
+
+
+def output_name(dim: int, full_dim: int) -> str:
+    """Name of a graph output: ``vector`` for the full width, ``vector_64`` for an MRL head."""
+    return "vector" if dim == full_dim else f"vector_{dim}"
+
+
+def unit(features: Tensor) -> Tensor:
+    """L2-normalise in FP32: a norm taken in BF16 is off by up to 0.3%."""
+    features = features.to(torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return features / norm.clamp_min(1e-12)

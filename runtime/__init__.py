@@ -1,0 +1,73 @@
+"""babeltower's runtime: opens exported models and embeds texts and images.
+
+    from runtime import Encoder
+
+    with Encoder.open("repository/nllb-clip-base") as encoder:
+        vectors = encoder.embed_texts(["um gato preto"], language="por_Latn")
+
+What needs an engine is imported at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import (
+    BabeltowerError,
+    EngineError,
+    ImageError,
+    InputError,
+    LanguageError,
+    ManifestError,
+)
+
+if TYPE_CHECKING:
+    from runtime.backends import Engine
+    from runtime.embeddings import Encoding
+    from runtime.encoder import Encoder
+    from runtime.languages import flores_from_code, languages
+    from runtime.manifest import Manifest, Modality, Precision
+    from runtime.search import Index
+    from runtime.zeroshot import Classifier
+
+__all__ = [
+    "BabeltowerError",
+    "Classifier",
+    "Encoder",
+    "Encoding",
+    "Engine",
+    "EngineError",
+    "ImageError",
+    "Index",
+    "InputError",
+    "LanguageError",
+    "Manifest",
+    "ManifestError",
+    "Modality",
+    "Precision",
+    "flores_from_code",
+    "languages",
+]
+
+_MODULES = {
+    "Classifier": "runtime.zeroshot",
+    "Encoder": "runtime.encoder",
+    "Encoding": "runtime.embeddings",
+    "Engine": "runtime.backends",
+    "Index": "runtime.search",
+    "Manifest": "runtime.manifest",
+    "Modality": "runtime.manifest",
+    "Precision": "runtime.manifest",
+    "flores_from_code": "runtime.languages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,76 @@
+"""Engines behind one small protocol: named arrays in, named arrays out.
+
+An engine's own package is imported when a backend of it is opened, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from runtime.errors import EngineError
+from runtime.manifest import Precision
+
+__all__ = ["Backend", "Engine", "open_backend"]
+
+
+class Engine(str, Enum):
+    """What executes a graph."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class Backend(Protocol):
+    """An opened graph; ``run`` may be called from several threads at once."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute the named outputs; they belong to the caller.
+
+        Raises:
+            EngineError: the engine refuses the inputs or fails while it runs.
+        """
+
+    def close(self) -> None:
+        """Release the graph; may be called again."""
+
+
+def open_backend(
+    engine: Engine,
+    graph: Path,
+    *,
+    precision: Precision,
+    threads: int | None = None,
+    provider: str | None = None,
+) -> Backend:
+    """Open a graph in an engine.
+
+    Args:
+        engine: Which one; no other is ever taken instead.
+        graph: ONNX file; its external data lies beside it.
+        precision: Arithmetic of the matrix products.
+        threads: Threads of one run; ``None`` lets the engine take every physical core.
+        provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
+            device (``CPU`` by default).
+
+    Raises:
+        EngineError: the engine is not installed, does not know the provider, cannot compute in the
+            precision, or cannot read the graph.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}; expected at least 1, or None for every physical core.")
+    if not graph.is_file():
+        raise EngineError(f"Graph {graph} is missing. Copy the repository again, or export again.")
+    match engine:
+        case Engine.ONNXRUNTIME:
+            from runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+            return OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+        case Engine.OPENVINO:
+            from runtime.backends.openvino import OpenVinoBackend
+
+            return OpenVinoBackend(graph, precision=precision, threads=threads, device=provider)

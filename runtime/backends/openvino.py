@@ -1,0 +1,98 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import EngineError
+from runtime.manifest import Precision
+
+__all__ = ["OpenVinoBackend"]
+
+_HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
+"""Arithmetic of what is not quantised. Without a hint, OpenVINO computes fp32 graphs in bf16 where it can."""
+
+
+class OpenVinoBackend:
+    """A compiled model with a pool of infer requests, one for each thread that runs at once.
+
+    Raises:
+        EngineError: see ``open_backend``.
+    """
+
+    def __init__(self, graph: Path, *, precision: Precision, threads: int | None, device: str | None) -> None:
+        self._graph = graph
+        self._model: Any = _compiled(_core(), graph, device or "CPU", precision, threads)
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute the graph and copy the named outputs out of it."""
+        model = self._model
+        if model is None:
+            raise EngineError(f"The model of {self._graph} is closed; open the Encoder again.")
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = model.create_infer_request()
+        try:
+            request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            return [np.array(request.get_tensor(name).data) for name in outputs]
+        except (RuntimeError, ValueError, TypeError) as error:
+            shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in inputs.items()}
+            raise EngineError(f"OpenVINO failed on {self._graph} with {shapes}: {error}.") from error
+        finally:
+            self._idle.put(request)
+
+    def close(self) -> None:
+        """Release the model and its requests."""
+        self._model = None
+        self._idle = queue.SimpleQueue()
+
+
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(
+            f'OpenVINO is not installed ({error}). Install it with pip install "babeltower[openvino]", or '
+            "pass engine='onnxruntime'."
+        ) from error
+    return openvino.Core()
+
+
+def _compiled(core: Any, graph: Path, device: str, precision: Precision, threads: int | None) -> Any:
+    _require_capability(core, device, precision)
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",  # one run at a time takes all the threads
+        "CACHE_DIR": "",
+    }
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return core.compile_model(str(graph), device, properties)
+    except RuntimeError as error:
+        raise EngineError(
+            f"OpenVINO cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be cut "
+            "short or changed: copy the repository again, or export again."
+        ) from error
+
+
+def _require_capability(core: Any, device: str, precision: Precision) -> None:
+    if device not in core.available_devices:
+        raise EngineError(
+            f"OpenVINO device {device!r} is not available; this machine has {core.available_devices}. "
+            "Pass one of them as provider=..., or none."
+        )
+    capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    if precision in (Precision.FP16, Precision.BF16) and precision.value.upper() not in capabilities:
+        raise EngineError(
+            f"OpenVINO does not compute in {precision.value} on this {device}; it offers "
+            f"{sorted(capabilities)}. Open the model with precision='fp32' or 'int8'."
+        )

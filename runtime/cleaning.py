@@ -1,0 +1,75 @@
+"""Text cleaning, as the reference tokenizers do it before they tokenise."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+from runtime.errors import InputError
+
+__all__ = ["clean_whitespace", "whole_characters"]
+
+_LONGEST_FAST_PATH = 65_536
+"""ftfy cuts longer lines in pieces; the fast path stays well below."""
+
+_PLAIN_ASCII = re.compile(r"[\t\n -%'-~]*")
+"""Printable ASCII without ``&``: no step of ftfy, and no HTML reference, touches it."""
+
+_TOUCHED_BY_FTFY = re.compile(
+    "[&"  # HTML references
+    "\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029"  # line ends, control characters, terminal escapes
+    "\u206a-\u206f\ufeff\ufff9-\ufffc"  # control characters that ftfy removes
+    "\u02bc\u2018-\u201f"  # curled quotes
+    "\u3000\uff01-\uffef"  # full and half width
+    "\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06"  # ligatures and digraphs
+    "\ud800-\udfff]"  # surrogates
+)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clean_whitespace(text: str) -> str:
+    """Mend mojibake and HTML references, and collapse white space.
+
+    Source:
+        ``open_clip.tokenizer.get_clean_fn("whitespace")``; equal to it on every text without lone
+        surrogates. Text that no step of ftfy would change skips ftfy.
+    """
+    if not _PLAIN_ASCII.fullmatch(text) and not _is_left_alone_by_ftfy(text):
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
+
+
+def _is_left_alone_by_ftfy(text: str) -> bool:
+    """Whether each step of ``ftfy.fix_text`` is known to return the text as it is."""
+    if len(text) > _LONGEST_FAST_PATH or _TOUCHED_BY_FTFY.search(text):
+        return False
+    from ftfy.badness import is_bad
+
+    return unicodedata.is_normalized("NFC", text) and not is_bad(text)
+
+
+def whole_characters(text: str, name: str) -> str:
+    """Join characters that are written as two surrogates, and refuse half ones.
+
+    Raises:
+        InputError: the text holds a lone surrogate, which is no character and has no UTF-8.
+    """
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{name} holds a lone surrogate, which is half a character: {_around_surrogate(text)!a}. The "
+            "text was decoded wrongly: decode its bytes as UTF-8, or replace what is lost with "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from None
+
+
+def _around_surrogate(text: str) -> str:
+    found = _SURROGATE.search(text)
+    return text[max(0, found.start() - 8) : found.end() + 8] if found else text

@@ -1,0 +1,122 @@
+"""Embeddings as stored: float32, int8 or one bit a component, and the similarity of each."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+
+__all__ = [
+    "Encoding",
+    "bits_from_float",
+    "cosine_similarity",
+    "encoded_from_float",
+    "float_from_int8",
+    "hamming_distance",
+    "int8_from_float",
+]
+
+INT8_SCALE = 127
+"""A component of 1.0 is stored as this."""
+
+
+class Encoding(str, Enum):
+    """How a vector is stored."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+    BINARY = "binary"
+
+
+def encoded_from_float(vectors: NDArray[np.float32], encoding: Encoding | str) -> NDArray[Any]:
+    """Store unit vectors in an encoding.
+
+    Args:
+        vectors: float32 (n, dim), L2-normalised.
+
+    Returns:
+        float32 (n, dim), int8 (n, dim), or for ``binary`` uint8 (n, ceil(dim / 8)).
+
+    Raises:
+        InputError: the encoding is unknown.
+    """
+    match _encoding(encoding):
+        case Encoding.FLOAT32:
+            return vectors
+        case Encoding.INT8:
+            return int8_from_float(vectors)
+        case Encoding.BINARY:
+            return bits_from_float(vectors)
+
+
+def _encoding(encoding: Encoding | str) -> Encoding:
+    try:
+        return Encoding(encoding)
+    except ValueError:
+        raise InputError(
+            f"Encoding {encoding!r} is unknown; expected one of {[e.value for e in Encoding]}."
+        ) from None
+
+
+def int8_from_float(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
+    """``clip(round(127 · x), -127, 127)``, half to even: one fixed symmetric scale for all components.
+
+    The scale is the same for every vector, so dot products of int8 vectors keep the order of the cosines
+    up to rounding; ``float_from_int8`` undoes the scale.
+
+    Args:
+        vectors: float32 (n, dim), L2-normalised.
+
+    Returns:
+        int8 (n, dim).
+    """
+    return np.clip(np.rint(vectors * INT8_SCALE), -INT8_SCALE, INT8_SCALE).astype(np.int8)
+
+
+def float_from_int8(vectors: NDArray[np.int8]) -> NDArray[np.float32]:
+    """``x / 127``: float32 (n, dim), of nearly unit length."""
+    return vectors.astype(np.float32) / np.float32(INT8_SCALE)
+
+
+def bits_from_float(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """One bit a component: 1 where it is above zero, the first component in the highest bit of byte 0.
+
+    Args:
+        vectors: float32 (n, dim).
+
+    Returns:
+        uint8 (n, ceil(dim / 8)); the last byte is filled up with zero bits.
+    """
+    return np.packbits(vectors > 0, axis=-1)
+
+
+def cosine_similarity(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Cosine of every query with every vector, whatever their lengths: float32 or int8 alike.
+
+    Returns:
+        float32 (queries, vectors), in -1..1; 0 where a vector is all zero.
+    """
+    similarity: NDArray[np.float32] = _unit(queries) @ _unit(vectors).T
+    return similarity
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    floats = vectors.astype(np.float32)
+    norms = np.linalg.norm(floats, axis=-1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
+    return unit
+
+
+def hamming_distance(queries: NDArray[np.uint8], vectors: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Differing bits of every query and every vector, both packed: int32 (queries, vectors)."""
+    distance = np.empty((len(queries), len(vectors)), dtype=np.int32)
+    for query, line in zip(queries, distance, strict=True):
+        _ONES_OF_BYTE[vectors ^ query].sum(axis=-1, dtype=np.int32, out=line)
+    return distance
+
+
+_ONES_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=-1).sum(axis=-1, dtype=np.uint8)

@@ -1,0 +1,149 @@
+"""Where a search finds its images: files, folders and Parquet tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.batching import windows
+from runtime.encoder import Encoder
+from runtime.errors import ImageError, InputError
+from runtime.image import decode, pixels_from_image
+from runtime.search import Hit, Index
+
+__all__ = ["IMAGE_SUFFIXES", "Found", "images_from_paths", "search_images"]
+
+_BATCH_IMAGES = 32
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Files of a folder that are taken for images; a file named itself may have any suffix."""
+
+_ID_COLUMNS = ("id", "image_id", "name", "filename", "file_name", "path")
+
+
+def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes]]:
+    """Images and what to call them: files, folders (recursively, by name) and the rows of Parquet tables.
+
+    Raises:
+        InputError: a path that does not exist, a folder without images, or a table without them.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from _images_in_folder(path)
+        elif not path.exists():
+            raise InputError(f"{path} does not exist; pass image files, folders or Parquet files.")
+        elif path.suffix.lower() == ".parquet":
+            yield from _images_in_table(path)
+        else:
+            yield str(path), path
+
+
+def _images_in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"{folder} holds no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    yield from ((str(path), path) for path in found)
+
+
+def _images_in_table(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(
+            f"{path} is a Parquet file, and pyarrow is not installed. Install it with pip install pyarrow, "
+            "or pass a folder of images."
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            yield from _rows(path, table)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _rows(path: Path, table: Any) -> Iterator[tuple[str, bytes]]:
+    names = table.schema_arrow.names
+    if "image" not in names:
+        raise InputError(
+            f"{path} has the columns {names}; expected one named 'image' that holds image files."
+        )
+    id_column = next((name for name in _ID_COLUMNS if name in names), None)
+    number = 0
+    for batch in table.iter_batches(batch_size=64, columns=["image", *([id_column] if id_column else [])]):
+        for row in batch.to_pylist():
+            yield str(row[id_column]) if id_column else f"{path}:{number}", _bytes(path, number, row["image"])
+            number += 1
+
+
+def _bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None) -> bytes:
+    data = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    if not isinstance(data, bytes):
+        raise InputError(
+            f"Row {number} of {path} holds {type(data).__name__} for an image; expected the bytes of an "
+            "image file, or a struct with a field 'bytes'."
+        )
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found, and the messages of the images that it had to leave out."""
+
+    hits: list[Hit]
+    skipped: list[str]
+
+
+def search_images(
+    encoder: Encoder,
+    paths: Iterable[Path],
+    query: str,
+    *,
+    language: str | None,
+    k: int,
+    dim: int | None = None,
+    skip_bad: bool = False,
+) -> Found:
+    """Embed all images and a text, and rank the images.
+
+    Args:
+        paths: See ``images_from_paths``.
+        skip_bad: Leave out images that cannot be decoded, instead of failing.
+
+    Raises:
+        ImageError: an image that cannot be decoded, unless ``skip_bad``.
+        InputError: no images, or a text that cannot be embedded.
+    """
+    query_vector = encoder.embed_texts([query], language, dim=dim)
+    names: list[str] = []
+    skipped: list[str] = []
+    parts = []
+    with ThreadPoolExecutor() as pool:
+        for window in windows(images_from_paths(paths), _BATCH_IMAGES):
+            decoded = list(pool.map(partial(_decoded, encoder, skip_bad=skip_bad), window))
+            skipped += [problem for problem in decoded if isinstance(problem, str)]
+            good = [(window[i][0], image) for i, image in enumerate(decoded) if not isinstance(image, str)]
+            names += [name for name, _ in good]
+            parts.append(encoder.embed_images([image for _, image in good], dim=dim))
+    if not names:
+        raise InputError("There are no images to search; pass image files, folders or Parquet files.")
+    index = Index(tuple(names), np.concatenate(parts), encoder.fingerprint)
+    return Found(index.search(query_vector, fingerprint=encoder.fingerprint, k=k)[0], skipped)
+
+
+def _decoded(encoder: Encoder, item: tuple[str, Path | bytes], *, skip_bad: bool) -> NDArray[np.uint8] | str:
+    """An image in the tower's size, which preprocessing then leaves as it is; or what is wrong with it."""
+    name, source = item
+    try:
+        pixels = pixels_from_image(decode(source, name=name), encoder.manifest.image)
+    except ImageError as error:
+        if not skip_bad:
+            raise
+        return str(error)
+    return pixels.transpose(1, 2, 0)

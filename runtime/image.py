@@ -1,0 +1,199 @@
+"""Images become uint8 pixels, exactly as the reference preprocessing makes them.
+
+Every pixel comes from Pillow's own resize, in the order and the rounding of the reference; no draft decoding,
+no reduced first pass, no rotation by EXIF, because the references do none of these.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from runtime.errors import ImageError, InputError
+from runtime.manifest import ImagePreprocessing
+
+__all__ = ["ImageSource", "decode", "pixels_from_image", "require_several"]
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
+)
+"""A path, an encoded file's bytes, a Pillow image, or uint8 (height, width, 3) RGB."""
+
+_LARGEST_RESIZED_PIXELS = 1 << 27
+"""Width × height (0.5 GB): a long thin image grows as its shortest side is fitted, and Pillow's own way of
+resizing only what the crop keeps (``box``) gives other pixels."""
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def decode(source: ImageSource, *, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
+    """Decode an image fully; files are closed again, a caller's own Pillow image is left open.
+
+    Args:
+        source: See ``ImageSource``. Of an animation the first frame is taken.
+        name: What errors call the image; a path by default.
+        max_pixels: Width × height above which an image is refused; ``PIL.Image.MAX_IMAGE_PIXELS`` by
+            default. Pillow itself refuses more than twice its own limit.
+
+    Returns:
+        The image in the mode of its file, unrotated.
+
+    Raises:
+        ImageError: missing, empty, cut short, no image, of no pixels, or of more than ``max_pixels``.
+    """
+    name = name or _name_of(source)
+    try:
+        image = _opened(source)
+        _require_size(image, name, max_pixels)
+        image.load()
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"Image {name} does not exist.") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
+    return image
+
+
+def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Refuse a single image where several are expected.
+
+    Raises:
+        InputError: a path, bytes, a PIL image or one (height, width, 3) array.
+    """
+    single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim < 4):
+        raise InputError("images is a single image; pass a list of images, e.g. embed_images([image]).")
+    return images
+
+
+def _name_of(source: ImageSource) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"of {len(source)} bytes"
+    return f"of type {type(source).__name__}"
+
+
+def _opened(source: ImageSource) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _image_from_array(source)
+    if isinstance(source, (str, os.PathLike)):
+        source = Path(source).read_bytes()
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        raise ImageError(
+            f"An image is of type {type(source).__name__}; expected a path, the bytes of an image file, "
+            "a PIL image or a uint8 array (height, width, 3)."
+        )
+    if not len(source):
+        raise ValueError("it is empty (0 bytes)")
+    return Image.open(io.BytesIO(source))
+
+
+def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ImageError(
+            f"The array is {array.dtype} {array.shape}; expected uint8 (height, width, 3), RGB, not empty."
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _require_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    n_pixels = image.width * image.height
+    if not n_pixels:
+        raise ImageError(f"Image {name} is {image.width}×{image.height}: it has no pixels.")
+    if limit is not None and n_pixels > limit:
+        raise ImageError(
+            f"Image {name} has {image.width}×{image.height} = {n_pixels} pixels; the limit is {limit}, "
+            "against decompression bombs. Pass a larger max_pixels if you trust the file."
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format recognises its bytes"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> NDArray[np.uint8]:
+    """Resize, crop and convert to RGB.
+
+    Args:
+        image: In any mode; see ``decode``.
+
+    Returns:
+        uint8 (3, height, width), C-contiguous.
+
+    Raises:
+        ImageError: Pillow cannot resize or convert the image's mode.
+
+    Source:
+        ``resize-convert``: ``open_clip.transform.image_transform_v2``. ``convert-resize``:
+        ``transformers.CLIPImageProcessorPil``, which lays transparency on white.
+    """
+    try:
+        if preprocessing.order == "convert-resize":
+            image = _rgb_on_white(image)
+        rgb = _resized(image, preprocessing).convert("RGB")
+    except (ValueError, OSError, MemoryError) as error:
+        raise ImageError(
+            f"An image of mode {image.mode} and size {image.width}×{image.height} cannot be resized: "
+            f"{_reason(error)}. Convert it to RGB, or make it smaller, first."
+        ) from error
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _rgb_on_white(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
+            "RGB"
+        )
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    target = (preprocessing.width, preprocessing.height)
+    if preprocessing.resize == "squash":
+        return image.resize(target, resampling)
+    width, height = _shortest_to(image.size, target)
+    left = _offset(width - target[0], preprocessing.crop_rounding)
+    top = _offset(height - target[1], preprocessing.crop_rounding)
+    if width * height > _LARGEST_RESIZED_PIXELS:
+        raise ImageError(
+            f"An image of {image.width}×{image.height} becomes {width}×{height} when its shortest side is "
+            f"fitted to {min(target)}, which is over {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
+        )
+    resized = image.resize((width, height), resampling)
+    return resized.crop((left, top, left + target[0], top + target[1]))
+
+
+def _shortest_to(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Width and height once the shortest side fits; torchvision rounds so (square), and timm (not square)."""
+    width, height = size
+    if target[0] == target[1]:
+        if width <= height:
+            return target[0], int(target[0] * height / width)
+        return int(target[0] * width / height), target[0]
+    ratio = min(height / target[1], width / target[0])
+    return round(width / ratio), round(height / ratio)
+
+
+def _offset(excess: int, rounding: str) -> int:
+    return int(excess / 2) if rounding == "floor" else round(excess / 2)

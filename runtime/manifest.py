@@ -1,0 +1,399 @@
+"""The manifest: what one exported model is, and which files hold it.
+
+A Triton model repository takes every *folder* for a model, so the manifest is a *file* beside them::
+
+    REPOSITORY/
+        NAME.babeltower.json               the manifest of NAME, written last
+        NAME_text_tower_fp32/              a Triton model: config.pbtxt, tokenizer.json, 1/model.onnx
+        NAME_image_tower_fp32/             a Triton model: config.pbtxt, 1/model.onnx
+
+``REPOSITORY/NAME`` names the model everywhere: on the command line, in ``Encoder.open``, in errors.
+A precision is a variant of NAME and part of its towers' folder names; the embedding space (and so the
+fingerprint) is the same for all variants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ManifestError
+
+__all__ = [
+    "FORMAT",
+    "FileRecord",
+    "ImagePreprocessing",
+    "Manifest",
+    "Modality",
+    "Precision",
+    "TextPreprocessing",
+    "TowerFiles",
+    "Variant",
+    "manifest_path",
+    "record_of_file",
+    "sha256_of_file",
+    "tower_folder_name",
+    "triple",
+]
+
+FORMAT = "babeltower/1"
+"""Version of the manifest's layout; a reader refuses any other."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Precision(str, Enum):
+    """Arithmetic of a variant's matrix products."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Modality(str, Enum):
+    """Which tower."""
+
+    TEXT = "text"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of the repository; ``path`` is relative to it, with forward slashes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreprocessing:
+    """How a text becomes token ids: ``prefix or [language] + tokens + suffix``, cut to ``context_length``.
+
+    ``language_ids`` maps FLORES-200 codes to token ids where the tower has a language token (which then
+    stands at position 0 and is required); it is empty where the tower takes none.
+    ``clean`` names the text cleaning of the reference tokenizer: ``"whitespace"`` is open_clip's (ftfy,
+    HTML unescape, collapsed whitespace), ``"none"`` is transformers'.
+    """
+
+    context_length: int
+    pad_id: int
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    clean: str
+    language_ids: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.clean not in ("whitespace", "none"):
+            raise ManifestError(f"Text cleaning {self.clean!r} is unknown; expected 'whitespace' or 'none'.")
+        if self.language_ids and self.prefix_ids:
+            raise ManifestError(
+                "A tower with language tokens puts the language first and takes no other prefix."
+            )
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether every text must name its language."""
+        return bool(self.language_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreprocessing:
+    """How a decoded image becomes uint8 pixels (3, height, width); the graph itself normalises them.
+
+    ``resize`` is ``"shortest"`` (shortest side to size, then centre crop) or ``"squash"`` (both sides).
+    ``order`` is ``"resize-convert"`` (open_clip: resize in the file's own mode, then to RGB) or
+    ``"convert-resize"`` (transformers). ``crop_rounding`` is ``"round"`` (torchvision's half to even) or
+    ``"floor"`` (transformers') for the crop's offset. ``mean`` and ``std`` stand for the record: they are
+    folded into the graph.
+    """
+
+    height: int
+    width: int
+    resize: str
+    interpolation: str
+    order: str
+    crop_rounding: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        _require("resize", self.resize, ("shortest", "squash"))
+        _require("interpolation", self.interpolation, ("bicubic", "bilinear", "nearest", "lanczos"))
+        _require("order", self.order, ("resize-convert", "convert-resize"))
+        _require("crop_rounding", self.crop_rounding, ("round", "floor"))
+
+
+@dataclass(frozen=True, slots=True)
+class TowerFiles:
+    """One tower of a variant: its Triton model, its graph and the tensors that go in and out.
+
+    ``outputs`` maps an embedding width to the name of its output: the full width always, and one entry
+    per MRL head.
+    """
+
+    model: str
+    version: int
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]
+    opset: int
+    ir_version: int
+    max_batch_size: int
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Both towers in one precision, with the evidence that they agree with PyTorch."""
+
+    text: TowerFiles
+    image: TowerFiles
+    tokenizer: str
+    parity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created: str
+
+    def tower(self, modality: Modality) -> TowerFiles:
+        """The tower of a modality."""
+        return self.text if modality is Modality.TEXT else self.image
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything that is known of REPOSITORY/NAME.
+
+    ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing): vectors may be
+    compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    dim: int
+    mrl_dims: tuple[int, ...]
+    fingerprint: str
+    licence: str
+    languages: tuple[str, ...]
+    text: TextPreprocessing
+    image: ImagePreprocessing
+    source: Mapping[str, Any]
+    variants: Mapping[str, Variant]
+    format: str = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ManifestError(
+                f"Manifest of {self.name!r} has format {self.format!r}; this babeltower reads {FORMAT!r}. "
+                "Export the checkpoint again, or install the version that wrote it."
+            )
+        if not _NAME.fullmatch(self.name):
+            raise ManifestError(
+                f"{self.name!r} cannot name a model: use letters, digits, '.', '_' and '-', not '-' first."
+            )
+
+    def variant(self, precision: Precision) -> Variant:
+        """The variant of a precision.
+
+        Raises:
+            ManifestError: the model was not exported in that precision.
+        """
+        try:
+            return self.variants[precision.value]
+        except KeyError:
+            raise ManifestError(
+                f"{self.name!r} holds no {precision.value} variant; it holds {sorted(self.variants)}. "
+                f"Export it with --precision {precision.value}."
+            ) from None
+
+    def to_json(self) -> str:
+        """Indented JSON, stable under re-reading."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str = "manifest") -> Manifest:
+        """Read and validate a manifest.
+
+        Raises:
+            ManifestError: not JSON, a missing or unknown field, a wrong type, or another format.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ManifestError(
+                f"{origin} is not valid JSON ({error}). It may be cut short; export the checkpoint again."
+            ) from error
+        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+            raise ManifestError(
+                f"{origin} has format {data['format']!r}; this babeltower reads {FORMAT!r}. "
+                "Export the checkpoint again, or install the version that wrote it."
+            )
+        manifest: Manifest = _typed(cls, data, origin)
+        return manifest
+
+    @classmethod
+    def read(cls, model: str | os.PathLike[str]) -> Manifest:
+        """Read the manifest of ``REPOSITORY/NAME``.
+
+        Raises:
+            ManifestError: there is none, or it is malformed.
+        """
+        path = manifest_path(model)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ManifestError(_missing(path)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path} cannot be read: {error}.") from error
+        manifest = cls.from_json(text, origin=str(path))
+        if manifest.name != Path(model).name:
+            raise ManifestError(
+                f"{path} describes {manifest.name!r}. A manifest keeps the name it was exported under; "
+                f"export again with --name {Path(model).name}."
+            )
+        return manifest
+
+    def verify(self, repository: str | os.PathLike[str], precision: Precision) -> None:
+        """Compare every file of a variant with its recorded size and sha256.
+
+        Raises:
+            ManifestError: a file is missing, cut short or changed.
+        """
+        variant = self.variant(precision)
+        for record in (*variant.text.files, *variant.image.files):
+            _verify_file(Path(repository), record)
+
+
+def manifest_path(model: str | os.PathLike[str]) -> Path:
+    """``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``."""
+    path = Path(model)
+    return path.with_name(f"{path.name}.babeltower.json")
+
+
+def tower_folder_name(name: str, modality: Modality, precision: Precision) -> str:
+    """The Triton model of a tower: ``NAME_{text,image}_tower_{precision}``."""
+    return f"{name}_{modality.value}_tower_{precision.value}"
+
+
+def triple(values: Iterable[float]) -> tuple[float, float, float]:
+    """Three floats, one per colour channel.
+
+    Raises:
+        ManifestError: not three of them.
+    """
+    found = [float(value) for value in values]
+    if len(found) != 3:
+        raise ManifestError(f"{found} has {len(found)} values; expected one per colour channel.")
+    return found[0], found[1], found[2]
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def record_of_file(repository: Path, path: Path) -> FileRecord:
+    """Measure one file of a repository."""
+    return FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
+
+
+def _verify_file(repository: Path, record: FileRecord) -> None:
+    path = repository / record.path
+    if not path.resolve().is_relative_to(repository.resolve()):
+        raise ManifestError(f"The manifest lists {record.path!r}, which lies outside {repository}.")
+    if not path.is_file():
+        raise ManifestError(f"{path} is missing, though the manifest lists it. Export the checkpoint again.")
+    size_bytes = path.stat().st_size
+    if size_bytes != record.size_bytes:
+        raise ManifestError(
+            f"{path} has {size_bytes} bytes; the manifest says {record.size_bytes}. "
+            "The file is cut short or was replaced: copy the repository again, or export again."
+        )
+    found = sha256_of_file(path)
+    if found != record.sha256:
+        raise ManifestError(
+            f"{path} has sha256 {found[:16]}…; the manifest says {record.sha256[:16]}…. "
+            "The file was changed after the export: copy the repository again, or export again."
+        )
+
+
+def _missing(path: Path) -> str:
+    found = sorted(p.name.removesuffix(".babeltower.json") for p in path.parent.glob("*.babeltower.json"))
+    if not path.parent.is_dir():
+        return f"{path.parent} is not a folder, so it holds no model. Pass REPOSITORY/NAME."
+    name = path.name.removesuffix(".babeltower.json")
+    inside = sorted(
+        p.name.removesuffix(".babeltower.json") for p in (path.parent / name).glob("*.babeltower.json")
+    )
+    if inside:
+        return (
+            f"{path.parent / name} is a repository, not a model; it holds {inside}. "
+            f"Pass {path.parent / name / inside[0]}."
+        )
+    return (
+        f"{path.parent} holds no model named {name!r} (no {path.name}); it holds {found}. "
+        "Pass REPOSITORY/NAME, or export the checkpoint first."
+    )
+
+
+def _require(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ManifestError(f"{what} {value!r} is unknown; expected one of {list(allowed)}.")
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Build ``kind`` from decoded JSON, refusing what does not fit."""
+    if dataclasses.is_dataclass(kind):
+        return _typed_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return _typed_tuple(arguments, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise ManifestError(f"{where}: expected an object, found {type(value).__name__}.")
+        return {k: _typed(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ManifestError(f"{where}: expected {kind.__name__}, found {value!r}.")
+    return value
+
+
+def _typed_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where}: expected an object, found {type(value).__name__}.")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown, missing = sorted(value.keys() - fields), sorted(fields.keys() - value.keys())
+    if unknown or missing:
+        raise ManifestError(
+            f"{where}: missing fields {missing}, unknown fields {unknown}. "
+            "The manifest was edited or written by another version; export the checkpoint again."
+        )
+    return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in fields})
+
+
+def _typed_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, list):
+        raise ManifestError(f"{where}: expected a list, found {type(value).__name__}.")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise ManifestError(f"{where}: expected {len(arguments)} entries, found {len(value)}.")
+    return tuple(_typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(arguments, value, strict=True)))

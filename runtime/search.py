@@ -1,0 +1,162 @@
+"""Exact nearest-neighbour search over a matrix in memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
+from runtime.errors import InputError
+
+__all__ = ["Hit", "Index"]
+
+_BLOCK_ROWS = 16_384
+"""Vectors that are scored at once."""
+
+_DTYPES = {Encoding.FLOAT32: np.float32, Encoding.INT8: np.int8, Encoding.BINARY: np.uint8}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result; ``score`` is the cosine, or for binary vectors the share of equal bits, scaled to -1..1."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Vectors of one embedding space and their ids.
+
+    Attributes:
+        ids: One a row; any strings.
+        vectors: As an encoder returns them: float32 (n, dim), L2-normalised; int8 (n, dim); or uint8
+            (n, ceil(dim / 8)) of packed bits.
+        fingerprint: The space of the vectors; queries of another space are refused.
+        encoding: How the vectors are stored.
+
+    Raises:
+        InputError: not one id a row, or an array that does not fit the encoding.
+    """
+
+    ids: tuple[str, ...]
+    vectors: NDArray[Any]
+    fingerprint: str
+    encoding: Encoding = Encoding.FLOAT32
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.vectors.dtype != _DTYPES[self.encoding]:
+            raise InputError(
+                f"The vectors are {self.vectors.dtype} {self.vectors.shape}; {self.encoding.value} vectors "
+                f"are {np.dtype(_DTYPES[self.encoding])} (n, dim)."
+            )
+        if len(self.ids) != len(self.vectors):
+            raise InputError(
+                f"There are {len(self.ids)} ids for {len(self.vectors)} vectors; pass one a row."
+            )
+
+    def search(self, queries: NDArray[Any], *, fingerprint: str, k: int = 10) -> list[list[Hit]]:
+        """The ``k`` nearest rows of every query, best first; equal scores in row order.
+
+        Args:
+            queries: (queries, dim) in the index's encoding.
+            fingerprint: The encoder's that made the queries.
+            k: Results a query; fewer if the index is smaller.
+
+        Raises:
+            InputError: another embedding space, another width or encoding, or ``k`` below 1.
+        """
+        self._require_fitting(queries, fingerprint, k)
+        scores = np.empty((len(queries), 0), dtype=np.float32)
+        rows = np.empty((len(queries), 0), dtype=np.int64)
+        for start in range(0, len(self.vectors), _BLOCK_ROWS):
+            block = self._scores(queries, self.vectors[start : start + _BLOCK_ROWS])
+            positions = np.broadcast_to(np.arange(start, start + block.shape[1]), block.shape)
+            scores, rows = _best(np.hstack([scores, block]), np.hstack([rows, positions]), k)
+        return [
+            [Hit(self.ids[row], float(score)) for row, score in zip(*found, strict=True)]
+            for found in zip(rows, scores, strict=True)
+        ]
+
+    def _scores(self, queries: NDArray[Any], block: NDArray[Any]) -> NDArray[np.float32]:
+        if self.encoding is Encoding.BINARY:
+            equal: NDArray[np.float64] = 1 - hamming_distance(queries, block) / (4 * block.shape[1])
+            return equal.astype(np.float32)
+        if self.encoding is Encoding.INT8:
+            return cosine_similarity(queries, block)
+        cosines: NDArray[np.float32] = queries @ block.T
+        return cosines
+
+    def _require_fitting(self, queries: NDArray[Any], fingerprint: str, k: int) -> None:
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"The index holds vectors of the space {self.fingerprint!r}, the queries are of "
+                f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+            )
+        expected = self.vectors.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != expected or queries.dtype != self.vectors.dtype:
+            raise InputError(
+                f"The queries are {queries.dtype} {queries.shape}; this index takes {self.vectors.dtype} "
+                f"(n, {expected}). Embed them with the same dim and encoding={self.encoding.value!r}."
+            )
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1.")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ``.npz`` file, whole or not at all."""
+        target = Path(path)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with beside.open("wb") as file:
+                np.savez(
+                    file,
+                    ids=np.asarray(self.ids, dtype=np.str_),
+                    vectors=self.vectors,
+                    fingerprint=np.asarray(self.fingerprint),
+                    encoding=np.asarray(self.encoding.value),
+                )
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Index:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: there is no such file, or it is no index.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(
+                    ids=tuple(arrays["ids"].tolist()),
+                    vectors=arrays["vectors"],
+                    fingerprint=str(arrays["fingerprint"]),
+                    encoding=Encoding(str(arrays["encoding"])),
+                )
+        except FileNotFoundError:
+            raise InputError(f"Index {os.fspath(path)} does not exist.") from None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{os.fspath(path)} is no index of babeltower ({error}). It may be cut short: build it again."
+            ) from error
+
+
+def _best(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Keep the ``k`` best columns of each line, best first, lower rows first among equals."""
+    if scores.shape[1] > k:
+        threshold = np.partition(scores, -k, axis=1)[:, -k, None]
+        surely = scores > threshold
+        ties = (scores == threshold) & (np.cumsum(scores == threshold, axis=1) <= k - surely.sum(1)[:, None])
+        kept = surely | ties
+        scores, rows = scores[kept].reshape(-1, k), rows[kept].reshape(-1, k)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

@@ -1,0 +1,179 @@
+"""One tower each: preprocessing and graph together, from the caller's items to unit vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Backend, Engine, open_backend
+from runtime.batching import batches_from_rows
+from runtime.errors import EngineError
+from runtime.image import ImageSource, decode, pixels_from_image
+from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
+from runtime.text import Text, Tokenizer
+
+__all__ = ["GraphOpener", "ImageTower", "Stats", "TextTower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What an encoder has done so far; ``tokens`` are the texts' own, special ones included."""
+
+    texts: int = 0
+    tokens: int = 0
+    padding_tokens: int = 0
+    truncated_texts: int = 0
+    images: int = 0
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(
+            texts=self.texts + other.texts,
+            tokens=self.tokens + other.tokens,
+            padding_tokens=self.padding_tokens + other.padding_tokens,
+            truncated_texts=self.truncated_texts + other.truncated_texts,
+            images=self.images + other.images,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOpener:
+    """Where the graphs lie, and what shall run them."""
+
+    repository: Path
+    engine: Engine
+    precision: Precision
+    threads: int | None
+    provider: str | None
+
+    @property
+    def n_threads(self) -> int:
+        """Threads for work outside the engine."""
+        return self.threads or os.cpu_count() or 1
+
+    def open(self, tower: TowerFiles) -> Backend:
+        """Open a tower's graph.
+
+        Raises:
+            EngineError: see ``open_backend``.
+        """
+        return open_backend(
+            self.engine,
+            self.repository / tower.model / str(tower.version) / tower.graph,
+            precision=self.precision,
+            threads=self.threads,
+            provider=self.provider,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextTower:
+    """Tokenizer and graph of the text tower."""
+
+    tokenizer: Tokenizer
+    backend: Backend
+    pad_id: int
+
+    def close(self) -> None:
+        """Release the graph."""
+        self.backend.close()
+
+    def vectors_from_texts(
+        self, texts: Sequence[Text], *, output: str, dim: int, max_batch_tokens: int
+    ) -> tuple[NDArray[np.float32], Stats]:
+        """Embed one window of texts.
+
+        Args:
+            output: The graph's output of width ``dim``.
+
+        Returns:
+            float32 (texts, dim) in input order, L2-normalised, and what it took.
+
+        Raises:
+            InputError: a text that cannot be tokenised; nothing of the window is embedded then.
+            EngineError: the graph failed, or returned numbers that are not finite.
+        """
+        rows = self.tokenizer.rows_from_texts(texts)
+        vectors = np.empty((len(rows), dim), dtype=np.float32)
+        n_tokens = n_padding_tokens = 0
+        batches = batches_from_rows(
+            [row.ids for row in rows], pad_id=self.pad_id, max_batch_tokens=max_batch_tokens
+        )
+        for batch in batches:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            vectors[batch.positions] = _vectors(self.backend, inputs, output, dim)
+            n_tokens += batch.n_tokens
+            n_padding_tokens += batch.n_padding_tokens
+        return vectors, Stats(
+            texts=len(rows),
+            tokens=n_tokens,
+            padding_tokens=n_padding_tokens,
+            truncated_texts=sum(row.truncated for row in rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTower:
+    """Preprocessing and graph of the image tower; images are decoded on a pool of threads."""
+
+    preprocessing: ImagePreprocessing
+    backend: Backend
+    decoders: ThreadPoolExecutor
+    max_pixels: int | None
+
+    def close(self) -> None:
+        """Release the graph and the decoding threads."""
+        self.decoders.shutdown(wait=False)
+        self.backend.close()
+
+    def vectors_from_images(
+        self, images: Iterable[tuple[int, ImageSource]], *, output: str, dim: int
+    ) -> tuple[NDArray[np.float32], Stats]:
+        """Embed one batch of numbered images.
+
+        Returns:
+            float32 (images, dim) in input order, L2-normalised, and what it took.
+
+        Raises:
+            ImageError: an image that cannot be decoded; nothing of the batch is embedded then.
+            EngineError: the graph failed, or returned numbers that are not finite.
+        """
+        pixels = np.stack(list(self.decoders.map(self._pixels, images)))
+        return _vectors(self.backend, {"pixels": pixels}, output, dim), Stats(images=len(pixels))
+
+    def _pixels(self, numbered: tuple[int, ImageSource]) -> NDArray[np.uint8]:
+        number, source = numbered
+        image = decode(source, name=_name(number, source), max_pixels=self.max_pixels)
+        return pixels_from_image(image, self.preprocessing)
+
+
+def _name(number: int, source: ImageSource) -> str | None:
+    """What errors call an image: its path, or its place in the caller's input."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{number} of the batch, {len(source)} bytes,"
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        return None
+    return f"{number} of the batch"
+
+
+def _vectors(backend: Backend, inputs: dict[str, NDArray[Any]], output: str, dim: int) -> NDArray[np.float32]:
+    (vectors,) = backend.run(inputs, [output])
+    n_rows = len(next(iter(inputs.values())))
+    if vectors.shape != (n_rows, dim):
+        raise EngineError(
+            f"Output {output!r} has shape {vectors.shape}; the manifest says {(n_rows, dim)}. The graph and "
+            "the manifest do not belong together: export the checkpoint again."
+        )
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise EngineError(
+            f"Output {output!r} is not finite in {n_rows - int(finite.sum())} of {n_rows} rows: the "
+            "precision overflows in this tower. Open the model in another precision."
+        )
+    return vectors.astype(np.float32, copy=False)
