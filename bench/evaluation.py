@@ -16,7 +16,15 @@ from bench.environment import environment
 from bench.language_maps import LanguageMap
 from bench.layouts import RetrievalSet
 from bench.metrics import Protocol, agreement
-from bench.report import MAX_RECALL_DROP, TIE_MARGIN, Limits, ModelFacts, RetrievalReport
+from bench.report import (
+    MAX_RECALL_DROP,
+    TIE_MARGIN,
+    Evaluation,
+    LanguageFigures,
+    Limits,
+    ModelFacts,
+    RetrievalReport,
+)
 from bench.vectors import (
     REFERENCE_PADDING,
     Progress,
@@ -35,7 +43,7 @@ from runtime.encoder import Encoder
 from runtime.errors import ManifestError
 from runtime.manifest import Manifest, Precision, manifest_path
 
-__all__ = ["Evaluation", "Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
+__all__ = ["Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +55,6 @@ class Settings:
     threads: int | None = None
     protocol: Protocol = Protocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """A report, with the vectors and the languages it was made from."""
-
-    dataset: RetrievalSet
-    reference: Vectors
-    exported: Vectors
-    report: RetrievalReport
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -119,12 +117,8 @@ def evaluate_towers(
     pad_id = towers.text_preprocessing.pad_id
     with _timed(seconds, "pytorch"):
         reference = reference_vectors(towers.reference, dataset, index, pad_id=pad_id, progress=progress)
-    figures = []
     with _timed(seconds, "retrieval"):
-        for done, captions in enumerate(dataset.captions):
-            progress("languages", done, len(dataset.captions))
-            figures.append(compare_language(dataset, captions, reference, exported, settings.protocol))
-        progress("languages", len(figures), len(figures))
+        figures = tuple(_figures(dataset, reference, exported, settings.protocol, progress))
     report = RetrievalReport(
         model=facts,
         dataset=dataset.name,
@@ -135,7 +129,7 @@ def evaluate_towers(
         n_images=len(dataset.images),
         n_texts=len(index.texts),
         unspoken=unspoken,
-        languages=tuple(figures),
+        languages=figures,
         images=agreement(reference.images, exported.images),
         limits=_limits(settings.precision),
         seconds=seconds,
@@ -143,6 +137,16 @@ def evaluate_towers(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     return Evaluation(dataset, reference, exported, report)
+
+
+def _figures(
+    dataset: RetrievalSet, reference: Vectors, exported: Vectors, protocol: Protocol, progress: Progress
+) -> Iterator[LanguageFigures]:
+    n = len(dataset.captions)
+    for done, captions in enumerate(dataset.captions):
+        progress("languages", done, n)
+        yield compare_language(dataset, captions, reference, exported, protocol)
+    progress("languages", n, n)
 
 
 def _holds(model: Path, towers: Towers, precision: Precision) -> bool:

@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 from bench.environment import Environment
 from bench.language_maps import LanguageMap
+from bench.layouts import RetrievalSet
 from bench.metrics import KS, Agreement, Protocol, Recall
+from bench.vectors import Vectors
 from runtime.backends import Engine
 from runtime.manifest import Precision
 
@@ -21,6 +23,7 @@ __all__ = [
     "TIE_MARGIN",
     "Comparison",
     "Direction",
+    "Evaluation",
     "LanguageFigures",
     "Limits",
     "ModelFacts",
@@ -208,6 +211,16 @@ class RetrievalReport:
         record = dataclasses.asdict(self)
         record["verdict"] = {"passed": self.passed, "failures": list(self.failures)}
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """A report, with the set (in the evaluated languages) and the vectors it was made from."""
+
+    dataset: RetrievalSet
+    reference: Vectors
+    exported: Vectors
+    report: RetrievalReport
 
 
 def _cosine_failure(what: str, found: Agreement, limits: Limits) -> str | None:

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 import typer
 from rich.console import Console
 
-from bench.evaluation import Evaluation, Settings, evaluate, evaluate_sample
+from bench.evaluation import Settings, evaluate, evaluate_sample
 from bench.language_maps import LanguageMap
 from bench.layouts import (
     LAYOUTS,
@@ -32,7 +32,7 @@ from bench.layouts import (
 )
 from bench.metrics import Protocol
 from bench.page import write_page
-from bench.report import RetrievalReport
+from bench.report import Evaluation, RetrievalReport
 from bench.search import sample_searches
 from bench.tables import Order, print_report, progress_bars
 from runtime.backends import Engine
@@ -127,8 +127,8 @@ def _jobs(models: list[str], checkpoint: str | None, model: str | None) -> list[
     missing = [name for name in wanted if name not in found]
     if missing or not wanted:
         raise DatasetError(
-            f"No sample checkpoint {missing or folder}; there are {list(found)}. They lie in the source tree, "
-            "not in the wheel: run from a checkout, or pass --checkpoint and --model."
+            f"No sample checkpoint {missing or folder}; there are {list(found)}. They lie in the source "
+            "tree, not in the wheel: run from a checkout, or pass --checkpoint and --model."
         )
     return [(str(found[name]), None) for name in wanted]
 

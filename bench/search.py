@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.evaluation import Evaluation
 from bench.layouts import Captions
 from bench.metrics import top_items
-from bench.report import TurnedHit
+from bench.report import Evaluation, TurnedHit
 from bench.vectors import Vectors
 from runtime.errors import DatasetError
 
@@ -69,7 +68,7 @@ def named_searches(evaluation: Evaluation, wanted: Iterable[tuple[str, str]]) ->
 
 
 def sample_searches(evaluation: Evaluation) -> tuple[Search, ...]:
-    """One search in each of up to 12 languages spread over the set, with captions spread over its pictures."""
+    """One search in each of up to 12 languages, spread over the set and its pictures."""
     entries = evaluation.dataset.captions
     chosen = np.unique(np.linspace(0, len(entries) - 1, min(_N_SAMPLES, len(entries))).astype(int))
     return tuple(

@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.metrics import KS
-from bench.report import Comparison, Direction, LanguageFigures, RetrievalReport
+from bench.report import Direction, LanguageFigures, RetrievalReport
 from bench.vectors import Progress as Callback
 
-__all__ = ["Order", "print_report", "progress_bars"]
+__all__ = ["Order", "print_report", "print_verdict", "progress_bars"]
 
-_TITLES = {Direction.TEXT_TO_IMAGE: "text→image", Direction.IMAGE_TO_TEXT: "image→text"}
+_TITLES = {Direction.TEXT_TO_IMAGE: "t→i", Direction.IMAGE_TO_TEXT: "i→t"}
+_WIDE_COLUMNS = 110
+"""From this width of the terminal on, the table shows more of the cosines."""
 
 
 class Order(str, Enum):
@@ -50,7 +53,8 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
     )
     console.print(
         f"recall: protocol {report.protocol.value!r}; language map {report.language_map.value!r}; PyTorch "
-        f"padded {report.reference_padding}. Each cell: PyTorch, then the exported model's difference."
+        f"padded {report.reference_padding}. Recalls are PyTorch's; the exported model's difference, where there "
+        "is any, stands behind."
     )
     for note in report.notes:
         console.print(note, style="dim")
@@ -58,7 +62,7 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
         console.print(
             f"Left out, no language token: {', '.join(report.unspoken)}", style="yellow", highlight=False
         )
-    console.print(_table(report, order))
+    console.print(_table(report, order, wide=console.width >= _WIDE_COLUMNS))
     print_verdict(console, report)
 
 
@@ -77,59 +81,59 @@ def print_verdict(console: Console, report: RetrievalReport) -> None:
             console.print(f"  {failure}", style="red", markup=False)
 
 
-def _table(report: RetrievalReport, order: Order) -> Table:
-    table = Table(header_style="bold", row_styles=["", "dim"], pad_edge=False)
-    table.add_column("language", no_wrap=True)
+def _table(report: RetrievalReport, order: Order, *, wide: bool) -> Table:
+    table = Table(
+        header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False
+    )
+    table.add_column("language", no_wrap=True, max_width=32 if wide else 18)
     for direction in Direction:
         for k in KS:
             table.add_column(f"{_TITLES[direction]}\nR@{k}", justify="right", no_wrap=True)
-    for title in ("cosine\nmin", "cosine\np1", "cosine\nmean", "top-10\noverlap"):
+    agreements = (
+        ("cosine\nmin", "p1", "mean", "top-10\nshared") if wide else ("cosine\nmin", "top-10\nshared")
+    )
+    for title in agreements:
         table.add_column(title, justify="right", no_wrap=True)
     in_order = report.worst_first() if order is Order.WORST else report.languages
     for figures in in_order:
-        table.add_row(*_cells(figures))
+        table.add_row(*_cells(figures, wide=wide))
     table.add_section()
-    table.add_row(*_summary_cells(report), style="bold not dim")
+    table.add_row(*_mean_cells(report, wide=wide), style="bold")
     return table
 
 
-def _cells(figures: LanguageFigures) -> list[str]:
-    cells = [f"{figures.code} {figures.name}"[:28]]
-    for direction in Direction:
-        comparison = figures.comparison(direction)
-        cells += [_recall_cell(comparison, k) for k in KS]
-    texts = figures.texts
-    overlap = min(figures.comparison(direction).top10_overlap for direction in Direction)
-    return [
-        *cells,
-        f"{texts.cosine_min:.7f}",
-        f"{texts.cosine_p1:.7f}",
-        f"{texts.cosine_mean:.7f}",
-        f"{overlap:.4f}",
+def _cells(figures: LanguageFigures, *, wide: bool) -> list[str]:
+    pairs = [
+        (comparison.reference.at[k], comparison.exported.at[k])
+        for comparison in (figures.text_to_image, figures.image_to_text)
+        for k in KS
     ]
+    overlap = min(figures.text_to_image.top10_overlap, figures.image_to_text.top10_overlap)
+    texts = figures.texts
+    cosines = (texts.cosine_min, texts.cosine_p1, texts.cosine_mean)
+    return [f"{figures.code} {figures.name}", *map(_recall_cell, pairs), *_agreement(cosines, overlap, wide)]
 
 
-def _recall_cell(comparison: Comparison, k: int) -> str:
-    delta = -comparison.drop(k)
-    return f"{100 * comparison.reference.at[k]:.1f} {_signed(100 * delta)}"
-
-
-def _signed(points: float) -> str:
-    return "=" if abs(points) < 1e-9 else f"{points:+.2f}"
-
-
-def _summary_cells(report: RetrievalReport) -> list[str]:
-    cells = [f"mean of {len(report.languages)}"]
-    for direction in Direction:
-        for k in KS:
-            reference, exported = report.mean_recall_at(direction, k)
-            cells.append(f"{100 * reference:.1f} {_signed(100 * (exported - reference))}")
+def _mean_cells(report: RetrievalReport, *, wide: bool) -> list[str]:
+    pairs = [report.mean_recall_at(direction, k) for direction in Direction for k in KS]
     texts = [figures.texts for figures in report.languages]
     overlaps = [f.comparison(direction).top10_overlap for f in report.languages for direction in Direction]
-    return [
-        *cells,
-        f"{min(t.cosine_min for t in texts):.7f}",
-        f"{min(t.cosine_p1 for t in texts):.7f}",
-        f"{sum(t.cosine_mean for t in texts) / len(texts):.7f}",
-        f"{sum(overlaps) / len(overlaps):.4f}",
-    ]
+    cosines = (
+        min(t.cosine_min for t in texts),
+        min(t.cosine_p1 for t in texts),
+        sum(t.cosine_mean for t in texts) / len(texts),
+    )
+    overlap = sum(overlaps) / len(overlaps)
+    return [f"mean of {len(texts)}", *map(_recall_cell, pairs), *_agreement(cosines, overlap, wide)]
+
+
+def _agreement(cosines: tuple[float, float, float], overlap: float, wide: bool) -> list[str]:
+    shown = cosines if wide else cosines[:1]
+    return [*(f"{cosine:.7f}" for cosine in shown), f"{overlap:.4f}"]
+
+
+def _recall_cell(pair: tuple[float, float]) -> str:
+    """PyTorch's recall in percent, and the exported model's difference in points where there is one."""
+    reference, exported = (100 * share for share in pair)
+    difference = exported - reference
+    return f"{reference:.1f}" + (f"[yellow]{difference:+.2f}[/]" if abs(difference) >= 0.005 else "")

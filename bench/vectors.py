@@ -10,16 +10,19 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bench.layouts import Captions, ImageSource, RetrievalSet
 from bench.metrics import Float, Int
-from export.towers import Reference, Towers
 from runtime.batching import batches_from_rows, windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, LanguageError, ParityError
+
+if TYPE_CHECKING:  # they come with torch, which a page of finished figures does not need
+    from export.towers import Reference, Towers
 
 __all__ = ["Progress", "TextIndex", "Vectors", "exported_vectors", "reference_vectors", "spoken_part"]
 

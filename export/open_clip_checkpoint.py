@@ -74,7 +74,7 @@ def checkpoint_from_folder(
         text_config=text_config,
         tokenizer_source=str(folder) if has_tokenizer(folder) else tokenizer_name,
         weights=weights,
-        architecture=architecture or _name_of_architecture(model_config),
+        architecture=_name_of_architecture(model_config, text_config),
     )
 
 
@@ -202,10 +202,22 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
     return config
 
 
-def _name_of_architecture(model_config: Mapping[str, Any]) -> str:
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
-    image = vision.get("timm_model_name") or f"ViT-{vision.get('width')}x{vision.get('layers')}"
-    return f"{Path(str(text['hf_model_name'])).name} + {image}"
+def _name_of_architecture(model_config: Mapping[str, Any], text_config: Mapping[str, Any]) -> str:
+    """open_clip's name where it has one, else the towers' widths and depths."""
+    import open_clip
+
+    parts = ("embed_dim", "vision_cfg", "text_cfg")
+    for name in open_clip.list_models():
+        known = open_clip.get_model_config(name)
+        if all(known.get(part) == model_config.get(part) for part in parts):
+            return str(name)
+    vision = model_config["vision_cfg"]
+    width = text_config.get("d_model") or text_config.get("hidden_size")
+    n_layers = text_config.get("encoder_layers") or text_config.get("num_hidden_layers")
+    image = (
+        vision.get("timm_model_name") or f"ViT {vision['width']}x{vision['layers']}/{vision['patch_size']}"
+    )
+    return f"{text_config['model_type']} {width}x{n_layers} + {image}"
 
 
 @contextmanager

@@ -223,7 +223,8 @@ def _expected_of_reference(towers: Towers, texts_per_language: int) -> _Expected
 
 def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
     """Reference vectors in batches of similar length: padding is most of the cost, and changes nothing."""
-    lengths = (ids != towers.text_preprocessing.pad_id).sum(1)
+    stands = ids != towers.text_preprocessing.pad_id
+    lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
     order = np.argsort(lengths, kind="stable")
     vectors = {dim: np.empty((len(ids), dim), np.float32) for dim in towers.dims}
     for start in range(0, len(ids), _REFERENCE_BATCH):

@@ -25,10 +25,11 @@ AWKWARD = (
     "שלום",
     "مرحبا بالعالم",
     "你好，世界",
+    "a <pad> b",
     "x " * 200,
 )
 """Empty, blank, a lone combining mark, two normal forms, a joined emoji, a zero-width space, right to
-left, CJK, and a text far over any context length."""
+left, CJK, a spelt-out special token, and a text far over any context length."""
 
 
 @dataclass(frozen=True, slots=True)

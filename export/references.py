@@ -93,7 +93,9 @@ class OpenClipReference(_Embedding):
             if language is None:
                 raise LanguageError("An NLLB text without a language; pass its FLORES-200 code.")
             chosen = [i for i, own in enumerate(languages) if own == language]
-            self.tokenizer.set_language(language)
+            # Not open_clip's set_language: transformers 5 undoes it at every call, so that all texts
+            # become src_lang's (English, unless told otherwise).
+            self.tokenizer.tokenizer.src_lang = language
             rows[chosen] = np.asarray(self.tokenizer([texts[i] for i in chosen]), np.int64)
         return rows
 
@@ -132,7 +134,8 @@ class AltClipReference(_Embedding):
         return np.asarray(self.image_processor(image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def _text_features(self, ids: Tensor) -> Tensor:
-        mask = (ids != self.tokenizer.pad_token_id).long()
+        # Trailing pads only: the tokenizer's own mask lets a "<pad>" that a text spells out stand.
+        mask = (ids != self.tokenizer.pad_token_id).long().flip(1).cummax(dim=1).values.flip(1)
         features: Tensor = self.model.get_text_features(ids, attention_mask=mask).pooler_output
         return features
 

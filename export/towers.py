@@ -49,12 +49,17 @@ class MrlHeads(nn.Module):
 class TextTower(nn.Module):
     """int64 ids and mask (batch, tokens) → float32 unit vectors (batch, dim), then one per MRL head."""
 
-    def __init__(self, encoder: nn.Module, pool: nn.Module, heads: MrlHeads) -> None:
+    def __init__(
+        self, encoder: nn.Module, pool: nn.Module, heads: MrlHeads, *, hidden_id: int | None = None
+    ) -> None:
+        """``hidden_id`` is masked wherever it stands: open_clip hides a "<pad>" that a text spells out."""
         super().__init__()
-        self.encoder, self.pool, self.heads = encoder, pool, heads
+        self.encoder, self.pool, self.heads, self.hidden_id = encoder, pool, heads, hidden_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Embed padded token rows."""
+        if self.hidden_id is not None:
+            attention_mask = attention_mask * (input_ids != self.hidden_id).to(attention_mask.dtype)
         features = self.pool(self.encoder(input_ids, attention_mask), attention_mask)
         return unit(features), *self.heads(features)
 

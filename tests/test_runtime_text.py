@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -145,6 +147,40 @@ def test_nllb_ids_equal_open_clip(nllb, language):
     reference.tokenizer.src_lang = language  # set_language is undone by the tokenizer's next call
     expected = unpadded(reference(TEXTS).tolist(), preprocessing.pad_id)
     assert ids(Tokenizer(path, preprocessing), TEXTS, language) == expected
+
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["nllb-clip", "nllb-siglip-mrl", "capivara", "altclip"])
+def test_ids_of_a_sample_checkpoint_equal_open_clip_in_every_language(tmp_path, name):
+    if not (SAMPLES / name / "tokenizer.json").is_file():
+        pytest.skip(f"{SAMPLES / name} is not built")
+    hf = pytest.importorskip("open_clip.tokenizer").HFTokenizer(str(SAMPLES / name), context_length=CONTEXT)
+    reference = hf.tokenizer
+    codes = {
+        t: i for t, i in reference.get_added_vocab().items() if re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", t)
+    }
+    preprocessing = TextPreprocessing(
+        context_length=CONTEXT,
+        pad_id=reference.pad_token_id,
+        prefix_ids=() if codes else (reference.bos_token_id,),
+        suffix_ids=(reference.eos_token_id,),
+        clean="whitespace",
+        language_ids=codes,
+    )
+    tokenizer = Tokenizer(written(reference, tmp_path / "tokenizer.json"), preprocessing)
+    assert differing_languages(tokenizer, hf, sorted(codes) or [None], preprocessing.pad_id) == []
+
+
+def differing_languages(tokenizer, hf, codes, pad_id):
+    differing = []
+    for code in codes:
+        if code is not None:
+            hf.tokenizer.src_lang = code
+        if ids(tokenizer, TEXTS, code) != unpadded(hf(TEXTS).tolist(), pad_id):
+            differing.append(code)
+    return differing
 
 
 def test_xlmr_ids_equal_transformers(xlmr):

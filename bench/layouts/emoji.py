@@ -11,6 +11,11 @@ from runtime.errors import DatasetError
 
 __all__ = ["read_emoji"]
 
+_CREDIT = (
+    "Drawings: Twemoji, by Twitter and other contributors, CC BY 4.0. "
+    "Names: Unicode CLDR annotations, Unicode License v3."
+)
+
 
 def read_emoji() -> RetrievalSet:
     """Read the sample data: languages are FLORES-200 codes, image keys the emoji themselves.
@@ -36,4 +41,4 @@ def read_emoji() -> RetrievalSet:
         captions.append(Captions(code, code, texts, image_of))
     images = tuple(ImageBytes(drawing.emoji, drawing.png) for drawing in drawings)
     note = "Emoji samples: the drawings are held out; training saw the names with another vendor's."
-    return RetrievalSet("emoji", images, tuple(captions), (note,))
+    return RetrievalSet("emoji", images, tuple(captions), (note,), _CREDIT)

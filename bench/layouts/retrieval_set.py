@@ -148,12 +148,14 @@ class RetrievalSet:
         images: All of them are candidates in every language, with a caption in it or not.
         captions: One entry a language code.
         notes: What the reader chose or left out, for the report.
+        credit: Whose images and texts these are, for whatever shows them.
     """
 
     name: str
     images: tuple[ImageSource, ...]
     captions: tuple[Captions, ...]
     notes: tuple[str, ...] = ()
+    credit: str = ""
 
     def __post_init__(self) -> None:
         codes = [captions.code for captions in self.captions]
@@ -232,4 +234,4 @@ def _without(dataset: RetrievalSet, present: Sequence[bool]) -> RetrievalSet:
         f"{len(dataset.images) - len(images)} of {len(dataset.images)} listed images were absent; they and "
         f"their {n_dropped} captions were left out, so figures do not compare with published ones."
     )
-    return RetrievalSet(dataset.name, images, tuple(captions), (*dataset.notes, note))
+    return dataclasses.replace(dataset, images=images, captions=tuple(captions), notes=(*dataset.notes, note))

@@ -100,15 +100,17 @@ def load(path: Path, options: LoadOptions) -> Towers:
 def _model(path: Path) -> Any:
     import torch
     from transformers import AltCLIPModel
+    from transformers.utils import logging as transformers_logging
 
     weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise CheckpointError(
             f"{path} holds no weights; expected one of {list(_WEIGHT_FILES)}. Copy the folder again, whole."
         )
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)  # its report of faults is repeated below as an error
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AltCLIPModel.from_pretrained(
             str(path),
@@ -128,6 +130,8 @@ def _model(path: Path) -> Any:
         ) from error
     finally:
         logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
     _check_loading(info, weights)
     return model.eval().requires_grad_(False)
 
@@ -196,7 +200,7 @@ def _architecture(config: Any) -> str:
     text, vision = config.text_config, config.vision_config
     return (
         f"XLM-R {text.hidden_size}x{text.num_hidden_layers} + "
-        f"ViT-{vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"
+        f"ViT {vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"
     )
 
 

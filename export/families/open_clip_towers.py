@@ -75,7 +75,7 @@ def towers_from_open_clip(
         architecture=checkpoint.architecture,
         licence=licence_of_folder(checkpoint.weights.parent, family),
         dim=int(checkpoint.model_config["embed_dim"]),
-        text=TextTower(_text_encoder(text), _pool(text), mrl).eval(),
+        text=TextTower(_text_encoder(text), _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
         image=ImageTower(
             image_encoder_from_open_clip(checkpoint.model.visual),
             mrl,

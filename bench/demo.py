@@ -1,0 +1,121 @@
+"""The whole way at a glance: export a sample checkpoint, check it, search it in many languages.
+
+    python -m bench.demo [--checkpoint samples/checkpoints/nllb-clip] [--out demo]
+
+Writes ``OUT/repository`` (a Triton model repository), ``OUT/retrieval.json`` (the record) and
+``OUT/index.html`` (the page to look at).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from bench.evaluation import Settings, evaluate_towers
+from bench.layouts import read
+from bench.page import write_page
+from bench.report import RetrievalReport
+from bench.search import Search, named_searches
+from bench.tables import Order, print_report, progress_bars
+from export.checkpoint import towers_from_checkpoint
+from export.repository import Export, repository_from_towers
+from runtime.cli import ErrorReportingGroup
+from runtime.languages import languages
+
+__all__ = ["SEARCHES", "app"]
+
+SEARCHES: Sequence[tuple[str, str]] = (
+    ("por_Latn", "🍍"),
+    ("zho_Hans", "🐼"),
+    ("arb_Arab", "🐪"),
+    ("hin_Deva", "🐘"),
+    ("jpn_Jpan", "🍣"),
+    ("swh_Latn", "🦁"),
+    ("ukr_Cyrl", "🌻"),
+    ("heb_Hebr", "🍋"),
+    ("kor_Hang", "🚲"),
+    ("tha_Thai", "🌧️"),
+    ("tam_Taml", "🥥"),
+    ("ell_Grek", "🐙"),
+    ("amh_Ethi", "☕"),
+    ("kat_Geor", "🍇"),
+    ("yor_Latn", "🐔"),
+    ("vie_Latn", "🌈"),
+)
+"""A language, and the emoji whose name in it is asked for."""
+
+app = typer.Typer(cls=ErrorReportingGroup, add_completion=False)
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[Path, typer.Option(help="A sample checkpoint, or your own.")] = Path(
+        "samples/checkpoints/nllb-clip"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
+    threads: Annotated[int | None, typer.Option(min=1, help="Every physical core by default.")] = None,
+) -> None:
+    """Export a checkpoint, check it against PyTorch, search in many languages, and write a page."""
+    console = Console()
+    started = time.perf_counter()
+    name = checkpoint.resolve().name
+    settings = Settings(threads=threads)
+    console.rule(f"1  Export {name}")
+    with console.status("reading the checkpoint, writing and checking both graphs"):
+        towers = towers_from_checkpoint(checkpoint)
+        export = repository_from_towers(towers, out / "repository", name=name, replace=True)
+    _print_export(console, export)
+    console.rule("2  Embed the held-out drawings and their names, twice")
+    with progress_bars(console) as progress:
+        done = evaluate_towers(towers, checkpoint, export.model, read("emoji"), settings, progress)
+    console.rule("3  Retrieve, language by language")
+    print_report(console, done.report, Order.WORST)
+    console.rule("4  Search")
+    searches = named_searches(done, SEARCHES)
+    _print_searches(console, searches)
+    (out / "retrieval.json").write_text(done.report.to_json(), encoding="utf-8")
+    page = out / "index.html"
+    write_page(page, done, searches)
+    _print_end(console, page, done.report, time.perf_counter() - started)
+    raise typer.Exit(0 if done.report.passed else 1)
+
+
+def _print_export(console: Console, export: Export) -> None:
+    manifest, parity = export.manifest, export.parity
+    console.print(f"{export.model}: {manifest.family}, {manifest.architecture}, {manifest.dim} wide")
+    console.print(f"reference: {parity.reference}; {parity.n_texts} texts and {parity.n_images} images")
+    for engine, figures in parity.engines.items():
+        console.print(
+            f"parity on {engine}: lowest cosine of texts {figures.text.min_cosine:.8f}, of images "
+            f"{figures.image.min_cosine:.8f} (limit {parity.limits.min_cosine})"
+        )
+
+
+def _print_searches(console: Console, searches: Sequence[Search]) -> None:
+    names = {row.flores: row.name for row in languages()}
+    for search in searches:
+        found = "   ".join(
+            f"{answer.key} {answer.score:.2f}{'✓' if answer.is_right else ''}" for answer in search.exported
+        )
+        mark = "" if search.agrees else "  [red](PyTorch answers otherwise)[/]"
+        console.print(
+            f"[dim]{names.get(search.language, search.language):<26}[/] {escape(search.text)}{mark}"
+        )
+        console.print(f"{'':<26} {found}")
+
+
+def _print_end(console: Console, page: Path, report: RetrievalReport, seconds: float) -> None:
+    stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
+    console.rule()
+    console.print(f"{seconds:.0f} s ({stages})", style="dim")
+    console.print(f"Look at it: [bold]{page}[/]", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,95 @@
+"""A report as one self-contained HTML page: no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from bench.chart import dot_columns
+from bench.metrics import KS
+from bench.report import Direction, Evaluation
+from bench.search import Search, turned_searches
+from runtime.languages import languages
+
+__all__ = ["page_from_evaluation", "write_page"]
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_THUMBNAIL_PX = 160
+_INLINE_BYTES = 8_192
+"""Images up to this size are inlined as they are; larger ones become JPEG thumbnails."""
+
+
+def write_page(path: Path, evaluation: Evaluation, searches: Sequence[Search]) -> None:
+    """Write the page; the folder must exist."""
+    path.write_text(page_from_evaluation(evaluation, searches), encoding="utf-8")
+
+
+def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> str:
+    """Render the page.
+
+    Args:
+        searches: From ``bench.search``, shown first and in this order.
+
+    Returns:
+        HTML, with styles, the script that sorts the table, and all pictures inside.
+    """
+    templates = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    templates.filters["language_name"] = _english_name
+    templates.filters["tag"] = _bcp47_tag
+    report = evaluation.report
+    rows = report.worst_first()
+    return templates.get_template("page.html.j2").render(
+        report=report,
+        rows=rows,
+        columns=dot_columns(rows),
+        searches=searches,
+        turned=turned_searches(evaluation),
+        picture=_pictures(evaluation),
+        credit=evaluation.dataset.credit,
+        directions=list(Direction),
+        ks=KS,
+    )
+
+
+def _pictures(evaluation: Evaluation) -> Callable[[int], str]:
+    @cache
+    def picture(index: int) -> str:
+        return _data_uri(evaluation.dataset.images[index].read())
+
+    return picture
+
+
+def _data_uri(data: bytes) -> str:
+    kind = (Image.open(io.BytesIO(data)).format or "").lower()
+    if len(data) > _INLINE_BYTES or kind not in ("png", "jpeg", "gif", "webp"):
+        data, kind = _thumbnail(data), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _thumbnail(data: bytes) -> bytes:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return file.getvalue()
+
+
+def _english_name(flores: str) -> str:
+    return next((row.name for row in languages() if row.flores == flores), flores)
+
+
+def _bcp47_tag(flores: str) -> str:
+    return next((row.bcp47 for row in languages() if row.flores == flores), "und")

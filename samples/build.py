@@ -1,0 +1,130 @@
+"""Build ``samples/emoji``: emoji names in 106 languages and two vendors' drawings, from published npm packages.
+
+    python -m samples.build [--npm-folder FOLDER]
+
+Deterministic for given package versions and a given Pillow and pyarrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from samples.sources import CLDR, CLDR_DERIVED, NOTO, TWEMOJI, Emoji, EmojiDatasource, Tarball, names_from_cldr
+
+ROOT = Path(__file__).resolve().parent
+LANGUAGES = ROOT.parent / "runtime" / "languages.csv"
+N_EMOJI = 1911
+N_LANGUAGES = 106
+N_LOCALES_WITH_NAMES = 160
+MIN_NAMES = 1500
+N_COLOURS = 255
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(description="Build samples/emoji from npm packages.")
+    parser.add_argument("--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it")
+    parser.add_argument("--out", type=Path, default=ROOT / "emoji")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        build(arguments.npm_folder or Path(scratch), arguments.out)
+
+
+def build(npm_folder: Path, out: Path) -> None:
+    """Write ``captions.parquet``, ``train.parquet``, ``gallery.parquet`` and ``provenance.json`` into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    train, gallery = EmojiDatasource(NOTO, npm_folder), EmojiDatasource(TWEMOJI, npm_folder)
+    emoji = train.emoji
+    if [one.text for one in emoji] != [one.text for one in gallery.emoji] or len(emoji) != N_EMOJI:
+        raise ValueError(f"The two vendors must draw the same {N_EMOJI} emoji; got {len(emoji)}, {len(gallery.emoji)}")
+    names = names_from_cldr(npm_folder)
+    captions = captions_from_names(emoji, names, selected_languages(emoji, names))
+    write(captions, out / "captions.parquet")
+    write(table_from_drawings(emoji, train.drawings(), "noto"), out / "train.parquet")
+    write(table_from_drawings(emoji, gallery.drawings(), "twemoji"), out / "gallery.parquet")
+    (out / "provenance.json").write_text(provenance(npm_folder))
+    print(f"{captions.num_rows} captions of {len(emoji)} emoji in {N_LANGUAGES} languages → {out}")
+
+
+def selected_languages(emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+    """(flores, bcp47, cldr) of the languages that name at least ``MIN_NAMES`` of the emoji, sorted by flores.
+
+    A language is one row of the runtime's language table, which names one CLDR locale a row; regional locales
+    (``pt-PT``, ``es-MX``) only override a few names of their parent and are in no row.
+    """
+    counts = {locale: sum(one.key in named for one in emoji) for locale, named in names.items()}
+    n_locales = sum(count > 0 for count in counts.values())
+    with LANGUAGES.open(encoding="utf-8", newline="") as table:
+        rows = [row for row in csv.DictReader(table) if counts.get(row["cldr"], 0) >= MIN_NAMES]
+    complete = {locale for locale, count in counts.items() if count >= MIN_NAMES}
+    if n_locales != N_LOCALES_WITH_NAMES or len(rows) != N_LANGUAGES or complete != {row["cldr"] for row in rows}:
+        raise ValueError(
+            f"Expected {N_LANGUAGES} languages out of {N_LOCALES_WITH_NAMES} locales, got {len(rows)} of {n_locales}; "
+            f"locales without a row in {LANGUAGES.name}: {sorted(complete - {row['cldr'] for row in rows})}"
+        )
+    return sorted((row["flores"], row["bcp47"], row["cldr"]) for row in rows)
+
+
+def captions_from_names(
+    emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]], languages: Sequence[tuple[str, str, str]]
+) -> pa.Table:
+    """One row for each (language, emoji) that has a name; languages by flores code, emoji in Unicode's order."""
+    rows = [
+        (one.text, flores, bcp47, names[cldr][one.key])
+        for flores, bcp47, cldr in languages
+        for one in emoji
+        if one.key in names[cldr]
+    ]
+    columns = list(zip(*rows, strict=True))
+    return pa.table(dict(zip(("emoji", "flores", "bcp47", "caption"), map(pa.array, columns), strict=True)))
+
+
+def table_from_drawings(emoji: Sequence[Emoji], drawings: Mapping[str, Image.Image], vendor: str) -> pa.Table:
+    """One row an emoji, in Unicode's order, with its drawing as PNG bytes."""
+    return pa.table(
+        {
+            "emoji": [one.text for one in emoji],
+            "code_points": [one.code_points for one in emoji],
+            "category": [one.category for one in emoji],
+            "vendor": [vendor] * len(emoji),
+            "image": pa.array([png_from_drawing(drawings[one.text]) for one in emoji], pa.binary()),
+        }
+    )
+
+
+def png_from_drawing(drawing: Image.Image) -> bytes:
+    """A palette PNG: the drawings are flat enough that 255 colours look the same and take a third less room."""
+    encoded = io.BytesIO()
+    drawing.quantize(N_COLOURS, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
+    return encoded.getvalue()
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file beside ``path`` and rename it into place."""
+    part = path.with_suffix(".part")
+    text = [name for name in table.column_names if name != "image"]
+    pq.write_table(table, part, compression="zstd", compression_level=19, use_dictionary=text)
+    part.rename(path)
+
+
+def provenance(npm_folder: Path) -> str:
+    """JSON: each input package with its version, licence and the SHA-256 of its tarball."""
+    packages = [
+        {"name": p.name, "version": p.version, "licence": p.licence, "sha256": Tarball(p, npm_folder).sha256}
+        for p in (CLDR, CLDR_DERIVED, NOTO, TWEMOJI)
+    ]
+    return json.dumps({"packages": packages}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    main()

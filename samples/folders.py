@@ -1,0 +1,112 @@
+"""Write checkpoint folders in the families' published formats, weights stored as float16."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CustomTextCLIP
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AltCLIPModel, AltCLIPProcessor, CLIPImageProcessor, PreTrainedTokenizerBase
+
+from samples.towers import CLIP_PREPROCESSING, IMAGE_SIDE, SIGLIP_DIM, SIGLIP_PREPROCESSING, MatryoshkaHeads
+
+WIDTHS = (16, 32, 64)  # all below the SigLIP sample's own 96, as the published ones are below 768
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write beside and rename: a reader meets the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write float16 safetensors beside and rename."""
+    half = {name: tensor.detach().half().contiguous().clone() for name, tensor in tensors.items()}
+    part = path.with_name(path.name + ".part")
+    save_file(half, part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+def write_open_clip_skeleton(folder: Path, tokenizer_folder: Path, text_config: Any, config: Mapping[str, Any]) -> None:
+    """Everything but the weights: tokenizer, text configuration, open_clip's configuration."""
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    write_json(text_config.to_diff_dict(), folder / "config.json")
+    write_json(config, folder / "open_clip_config.json")
+
+
+def write_open_clip_weights(model: CustomTextCLIP, folder: Path) -> None:
+    """Write an open_clip model's weights."""
+    write_tensors(model.state_dict(), folder / WEIGHTS)
+
+
+def write_matryoshka(heads: MatryoshkaHeads, folder: Path) -> None:
+    """Add the MRL heads, and the keys by which the published folders describe them.
+
+    A published folder repeats all weights in ``model.safetensors``; here they would double the folder's size.
+    """
+    path = folder / "config.json"
+    described = {
+        "clip_model_name": folder.name,
+        "mrl_resolutions": list(WIDTHS),
+        "target_resolution": SIGLIP_DIM,
+        "preprocess_cfg": SIGLIP_PREPROCESSING,
+    }
+    write_json({**json.loads(path.read_text()), **described}, path)
+    write_tensors({f"matryoshka_layer.{k}": v for k, v in heads.state_dict().items()}, folder / "model.safetensors")
+
+
+def write_altclip(model: AltCLIPModel, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, folder: Path) -> None:
+    """Write a transformers folder: half-precision weights that load as float32."""
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.to(torch.float16).save_pretrained(scratch)
+    model.to(torch.float32)
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIDE},
+        crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+        image_mean=list(CLIP_PREPROCESSING["mean"]),
+        image_std=list(CLIP_PREPROCESSING["std"]),
+    )
+    AltCLIPProcessor(processor, tokenizer).save_pretrained(scratch)
+    processor.save_pretrained(scratch)
+    (scratch / "processor_config.json").unlink(missing_ok=True)  # published folders have preprocessor_config.json
+    shutil.copytree(tokenizer_folder, scratch, dirs_exist_ok=True)
+    config = json.loads((scratch / "config.json").read_text())
+    write_json(_as_float32(config), scratch / "config.json")
+    replace_folder(scratch, folder)
+
+
+def write_adapter(model: PeftModel, base: str, folder: Path) -> None:
+    """Write a LoRA adapter as peft does, naming its base by a relative path."""
+    scratch = folder.with_name(folder.name + ".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    (scratch / "README.md").unlink(missing_ok=True)
+    path = scratch / "adapter_config.json"
+    write_json({**json.loads(path.read_text()), "base_model_name_or_path": base}, path)
+    replace_folder(scratch, folder)
+
+
+def replace_folder(scratch: Path, folder: Path) -> None:
+    """Move a folder's files over those of another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(scratch.iterdir()):
+        os.replace(path, folder / path.name)
+    scratch.rmdir()
+
+
+def _as_float32(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: "float32" if key == "dtype" else _as_float32(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }

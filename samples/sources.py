@@ -1,0 +1,155 @@
+"""The published npm packages that the sample data is made of: versions, fetching, reading.
+
+npm package → tarball → names of emoji, drawings of emoji.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+VARIATION_SELECTOR = "\ufe0f"  # "draw as an emoji": packages disagree on whether to write it
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One npm package at one version."""
+
+    name: str
+    version: str
+    licence: str
+
+    @property
+    def tarball(self) -> str:
+        """File name that ``npm pack`` gives the package."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+
+CLDR = Package("cldr-annotations-full", "48.2.0", "Unicode-3.0")
+CLDR_DERIVED = Package("cldr-annotations-derived-full", "48.2.0", "Unicode-3.0")
+NOTO = Package("emoji-datasource-google", "16.0.0", "OFL-1.1 / Apache-2.0 (drawings), MIT (package)")
+TWEMOJI = Package("emoji-datasource-twitter", "16.0.0", "CC-BY-4.0 (drawings), MIT (package)")
+
+
+class Tarball:
+    """An npm tarball, read without unpacking it to disk."""
+
+    def __init__(self, package: Package, folder: Path) -> None:
+        self.package = package
+        self.path = folder / package.tarball
+        if not self.path.exists():
+            fetch(package, folder)
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the tarball."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def files(self, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
+        """Files whose path inside the package matches ``pattern`` in full, in archive order."""
+        with tarfile.open(self.path) as archive:
+            for member in archive:
+                match = re.fullmatch(pattern, member.name.split("/", 1)[-1])
+                stream = archive.extractfile(member) if match else None
+                if match and stream:
+                    yield match, stream.read()
+
+    def json(self, path: str) -> Any:
+        """One JSON file of the package."""
+        for _, content in self.files(re.escape(path)):
+            return json.loads(content)
+        raise FileNotFoundError(f"{self.package.tarball} holds no {path!r}; is the pinned version right?")
+
+
+def fetch(package: Package, folder: Path) -> None:
+    """Download a package's tarball into ``folder`` with the npm client."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = f"{package.name}@{package.version}"
+    subprocess.run(["npm", "pack", "--silent", wanted], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Emoji:
+    """One emoji without skin-tone variants.
+
+    Attributes:
+        text: The fully qualified characters.
+        code_points: Hexadecimal code points joined by ``-``, as in ``1f600``.
+        category: Unicode's group, for example ``Food & Drink``.
+        image: File name of the drawing inside the package.
+        short_names: Names as typed between colons, for example ``grinning``.
+    """
+
+    text: str
+    code_points: str
+    category: str
+    image: str
+    short_names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The characters without variation selectors: the same for every package."""
+        return self.text.replace(VARIATION_SELECTOR, "")
+
+
+class EmojiDatasource:
+    """An ``emoji-datasource-*`` package: the list of emoji, and one vendor's 64-px drawings."""
+
+    def __init__(self, package: Package, folder: Path) -> None:
+        self.tarball = Tarball(package, folder)
+        self.vendor = package.name.rsplit("-", 1)[-1]
+
+    @cached_property
+    def emoji(self) -> list[Emoji]:
+        """Every emoji that the vendor draws, in Unicode's order."""
+        entries = sorted(self.tarball.json("emoji.json"), key=lambda entry: entry["sort_order"])
+        drawn = [entry for entry in entries if entry[f"has_img_{self.vendor}"]]
+        return [_emoji_from_entry(entry) for entry in drawn]
+
+    def drawings(self) -> dict[str, Image.Image]:
+        """``Emoji.text`` → RGB drawing on white, 64 × 64."""
+        wanted = {emoji.image: emoji.text for emoji in self.emoji}
+        files = self.tarball.files(rf"img/{self.vendor}/64/([^/]+\.png)")
+        return {wanted[match[1]]: on_white(content) for match, content in files if match[1] in wanted}
+
+
+def _emoji_from_entry(entry: Mapping[str, Any]) -> Emoji:
+    code_points = entry["unified"].lower()
+    text = "".join(chr(int(point, 16)) for point in code_points.split("-"))
+    return Emoji(text, code_points, entry["category"], entry["image"], tuple(entry["short_names"]))
+
+
+def on_white(encoded: bytes) -> Image.Image:
+    """Decode an image and lay it on white.
+
+    CLIP's preprocessing does ``convert("RGB")``, which drops alpha and shows whatever colour lies beneath it, so
+    transparency must be gone before a drawing is stored.
+    """
+    image = Image.open(io.BytesIO(encoded)).convert("RGBA")
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def names_from_cldr(folder: Path) -> dict[str, dict[str, str]]:
+    """CLDR locale → ``Emoji.key`` → the emoji's name (CLDR's text-to-speech name)."""
+    names: dict[str, dict[str, str]] = {}
+    for package, part in ((CLDR, "annotations"), (CLDR_DERIVED, "annotationsDerived")):
+        for match, content in Tarball(package, folder).files(rf"{part}/([\w-]+)/annotations\.json"):
+            entries = json.loads(content)[part].get("annotations", {})
+            locale = names.setdefault(match[1], {})
+            for text, entry in entries.items():
+                if entry.get("tts"):
+                    locale[text.replace(VARIATION_SELECTOR, "")] = entry["tts"][0]
+    return names
