@@ -12,6 +12,7 @@ __all__ = ["DotColumn", "DotRow", "dot_columns"]
 ROW_HEIGHT_PX = 18
 _HEAD_PX = 26
 _FOOT_PX = 12
+_LABEL_CHARACTERS = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,16 @@ def dot_columns(
     return tuple(_column(figures[start : start + per_column], direction) for start in starts)
 
 
+def _label(name: str) -> str:
+    """An English name of a language, short enough to stand beside its line."""
+    short = name.replace(" characters)", ")").replace(" script)", ")")
+    return short if len(short) <= _LABEL_CHARACTERS else f"{short[: _LABEL_CHARACTERS - 1].rstrip()}…"
+
+
 def _column(figures: Sequence[LanguageFigures], direction: Direction) -> DotColumn:
     rows = tuple(
         DotRow(
-            label=entry.name,
+            label=_label(entry.name),
             code=entry.code,
             y=_HEAD_PX + (place + 0.5) * ROW_HEIGHT_PX,
             reference={k: 100 * value for k, value in entry.comparison(direction).reference.at.items()},

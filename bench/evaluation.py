@@ -48,11 +48,17 @@ __all__ = ["Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to run. ``language_map`` is what the set was read with; it goes into the report."""
+    """How to run.
+
+    Attributes:
+        threads: Of PyTorch and of the engine; ``None`` leaves both their defaults. The sample towers are so
+            small that a second thread slows them down.
+        language_map: What the set was read with; it goes into the report.
+    """
 
     engine: Engine = Engine.ONNXRUNTIME
     precision: Precision = Precision.FP32
-    threads: int | None = None
+    threads: int | None = 1
     protocol: Protocol = Protocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
 

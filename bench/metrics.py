@@ -48,6 +48,8 @@ KS = (1, 5, 10)
 _BLOCK_SCORES = 1 << 23
 """Scores held at once (float32: 32 MiB)."""
 
+_GROUPS = 128
+
 
 class Protocol(str, Enum):
     """What a query with several answers counts."""
@@ -232,16 +234,22 @@ def _score_blocks(queries: Float, items: Float) -> Iterator[tuple[int, Float]]:
 
 
 def _top_of_block(scores: Float, k: int) -> Int:
-    n_items = scores.shape[1]
-    boundary = np.partition(scores, n_items - k, axis=1)[:, n_items - k, None]
-    kept = scores >= boundary
-    for row in np.flatnonzero(kept.sum(axis=1) > k):
-        tied = np.flatnonzero(scores[row] == boundary[row])
-        n_surplus = int(kept[row].sum()) - k
-        kept[row, tied[len(tied) - n_surplus :]] = False
-    candidates = np.nonzero(kept)[1].reshape(len(scores), k)
-    order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(candidates, order, axis=1)
+    rows, items = np.nonzero(scores >= _kth_score_floor(scores, k)[:, None])
+    order = np.lexsort((items, -scores[rows, items], rows))
+    rank = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(scores)))[rows]
+    return items[order[rank < k]].reshape(len(scores), k)
+
+
+def _kth_score_floor(scores: Float, k: int) -> Float:
+    """A lower bound (rows,) of each row's k-th score: the k-th of the maxima of disjoint groups of items.
+
+    With many more groups than k few other scores pass it, at a fraction of the cost of a partition of all.
+    """
+    n_rows, n_items = scores.shape
+    n_groups = min(max(_GROUPS, 4 * k), n_items)
+    width = n_items // n_groups
+    maxima = scores[:, : n_groups * width].reshape(n_rows, width, n_groups).max(axis=1)
+    return np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k]
 
 
 def _check_range(what: str, values: Int, stop: int) -> None:

@@ -83,7 +83,9 @@ def retrieval(
     missing_images: Annotated[MissingImages, typer.Option()] = MissingImages.REFUSE,
     engine: Annotated[Engine, typer.Option(envvar="BABELTOWER_ENGINE")] = Engine.ONNXRUNTIME,
     precision: Annotated[Precision, typer.Option(envvar="BABELTOWER_PRECISION")] = Precision.FP32,
-    threads: Annotated[int | None, typer.Option(min=1, envvar="BABELTOWER_THREADS")] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Full-size towers want every core.")
+    ] = 1,
     language_map: Annotated[
         LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the right one.")
     ] = LanguageMap.RIGHT,

@@ -13,7 +13,7 @@ from bench.report import Evaluation, TurnedHit
 from bench.vectors import Vectors
 from runtime.errors import DatasetError
 
-__all__ = ["Answer", "Search", "named_searches", "sample_searches", "turned_searches"]
+__all__ = ["Answer", "Search", "TurnedSearch", "named_searches", "sample_searches", "turned_searches"]
 
 N_ANSWERS = 5
 _N_SAMPLES = 12
@@ -43,6 +43,17 @@ class Search:
     def agrees(self) -> bool:
         """Whether both found the same pictures in the same order."""
         return [a.image for a in self.exported] == [a.image for a in self.reference]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedSearch:
+    """A search that only one of the two answers within k; ranks of the right image count from 1."""
+
+    search: Search
+    hit: TurnedHit
+    image: int
+    reference_rank: int
+    exported_rank: int
 
 
 def named_searches(evaluation: Evaluation, wanted: Iterable[tuple[str, str]]) -> tuple[Search, ...]:
@@ -77,15 +88,30 @@ def sample_searches(evaluation: Evaluation) -> tuple[Search, ...]:
     )
 
 
-def turned_searches(evaluation: Evaluation, n: int = 6) -> tuple[Search, ...]:
+def turned_searches(evaluation: Evaluation, n: int = 6) -> tuple[TurnedSearch, ...]:
     """Text→image searches whose hit turned between PyTorch and the exported model, by falling margin."""
     by_code = {captions.code: captions for captions in evaluation.dataset.captions}
-    turned: list[tuple[str, TurnedHit]] = [
-        (figures.code, hit) for figures in evaluation.report.languages for hit in figures.text_to_image.turned
+    turned = [
+        (by_code[figures.code], hit)
+        for figures in evaluation.report.languages
+        for hit in figures.text_to_image.turned
     ]
     turned.sort(key=lambda pair: -pair[1].margin)
-    queries = list(dict.fromkeys((code, hit.query) for code, hit in turned))[:n]
-    return tuple(_search(evaluation, by_code[code], query) for code, query in queries)
+    return tuple(_turned_search(evaluation, captions, hit) for captions, hit in turned[:n])
+
+
+def _turned_search(evaluation: Evaluation, captions: Captions, hit: TurnedHit) -> TurnedSearch:
+    image = captions.image_of[hit.query]
+    reference, exported = (
+        _rank(vectors, captions, hit.query, image) for vectors in (evaluation.reference, evaluation.exported)
+    )
+    return TurnedSearch(_search(evaluation, captions, hit.query), hit, image, reference, exported)
+
+
+def _rank(vectors: Vectors, captions: Captions, caption: int, image: int) -> int:
+    query = vectors.texts[vectors.index.rows[captions.code][caption]]
+    ranked = top_items(query[None], vectors.images, len(vectors.images))[0]
+    return int(np.flatnonzero(ranked == image)[0]) + 1
 
 
 def _search(evaluation: Evaluation, captions: Captions, caption: int) -> Search:

@@ -53,8 +53,8 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
     )
     console.print(
         f"recall: protocol {report.protocol.value!r}; language map {report.language_map.value!r}; PyTorch "
-        f"padded {report.reference_padding}. Recalls are PyTorch's; the exported model's difference, where there "
-        "is any, stands behind."
+        f"padded {report.reference_padding}. Recalls are PyTorch's, in percent; where the exported model's "
+        "differs, the difference stands behind."
     )
     for note in report.notes:
         console.print(note, style="dim")

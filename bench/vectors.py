@@ -33,7 +33,7 @@ REFERENCE_PADDING = "to the longest text of a batch"
 """For the record; see the module's docstring."""
 
 _WINDOW = 2_048
-_BATCH_TOKENS = 4_096
+_BATCH_TOKENS = 1_024
 _BATCH_IMAGES = 32
 
 

@@ -32,6 +32,7 @@ from runtime.manifest import (
     Variant,
     manifest_path,
     record_of_file,
+    require_name,
     tower_folder_name,
 )
 
@@ -235,7 +236,9 @@ def _require_free(repository: Path, name: str, precision: Precision, *, replace:
 
     Raises:
         ExportError: it holds that precision, and may not be replaced.
+        ManifestError: the name cannot be a model's.
     """
+    require_name(name)
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file; a repository is a folder.")
     if not manifest_path(repository / name).is_file():
@@ -255,7 +258,7 @@ def _require_free(repository: Path, name: str, precision: Precision, *, replace:
 
 @contextlib.contextmanager
 def _staging(repository: Path) -> Iterator[Path]:
-    """A folder on the repository's disk, beside it where possible: inside, Triton would take it for a model."""
+    """A folder on the repository's disk, beside it where possible: Triton takes all inside for models."""
     made_here = not repository.exists()
     try:
         repository.mkdir(parents=True, exist_ok=True)

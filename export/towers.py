@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
 
 __all__ = ["ImageTower", "MrlHeads", "Reference", "TextTower", "Towers", "output_name"]
@@ -130,6 +131,15 @@ class Towers:
     reference: Reference
     fingerprint: str
     source: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        n_positions = int(self.text.encoder.get_buffer("positions").shape[0])
+        longest = n_positions - self.text_preprocessing.pad_id - 1
+        if self.text_preprocessing.context_length > longest:
+            raise CheckpointError(
+                f"A context length of {self.text_preprocessing.context_length} tokens is asked for; "
+                f"this text tower has positions for {longest}."
+            )
 
     @property
     def mrl_dims(self) -> tuple[int, ...]:

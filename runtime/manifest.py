@@ -40,6 +40,7 @@ __all__ = [
     "Variant",
     "manifest_path",
     "record_of_file",
+    "require_name",
     "sha256_of_file",
     "tower_folder_name",
     "triple",
@@ -197,10 +198,7 @@ class Manifest:
                 f"Manifest of {self.name!r} has format {self.format!r}; this babeltower reads {FORMAT!r}. "
                 "Export the checkpoint again, or install the version that wrote it."
             )
-        if not _NAME.fullmatch(self.name):
-            raise ManifestError(
-                f"{self.name!r} cannot name a model: use letters, digits, '.', '_' and '-', not '-' first."
-            )
+        require_name(self.name)
 
     def variant(self, precision: Precision) -> Variant:
         """The variant of a precision.
@@ -272,6 +270,18 @@ class Manifest:
         variant = self.variant(precision)
         for record in (*variant.text.files, *variant.image.files):
             _verify_file(Path(repository), record)
+
+
+def require_name(name: str) -> None:
+    """Let a model's name pass or not: it becomes part of folder names and of Triton model names.
+
+    Raises:
+        ManifestError: it has a character that those cannot have.
+    """
+    if not _NAME.fullmatch(name):
+        raise ManifestError(
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', a letter or digit first."
+        )
 
 
 def manifest_path(model: str | os.PathLike[str]) -> Path:

@@ -101,7 +101,12 @@ def test_the_language_token_is_used_and_belongs_to_each_text(name: str, exported
     assert float(mixed[3] @ alone) < 0.999
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_samples_share_two_tokenizers_with_those_compared_below() -> None:
+    assert towers("nllb-siglip-mrl").tokenizer_json == towers("nllb-clip").tokenizer_json
+    assert towers("capivara-lora").tokenizer_json == towers("capivara").tokenizer_json
+
+
+@pytest.mark.parametrize("name", ["nllb-clip", "capivara", "altclip"])
 def test_token_ids_equal_the_reference_on_all_captions(name: str, exported: Exported) -> None:
     from runtime.text import Tokenizer, texts_with_languages
     from samples import dataset

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from export.families.family import Family, LoadOptions
@@ -41,7 +42,7 @@ def claims(path: Path) -> bool:
         text = config_from_file(path / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
         name = text.get("hf_model_name")
         return bool(name) and text_config_of(path, str(name)).get("model_type") == "xlm-roberta"
-    return not (path / "config.json").is_file() and bool(_bare_weights(path))
+    return not (path / "config.json").is_file() and bool(_weights(path))
 
 
 def load(path: Path, options: LoadOptions) -> Towers:
@@ -63,17 +64,12 @@ def load(path: Path, options: LoadOptions) -> Towers:
 
 
 def _checkpoint(path: Path) -> OpenClipCheckpoint:
-    if (path / "open_clip_config.json").is_file():
-        return checkpoint_from_folder(path)
-    weights = _bare_weights(path)
-    if weights is None:
-        find_weights(path)  # explains what is missing
-        raise CheckpointError(f"{path} holds no CAPIVARA weights.")
+    weights = _weights(path) or find_weights(path)
     return checkpoint_from_folder(weights.parent, architecture=ARCHITECTURE, weights=weights)
 
 
-def _bare_weights(path: Path) -> Path | None:
-    """Weights that stand without an ``open_clip_config.json``: the project's own files."""
+def _weights(path: Path) -> Path | None:
+    """An open_clip weight file, else the project's own Lightning checkpoint."""
     if path.suffix == ".ckpt":
         return path
     named = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
@@ -113,7 +109,7 @@ def _with_adapter(text: nn.Module, path: Path) -> Any:
 
     try:
         return peft.PeftModel.from_pretrained(text, str(path)).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"The adapter in {path} does not fit its base: {str(error).strip().splitlines()[0]}. "
             "Pass the base it was trained on with --base FOLDER, or copy the adapter again."

@@ -1,0 +1,300 @@
+"""From two embeddings of a small set to figures, verdict, record, table, searches and page; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bench.comparison import compare_language, compare_retrieval
+from bench.environment import environment
+from bench.language_maps import LanguageMap
+from bench.layouts import Captions, ImageBytes, RetrievalSet
+from bench.metrics import Protocol, Relevance, agreement
+from bench.page import page_from_evaluation, write_page
+from bench.report import SCHEMA, Direction, Evaluation, Limits, ModelFacts, RetrievalReport
+from bench.search import named_searches, sample_searches, turned_searches
+from bench.tables import Order, print_report, progress_bars
+from bench.vectors import TextIndex, Vectors
+from runtime.backends import Engine
+from runtime.errors import DatasetError
+from runtime.manifest import Precision
+
+N_IMAGES = 24
+
+
+def unit(rows):
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def png(index: int, side: int = 8) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (index * 9 % 256, 90, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
+def small_set() -> RetrievalSet:
+    images = tuple(ImageBytes(f"picture {i}", png(i)) for i in range(N_IMAGES))
+    captions = (
+        Captions("en", "eng_Latn", tuple(f"<name> & {i}" for i in range(N_IMAGES)), tuple(range(N_IMAGES))),
+        Captions("ar", "arb_Arab", tuple(f"اسم {i % 20}" for i in range(N_IMAGES)), tuple(range(N_IMAGES))),
+        Captions("zhm", "zho_Hans", ("名字一", "名字二"), (3, 3)),
+    )
+    return RetrievalSet("small", images, captions, ("A note.",), "Whose pictures these are.")
+
+
+def evaluation(noise: float = 0.0, *, limits: Limits | None = None) -> Evaluation:
+    """``noise`` is added to the exported texts."""
+    rng = np.random.default_rng(3)
+    dataset = small_set()
+    index = TextIndex.of(dataset, with_language=True)
+    images = unit(rng.standard_normal((N_IMAGES, 16)))
+    texts = np.empty((len(index.texts), 16), dtype=np.float32)
+    for entry in dataset.captions:
+        texts[index.rows[entry.code]] = images[list(entry.image_of)]
+    texts = unit(texts + 0.3 * rng.standard_normal(texts.shape))
+    reference = Vectors(images, texts, index)
+    exported = Vectors(images, unit(texts + noise * rng.standard_normal(texts.shape)), index)
+    return Evaluation(dataset, reference, exported, report_of(dataset, reference, exported, limits))
+
+
+def report_of(dataset, reference, exported, limits) -> RetrievalReport:
+    figures = tuple(
+        compare_language(dataset, entry, reference, exported, Protocol.ANY) for entry in dataset.captions
+    )
+    return RetrievalReport(
+        model=ModelFacts(
+            name="tiny",
+            family="nllb-clip",
+            architecture="tiny",
+            licence="cc-by-nc-4.0",
+            dim=16,
+            fingerprint="f" * 64,
+            checkpoint="tiny",
+            engine=Engine.ONNXRUNTIME,
+            precision=Precision.FP32,
+            threads=1,
+        ),
+        dataset=dataset.name,
+        notes=dataset.notes,
+        language_map=LanguageMap.PAPER,
+        protocol=Protocol.ANY,
+        reference_padding="to the longest text of a batch",
+        n_images=len(dataset.images),
+        n_texts=len(reference.texts),
+        unspoken=("tlh",),
+        languages=figures,
+        images=agreement(reference.images, exported.images),
+        limits=limits or Limits(min_cosine=0.999999, max_recall_drop=0.0, tie_margin=2e-6),
+        seconds={"exported": 1.0},
+        environment=environment(),
+        created="2024-01-01T00:00:00+00:00",
+    )
+
+
+def printed(report: RetrievalReport, width: int, order: Order = Order.WORST) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    print_report(console, report, order)
+    return console.file.getvalue()
+
+
+def test_identical_texts_of_a_language_are_embedded_once():
+    dataset = small_set()
+    with_language = TextIndex.of(dataset, with_language=True)
+    assert len(with_language.texts) == N_IMAGES + 20 + 2
+    assert set(with_language.languages) == {"eng_Latn", "arb_Arab", "zho_Hans"}
+    assert set(TextIndex.of(dataset, with_language=False).languages) == {None}
+    for entry in dataset.captions:
+        assert tuple(with_language.texts[i] for i in with_language.rows[entry.code]) == entry.texts
+
+
+def test_a_text_without_language_is_shared_between_languages():
+    images = (ImageBytes("a", b""),)
+    captions = (Captions("en", "eng_Latn", ("taxi",), (0,)), Captions("de", "deu_Latn", ("taxi",), (0,)))
+    dataset = RetrievalSet("shared", images, captions)
+    assert TextIndex.of(dataset, with_language=False).texts == ("taxi",)
+    assert TextIndex.of(dataset, with_language=True).texts == ("taxi", "taxi")
+
+
+def test_equal_embeddings_pass():
+    report = evaluation().report
+    assert report.passed
+    assert report.failures == ()
+    assert report.n_turned == 0
+    assert report.min_cosine == pytest.approx(1.0)
+    assert report.n_decisions == 3 * (24 + 24 + 24 + 24 + 2 + 1)
+    first, second = report.mean_recall_at(Direction.TEXT_TO_IMAGE, 1)
+    assert first == second
+
+
+def test_images_without_caption_are_candidates_but_no_queries():
+    figures = next(f for f in evaluation().report.languages if f.code == "zhm")
+    assert figures.text_to_image.reference.n_queries == 2
+    assert figures.image_to_text.reference.n_queries == 1
+
+
+def test_noise_fails_and_the_failures_say_where():
+    report = evaluation(noise=0.5).report
+    assert not report.passed
+    assert report.n_turned > 0
+    assert any(
+        re.match(r"texts in en: cosine 0\.\d+ at row \d+; the limit is 0.999999", f) for f in report.failures
+    )
+    assert any("en, text_to_image: R@1" in f and "the limit is equal recall" in f for f in report.failures)
+
+
+def test_noise_within_looser_limits_passes():
+    assert evaluation(noise=0.02, limits=Limits(0.9, 0.2, 2e-6)).report.passed
+
+
+@pytest.mark.parametrize(("gap", "passes"), [(1e-7, True), (1e-3, False)])
+def test_a_turn_is_forgiven_only_where_pytorch_itself_is_undecided(gap, passes):
+    items = np.array([[1, 0], [1 - gap, 0]], dtype=np.float32)
+    swapped = items[::-1].copy()
+    query = np.array([[1, 0]], dtype=np.float32)
+    relevance = Relevance(np.array([0]), np.array([0]), 1, 2)
+    comparison = compare_retrieval((query, query), (items, swapped), relevance, Protocol.ANY)
+    assert comparison.drop(1) == 1.0
+    assert [hit.k for hit in comparison.turned] == [1]
+    assert comparison.turned[0].reference_hits
+    assert (comparison.drop_beyond_ties(1, 2e-6) == 0.0) is passes
+
+
+def test_rows_come_worst_first():
+    recalls = [f.text_to_image.exported.at[1] for f in evaluation(noise=0.5).report.worst_first()]
+    assert recalls == sorted(recalls)
+
+
+def test_the_record_is_json_with_every_field():
+    report = evaluation(noise=0.5).report
+    record = json.loads(report.to_json())
+    names = {field.name for field in dataclasses.fields(report)}
+    assert set(record) == {*names, "verdict"}
+    assert record["schema"] == SCHEMA
+    assert record["verdict"] == {"passed": False, "failures": list(report.failures)}
+    assert record["model"]["fingerprint"] == "f" * 64
+    assert (record["language_map"], record["protocol"]) == ("paper", "any")
+    assert {"cpu", "n_cores", "versions", "commit", "python", "system"} == set(record["environment"])
+    english = record["languages"][0]
+    assert set(english["text_to_image"]["reference"]["at"]) == {"1", "5", "10"}
+    assert english["texts"]["cosine_min"] == report.languages[0].texts.cosine_min
+
+
+def test_the_environment_names_processor_and_versions():
+    found = environment()
+    assert found.cpu
+    assert found.n_cores >= 1
+    assert "numpy" in found.versions
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_has_all_languages_and_fits(width):
+    report = evaluation(noise=0.5).report
+    text = printed(report, width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in ("en ", "ar ", "zhm ", "mean of 3", "FAIL", "language map 'paper'", "A note.", "tlh"):
+        assert part in text
+
+
+def test_the_table_can_be_ordered_by_code():
+    lines = printed(evaluation(noise=0.5).report, 160, Order.CODE).splitlines()
+    codes = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("en", "ar", "zhm")]
+    assert codes == ["en", "ar", "zhm"]
+
+
+def test_progress_takes_stages_as_they_come():
+    console = Console(file=io.StringIO())
+    with progress_bars(console) as progress:
+        progress("texts", 0, 3)
+        progress("texts", 3, 3)
+        progress("images", 1, 2)
+    assert "texts" in console.file.getvalue()
+
+
+def test_searches_mark_the_right_picture():
+    done = evaluation()
+    (search,) = named_searches(done, [("en", "picture 7"), ("tlh", "picture 7")])
+    assert search.text == "<name> & 7"
+    assert search.language == "eng_Latn"
+    assert [answer.key for answer in search.exported if answer.is_right] == ["picture 7"]
+    assert [answer.score for answer in search.exported] == sorted(
+        (answer.score for answer in search.exported), reverse=True
+    )
+    assert search.agrees
+
+
+def test_a_name_that_two_pictures_share_has_two_right_answers():
+    done = evaluation()
+    (search,) = named_searches(done, [("ar", "picture 21")])
+    assert {answer.image for answer in search.exported if answer.is_right} <= {1, 21}
+
+
+def test_a_picture_without_caption_cannot_be_asked_for():
+    with pytest.raises(DatasetError, match="no caption of 'picture 7' in zhm"):
+        named_searches(evaluation(), [("zhm", "picture 7")])
+
+
+def test_sample_searches_cover_the_languages():
+    assert {search.code for search in sample_searches(evaluation())} == {"en", "ar", "zhm"}
+
+
+def test_turned_searches_give_both_ranks():
+    for entry in turned_searches(evaluation(noise=0.5)):
+        within = (entry.reference_rank <= entry.hit.k, entry.exported_rank <= entry.hit.k)
+        assert within == (entry.hit.reference_hits, not entry.hit.reference_hits)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_page_is_self_contained(noise):
+    done = evaluation(noise)
+    page = page_from_evaluation(done, sample_searches(done))
+    assert not re.search(r"""(?:src|href|url|@import|action)\s*[=(]\s*["']?(?:https?:)?//""", page)
+    assert set(re.findall(r'src="(\w+):', page)) == {"data"}
+    assert "<link" not in page
+    assert page.count("<script>") == 1
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "<b>Pass</b>"), (0.5, "<b>Fail</b>")])
+def test_the_page_says_the_verdict_and_every_language(noise, verdict):
+    done = evaluation(noise)
+    page = page_from_evaluation(done, sample_searches(done))
+    assert verdict in page
+    assert len(re.findall(r'<th scope="row" data-v=', page)) == 3
+    assert page.count('<circle class="dot k1"') == 3 + 1  # and the legend's
+    for part in ("Chinese (simplified characters)", "zhm", "Whose pictures these are.", "f" * 64, "tlh"):
+        assert part in page
+    assert ("number" in page) is (noise > 0)
+
+
+def test_the_page_escapes_texts():
+    done = evaluation()
+    page = page_from_evaluation(done, named_searches(done, [("en", "picture 7")]))
+    assert "&lt;name&gt; &amp; 7" in page
+    assert "<name>" not in page
+
+
+def test_large_pictures_become_thumbnails():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    done = evaluation()
+    images = (*done.dataset.images[:7], ImageBytes("picture 7", file.getvalue()), *done.dataset.images[8:])
+    done = dataclasses.replace(done, dataset=dataclasses.replace(done.dataset, images=images))
+    page = page_from_evaluation(done, named_searches(done, [("en", "picture 7")]))
+    assert "data:image/jpeg;base64," in page
+    assert len(page) < 120_000
+
+
+def test_the_page_is_written(tmp_path):
+    done = evaluation()
+    write_page(tmp_path / "index.html", done, ())
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "Ask in any of them" not in text
