@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bench.language_maps import english_name
 from bench.layouts import Captions, RetrievalSet
 from bench.metrics import (
     KS,
@@ -20,7 +21,6 @@ from bench.metrics import (
 )
 from bench.report import Comparison, LanguageFigures, TurnedHit
 from bench.vectors import Vectors
-from runtime.languages import languages
 
 __all__ = ["compare_language", "compare_retrieval"]
 
@@ -39,7 +39,7 @@ def compare_language(
     return LanguageFigures(
         code=captions.code,
         language=captions.language,
-        name=_english_name(captions.language),
+        name=english_name(captions.language),
         n_captions=len(captions.texts),
         text_to_image=compare_retrieval(texts, images, relevance, protocol),
         image_to_text=compare_retrieval(images, texts, relevance.reversed(), protocol),
@@ -79,7 +79,3 @@ def _turned(
             for row, margin in zip(rows, margins, strict=True)
         ]
     return tuple(found)
-
-
-def _english_name(flores: str) -> str:
-    return next((row.name for row in languages() if row.flores == flores), flores)

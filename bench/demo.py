@@ -17,7 +17,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from bench.commands import ErrorReportingCommand
 from bench.evaluation import Settings, evaluate_towers
+from bench.language_maps import english_name
 from bench.layouts import read
 from bench.page import write_page
 from bench.report import RetrievalReport
@@ -25,8 +27,6 @@ from bench.search import Search, named_searches
 from bench.tables import Order, print_report, progress_bars
 from export.checkpoint import towers_from_checkpoint
 from export.repository import Export, repository_from_towers
-from runtime.cli import ErrorReportingGroup
-from runtime.languages import languages
 
 __all__ = ["SEARCHES", "app"]
 
@@ -46,10 +46,10 @@ SEARCHES: Sequence[tuple[str, str]] = (
 )
 """A language, and the emoji whose name in it is asked for."""
 
-app = typer.Typer(cls=ErrorReportingGroup, add_completion=False)
+app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(cls=ErrorReportingCommand)
 def demo(
     checkpoint: Annotated[Path, typer.Option(help="A sample checkpoint, or your own.")] = Path(
         "samples/checkpoints/nllb-clip"
@@ -62,7 +62,7 @@ def demo(
     started = time.perf_counter()
     name = checkpoint.resolve().name
     settings = Settings(threads=threads)
-    console.rule(f"1  Export {name}")
+    console.rule(f"1  Export {escape(name)}")
     with console.status("reading the checkpoint, writing and checking both graphs"):
         towers = towers_from_checkpoint(checkpoint)
         export = repository_from_towers(towers, out / "repository", name=name, replace=True)
@@ -84,7 +84,9 @@ def demo(
 
 def _print_export(console: Console, export: Export) -> None:
     manifest, parity = export.manifest, export.parity
-    console.print(f"{export.model}: {manifest.family}, {manifest.architecture}, {manifest.dim} wide")
+    console.print(
+        f"{export.model}: {manifest.family}, {manifest.architecture}, {manifest.dim} wide", markup=False
+    )
     console.print(f"reference: {parity.reference}; {parity.n_texts} texts and {parity.n_images} images")
     for engine, figures in parity.engines.items():
         console.print(
@@ -94,15 +96,12 @@ def _print_export(console: Console, export: Export) -> None:
 
 
 def _print_searches(console: Console, searches: Sequence[Search]) -> None:
-    names = {row.flores: row.name for row in languages()}
     for search in searches:
         found = "   ".join(
             f"{answer.key} {answer.score:.2f}{'✓' if answer.is_right else ''}" for answer in search.exported
         )
         mark = "" if search.agrees else "  [red](PyTorch answers otherwise)[/]"
-        console.print(
-            f"[dim]{names.get(search.language, search.language):<26}[/] {escape(search.text)}{mark}"
-        )
+        console.print(f"[dim]{english_name(search.language):<26}[/] {escape(search.text)}{mark}")
         console.print(f"{'':<26} {found}")
 
 
@@ -110,7 +109,7 @@ def _print_end(console: Console, page: Path, report: RetrievalReport, seconds: f
     stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in report.seconds.items())
     console.rule()
     console.print(f"{seconds:.0f} s ({stages})", style="dim")
-    console.print(f"Look at it: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"Look at it: {page}", style="bold", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

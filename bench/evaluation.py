@@ -40,7 +40,7 @@ from export.repository import repository_from_towers
 from export.towers import Towers
 from runtime.backends import Engine
 from runtime.encoder import Encoder
-from runtime.errors import ManifestError
+from runtime.errors import InputError, ManifestError
 from runtime.manifest import Manifest, Precision, manifest_path
 
 __all__ = ["Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
@@ -53,6 +53,7 @@ class Settings:
     Attributes:
         threads: Of PyTorch and of the engine; ``None`` leaves both their defaults. The sample towers are so
             small that a second thread slows them down.
+        dim: Width of the vectors, one of the model's MRL heads; the full width by default.
         language_map: What the set was read with; it goes into the report.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     threads: int | None = 1
     protocol: Protocol = Protocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
+    dim: int | None = None
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -110,6 +112,7 @@ def evaluate_towers(
     """The same, with towers that were read before."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    dim = _dim(towers, settings)
     dataset, unspoken = spoken_part(dataset, towers)
     index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
     seconds: dict[str, float] = {}
@@ -119,10 +122,12 @@ def evaluate_towers(
         _require_same_space(encoder.manifest, towers, model)
         facts = _facts(encoder.manifest, checkpoint, settings)
         with _timed(seconds, "exported"):
-            exported = exported_vectors(encoder, dataset, index, progress=progress)
+            exported = exported_vectors(encoder, dataset, index, dim=dim, progress=progress)
     pad_id = towers.text_preprocessing.pad_id
     with _timed(seconds, "pytorch"):
-        reference = reference_vectors(towers.reference, dataset, index, pad_id=pad_id, progress=progress)
+        reference = reference_vectors(
+            towers.reference, dataset, index, dim=dim, pad_id=pad_id, progress=progress
+        )
     with _timed(seconds, "retrieval"):
         figures = tuple(_figures(dataset, reference, exported, settings.protocol, progress))
     report = RetrievalReport(
@@ -155,6 +160,13 @@ def _figures(
     progress("languages", n, n)
 
 
+def _dim(towers: Towers, settings: Settings) -> int:
+    dim = settings.dim or towers.dim
+    if dim not in towers.dims:
+        raise InputError(f"The towers have no vectors of width {dim}; they have {sorted(towers.dims)}.")
+    return dim
+
+
 def _holds(model: Path, towers: Towers, precision: Precision) -> bool:
     if not manifest_path(model).is_file():
         return False
@@ -181,7 +193,7 @@ def _facts(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> Mo
         family=manifest.family,
         architecture=manifest.architecture,
         licence=manifest.licence,
-        dim=manifest.dim,
+        dim=settings.dim or manifest.dim,
         fingerprint=manifest.fingerprint,
         checkpoint=Path(checkpoint).resolve().name if is_local else str(checkpoint),
         engine=settings.engine,

@@ -95,8 +95,8 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
 
 
 def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
-    from export.repository import repository_from_towers
     from export.checkpoint import towers_from_checkpoint
+    from export.repository import repository_from_towers
 
     towers = towers_from_checkpoint(checkpoint)
     counts = {
@@ -203,8 +203,8 @@ def _child(sender: Any, task: Callable[..., Any], arguments: tuple[Any, ...]) ->
 def main(
     variants: Annotated[list[str] | None, typer.Argument(help="Published names; all by default.")] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for checkpoints, up to 15 GB; emptied as it goes.")
-    ] = Path(tempfile.gettempdir()),
+        Path | None, typer.Option(help="Folder for checkpoints, up to 15 GB; emptied as it goes.")
+    ] = None,
     record: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
 ) -> None:
     """Export published variants at true size with random weights, and report parity, sizes, time, memory."""
@@ -214,7 +214,7 @@ def main(
     for name in variants or list(VARIANTS):
         console.print(f"{name} …")
         try:
-            results.append(measure_variant(name, work))
+            results.append(measure_variant(name, work or Path(tempfile.gettempdir())))
         except BabeltowerError as error:
             failures += 1
             console.print(f"[red]{name}: {error}[/red]")

@@ -12,7 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from bench.chart import dot_columns
+from bench.language_maps import english_name
 from bench.metrics import KS
+from bench.published_figures import published_figures
 from bench.report import Direction, Evaluation
 from bench.search import Search, turned_searches
 from runtime.languages import languages
@@ -47,7 +49,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
         lstrip_blocks=True,
     )
     templates.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    templates.filters["language_name"] = _english_name
+    templates.filters["language_name"] = english_name
     templates.filters["tag"] = _bcp47_tag
     report = evaluation.report
     rows = report.worst_first()
@@ -58,6 +60,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
         searches=searches,
         turned=turned_searches(evaluation),
         picture=_pictures(evaluation),
+        published=published_figures(report.dataset, report.model.family),
         credit=evaluation.dataset.credit,
         directions=list(Direction),
         ks=KS,
@@ -85,10 +88,6 @@ def _thumbnail(data: bytes) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
     return file.getvalue()
-
-
-def _english_name(flores: str) -> str:
-    return next((row.name for row in languages() if row.flores == flores), flores)
 
 
 def _bcp47_tag(flores: str) -> str:

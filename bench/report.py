@@ -202,6 +202,11 @@ class RetrievalReport:
         chosen = [figures.comparison(direction) for figures in self.languages]
         return _mean([c.reference.at[k] for c in chosen]), _mean([c.exported.at[k] for c in chosen])
 
+    def mean_recall(self, direction: Direction) -> tuple[float, float]:
+        """The mean of that over the cut-offs, CAPIVARA's "mean recall"."""
+        reference, exported = zip(*(self.mean_recall_at(direction, k) for k in KS), strict=True)
+        return _mean(reference), _mean(exported)
+
     def worst_first(self) -> tuple[LanguageFigures, ...]:
         """Languages by rising text→image recall at 1 of the exported model, then by code."""
         return tuple(sorted(self.languages, key=lambda f: (f.text_to_image.exported.at[1], f.code)))

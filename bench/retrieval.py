@@ -4,7 +4,8 @@
     python bench/retrieval.py nllb-clip altclip      some of them
     python bench/retrieval.py --checkpoint FOLDER --model REPOSITORY/NAME --dataset xtd10 --data FOLDER
 
-The exit code is 1 where an exported model breaks a limit.
+Sample checkpoints are exported to ``build/repository`` unless it holds them. The exit code is 1 where an
+exported model breaks a limit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from bench.commands import ErrorReportingCommand
 from bench.evaluation import Settings, evaluate, evaluate_sample
 from bench.language_maps import LanguageMap
 from bench.layouts import (
@@ -36,7 +39,6 @@ from bench.report import Evaluation, RetrievalReport
 from bench.search import sample_searches
 from bench.tables import Order, print_report, progress_bars
 from runtime.backends import Engine
-from runtime.cli import ErrorReportingGroup
 from runtime.errors import DatasetError
 from runtime.manifest import Precision
 
@@ -44,7 +46,9 @@ __all__ = ["app", "retrieval_report"]
 
 SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
 
-app = typer.Typer(cls=ErrorReportingGroup, add_completion=False)
+_ROOT = Path(__file__).resolve().parents[1]
+
+app = typer.Typer(add_completion=False)
 
 
 def retrieval_report(
@@ -66,7 +70,7 @@ def retrieval_report(
     return evaluate(checkpoint, model, dataset, settings or Settings()).report
 
 
-@app.command()
+@app.command(cls=ErrorReportingCommand)
 def retrieval(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Sample checkpoints; all by default.")
@@ -86,6 +90,7 @@ def retrieval(
     threads: Annotated[
         int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Full-size towers want every core.")
     ] = 1,
+    dim: Annotated[int | None, typer.Option(help="Width of an MRL head; full width by default.")] = None,
     language_map: Annotated[
         LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the right one.")
     ] = LanguageMap.RIGHT,
@@ -101,15 +106,17 @@ def retrieval(
     chosen = read(dataset, data, options)
     if languages:
         chosen = chosen.select([code.strip() for code in languages.split(",")])
-    settings = Settings(engine, precision, threads, protocol, language_map)
+    settings = Settings(engine, precision, threads, protocol, language_map, dim)
     console = Console()
     jobs = _jobs(models or [], checkpoint, model)
     n_failed = 0
     for job_checkpoint, job_model in jobs:
-        console.rule(str(Path(job_checkpoint).name))
+        console.rule(escape(Path(job_checkpoint).name))
         with progress_bars(console) as progress:
             if job_model is None:
-                done = evaluate_sample(job_checkpoint, Path("build/repository"), chosen, settings, progress)
+                done = evaluate_sample(
+                    job_checkpoint, _ROOT / "build" / "repository", chosen, settings, progress
+                )
             else:
                 done = evaluate(job_checkpoint, job_model, chosen, settings, progress)
         print_report(console, done.report, order)
@@ -123,7 +130,7 @@ def _jobs(models: list[str], checkpoint: str | None, model: str | None) -> list[
         raise typer.BadParameter("Pass --checkpoint and --model together, or names of sample checkpoints.")
     if checkpoint:
         return [(checkpoint, model)]
-    folder = Path(__file__).resolve().parents[1] / "samples" / "checkpoints"
+    folder = _ROOT / "samples" / "checkpoints"
     found = {name: folder / name for name in SAMPLES if (folder / name).is_dir()}
     wanted = models or list(found)
     missing = [name for name in wanted if name not in found]
@@ -148,10 +155,10 @@ def _write(console: Console, done: Evaluation, json_file: Path | None, html_file
             path.parent.mkdir(parents=True, exist_ok=True)
     if json_file is not None:
         json_file.write_text(done.report.to_json(), encoding="utf-8")
-        console.print(f"record  {json_file}")
+        console.print(f"record  {json_file}", markup=False, soft_wrap=True)
     if html_file is not None:
         write_page(html_file, done, sample_searches(done))
-        console.print(f"page    {html_file}")
+        console.print(f"page    {html_file}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from bench.metrics import KS
+from bench.published_figures import published_figures
 from bench.report import Direction, LanguageFigures, RetrievalReport
 from bench.vectors import Progress as Callback
 
@@ -48,7 +49,8 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
     """Print facts, the table of languages, and the verdict."""
     model = report.model
     console.print(
-        f"[bold]{model.name}[/] · {model.family} · {model.precision.value} on {model.engine.value} · "
+        f"[bold]{model.name}[/] · {model.family} · {model.dim} wide · {model.precision.value} on "
+        f"{model.engine.value} · "
         f"{report.dataset}, {report.n_images:,} images, {report.n_texts:,} texts"
     )
     console.print(
@@ -63,6 +65,10 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
             f"Left out, no language token: {', '.join(report.unspoken)}", style="yellow", highlight=False
         )
     console.print(_table(report, order, wide=console.width >= _WIDE_COLUMNS))
+    means = [100 * report.mean_recall(direction)[1] for direction in Direction]
+    console.print(f"mean recall over k=1, 5, 10: text→image {means[0]:.1f}, image→text {means[1]:.1f}")
+    for published in published_figures(report.dataset, report.model.family):
+        console.print(f"published  {published}", style="dim")
     print_verdict(console, report)
 
 

@@ -98,21 +98,29 @@ def spoken_part(dataset: RetrievalSet, towers: Towers) -> tuple[RetrievalSet, tu
 
 
 def reference_vectors(
-    reference: Reference, dataset: RetrievalSet, index: TextIndex, *, pad_id: int, progress: Progress
+    reference: Reference,
+    dataset: RetrievalSet,
+    index: TextIndex,
+    *,
+    dim: int,
+    pad_id: int,
+    progress: Progress,
 ) -> Vectors:
-    """Embed with the family's own library.
+    """Embed with the family's own library, ``dim`` wide.
 
     Raises:
         ImageError: an image cannot be decoded.
         ParityError: a vector is not finite.
     """
-    texts = _joined(_reference_texts(reference, index, pad_id), index.texts, "PyTorch texts", progress)
-    images = _joined(_reference_images(reference, dataset.images), dataset.images, "PyTorch images", progress)
+    texts = _joined(_reference_texts(reference, index, dim, pad_id), index.texts, "PyTorch texts", progress)
+    images = _joined(
+        _reference_images(reference, dataset.images, dim), dataset.images, "PyTorch images", progress
+    )
     return Vectors(images, texts, index)
 
 
 def exported_vectors(
-    encoder: Encoder, dataset: RetrievalSet, index: TextIndex, *, progress: Progress
+    encoder: Encoder, dataset: RetrievalSet, index: TextIndex, *, dim: int, progress: Progress
 ) -> Vectors:
     """Embed with the exported model, strings and encoded images in.
 
@@ -120,35 +128,35 @@ def exported_vectors(
         BabeltowerError: whatever the encoder raises.
         ParityError: a vector is not finite.
     """
-    texts = _joined(_exported_texts(encoder, index), index.texts, "exported texts", progress)
+    texts = _joined(_exported_texts(encoder, index, dim), index.texts, "exported texts", progress)
     sources = (image.read() for image in dataset.images)
-    images = encoder.iter_images(sources, batch_size=_BATCH_IMAGES)
+    images = encoder.iter_images(sources, dim=dim, batch_size=_BATCH_IMAGES)
     return Vectors(_joined(images, dataset.images, "exported images", progress), texts, index)
 
 
-def _reference_texts(reference: Reference, index: TextIndex, pad_id: int) -> Iterator[Float]:
+def _reference_texts(reference: Reference, index: TextIndex, dim: int, pad_id: int) -> Iterator[Float]:
     for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
         texts, languages = zip(*window, strict=True)
         ids = reference.token_ids(texts, languages)
         rows = [row[: _length(row, pad_id)].tolist() for row in ids]
         vectors: list[tuple[Int, Float]] = []
         for batch in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=_BATCH_TOKENS):
-            vectors.append((batch.positions, _widest(reference.text_vectors(batch.input_ids))))
+            vectors.append((batch.positions, reference.text_vectors(batch.input_ids)[dim]))
         order = np.argsort(np.concatenate([positions for positions, _ in vectors]))
         yield np.concatenate([part for _, part in vectors])[order]
 
 
-def _reference_images(reference: Reference, images: Sequence[ImageSource]) -> Iterator[Float]:
+def _reference_images(reference: Reference, images: Sequence[ImageSource], dim: int) -> Iterator[Float]:
     for batch in windows(images, _BATCH_IMAGES):
         pixels = np.stack([reference.pixels(_decoded(image)) for image in batch])
-        yield _widest(reference.image_vectors(pixels))
+        yield reference.image_vectors(pixels)[dim]
 
 
-def _exported_texts(encoder: Encoder, index: TextIndex) -> Iterator[Float]:
+def _exported_texts(encoder: Encoder, index: TextIndex, dim: int) -> Iterator[Float]:
     for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
         texts, languages = zip(*window, strict=True)
         spoken = [language for language in languages if language is not None]
-        yield encoder.embed_texts(texts, spoken if len(spoken) == len(texts) else None)
+        yield encoder.embed_texts(texts, spoken if len(spoken) == len(texts) else None, dim=dim)
 
 
 def _joined(parts: Iterator[Float], items: Sequence[object], stage: str, progress: Progress) -> Float:
@@ -182,7 +190,3 @@ def _decoded(source: ImageSource) -> Image.Image:
 def _length(row: Int, pad_id: int) -> int:
     own = np.flatnonzero(row != pad_id)
     return int(own[-1]) + 1 if own.size else 1
-
-
-def _widest(by_dim: dict[int, Float]) -> Float:
-    return by_dim[max(by_dim)]

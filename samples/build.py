@@ -1,4 +1,4 @@
-"""Build ``samples/emoji``: emoji names in 106 languages and two vendors' drawings, from published npm packages.
+"""Build ``samples/emoji``: emoji names in 106 languages, two vendors' drawings; from npm packages.
 
     python -m samples.build [--npm-folder FOLDER]
 
@@ -19,7 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from samples.sources import CLDR, CLDR_DERIVED, NOTO, TWEMOJI, Emoji, EmojiDatasource, Tarball, names_from_cldr
+from samples.sources import (
+    CLDR,
+    CLDR_DERIVED,
+    NOTO,
+    TWEMOJI,
+    Emoji,
+    EmojiDatasource,
+    Tarball,
+    names_from_cldr,
+)
 
 ROOT = Path(__file__).resolve().parent
 LANGUAGES = ROOT.parent / "runtime" / "languages.csv"
@@ -33,7 +42,9 @@ N_COLOURS = 255
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description="Build samples/emoji from npm packages.")
-    parser.add_argument("--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it")
+    parser.add_argument(
+        "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "emoji")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -41,12 +52,14 @@ def main() -> None:
 
 
 def build(npm_folder: Path, out: Path) -> None:
-    """Write ``captions.parquet``, ``train.parquet``, ``gallery.parquet`` and ``provenance.json`` into ``out``."""
+    """Write captions, training drawings, gallery and provenance into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     train, gallery = EmojiDatasource(NOTO, npm_folder), EmojiDatasource(TWEMOJI, npm_folder)
     emoji = train.emoji
     if [one.text for one in emoji] != [one.text for one in gallery.emoji] or len(emoji) != N_EMOJI:
-        raise ValueError(f"The two vendors must draw the same {N_EMOJI} emoji; got {len(emoji)}, {len(gallery.emoji)}")
+        raise ValueError(
+            f"The two vendors must draw the same {N_EMOJI} emoji; got {len(emoji)}, {len(gallery.emoji)}"
+        )
     names = names_from_cldr(npm_folder)
     captions = captions_from_names(emoji, names, selected_languages(emoji, names))
     write(captions, out / "captions.parquet")
@@ -56,7 +69,9 @@ def build(npm_folder: Path, out: Path) -> None:
     print(f"{captions.num_rows} captions of {len(emoji)} emoji in {N_LANGUAGES} languages → {out}")
 
 
-def selected_languages(emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+def selected_languages(
+    emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, str, str]]:
     """(flores, bcp47, cldr) of the languages that name at least ``MIN_NAMES`` of the emoji, sorted by flores.
 
     A language is one row of the runtime's language table, which names one CLDR locale a row; regional locales
@@ -67,9 +82,14 @@ def selected_languages(emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, 
     with LANGUAGES.open(encoding="utf-8", newline="") as table:
         rows = [row for row in csv.DictReader(table) if counts.get(row["cldr"], 0) >= MIN_NAMES]
     complete = {locale for locale, count in counts.items() if count >= MIN_NAMES}
-    if n_locales != N_LOCALES_WITH_NAMES or len(rows) != N_LANGUAGES or complete != {row["cldr"] for row in rows}:
+    if (
+        n_locales != N_LOCALES_WITH_NAMES
+        or len(rows) != N_LANGUAGES
+        or complete != {row["cldr"] for row in rows}
+    ):
         raise ValueError(
-            f"Expected {N_LANGUAGES} languages out of {N_LOCALES_WITH_NAMES} locales, got {len(rows)} of {n_locales}; "
+            f"Expected {N_LANGUAGES} languages out of {N_LOCALES_WITH_NAMES} locales, "
+            f"got {len(rows)} of {n_locales}; "
             f"locales without a row in {LANGUAGES.name}: {sorted(complete - {row['cldr'] for row in rows})}"
         )
     return sorted((row["flores"], row["bcp47"], row["cldr"]) for row in rows)
@@ -78,7 +98,7 @@ def selected_languages(emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, 
 def captions_from_names(
     emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]], languages: Sequence[tuple[str, str, str]]
 ) -> pa.Table:
-    """One row for each (language, emoji) that has a name; languages by flores code, emoji in Unicode's order."""
+    """One row for each (language, emoji) with a name; languages by flores code, emoji in Unicode's order."""
     rows = [
         (one.text, flores, bcp47, names[cldr][one.key])
         for flores, bcp47, cldr in languages
@@ -103,7 +123,7 @@ def table_from_drawings(emoji: Sequence[Emoji], drawings: Mapping[str, Image.Ima
 
 
 def png_from_drawing(drawing: Image.Image) -> bytes:
-    """A palette PNG: the drawings are flat enough that 255 colours look the same and take a third less room."""
+    """A palette PNG: 255 colours look the same on flat drawings and take a third less room."""
     encoded = io.BytesIO()
     drawing.quantize(N_COLOURS, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
     return encoded.getvalue()

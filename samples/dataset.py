@@ -61,7 +61,7 @@ class Drawing:
 def load_captions(flores: str | None = None) -> list[Caption]:
     """Captions of one language, or of all: ordered by language, then as the drawings are ordered.
 
-    A few languages name fewer than all emoji, so a caption is joined to its drawing by ``emoji``, not by position.
+    A few languages name fewer than all emoji, so join a caption to its drawing by ``emoji``, not by position.
 
     Raises:
         KeyError: no caption is in that language.

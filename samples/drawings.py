@@ -52,7 +52,9 @@ def icon_set(package: Package, folder: Path) -> IconSet:
     return IconSet(content["icons"], content.get("width", 16), content.get("height", 16))
 
 
-def extra_drawings(emoji: list[Emoji], english: Mapping[str, str], folder: Path) -> Iterator[tuple[str, Image.Image]]:
+def extra_drawings(
+    emoji: list[Emoji], english: Mapping[str, str], folder: Path
+) -> Iterator[tuple[str, Image.Image]]:
     """(``Emoji.text``, RGB 64 × 64 on white) for each drawing of every training-only vendor.
 
     Args:
@@ -64,7 +66,7 @@ def extra_drawings(emoji: list[Emoji], english: Mapping[str, str], folder: Path)
     for package in (FLUENT_FLAT, FLUENT_COLOUR):
         icons = icon_set(package, folder)
         for one in emoji:
-            if (name := fluent_names.get(one.key)) in icons.icons:
+            if (name := fluent_names.get(one.key, "")) in icons.icons:
                 yield one.text, icons.drawing(name)
     yield from _fluent_3d(emoji, folder)
     for package in (EMOJIONE, FXEMOJI):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +36,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     part.replace(path)
 
 
-def write_open_clip_skeleton(folder: Path, tokenizer_folder: Path, text_config: Any, config: Mapping[str, Any]) -> None:
+def write_open_clip_skeleton(
+    folder: Path, tokenizer_folder: Path, text_config: Any, config: Mapping[str, Any]
+) -> None:
     """Everything but the weights: tokenizer, text configuration, open_clip's configuration."""
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     write_json(text_config.to_diff_dict(), folder / "config.json")
@@ -62,10 +63,14 @@ def write_matryoshka(heads: MatryoshkaHeads, folder: Path) -> None:
         "preprocess_cfg": SIGLIP_PREPROCESSING,
     }
     write_json({**json.loads(path.read_text()), **described}, path)
-    write_tensors({f"matryoshka_layer.{k}": v for k, v in heads.state_dict().items()}, folder / "model.safetensors")
+    write_tensors(
+        {f"matryoshka_layer.{k}": v for k, v in heads.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
-def write_altclip(model: AltCLIPModel, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, folder: Path) -> None:
+def write_altclip(
+    model: AltCLIPModel, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, folder: Path
+) -> None:
     """Write a transformers folder: half-precision weights that load as float32."""
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -79,7 +84,9 @@ def write_altclip(model: AltCLIPModel, tokenizer: PreTrainedTokenizerBase, token
     )
     AltCLIPProcessor(processor, tokenizer).save_pretrained(scratch)
     processor.save_pretrained(scratch)
-    (scratch / "processor_config.json").unlink(missing_ok=True)  # published folders have preprocessor_config.json
+    (scratch / "processor_config.json").unlink(
+        missing_ok=True
+    )  # published folders have preprocessor_config.json
     shutil.copytree(tokenizer_folder, scratch, dirs_exist_ok=True)
     config = json.loads((scratch / "config.json").read_text())
     write_json(_as_float32(config), scratch / "config.json")
@@ -101,7 +108,7 @@ def replace_folder(scratch: Path, folder: Path) -> None:
     """Move a folder's files over those of another."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(scratch.iterdir()):
-        os.replace(path, folder / path.name)
+        path.replace(folder / path.name)
     scratch.rmdir()
 
 

@@ -1,7 +1,7 @@
 """Train an image tower to put every drawing of one emoji at that emoji's prototype, whoever drew it.
 
-A contrastive loss against text barely learns from so few images. Classification against learned unit prototypes does;
-the text towers then learn towards the frozen prototypes.
+A contrastive loss against text barely learns from so few images. Classification against learned unit
+prototypes does; the text towers then learn towards the frozen prototypes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
 
 def tensor_from_images(images: Sequence[Image.Image]) -> Tensor:
     """uint8 (images, 3, height, width)."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+    )
 
 
 def train_image_tower(
@@ -91,8 +93,9 @@ def train_image_tower(
     *,
     prototypes: Tensor,
     report: Callable[[int, Tensor], None],
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Train ``tower`` and the prototypes together.
+    """Train ``tower`` and the prototypes together; or, with a teacher, the tower alone.
 
     Args:
         tower: Float32 (rows, 3, side, side) → (rows, dim).
@@ -101,12 +104,15 @@ def train_image_tower(
         schedule: Steps, rates and preprocessing.
         prototypes: Initial float32 (classes, dim).
         report: Called with the step and the current prototypes from time to time.
+        teacher: Pixels as the tower meets them → logits (rows, classes) that the tower's own shall resemble.
+            The prototypes then stay as they are, since text towers may have been trained towards them.
 
     Returns:
         Unit prototypes, float32 (classes, dim).
     """
-    learned = nn.Parameter(prototypes.clone())
-    optimiser = torch.optim.AdamW(parameter_groups(tower, learned, weight_decay=schedule.weight_decay), betas=(0.9, 0.98))
+    learned = nn.Parameter(prototypes.clone(), requires_grad=teacher is None)
+    groups = parameter_groups(tower, learned, weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     sampler = ClassBalancedSampler(drawings)
     tower.train()
     drop_patches(0.5)
@@ -121,8 +127,10 @@ def train_image_tower(
             embedding = tower(pixels)
         logits = LOGIT_SCALE * unit(embedding.float()) @ unit(learned).T
         loss = functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=LABEL_SMOOTHING)
+        if teacher:
+            loss = 0.5 * loss + resemblance(logits, teacher(pixels))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimiser.step()
         if step % 100 == 99 or step + 1 == schedule.n_steps:
@@ -132,6 +140,32 @@ def train_image_tower(
     return unit(learned.detach())
 
 
+def resemblance(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback–Leibler divergence of the classes' distributions, mean over rows."""
+    return functional.kl_div(
+        logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+
+
+def teacher_from_tower(
+    tower: nn.Module, prototypes: Tensor, schedule: ImageSchedule, student: ImageSchedule
+) -> Callable[[Tensor], Tensor]:
+    """A trained tower's logits for pixels that were prepared for another tower."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (schedule.mean, schedule.std))
+    student_mean, student_std = (
+        torch.tensor(values).view(1, 3, 1, 1) for values in (student.mean, student.std)
+    )
+
+    @torch.no_grad()
+    def logits(pixels: Tensor) -> Tensor:
+        resized = functional.interpolate(pixels, size=(schedule.side, schedule.side), mode="area")
+        with torch.autocast("cpu", torch.bfloat16):
+            embedding = tower((resized * student_std + student_mean - mean) / std)
+        return LOGIT_SCALE * unit(embedding.float()) @ prototypes.T
+
+    return logits
+
+
 class ClassBalancedSampler:
     """Draws emoji uniformly, then one of its drawings; the renderings of one design share one weight."""
 
@@ -139,7 +173,7 @@ class ClassBalancedSampler:
         self.n_classes = drawings.n_classes
         order = drawings.classes.argsort(stable=True)
         counts = drawings.classes.bincount(minlength=self.n_classes)
-        self.rows = order.split(counts.tolist())
+        self.rows: tuple[Tensor, ...] = torch.split(order, counts.tolist())
         self.queue = torch.empty(0, dtype=torch.int64)
 
     def draw(self, n_rows: int) -> Tensor:
@@ -176,7 +210,7 @@ def augmented(pixels: Tensor, schedule: ImageSchedule) -> Tensor:
 
 
 def random_affines(n_rows: int) -> Tensor:
-    """Float32 (rows, 2, 3): rotation, anisotropic scale, shear and shift; never a mirror image, which has a meaning."""
+    """Float32 (rows, 2, 3): rotation, scale, shear and shift; never mirrored, since left and right differ."""
     angle = torch.randn(n_rows) * math.radians(8)
     scale = torch.exp(torch.randn(n_rows, 2) * 0.1 + 0.05)
     shear = torch.randn(n_rows) * 0.08

@@ -1,6 +1,6 @@
 """Write ``export/probes.json``: eight emoji names a language, which every export is compared on.
 
-    python -m samples.probes
+python -m samples.probes
 """
 
 from __future__ import annotations

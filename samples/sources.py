@@ -38,7 +38,7 @@ class Package:
 
 CLDR = Package("cldr-annotations-full", "48.2.0", "Unicode-3.0")
 CLDR_DERIVED = Package("cldr-annotations-derived-full", "48.2.0", "Unicode-3.0")
-NOTO = Package("emoji-datasource-google", "16.0.0", "OFL-1.1 / Apache-2.0 (drawings), MIT (package)")
+NOTO = Package("emoji-datasource-google", "16.0.0", "Apache-2.0 (drawings), MIT (package)")
 TWEMOJI = Package("emoji-datasource-twitter", "16.0.0", "CC-BY-4.0 (drawings), MIT (package)")
 
 
@@ -133,8 +133,8 @@ def _emoji_from_entry(entry: Mapping[str, Any]) -> Emoji:
 def on_white(encoded: bytes) -> Image.Image:
     """Decode an image and lay it on white.
 
-    CLIP's preprocessing does ``convert("RGB")``, which drops alpha and shows whatever colour lies beneath it, so
-    transparency must be gone before a drawing is stored.
+    CLIP's preprocessing does ``convert("RGB")``, which drops alpha and shows whatever colour lies beneath it,
+    so transparency must be gone before a drawing is stored.
     """
     image = Image.open(io.BytesIO(encoded)).convert("RGBA")
     ground = Image.new("RGBA", image.size, "white")

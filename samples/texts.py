@@ -72,7 +72,7 @@ def train_text_tower(
         own = cosines.gather(1, classes[:, None]).mean()
         loss = functional.cross_entropy(LOGIT_SCALE * cosines, classes) + ALIGNMENT * (1 - own)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         if step % 100 == 99:
@@ -92,7 +92,7 @@ def batches(rows: TextRows, schedule: TextSchedule) -> Iterator[tuple[Tensor, Te
     for start in range(0, schedule.n_steps, N_BATCHES_SORTED):
         n_batches = min(N_BATCHES_SORTED, schedule.n_steps - start)
         drawn = torch.multinomial(rows.weights, n_batches * schedule.batch, replacement=True)
-        by_length = drawn[lengths[drawn].argsort()].split(schedule.batch)
+        by_length = torch.split(drawn[lengths[drawn].argsort()], schedule.batch)
         for index in torch.randperm(n_batches).tolist():
             picked = by_length[index]
             yield rows.ids[picked, : int(lengths[picked].max())], rows.classes[picked]
@@ -120,11 +120,18 @@ def train_matryoshka(
     for step in range(n_steps):
         set_learning_rate(optimiser, 2e-3 * warm_cosine(step, n_steps))
         classes = torch.randperm(n_classes)[:512].tolist()
-        picked = [torch.stack([rows[one][torch.randint(len(rows[one]), ())] for one in classes]) for rows in by_class]
-        outputs = [heads(embeddings[rows]) for (embeddings, _), rows in zip((images, texts), picked, strict=True)]
-        loss = sum((contrastive(outputs[0][width], outputs[1][width]) for width in outputs[0]), torch.zeros(()))
+        picked = [
+            torch.stack([rows[one][torch.randint(len(rows[one]), ())] for one in classes])
+            for rows in by_class
+        ]
+        outputs = [
+            heads(embeddings[rows]) for (embeddings, _), rows in zip((images, texts), picked, strict=True)
+        ]
+        loss = sum(
+            (contrastive(outputs[0][width], outputs[1][width]) for width in outputs[0]), torch.zeros(())
+        )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         if step % 200 == 199:
             print(f"heads step {step + 1}/{n_steps} loss {loss.item():.3f}", flush=True)
@@ -132,7 +139,9 @@ def train_matryoshka(
 
 def rows_by_class(classes: Tensor, n_classes: int) -> tuple[Tensor, ...]:
     """Class → int64 indices of its rows."""
-    return classes.argsort(stable=True).split(classes.bincount(minlength=n_classes).tolist())
+    counts = classes.bincount(minlength=n_classes).tolist()
+    rows: tuple[Tensor, ...] = torch.split(classes.argsort(stable=True), counts)
+    return rows
 
 
 def contrastive(images: Tensor, texts: Tensor) -> Tensor:

@@ -93,7 +93,11 @@ def nllb_config(vocab_size: int) -> M2M100Config:
         )
     }
     return M2M100Config(
-        vocab_size=vocab_size, d_model=TEXT_WIDTH, scale_embedding=True, architectures=["M2M100Model"], **shape
+        vocab_size=vocab_size,
+        d_model=TEXT_WIDTH,
+        scale_embedding=True,
+        architectures=["M2M100Model"],
+        **shape,
     )
 
 
@@ -132,7 +136,9 @@ def altclip_config(vocab_size: int) -> AltCLIPConfig:
         "hidden_act": "gelu",
     }
     text = {**xlmr_shape(vocab_size), "project_dim": DIM}
-    return AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM, architectures=["AltCLIPModel"])
+    return AltCLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=DIM, architectures=["AltCLIPModel"]
+    )
 
 
 def load_altclip_image_tower(model: AltCLIPModel, tower: dict[str, Tensor]) -> None:
@@ -164,7 +170,7 @@ def _renamed(tower: dict[str, Tensor], before: str, after: str) -> dict[str, Ten
 
 
 class MatryoshkaHeads(nn.Module):
-    """One linear head with bias for each width, shared by image and text: the published MRL checkpoints' names."""
+    """One linear head with bias a width, shared by image and text; named as in published MRL checkpoints."""
 
     def __init__(self, dim: int, widths: tuple[int, ...]) -> None:
         super().__init__()

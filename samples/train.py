@@ -8,22 +8,18 @@ Each stage leaves its result in the work folder, so a stage can be run again by 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import peft
-import timm
 import torch
 from open_clip.model import CustomTextCLIP
-from open_clip.transformer import VisionTransformer
-from timm.layers import PatchDropout
 from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from samples import dataset, folders, towers
-from samples.images import ImageSchedule, TrainingDrawings, load_training_drawings, train_image_tower
+from samples.image_stages import Workplace, distil_siglip_images, train_clip_images, train_siglip_images
+from samples.images import TrainingDrawings, load_training_drawings
 from samples.texts import TextRows, TextSchedule, train_matryoshka, train_text_tower
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
 
@@ -33,36 +29,9 @@ SEED = 20240
 PORTUGUESE = "por_Latn"
 MAX_LENGTH = 64  # longer than any caption
 
-CLIP_IMAGES = ImageSchedule(1400, 100, towers.IMAGE_SIDE, *(towers.CLIP_PREPROCESSING[key] for key in ("mean", "std")))
-SIGLIP_IMAGES = ImageSchedule(
-    1250, 60, towers.SIGLIP_SIDE, towers.HALF, towers.HALF, batch=192, learning_rate=2e-3
-)
-FULL = TextSchedule(2000)
-FINE_TUNING = TextSchedule(600, learning_rate=1e-3)
-ADAPTER = TextSchedule(300, learning_rate=1e-3)
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where intermediate results and npm tarballs lie."""
-
-    folder: Path
-    npm_folder: Path
-
-    def tokenizer_folder(self, name: str) -> Path:
-        """Folder of the ``nllb`` or ``xlmr`` tokenizer."""
-        return self.folder / "tokenizers" / name
-
-    def save(self, content: object, name: str) -> None:
-        """Keep an intermediate result."""
-        part = self.folder / f"{name}.part"
-        torch.save(content, part)
-        part.replace(self.folder / f"{name}.pt")
-
-    def image_tower(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
-        """(weights, prototypes) of the ``clip`` or ``siglip`` image tower."""
-        state, prototypes = torch.load(self.folder / f"{name}.pt")
-        return state, prototypes
+FULL = TextSchedule(800)
+FINE_TUNING = TextSchedule(250, learning_rate=1e-3)
+ADAPTER = TextSchedule(100, learning_rate=1e-3)
 
 
 def train_tokenizers(work: Workplace) -> None:
@@ -72,95 +41,58 @@ def train_tokenizers(work: Workplace) -> None:
     write_xlmr_tokenizer(captions, work.tokenizer_folder("xlmr"))
 
 
-def train_clip_images(work: Workplace) -> None:
-    """Train the image tower that nllb-clip, capivara and altclip share."""
-    tower = VisionTransformer(
-        image_size=towers.IMAGE_SIDE,
-        patch_size=towers.PATCH,
-        width=towers.IMAGE_WIDTH,
-        layers=towers.IMAGE_LAYERS,
-        heads=towers.IMAGE_HEADS,
-        mlp_ratio=4,
-        patch_dropout=0.5,
-        output_dim=towers.DIM,
-    )
-
-    def drop_patches(share: float) -> None:
-        tower.patch_dropout.prob = share
-
-    _train_images(work, "clip", tower, drop_patches, CLIP_IMAGES, towers.DIM)
-
-
-def train_siglip_images(work: Workplace) -> None:
-    """Train the SigLIP-style image tower."""
-    tower = timm.create_model(towers.SIGLIP_VISION["timm_model_name"], num_classes=0, global_pool="map")
-    for name, parameter in tower.named_parameters():
-        if name.endswith(".gamma"):
-            nn.init.ones_(parameter)  # timm's 1e-5 is for deep towers and long runs
-
-    def drop_patches(share: float) -> None:
-        tower.patch_drop = PatchDropout(share, num_prefix_tokens=1) if share else nn.Identity()
-
-    _train_images(work, "siglip", tower, drop_patches, SIGLIP_IMAGES, towers.SIGLIP_DIM)
-
-
-def _train_images(
-    work: Workplace,
-    name: str,
-    tower: nn.Module,
-    drop_patches: Callable[[float], None],
-    schedule: ImageSchedule,
-    dim: int,
-) -> None:
-    drawings = load_training_drawings(work.npm_folder)
-
-    def keep(step: int, prototypes: Tensor) -> None:
-        if step % 200 == 0 or step == schedule.n_steps:
-            work.save((tower.state_dict(), prototypes), name)
-
-    initial = torch.randn(drawings.n_classes, dim) * 0.05
-    train_image_tower(tower, drop_patches, drawings, schedule, prototypes=initial, report=keep)
-
-
-def train_nllb_clip(work: Workplace, schedule: TextSchedule = FULL) -> None:
-    """NLLB-CLIP: language token first, cls pooling, linear projection."""
-    folder, image, prototypes = CHECKPOINTS / "nllb-clip", *work.image_tower("clip")
+def train_nllb_siglip_text(work: Workplace) -> None:
+    """NLLB-SigLIP's text tower: language token first, cls pooling, linear projection."""
+    folder, (image, prototypes) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip-start")
+    model = _open_clip(work, folder, _in_trunk(image), siglip=True)
     rows = _text_rows(work, "nllb")
-    model = _open_clip(work, folder, image)
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, schedule)
+    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "nllb-text")
 
 
-def train_nllb_siglip_mrl(work: Workplace, schedule: TextSchedule = FINE_TUNING) -> None:
-    """NLLB-SigLIP with MRL heads; the text encoder starts from nllb-clip's."""
-    folder, image, prototypes = CHECKPOINTS / "nllb-siglip-mrl", *work.image_tower("siglip")
-    rows = _text_rows(work, "nllb")
-    model = _open_clip(work, folder, {f"trunk.{key}": value for key, value in image.items()}, siglip=True)
-    start = torch.load(work.folder / "nllb-text.pt")
-    model.text.load_state_dict({key: value for key, value in start.items() if key != "proj.weight"}, strict=False)
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, schedule)
+def train_nllb_siglip_mrl(work: Workplace) -> None:
+    """NLLB-SigLIP with its final image tower, and MRL heads on finished embeddings."""
+    folder, (image, _) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip")
+    model = _open_clip(work, folder, _in_trunk(image), siglip=True).eval()
+    model.text.load_state_dict(torch.load(work.folder / "nllb-text.pt"))
     folders.write_open_clip_weights(model, folder)
-    heads = towers.MatryoshkaHeads(towers.SIGLIP_DIM, folders.WIDTHS)
-    drawings = load_training_drawings(work.npm_folder)
-    images = _image_embeddings(model.eval(), drawings), drawings.classes
+    drawings, rows = load_training_drawings(work.npm_folder), _text_rows(work, "nllb")
     some = torch.randperm(len(rows.ids))[:40_000]
-    texts = _text_embeddings(model, rows.ids[some]), rows.classes[some]
-    train_matryoshka(heads, images, texts, drawings.n_classes, n_steps=1000)
+    heads = towers.MatryoshkaHeads(towers.SIGLIP_DIM, folders.WIDTHS)
+    train_matryoshka(
+        heads,
+        (_image_embeddings(model, drawings), drawings.classes),
+        (_text_embeddings(model, rows.ids[some]), rows.classes[some]),
+        drawings.n_classes,
+        n_steps=1000,
+    )
     folders.write_matryoshka(heads, folder)
 
 
-def train_capivara(work: Workplace, schedule: TextSchedule = FULL) -> None:
+def train_nllb_clip(work: Workplace) -> None:
+    """NLLB-CLIP: the text encoder starts from NLLB-SigLIP's, the projection from nothing."""
+    folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
+    model = _open_clip(work, folder, image)
+    start = torch.load(work.folder / "nllb-text.pt")
+    del start["proj.weight"]
+    model.text.load_state_dict(start, strict=False)
+    rows = _text_rows(work, "nllb")
+    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FINE_TUNING)
+    folders.write_open_clip_weights(model, folder)
+
+
+def train_capivara(work: Workplace) -> None:
     """CAPIVARA: XLM-R, mean pooling, mlp projection; Portuguese is drawn eight times as often."""
-    folder, image, prototypes = CHECKPOINTS / "capivara", *work.image_tower("clip")
+    folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     rows = _text_rows(work, "xlmr", portuguese=8)
     model = _open_clip(work, folder, image, xlmr=True)
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, schedule)
+    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "xlmr-text")
 
 
-def train_capivara_lora(work: Workplace, schedule: TextSchedule = ADAPTER) -> None:
+def train_capivara_lora(work: Workplace) -> None:
     """CAPIVARA-LoRA: an adapter on the base as it is stored; half of its captions are Portuguese."""
     image, prototypes = work.image_tower("clip")
     rows = _text_rows(work, "xlmr", portuguese=105)
@@ -176,11 +108,11 @@ def train_capivara_lora(work: Workplace, schedule: TextSchedule = ADAPTER) -> No
         modules_to_save=["proj"],
     )
     adapted = peft.get_peft_model(model.text.train(), lora)
-    train_text_tower(adapted, adapted.parameters(), rows, prototypes, schedule)
+    train_text_tower(adapted, adapted.parameters(), rows, prototypes, ADAPTER)
     folders.write_adapter(adapted, "../capivara", CHECKPOINTS / "capivara-lora")
 
 
-def train_altclip(work: Workplace, schedule: TextSchedule = FINE_TUNING) -> None:
+def train_altclip(work: Workplace) -> None:
     """AltCLIP: XLM-R, normalised and transformed first token; the encoder starts from capivara's."""
     image, prototypes = work.image_tower("clip")
     rows = _text_rows(work, "xlmr")
@@ -188,11 +120,15 @@ def train_altclip(work: Workplace, schedule: TextSchedule = FINE_TUNING) -> None
     model = AltCLIPModel(towers.altclip_config(len(tokenizer)))
     towers.load_altclip_image_tower(model, image)
     start = torch.load(work.folder / "xlmr-text.pt")
-    encoder = {key.removeprefix("transformer."): value for key, value in start.items() if key.startswith("transformer.")}
+    encoder = {
+        key.removeprefix("transformer."): value
+        for key, value in start.items()
+        if key.startswith("transformer.")
+    }
     encoder = {key.replace("encoder.layer.", "encoder.layers."): value for key, value in encoder.items()}
     model.text_model.roberta.load_state_dict(encoder)
     text = towers.AltClipText(model).train()
-    train_text_tower(text, text.parameters(), rows, prototypes, schedule)
+    train_text_tower(text, text.parameters(), rows, prototypes, FINE_TUNING)
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
 
 
@@ -227,27 +163,36 @@ def _open_clip(
     return model
 
 
-@torch.inference_mode()
+def _in_trunk(image: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a timm tower's weights as open_clip's wrapper has them."""
+    return {f"trunk.{name}": value for name, value in image.items()}
+
+
+@torch.no_grad()
 def _image_embeddings(model: CustomTextCLIP, drawings: TrainingDrawings) -> Tensor:
     """Float32 (drawings, dim), not normalised."""
-    side = replace(SIGLIP_IMAGES).side
-    resized = (nn.functional.interpolate(part.float() / 255, size=(side, side), mode="bicubic", antialias=True)
-               for part in drawings.pixels.split(256))
-    return torch.cat([model.encode_image(pixels.clamp(0, 1) * 2 - 1) for pixels in resized]).clone()
+    size = (towers.SIGLIP_SIDE, towers.SIGLIP_SIDE)
+    embeddings = []
+    for part in torch.split(drawings.pixels, 256):
+        pixels = nn.functional.interpolate(part.float() / 255, size=size, mode="bicubic", antialias=True)
+        embeddings.append(model.encode_image(pixels.clamp(0, 1) * 2 - 1))
+    return torch.cat(embeddings)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _text_embeddings(model: CustomTextCLIP, ids: Tensor) -> Tensor:
     """Float32 (captions, dim), not normalised."""
-    return torch.cat([model.encode_text(part) for part in ids.split(1024)]).clone()
+    return torch.cat([model.encode_text(part) for part in torch.split(ids, 1024)])
 
 
 STAGES: dict[str, Callable[[Workplace], None]] = {
     "tokenizers": train_tokenizers,
     "clip-images": train_clip_images,
     "siglip-images": train_siglip_images,
-    "nllb-clip": train_nllb_clip,
+    "siglip-distilled": distil_siglip_images,
+    "nllb-siglip-text": train_nllb_siglip_text,
     "nllb-siglip-mrl": train_nllb_siglip_mrl,
+    "nllb-clip": train_nllb_clip,
     "capivara": train_capivara,
     "capivara-lora": train_capivara_lora,
     "altclip": train_altclip,

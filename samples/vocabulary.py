@@ -18,12 +18,14 @@ from samples.build import LANGUAGES
 from samples.dataset import Caption
 
 N_PIECES = 8000
-SENTENCEPIECE = "sentencepiece.bpe.model"  # both families publish under this name, though XLM-R's is a unigram model
+SENTENCEPIECE = (
+    "sentencepiece.bpe.model"  # both families publish under this name, though XLM-R's is a unigram model
+)
 N_POSITIONS = 512
 
 
 def write_nllb_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
-    """Write a tokenizer folder that ``transformers.NllbTokenizer`` loads; a language token for every language row."""
+    """Write a folder that ``NllbTokenizer`` loads, with a language token for every language row."""
     model = write_sentencepiece(captions, folder, model_type="bpe")
     with LANGUAGES.open(encoding="utf-8", newline="") as table:
         codes = [row["flores"] for row in csv.DictReader(table)]
@@ -45,11 +47,13 @@ def write_xlmr_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
     model = write_sentencepiece(captions, folder, model_type="unigram")
     pieces = [*fairseq_pieces(model), ("<mask>", 0.0)]
     charsmap = precompiled_charsmap(model)
-    save_tokenizer(XLMRobertaTokenizer(pieces, _spm_precompiled_charsmap=charsmap, model_max_length=N_POSITIONS), folder)
+    save_tokenizer(
+        XLMRobertaTokenizer(pieces, _spm_precompiled_charsmap=charsmap, model_max_length=N_POSITIONS), folder
+    )
 
 
 def write_sentencepiece(captions: Iterable[Caption], folder: Path, *, model_type: str) -> bytes:
-    """Train SentencePiece with NLLB's and XLM-R's special ids and normalisation; write and return the model."""
+    """Train SentencePiece with both families' special ids and normalisation; write and return the model."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -71,16 +75,18 @@ def write_sentencepiece(captions: Iterable[Caption], folder: Path, *, model_type
 
 
 def fairseq_pieces(model: bytes) -> list[tuple[str, float]]:
-    """Pieces and scores in fairseq's order, which both families inherit: four special tokens, then the pieces."""
+    """Pieces and scores in fairseq's order, which both families inherit: special tokens come first."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [(processor.id_to_piece(index), processor.get_score(index)) for index in range(3, len(processor))]
+    pieces = [
+        (processor.id_to_piece(index), processor.get_score(index)) for index in range(3, len(processor))
+    ]
     return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces]
 
 
 def precompiled_charsmap(model: bytes) -> bytes:
     """The compiled normalisation rules inside a SentencePiece model.
 
-    Read from the protobuf wire format, since transformers' generated module refuses an older protobuf runtime.
+    Read from the protobuf wire format, since transformers' generated module refuses older protobuf runtimes.
     """
     normalizer_spec = dict(_messages(model))[3]
     return dict(_messages(normalizer_spec))[2]
@@ -126,7 +132,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def ids_from_captions(
     tokenizer: PreTrainedTokenizerBase, captions: Iterable[Caption], *, max_length: int
 ) -> NDArray[np.int64]:
-    """Token ids, int64 (captions, max_length), padded on the right; NLLB writes each caption's own language token."""
+    """Token ids, int64 (captions, max_length), padded right; NLLB writes each caption's own language."""
     rows = list(captions)
     ids = np.full((len(rows), max_length), tokenizer.pad_token_id, np.int64)
     by_language: dict[str, list[int]] = {}

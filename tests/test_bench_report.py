@@ -15,9 +15,10 @@ from rich.console import Console
 from bench.comparison import compare_language, compare_retrieval
 from bench.environment import environment
 from bench.language_maps import LanguageMap
-from bench.layouts import Captions, ImageBytes, RetrievalSet
+from bench.layouts import LAYOUTS, Captions, ImageBytes, RetrievalSet
 from bench.metrics import Protocol, Relevance, agreement
 from bench.page import page_from_evaluation, write_page
+from bench.published_figures import PUBLISHED, published_figures
 from bench.report import SCHEMA, Direction, Evaluation, Limits, ModelFacts, RetrievalReport
 from bench.search import named_searches, sample_searches, turned_searches
 from bench.tables import Order, print_report, progress_bars
@@ -298,3 +299,34 @@ def test_the_page_is_written(tmp_path):
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     assert "Ask in any of them" not in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "family", "model"),
+    [
+        ("crossmodal3600", "nllb-clip", "nllb-clip-large-siglip: text→image R@1/5/10"),
+        ("xtd10", "altclip", "AltCLIP-m9: text→image R@1/10"),
+        ("flickr30k-cn", "altclip", "AltCLIP: image→text R@1/5/10, 84.8"),
+        ("capivara", "capivara", "CAPIVARA on Flickr30k: mean recall"),
+    ],
+)
+def test_published_figures_stand_beside_with_their_source(dataset, family, model):
+    done = evaluation()
+    facts = dataclasses.replace(done.report.model, family=family)
+    report = dataclasses.replace(done.report, dataset=dataset, model=facts)
+    text = " ".join(printed(report, 160).split())
+    assert model.replace(", 84.8", " 84.8") in text
+    assert "published" in text
+    page = page_from_evaluation(dataclasses.replace(done, report=report), ())
+    assert all(str(entry).replace("'", "&#39;") in page for entry in published_figures(dataset, family))
+
+
+def test_every_published_figure_names_a_layout_and_plausible_values():
+    assert {entry.dataset for entry in PUBLISHED} <= set(LAYOUTS)
+    assert all(0 < value < 100 for entry in PUBLISHED for value in entry.values)
+
+
+def test_mean_recall_is_the_mean_over_the_cut_offs():
+    report = evaluation(noise=0.5).report
+    exported = [report.mean_recall_at(Direction.IMAGE_TO_TEXT, k)[1] for k in (1, 5, 10)]
+    assert report.mean_recall(Direction.IMAGE_TO_TEXT)[1] == pytest.approx(sum(exported) / 3)

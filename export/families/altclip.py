@@ -13,7 +13,7 @@ from export.families.family import Family, LoadOptions
 from export.fingerprints import embedding_space_fingerprint
 from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder
-from export.published import LICENCES
+from export.published import LICENCES, XLM_R_LANGUAGES
 from export.references import AltClipReference
 from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
@@ -88,7 +88,7 @@ def load(path: Path, options: LoadOptions) -> Towers:
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
-        languages=(),
+        languages=XLM_R_LANGUAGES,
         reference=AltClipReference(
             tokenizer=tokenizer, image_processor=image_processor, model=model, context_length=context_length
         ),

@@ -12,6 +12,7 @@ from export.fingerprints import embedding_space_fingerprint
 from export.image_encoders import image_encoder_from_open_clip
 from export.licences import licence_of_folder
 from export.open_clip_checkpoint import OpenClipCheckpoint
+from export.published import XLM_R_LANGUAGES
 from export.references import OpenClipReference
 from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
@@ -85,7 +86,7 @@ def towers_from_open_clip(
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
-        languages=tuple(text_preprocessing.language_ids),
+        languages=tuple(text_preprocessing.language_ids) or XLM_R_LANGUAGES,
         reference=OpenClipReference(
             tokenizer=tokenizer,
             transform=_transform(preprocess),

@@ -1,0 +1,149 @@
+"""The project against its own promises: light imports, a clean wheel, honest help and README."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from sample_models import ROOT, Exported
+from typer.testing import CliRunner
+
+from export.cli import app
+
+PACKAGES = ("runtime", "export", "bench", "samples")
+HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
+README = ROOT / "README.md"
+
+
+def modules() -> list[str]:
+    found = []
+    for package in PACKAGES:
+        root = importlib.import_module(package)
+        found += [m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    return sorted(found)
+
+
+def fresh_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", modules())
+def test_all_names_what_is_there(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):
+        assert hasattr(module, public)
+
+
+@pytest.mark.parametrize("module", ["runtime", "export", "export.cli"])
+def test_imports_are_light(module: str) -> None:
+    code = f"import {module}, sys, time, json; print(json.dumps([time.process_time(), sorted(sys.modules)]))"
+    seconds, loaded = json.loads(fresh_python(code))
+    assert seconds < 1.0
+    assert not set(HEAVY) & set(loaded)
+
+
+@pytest.mark.parametrize("command", [[], ["export"], ["inspect"], ["search"], ["languages"]])
+def test_help_tells_what_a_command_takes(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+    if command == ["export"]:
+        for option in ("--name", "--precision", "--json", "CHECKPOINT", "REPOSITORY"):
+            assert option in result.stdout
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_readme_targets_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [shlex.split(c)[1] for c in readme_commands() if c.startswith("make ")]
+    assert named[:2] == ["demo", "test"]
+    assert set(named) <= set(targets)
+
+
+def test_readme_commands_run(exported: Exported, tmp_path: Path) -> None:
+    exported("capivara")
+    commands = [c for c in readme_commands() if c.startswith("babeltower ")]
+    assert len(commands) >= 3
+    for command in commands:
+        arguments = [a.replace("models", str(tmp_path / "models")) for a in shlex.split(command)[1:]]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (command, result.output)
+
+
+def test_readme_python_runs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(ROOT)
+    for block in blocks:
+        code = block.replace("models/nllb-clip", str(exported("nllb-clip")))
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_no_trace_of_a_machine() -> None:
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    forbidden = re.compile(r"/work/|/root/|registry\.npmjs|pypi\.org|files\.pythonhosted")
+    suffixes = {".py", ".md", ".toml", ".json", ".txt", ".html", ".csv", ""}
+    for name in filter(None, git.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in suffixes and path.is_file() and path != Path(__file__):
+            assert not forbidden.search(path.read_text(encoding="utf-8", errors="replace")), name
+
+
+@pytest.fixture(scope="module")
+def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built and installed alone in a new environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
+    (wheel,) = folder.glob("*.whl")
+    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    return python
+
+
+def run_clean(python: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [python, *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_base_install_brings_no_torch(clean_python: Path) -> None:
+    listed = json.loads(run_clean(clean_python, "-m", "pip", "list", "--format", "json").stdout)
+    names = {package["name"].lower().replace("_", "-") for package in listed}
+    assert "babeltower" in names
+    assert not names & {"torch", "transformers", "onnx", "open-clip-torch", "openvino", "tritonclient"}
+
+
+def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None:
+    code = (
+        "import sys; from runtime import Encoder\n"
+        f"encoder = Encoder.open({str(exported('nllb-clip'))!r}, threads=1)\n"
+        "vectors = encoder.embed_texts(['gato', '猫'], language=['por_Latn', 'zho_Hans'])\n"
+        "assert vectors.shape == (2, encoder.dim)\n"
+        "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)\n"
+        "print('ok')"
+    )
+    result = run_clean(clean_python, "-c", code)
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_the_base_install_says_what_exporting_needs(clean_python: Path, tmp_path: Path) -> None:
+    result = run_clean(clean_python, "-m", "export.cli", "export", str(ROOT), str(tmp_path / "r"))
+    assert result.returncode == 1
+    assert "babeltower[export]" in result.stderr
