@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from runtime.backends import Engine
     from runtime.embeddings import Encoding
     from runtime.encoder import Encoder
-    from runtime.languages import flores_from_code, languages
+    from runtime.languages import flores_from_code
     from runtime.manifest import Manifest, Modality, Precision
     from runtime.search import Index
     from runtime.zeroshot import Classifier
@@ -47,7 +47,6 @@ __all__ = [
     "Modality",
     "Precision",
     "flores_from_code",
-    "languages",
 ]
 
 _MODULES = {

@@ -25,7 +25,7 @@ _BATCH_IMAGES = 32
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are taken for images; a file named itself may have any suffix."""
 
-_ID_COLUMNS = ("id", "image_id", "name", "filename", "file_name", "path")
+_ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
 
 
 def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes]]:

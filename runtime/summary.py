@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,14 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         "fingerprint": summary["fingerprint"],
         "widths": ", ".join(map(str, widths)),
         "languages": _languages_line(summary),
-        "text": f"{summary['context_length']} tokens, cleaning {summary['cleaning']}",
+        "text": f"up to {summary['context_length']} tokens, cleaning: {summary['cleaning']}",
         "image": "{size[0]}×{size[1]}, {resize}, {interpolation}, {order}".format(**image),
     }
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]
     for name, variant in summary["precisions"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
-        lines.append(f"  {name:<12} {sizes}; {_parity_line(variant['parity'])}; files verified")
+        lines.append(f"  {name:<12} {sizes}; files verified")
+        lines += [f"  {'':<12} {line}" for line in _parity_lines(variant["parity"])]
     return "\n".join(lines)
 
 
@@ -88,19 +89,18 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def _parity_line(parity: dict[str, Any]) -> str:
-    numbers = [f"{name} {value:.6g}" for name, value in _numbers(parity) if "cosine" in name]
-    return f"parity {', '.join(numbers)}" if numbers else "parity as recorded in the manifest"
-
-
-def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{name} ")
-        elif isinstance(value, float):
-            found.append((f"{prefix}{name}", value))
-    return found
+def _parity_lines(parity: dict[str, Any]) -> Iterator[str]:
+    """What each engine was measured at, and against what."""
+    engines = parity.get("engines", {})
+    if engines:
+        yield f"compared with {parity['reference']}"
+    for engine, figures in engines.items():
+        language, worst = min(figures["languages"].items(), key=lambda item: float(item[1]["min_cosine"]))
+        yield (
+            f"{engine}: cosine of texts ≥ {figures['text']['min_cosine']:.7f}, of images "
+            f"≥ {figures['image']['min_cosine']:.7f}; worst of {len(figures['languages'])} languages: "
+            f"{language} at {worst['min_cosine']:.7f}"
+        )
 
 
 def languages_of_model(model: str | None) -> tuple[Language, ...]:
