@@ -28,6 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "samples" / "checkpoints"
 NAMES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
 BATCH = 512
+README_HEAD = (
+    "# Sample checkpoints: measured figures",
+    "",
+    "Text → image on the held-out gallery (1,911 Twemoji drawings), mean over 106 languages, with the",
+    "stored weights, through open_clip, peft and transformers alone. Chance is 0.0005 for R@1 and 0.005 for",
+    "R@10. Written by `python -m samples.evaluate`; how they were made: [../README.md](../README.md).",
+    "",
+    "| checkpoint | R@1 | R@10 | Portuguese R@1 | worst language's R@1 | dim | parameters | size |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +191,7 @@ def record(name: str, figures: dict[str, Any]) -> None:
 
 def readme_from_figures(figures: dict[str, dict[str, Any]]) -> str:
     """Markdown table of the measured figures."""
-    lines = [
-        "# Sample checkpoints: measured figures",
-        "",
-        "Text → image on the held-out gallery (1,911 Twemoji drawings), mean over 106 languages, with the stored",
-        "weights, through open_clip, peft and transformers alone; `python -m samples.evaluate` writes this file.",
-        "Chance is 0.0005 for R@1 and 0.005 for R@10. How they were made: [../README.md](../README.md).",
-        "",
-        "| checkpoint | R@1 | R@10 | Portuguese R@1 | worst language's R@1 | dim | parameters | size |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [*README_HEAD]
     for name, one in figures.items():
         flores, worst = next(iter(one["worst_languages_recall_at_1"].items()))
         lines.append(

@@ -45,10 +45,24 @@ def train_nllb_siglip_text(work: Workplace) -> None:
     """NLLB-SigLIP's text tower: language token first, cls pooling, linear projection."""
     folder, (image, prototypes) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip-start")
     model = _open_clip(work, folder, _in_trunk(image), siglip=True)
+    start_as_fairseq(model.text.transformer)
     rows = _text_rows(work, "nllb")
     train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "nllb-text")
+
+
+def start_as_fairseq(encoder: nn.Module) -> None:
+    """Start an NLLB encoder as fairseq does.
+
+    transformers starts all weights so small that, at this width, the fixed positions drown the tokens and little of
+    them reaches the language token, which alone is pooled.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
 
 def train_nllb_siglip_mrl(work: Workplace) -> None:
