@@ -17,7 +17,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.commands import ErrorReportingCommand
 from bench.evaluation import Settings, evaluate_towers
 from bench.language_maps import english_name
 from bench.layouts import read
@@ -27,6 +26,7 @@ from bench.search import Search, named_searches
 from bench.tables import Order, print_report, progress_bars
 from export.checkpoint import towers_from_checkpoint
 from export.repository import Export, repository_from_towers
+from runtime.commands import ErrorReportingCommand
 
 __all__ = ["SEARCHES", "app"]
 

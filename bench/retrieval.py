@@ -21,7 +21,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.commands import ErrorReportingCommand
 from bench.evaluation import Settings, evaluate, evaluate_sample
 from bench.language_maps import LanguageMap
 from bench.layouts import (
@@ -39,6 +38,7 @@ from bench.report import Evaluation, RetrievalReport
 from bench.search import sample_searches
 from bench.tables import Order, print_report, progress_bars
 from runtime.backends import Engine
+from runtime.commands import ErrorReportingCommand
 from runtime.errors import DatasetError
 from runtime.manifest import Precision
 

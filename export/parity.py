@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from export.probes import ProbeText, probe_images, probe_texts
-from export.towers import Float, Int, Towers
+from export.expectations import Cell, Expected, expected_of_reference
+from export.probes import ProbeText
+from export.towers import Float, Towers
 from runtime import Encoder
 from runtime.backends import Engine, open_backend
 from runtime.errors import ParityError
@@ -30,10 +30,6 @@ from runtime.text import Tokenizer, texts_with_languages
 
 __all__ = ["LIMITS", "Agreement", "Limits", "ParityReport", "agreement", "measure_parity", "require_parity"]
 
-SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
-"""Batch × sequence of the grid; a sequence is cut to the context length."""
-
-_REFERENCE_BATCH = 16
 _N_ALONE = 12
 
 
@@ -137,7 +133,7 @@ def measure_parity(
         engines: Each is opened and measured.
         texts_per_language: Names that a language is probed with, eight at most.
     """
-    expected = _expected_of_reference(towers, texts_per_language)
+    expected = expected_of_reference(towers, texts_per_language)
     tokenizer = Tokenizer(repository / manifest.variant(precision).tokenizer, manifest.text)
     return ParityReport(
         reference=_versions("open_clip_torch", "transformers", "torch"),
@@ -184,81 +180,7 @@ def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str])
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """One run of a graph on random inputs, and what the reference makes of them."""
-
-    modality: Modality
-    name: str
-    inputs: Mapping[str, NDArray[Any]]
-    expected: Mapping[int, Float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    probes: Sequence[ProbeText]
-    ids: Int
-    texts: Mapping[int, Float]
-    images: Sequence[Image.Image]
-    pixels: Float
-    image_vectors: Mapping[int, Float]
-    cells: Sequence[_Cell]
-
-
-def _expected_of_reference(towers: Towers, texts_per_language: int) -> _Expected:
-    probes = probe_texts(towers.text_preprocessing, per_language=texts_per_language)
-    ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
-    images = probe_images()
-    pixels = np.stack([towers.reference.pixels(image) for image in images])
-    return _Expected(
-        probes=probes,
-        ids=ids,
-        texts=_text_vectors(towers, ids),
-        images=images,
-        pixels=pixels,
-        image_vectors=towers.reference.image_vectors(pixels),
-        cells=[*_text_cells(towers), *_image_cells(towers)],
-    )
-
-
-def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
-    """Reference vectors in batches of similar length: padding is most of the cost, and changes nothing."""
-    stands = ids != towers.text_preprocessing.pad_id
-    lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
-    order = np.argsort(lengths, kind="stable")
-    vectors = {dim: np.empty((len(ids), dim), np.float32) for dim in towers.dims}
-    for start in range(0, len(ids), _REFERENCE_BATCH):
-        rows = order[start : start + _REFERENCE_BATCH]
-        for dim, batch in towers.reference.text_vectors(ids[rows, : lengths[rows].max()]).items():
-            vectors[dim][rows] = batch
-    return vectors
-
-
-def _text_cells(towers: Towers) -> Iterator[_Cell]:
-    random = np.random.default_rng(1)
-    text = towers.text_preprocessing
-    n_tokens = towers.n_tokens
-    for batch, sequence in SHAPES:
-        sequence = min(sequence, text.context_length)
-        ids = random.integers(text.pad_id + 1, n_tokens, (batch, sequence))
-        for row in range(1, batch, 2):
-            ids[row, max(2, sequence * row // batch) :] = text.pad_id
-        inputs = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
-        yield _Cell(Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids))
-
-
-def _image_cells(towers: Towers) -> Iterator[_Cell]:
-    random = np.random.default_rng(2)
-    image = towers.image_preprocessing
-    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
-    for batch in (1, 2, 7):
-        pixels = random.integers(0, 256, (batch, 3, image.height, image.width), dtype=np.uint8)
-        normalised = (pixels.astype(np.float32) / 255 - mean) / std
-        expected = towers.reference.image_vectors(normalised.astype(np.float32))
-        yield _Cell(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
-
-
-def _token_ids_equal(tokenizer: Tokenizer, expected: _Expected, pad_id: int) -> bool:
+def _token_ids_equal(tokenizer: Tokenizer, expected: Expected, pad_id: int) -> bool:
     texts = list(
         texts_with_languages([p.text for p in expected.probes], [p.language for p in expected.probes])
     )
@@ -270,7 +192,7 @@ def _token_ids_equal(tokenizer: Tokenizer, expected: _Expected, pad_id: int) -> 
     )
 
 
-def _max_pixel_error(towers: Towers, expected: _Expected) -> float:
+def _max_pixel_error(towers: Towers, expected: Expected) -> float:
     """Largest difference on the scale 0 to 1, before normalisation."""
     image = towers.image_preprocessing
     mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
@@ -279,7 +201,7 @@ def _max_pixel_error(towers: Towers, expected: _Expected) -> float:
 
 
 def _figures(
-    expected: _Expected, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    expected: Expected, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> EngineFigures:
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
     with Encoder.open(
@@ -314,7 +236,7 @@ def _by_language(found: Float, expected: Float, probes: Sequence[ProbeText]) -> 
 
 
 def _shapes(
-    cells: Sequence[_Cell], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    cells: Sequence[Cell], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> Iterator[tuple[str, Agreement]]:
     for modality in Modality:
         tower = manifest.variant(precision).tower(modality)

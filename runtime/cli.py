@@ -11,29 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from runtime.backends import Engine
-from runtime.errors import BabeltowerError
+from runtime.commands import ErrorReportingGroup
 from runtime.manifest import Precision
 
-__all__ = ["ErrorReportingGroup", "app"]
-
-
-class ErrorReportingGroup(TyperGroup):
-    """Commands whose deliberate errors end in one message on stderr and exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Raises:
-            typer.Exit: with code 1, after a BabeltowerError was printed.
-        """
-        try:
-            return super().invoke(ctx)
-        except BabeltowerError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+__all__ = ["app"]
 
 
 app = typer.Typer(

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ManifestError
+from runtime.typed_json import value_from_json
 
 __all__ = [
     "FORMAT",
@@ -236,7 +236,7 @@ class Manifest:
                 f"{origin} has format {data['format']!r}; this babeltower reads {FORMAT!r}. "
                 "Export the checkpoint again, or install the version that wrote it."
             )
-        manifest: Manifest = _typed(cls, data, origin)
+        manifest: Manifest = value_from_json(cls, data, origin)
         return manifest
 
     @classmethod
@@ -363,47 +363,3 @@ def _missing(path: Path) -> str:
 def _require(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ManifestError(f"{what} {value!r} is unknown; expected one of {list(allowed)}.")
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` from decoded JSON, refusing what does not fit."""
-    if dataclasses.is_dataclass(kind):
-        return _typed_dataclass(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return _typed_tuple(arguments, value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where}: expected an object, found {type(value).__name__}.")
-        return {k: _typed(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ManifestError(f"{where}: expected {kind.__name__}, found {value!r}.")
-    return value
-
-
-def _typed_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where}: expected an object, found {type(value).__name__}.")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown, missing = sorted(value.keys() - fields), sorted(fields.keys() - value.keys())
-    if unknown or missing:
-        raise ManifestError(
-            f"{where}: missing fields {missing}, unknown fields {unknown}. "
-            "The manifest was edited or written by another version; export the checkpoint again."
-        )
-    return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in fields})
-
-
-def _typed_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
-    if not isinstance(value, list):
-        raise ManifestError(f"{where}: expected a list, found {type(value).__name__}.")
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise ManifestError(f"{where}: expected {len(arguments)} entries, found {len(value)}.")
-    return tuple(_typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(arguments, value, strict=True)))

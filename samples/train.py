@@ -20,7 +20,17 @@ from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 from samples import dataset, folders, towers
 from samples.image_stages import Workplace, distil_siglip_images, train_clip_images, train_siglip_images
 from samples.images import TrainingDrawings, load_training_drawings
-from samples.texts import TextRows, TextSchedule, train_matryoshka, train_text_tower
+from samples.texts import (
+    TextRows,
+    TextSchedule,
+    fit_projection,
+    nllb_bag,
+    start_as_mean,
+    train_matryoshka,
+    train_text_tower,
+    vectors_from_prototypes,
+    xlmr_bag,
+)
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,9 +39,10 @@ SEED = 20240
 PORTUGUESE = "por_Latn"
 MAX_LENGTH = 64  # longer than any caption
 
-FULL = TextSchedule(800)
-FINE_TUNING = TextSchedule(250, learning_rate=1e-3)
-ADAPTER = TextSchedule(100, learning_rate=1e-3)
+BAG = TextSchedule(2400, batch=1024, learning_rate=4e-3)
+FULL = TextSchedule(1200, learning_rate=1e-3)
+FINE_TUNING = TextSchedule(700, learning_rate=1e-3)
+ADAPTER = TextSchedule(250, learning_rate=1e-3)
 
 
 def train_tokenizers(work: Workplace) -> None:
@@ -45,8 +56,18 @@ def train_nllb_siglip_text(work: Workplace) -> None:
     """NLLB-SigLIP's text tower: language token first, cls pooling, linear projection."""
     folder, (image, prototypes) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip-start")
     model = _open_clip(work, folder, _in_trunk(image), siglip=True)
-    start_as_fairseq(model.text.transformer)
     rows = _text_rows(work, "nllb")
+    start_as_fairseq(model.text.transformer)
+    vocabulary = model.text.transformer.embed_tokens.weight
+    _set_vectors(vocabulary, vectors_from_prototypes(rows, prototypes, len(vocabulary)), 1.0)
+    first, last = model.text.transformer.layers
+    attention = first.self_attn
+    named = {"query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj}
+    start_as_mean(
+        {**named, "output": attention.out_proj}, [first.fc2, last.fc2, last.self_attn.out_proj], strength=4
+    )
+    train_text_tower(nllb_bag(model.text), model.text.parameters(), rows, prototypes, BAG)
+    work.save(model.text.state_dict(), "nllb-bag")
     train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "nllb-text")
@@ -62,7 +83,7 @@ def start_as_fairseq(encoder: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            nn.init.normal_(module.weight, std=0.3 * module.embedding_dim**-0.5)
 
 
 def train_nllb_siglip_mrl(work: Workplace) -> None:
@@ -92,6 +113,11 @@ def train_nllb_clip(work: Workplace) -> None:
     del start["proj.weight"]
     model.text.load_state_dict(start, strict=False)
     rows = _text_rows(work, "nllb")
+    some = torch.randperm(len(rows.ids))[:20_000]
+    model.text.proj = nn.Identity()
+    features = _text_embeddings(model.eval(), rows.ids[some])
+    model.text.proj = nn.Linear(features.shape[1], towers.DIM, bias=False)
+    fit_projection(model.text.proj, features, prototypes[rows.classes[some]])
     train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FINE_TUNING)
     folders.write_open_clip_weights(model, folder)
 
@@ -101,6 +127,14 @@ def train_capivara(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     rows = _text_rows(work, "xlmr", portuguese=8)
     model = _open_clip(work, folder, image, xlmr=True)
+    vocabulary = model.text.transformer.embeddings.word_embeddings.weight
+    _set_vectors(vocabulary, vectors_from_prototypes(rows, prototypes, len(vocabulary)), 2.0)
+    first, last = model.text.transformer.encoder.layer
+    named = {name: getattr(first.attention.self, name) for name in ("query", "key", "value")}
+    quiet = [first.output.dense, last.output.dense, last.attention.output.dense]
+    start_as_mean({**named, "output": first.attention.output.dense}, quiet, strength=1)
+    train_text_tower(xlmr_bag(model.text), model.text.parameters(), rows, prototypes, BAG)
+    work.save(model.text.state_dict(), "xlmr-bag")
     train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "xlmr-text")
@@ -144,6 +178,12 @@ def train_altclip(work: Workplace) -> None:
     text = towers.AltClipText(model).train()
     train_text_tower(text, text.parameters(), rows, prototypes, FINE_TUNING)
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
+
+
+@torch.no_grad()
+def _set_vectors(vocabulary: Tensor, vectors: Tensor, scale: float) -> None:
+    """Add starting vectors to a table of random ones, which may be wider."""
+    vocabulary[:, : vectors.shape[1]] += scale * vectors
 
 
 def _tokenizer(work: Workplace, name: str) -> PreTrainedTokenizerBase:
