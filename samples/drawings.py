@@ -72,9 +72,9 @@ def extra_drawings(
     for package in (EMOJIONE, FXEMOJI):
         icons = icon_set(package, folder)
         for one in emoji:
-            candidates = _icon_names(one, english)
-            if name := next((name for name in candidates if name in icons.icons), None):
-                yield one.text, icons.drawing(name)
+            found = next((name for name in _icon_names(one, english) if name in icons.icons), None)
+            if found:
+                yield one.text, icons.drawing(found)
     icons = icon_set(FLAGS, folder)
     for one in emoji:
         if (name := _flag_name(one)) in icons.icons:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +15,6 @@ from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
 
 ALIGNMENT = 5.0  # weight of the plain cosine beside the cross-entropy
-VOCABULARY_SPEED = 2.0
 N_BATCHES_SORTED = 16  # drawn together and sorted by length, so that little is padding
 
 
@@ -37,11 +37,17 @@ class TextRows:
 
 @dataclass(frozen=True, slots=True)
 class TextSchedule:
-    """How long and how fast a text tower trains."""
+    """How long and how fast a text tower trains.
+
+    Attributes:
+        vocabulary_speed: Learning rate of token vectors, as a multiple of the others'. A token's vector moves
+            only when the token is drawn; but NLLB multiplies its vectors, and so their steps, by √width.
+    """
 
     n_steps: int
     batch: int = 256
     learning_rate: float = 2e-3
+    vocabulary_speed: float = 2.0
 
 
 def train_text_tower(
@@ -64,9 +70,8 @@ def train_text_tower(
         report: Called every 200 steps.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    # A token's vector moves only when the token is drawn, so vocabularies learn faster than the rest.
     groups = [
-        {"params": [one for one in trained if is_vocabulary(one)], "speed": VOCABULARY_SPEED},
+        {"params": [one for one in trained if is_vocabulary(one)], "speed": schedule.vocabulary_speed},
         {"params": [one for one in trained if not is_vocabulary(one)], "speed": 1.0},
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
@@ -100,10 +105,10 @@ def is_vocabulary(parameter: nn.Parameter) -> bool:
 
 
 def vectors_from_prototypes(rows: TextRows, prototypes: Tensor, n_tokens: int) -> Tensor:
-    """Where to start token vectors: each token at the mean of the prototypes of its captions.
+    """Where token vectors start: each token at the mean of its captions' prototypes.
 
-    A token of few emoji starts long and a token of all emoji near zero, so that a text's sum of vectors points
-    to its emoji before any training.
+    A token of few emoji starts long and a token of all emoji near zero, so that a text's sum of vectors
+    points to its emoji before any training.
 
     Returns:
         Float32 (n_tokens, dim), rows at most 1 long.
@@ -115,18 +120,18 @@ def vectors_from_prototypes(rows: TextRows, prototypes: Tensor, n_tokens: int) -
     return sums / tokens.bincount(minlength=n_tokens).clamp(min=1)[:, None]
 
 
-def xlmr_bag(text: nn.Module) -> Callable[[Tensor], Tensor]:
+def xlmr_bag(text: HFTextEncoder) -> Callable[[Tensor], Tensor]:
     """A mean-pooled XLM-R tower without its layers: ids → (rows, dim), at a tenth of the cost."""
 
     def bag(ids: Tensor) -> Tensor:
         present = (ids != text.config.pad_token_id)[..., None].float()
         vectors = text.transformer.embeddings(input_ids=ids)
-        return text.proj((vectors * present).sum(1) / present.sum(1))
+        return torch.as_tensor(text.proj((vectors * present).sum(1) / present.sum(1)))
 
     return bag
 
 
-def nllb_bag(text: nn.Module) -> Callable[[Tensor], Tensor]:
+def nllb_bag(text: HFTextEncoder) -> Callable[[Tensor], Tensor]:
     """An NLLB tower with only the first layer's values, evenly attended: ids → (rows, dim)."""
     encoder, layer = text.transformer, text.transformer.layers[0]
 
@@ -136,7 +141,7 @@ def nllb_bag(text: nn.Module) -> Callable[[Tensor], Tensor]:
         vectors = vectors + encoder.embed_positions(ids, vectors)
         mean = (layer.self_attn_layer_norm(vectors) * present).sum(1) / present.sum(1)
         attended = layer.self_attn.out_proj(layer.self_attn.v_proj(mean))
-        return text.proj(encoder.layer_norm(vectors[:, 0] + attended))
+        return torch.as_tensor(text.proj(encoder.layer_norm(vectors[:, 0] + attended)))
 
     return bag
 

@@ -41,7 +41,9 @@ MAX_LENGTH = 64  # longer than any caption
 
 BAG = TextSchedule(2400, batch=1024, learning_rate=4e-3)
 FULL = TextSchedule(1200, learning_rate=1e-3)
-FINE_TUNING = TextSchedule(700, learning_rate=1e-3)
+NLLB_FULL = TextSchedule(1200, learning_rate=2e-3, vocabulary_speed=0.3)
+FINE_TUNING = TextSchedule(600, learning_rate=1e-3)
+NLLB_FINE_TUNING = TextSchedule(600, learning_rate=1e-3, vocabulary_speed=0.3)
 ADAPTER = TextSchedule(250, learning_rate=1e-3)
 
 
@@ -68,7 +70,7 @@ def train_nllb_siglip_text(work: Workplace) -> None:
     )
     train_text_tower(nllb_bag(model.text), model.text.parameters(), rows, prototypes, BAG)
     work.save(model.text.state_dict(), "nllb-bag")
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
+    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, NLLB_FULL)
     folders.write_open_clip_weights(model, folder)
     work.save(model.text.state_dict(), "nllb-text")
 
@@ -76,8 +78,8 @@ def train_nllb_siglip_text(work: Workplace) -> None:
 def start_as_fairseq(encoder: nn.Module) -> None:
     """Start an NLLB encoder as fairseq does.
 
-    transformers starts all weights so small that, at this width, the fixed positions drown the tokens and little of
-    them reaches the language token, which alone is pooled.
+    transformers starts all weights so small that, at this width, the fixed positions drown the tokens and
+    little of them reaches the language token, which alone is pooled.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
@@ -118,7 +120,7 @@ def train_nllb_clip(work: Workplace) -> None:
     features = _text_embeddings(model.eval(), rows.ids[some])
     model.text.proj = nn.Linear(features.shape[1], towers.DIM, bias=False)
     fit_projection(model.text.proj, features, prototypes[rows.classes[some]])
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FINE_TUNING)
+    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, NLLB_FINE_TUNING)
     folders.write_open_clip_weights(model, folder)
 
 
