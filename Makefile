@@ -32,8 +32,9 @@ slow: $(READY)  ## Export every published variant at true size with random weigh
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about an hour and a half)
+	$(BIN)/python -m pip install --quiet --editable '.[samples]'
 	$(BIN)/python -m samples.build
-	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train
+	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train --work build/samples
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) demo build dist

@@ -60,7 +60,8 @@ def checkpoint_from_folder(
         CheckpointError: a missing or unreadable file, an unknown text model, or weights that do not fit.
     """
     config = _config_of_folder(folder, architecture)
-    model_config, preprocess_config = config["model_cfg"], config.get("preprocess_cfg", {})
+    model_config = _with_own_trunk(config["model_cfg"], folder)
+    preprocess_config = config.get("preprocess_cfg", {})
     weights = weights or find_weights(folder)
     text_config = text_config_of(folder, str(model_config["text_cfg"]["hf_model_name"]))
     state = open_clip_state(state_dict_from_file(weights))
@@ -202,6 +203,16 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
     return config
 
 
+def _with_own_trunk(model_config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Point timm's ``local-dir:`` at the checkpoint's own folder, wherever the command is run from."""
+    vision = model_config["vision_cfg"]
+    name = str(vision.get("timm_model_name", ""))
+    own = folder / Path(name.removeprefix("local-dir:")).name
+    if name.startswith("local-dir:") and (own / "config.json").is_file():
+        vision = {**vision, "timm_model_name": f"local-dir:{own}"}
+    return {**model_config, "vision_cfg": vision}
+
+
 def _name_of_architecture(model_config: Mapping[str, Any], text_config: Mapping[str, Any]) -> str:
     """open_clip's name where it has one, else the towers' widths and depths."""
     import open_clip
@@ -214,9 +225,10 @@ def _name_of_architecture(model_config: Mapping[str, Any], text_config: Mapping[
     vision = model_config["vision_cfg"]
     width = text_config.get("d_model") or text_config.get("hidden_size")
     n_layers = text_config.get("encoder_layers") or text_config.get("num_hidden_layers")
-    image = (
-        vision.get("timm_model_name") or f"ViT {vision['width']}x{vision['layers']}/{vision['patch_size']}"
-    )
+    if timm_name := str(vision.get("timm_model_name", "")):
+        image = timm_name.rpartition("/")[2]
+    else:
+        image = f"ViT {vision['width']}x{vision['layers']}/{vision['patch_size']}"
     return f"{text_config['model_type']} {width}x{n_layers} + {image}"
 
 

@@ -15,9 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AltCLIPModel, AltCLIPProcessor, CLIPImageProcessor, PreTrainedTokenizerBase
 
-from samples.towers import CLIP_PREPROCESSING, IMAGE_SIDE, SIGLIP_DIM, SIGLIP_PREPROCESSING, MatryoshkaHeads
+from samples.towers import (
+    CLIP_PREPROCESSING,
+    IMAGE_SIDE,
+    SIGLIP_DIM,
+    SIGLIP_PREPROCESSING,
+    SIGLIP_TRUNK,
+    MatryoshkaHeads,
+)
 
-WIDTHS = (16, 32, 64)  # all below the SigLIP sample's own 96, as the published ones are below 768
+WIDTHS = (32, 64, 128)  # all below the SigLIP sample's own 192, as the published ones are below 768
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -40,9 +47,20 @@ def write_open_clip_skeleton(
     folder: Path, tokenizer_folder: Path, text_config: Any, config: Mapping[str, Any]
 ) -> None:
     """Everything but the weights: tokenizer, text configuration, open_clip's configuration."""
-    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    copy_tokenizer(tokenizer_folder, folder)
+    if "timm_model_name" in config["model_cfg"]["vision_cfg"]:
+        (folder / "timm").mkdir(exist_ok=True)
+        write_json(SIGLIP_TRUNK, folder / "timm" / "config.json")
     write_json(text_config.to_diff_dict(), folder / "config.json")
     write_json(config, folder / "open_clip_config.json")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """``tokenizer.json`` alone: transformers reads no more, and the SentencePiece model would repeat it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sentencepiece.bpe.model").unlink(missing_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
 
 
 def write_open_clip_weights(model: CustomTextCLIP, folder: Path) -> None:
@@ -87,7 +105,7 @@ def write_altclip(
     (scratch / "processor_config.json").unlink(
         missing_ok=True
     )  # published folders have preprocessor_config.json
-    shutil.copytree(tokenizer_folder, scratch, dirs_exist_ok=True)
+    copy_tokenizer(tokenizer_folder, scratch)
     config = json.loads((scratch / "config.json").read_text())
     write_json(_as_float32(config), scratch / "config.json")
     replace_folder(scratch, folder)

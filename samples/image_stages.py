@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from open_clip.transformer import VisionTransformer
-from timm.layers import PatchDropout
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples import towers
-from samples.images import ImageSchedule, load_training_drawings, teacher_from_tower, train_image_tower
+from samples.images import (
+    LABEL_SMOOTHING,
+    LOGIT_SCALE,
+    ClassBalancedSampler,
+    ImageSchedule,
+    TrainingDrawings,
+    augmented,
+    load_training_drawings,
+    train_image_tower,
+    unit,
+    warm_cosine,
+)
 
 CLIP_IMAGES = ImageSchedule(
     1400, 100, towers.IMAGE_SIDE, *(towers.CLIP_PREPROCESSING[key] for key in ("mean", "std"))
 )
 SIGLIP_IMAGES = ImageSchedule(
-    1250, 60, towers.SIGLIP_SIDE, towers.HALF, towers.HALF, batch=192, learning_rate=2e-3
+    0, 600, towers.IMAGE_SIDE, towers.HALF, towers.HALF, batch=128, learning_rate=7e-4
 )
-SIGLIP_DISTILLING = ImageSchedule(
-    600, 40, towers.SIGLIP_SIDE, towers.HALF, towers.HALF, batch=192, learning_rate=1.5e-3
-)
+POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from nothing
+RESEMBLANCE = 10.0  # weight of the cosine to the teacher beside the cross-entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class Workplace:
 
     def image_tower(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
         """(weights, prototypes) of the ``clip`` or ``siglip`` image tower."""
-        state, prototypes = torch.load(self.folder / f"{name}.pt")
+        state, prototypes, *_ = torch.load(self.folder / f"{name}.pt")
         return state, prototypes
 
 
@@ -58,39 +69,110 @@ def train_clip_images(work: Workplace) -> None:
 
     drawings = load_training_drawings(work.npm_folder)
     initial = torch.randn(drawings.n_classes, towers.DIM) * 0.05
-    train_image_tower(
+    learned = train_image_tower(
         tower, drop_patches, drawings, CLIP_IMAGES, prototypes=initial, report=_keep(work, "clip", tower)
     )
+    work.save((tower.state_dict(), unit(learned + mean_embeddings(tower, drawings))), "clip")
+
+
+@torch.no_grad()
+def mean_embeddings(tower: nn.Module, drawings: TrainingDrawings) -> Tensor:
+    """Unit float32 (classes, dim): what the finished tower makes of each emoji's augmented drawings.
+
+    Half way between these and the learned prototypes, an unseen drawing is found best.
+    """
+    sums = torch.zeros(drawings.n_classes, towers.DIM)
+    parts = torch.split(drawings.pixels, 512), torch.split(drawings.classes, 512)
+    for pixels, classes in zip(*parts, strict=True):
+        embeddings = tower(augmented(pixels.float() / 255, CLIP_IMAGES))
+        sums.index_add_(0, classes, unit(embeddings))
+    return unit(sums)
 
 
 def train_siglip_images(work: Workplace) -> None:
-    """Train the SigLIP-style image tower and its prototypes from nothing."""
-    tower = _siglip_tower()
-    for name, parameter in tower.named_parameters():
-        if name.endswith(".gamma"):
-            nn.init.ones_(parameter)  # timm's 1e-5 is for long runs
-    drawings = load_training_drawings(work.npm_folder)
-    initial = torch.randn(drawings.n_classes, towers.SIGLIP_DIM) * 0.05
-    report = _keep(work, "siglip-start", tower)
-    train_image_tower(tower, _dropper(tower), drawings, SIGLIP_IMAGES, prototypes=initial, report=report)
+    """Turn the CLIP tower into a SigLIP one: its blocks, attention pooling instead of the class token.
+
+    The CLIP tower is the teacher. SigLIP's space is wider; the CLIP prototypes are laid into it by an
+    orthonormal map, so that a text tower moves over by the same map, untrained.
+    """
+    teacher, drawings = _clip_tower(), load_training_drawings(work.npm_folder)
+    state, prototypes = work.image_tower("clip")
+    teacher.load_state_dict(state)
+    teacher.patch_dropout.prob = 0.0
+    teacher.eval()
+    tower = siglip_from_clip(teacher)
+    lift = torch.linalg.qr(torch.randn(towers.SIGLIP_DIM, towers.DIM))[0]
+    lifted = prototypes @ lift.T
+    pooling = [p for name, p in tower.named_parameters() if name.startswith("attn_pool.")]
+    blocks = [p for name, p in tower.named_parameters() if not name.startswith("attn_pool.")]
+    groups = [{"params": pooling, "speed": POOLING_SPEED}, {"params": blocks, "speed": 1.0}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    sampler, schedule = ClassBalancedSampler(drawings), SIGLIP_IMAGES
+    for step in range(schedule.n_steps):
+        rate = schedule.learning_rate * warm_cosine(step, schedule.n_steps, n_warm=40)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["speed"]
+        rows = sampler.draw(schedule.batch)
+        pixels = augmented(drawings.pixels[rows].float() / 255, schedule)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            wanted = unit(teacher(clip_from_siglip_pixels(pixels)).float()) @ lift.T
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            embedding = tower(pixels)
+        found = unit(embedding.float())
+        logits = LOGIT_SCALE * found @ lifted.T
+        loss = nn.functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=LABEL_SMOOTHING)
+        loss = loss + RESEMBLANCE * (1 - (found * wanted).sum(1).mean())
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimiser.step()
+        if step % 100 == 99:
+            print(f"siglip step {step + 1}/{schedule.n_steps} loss {loss.item():.3f}", flush=True)
+    work.save((tower.state_dict(), lifted, lift), "siglip")
 
 
-def distil_siglip_images(work: Workplace) -> None:
-    """Go on training the SigLIP-style tower, with the larger tower as its teacher."""
-    tower, teacher = _siglip_tower(), _clip_tower()
-    state, prototypes = work.image_tower("siglip-start")
-    tower.load_state_dict(state)
-    teacher_state, teacher_prototypes = work.image_tower("clip")
-    teacher.load_state_dict(teacher_state)
-    train_image_tower(
-        tower,
-        _dropper(tower),
-        load_training_drawings(work.npm_folder),
-        SIGLIP_DISTILLING,
-        prototypes=prototypes,
-        report=_keep(work, "siglip", tower),
-        teacher=teacher_from_tower(teacher.eval(), teacher_prototypes, CLIP_IMAGES, SIGLIP_DISTILLING),
-    )
+@torch.no_grad()
+def siglip_from_clip(clip: VisionTransformer) -> nn.Module:
+    """A SigLIP tower that starts with a CLIP tower's patches, positions and blocks.
+
+    CLIP normalises its pixels otherwise, which is folded into the patches, and its tokens once before the
+    blocks, which is folded into one factor.
+    """
+    trunk = towers.SIGLIP_TRUNK
+    arguments = trunk["model_args"]
+    tower: Any = timm.create_model(trunk["architecture"], num_classes=0, global_pool="map", **arguments)
+    mean, std = _clip_statistics()
+    weight = clip.conv1.weight
+    tower.patch_embed.proj.weight.copy_(weight * (0.5 / std))
+    tower.patch_embed.proj.bias.copy_((weight * (0.5 - mean) / std).sum((1, 2, 3)))
+    tower.pos_embed.copy_(clip.positional_embedding[1:])
+    pixels = torch.rand(64, 3, towers.IMAGE_SIDE, towers.IMAGE_SIDE)
+    after = clip._embeds((pixels - mean) / std)[:, 1:].std()
+    before = (tower.patch_embed((pixels - 0.5) / 0.5) + tower.pos_embed).std()
+    for tensor in (tower.patch_embed.proj.weight, tower.patch_embed.proj.bias, tower.pos_embed):
+        tensor.mul_(after / before)
+    for ours, theirs in zip(tower.blocks, clip.transformer.resblocks, strict=True):
+        ours.norm1.load_state_dict(theirs.ln_1.state_dict())
+        ours.norm2.load_state_dict(theirs.ln_2.state_dict())
+        ours.attn.qkv.weight.copy_(theirs.attn.in_proj_weight)
+        ours.attn.qkv.bias.copy_(theirs.attn.in_proj_bias)
+        ours.attn.proj.load_state_dict(theirs.attn.out_proj.state_dict())
+        ours.mlp.fc1.load_state_dict(theirs.mlp.c_fc.state_dict())
+        ours.mlp.fc2.load_state_dict(theirs.mlp.c_proj.state_dict())
+    tower.norm.load_state_dict(clip.ln_post.state_dict())
+    module: nn.Module = tower.train()
+    return module
+
+
+def clip_from_siglip_pixels(pixels: Tensor) -> Tensor:
+    """Pixels normalised to ±1 → the same normalised as CLIP's."""
+    mean, std = _clip_statistics()
+    return (pixels * 0.5 + 0.5 - mean) / std
+
+
+def _clip_statistics() -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(towers.CLIP_PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return mean, std
 
 
 def _clip_tower() -> VisionTransformer:
@@ -104,20 +186,6 @@ def _clip_tower() -> VisionTransformer:
         patch_dropout=0.5,
         output_dim=towers.DIM,
     )
-
-
-def _siglip_tower() -> nn.Module:
-    tower: nn.Module = timm.create_model(
-        towers.SIGLIP_VISION["timm_model_name"], num_classes=0, global_pool=towers.SIGLIP_VISION["timm_pool"]
-    )
-    return tower
-
-
-def _dropper(tower: nn.Module) -> Callable[[float], None]:
-    def drop_patches(share: float) -> None:
-        tower.patch_drop = PatchDropout(share, num_prefix_tokens=1) if share else nn.Identity()
-
-    return drop_patches
 
 
 def _keep(work: Workplace, name: str, tower: nn.Module) -> Callable[[int, Tensor], None]:

@@ -93,9 +93,8 @@ def train_image_tower(
     *,
     prototypes: Tensor,
     report: Callable[[int, Tensor], None],
-    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Train ``tower`` and the prototypes together; or, with a teacher, the tower alone.
+    """Train ``tower`` and the prototypes together.
 
     Args:
         tower: Float32 (rows, 3, side, side) → (rows, dim).
@@ -104,13 +103,11 @@ def train_image_tower(
         schedule: Steps, rates and preprocessing.
         prototypes: Initial float32 (classes, dim).
         report: Called with the step and the current prototypes from time to time.
-        teacher: Pixels as the tower meets them → logits (rows, classes) that the tower's own shall resemble.
-            The prototypes then stay as they are, since text towers may have been trained towards them.
 
     Returns:
         Unit prototypes, float32 (classes, dim).
     """
-    learned = nn.Parameter(prototypes.clone(), requires_grad=teacher is None)
+    learned = nn.Parameter(prototypes.clone())
     groups = parameter_groups(tower, learned, weight_decay=schedule.weight_decay)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     sampler = ClassBalancedSampler(drawings)
@@ -127,8 +124,6 @@ def train_image_tower(
             embedding = tower(pixels)
         logits = LOGIT_SCALE * unit(embedding.float()) @ unit(learned).T
         loss = functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=LABEL_SMOOTHING)
-        if teacher:
-            loss = 0.5 * loss + resemblance(logits, teacher(pixels))
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -138,32 +133,6 @@ def train_image_tower(
             report(step + 1, unit(learned.detach()))
     tower.eval()
     return unit(learned.detach())
-
-
-def resemblance(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Kullback–Leibler divergence of the classes' distributions, mean over rows."""
-    return functional.kl_div(
-        logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
-    )
-
-
-def teacher_from_tower(
-    tower: nn.Module, prototypes: Tensor, schedule: ImageSchedule, student: ImageSchedule
-) -> Callable[[Tensor], Tensor]:
-    """A trained tower's logits for pixels that were prepared for another tower."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (schedule.mean, schedule.std))
-    student_mean, student_std = (
-        torch.tensor(values).view(1, 3, 1, 1) for values in (student.mean, student.std)
-    )
-
-    @torch.no_grad()
-    def logits(pixels: Tensor) -> Tensor:
-        resized = functional.interpolate(pixels, size=(schedule.side, schedule.side), mode="area")
-        with torch.autocast("cpu", torch.bfloat16):
-            embedding = tower((resized * student_std + student_mean - mean) / std)
-        return LOGIT_SCALE * unit(embedding.float()) @ prototypes.T
-
-    return logits
 
 
 class ClassBalancedSampler:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
 
-ALIGNMENT = 5.0  # weight of the plain cosine beside the cross-entropy
+VOCABULARY_SPEED = 3.0
 N_BATCHES_SORTED = 16  # drawn together and sorted by length, so that little is padding
 
 
@@ -37,66 +36,68 @@ class TextRows:
 
 @dataclass(frozen=True, slots=True)
 class TextSchedule:
-    """How long and how fast a text tower trains.
+    """How a text tower trains; an epoch draws as many captions as there are.
 
-    Attributes:
-        vocabulary_speed: Learning rate of token vectors, as a multiple of the others'. A token's vector moves
-            only when the token is drawn; but NLLB multiplies its vectors, and so their steps, by √width.
+    ``cross_entropy`` and ``alignment`` weigh telling the emoji apart, and the plain cosine to the prototype:
+    the former learns first, the latter is what an unseen drawing is found by.
     """
 
-    n_steps: int
-    batch: int = 256
+    n_epochs: float
+    batch: int = 1024
     learning_rate: float = 2e-3
-    vocabulary_speed: float = 2.0
+    cross_entropy: float = 1.0
+    alignment: float = 5.0
 
 
-def train_text_tower(
-    tower: Callable[[Tensor], Tensor],
-    parameters: Iterable[nn.Parameter],
-    rows: TextRows,
-    prototypes: Tensor,
-    schedule: TextSchedule,
-    *,
-    report: Callable[[int], None] = lambda _: None,
-) -> None:
+def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, schedule: TextSchedule) -> None:
     """Move every caption of an emoji to the emoji's prototype.
 
     Args:
-        tower: int64 (rows, length) → float (rows, dim).
-        parameters: What to train.
+        tower: int64 (rows, length) → float (rows, dim); what requires a gradient is trained.
         rows: What to train on.
         prototypes: Unit float32 (classes, dim).
-        schedule: Steps and rate.
-        report: Called every 200 steps.
+        schedule: Epochs and rate.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    without_dropout(tower.train())
+    trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    # A token's vector moves only when the token is drawn, so vocabularies learn faster than the rest.
     groups = [
-        {"params": [one for one in trained if is_vocabulary(one)], "speed": schedule.vocabulary_speed},
+        {"params": [one for one in trained if is_vocabulary(one)], "speed": VOCABULARY_SPEED},
         {"params": [one for one in trained if not is_vocabulary(one)], "speed": 1.0},
     ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    for step, (ids, classes) in enumerate(batches(rows, schedule)):
-        rate = schedule.learning_rate * warm_cosine(step, schedule.n_steps)
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    n_steps = int(schedule.n_epochs * len(rows.ids) / schedule.batch)
+    for step, (ids, classes) in enumerate(batches(rows, n_steps, schedule.batch)):
+        rate = schedule.learning_rate * warm_cosine(step, n_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["speed"]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(ids)
         cosines = unit(embedding.float()) @ prototypes.T
         own = cosines.gather(1, classes[:, None]).mean()
-        loss = functional.cross_entropy(LOGIT_SCALE * cosines, classes) + ALIGNMENT * (1 - own)
+        loss = schedule.alignment * (1 - own)
+        loss = loss + schedule.cross_entropy * functional.cross_entropy(LOGIT_SCALE * cosines, classes)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        if step % 100 == 99:
+        if step % 200 == 199:
             right = (cosines.argmax(1) == classes).float().mean()
             print(
-                f"text step {step + 1}/{schedule.n_steps} loss {loss.item():.3f} "
-                f"cosine {own.item():.3f} own prototype first {right.item():.3f}",
+                f"text step {step + 1}/{n_steps} loss {loss.item():.3f} "
+                f"own prototype first {right.item():.3f}",
                 flush=True,
             )
-        if step % 200 == 199:
-            report(step + 1)
+
+
+def without_dropout(tower: nn.Module) -> None:
+    """Switch dropout off, wherever transformers keeps it: 1.5 million weights are too few to need it."""
+    for module in tower.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def is_vocabulary(parameter: nn.Parameter) -> bool:
@@ -104,75 +105,34 @@ def is_vocabulary(parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and len(parameter) > 4096
 
 
-def vectors_from_prototypes(rows: TextRows, prototypes: Tensor, n_tokens: int) -> Tensor:
-    """Where token vectors start: each token at the mean of its captions' prototypes.
+@torch.no_grad()
+def start_text_tower(tower: nn.Module, vocabulary: Tensor, rows: TextRows, prototypes: Tensor) -> None:
+    """Give linears fairseq's start, and each token the mean of its captions' prototypes.
 
-    A token of few emoji starts long and a token of all emoji near zero, so that a text's sum of vectors
-    points to its emoji before any training.
-
-    Returns:
-        Float32 (n_tokens, dim), rows at most 1 long.
+    transformers starts all weights so small that little of the tokens reaches a pooled position at this
+    width. The prototypes' first principal axes stand for them where the vocabulary is narrower; a token of
+    few emoji starts long, a token of all emoji near zero.
     """
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    n_tokens, width = vocabulary.shape
+    centred = prototypes - prototypes.mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False)[2][:width]
     present = rows.ids != rows.pad_id
     tokens, classes = rows.ids[present], rows.classes[:, None].expand_as(rows.ids)[present]
-    centred = prototypes - prototypes.mean(0)
-    sums = torch.zeros(n_tokens, prototypes.shape[1]).index_add_(0, tokens, centred[classes])
-    return sums / tokens.bincount(minlength=n_tokens).clamp(min=1)[:, None]
+    sums = torch.zeros(n_tokens, width).index_add_(0, tokens, (centred @ axes.T)[classes])
+    means = sums / tokens.bincount(minlength=n_tokens).clamp(min=1)[:, None]
+    vocabulary.copy_(torch.randn_like(vocabulary) * 0.02 + 1.5 * means)
 
 
-def xlmr_bag(text: HFTextEncoder) -> Callable[[Tensor], Tensor]:
-    """A mean-pooled XLM-R tower without its layers: ids → (rows, dim), at a tenth of the cost."""
-
-    def bag(ids: Tensor) -> Tensor:
-        present = (ids != text.config.pad_token_id)[..., None].float()
-        vectors = text.transformer.embeddings(input_ids=ids)
-        return torch.as_tensor(text.proj((vectors * present).sum(1) / present.sum(1)))
-
-    return bag
-
-
-def nllb_bag(text: HFTextEncoder) -> Callable[[Tensor], Tensor]:
-    """An NLLB tower with only the first layer's values, evenly attended: ids → (rows, dim)."""
-    encoder, layer = text.transformer, text.transformer.layers[0]
-
-    def bag(ids: Tensor) -> Tensor:
-        present = (ids != text.config.pad_token_id)[..., None].float()
-        vectors = encoder.embed_tokens(ids)
-        vectors = vectors + encoder.embed_positions(ids, vectors)
-        mean = (layer.self_attn_layer_norm(vectors) * present).sum(1) / present.sum(1)
-        attended = layer.self_attn.out_proj(layer.self_attn.v_proj(mean))
-        return torch.as_tensor(text.proj(encoder.layer_norm(vectors[:, 0] + attended)))
-
-    return bag
-
-
-@torch.no_grad()
-def start_as_mean(attention: dict[str, nn.Linear], quiet: Iterable[nn.Linear], *, strength: float) -> None:
-    """Start a layer as the plain mean of its tokens, and other layers as nearly nothing.
-
-    Every token, the pooled one too, then holds what the whole text holds; training departs from there.
-    """
-    for name in ("query", "key"):
-        attention[name].weight.mul_(0.1)
-    nn.init.eye_(attention["value"].weight)
-    nn.init.eye_(attention["output"].weight).mul_(strength)
-    for linear in quiet:
-        linear.weight.mul_(0.2)
-
-
-@torch.no_grad()
-def fit_projection(projection: nn.Linear, features: Tensor, wanted: Tensor) -> None:
-    """Start a projection without bias at the least-squares map from features to prototypes."""
-    projection.weight.copy_(torch.linalg.lstsq(features, wanted).solution.T)
-
-
-def batches(rows: TextRows, schedule: TextSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(rows: TextRows, n_steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, classes) of similar lengths, cut to the longest."""
     lengths = (rows.ids != rows.pad_id).sum(1)
-    for start in range(0, schedule.n_steps, N_BATCHES_SORTED):
-        n_batches = min(N_BATCHES_SORTED, schedule.n_steps - start)
-        drawn = torch.multinomial(rows.weights, n_batches * schedule.batch, replacement=True)
-        by_length = torch.split(drawn[lengths[drawn].argsort()], schedule.batch)
+    for start in range(0, n_steps, N_BATCHES_SORTED):
+        n_batches = min(N_BATCHES_SORTED, n_steps - start)
+        drawn = torch.multinomial(rows.weights, n_batches * batch, replacement=True)
+        by_length = torch.split(drawn[lengths[drawn].argsort()], batch)
         for index in torch.randperm(n_batches).tolist():
             picked = by_length[index]
             yield rows.ids[picked, : int(lengths[picked].max())], rows.classes[picked]

@@ -16,18 +16,17 @@ from torch import Tensor, nn
 from transformers import AltCLIPConfig, AltCLIPModel, M2M100Config, XLMRobertaConfig
 
 DIM = 128  # of the joint space; the SigLIP tower's own width is its dim
-SIGLIP_DIM = 96
 IMAGE_SIDE = 64
-SIGLIP_SIDE = 160  # the only size of timm's smallest tower with SigLIP's attention pooling
 CONTEXT_LENGTH = 77
 HALF = (0.5, 0.5, 0.5)
-TEXT_WIDTH = 128
+TEXT_WIDTH = 64
 TEXT_LAYERS = 2
 TEXT_HEADS = 4
 IMAGE_WIDTH = 192
 IMAGE_LAYERS = 4
 IMAGE_HEADS = 6
 PATCH = 8
+SIGLIP_DIM = IMAGE_WIDTH
 
 CLIP_VISION = {
     "image_size": IMAGE_SIDE,
@@ -36,13 +35,19 @@ CLIP_VISION = {
     "head_width": IMAGE_WIDTH // IMAGE_HEADS,
     "patch_size": PATCH,
 }
-SIGLIP_VISION = {
-    "image_size": SIGLIP_SIDE,
-    "timm_model_name": "test_vit3",
-    "timm_model_pretrained": False,
-    "timm_pool": "map",
-    "timm_proj": "none",
+SIGLIP_TRUNK: dict[str, Any] = {
+    "architecture": "vit_base_patch16_siglip_224",
+    "model_args": {
+        "img_size": IMAGE_SIDE,
+        "patch_size": PATCH,
+        "embed_dim": SIGLIP_DIM,
+        "depth": IMAGE_LAYERS,
+        "num_heads": IMAGE_HEADS,
+    },
+    "pretrained_cfg": {"input_size": [3, IMAGE_SIDE, IMAGE_SIDE], "num_classes": 0},
 }
+"""timm's SigLIP tower at a small size, as timm reads it from a ``local-dir:`` folder."""
+
 CLIP_PREPROCESSING = {
     "mean": OPENAI_DATASET_MEAN,
     "std": OPENAI_DATASET_STD,
@@ -64,7 +69,7 @@ def open_clip_config(folder: Path, root: Path, *, siglip: bool = False, xlmr: bo
     model = {
         "embed_dim": SIGLIP_DIM if siglip else DIM,
         "custom_text": True,
-        "vision_cfg": SIGLIP_VISION if siglip else CLIP_VISION,
+        "vision_cfg": siglip_vision(name) if siglip else CLIP_VISION,
         "text_cfg": {"hf_model_name": name, "hf_tokenizer_name": name, **(XLMR_TEXT if xlmr else NLLB_TEXT)},
     }
     if siglip:
@@ -72,11 +77,24 @@ def open_clip_config(folder: Path, root: Path, *, siglip: bool = False, xlmr: bo
     return {"model_cfg": model, "preprocess_cfg": SIGLIP_PREPROCESSING if siglip else CLIP_PREPROCESSING}
 
 
+def siglip_vision(folder_name: str) -> dict[str, Any]:
+    """open_clip's description of a SigLIP tower whose timm configuration lies in the folder."""
+    return {
+        "image_size": IMAGE_SIDE,
+        "timm_model_name": f"local-dir:{folder_name}/timm",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+
+
 def open_clip_model(folder: Path) -> CustomTextCLIP:
     """The open_clip model that a folder's configuration describes, with random weights."""
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     text = {**config.pop("text_cfg"), "hf_model_name": str(folder), "hf_model_pretrained": False}
     config.pop("custom_text")
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_name"] = f"local-dir:{folder / 'timm'}"
     return CustomTextCLIP(**config, text_cfg=text)
 
 

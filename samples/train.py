@@ -18,19 +18,9 @@ from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from samples import dataset, folders, towers
-from samples.image_stages import Workplace, distil_siglip_images, train_clip_images, train_siglip_images
+from samples.image_stages import Workplace, train_clip_images, train_siglip_images
 from samples.images import TrainingDrawings, load_training_drawings
-from samples.texts import (
-    TextRows,
-    TextSchedule,
-    fit_projection,
-    nllb_bag,
-    start_as_mean,
-    train_matryoshka,
-    train_text_tower,
-    vectors_from_prototypes,
-    xlmr_bag,
-)
+from samples.texts import TextRows, TextSchedule, start_text_tower, train_matryoshka, train_text_tower
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,12 +29,11 @@ SEED = 20240
 PORTUGUESE = "por_Latn"
 MAX_LENGTH = 64  # longer than any caption
 
-BAG = TextSchedule(2400, batch=1024, learning_rate=4e-3)
-FULL = TextSchedule(1200, learning_rate=1e-3)
-NLLB_FULL = TextSchedule(1200, learning_rate=2e-3, vocabulary_speed=0.3)
-FINE_TUNING = TextSchedule(600, learning_rate=1e-3)
-NLLB_FINE_TUNING = TextSchedule(600, learning_rate=1e-3, vocabulary_speed=0.3)
-ADAPTER = TextSchedule(250, learning_rate=1e-3)
+FULL = TextSchedule(24)
+FINE_TUNING = TextSchedule(8)
+ALIGNING = TextSchedule(12, learning_rate=1.5e-3, cross_entropy=0.2, alignment=10.0)
+PORTUGUESE_TUNING = TextSchedule(1.5, learning_rate=7e-4)
+ADAPTER = TextSchedule(1.5, learning_rate=5e-4, cross_entropy=0.2, alignment=10.0)
 
 
 def train_tokenizers(work: Workplace) -> None:
@@ -54,45 +43,24 @@ def train_tokenizers(work: Workplace) -> None:
     write_xlmr_tokenizer(captions, work.tokenizer_folder("xlmr"))
 
 
-def train_nllb_siglip_text(work: Workplace) -> None:
-    """NLLB-SigLIP's text tower: language token first, cls pooling, linear projection."""
-    folder, (image, prototypes) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip-start")
-    model = _open_clip(work, folder, _in_trunk(image), siglip=True)
-    rows = _text_rows(work, "nllb")
-    start_as_fairseq(model.text.transformer)
-    vocabulary = model.text.transformer.embed_tokens.weight
-    _set_vectors(vocabulary, vectors_from_prototypes(rows, prototypes, len(vocabulary)), 1.0)
-    first, last = model.text.transformer.layers
-    attention = first.self_attn
-    named = {"query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj}
-    start_as_mean(
-        {**named, "output": attention.out_proj}, [first.fc2, last.fc2, last.self_attn.out_proj], strength=4
-    )
-    train_text_tower(nllb_bag(model.text), model.text.parameters(), rows, prototypes, BAG)
-    work.save(model.text.state_dict(), "nllb-bag")
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, NLLB_FULL)
-    folders.write_open_clip_weights(model, folder)
+def train_nllb_clip(work: Workplace) -> None:
+    """NLLB-CLIP: language token first, cls pooling, linear projection."""
+    folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
+    model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
+    start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
+    train_text_tower(model.text, rows, prototypes, FULL)
+    train_text_tower(model.text, rows, prototypes, ALIGNING)
     work.save(model.text.state_dict(), "nllb-text")
+    folders.write_open_clip_weights(model, folder)
 
 
-def start_as_fairseq(encoder: nn.Module) -> None:
-    """Start an NLLB encoder as fairseq does.
-
-    transformers starts all weights so small that, at this width, the fixed positions drown the tokens and
-    little of them reaches the language token, which alone is pooled.
-    """
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.3 * module.embedding_dim**-0.5)
-
-
-def train_nllb_siglip_mrl(work: Workplace) -> None:
-    """NLLB-SigLIP with its final image tower, and MRL heads on finished embeddings."""
-    folder, (image, _) = CHECKPOINTS / "nllb-siglip-mrl", work.image_tower("siglip")
+def make_nllb_siglip_mrl(work: Workplace) -> None:
+    """NLLB-SigLIP: its own image tower, NLLB-CLIP's text tower laid into its space, trained MRL heads."""
+    folder = CHECKPOINTS / "nllb-siglip-mrl"
+    image, _, lift = torch.load(work.folder / "siglip.pt")
     model = _open_clip(work, folder, _in_trunk(image), siglip=True).eval()
-    model.text.load_state_dict(torch.load(work.folder / "nllb-text.pt"))
+    text = torch.load(work.folder / "nllb-text.pt")
+    model.text.load_state_dict({**text, "proj.weight": lift @ text["proj.weight"]})
     folders.write_open_clip_weights(model, folder)
     drawings, rows = load_training_drawings(work.npm_folder), _text_rows(work, "nllb")
     some = torch.randperm(len(rows.ids))[:40_000]
@@ -107,39 +75,17 @@ def train_nllb_siglip_mrl(work: Workplace) -> None:
     folders.write_matryoshka(heads, folder)
 
 
-def train_nllb_clip(work: Workplace) -> None:
-    """NLLB-CLIP: the text encoder starts from NLLB-SigLIP's, the projection from nothing."""
-    folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
-    model = _open_clip(work, folder, image)
-    start = torch.load(work.folder / "nllb-text.pt")
-    del start["proj.weight"]
-    model.text.load_state_dict(start, strict=False)
-    rows = _text_rows(work, "nllb")
-    some = torch.randperm(len(rows.ids))[:20_000]
-    model.text.proj = nn.Identity()
-    features = _text_embeddings(model.eval(), rows.ids[some])
-    model.text.proj = nn.Linear(features.shape[1], towers.DIM, bias=False)
-    fit_projection(model.text.proj, features, prototypes[rows.classes[some]])
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, NLLB_FINE_TUNING)
-    folders.write_open_clip_weights(model, folder)
-
-
 def train_capivara(work: Workplace) -> None:
-    """CAPIVARA: XLM-R, mean pooling, mlp projection; Portuguese is drawn eight times as often."""
+    """CAPIVARA: XLM-R, mean pooling, mlp projection; at the end every sixth caption is Portuguese."""
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
-    rows = _text_rows(work, "xlmr", portuguese=8)
-    model = _open_clip(work, folder, image, xlmr=True)
-    vocabulary = model.text.transformer.embeddings.word_embeddings.weight
-    _set_vectors(vocabulary, vectors_from_prototypes(rows, prototypes, len(vocabulary)), 2.0)
-    first, last = model.text.transformer.encoder.layer
-    named = {name: getattr(first.attention.self, name) for name in ("query", "key", "value")}
-    quiet = [first.output.dense, last.output.dense, last.attention.output.dense]
-    start_as_mean({**named, "output": first.attention.output.dense}, quiet, strength=1)
-    train_text_tower(xlmr_bag(model.text), model.text.parameters(), rows, prototypes, BAG)
-    work.save(model.text.state_dict(), "xlmr-bag")
-    train_text_tower(model.text.train(), model.text.parameters(), rows, prototypes, FULL)
-    folders.write_open_clip_weights(model, folder)
+    model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
+    start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
+    train_text_tower(model.text, rows, prototypes, FULL)
     work.save(model.text.state_dict(), "xlmr-text")
+    train_text_tower(model.text, _text_rows(work, "xlmr", portuguese=20), prototypes, PORTUGUESE_TUNING)
+    train_text_tower(model.text, rows, prototypes, ALIGNING)
+    work.save(model.text.state_dict(), "capivara-text")
+    folders.write_open_clip_weights(model, folder)
 
 
 def train_capivara_lora(work: Workplace) -> None:
@@ -147,8 +93,8 @@ def train_capivara_lora(work: Workplace) -> None:
     image, prototypes = work.image_tower("clip")
     rows = _text_rows(work, "xlmr", portuguese=105)
     model = _open_clip(work, CHECKPOINTS / "capivara", image, xlmr=True)
-    stored = {key: value.half().float() for key, value in torch.load(work.folder / "xlmr-text.pt").items()}
-    model.text.load_state_dict(stored)
+    text = torch.load(work.folder / "capivara-text.pt")
+    model.text.load_state_dict({name: value.half().float() for name, value in text.items()})
     lora = peft.LoraConfig(
         r=8,
         lora_alpha=8,
@@ -157,35 +103,29 @@ def train_capivara_lora(work: Workplace) -> None:
         bias="none",
         modules_to_save=["proj"],
     )
-    adapted = peft.get_peft_model(model.text.train(), lora)
-    train_text_tower(adapted, adapted.parameters(), rows, prototypes, ADAPTER)
+    adapted = peft.get_peft_model(model.text, lora)
+    train_text_tower(adapted, rows, prototypes, ADAPTER)
     folders.write_adapter(adapted, "../capivara", CHECKPOINTS / "capivara-lora")
 
 
 def train_altclip(work: Workplace) -> None:
     """AltCLIP: XLM-R, normalised and transformed first token; the encoder starts from capivara's."""
     image, prototypes = work.image_tower("clip")
-    rows = _text_rows(work, "xlmr")
-    tokenizer = _tokenizer(work, "xlmr")
+    tokenizer, rows = _tokenizer(work, "xlmr"), _text_rows(work, "xlmr")
     model = AltCLIPModel(towers.altclip_config(len(tokenizer)))
     towers.load_altclip_image_tower(model, image)
-    start = torch.load(work.folder / "xlmr-text.pt")
     encoder = {
-        key.removeprefix("transformer."): value
-        for key, value in start.items()
-        if key.startswith("transformer.")
+        name.removeprefix("transformer.").replace("encoder.layer.", "encoder.layers."): value
+        for name, value in torch.load(work.folder / "xlmr-text.pt").items()
+        if name.startswith("transformer.")
     }
-    encoder = {key.replace("encoder.layer.", "encoder.layers."): value for key, value in encoder.items()}
     model.text_model.roberta.load_state_dict(encoder)
-    text = towers.AltClipText(model).train()
-    train_text_tower(text, text.parameters(), rows, prototypes, FINE_TUNING)
+    for linear in (model.text_model.transformation, model.text_projection):
+        nn.init.xavier_uniform_(linear.weight)
+    text = towers.AltClipText(model)
+    train_text_tower(text, rows, prototypes, FINE_TUNING)
+    train_text_tower(text, rows, prototypes, ALIGNING)
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
-
-
-@torch.no_grad()
-def _set_vectors(vocabulary: Tensor, vectors: Tensor, scale: float) -> None:
-    """Add starting vectors to a table of random ones, which may be wider."""
-    vocabulary[:, : vectors.shape[1]] += scale * vectors
 
 
 def _tokenizer(work: Workplace, name: str) -> PreTrainedTokenizerBase:
@@ -227,11 +167,9 @@ def _in_trunk(image: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _image_embeddings(model: CustomTextCLIP, drawings: TrainingDrawings) -> Tensor:
     """Float32 (drawings, dim), not normalised."""
-    size = (towers.SIGLIP_SIDE, towers.SIGLIP_SIDE)
-    embeddings = []
-    for part in torch.split(drawings.pixels, 256):
-        pixels = nn.functional.interpolate(part.float() / 255, size=size, mode="bicubic", antialias=True)
-        embeddings.append(model.encode_image(pixels.clamp(0, 1) * 2 - 1))
+    embeddings = [
+        model.encode_image(part.float() / 255 * 2 - 1) for part in torch.split(drawings.pixels, 256)
+    ]
     return torch.cat(embeddings)
 
 
@@ -245,10 +183,8 @@ STAGES: dict[str, Callable[[Workplace], None]] = {
     "tokenizers": train_tokenizers,
     "clip-images": train_clip_images,
     "siglip-images": train_siglip_images,
-    "siglip-distilled": distil_siglip_images,
-    "nllb-siglip-text": train_nllb_siglip_text,
-    "nllb-siglip-mrl": train_nllb_siglip_mrl,
     "nllb-clip": train_nllb_clip,
+    "nllb-siglip-mrl": make_nllb_siglip_mrl,
     "capivara": train_capivara,
     "capivara-lora": train_capivara_lora,
     "altclip": train_altclip,

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import generate_merges
 from samples.build import LANGUAGES
 from samples.dataset import Caption
 
-N_PIECES = 8000
+N_PIECES = 28000
 SENTENCEPIECE = (
     "sentencepiece.bpe.model"  # both families publish under this name, though XLM-R's is a unigram model
 )
@@ -127,6 +127,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     for key in ("name_or_path", "vocab_file", "tokenizer_file", "is_local"):
         config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def ids_from_captions(
