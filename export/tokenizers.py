@@ -41,12 +41,24 @@ def tokenizer_json(tokenizer: Any) -> str:
     return json.dumps(data, ensure_ascii=False)
 
 
-def preprocessing_from_tokenizer(tokenizer: Any, *, context_length: int, clean: str) -> TextPreprocessing:
+def preprocessing_from_tokenizer(
+    tokenizer: Any, *, n_tokens: int, context_length: int, clean: str
+) -> TextPreprocessing:
     """Find which ids stand before and after a text's own.
 
+    Args:
+        n_tokens: Rows of the embedding table.
+
     Raises:
-        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), or has no pad.
+        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad, or
+            ids that the table has no rows for.
     """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= n_tokens:
+        raise CheckpointError(
+            f"The tokenizer has ids up to {largest}, the embedding table {n_tokens} rows. "
+            "The tokenizer files belong to another checkpoint."
+        )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{type(tokenizer).__name__} has no padding token.")
     language_ids = _language_ids(tokenizer)

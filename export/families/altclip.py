@@ -15,7 +15,7 @@ from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder
 from export.published import LICENCES, XLM_R_LANGUAGES
 from export.references import AltClipReference
-from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
+from export.tokenizers import TOKENIZER_FILES, has_tokenizer, preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
 from export.weights import config_from_file, state_dict_from_file
 from runtime.errors import CheckpointError
@@ -64,7 +64,10 @@ def load(path: Path, options: LoadOptions) -> Towers:
     model = _model(path)
     tokenizer, image_processor = _processors(path)
     context_length = options.context_length or CONTEXT_LENGTH
-    text_preprocessing = preprocessing_from_tokenizer(tokenizer, context_length=context_length, clean="none")
+    encoder = roberta_encoder_from_transformers(model.text_model.roberta)
+    text_preprocessing = preprocessing_from_tokenizer(
+        tokenizer, n_tokens=encoder.tokens.num_embeddings, context_length=context_length, clean="none"
+    )
     image_preprocessing = _image_preprocessing(path)
     serialised = tokenizer_json(tokenizer)
     heads = MrlHeads({})
@@ -75,7 +78,7 @@ def load(path: Path, options: LoadOptions) -> Towers:
         licence=licence_of_folder(path, "altclip"),
         dim=int(model.config.projection_dim),
         text=TextTower(
-            roberta_encoder_from_transformers(model.text_model.roberta),
+            encoder,
             AltPool(model.text_model, model.text_projection),
             heads,
         ).eval(),
@@ -153,6 +156,11 @@ def _check_loading(info: dict[str, Any], weights: Path) -> None:
 def _processors(path: Path) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    if not has_tokenizer(path):  # transformers would make an empty one up
+        raise CheckpointError(
+            f"{path} has no usable tokenizer: none of {list(TOKENIZER_FILES)} is there. "
+            "Copy the checkpoint folder again, whole."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         # PIL's resize is what the checkpoints were trained with; torchvision's differs in the last bit.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from export.encoders import m2m_encoder_from_transformers, roberta_encoder_from_transformers
+from export.encoders import TextEncoder, m2m_encoder_from_transformers, roberta_encoder_from_transformers
 from export.fingerprints import embedding_space_fingerprint
 from export.image_encoders import image_encoder_from_open_clip
 from export.licences import licence_of_folder
@@ -59,8 +59,12 @@ def towers_from_open_clip(
     mrl = MrlHeads(heads or {})
     context_length = context_length or int(checkpoint.model_config["text_cfg"].get("context_length", 77))
     tokenizer = _tokenizer(checkpoint, context_length)
+    encoder = _text_encoder(text)
     text_preprocessing = preprocessing_from_tokenizer(
-        tokenizer.tokenizer, context_length=context_length, clean="whitespace"
+        tokenizer.tokenizer,
+        n_tokens=encoder.tokens.num_embeddings,
+        context_length=context_length,
+        clean="whitespace",
     )
     if checkpoint.text_config["model_type"] == "m2m_100" and not text_preprocessing.needs_language:
         raise CheckpointError(
@@ -76,7 +80,7 @@ def towers_from_open_clip(
         architecture=checkpoint.architecture,
         licence=licence_of_folder(checkpoint.weights.parent, family),
         dim=int(checkpoint.model_config["embed_dim"]),
-        text=TextTower(_text_encoder(text), _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
+        text=TextTower(encoder, _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
         image=ImageTower(
             image_encoder_from_open_clip(checkpoint.model.visual),
             mrl,
@@ -104,7 +108,7 @@ def _named(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in module.state_dict().items()}
 
 
-def _text_encoder(text: Any) -> nn.Module:
+def _text_encoder(text: Any) -> TextEncoder:
     if text.config.model_type == "m2m_100":
         return m2m_encoder_from_transformers(text.transformer)
     return roberta_encoder_from_transformers(text.transformer)
