@@ -22,9 +22,11 @@ __all__ = ["app", "main"]
 @app.command()
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="Folder, .ckpt file or hub name of a trained checkpoint.")
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
     ],
-    repository: Annotated[Path, typer.Argument(help="Triton model repository; made if it is not there.")],
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; made if it is not there.")
+    ],
     name: Annotated[
         str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
     ] = None,
