@@ -12,9 +12,9 @@ from PIL import Image
 
 from export.probes import ProbeText, probe_images, probe_texts
 from export.towers import Float, Int, Towers
-from runtime.manifest import Modality
+from runtime.manifest import ImagePreprocessing, Modality
 
-__all__ = ["Cell", "Expected", "expected_of_reference"]
+__all__ = ["Cell", "Expected", "channel_statistics", "expected_of_reference"]
 
 SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
 """Batch × sequence of the grid; a sequence is cut to the context length."""
@@ -91,9 +91,15 @@ def _text_cells(towers: Towers) -> Iterator[Cell]:
 def _image_cells(towers: Towers) -> Iterator[Cell]:
     random = np.random.default_rng(2)
     image = towers.image_preprocessing
-    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
+    mean, std = channel_statistics(image)
     for batch in (1, 2, 7):
         pixels = random.integers(0, 256, (batch, 3, image.height, image.width), dtype=np.uint8)
         normalised = (pixels.astype(np.float32) / 255 - mean) / std
         expected = towers.reference.image_vectors(normalised.astype(np.float32))
         yield Cell(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
+
+
+def channel_statistics(image: ImagePreprocessing) -> tuple[Float, Float]:
+    """Mean and standard deviation of the normalisation, float32 (3, 1, 1) each."""
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (image.mean, image.std))
+    return mean, std

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.expectations import Cell, Expected, expected_of_reference
+from export.expectations import Cell, Expected, channel_statistics, expected_of_reference
 from export.probes import ProbeText
 from export.towers import Float, Towers
 from runtime import Encoder
@@ -195,7 +195,7 @@ def _token_ids_equal(tokenizer: Tokenizer, expected: Expected, pad_id: int) -> b
 def _max_pixel_error(towers: Towers, expected: Expected) -> float:
     """Largest difference on the scale 0 to 1, before normalisation."""
     image = towers.image_preprocessing
-    mean, std = (np.array(x, np.float32).reshape(3, 1, 1) for x in (image.mean, image.std))
+    mean, std = channel_statistics(image)
     ours = np.stack([pixels_from_image(source, image) for source in expected.images])
     return float(np.abs(ours / 255 - (expected.pixels * std + mean)).max())
 
