@@ -31,7 +31,7 @@ check: $(READY)  ## Format, lint, types, import directions
 slow: $(READY)  ## Export every published variant at true size with random weights (up to an hour, 20 GB)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
-samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about an hour and a half)
+samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about two hours)
 	$(BIN)/python -m pip install --quiet --editable '.[samples]'
 	$(BIN)/python -m samples.build
 	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train --work build/samples

@@ -93,7 +93,7 @@ def train_image_tower(
     *,
     prototypes: Tensor,
     report: Callable[[int, Tensor], None],
-) -> Tensor:
+) -> None:
     """Train ``tower`` and the prototypes together.
 
     Args:
@@ -102,10 +102,7 @@ def train_image_tower(
         drawings: What to train on.
         schedule: Steps, rates and preprocessing.
         prototypes: Initial float32 (classes, dim).
-        report: Called with the step and the current prototypes from time to time.
-
-    Returns:
-        Unit prototypes, float32 (classes, dim).
+        report: Called with the step and the current unit prototypes from time to time, at the end too.
     """
     learned = nn.Parameter(prototypes.clone())
     groups = parameter_groups(tower, learned, weight_decay=schedule.weight_decay)
@@ -132,7 +129,6 @@ def train_image_tower(
             print(f"image step {step + 1}/{schedule.n_steps} loss {loss.item():.3f}", flush=True)
             report(step + 1, unit(learned.detach()))
     tower.eval()
-    return unit(learned.detach())
 
 
 class ClassBalancedSampler:

@@ -1,4 +1,4 @@
-"""Train the sample checkpoints from the sample data; tens of minutes on two cores.
+"""Train the sample checkpoints from the sample data; about two hours on two cores.
 
     python -m samples.train --work FOLDER [--stages STAGE ...]
 
@@ -31,9 +31,9 @@ MAX_LENGTH = 64  # longer than any caption
 
 FULL = TextSchedule(24)
 FINE_TUNING = TextSchedule(8)
-ALIGNING = TextSchedule(12, learning_rate=1.5e-3, cross_entropy=0.2, alignment=10.0)
+ALIGNING = TextSchedule(40, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
 PORTUGUESE_TUNING = TextSchedule(1.5, learning_rate=7e-4)
-ADAPTER = TextSchedule(1.5, learning_rate=5e-4, cross_entropy=0.2, alignment=10.0)
+ADAPTER = TextSchedule(1.5, learning_rate=3e-4, cross_entropy=0.5, alignment=10.0)
 
 
 def train_tokenizers(work: Workplace) -> None:
@@ -70,7 +70,7 @@ def make_nllb_siglip_mrl(work: Workplace) -> None:
         (_image_embeddings(model, drawings), drawings.classes),
         (_text_embeddings(model, rows.ids[some]), rows.classes[some]),
         drawings.n_classes,
-        n_steps=1000,
+        n_steps=1500,
     )
     folders.write_matryoshka(heads, folder)
 
