@@ -204,12 +204,13 @@ def _figures(
     expected: Expected, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> EngineFigures:
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
-    with Encoder.open(
-        repository / manifest.name, engine=engine, precision=precision, verify=False
-    ) as encoder:
+    model = repository / manifest.name
+    # An encoder for each tower: a graph that is done with leaves memory before the next one is opened.
+    with Encoder.open(model, engine=engine, precision=precision, verify=False) as encoder:
         text = {dim: encoder.embed_texts(texts, codes, dim=dim) for dim in expected.texts}
-        image = {dim: encoder.embed_images(expected.images, dim=dim) for dim in expected.texts}
         alone = np.concatenate([encoder.embed_texts([t], [c]) for t, c in _spread(texts, codes)])
+    with Encoder.open(model, engine=engine, precision=precision, verify=False) as encoder:
+        image = {dim: encoder.embed_images(expected.images, dim=dim) for dim in expected.texts}
     batched = np.stack([row for row, _ in _spread(text[manifest.dim], codes)])
     names = [f"probe image {i}" for i in range(len(expected.images))]
     return EngineFigures(
