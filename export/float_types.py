@@ -1,0 +1,102 @@
+"""Retyping a graph's floats: each node computes in one type, and a Cast stands where two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir
+
+__all__ = ["cast_of", "float_values", "halve", "weight_as"]
+
+_FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
+_FLOATS = frozenset({_FLOAT, _HALF})
+_ANY_INPUT = frozenset({"Cast", "Shape", "Size"})
+_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
+
+
+def float_values(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    """Float inputs and outputs whose type the node's arithmetic follows."""
+    inputs = () if node.op_type in _ANY_INPUT else node.inputs
+    return [value for value in (*inputs, *node.outputs) if value is not None and value.dtype in _FLOATS]
+
+
+def halve(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> None:
+    """Make every node FP16 but ``kept``, in place; the graph's own inputs and outputs keep their types.
+
+    FP32 weights of FP16 nodes are converted when the model is saved, one at a time.
+    """
+    types = _Types(model.graph)
+    for node in list(model.graph):
+        if float_values(node):
+            types.settle(node, _FLOAT if node in kept else _HALF)
+    types.restore_outputs()
+    types.drop_unused_weights()
+
+
+class _Types:
+    """The values of a graph in both types, each made once."""
+
+    def __init__(self, graph: onnx_ir.Graph) -> None:
+        self.graph = graph
+        self.twins: dict[tuple[onnx_ir.Value, onnx_ir.DataType], onnx_ir.Value] = {}
+
+    def settle(self, node: onnx_ir.Node, dtype: onnx_ir.DataType) -> None:
+        """Give a node float inputs and outputs of one type."""
+        if node.op_type not in _ANY_INPUT:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.dtype in _FLOATS and value.dtype is not dtype:
+                    node.replace_input_with(index, self._twin(value, dtype, node))
+        for output in node.outputs:
+            if output.dtype in _FLOATS:
+                output.dtype = dtype
+                if node.op_type == "Cast":
+                    node.attributes["to"] = onnx_ir.AttrInt64("to", dtype.value)
+
+    def restore_outputs(self) -> None:
+        """Cast the graph's outputs back to what they were."""
+        for index, value in enumerate(self.graph.outputs):
+            if value.dtype is not _HALF:
+                continue
+            name, value.name = value.name, f"{value.name}_{_SUFFIX[_HALF]}"
+            cast = cast_of(value, _FLOAT, str(name))
+            self.graph.append(cast)
+            self.graph.outputs[index] = cast.outputs[0]
+
+    def drop_unused_weights(self) -> None:
+        """Remove weights that only had FP16 readers; their twins take the names."""
+        for (value, _), twin in self.twins.items():
+            if value.is_initializer() and not value.uses():
+                name = str(value.name)
+                del self.graph.initializers[name]
+                twin.name = name
+
+    def _twin(self, value: onnx_ir.Value, dtype: onnx_ir.DataType, reader: onnx_ir.Node) -> onnx_ir.Value:
+        key = (value, dtype)
+        if key not in self.twins:
+            name = f"{value.name}_{_SUFFIX[dtype]}"
+            if value.const_value is not None:
+                self.twins[key] = weight_as(value.const_value, dtype, name)
+                self.graph.register_initializer(self.twins[key])
+            else:
+                cast = cast_of(value, dtype, name)
+                self.graph.insert_before(reader, cast)
+                self.twins[key] = cast.outputs[0]
+        return self.twins[key]
+
+
+def cast_of(value: onnx_ir.Value, dtype: onnx_ir.DataType, name: str) -> onnx_ir.Node:
+    """A node that casts a tensor; its output is called ``name``."""
+    output = onnx_ir.Value(name=name, shape=value.shape, type=onnx_ir.TensorType(dtype))
+    return onnx_ir.node("Cast", [value], {"to": dtype.value}, outputs=[output], name=f"{name}/Cast")
+
+
+def weight_as(weight: onnx_ir.TensorProtocol, dtype: onnx_ir.DataType, name: str) -> onnx_ir.Value:
+    """A weight of another float type, converted whenever it is read and never held."""
+    shape = onnx_ir.Shape(weight.numpy().shape)
+    tensor = onnx_ir.LazyTensor(
+        lambda: onnx_ir.Tensor(weight.numpy().astype(dtype.numpy()), name=name),
+        dtype=dtype,
+        shape=shape,
+        name=name,
+    )
+    return onnx_ir.Value(name=name, shape=shape, type=onnx_ir.TensorType(dtype), const_value=tensor)

@@ -1,0 +1,66 @@
+"""What graph rewrites share: constants, new weights, and the place where a tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+
+__all__ = ["add_weight", "constant", "drop_unused", "float_like", "set_weight", "sole_use"]
+
+
+def constant(value: onnx_ir.Value | None) -> NDArray[Any] | None:
+    """The array of a weight; ``None`` for what is computed."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def add_weight(graph: onnx_ir.Graph, name: str, array: NDArray[Any] | np.generic) -> onnx_ir.Value:
+    """Register a new weight; a number is appended to a name that is taken."""
+    array = np.asarray(array)
+    unique, n = name, 1
+    while unique in graph.initializers:
+        n += 1
+        unique = f"{name}_{n}"
+    value = onnx_ir.Value(
+        name=unique,
+        type=onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype)),
+        shape=onnx_ir.Shape(array.shape),
+        const_value=onnx_ir.tensor(array, name=unique),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def set_weight(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> None:
+    """Give one node another weight; equal weights are stored once, so that others may read the old one."""
+    old, graph = node.inputs[index], node.graph
+    assert old is not None
+    assert isinstance(graph, onnx_ir.Graph)
+    node.replace_input_with(index, add_weight(graph, f"{old.name}_rescaled", array))
+
+
+def sole_use(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    """The only node that reads a tensor; ``None`` if several do, or if it leaves the graph."""
+    if value is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return next(iter(value.uses())).node
+
+
+def float_like(node: onnx_ir.Node, name: str, shape: onnx_ir.Shape | Sequence[Any] | None) -> onnx_ir.Value:
+    """Name a node's output and state that it is float32."""
+    output = node.outputs[0]
+    output.name, output.dtype = name, onnx_ir.DataType.FLOAT
+    output.shape = None if shape is None else onnx_ir.Shape(shape)
+    return output
+
+
+def drop_unused(model: onnx_ir.Model) -> None:
+    """Remove what rewrites left behind."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)

@@ -1,0 +1,282 @@
+"""FP32 graph → INT8 graph: static Q/DQ around every matrix product.
+
+Scales are constants, so that a row alone and in any batch are the same row. Weights are symmetric, one
+scale for each output channel; activations have one scale for each tensor, measured on calibration batches.
+One Q/DQ pair stands at a tensor, however many products read it. Products of two activations (attention)
+are quantised too: the engines then fuse a whole attention in int8.
+
+The recipe is one for all engines; only how an activation is *encoded* differs, since each engine has a fast
+path for another form (docs/decisions/0007-int8-recipe.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+
+from export.clipping import ClipMethod, Extent, clip_extents
+from export.embedding_table import EmbeddingTable, shrink_table
+from export.folding import PIXEL_CENTRE, fold
+from export.graph_edits import add_weight, constant, drop_unused, float_like
+from export.matrix_products import operations_by_product, products
+from export.onnx_graph import EXTERNAL_DATA_OVER_BYTES
+from export.smoothing import smooth
+from runtime.errors import ExportError
+
+__all__ = ["Encoding", "Int8Recipe", "Int8Report", "Target", "int8_from_onnx", "recipe_for"]
+
+_UINT8, _INT8 = onnx_ir.DataType.UINT8, onnx_ir.DataType.INT8
+
+
+class Target(str, Enum):
+    """The engine that a graph is made for; every engine but TensorRT reads every form."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+class Encoding(str, Enum):
+    """How activations become 8-bit numbers.
+
+    ``UINT8`` covers what the tensor takes, zero point anywhere. ``INT8`` is symmetric, zero point 0.
+    ``INT8_OR_UINT8`` is symmetric too, but a tensor without negative values takes uint8 with zero point 0.
+    """
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    INT8_OR_UINT8 = "int8-or-uint8"
+
+
+ENCODINGS: Mapping[Target, Encoding] = {
+    Target.ONNXRUNTIME: Encoding.UINT8,
+    Target.OPENVINO: Encoding.INT8_OR_UINT8,
+    Target.TENSORRT: Encoding.INT8,
+}
+"""What each engine runs fastest; TensorRT reads nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Recipe:
+    """How to quantise.
+
+    Attributes:
+        target: Which engine's form the graph takes.
+        method: Where activations are clipped.
+        percentile: Of magnitudes, for ``ClipMethod.PERCENTILE``.
+        kept: Names of matrix products that stay FP32.
+        smooth: SmoothQuant's alpha; ``None`` moves no outliers.
+        table: How the token table is stored.
+    """
+
+    target: Target = Target.ONNXRUNTIME
+    method: ClipMethod = ClipMethod.MSE
+    percentile: float = 99.99
+    kept: tuple[str, ...] = ()
+    smooth: float | None = None
+    table: EmbeddingTable = EmbeddingTable.INT8
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ExportError(f"Percentile {self.percentile} clips too much; expected over 50, up to 100.")
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise ExportError(f"Smoothing by {self.smooth} is not possible; expected between 0 and 1.")
+        if self.target is Target.TENSORRT and self.table is EmbeddingTable.INT8:
+            raise ExportError("TensorRT looks up no int8 rows; pass table=EmbeddingTable.FP16 or FP32.")
+
+    @property
+    def encoding(self) -> Encoding:
+        """The target's."""
+        return ENCODINGS[self.target]
+
+
+def recipe_for(target: Target) -> Int8Recipe:
+    """The default recipe of an engine."""
+    table = EmbeddingTable.FP16 if target is Target.TENSORRT else EmbeddingTable.INT8
+    return Int8Recipe(target=target, table=table)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Report:
+    """What became INT8.
+
+    Attributes:
+        share_int8: Of the multiply–adds of all matrix products, at ``matrix_products.NOMINAL_SIZES``.
+        n_int8: Products in INT8.
+        kept: Products in FP32.
+        n_smoothed: Tensors whose outliers were moved.
+        extents: (low, high) that was kept of each quantised activation.
+    """
+
+    recipe: Int8Recipe
+    share_int8: float
+    n_int8: int
+    kept: tuple[str, ...]
+    n_smoothed: int
+    extents: Mapping[str, tuple[float, float]] = field(repr=False)
+
+
+def int8_from_onnx(
+    source: Path,
+    target: Path,
+    *,
+    data_name: str,
+    calibration: Sequence[Mapping[str, NDArray[Any]]],
+    recipe: Int8Recipe,
+) -> Int8Report:
+    """Quantise a tower's FP32 graph.
+
+    Args:
+        source: Graph written by ``onnx_from_tower``.
+        target: ONNX file to write; large weights go beside it as ``data_name``.
+        calibration: Batches of real inputs by name, see ``export.calibration``.
+
+    Raises:
+        ExportError: no calibration batches, a name in ``recipe.kept`` that is no matrix product, or an
+            activation that is not finite.
+    """
+    model = onnx_ir.load(source)
+    operations = {str(node.name): n for node, n in operations_by_product(model).items()}
+    if unknown := sorted(set(recipe.kept) - set(operations)):
+        raise ExportError(f"{unknown[0]!r} is no matrix product of {source.name}; it has {len(operations)}.")
+    fold(model)
+    folder = source.resolve().parent
+    n_smoothed = 0
+    if recipe.smooth is not None:
+        n_smoothed = smooth(model, folder, calibration, alpha=recipe.smooth)
+    chosen = [node for node in products(model) if node.name not in recipe.kept]
+    activations = _activations(chosen)
+    kept_extents = clip_extents(
+        model,
+        folder,
+        [str(value.name) for value in activations],
+        calibration,
+        method=recipe.method,
+        percentile=recipe.percentile,
+    )
+    for value in activations:
+        _quantise_activation(model.graph, value, activations[value], kept_extents, recipe.encoding)
+    for node in chosen:
+        _quantise_weight(model.graph, node)
+    shrink_table(model, recipe.table)
+    drop_unused(model)
+    _save(model, target, data_name)
+    names = {str(node.name) for node in chosen}
+    return Int8Report(
+        recipe=recipe,
+        share_int8=sum(operations[name] for name in names) / sum(operations.values()),
+        n_int8=len(names),
+        kept=tuple(name for name in operations if name not in names),
+        n_smoothed=n_smoothed,
+        extents={name: (e.low, e.high) for name, e in kept_extents.items()},
+    )
+
+
+Reads = list[tuple[onnx_ir.Node, int]]
+
+
+def _activations(chosen: Sequence[onnx_ir.Node]) -> dict[onnx_ir.Value, Reads]:
+    """Computed tensors that products read, and where."""
+    found: dict[onnx_ir.Value, Reads] = {}
+    for node in chosen:
+        for i, value in enumerate(node.inputs[:2]):
+            if value is not None and constant(value) is None:
+                found.setdefault(value, []).append((node, i))
+    return found
+
+
+def _quantise_activation(
+    graph: onnx_ir.Graph,
+    value: onnx_ir.Value,
+    reads: Reads,
+    extents: Mapping[str, Extent],
+    encoding: Encoding,
+) -> None:
+    """Put one Q/DQ pair between a tensor and the products that read it."""
+    name = str(value.name)
+    codes = _pixel_codes(value)
+    producer = value.producer()
+    if codes is not None:
+        scale, zero = np.float32(1), np.array(PIXEL_CENTRE, np.uint8)
+        if encoding is Encoding.INT8:
+            codes, zero = None, np.array(0, np.int8)
+    else:
+        scale, zero = _scale_and_zero(extents[name], encoding)
+    steps = [add_weight(graph, f"{name}/scale", scale), add_weight(graph, f"{name}/zero", zero)]
+    nodes = []
+    if codes is None:
+        quantise = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
+        codes = quantise.outputs[0]
+        codes.name, codes.shape = f"{name}/codes", value.shape
+        codes.dtype = onnx_ir.DataType.from_numpy(zero.dtype)
+        nodes.append(quantise)
+    dequantise = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
+    nodes.append(dequantise)
+    result = float_like(dequantise, f"{name}/quantised", value.shape)
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+    for node, i in reads:
+        node.replace_input_with(i, result)
+
+
+def _pixel_codes(value: onnx_ir.Value) -> onnx_ir.Value | None:
+    """The uint8 tensor that a tensor is made of by subtracting ``PIXEL_CENTRE``: it is quantised already."""
+    centred = value.producer()
+    if centred is None or centred.op_type != "Sub" or centred.inputs[0] is None:
+        return None
+    cast, centre = centred.inputs[0].producer(), constant(centred.inputs[1])
+    if cast is None or cast.op_type != "Cast" or centre is None or centre.size != 1:
+        return None
+    codes = cast.inputs[0]
+    is_pixels = codes is not None and codes.dtype == _UINT8 and float(centre.reshape(())) == PIXEL_CENTRE
+    return codes if is_pixels else None
+
+
+def _scale_and_zero(extent: Extent, encoding: Encoding) -> tuple[np.float32, NDArray[Any]]:
+    """The step between two codes, and the code of 0."""
+    if encoding is Encoding.UINT8:
+        low, high = min(extent.low, 0.0), max(extent.high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        return np.float32(scale), np.array(round(-low / scale), np.uint8)
+    if encoding is Encoding.INT8_OR_UINT8 and extent.low >= 0:
+        return np.float32(extent.high / 255 or 1.0), np.array(0, np.uint8)
+    return np.float32(extent.magnitude / 127 or 1.0), np.array(0, np.int8)
+
+
+def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Store a product's weights as int8, one scale for each output channel."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return
+    name = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.name)
+    by_row = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
+    axis = 0 if by_row else weight.ndim - 1
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    codes = np.rint(weight / scales).astype(np.int8)
+    inputs = [
+        add_weight(graph, f"{name}/int8", codes),
+        add_weight(graph, f"{name}/scale", scales.ravel()),
+        add_weight(graph, f"{name}/zero", np.zeros(scales.size, np.int8)),
+    ]
+    dequantise = onnx_ir.node(
+        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{node.name}/weight"
+    )
+    graph.insert_before(node, dequantise)
+    node.replace_input_with(1, float_like(dequantise, f"{node.name}/weight", weight.shape))
+
+
+def _save(model: onnx_ir.Model, target: Path, data_name: str) -> None:
+    size_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    large = size_bytes > EXTERNAL_DATA_OVER_BYTES
+    onnx_ir.save(model, target, external_data=data_name if large else None, size_threshold_bytes=1024)

@@ -1,0 +1,52 @@
+"""A graph's matrix products, and the multiply–adds that each costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import onnx_ir
+
+from runtime.errors import ExportError
+
+__all__ = ["NOMINAL_SIZES", "PRODUCTS", "operations_by_product", "products"]
+
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+
+NOMINAL_SIZES: Mapping[str, int] = {"batch": 1, "sequence": 16}
+"""What dynamic dimensions count as: one text of about the mean length, one image."""
+
+
+def products(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
+    """The nodes that multiply matrices, in the graph's order."""
+    return (node for node in model.graph if node.op_type in PRODUCTS)
+
+
+def operations_by_product(
+    model: onnx_ir.Model, sizes: Mapping[str, int] = NOMINAL_SIZES
+) -> dict[onnx_ir.Node, int]:
+    """Multiply–adds of every matrix product at the given sizes of dynamic dimensions.
+
+    Raises:
+        ExportError: a product whose shapes the graph does not state.
+    """
+    return {node: _operations(node, sizes) for node in products(model)}
+
+
+def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
+    output = math.prod(_shape(node, node.outputs[0], sizes))
+    weight = _shape(node, node.inputs[1], sizes)
+    match node.op_type:
+        case "Conv":
+            return output * math.prod(weight[1:])
+        case "Gemm":
+            transposed = node.attributes.get_int("transB", 0)
+            return output * weight[1 if transposed else 0]
+        case _:
+            return output * weight[-2]
+
+
+def _shape(node: onnx_ir.Node, value: onnx_ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
+    if value is None or value.shape is None:
+        raise ExportError(f"Node {node.name!r} does not state the shape of its operands; export it again.")
+    return [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]

@@ -1,0 +1,195 @@
+"""INT8 graphs: what they hold, what they give, and that a row does not depend on its batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+from onnx import TensorProto, helper, save_model
+from precision_models import TOWERS, batches_of, cosines, graph_of, tower_id, vectors
+from sample_models import Exported
+
+from export.clipping import ClipMethod
+from export.embedding_table import EmbeddingTable
+from export.folding import fold
+from export.int8 import Encoding, Int8Recipe, Target, int8_from_onnx, recipe_for
+from export.onnx_graph import IR_VERSION, OPSET
+from runtime.backends import Engine, open_backend
+from runtime.errors import ExportError
+from runtime.manifest import Modality, Precision
+
+SYMMETRIC = (Encoding.INT8, Encoding.INT8_OR_UINT8)
+
+
+def quantised(source: Path, folder: Path, batches: list, **options: object) -> tuple[Path, object]:
+    target = folder / "model.onnx"
+    recipe = Int8Recipe(**options)
+    report = int8_from_onnx(source, target, data_name="weights.data", calibration=batches, recipe=recipe)
+    return target, report
+
+
+@pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
+def test_rewrites_before_quantising_are_exact(
+    name: str, modality: Modality, exported: Exported, tmp_path: Path
+) -> None:
+    source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
+    model = onnx_ir.load(source)
+    fold(model)
+    onnx_ir.save(model, tmp_path / "folded.onnx")
+    assert np.abs(vectors(tmp_path / "folded.onnx", batches) - vectors(source, batches)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("target", Target)
+@pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
+def test_a_tower_in_int8_is_close_to_fp32(
+    name: str, modality: Modality, target: Target, exported: Exported, tmp_path: Path
+) -> None:
+    source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
+    recipe = recipe_for(target)
+    report = int8_from_onnx(
+        source, tmp_path / "model.onnx", data_name="data", calibration=batches, recipe=recipe
+    )
+    found, expected = vectors(tmp_path / "model.onnx", batches), vectors(source, batches)
+    assert cosines(found, expected).mean() >= 0.99
+    assert report.share_int8 >= 0.95
+    assert not report.kept
+
+
+@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
+def test_a_row_alone_equals_the_row_in_a_batch(
+    name: str, modality: Modality, engine: Engine, exported: Exported, tmp_path: Path
+) -> None:
+    source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
+    graph, _ = quantised(source, tmp_path, batches, target=Target(engine.value))
+    backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
+    batch = {key: array[:7] for key, array in batches[-1].items()}
+    together = backend.run(batch, ["vector"])[0]
+    alone = [
+        backend.run({key: array[i : i + 1] for key, array in batch.items()}, ["vector"])[0][0]
+        for i in range(len(together))
+    ]
+    backend.close()
+    assert np.abs(np.stack(alone) - together).max() <= 1e-6
+
+
+@pytest.mark.parametrize("target", Target)
+def test_form_of_the_graph(target: Target, exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source = graph_of(model, Modality.TEXT)
+    int8_from_onnx(
+        source,
+        tmp_path / "model.onnx",
+        data_name="data",
+        calibration=batches_of(model, Modality.TEXT),
+        recipe=recipe_for(target),
+    )
+    before, after = onnx_ir.load(source), onnx_ir.load(tmp_path / "model.onnx")
+    assert (after.ir_version, after.opset_imports[""]) == (IR_VERSION, OPSET)
+    assert after.metadata_props == before.metadata_props
+    for node in after.graph:
+        if node.op_type == "QuantizeLinear":
+            zero = node.inputs[2].const_value.numpy()
+            assert zero.dtype == np.int8 or target is not Target.TENSORRT
+            assert not zero.any() or target is Target.ONNXRUNTIME
+            assert all(use.node.op_type == "DequantizeLinear" for use in node.outputs[0].uses())
+        if node.op_type == "MatMul":
+            assert [value.producer().op_type for value in node.inputs] == ["DequantizeLinear"] * 2
+
+
+def test_pixels_are_quantised_without_loss(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
+    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    product = next(node for node in onnx_ir.load(graph).graph if node.op_type == "MatMul")
+    pixels = product.inputs[0].producer()
+    assert pixels.inputs[0].producer().op_type == "Reshape"
+    assert pixels.inputs[1].const_value.numpy() == 1
+
+
+@pytest.mark.parametrize("method", ClipMethod)
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_every_method_quantises(
+    method: ClipMethod, alpha: float | None, exported: Exported, tmp_path: Path
+) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    graph, report = quantised(source, tmp_path, batches, method=method, smooth=alpha, percentile=99.9)
+    assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.97
+    assert (report.n_smoothed > 0) is (alpha is not None)
+
+
+def test_a_kept_product_stays_fp32(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    name = "encoder.blocks.0.down/MatMul"
+    graph, report = quantised(source, tmp_path, batches, kept=(name,))
+    kept = next(node for node in onnx_ir.load(graph).graph if node.name == name)
+    assert kept.inputs[1].const_value.dtype == onnx_ir.DataType.FLOAT
+    assert report.kept == (name,)
+    assert 0.5 < report.share_int8 < 1
+
+
+def test_large_weights_lie_beside_the_graph(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.int8.EXTERNAL_DATA_OVER_BYTES", 1 << 10)
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    graph, _ = quantised(source, tmp_path, batches)
+    assert (tmp_path / "weights.data").stat().st_size > graph.stat().st_size
+    assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.99
+
+
+def test_a_convolution_that_is_no_patch_embedding_is_quantised_in_place(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((8, 3, 3, 3)).astype(np.float32)
+    tensor = helper.make_tensor("weight", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "weight"], ["vector"], "conv", pads=[1, 1, 1, 1])],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 6, 6])],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 8, 6, 6])],
+        [tensor],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    save_model(model, tmp_path / "conv.onnx")
+    batches = [{"x": random.standard_normal((2, 3, 6, 6)).astype(np.float32)}]
+    found, report = quantised(tmp_path / "conv.onnx", tmp_path, batches)
+    expected = vectors(tmp_path / "conv.onnx", batches)
+    assert report.share_int8 == 1
+    assert np.abs(vectors(found, batches) - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_faults_are_named(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    with pytest.raises(ExportError, match="no matrix product"):
+        quantised(source, tmp_path, batches, kept=("nothing/MatMul",))
+    with pytest.raises(ExportError, match="No calibration batches"):
+        quantised(source, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"percentile": 40.0}, "clips too much"),
+        ({"smooth": 1.5}, "between 0 and 1"),
+        ({"target": Target.TENSORRT}, "no int8 rows"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        Int8Recipe(**options)
+
+
+@pytest.mark.parametrize("table", EmbeddingTable)
+def test_tables_shrink_and_agree(table: EmbeddingTable, exported: Exported, tmp_path: Path) -> None:
+    model = exported("altclip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    graph, _ = quantised(source, tmp_path, batches, table=table)
+    share = graph.stat().st_size / source.stat().st_size
+    assert share < {EmbeddingTable.FP32: 1.0, EmbeddingTable.FP16: 0.6, EmbeddingTable.INT8: 0.4}[table]
+    assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.99
