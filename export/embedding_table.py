@@ -13,6 +13,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from export.graph_edits import add_weight, constant, float_like, sole_use
+from runtime.errors import ExportError
 
 __all__ = ["EmbeddingTable", "shrink_table"]
 
@@ -28,23 +29,33 @@ class EmbeddingTable(str, Enum):
 
 
 def shrink_table(model: onnx_ir.Model, table: EmbeddingTable) -> str | None:
-    """Store the largest gathered float matrix as ``table`` says, in place.
+    """Store the token table as ``table`` says, in place.
+
+    A constant factor of the looked-up rows (M2M100's √width) moves into the table: OpenVINO 2026.4 refuses
+    a quantised graph that has it.
 
     Returns:
-        The weight's former name; ``None`` where nothing was changed.
+        The name of the lookup; ``None`` where the graph looks up no tokens.
     """
     gather = _lookup(model.graph)
-    if table is EmbeddingTable.FP32 or gather is None:
+    if gather is None:
         return None
-    weight = gather.inputs[0]
-    rows = constant(weight)
-    assert weight is not None
+    rows = constant(gather.inputs[0])
     assert rows is not None
-    if table is EmbeddingTable.FP16:
-        _gather_half(model.graph, gather, rows)
-    else:
-        _gather_int8(model.graph, gather, rows)
-    return weight.name
+    factor, end = _factor(gather)
+    match table:
+        case EmbeddingTable.INT8:
+            nodes = _int8_lookup(model.graph, gather, rows, factor)
+        case EmbeddingTable.FP16:
+            nodes = _fp16_lookup(model.graph, gather, rows, factor)
+        case EmbeddingTable.FP32:
+            nodes = [_gather(gather, add_weight(model.graph, f"{gather.name}/fp32", rows * factor), "")]
+    result = float_like(nodes[-1], f"{end.name}_rows", end.shape)
+    model.graph.insert_before(gather, nodes)
+    last = end.producer()
+    end.replace_all_uses_with(result)
+    model.graph.remove([gather] if last is None or last is gather else [last, gather], safe=True)
+    return gather.name
 
 
 def _lookup(graph: onnx_ir.Graph) -> onnx_ir.Node | None:
@@ -57,73 +68,65 @@ def _lookup(graph: onnx_ir.Graph) -> onnx_ir.Node | None:
     return None
 
 
-def _gather_half(graph: onnx_ir.Graph, gather: onnx_ir.Node, rows: NDArray[np.float32]) -> None:
-    name = gather.name or "table"
-    half = np.concatenate([part.astype(np.float16) for part in _chunks(rows)])
-    old = gather.outputs[0]
-    looked_up = onnx_ir.node(
-        "Gather",
-        [add_weight(graph, f"{name}/fp16", half), gather.inputs[1]],
-        attributes={"axis": 0},
-        name=name,
-    )
-    looked_up.outputs[0].dtype, looked_up.outputs[0].shape = onnx_ir.DataType.FLOAT16, old.shape
-    widened = onnx_ir.node(
-        "Cast", looked_up.outputs, attributes={"to": onnx_ir.DataType.FLOAT}, name=f"{name}/float"
-    )
-    float_like(widened, f"{old.name}_fp32", old.shape)
-    _replace(graph, gather, [looked_up, widened], widened.outputs[0])
+def _factor(gather: onnx_ir.Node) -> tuple[np.float32, onnx_ir.Value]:
+    """A scalar that the rows are multiplied by, and the tensor that holds the product."""
+    rows = gather.outputs[0]
+    after = sole_use(rows)
+    factor = constant(after.inputs[1]) if after is not None and after.op_type == "Mul" else None
+    if after is None or factor is None or factor.size != 1:
+        return np.float32(1), rows
+    return np.float32(factor.reshape(())), after.outputs[0]
 
 
-def _gather_int8(graph: onnx_ir.Graph, gather: onnx_ir.Node, rows: NDArray[np.float32]) -> None:
-    name = gather.name or "table"
-    quantised = np.empty(rows.shape, np.int8)
+def _fp16_lookup(
+    graph: onnx_ir.Graph, gather: onnx_ir.Node, rows: NDArray[np.float32], factor: np.float32
+) -> list[onnx_ir.Node]:
+    half = np.concatenate([(part * factor).astype(np.float16) for part in _chunks(rows)])
+    if not np.isfinite(half).all():
+        raise ExportError("The token table holds values that FP16 cannot; store it as int8 or FP32.")
+    looked_up = _gather(gather, add_weight(graph, f"{gather.name}/fp16", half), "")
+    return [looked_up, _cast(gather, looked_up)]
+
+
+def _int8_lookup(
+    graph: onnx_ir.Graph, gather: onnx_ir.Node, rows: NDArray[np.float32], factor: np.float32
+) -> list[onnx_ir.Node]:
+    codes = np.empty(rows.shape, np.int8)
     scales = np.empty((len(rows), 1), np.float32)
     for start, part in enumerate(_chunks(rows)):
         place = slice(start * _CHUNK_ROWS, start * _CHUNK_ROWS + len(part))
         largest = np.abs(part).max(axis=1, keepdims=True)
         scales[place] = np.where(largest > 0, largest / 127, 1)
-        quantised[place] = np.rint(part / scales[place])
-    after = sole_use(gather.outputs[0])
-    factor = constant(after.inputs[1]) if after is not None and after.op_type == "Mul" else None
-    ends_at = gather.outputs[0]
-    if after is not None and factor is not None and factor.size == 1:
-        scales *= factor.reshape(())
-        ends_at = after.outputs[0]
-    ids, old = gather.inputs[1], gather.outputs[0]
-    codes = onnx_ir.node(
-        "Gather", [add_weight(graph, f"{name}/int8", quantised), ids], attributes={"axis": 0}, name=name
-    )
-    codes.outputs[0].dtype, codes.outputs[0].shape = onnx_ir.DataType.INT8, old.shape
-    scale = onnx_ir.node(
-        "Gather",
-        [add_weight(graph, f"{name}/scales", scales), ids],
-        attributes={"axis": 0},
-        name=f"{name}/scale",
-    )
-    float_like(scale, f"{old.name}_scale", None if old.shape is None else [*old.shape[:-1], 1])
-    widened = onnx_ir.node(
-        "Cast", codes.outputs, attributes={"to": onnx_ir.DataType.FLOAT}, name=f"{name}/float"
-    )
-    float_like(widened, f"{old.name}_codes", old.shape)
-    scaled = onnx_ir.node("Mul", [widened.outputs[0], scale.outputs[0]], name=f"{name}/rescale")
-    float_like(scaled, f"{old.name}_rows", old.shape)
-    _replace(graph, gather, [codes, scale, widened, scaled], scaled.outputs[0], ends_at)
+        codes[place] = np.rint(part / scales[place])
+    looked_up = _gather(gather, add_weight(graph, f"{gather.name}/int8", codes), "")
+    scale = _gather(gather, add_weight(graph, f"{gather.name}/scales", scales * factor), "/scale")
+    widened = _cast(gather, looked_up)
+    product = onnx_ir.node("Mul", [widened.outputs[0], scale.outputs[0]], name=f"{gather.name}/rescale")
+    return [looked_up, scale, widened, product]
 
 
-def _replace(
-    graph: onnx_ir.Graph,
-    gather: onnx_ir.Node,
-    nodes: list[onnx_ir.Node],
-    result: onnx_ir.Value,
-    ends_at: onnx_ir.Value | None = None,
-) -> None:
-    """Put nodes in a lookup's place; ``ends_at`` is what their result stands for."""
-    last = gather.outputs[0] if ends_at is None else ends_at
-    end = last.producer()
-    graph.insert_before(gather, nodes)
-    last.replace_all_uses_with(result)
-    graph.remove([gather] if end is gather or end is None else [end, gather], safe=True)
+def _gather(like: onnx_ir.Node, table: onnx_ir.Value, suffix: str) -> onnx_ir.Node:
+    """Look rows of another table up by the same ids."""
+    node = onnx_ir.node(
+        "Gather", [table, like.inputs[1]], attributes={"axis": 0}, name=f"{like.name}{suffix}"
+    )
+    assert table.shape is not None
+    node.outputs[0].type = table.type
+    ids = like.inputs[1]
+    if ids is not None and ids.shape is not None:
+        node.outputs[0].shape = onnx_ir.Shape([*ids.shape, table.shape[1]])
+    return node
+
+
+def _cast(like: onnx_ir.Node, looked_up: onnx_ir.Node) -> onnx_ir.Node:
+    node = onnx_ir.node(
+        "Cast",
+        looked_up.outputs,
+        attributes={"to": onnx_ir.DataType.FLOAT},
+        name=f"{like.name}/float",
+    )
+    float_like(node, f"{like.outputs[0].name}_widened", looked_up.outputs[0].shape)
+    return node
 
 
 def _chunks(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["Backend", "Engine", "open_backend"]
+__all__ = ["GRAPH_ENGINES", "Backend", "Engine", "open_backend"]
 
 
 class Engine(str, Enum):
@@ -23,6 +23,11 @@ class Engine(str, Enum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+"""Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
 
 
 class Backend(Protocol):
@@ -51,11 +56,11 @@ def open_backend(
 
     Args:
         engine: Which one; no other is ever taken instead.
-        graph: ONNX file; its external data lies beside it.
+        graph: ONNX file, its external data beside it; a plan and its manifest for TensorRT.
         precision: Arithmetic of the matrix products.
-        threads: Threads of one run; ``None`` lets the engine take every physical core.
+        threads: Threads of one run; ``None`` lets the engine take every physical core. TensorRT has none.
         provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
-            device (``CPU`` by default).
+            device (``CPU`` by default). TensorRT has none.
 
     Raises:
         EngineError: the engine is not installed, does not know the provider, cannot compute in the
@@ -74,3 +79,7 @@ def open_backend(
             from runtime.backends.openvino import OpenVinoBackend
 
             return OpenVinoBackend(graph, precision=precision, threads=threads, device=provider)
+        case Engine.TENSORRT:
+            from runtime.backends.tensorrt import TensorRtBackend
+
+            return TensorRtBackend(graph, precision=precision, provider=provider)

@@ -14,7 +14,14 @@ from runtime.manifest import Precision
 
 __all__ = ["OnnxRuntimeBackend"]
 
-_CPU = "CPUExecutionProvider"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_COMPUTES: Mapping[str, frozenset[Precision]] = {
+    _CPU: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
+    _CUDA: frozenset({Precision.FP32, Precision.FP16}),
+    _TENSORRT: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
+}
+"""What each provider's matrix products keep to. CUDA's would dequantise and multiply in FP32."""
 
 
 class OnnxRuntimeBackend:
@@ -28,7 +35,8 @@ class OnnxRuntimeBackend:
         self, graph: Path, *, precision: Precision, threads: int | None, provider: str | None
     ) -> None:
         self._graph = graph
-        self._session: Any = _session(graph, _provider(provider, precision), _options(threads))
+        chosen = _provider(provider, precision)
+        self._session: Any = _session(graph, _with_options(chosen, precision), _options(threads))
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute the named outputs, and nothing that they do not need."""
@@ -55,11 +63,32 @@ def _provider(asked: str | None, precision: Precision) -> str:
             f"Execution provider {provider!r} is not available; this onnxruntime has {available}. "
             f"Install the build that ships it, or pass provider={available[-1]!r}."
         )
-    if provider == _CPU and precision is Precision.BF16:
+    computes = _COMPUTES.get(provider, frozenset(Precision))
+    if precision not in computes:
+        where = "on a CPU" if provider == _CPU else f"with {provider}"
         raise EngineError(
-            "ONNX Runtime does not compute in bf16 on a CPU. Pass engine='openvino', or another precision."
+            f"ONNX Runtime does not compute in {precision.value} {where}; it does in "
+            f"{sorted(p.value for p in computes)}. Pass another engine, provider or precision."
         )
     return provider
+
+
+def _with_options(provider: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
+    """The provider first, then what may take the few nodes (shapes, cumulative sums) that it leaves.
+
+    FP32 products must not be rounded to TF32, which CUDA would do by default.
+    """
+    cuda = (_CUDA, {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
+    if provider == _CUDA:
+        return [cuda]
+    if provider == _TENSORRT:
+        half = precision in (Precision.FP16, Precision.INT8)
+        options = {
+            "trt_fp16_enable": str(int(half)),
+            "trt_int8_enable": str(int(precision is Precision.INT8)),
+        }
+        return [(_TENSORRT, options), cuda]
+    return [(provider, {})]
 
 
 def _options(threads: int | None) -> Any:
@@ -74,15 +103,15 @@ def _options(threads: int | None) -> Any:
     return options
 
 
-def _session(graph: Path, provider: str, options: Any) -> Any:
+def _session(graph: Path, providers: list[tuple[str, dict[str, str]]], options: Any) -> Any:
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no narrower base
         raise EngineError(
             f"ONNX Runtime cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be cut "
             "short or changed: copy the repository again, or export again."
         ) from error
-    running = session.get_providers()[0]
+    provider, running = providers[0][0], session.get_providers()[0]
     if running != provider:
         raise EngineError(
             f"Execution provider {provider!r} was asked for, but {running!r} would run {graph}. Install what "

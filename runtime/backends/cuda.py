@@ -1,0 +1,132 @@
+"""The few CUDA calls that a plan needs: memory, copies, one stream, captured graphs.
+
+Through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *results)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import EngineError
+from runtime.plans import DeviceFacts
+
+__all__ = ["CudaDevice", "open_device"]
+
+
+def open_device(index: int = 0) -> CudaDevice:
+    """Open a GPU and a stream of our own on it.
+
+    Raises:
+        EngineError: the bindings are not installed, or there is no such GPU.
+    """
+    try:
+        api = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise EngineError(
+            f"CUDA's Python bindings are not installed ({error}). Install them with "
+            "pip install \"babeltower[tensorrt]\", or pass engine='onnxruntime'."
+        ) from error
+    status, n_devices = api.cudaGetDeviceCount()
+    if int(status) != 0 or index >= n_devices:
+        raise EngineError(
+            f"GPU {index} is not available: CUDA says {_reason(api, status)!r} and finds {n_devices or 0} of "
+            "them. Run this on a machine with an NVIDIA GPU and driver, or pass engine='onnxruntime'."
+        )
+    return CudaDevice(api, index)
+
+
+class CudaDevice:
+    """One GPU and one stream; every call raises ``EngineError`` where CUDA reports an error."""
+
+    def __init__(self, api: Any, index: int) -> None:
+        self._api = api
+        self.index = index
+        self.use()
+        self.facts = self._facts()
+        self.stream = int(self._call("cudaStreamCreate"))
+
+    def allocate(self, n_bytes: int) -> int:
+        """Address of fresh device memory."""
+        return int(self._call("cudaMalloc", max(1, n_bytes)))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._call("cudaFree", address)
+
+    def copy_in(self, address: int, array: NDArray[Any]) -> None:
+        """Queue a copy to the device; the array must be contiguous and live until ``wait``."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def copy_out(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """Queue a copy into a new array, which is complete after ``wait``."""
+        array: NDArray[Any] = np.empty(shape, dtype)
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+        return array
+
+    def wait(self) -> None:
+        """Until all that was queued is done."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """An executable graph of what ``work`` queues; nothing of it runs yet."""
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self.stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._api.cudaStreamEndCapture(self.stream)  # the stream is of use again; its graph is not
+            raise
+        graph = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def launch(self, graph: Any) -> None:
+        """Queue a graph."""
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def drop(self, graph: Any) -> None:
+        """Release a graph."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def close(self) -> None:
+        """Release the stream."""
+        self._call("cudaStreamDestroy", self.stream)
+
+    def use(self) -> None:
+        """Make this the calling thread's GPU."""
+        self._call("cudaSetDevice", self.index)
+
+    def _facts(self) -> DeviceFacts:
+        attribute = self._api.cudaDeviceAttr
+        major = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, self.index)
+        minor = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, self.index)
+        name = self._call("cudaGetDeviceProperties", self.index).name
+        version = int(self._call("cudaRuntimeGetVersion"))
+        return DeviceFacts(
+            name=(name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0"),
+            compute_capability=f"{major}.{minor}",
+            cuda=f"{version // 1000}.{version % 1000 // 10}",
+        )
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        status, *results = getattr(self._api, function)(*arguments)
+        if int(status) != 0:
+            raise EngineError(
+                f"{function} failed on GPU {self.index}: {_reason(self._api, status)}. Free GPU memory, or "
+                "restart the process."
+            )
+        return results[0] if results else None
+
+
+def _reason(api: Any, status: Any) -> str:
+    _, text = api.cudaGetErrorString(status)
+    return text.decode() if isinstance(text, bytes) else str(text)

@@ -1,0 +1,242 @@
+"""TensorRT: runs a plan on the GPU that it was built for.
+
+Written against TensorRT's documented Python API, as far as 10.x and 11.x share it, and tested with
+stand-ins for the library and the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends.cuda import CudaDevice, open_device
+from runtime.errors import EngineError
+from runtime.manifest import Precision
+from runtime.plan_checks import profile_for, require_fit, sizes_of_inputs
+from runtime.plans import PlanManifest
+
+__all__ = ["MAX_CAPTURED", "TensorRtBackend"]
+
+MAX_CAPTURED = 64
+"""Shapes whose CUDA graphs are kept; the one that was not used for longest goes first."""
+
+_MAX_SEEN = 4096
+
+Shape = tuple[tuple[str, int], ...]
+
+
+class TensorRtBackend:
+    """A plan on a stream of its own; runs take turns.
+
+    Raises:
+        EngineError: see ``open_backend``; also a plan of another TensorRT, GPU or precision.
+        ManifestError: the plan's manifest is missing, or is another plan's.
+    """
+
+    def __init__(self, plan: Path, *, precision: Precision, provider: str | None = None) -> None:
+        if provider is not None:
+            raise EngineError(f"TensorRT knows no provider; got {provider!r}. Leave it out.")
+        self._lock = threading.Lock()
+        self._plan, self._manifest = plan, PlanManifest.read(plan)
+        library = _library()
+        with contextlib.ExitStack() as stack:
+            device = open_device()
+            stack.callback(device.close)
+            require_fit(self._manifest, precision, str(library.__version__), device.facts)
+            self._session: _Session | None = _Session(library, device, plan, self._manifest)
+            stack.pop_all()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute the plan and copy the named outputs out of it."""
+        manifest = self._manifest
+        if unknown := sorted(set(outputs) - manifest.outputs.keys()):
+            raise EngineError(f"The plan has no output {unknown[0]!r}; it has {sorted(manifest.outputs)}.")
+        sizes = sizes_of_inputs(manifest.inputs, inputs)
+        index = profile_for(manifest.profiles, sizes)
+        with self._lock:
+            if self._session is None:
+                raise EngineError(f"The plan {self._plan} is closed; open the Encoder again.")
+            return self._session.run(index, sizes, inputs, outputs)
+
+    def close(self) -> None:
+        """Release the plan and its memory."""
+        with self._lock:
+            session, self._session = self._session, None
+            if session is not None:
+                session.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A shape's CUDA graph, and the context that it was captured from, which nothing else may touch."""
+
+    context: Any
+    graph: Any
+
+
+class _Session:
+    """A loaded plan: buffers and a context for each profile in use, a graph for each shape that came again.
+
+    A captured graph holds its context's state and every address, so it has a context of its own. The
+    contexts share one scratch memory, since their work is queued on one stream.
+    """
+
+    def __init__(self, library: Any, device: CudaDevice, plan: Path, manifest: PlanManifest) -> None:
+        self._library, self._device, self._manifest = library, device, manifest
+        self._log = _log(library)
+        self._runtime = library.Runtime(self._log)
+        if manifest.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+        self._engine: Any = _engine(self._runtime, plan, manifest, self._log)
+        self._scratch_bytes = int(self._engine.device_memory_size_v2)
+        self._scratch = device.allocate(self._scratch_bytes)
+        self._buffers: dict[int, dict[str, int]] = {}
+        self._contexts: dict[int, Any] = {}
+        self._captured: OrderedDict[Shape, _Captured] = OrderedDict()
+        self._seen: OrderedDict[Shape, None] = OrderedDict()
+
+    def run(
+        self,
+        index: int,
+        sizes: Mapping[str, int],
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+    ) -> list[NDArray[Any]]:
+        """Copy in, compute in profile ``index``, copy out."""
+        device, specs = self._device, self._manifest.outputs
+        device.use()
+        buffers = self._buffers_of(index)
+        held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        for name, array in held.items():
+            device.copy_in(buffers[name], array)
+        self._compute(index, sizes)
+        found = [
+            device.copy_out(buffers[name], specs[name].shape(sizes), specs[name].dtype) for name in outputs
+        ]
+        device.wait()
+        return found
+
+    def close(self) -> None:
+        """Release graphs, contexts and memory, the plan, and the stream at last."""
+        device = self._device
+        device.use()
+        for captured in self._captured.values():
+            device.drop(captured.graph)
+        self._captured.clear()
+        self._contexts.clear()
+        self._engine = self._runtime = None
+        for buffers in self._buffers.values():
+            for address in buffers.values():
+                device.free(address)
+        device.free(self._scratch)
+        device.close()
+
+    def _compute(self, index: int, sizes: Mapping[str, int]) -> None:
+        """Queue one run: plainly at a shape's first time, captured at its second, replayed from then on."""
+        shape: Shape = tuple(sorted(sizes.items()))
+        if shape in self._captured:
+            self._captured.move_to_end(shape)
+            self._device.launch(self._captured[shape].graph)
+        elif shape in self._seen:
+            self._capture(shape, index, sizes)
+        else:
+            self._seen[shape] = None
+            if len(self._seen) > _MAX_SEEN:
+                self._seen.popitem(last=False)
+            if index not in self._contexts:
+                self._contexts[index] = self._context(index)
+            self._enqueue(self._contexts[index], sizes)
+
+    def _capture(self, shape: Shape, index: int, sizes: Mapping[str, int]) -> None:
+        """Run once plainly, where TensorRT settles what a new shape needs, and capture the same again."""
+        context = self._context(index)
+        self._enqueue(context, sizes)
+        graph = self._device.capture(lambda: self._execute(context))
+        self._captured[shape] = _Captured(context, graph)
+        if len(self._captured) > MAX_CAPTURED:
+            _, dropped = self._captured.popitem(last=False)
+            self._device.wait()
+            self._device.drop(dropped.graph)
+
+    def _enqueue(self, context: Any, sizes: Mapping[str, int]) -> None:
+        for name, spec in self._manifest.inputs.items():
+            if not context.set_input_shape(name, spec.shape(sizes)):
+                raise EngineError(f"TensorRT refuses {name!r} of {spec.shape(sizes)}: {self._log.last()}")
+        self._execute(context)
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._device.stream):
+            raise EngineError(f"TensorRT failed: {self._log.last()}")
+
+    def _context(self, index: int) -> Any:
+        strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None or not context.set_optimization_profile_async(index, self._device.stream):
+            raise EngineError(f"TensorRT made no context for profile {index}: {self._log.last()}")
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        for name, address in self._buffers_of(index).items():
+            context.set_tensor_address(name, address)
+        return context
+
+    def _buffers_of(self, index: int) -> dict[str, int]:
+        """Device memory for a profile's tensors at its largest shape, made at its first use."""
+        if index not in self._buffers:
+            largest = self._manifest.profiles[index].largest
+            self._buffers[index] = {
+                name: self._device.allocate(spec.n_bytes(largest))
+                for name, spec in {**self._manifest.inputs, **self._manifest.outputs}.items()
+            }
+        return self._buffers[index]
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise EngineError(
+            f'TensorRT is not installed ({error}). Install it with pip install "babeltower[tensorrt]", or '
+            "pass engine='onnxruntime'."
+        ) from error
+
+
+def _log(library: Any) -> Any:
+    class Log(library.ILogger):  # type: ignore[misc]
+        """Keeps the last error, which the library's calls do not return."""
+
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self._last = "no reason was logged."
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
+                self._last = message
+
+        def last(self) -> str:
+            return self._last
+
+    return Log()
+
+
+def _engine(runtime: Any, plan: Path, manifest: PlanManifest, log: Any) -> Any:
+    """The plan, loaded, and held to its manifest."""
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise EngineError(f"TensorRT cannot load {plan}: {log.last()} Build it from {manifest.onnx} again.")
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    expected = manifest.inputs.keys() | manifest.outputs.keys()
+    if names != expected or engine.num_optimization_profiles != len(manifest.profiles):
+        raise EngineError(
+            f"{plan} has tensors {sorted(names)} and {engine.num_optimization_profiles} profiles; its "
+            f"manifest says {sorted(expected)} and {len(manifest.profiles)}. Build it from {manifest.onnx} "
+            "again."
+        )
+    return engine

@@ -1,0 +1,198 @@
+"""The manifest of a TensorRT plan: for which shapes, library and GPU it was built, and from what.
+
+A plan is machine code for one GPU. ``model.plan`` has ``model.plan.json`` beside it, and both have the ONNX
+file that they were built from, so that another machine can build its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import ManifestError
+from runtime.manifest import sha256_of_file
+from runtime.typed_json import value_from_json
+
+__all__ = [
+    "AHEAD_OF_TIME",
+    "PLAN_FORMAT",
+    "Compiler",
+    "DeviceFacts",
+    "Extent",
+    "KernelSummary",
+    "PlanManifest",
+    "Portability",
+    "Profile",
+    "TensorSpec",
+    "plan_manifest_path",
+]
+
+PLAN_FORMAT = "babeltower-plan/1"
+"""Version of the layout; a reader refuses any other."""
+
+AHEAD_OF_TIME = "TensorRT-RTX ahead-of-time build, not executed"
+"""What every report calls a plan of ``Compiler.TENSORRT_RTX``."""
+
+
+class Compiler(str, Enum):
+    """What builds a plan."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class Portability(str, Enum):
+    """On which other GPUs a plan may run."""
+
+    NONE = "none"
+    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
+    AMPERE_PLUS = "ampere-plus"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A GPU: its name, compute capability (``"8.9"``) and the CUDA runtime's version (``"13.0"``)."""
+
+    name: str
+    compute_capability: str
+    cuda: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a dynamic dimension may be, and what the kernels are tuned for."""
+
+    least: int
+    usual: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.usual <= self.most:
+            raise ManifestError(
+                f"A dimension from {self.least} over {self.usual} to {self.most} is no extent; expected "
+                "1 ≤ least ≤ usual ≤ most."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One bucket of shapes: an extent for each dynamic dimension (``batch``, ``sequence``)."""
+
+    dims: Mapping[str, Extent]
+
+    def admits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the profile covers these sizes."""
+        return all(e.least <= sizes[name] <= e.most for name, e in self.dims.items())
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """The largest sizes: what buffers are made for."""
+        return {name: extent.most for name, extent in self.dims.items()}
+
+    @property
+    def capacity(self) -> int:
+        """Largest product of the dimensions: how much a run may have to hold."""
+        return math.prod(extent.most for extent in self.dims.values())
+
+    def __str__(self) -> str:
+        return " × ".join(f"{name} {e.least}–{e.most}" for name, e in self.dims.items())
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's numpy dtype and dimensions, numbers or names of dynamic ones (``("batch", "128")``)."""
+
+    dtype: str
+    dims: tuple[str, ...]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape at given sizes of the dynamic dimensions."""
+        return tuple(int(dim) if dim.isdigit() else sizes[dim] for dim in self.dims)
+
+    def n_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Bytes of the tensor at given sizes."""
+        return math.prod(self.shape(sizes)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSummary:
+    """What was built, as far as the compiler tells.
+
+    ``products`` counts the graph's matrix products by the type of their kernels' operands; ``unseen`` are
+    those that no kernel names.
+    """
+
+    n_kernels: int
+    products: Mapping[str, int]
+    n_fused_attention: int
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanManifest:
+    """Facts of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used."""
+
+    compiler: str
+    compiler_version: str
+    cuda: str
+    gpu: str
+    compute_capability: str
+    portability: str
+    version_compatible: bool
+    precision: str
+    profiles: tuple[Profile, ...]
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    kernels: KernelSummary
+    plan_sha256: str
+    plan_bytes: int
+    onnx: str
+    onnx_sha256: str
+    note: str = ""
+    format: str = PLAN_FORMAT
+
+    def write(self, plan: Path) -> None:
+        """Write the manifest beside a plan."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        plan_manifest_path(plan).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, plan: Path) -> PlanManifest:
+        """The manifest beside a plan.
+
+        Raises:
+            ManifestError: it is missing or malformed, or the plan is not the one that it describes.
+        """
+        path = plan_manifest_path(plan)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ManifestError(f"Plan {plan} has no {path.name} beside it: build the plan again.") from None
+        except ValueError as error:
+            raise ManifestError(f"{path} is not JSON: {error}. Build the plan again.") from error
+        if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
+            raise ManifestError(f"{path} is not of format {PLAN_FORMAT!r}: build the plan again.")
+        manifest: PlanManifest = value_from_json(cls, data, path.name)
+        manifest._verify(plan)
+        return manifest
+
+    def _verify(self, plan: Path) -> None:
+        if not plan.is_file():
+            raise ManifestError(f"Plan {plan} is missing: build it from {self.onnx}.")
+        if plan.stat().st_size != self.plan_bytes or sha256_of_file(plan) != self.plan_sha256:
+            raise ManifestError(
+                f"{plan} is not the plan that its manifest describes (sha256 {self.plan_sha256[:16]}…, "
+                f"{self.plan_bytes} bytes): build it from {self.onnx} again."
+            )
+
+
+def plan_manifest_path(plan: Path) -> Path:
+    """``model.plan`` → ``model.plan.json``."""
+    return plan.with_name(f"{plan.name}.json")
