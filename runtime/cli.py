@@ -1,4 +1,4 @@
-"""Commands that need only the runtime: ``inspect``, ``languages`` and ``search``.
+"""Commands that need only the runtime: ``inspect``, ``languages``, ``search`` and ``embed``.
 
 Environment variables are read here and nowhere else: ``BABELTOWER_ENGINE``, ``BABELTOWER_PRECISION`` and
 ``BABELTOWER_THREADS`` stand in for the options of the same names.
@@ -14,6 +14,7 @@ import typer
 
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingGroup
+from runtime.corpus.cli import embed
 from runtime.manifest import Precision
 
 __all__ = ["app"]
@@ -25,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     help="Use exported multilingual CLIP towers.",
 )
+
+app.command()(embed)
 
 Model = Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,4 +1,4 @@
-"""Embeddings as stored: float32, int8 or one bit a component, and the similarity of each."""
+"""Embeddings as stored: float32, float16, int8 or one bit a component, and the similarity of each."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Encoding(str, Enum):
     """How a vector is stored."""
 
     FLOAT32 = "float32"
+    FLOAT16 = "float16"
     INT8 = "int8"
     BINARY = "binary"
 
@@ -39,7 +40,7 @@ def encoded_from_float(vectors: NDArray[np.float32], encoding: Encoding | str) -
         vectors: float32 (n, dim), L2-normalised.
 
     Returns:
-        float32 (n, dim), int8 (n, dim), or for ``binary`` uint8 (n, ceil(dim / 8)).
+        float32, float16 or int8 (n, dim), or for ``binary`` uint8 (n, ceil(dim / 8)).
 
     Raises:
         InputError: the encoding is unknown.
@@ -47,6 +48,8 @@ def encoded_from_float(vectors: NDArray[np.float32], encoding: Encoding | str) -
     match _encoding(encoding):
         case Encoding.FLOAT32:
             return vectors
+        case Encoding.FLOAT16:
+            return vectors.astype(np.float16)
         case Encoding.INT8:
             return int8_from_float(vectors)
         case Encoding.BINARY:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Engine
-from runtime.batching import windows
+from runtime.batching import TokenBatch, windows
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import EngineError, InputError
 from runtime.image import ImageSource, require_several
 from runtime.manifest import Manifest, Modality, Precision, Variant
-from runtime.text import Tokenizer, texts_with_languages
+from runtime.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
 
 __all__ = ["Encoder"]
@@ -70,6 +70,7 @@ class Encoder:
         verify: bool = True,
         provider: str | None = None,
         max_pixels: int | None = None,
+        instances: int = 1,
     ) -> Encoder:
         """Open ``REPOSITORY/NAME``.
 
@@ -82,6 +83,7 @@ class Encoder:
             verify: Compare every file with its recorded sha256 first.
             provider: ONNX Runtime's execution provider or OpenVINO's device; the CPU by default.
             max_pixels: Width × height above which an image is refused; Pillow's limit by default.
+            instances: Runs that may go on at once, on ``threads`` threads each, when several threads embed.
 
         Raises:
             ManifestError: there is no such model or precision, or a file does not fit its manifest.
@@ -105,7 +107,7 @@ class Encoder:
             manifest,
             Tokenizer(repository / variant.tokenizer, manifest.text, default_language=default_language),
             variant,
-            GraphOpener(repository, _choice(Engine, engine, "Engine"), chosen, threads, provider),
+            GraphOpener(repository, _choice(Engine, engine, "Engine"), chosen, threads, provider, instances),
             max_pixels,
         )
 
@@ -250,6 +252,46 @@ class Encoder:
                 yield encoded_from_float(vectors, encoding)
 
         return parts()
+
+    def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
+        """First stage of texts: token ids, in input order; needs no graph.
+
+        Raises:
+            InputError: a text holds a lone surrogate.
+            LanguageError: a language is missing, unknown, or not spoken by the tower.
+        """
+        return self._tokenizer.rows_from_texts(texts)
+
+    def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
+        """Second stage of texts: one run of the text tower, on the calling thread.
+
+        Returns:
+            float32 (rows, dim), L2-normalised, in the batch's order.
+
+        Raises:
+            InputError: a width that the model does not have.
+            EngineError: the text tower cannot be opened, or failed.
+        """
+        output, width = self._output(Modality.TEXT, dim)
+        return self._text_tower().vectors_from_batch(batch, output=output, dim=width)
+
+    def vectors_from_pixels(
+        self, pixels: NDArray[np.uint8], *, dim: int | None = None
+    ) -> NDArray[np.float32]:
+        """Second stage of images, after ``runtime.image``: one run of the image tower.
+
+        Args:
+            pixels: uint8 (images, 3, height, width).
+
+        Returns:
+            float32 (images, dim), L2-normalised.
+
+        Raises:
+            InputError: a width that the model does not have.
+            EngineError: the image tower cannot be opened, or failed.
+        """
+        output, width = self._output(Modality.IMAGE, dim)
+        return self._image_tower().vectors_from_pixels(pixels, output=output, dim=width)
 
     def close(self) -> None:
         """Release both graphs; what is embedded after this is an EngineError."""

@@ -9,7 +9,8 @@
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not spoken by the tower
     │   └── ImageError         bytes that are no decodable image
-    └── DatasetError           an evaluation set's files are missing or malformed
+    ├── DatasetError           an evaluation set's files are missing or malformed
+    └── CorpusError            a run over a corpus cannot start, go on, or be written
 
 A message says what failed, what was found against what was expected, and the remedy.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BabeltowerError",
     "CheckpointError",
+    "CorpusError",
     "DatasetError",
     "EngineError",
     "ExportError",
@@ -68,3 +70,7 @@ class ImageError(InputError):
 
 class DatasetError(BabeltowerError):
     """An evaluation set's files are missing or malformed."""
+
+
+class CorpusError(BabeltowerError):
+    """A run over a corpus cannot start, go on, or be written; what is in its journal stays."""

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from runtime.errors import ImageError, InputError
 from runtime.manifest import ImagePreprocessing
 
-__all__ = ["ImageSource", "decode", "pixels_from_image", "require_several"]
+__all__ = ["ImageSource", "decode", "pixels_from_image", "pixels_from_source", "require_several"]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
@@ -65,6 +65,21 @@ def decode(source: ImageSource, *, name: str | None = None, max_pixels: int | No
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
     return image
+
+
+def pixels_from_source(
+    source: ImageSource,
+    preprocessing: ImagePreprocessing,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+) -> NDArray[np.uint8]:
+    """Decode and preprocess; arguments and errors as of ``decode`` and ``pixels_from_image``.
+
+    Returns:
+        uint8 (3, height, width), C-contiguous.
+    """
+    return pixels_from_image(decode(source, name=name, max_pixels=max_pixels), preprocessing)
 
 
 def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -19,7 +19,12 @@ __all__ = ["Hit", "Index"]
 _BLOCK_ROWS = 16_384
 """Vectors that are scored at once."""
 
-_DTYPES = {Encoding.FLOAT32: np.float32, Encoding.INT8: np.int8, Encoding.BINARY: np.uint8}
+_DTYPES = {
+    Encoding.FLOAT32: np.float32,
+    Encoding.FLOAT16: np.float16,
+    Encoding.INT8: np.int8,
+    Encoding.BINARY: np.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,8 @@ class Index:
 
     Attributes:
         ids: One a row; any strings.
-        vectors: As an encoder returns them: float32 (n, dim), L2-normalised; int8 (n, dim); or uint8
-            (n, ceil(dim / 8)) of packed bits.
+        vectors: As an encoder returns them: float32 or float16 (n, dim), L2-normalised; int8 (n, dim);
+            or uint8 (n, ceil(dim / 8)) of packed bits.
         fingerprint: The space of the vectors; queries of another space are refused.
         encoding: How the vectors are stored.
 
@@ -88,7 +93,7 @@ class Index:
         if self.encoding is Encoding.BINARY:
             equal: NDArray[np.float64] = 1 - hamming_distance(queries, block) / (4 * block.shape[1])
             return equal.astype(np.float32)
-        if self.encoding is Encoding.INT8:
+        if self.encoding in (Encoding.FLOAT16, Encoding.INT8):
             return cosine_similarity(queries, block)
         cosines: NDArray[np.float32] = queries @ block.T
         return cosines

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine, open_backend
-from runtime.batching import batches_from_rows
+from runtime.batching import TokenBatch, batches_from_rows
 from runtime.errors import EngineError
 from runtime.image import ImageSource, decode, pixels_from_image
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
@@ -51,6 +51,7 @@ class GraphOpener:
     precision: Precision
     threads: int | None
     provider: str | None
+    instances: int = 1
 
     @property
     def n_threads(self) -> int:
@@ -69,6 +70,7 @@ class GraphOpener:
             precision=self.precision,
             threads=self.threads,
             provider=self.provider,
+            instances=self.instances,
         )
 
 
@@ -106,8 +108,7 @@ class TextTower:
             [row.ids for row in rows], pad_id=self.pad_id, max_batch_tokens=max_batch_tokens
         )
         for batch in batches:
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            vectors[batch.positions] = _vectors(self.backend, inputs, output, dim)
+            vectors[batch.positions] = self.vectors_from_batch(batch, output=output, dim=dim)
             n_tokens += batch.n_tokens
             n_padding_tokens += batch.n_padding_tokens
         return vectors, Stats(
@@ -116,6 +117,11 @@ class TextTower:
             padding_tokens=n_padding_tokens,
             truncated_texts=sum(row.truncated for row in rows),
         )
+
+    def vectors_from_batch(self, batch: TokenBatch, *, output: str, dim: int) -> NDArray[np.float32]:
+        """Embed one padded batch: float32 (rows, dim), in the batch's order."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return _vectors(self.backend, inputs, output, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,11 @@ class ImageTower:
             EngineError: the graph failed, or returned numbers that are not finite.
         """
         pixels = np.stack(list(self.decoders.map(self._pixels, images)))
-        return _vectors(self.backend, {"pixels": pixels}, output, dim), Stats(images=len(pixels))
+        return self.vectors_from_pixels(pixels, output=output, dim=dim), Stats(images=len(pixels))
+
+    def vectors_from_pixels(self, pixels: NDArray[np.uint8], *, output: str, dim: int) -> NDArray[np.float32]:
+        """Embed uint8 (images, 3, height, width): float32 (images, dim)."""
+        return _vectors(self.backend, {"pixels": pixels}, output, dim)
 
     def _pixels(self, numbered: tuple[int, ImageSource]) -> NDArray[np.uint8]:
         number, source = numbered

@@ -5,6 +5,7 @@ An engine's own package is imported when a backend of it is opened, not before.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -51,6 +52,7 @@ def open_backend(
     precision: Precision,
     threads: int | None = None,
     provider: str | None = None,
+    instances: int = 1,
 ) -> Backend:
     """Open a graph in an engine.
 
@@ -61,6 +63,7 @@ def open_backend(
         threads: Threads of one run; ``None`` lets the engine take every physical core. TensorRT has none.
         provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
             device (``CPU`` by default). TensorRT has none.
+        instances: Runs that may go on at once, on ``threads`` threads each; TensorRT's take turns.
 
     Raises:
         EngineError: the engine is not installed, does not know the provider, cannot compute in the
@@ -68,18 +71,52 @@ def open_backend(
     """
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; expected at least 1, or None for every physical core.")
+    if instances < 1:
+        raise EngineError(f"instances is {instances}; expected at least 1.")
     if not graph.is_file():
         raise EngineError(f"Graph {graph} is missing. Copy the repository again, or export again.")
     match engine:
         case Engine.ONNXRUNTIME:
             from runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-            return OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+            if instances == 1 or threads == 1:  # a run on one thread is the calling thread's own
+                return OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+            return _SeveralBackends(
+                [
+                    OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+                    for _ in range(instances)
+                ]
+            )
         case Engine.OPENVINO:
             from runtime.backends.openvino import OpenVinoBackend
 
-            return OpenVinoBackend(graph, precision=precision, threads=threads, device=provider)
+            return OpenVinoBackend(
+                graph, precision=precision, threads=threads, device=provider, instances=instances
+            )
         case Engine.TENSORRT:
             from runtime.backends.tensorrt import TensorRtBackend
 
             return TensorRtBackend(graph, precision=precision, provider=provider)
+
+
+class _SeveralBackends:
+    """Backends of one graph; each run takes one that is idle."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._backends = backends
+        self._idle: queue.SimpleQueue[Backend] = queue.SimpleQueue()
+        for backend in backends:
+            self._idle.put(backend)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Wait for an idle backend, and run it."""
+        backend = self._idle.get()
+        try:
+            return backend.run(inputs, outputs)
+        finally:
+            self._idle.put(backend)
+
+    def close(self) -> None:
+        """Release them all."""
+        for backend in self._backends:
+            backend.close()

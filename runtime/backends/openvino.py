@@ -26,9 +26,17 @@ class OpenVinoBackend:
         EngineError: see ``open_backend``.
     """
 
-    def __init__(self, graph: Path, *, precision: Precision, threads: int | None, device: str | None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        precision: Precision,
+        threads: int | None,
+        device: str | None,
+        instances: int = 1,
+    ) -> None:
         self._graph = graph
-        self._model: Any = _compiled(_core(), graph, device or "CPU", precision, threads)
+        self._model: Any = _compiled(_core(), graph, device or "CPU", precision, threads, instances)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -66,15 +74,17 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _compiled(core: Any, graph: Path, device: str, precision: Precision, threads: int | None) -> Any:
+def _compiled(
+    core: Any, graph: Path, device: str, precision: Precision, threads: int | None, instances: int
+) -> Any:
     _require_capability(core, device, precision)
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY",  # one run at a time takes all the threads
-        "CACHE_DIR": "",
-    }
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "CACHE_DIR": ""}
+    if instances == 1:
+        properties["PERFORMANCE_HINT"] = "LATENCY"  # one run at a time takes all the threads
+    else:
+        properties["NUM_STREAMS"] = instances  # the weights are shared
     if threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = threads
+        properties["INFERENCE_NUM_THREADS"] = threads * instances
     try:
         return core.compile_model(str(graph), device, properties)
     except RuntimeError as error:

@@ -1,0 +1,55 @@
+"""Embed large corpora: from tables, lines, folders and tars to Parquet files of vectors, exactly once.
+
+from runtime.corpus import Options, embed_corpus
+
+record = embed_corpus("models/nllb-clip", "captions.parquet", "vectors", Options(language="por_Latn"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.corpus.engines import EngineChoice
+    from runtime.corpus.journal import Shard
+    from runtime.corpus.options import Options, RunRecord, Watcher
+    from runtime.corpus.rows import BadRow, Columns
+    from runtime.corpus.run import embed_corpus
+    from runtime.corpus.sources import SourceFormat, open_source
+
+__all__ = [
+    "BadRow",
+    "Columns",
+    "EngineChoice",
+    "Options",
+    "RunRecord",
+    "Shard",
+    "SourceFormat",
+    "Watcher",
+    "embed_corpus",
+    "open_source",
+]
+
+_MODULES = {
+    "BadRow": "runtime.corpus.rows",
+    "Columns": "runtime.corpus.rows",
+    "EngineChoice": "runtime.corpus.engines",
+    "Options": "runtime.corpus.options",
+    "RunRecord": "runtime.corpus.options",
+    "Shard": "runtime.corpus.journal",
+    "SourceFormat": "runtime.corpus.sources",
+    "Watcher": "runtime.corpus.options",
+    "embed_corpus": "runtime.corpus.run",
+    "open_source": "runtime.corpus.sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,228 @@
+"""Which engine, precision, instances and threads embed a corpus: by hand, from the journal, or measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from runtime.backends import Engine
+from runtime.batching import batches_from_rows
+from runtime.encoder import Encoder
+from runtime.errors import BabeltowerError, CorpusError
+from runtime.manifest import Manifest, Modality, Precision
+from runtime.text import Text
+
+__all__ = ["EngineChoice", "choice_from_arguments", "n_cores", "open_encoder"]
+
+_MEASURED_S = 1.0
+_TEXTS, _IMAGES = 64, 8
+_TEXT = "a text about as long as most captions are, twenty tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What runs the tower; ``None`` is open, and measured.
+
+    Attributes:
+        instances: Runs that go on at once.
+        threads: Threads of one run.
+        measured: ``engine precision instances×threads`` → rows a second, where it was measured.
+    """
+
+    engine: Engine | None = None
+    precision: Precision | None = None
+    instances: int | None = None
+    threads: int | None = None
+    measured: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CorpusError(f"{name} is {value}; expected at least 1.")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is open."""
+        return None not in (self.engine, self.precision, self.instances, self.threads)
+
+    @property
+    def name(self) -> str:
+        """``openvino int8 2×1``."""
+        engine = "?" if self.engine is None else self.engine.value
+        precision = "?" if self.precision is None else self.precision.value
+        return f"{engine} {precision} {self.instances or '?'}×{self.threads or '?'}"
+
+    def deciding(self) -> dict[str, Any]:
+        """What of it decides the vectors; instances do not."""
+        return {
+            "engine": None if self.engine is None else self.engine.value,
+            "precision": None if self.precision is None else self.precision.value,
+            "threads": self.threads,
+        }
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_encoder(
+    model: str | os.PathLike[str], choice: EngineChoice, language: str | None, *, verify: bool = True
+) -> Encoder:
+    """Open a model as chosen."""
+    if choice.engine is None or choice.precision is None:
+        raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
+    return Encoder.open(
+        model,
+        engine=choice.engine,
+        precision=choice.precision,
+        threads=choice.threads,
+        instances=choice.instances or 1,
+        default_language=language,
+        verify=verify,
+    )
+
+
+def choice_from_arguments(
+    asked: EngineChoice,
+    known: Mapping[str, Any] | None,
+    *,
+    model: str | os.PathLike[str],
+    modality: Modality,
+) -> EngineChoice:
+    """Fill in what is open: from the journal of the run that is gone on with, or by measuring.
+
+    Args:
+        known: The journal's arguments.
+
+    Raises:
+        CorpusError: nothing that is installed can run any variant of the model.
+    """
+    choice = asked
+    if known is not None and choice.engine is None and known.get("engine") is not None:
+        choice = replace(choice, engine=Engine(known["engine"]))
+    if known is not None and choice.precision is None and known.get("precision") is not None:
+        choice = replace(choice, precision=Precision(known["precision"]))
+    if known is not None and choice.threads is None:
+        choice = replace(choice, threads=known.get("threads"))
+    if choice.instances is None and choice.threads is not None:
+        choice = replace(choice, instances=max(1, n_cores() // choice.threads))
+    if choice.threads is None and choice.instances is not None:
+        choice = replace(choice, threads=max(1, n_cores() // choice.instances))
+    return choice if choice.is_whole else _measured(choice, model, modality)
+
+
+def _measured(choice: EngineChoice, model: str | os.PathLike[str], modality: Modality) -> EngineChoice:
+    """The fastest of all candidates, first by engine and precision, then by instances × threads."""
+    rates: dict[str, float] = {}
+    failures: list[str] = []
+
+    def rate(candidate: EngineChoice) -> float:
+        if candidate.name not in rates:
+            try:
+                rates[candidate.name] = rows_per_second(model, candidate, modality)
+            except BabeltowerError as error:
+                failures.append(f"{candidate.name}: {error}")
+                rates[candidate.name] = 0.0
+        return rates[candidate.name]
+
+    candidates = _candidates(choice, model)
+    if len(candidates) > 1 or choice.instances is None:
+        shapes = _shapes(choice)
+        best = max((_shaped(c, shapes[0]) for c in candidates), key=rate)
+        best = max((_shaped(best, shape) for shape in shapes), key=rate)
+    else:
+        best = candidates[0]
+    if rates and not any(rates.values()):
+        raise CorpusError(f"No engine here runs {os.fspath(model)}: {' '.join(failures)}")
+    return replace(best, measured={name: round(value, 1) for name, value in rates.items() if value})
+
+
+def _candidates(choice: EngineChoice, model: str | os.PathLike[str]) -> list[EngineChoice]:
+    manifest = Manifest.read(model)
+    found = [
+        replace(choice, engine=engine, precision=precision)
+        for precision, engine in manifest_pairs(manifest)
+        if choice.engine in (None, engine)
+        and choice.precision in (None, precision)
+        and (engine is choice.engine or importlib.util.find_spec(engine.value) is not None)
+    ]
+    if not found:
+        pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
+        raise CorpusError(
+            f"{os.fspath(model)} has no variant for {choice.name} that an installed engine runs; it "
+            f"has {pairs}."
+        )
+    return found
+
+
+def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:
+    """Every precision with each engine that may open it."""
+    return [
+        (Precision(name), engine)
+        for name in manifest.variants
+        for engine in (Engine.ONNXRUNTIME, Engine.OPENVINO)
+    ]
+
+
+def _shaped(choice: EngineChoice, shape: tuple[int, int]) -> EngineChoice:
+    return replace(choice, instances=shape[0], threads=shape[1])
+
+
+def _shapes(choice: EngineChoice) -> list[tuple[int, int]]:
+    """Ways to share the cores; one thread a run first, which wins on most machines."""
+    if choice.instances is not None and choice.threads is not None:
+        return [(choice.instances, choice.threads)]
+    cores = n_cores()
+    threads = sorted({1, *(n for n in (2, 4) if cores >= 2 * n), cores})
+    return [(max(1, cores // n), n) for n in threads]
+
+
+def rows_per_second(model: str | os.PathLike[str], choice: EngineChoice, modality: Modality) -> float:
+    """Measure one candidate for about a second, on all its instances at once."""
+    manifest = Manifest.read(model)
+    language = manifest.languages[0] if manifest.text.needs_language else None
+    with open_encoder(model, choice, language, verify=False) as encoder:
+        run, n_rows = _work(encoder, modality)
+        run()
+        counts = [0] * (choice.instances or 1)
+        deadline = time.perf_counter() + _MEASURED_S
+        failed: list[BabeltowerError] = []
+
+        def loop(number: int) -> None:
+            try:
+                while time.perf_counter() < deadline:
+                    run()
+                    counts[number] += n_rows
+            except BabeltowerError as error:
+                failed.append(error)
+
+        started = time.perf_counter()
+        threads = [threading.Thread(target=loop, args=(number,)) for number in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return sum(counts) / (time.perf_counter() - started)
+
+
+def _work(encoder: Encoder, modality: Modality) -> tuple[Callable[[], Any], int]:
+    if modality is Modality.IMAGE:
+        size = encoder.manifest.image
+        pixels = np.zeros((_IMAGES, 3, size.height, size.width), dtype=np.uint8)
+        return lambda: encoder.vectors_from_pixels(pixels), _IMAGES
+    rows = encoder.token_rows([Text(_TEXT, 0, None)]) * _TEXTS
+    (batch,) = batches_from_rows(
+        [row.ids for row in rows], pad_id=encoder.manifest.text.pad_id, max_batch_tokens=1 << 20
+    )
+    return lambda: encoder.vectors_from_tokens(batch), _TEXTS

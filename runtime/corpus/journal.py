@@ -1,0 +1,218 @@
+"""The journal: which parts of a run are done, so that each row is written exactly once.
+
+A file of JSON lines beside the parts. The first line holds the arguments that decide what the output is; each
+further line says that a part's files are whole and in place. A line is written only after the files are on
+the disk under their final names, so whatever stops a run, a part is either in the journal or done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from runtime.corpus.atomic import write_atomically
+from runtime.errors import CorpusError
+
+__all__ = ["Journal", "PartRecord", "Shard", "header_of_journal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Share ``index`` of ``count`` of a run: every ``count``-th part, from ``index`` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise CorpusError(
+                f"Shard {self.index}/{self.count} is none; expected i/n with 0 <= i < n, e.g. 0/4 to 3/4."
+            )
+
+    @property
+    def suffix(self) -> str:
+        """What its journal and record have in their names."""
+        return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
+
+    def has(self, part: int) -> bool:
+        """Whether a part is its own."""
+        return part % self.count == self.index
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A part that is done.
+
+    Attributes:
+        part: Its number.
+        rows: Rows of the source that it covers; good and bad.
+        files: Name below the output folder → bytes.
+        counts: What the rows took.
+        bad_kinds: Kind of problem → rows.
+    """
+
+    part: int
+    rows: int
+    files: Mapping[str, int]
+    counts: Mapping[str, int]
+    bad_kinds: Mapping[str, int]
+
+
+class Journal:
+    """Opened for one run, and locked against a second one.
+
+    Args:
+        folder: The output folder; made if it is not there.
+        arguments: What decides the output. A journal of other arguments is refused.
+
+    Raises:
+        CorpusError: other arguments, another run at work, or a journal that cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, shard: Shard, arguments: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self.path = folder / f"journal{shard.suffix}.jsonl"
+        self.done: dict[int, PartRecord] = {}
+        self.n_rows: int | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / f".{self.path.name}.lock").open("wb")
+        except OSError as error:
+            raise CorpusError(
+                f"{folder} cannot hold a run: {error}. Choose another output folder."
+            ) from error
+        try:
+            _lock(self._lock, self.path)
+            self._require_same_arguments(arguments)
+            self._file = self.path.open("r+b", buffering=0)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._load()
+
+    def _require_same_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Runs that share a folder share everything but the shard's index."""
+        for path in sorted(self._folder.glob("journal*.jsonl")):
+            header = header_of_journal(path)
+            if header is not None:
+                _require_same(path, header, arguments)
+        if not self.path.exists():
+            header_line = json.dumps({"journal": 1, "arguments": arguments}, ensure_ascii=False) + "\n"
+            write_atomically(self.path, lambda path: path.write_text(header_line, encoding="utf-8"))
+
+    def _load(self) -> None:
+        """Read what is done; a line that was cut short ends the journal, and is cut off."""
+        good = 0
+        for number, line in enumerate(self._file.read().splitlines(keepends=True)):
+            try:
+                if not line.endswith(b"\n"):
+                    break
+                record = json.loads(line)
+                if number:
+                    self._take(record)
+            except (ValueError, TypeError, KeyError):
+                break
+            good += len(line)
+        self._file.seek(good)
+        self._file.truncate()
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if "end" in record:
+            self.n_rows = record["end"]
+            return
+        done = PartRecord(**record)
+        if all(_size(self._folder / name) == size for name, size in done.files.items()):
+            self.done[done.part] = done
+
+    def add(self, record: PartRecord) -> None:
+        """Note a part whose files are in place."""
+        self._append(asdict(record))
+        self.done[record.part] = record
+
+    def end(self, n_rows: int) -> None:
+        """Note that the source ends after ``n_rows`` rows."""
+        if self.n_rows != n_rows:
+            self._append({"end": n_rows})
+            self.n_rows = n_rows
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        start = self._file.tell()
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(start)
+            raise CorpusError(
+                f"{self.path} cannot be written: {error}. Free space, and run the same command again: it "
+                "goes on from here."
+            ) from error
+
+    def close(self) -> None:
+        """Unlock."""
+        self._file.close()
+        self._lock.close()
+
+
+def header_of_journal(path: Path) -> dict[str, Any] | None:
+    """Arguments of a journal, or ``None`` where there is none.
+
+    Raises:
+        CorpusError: a file that is no journal.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+        if header["journal"] != 1:
+            raise ValueError(f"it is of version {header['journal']}")
+        arguments: dict[str, Any] = header["arguments"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(
+            f"{path} is no journal of this version of babeltower ({error}). Choose another output folder."
+        ) from error
+    return arguments
+
+
+def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with other arguments.
+
+    Raises:
+        CorpusError: naming each argument that differs.
+    """
+    differing = [
+        f"{name} was {found.get(name)!r} and is now {asked.get(name)!r}"
+        for name in dict.fromkeys([*found, *asked])
+        if found.get(name) != asked.get(name)
+    ]
+    if differing:
+        raise CorpusError(
+            f"{path} belongs to a run with other arguments: {'; '.join(differing)}. Run the first command "
+            "again to go on with it, or choose another output folder."
+        )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise CorpusError(f"Another run is writing {path}. Wait for it, or end it first.") from None

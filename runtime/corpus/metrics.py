@@ -1,0 +1,58 @@
+"""Prometheus metrics of a run, for those who watch it from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+from runtime.corpus.journal import PartRecord
+from runtime.corpus.options import Watcher
+from runtime.corpus.prepare import Counts
+from runtime.errors import CorpusError
+
+__all__ = ["metrics_served"]
+
+
+@contextmanager
+def metrics_served(port: int | None, *, inner: Watcher | None = None) -> Iterator[Watcher]:
+    """Serve ``/metrics`` on a port while a run goes on; on none, change nothing.
+
+    Raises:
+        CorpusError: prometheus_client is not installed, or the port is taken.
+    """
+    watcher = inner or Watcher()
+    if port is None:
+        yield watcher
+        return
+    try:
+        from prometheus_client import CollectorRegistry, Counter, start_http_server
+    except ImportError as error:
+        raise CorpusError(
+            f"Metrics need prometheus_client ({error}). Install it with pip install 'babeltower[corpus]'."
+        ) from error
+    registry = CollectorRegistry()
+    counters = {
+        name: Counter(f"babeltower_corpus_{name}", f"{name.replace('_', ' ')} of this run", registry=registry)
+        for name in ("rows", *(name for name in Counts.__dataclass_fields__ if name != "rows"), "parts")
+    }
+    try:
+        server, thread = start_http_server(port, registry=registry)
+    except OSError as error:
+        raise CorpusError(f"Metrics cannot be served on port {port}: {error}. Choose another one.") from error
+
+    def observe(n_rows: int, counts: Counts) -> None:
+        for name, value in {**asdict(counts), "rows": n_rows}.items():
+            counters[name].inc(value)
+        watcher.observe(n_rows, counts)
+
+    def part_done(record: PartRecord) -> None:
+        counters["parts"].inc()
+        watcher.part_done(record)
+
+    try:
+        yield replace(watcher, observe=observe, part_done=part_done)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,317 @@
+"""Reading, preparation and inference at once, on threads with bounded queues between them.
+
+reader → slices → preparers → prepared slices → one feed → towers → vectors → parts, in order
+
+Every long step (reading, tokenising, decoding, the tower) leaves Python's lock, so threads fill the cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.corpus.prepare import BAD, Batch, Counts, Preparation, Prepared, Slice
+from runtime.corpus.rows import BadRow, Problem, Rows
+from runtime.encoder import Encoder
+
+__all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]
+
+_POLL_S = 0.1
+_DONE_AHEAD = 256
+"""Batches of vectors that may wait for the one who writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many threads do what."""
+
+    preparers: int
+    towers: int
+    prepared_ahead: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPart:
+    """A finished part: its good rows in the source's order, and its bad ones.
+
+    Attributes:
+        number: Rows ``number × rows a part`` and on.
+        ids: One a good row; the row's number where the source has no ids.
+        vectors: float32 (good rows, dim), L2-normalised.
+    """
+
+    number: int
+    ids: list[Any]
+    vectors: NDArray[np.float32]
+    bad: list[BadRow]
+    counts: Counts
+
+
+class PartAssembly:
+    """Collects what belongs to one part, in any order."""
+
+    def __init__(self, number: int, start: int, dim: int) -> None:
+        self.number, self._start, self._dim = number, start, dim
+        self._slices: dict[int, Prepared] = {}
+        self._vectors: NDArray[np.float32] = np.empty((0, dim), dtype=np.float32)
+        self._n_batches = 0
+        self._n_rows_seen = 0
+        self._n_rows: int | None = None
+        self._counts = Counts()
+
+    def add_slice(self, prepared: Prepared) -> None:
+        """A slice whose batches will follow."""
+        self._slices[prepared.start] = prepared
+        self._n_batches += len(prepared.batches)
+        self._n_rows_seen += len(prepared.ids)
+        self._counts += prepared.counts
+
+    def add_vectors(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
+        """One batch's vectors."""
+        positions = batch.rows - self._start
+        self._reserve(int(positions.max()) + 1)
+        self._vectors[positions] = vectors
+        self._n_batches -= 1
+        self._counts += batch.counts
+
+    def end_at(self, stop: int) -> None:
+        """The part's last row is known."""
+        self._n_rows = stop - self._start
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row is embedded or bad."""
+        return self._n_rows_seen == self._n_rows and self._n_batches == 0
+
+    def finished(self, *, has_ids: bool) -> EmbeddedPart:
+        """All of it, in the source's order."""
+        slices = [self._slices[start] for start in sorted(self._slices)]
+        vector_row = np.concatenate([prepared.vector_row for prepared in slices])
+        problems = {row: problem for prepared in slices for row, problem in prepared.problems.items()}
+        n_before = len(problems)
+        for position in np.flatnonzero(np.isin(vector_row, list(problems))):
+            row = self._start + int(position)  # a duplicate of what turned out to be bad
+            problems[row] = problems[int(vector_row[position])]
+            vector_row[position] = BAD
+        stop = self._start + len(vector_row)
+        ids = [i for p in slices for i in p.ids] if has_ids else list(range(self._start, stop))
+        good = np.flatnonzero(vector_row != BAD)
+        source = vector_row[good] - self._start
+        self._reserve(0 if not len(source) else int(source.max()) + 1)
+        is_all = len(source) == len(self._vectors) and bool((source == np.arange(len(source))).all())
+        n_late = len(problems) - n_before
+        return EmbeddedPart(
+            self.number,
+            [ids[i] for i in good],
+            self._vectors if is_all else self._vectors[source],
+            [_bad_row(ids[row - self._start], row, problems[row]) for row in sorted(problems)],
+            self._counts + Counts(bad=n_late, duplicates=-n_late),
+        )
+
+    def _reserve(self, n_rows: int) -> None:
+        if len(self._vectors) < n_rows:
+            grown = np.empty((max(n_rows, 2 * len(self._vectors), 256), self._dim), dtype=np.float32)
+            grown[: len(self._vectors)] = self._vectors
+            self._vectors = grown
+
+
+def _bad_row(id_: Any, row: int, problem: Problem) -> BadRow:
+    return BadRow(id_, row, problem.kind, problem.reason)
+
+
+class _StoppedError(Exception):
+    """Another thread failed, or the caller left: put everything down."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    part: int
+    batch: Batch
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _PartBegin:
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class _PartEnd:
+    part: int
+    stop: int
+
+
+_Event: TypeAlias = "Prepared | _Vectors | _PartBegin | _PartEnd | BaseException | None"
+
+Observer: TypeAlias = "Callable[[int, Counts], None]"
+"""Told, batch by batch, how many rows are through with, and what they took."""
+
+
+class _Channel:
+    """A bounded queue that lets go when the run is over."""
+
+    def __init__(self, size: int, stop: threading.Event) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self._stop = stop
+
+    def put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=_POLL_S)
+            except queue.Full:
+                continue
+        raise _StoppedError
+
+    def get(self) -> Any:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+        raise _StoppedError
+
+
+@dataclass(slots=True)
+class _Feed:
+    """Batches one by one, from slice after slice; the towers pull them."""
+
+    prepared: _Channel
+    done: _Channel
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    part: int = -1
+    batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    ended: bool = False
+
+    def next(self) -> tuple[int, Batch] | None:
+        with self.lock:
+            while not self.ended:
+                batch = next(self.batches, None)
+                if batch is not None:
+                    return self.part, batch
+                prepared = self.prepared.get()
+                if prepared is None:
+                    self.ended = True
+                    break
+                self.done.put(prepared)
+                self.part, self.batches = prepared.part, iter(prepared.batches)
+            return None
+
+
+def embedded_parts(
+    encoder: Encoder,
+    preparation: Preparation,
+    slices: Iterator[tuple[int, Rows]],
+    *,
+    dim: int,
+    rows_per_part: int,
+    has_ids: bool,
+    workers: Workers,
+    observe: Observer | None = None,
+) -> Iterator[EmbeddedPart]:
+    """Embed slices and give whole parts, in order.
+
+    Args:
+        slices: Part number and rows, in order; see ``slices_from_rows``.
+        dim: Width of the vectors.
+        has_ids: Whether the rows bring ids; their numbers stand in otherwise.
+
+    Raises:
+        BabeltowerError: the source cannot be read further, or the tower failed; the parts before are given.
+    """
+    stop = threading.Event()
+    raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
+    alive = threading.Semaphore(workers.preparers - 1)
+
+    def read() -> None:
+        last: Slice | None = None
+        for piece in preparation.deduplicated(slices):
+            if last is None or last.part != piece.part:
+                if last is not None:
+                    done.put(_PartEnd(last.part, last.rows.stop))
+                done.put(_PartBegin(piece.part))  # before any of its slices, so that parts begin in order
+            raw.put(piece)
+            last = piece
+        if last is not None:
+            done.put(_PartEnd(last.part, last.rows.stop))
+        raw.put(None)
+
+    def prepare() -> None:
+        while (piece := raw.get()) is not None:
+            prepared.put(preparation.prepared(piece))
+        raw.put(None)
+        if not alive.acquire(blocking=False):  # the last one out ends the feed
+            prepared.put(None)
+
+    feed = _Feed(prepared, done)
+
+    def embed() -> None:
+        while (found := feed.next()) is not None:
+            part, batch = found
+            done.put(_Vectors(part, batch, batch.run(encoder, dim)))
+        done.put(None)
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                with contextlib.suppress(_StoppedError):
+                    work()
+            except BaseException as error:  # handed to the caller's thread, which raises it
+                with contextlib.suppress(_StoppedError):
+                    done.put(error)
+
+        return run
+
+    jobs = [read, *[prepare] * workers.preparers, *[embed] * workers.towers]
+    threads = [threading.Thread(target=guarded(job), daemon=True, name="babeltower-corpus") for job in jobs]
+    for thread in threads:
+        thread.start()
+    try:
+        assemblies = _Assemblies(dim, rows_per_part, has_ids, observe or (lambda n_rows, counts: None))
+        yield from assemblies.finished(done, n_towers=workers.towers)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@dataclass(slots=True)
+class _Assemblies:
+    """The parts that are under way, in the order in which they began."""
+
+    dim: int
+    rows_per_part: int
+    has_ids: bool
+    observe: Observer
+    open_parts: dict[int, PartAssembly] = field(default_factory=dict)
+
+    def finished(self, done: _Channel, *, n_towers: int) -> Iterator[EmbeddedPart]:
+        while n_towers:
+            event: _Event = done.get()
+            if event is None:
+                n_towers -= 1
+            elif isinstance(event, BaseException):
+                raise event
+            else:
+                self._take(event)
+            while self.open_parts and self.open_parts[first := next(iter(self.open_parts))].is_complete:
+                yield self.open_parts.pop(first).finished(has_ids=self.has_ids)
+
+    def _take(self, event: Prepared | _Vectors | _PartBegin | _PartEnd) -> None:
+        match event:
+            case _PartBegin(number):
+                self.open_parts[number] = PartAssembly(number, number * self.rows_per_part, self.dim)
+            case Prepared(counts=counts):
+                self.open_parts[event.part].add_slice(event)
+                self.observe(counts.bad + counts.duplicates, counts)
+            case _Vectors(part, batch, vectors):
+                self.open_parts[part].add_vectors(batch, vectors)
+                self.observe(len(batch.rows), batch.counts)
+            case _PartEnd(part, stop):
+                self.open_parts[part].end_at(stop)

@@ -1,0 +1,348 @@
+"""Rows become batches that a tower can run: tokenised or decoded, duplicates out, bad rows set aside.
+
+What is made of a slice of rows depends on these rows alone, never on timing or on what ran before: that is
+why a run that was interrupted gives the same vectors as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.batching import TokenBatch
+from runtime.corpus.rows import ImageFile, Item, Problem, Rows
+from runtime.encoder import Encoder
+from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
+from runtime.image import pixels_from_source
+from runtime.languages import flores_from_code
+from runtime.manifest import ImagePreprocessing
+from runtime.text import Text
+
+__all__ = ["Batch", "Counts", "ImagePreparation", "Preparation", "Prepared", "Slice", "TextPreparation"]
+
+_TOKENISED_AT_ONCE = 4_096
+_READS_AT_ONCE = 16
+BAD, SAME = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What rows took; tokens are the texts' own, special ones included."""
+
+    rows: int = 0
+    bad: int = 0
+    duplicates: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    padding_tokens: int = 0
+    images: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            **{name: getattr(self, name) + getattr(other, name) for name in Counts.__dataclass_fields__}
+        )
+
+
+class Batch(Protocol):
+    """Rows that run together.
+
+    Attributes:
+        rows: int64 (n,): the numbers of the rows that the vectors are for.
+        counts: What the run computes.
+    """
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def counts(self) -> Counts: ...
+
+    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+        """Embed them: float32 (n, dim)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows of one part on their way to preparation.
+
+    Attributes:
+        part: Number of the part.
+        same_as: Row → earlier row of the part with the same content.
+    """
+
+    part: int
+    rows: Rows
+    same_as: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A slice, ready to run.
+
+    Attributes:
+        ids: One a row.
+        vector_row: int64 (rows,): the row whose vector each row takes, itself mostly; -1 where it is bad.
+        problems: Row → what is wrong with it.
+        batches: Every row that is computed, once.
+    """
+
+    part: int
+    start: int
+    ids: list[Any]
+    vector_row: NDArray[np.int64]
+    problems: dict[int, Problem]
+    batches: Sequence[Batch]
+    counts: Counts
+
+
+class Preparation(Protocol):
+    """First half of the work, before the tower."""
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+        """Set duplicates aside that can be told before preparation, in order."""
+
+    def prepared(self, piece: Slice) -> Prepared:
+        """Tokenise or decode a slice; may run on several threads at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Rows of token ids, end to end: row ``i`` is ``ids[starts[i] : starts[i] + lengths[i]]``."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def batch(self, rows: NDArray[np.int64], positions: NDArray[np.int64], pad_id: int) -> TokenBatch:
+        lengths = self.lengths[rows]
+        columns = np.arange(int(lengths.max()))
+        mask = columns < lengths[:, None]
+        index = np.minimum(self.starts[rows][:, None] + columns, len(self.ids) - 1)
+        ids = np.where(mask, self.ids[index], pad_id).astype(np.int64)
+        return TokenBatch(positions, ids, mask.astype(np.int64), int(lengths.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class _TextBatch:
+    """Built at its run: token ids take a tenth of the memory of padded batches."""
+
+    tokens: _Tokens
+    positions: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    pad_id: int
+
+    @property
+    def counts(self) -> Counts:
+        lengths = self.tokens.lengths[self.positions]
+        n_tokens, padded = int(lengths.sum()), len(lengths) * int(lengths.max())
+        return Counts(tokens=n_tokens, padding_tokens=padded - n_tokens)
+
+    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+        return encoder.vectors_from_tokens(self.tokens.batch(self.positions, self.rows, self.pad_id), dim=dim)
+
+
+class TextPreparation:
+    """Tokenises a whole part, sorts it by length, cuts it by a budget of tokens.
+
+    Args:
+        language: Code of the rows that name none.
+        max_batch_tokens: Rows × padded length of one run.
+    """
+
+    def __init__(self, encoder: Encoder, *, language: str | None, max_batch_tokens: int) -> None:
+        self._encoder = encoder
+        self._language = language
+        self._max_batch_tokens = max_batch_tokens
+        self._checked: dict[str | None, Problem | None] = {}
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+        """Nothing can be told before the texts are tokenised."""
+        return (Slice(part, piece) for part, piece in rows)
+
+    def prepared(self, piece: Slice) -> Prepared:
+        """Tokenise, find equal token rows, plan the batches."""
+        rows = piece.rows
+        codes = rows.languages or [None] * len(rows)
+        problems: dict[int, Problem] = {}
+        texts = []
+        for number, item, code in zip(range(rows.start, rows.stop), rows.items, codes, strict=True):
+            language = self._language if code is None else code
+            problem = item if isinstance(item, Problem) else self._problem_of_language(language)
+            if problem is not None:
+                problems[number] = problem
+            else:
+                texts.append(Text(item, number, language))
+        vector_row = np.full(len(rows), BAD, dtype=np.int64)
+        tokens, numbers, n_truncated = self._tokenised(texts, problems, vector_row, rows.start)
+        n_good = int((vector_row != BAD).sum())
+        counts = Counts(len(rows), len(problems), n_good - len(numbers), n_truncated)
+        batches = self._batches(tokens, numbers) if len(numbers) else []
+        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+
+    def _tokenised(
+        self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
+    ) -> tuple[_Tokens, NDArray[np.int64], int]:
+        """Distinct token rows and the numbers of the first rows that have them."""
+        first_of: dict[bytes, int] = {}
+        kept: list[NDArray[np.int32]] = []
+        numbers: list[int] = []
+        n_truncated = 0
+        for at in range(0, len(texts), _TOKENISED_AT_ONCE):
+            for text, row in self._token_rows(texts[at : at + _TOKENISED_AT_ONCE], problems):
+                ids = np.asarray(row.ids, dtype=np.int32)
+                first = first_of.setdefault(ids.tobytes(), text.index)
+                vector_row[text.index - start] = first
+                n_truncated += row.truncated
+                if first == text.index:
+                    kept.append(ids)
+                    numbers.append(first)
+        lengths = np.asarray([len(ids) for ids in kept], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        flat = np.concatenate(kept) if kept else np.empty(0, dtype=np.int32)
+        return _Tokens(flat, starts, lengths), np.asarray(numbers, dtype=np.int64), n_truncated
+
+    def _token_rows(self, texts: list[Text], problems: dict[int, Problem]) -> Iterator[tuple[Text, Any]]:
+        try:
+            yield from zip(texts, self._encoder.token_rows(texts), strict=True)
+        except InputError as error:
+            if len(texts) == 1:
+                problems[texts[0].index] = Problem("undecodable-text", str(error))
+                return
+            half = len(texts) // 2
+            yield from self._token_rows(texts[:half], problems)
+            yield from self._token_rows(texts[half:], problems)
+
+    def _problem_of_language(self, code: str | None) -> Problem | None:
+        if code not in self._checked:
+            self._checked[code] = self._new_problem_of_language(code)
+        return self._checked[code]
+
+    def _new_problem_of_language(self, code: str | None) -> Problem | None:
+        try:
+            self._encoder.token_rows([Text("a", 0, code)])
+        except LanguageError as error:
+            return Problem(_kind_of_language(code), str(error))
+        return None
+
+    def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
+        """Longest first; equal lengths in the rows' order."""
+        order = np.argsort(-tokens.lengths, kind="stable")
+        pad_id = self._encoder.manifest.text.pad_id
+        batches: list[Batch] = []
+        at = 0
+        while at < len(order):
+            n_rows = max(1, self._max_batch_tokens // int(tokens.lengths[order[at]]))
+            positions = order[at : at + n_rows]
+            batches.append(_TextBatch(tokens, positions, numbers[positions], pad_id))
+            at += n_rows
+        return batches
+
+
+def _kind_of_language(code: str | None) -> str:
+    if code is None:
+        return "missing-language"
+    try:
+        flores_from_code(code)
+    except LanguageError:
+        return "unknown-language"
+    return "unspoken-language"
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageBatch:
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(images=len(self.pixels))
+
+    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+        return encoder.vectors_from_pixels(self.pixels, dim=dim)
+
+
+class ImagePreparation:
+    """Reads and decodes a few images at a time; each slice is one batch."""
+
+    def __init__(self, preprocessing: ImagePreprocessing, *, max_pixels: int | None) -> None:
+        self._preprocessing = preprocessing
+        self._max_pixels = max_pixels
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+        """Read the files, and leave out what has the same bytes as an earlier row of its part."""
+        seen: dict[bytes, int] = {}
+        current = -1
+        with _item_reader() as read:
+            for part, piece in rows:
+                if part != current:
+                    current, seen = part, {}
+                items = read(piece.items)
+                same_as = {}
+                for number, item in zip(range(piece.start, piece.stop), items, strict=True):
+                    if isinstance(item, bytes):
+                        first = seen.setdefault(blake2b(item, digest_size=16).digest(), number)
+                        if first != number:
+                            same_as[number] = first
+                yield Slice(part, Rows(piece.start, piece.ids, items), same_as)
+
+    def prepared(self, piece: Slice) -> Prepared:
+        """Decode and resize what is no duplicate."""
+        rows = piece.rows
+        vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
+        problems: dict[int, Problem] = {}
+        pixels, numbers = [], []
+        for number, item in zip(range(rows.start, rows.stop), rows.items, strict=True):
+            if number in piece.same_as:
+                vector_row[number - rows.start] = piece.same_as[number]
+                continue
+            found = self._pixels(number, item)
+            if isinstance(found, Problem):
+                problems[number] = found
+                vector_row[number - rows.start] = BAD
+            else:
+                pixels.append(found)
+                numbers.append(number)
+        batches: list[Batch] = []
+        if pixels:
+            batches.append(_ImageBatch(np.stack(pixels), np.asarray(numbers, dtype=np.int64)))
+        counts = Counts(len(rows), len(problems), len(piece.same_as))
+        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+
+    def _pixels(self, number: int, item: Item) -> NDArray[np.uint8] | Problem:
+        if isinstance(item, Problem):
+            return item
+        try:
+            return pixels_from_source(
+                item, self._preprocessing, name=f"of row {number}", max_pixels=self._max_pixels
+            )
+        except ImageError as error:
+            return Problem("corrupt-image", str(error))
+        except BabeltowerError as error:
+            return Problem("not-image", str(error))
+
+
+@contextmanager
+def _item_reader() -> Iterator[Callable[[Sequence[Item]], list[Item]]]:
+    """Reads the files among some items; those of a network several at a time."""
+    from pyarrow.fs import LocalFileSystem
+
+    with ThreadPoolExecutor(_READS_AT_ONCE, "babeltower-read") as pool:
+
+        def read(items: Sequence[Item]) -> list[Item]:
+            files = [item for item in items if isinstance(item, ImageFile)]
+            if all(isinstance(file.filesystem, LocalFileSystem) for file in files):
+                return [_read(item) for item in items]
+            return list(pool.map(_read, items))
+
+        yield read
+
+
+def _read(item: Item) -> Item:
+    return item.read() if isinstance(item, ImageFile) else item

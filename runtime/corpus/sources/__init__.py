@@ -1,0 +1,8 @@
+"""Sources of rows: tables, lines, folders of images, tars, and Python's own iterables."""
+
+from __future__ import annotations
+
+from runtime.corpus.sources.base import NumberedRows, Source, SourceFormat
+from runtime.corpus.sources.opening import open_source, source_format
+
+__all__ = ["NumberedRows", "Source", "SourceFormat", "open_source", "source_format"]

@@ -1,0 +1,144 @@
+"""CSV, JSON lines and plain text, read line by line; a line that cannot be parsed is a bad row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from runtime.batching import windows
+from runtime.corpus.files import FileSet, digest_of_files
+from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
+from runtime.corpus.sources.base import PIECE_TEXTS, SourceFormat, chosen_columns
+from runtime.corpus.sources.records import Cells, modality_of
+from runtime.errors import InputError
+
+__all__ = ["LineSource"]
+
+_SAMPLE_LINES = 64
+"""JSON lines that are looked at for the names of the columns."""
+
+
+class LineSource:
+    """Files of lines, in order; each CSV file has its own header.
+
+    Raises:
+        InputError: a file without a header, or columns that are missing or unclear.
+    """
+
+    def __init__(self, name: str, format_: SourceFormat, files: FileSet, columns: Columns) -> None:
+        if not files.files:
+            raise InputError(f"{name} holds no {format_.value} files.")
+        self.name, self.format = name, format_
+        self._files = files
+        self.n_files = len(files.files)
+        self._delimiter = "\t" if files.files[0].suffix == ".tsv" else ","
+        where = files.files[0].path
+        self.id_type = IdType.STRING
+        match format_:
+            case SourceFormat.TEXT:
+                self.columns = chosen_columns(columns, ["text"], where=where)
+            case SourceFormat.CSV:
+                with self._lines(0) as lines:
+                    self.columns = chosen_columns(columns, self._header(lines, where), where=where)
+            case _:
+                sample = self._sample(where)
+                names = list(dict.fromkeys(key for record in sample for key in record))
+                self.columns = chosen_columns(columns, names, where=where)
+                ids = [record.get(self.columns.id or "") for record in sample if self.columns.id in record]
+                if ids and all(isinstance(value, int) for value in ids):
+                    self.id_type = IdType.INT64
+        if self.columns.id is None:
+            self.id_type = IdType.INT64
+        self.modality = modality_of(self.columns)
+
+    def identity(self) -> str:
+        """Of names and sizes."""
+        return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
+
+    def n_rows(self, file: int) -> None:
+        """Unknown until the lines are read."""
+
+    def read(self, file: int, needs: Needs) -> Iterator[Rows]:
+        """All rows of a file."""
+        path = self._files.files[file].path
+        columns = self.columns
+        item = columns.text if columns.text is not None else columns.image
+        cells = Cells(columns, self.id_type, self._files.filesystem, path.rsplit("/", 1)[0])
+        start = 0
+        for records in windows(self._records(file), PIECE_TEXTS):
+            bad = Problem("malformed-row", "")
+            yield cells.rows(
+                start,
+                None if columns.id is None else [_get(record, columns.id, None) for record in records],
+                [_get(record, item, record if isinstance(record, Problem) else bad) for record in records],
+                None if columns.language is None else [_get(r, columns.language, None) for r in records],
+            )
+            start += len(records)
+
+    def _records(self, file: int) -> Iterator[Mapping[str, Any] | Problem]:
+        with self._lines(file) as lines:
+            match self.format:
+                case SourceFormat.TEXT:
+                    yield from ({"text": line.rstrip("\r\n")} for line in lines)
+                case SourceFormat.CSV:
+                    header = self._header(lines, self._files.files[file].path)
+                    yield from self._csv_records(header, lines)
+                case _:
+                    yield from (_json_record(line) for line in lines if not line.isspace())
+
+    def _lines(self, file: int) -> io.TextIOWrapper:
+        """Decoded lines; bytes that are no UTF-8 become surrogates, which the text's own check names."""
+        opened = self._files.filesystem.open_input_stream(
+            self._files.files[file].path, compression="detect", buffer_size=1 << 20
+        )
+        newline = "" if self.format is SourceFormat.CSV else "\n"
+        return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+    def _reader(self, lines: io.TextIOWrapper) -> Iterator[list[str]]:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        return csv.reader(lines, delimiter=self._delimiter, strict=False)
+
+    def _header(self, lines: io.TextIOWrapper, where: str) -> list[str]:
+        header = next(self._reader(lines), None)
+        if not header:
+            raise InputError(f"{where} is empty; a CSV file starts with the names of its columns.")
+        return header
+
+    def _csv_records(
+        self, header: list[str], lines: io.TextIOWrapper
+    ) -> Iterator[Mapping[str, Any] | Problem]:
+        for fields in self._reader(lines):
+            if not fields:
+                continue  # an empty line is no record, as in every reader of CSV
+            if len(fields) == len(header):
+                yield dict(zip(header, fields, strict=True))
+            else:
+                yield Problem(
+                    "malformed-row", f"The line has {len(fields)} fields; the header {len(header)}."
+                )
+
+    def _sample(self, where: str) -> list[Mapping[str, Any]]:
+        records = list(islice(self._records(0), _SAMPLE_LINES))
+        found = [record for record in records if not isinstance(record, Problem)]
+        if not found:
+            raise InputError(f"{where} holds no JSON object in its first {_SAMPLE_LINES} lines.")
+        return found
+
+
+def _json_record(line: str) -> Mapping[str, Any] | Problem:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return Problem("malformed-row", f"The line is no JSON: {error}.")
+    if not isinstance(record, dict):
+        return Problem("malformed-row", f"The line holds {type(record).__name__}; expected a JSON object.")
+    return record
+
+
+def _get(record: Mapping[str, Any] | Problem, column: str | None, otherwise: Any) -> Any:
+    return otherwise if isinstance(record, Problem) else record.get(column or "")
