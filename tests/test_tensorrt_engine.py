@@ -340,7 +340,7 @@ def test_a_build_that_fails_says_why(gpu: None, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     library.built, profile = None, Profile({"batch": Extent(1, 2, 3)})
     graph = small_graph(tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match="could not build .*: no reason was logged"):
+    with pytest.raises(ExportError, match=r"could not build .*: no reason was logged"):
         engine_from_onnx(graph, tmp_path / "m.plan", profiles=[profile])
     library.__version__ = "8.6.1"
     with pytest.raises(EngineError, match=r"TensorRT 8\.6\.1 is not supported"):
