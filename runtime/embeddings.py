@@ -15,6 +15,7 @@ __all__ = [
     "bits_from_float",
     "cosine_similarity",
     "encoded_from_float",
+    "float_from_encoded",
     "float_from_int8",
     "hamming_distance",
     "int8_from_float",
@@ -83,6 +84,26 @@ def int8_from_float(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
 def float_from_int8(vectors: NDArray[np.int8]) -> NDArray[np.float32]:
     """``x / 127``: float32 (n, dim), of nearly unit length."""
     return vectors.astype(np.float32) / np.float32(INT8_SCALE)
+
+
+def float_from_encoded(vectors: NDArray[Any], encoding: Encoding, *, dim: int) -> NDArray[np.float32]:
+    """What stored vectors stand for, of unit length up to the encoding's rounding.
+
+    The dot product of two decoded binary vectors is ``1 - 2 · differing bits / dim``.
+
+    Args:
+        vectors: As ``encoded_from_float`` returns them.
+        dim: Components of a vector; the bits that fill up a last byte are dropped.
+
+    Returns:
+        float32 (n, dim); for ``binary``, ±1 / sqrt(dim).
+    """
+    if encoding is Encoding.INT8:
+        return float_from_int8(vectors)
+    if encoding is Encoding.BINARY:
+        bits = np.unpackbits(vectors, axis=-1, count=dim)
+        return np.where(bits, np.float32(dim**-0.5), np.float32(-(dim**-0.5)))
+    return vectors.astype(np.float32, copy=False)
 
 
 def bits_from_float(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:

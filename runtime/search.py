@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
 from runtime.errors import InputError
 
-__all__ = ["Hit", "Index"]
+__all__ = ["Hit", "Index", "Nearest"]
 
 _BLOCK_ROWS = 16_384
 """Vectors that are scored at once."""
@@ -78,15 +78,12 @@ class Index:
             InputError: another embedding space, another width or encoding, or ``k`` below 1.
         """
         self._require_fitting(queries, fingerprint, k)
-        scores = np.empty((len(queries), 0), dtype=np.float32)
-        rows = np.empty((len(queries), 0), dtype=np.int64)
+        nearest = Nearest(len(queries), k)
         for start in range(0, len(self.vectors), _BLOCK_ROWS):
-            block = self._scores(queries, self.vectors[start : start + _BLOCK_ROWS])
-            positions = np.broadcast_to(np.arange(start, start + block.shape[1]), block.shape)
-            scores, rows = _best(np.hstack([scores, block]), np.hstack([rows, positions]), k)
+            nearest.see(self._scores(queries, self.vectors[start : start + _BLOCK_ROWS]))
         return [
             [Hit(self.ids[row], float(score)) for row, score in zip(*found, strict=True)]
-            for found in zip(rows, scores, strict=True)
+            for found in zip(nearest.rows, nearest.scores, strict=True)
         ]
 
     def _scores(self, queries: NDArray[Any], block: NDArray[Any]) -> NDArray[np.float32]:
@@ -151,6 +148,38 @@ class Index:
             raise InputError(
                 f"{os.fspath(path)} is no index of babeltower ({error}). It may be cut short: build it again."
             ) from error
+
+
+class Nearest:
+    """The best rows of every query, over blocks of rows that are seen one after another.
+
+    Attributes:
+        scores: float32 (queries, up to k), best first.
+        rows: int64 of the same shape: numbers of the rows in the order they were seen; among equals the lower
+            first.
+    """
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.scores: NDArray[np.float32] = np.empty((n_queries, 0), dtype=np.float32)
+        self.rows: NDArray[np.int64] = np.empty((n_queries, 0), dtype=np.int64)
+        self._k = k
+        self._n_seen = 0
+
+    def see(self, block: NDArray[np.float32]) -> None:
+        """Take in the next rows' scores: float32 (queries, rows)."""
+        numbers = np.arange(self._n_seen, self._n_seen + block.shape[1])
+        self._n_seen += block.shape[1]
+        if self.scores.shape[1] < self._k:
+            self.scores, self.rows = self._merged(slice(None), block, numbers)
+        elif block.shape[1]:
+            better = np.flatnonzero(block.max(axis=1) > self.scores[:, -1])
+            self.scores[better], self.rows[better] = self._merged(better, block[better], numbers)
+
+    def _merged(
+        self, lines: slice | NDArray[np.int64], block: NDArray[np.float32], numbers: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        rows = np.hstack([self.rows[lines], np.broadcast_to(numbers, block.shape)])
+        return _best(np.hstack([self.scores[lines], block]), rows, self._k)
 
 
 def _best(

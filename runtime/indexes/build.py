@@ -1,0 +1,225 @@
+"""Vectors become an index: trained on some, filled block by block, measured, published by a rename."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+from runtime.indexes import faiss_index
+from runtime.indexes.folder import IdsFile, folder_beside, require_free
+from runtime.indexes.libraries import faiss
+from runtime.indexes.memory import require_memory
+from runtime.indexes.plan import Kind, Plan, Settings
+from runtime.indexes.recall import K, Rows, best_point, points_from_index
+from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecord, OperatingPoint, Recall
+from runtime.indexes.shards import VectorShards
+from runtime.search import Nearest
+
+__all__ = ["Progress", "index_from_vectors"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name, what is done of it and what there is to do, in rows or queries."""
+
+
+def index_from_vectors(
+    vectors: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    kind: Kind = Kind.FLAT,
+    settings: Settings | None = None,
+    queries: str | os.PathLike[str] | None = None,
+    n_queries: int = 1_000,
+    target_recall: float = 0.95,
+    seed: int = 0,
+    threads: int | None = None,
+    replace: bool = False,
+    progress: Progress = lambda _step, _done, _of: None,
+) -> IndexRecord:
+    """Build an index over embedded vectors, and measure it against exact search.
+
+    Rows drawn by chance stay out of the training and out of the index while it is measured, so that no query
+    finds itself; then they are added. Vectors are read a block at a time: memory holds the index, the rows
+    that are trained on and the queries.
+
+    Args:
+        vectors: A folder of ``babeltower embed``, or one Parquet file of it.
+        out: Folder to write: ``index.faiss``, ``ids.arrow`` and ``index.json``.
+        queries: Vectors of the same space to measure with instead of held-out rows. Texts lie elsewhere than
+            images: an index of images that texts will be sought in is measured with texts.
+        n_queries: Queries to measure with; at most a tenth of the rows is held out.
+        target_recall: Recall@10 that the effort of a search is chosen for.
+        seed: Of what is drawn by chance. A graph that several threads build differs from run to run.
+        threads: Threads of FAISS; every core by default.
+        replace: Allow an existing index to be replaced.
+
+    Raises:
+        InputError: the vectors cannot be read or do not belong together; a setting does not fit them; they
+            are too few to train on or too many for the memory; or ``out`` is taken. No index is left then.
+        EngineError: FAISS or pyarrow is not installed.
+    """
+    if n_queries < 1 or not 0 < target_recall <= 1:
+        raise InputError(
+            f"n_queries is {n_queries} and target_recall {target_recall}; expected at least 1, and 0 to 1."
+        )
+    shards = VectorShards.open(vectors)
+    asked = None if queries is None else _questions_from_folder(Path(queries), shards, n_queries, seed)
+    require_free(Path(out), replace=replace)
+    n_held_out = 0 if asked is not None or len(shards) < 2 else min(n_queries, max(len(shards) // K, 1))
+    plan = Plan.of(
+        kind, shards.space, settings=settings or Settings(), n_rows=len(shards) - n_held_out, seed=seed
+    )
+    require_memory(plan, len(shards))
+    drawn = np.random.default_rng(seed).choice(len(shards), n_held_out + plan.n_training_rows, replace=False)
+    with folder_beside(Path(out), replace=replace) as folder:
+        build = _Build(
+            plan=plan,
+            shards=shards,
+            held_out=np.sort(drawn[:n_held_out]),
+            training=np.sort(drawn[n_held_out:]),
+            asked=asked,
+            n_threads=faiss_index.use_threads(threads or os.cpu_count()),
+            progress=progress,
+        )
+        record = build.into(folder, target_recall, effort=settings.effort if settings else None)
+        record.write(folder)
+    return record
+
+
+def _questions_from_folder(folder: Path, shards: VectorShards, n: int, seed: int) -> _Asked:
+    questions = VectorShards.open(folder)
+    if questions.space != shards.space:
+        raise InputError(
+            f"The queries are of another space: {folder} has {questions.space}, {shards.location} has "
+            f"{shards.space}. Embed both with the same model, width and encoding."
+        )
+    chance = np.random.default_rng(seed)
+    numbers = np.sort(chance.choice(len(questions), min(n, len(questions)), replace=False))
+    return _Asked(str(folder), questions.rows(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    origin: str
+    stored: NDArray[Any]
+
+
+@dataclass(slots=True)
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Build:
+    """One index on its way into a folder.
+
+    Attributes:
+        held_out: int64, ascending: rows that are queries first, and added last.
+        training: int64, ascending: none of them is held out.
+        asked: Queries from elsewhere.
+    """
+
+    plan: Plan
+    shards: VectorShards
+    held_out: NDArray[np.int64]
+    training: NDArray[np.int64]
+    asked: _Asked | None
+    n_threads: int
+    progress: Progress
+    clock: _Clock = field(default_factory=_Clock)
+
+    def into(self, folder: Path, target_recall: float, *, effort: int | None) -> IndexRecord:
+        space = self.shards.space
+        index = self._trained_index()
+        asked = self.asked or _Asked("held-out rows", self.shards.rows(self.held_out))
+        queries = space.decoded_queries(asked.stored)
+        self.clock.lap("read queries")
+        nearest = Nearest(len(queries), K)
+        with IdsFile.create(folder / IDS_FILE, self.shards.id_type) as ids:
+            last_ids = self._fill(index, queries, nearest, ids)
+            self.clock.lap("add")
+            points = self._measured(index, queries, nearest, effort)
+            self.clock.lap("measure")
+            if len(self.held_out):
+                faiss_index.add(index, space, asked.stored)
+                ids.write(last_ids)
+        self.progress("writing", 0, len(self.shards))
+        faiss_index.save(index, folder / INDEX_FILE)
+        self.clock.lap("write")
+        recall = Recall(nearest.rows.shape[1], len(queries), asked.origin, self.n_threads, points)
+        chosen = (
+            best_point(points, target_recall).effort if points else effort or (self.plan.efforts() or [0])[0]
+        )
+        return self._record(folder, recall, chosen)
+
+    def _trained_index(self) -> Any:
+        index = faiss_index.index_from_plan(self.plan)
+        if len(self.training):
+            self.progress("training", 0, len(self.training))
+            faiss_index.train(index, self.shards.space.decoded(self.shards.rows(self.training)))
+            self.clock.lap("train")
+        return index
+
+    def _fill(self, index: Any, queries: NDArray[np.float32], nearest: Nearest, ids: IdsFile) -> list[Any]:
+        """Add all rows but those held out, whose ids are returned."""
+        space, start = self.shards.space, 0
+        last_ids = []
+        for block in self.shards.blocks():
+            end = start + len(block.vectors)
+            low, high = np.searchsorted(self.held_out, [start, end])
+            kept = np.ones(len(block.vectors), dtype=np.bool_)
+            kept[self.held_out[low:high] - start] = False
+            vectors = block.vectors[kept]
+            faiss_index.add(index, space, vectors)
+            nearest.see(queries @ space.decoded(vectors).T)
+            ids.write([block.ids.filter(kept)])
+            last_ids.append(block.ids.filter(~kept))
+            start = end
+            self.progress("adding", start, len(self.shards))
+        return last_ids
+
+    def _measured(
+        self, index: Any, queries: NDArray[np.float32], nearest: Nearest, effort: int | None
+    ) -> tuple[OperatingPoint, ...]:
+        if not nearest.rows.size:
+            return ()
+        self.progress("measuring", 0, len(queries))
+        rows = Rows(self.shards, self.held_out)
+        return points_from_index(index, self.plan, queries, nearest, rows, effort=effort)
+
+    def _record(self, folder: Path, recall: Recall, effort: int) -> IndexRecord:
+        shards, space = self.shards, self.shards.space
+        return IndexRecord(
+            version=VERSION,
+            kind=self.plan.kind.value,
+            parameters=self.plan.parameters,
+            effort=effort,
+            n_rows=len(shards),
+            n_well_trained_rows=self.plan.n_well_trained_rows,
+            fingerprint=space.fingerprint,
+            dim=space.dim,
+            encoding=space.encoding.value,
+            model=shards.model,
+            modality=shards.modality,
+            source=shards.source,
+            file_bytes={name: (folder / name).stat().st_size for name in (INDEX_FILE, IDS_FILE)},
+            recall=recall,
+            seconds={step: round(spent, 3) for step, spent in self.clock.seconds.items()},
+            seed=self.plan.seed,
+            faiss=str(faiss().__version__),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )

@@ -1,0 +1,207 @@
+"""FAISS: indexes made, filled, searched and kept in a file, whatever the vectors' encoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
+from runtime.errors import InputError
+from runtime.indexes.libraries import faiss
+from runtime.indexes.plan import Kind, Plan, Refinement
+from runtime.indexes.space import Space
+
+__all__ = [
+    "add",
+    "index_from_file",
+    "index_from_plan",
+    "neighbours",
+    "save",
+    "train",
+    "use_threads",
+]
+
+_REFINE_FACTOR = 8
+"""Candidates, in multiples of k, whose scores are computed anew from the refining vectors."""
+
+
+def use_threads(threads: int | None) -> int:
+    """Threads of this process's next calls of FAISS; ``None`` leaves them. Returns their number."""
+    if threads is not None:
+        faiss().omp_set_num_threads(threads)
+    return int(faiss().omp_get_max_threads())
+
+
+def index_from_plan(plan: Plan) -> Any:
+    """An index without rows; ``ivf-pq`` still to be trained."""
+    library = faiss()
+    if plan.space.encoding is Encoding.BINARY:
+        return _binary_index(plan)
+    match plan.kind:
+        case Kind.FLAT:
+            return _whole_rows(plan.space.encoding, plan.space.dim)
+        case Kind.IVF_PQ:
+            index = _ivf_pq_index(plan)
+            refine = Refinement(str(plan.parameters["refine"]))
+            if refine is Refinement.NONE:
+                return index
+            return library.IndexRefine(index, _refining_rows(refine, plan.space))
+        case Kind.HNSW:
+            return _hnsw_index(plan)
+
+
+def train(index: Any, vectors: NDArray[np.float32]) -> None:
+    """Find lists and codes for rows like these: float32 (n, dim)."""
+    parts = [index]
+    if isinstance(index, faiss().IndexRefine):
+        parts = [faiss().downcast_index(part) for part in (index.base_index, index.refine_index)]
+    for part in parts:
+        if not part.is_trained:
+            part.train(np.ascontiguousarray(vectors))
+    index.is_trained = True
+
+
+def add(index: Any, space: Space, vectors: NDArray[Any]) -> None:
+    """Add rows as they are stored."""
+    rows = vectors if space.encoding is Encoding.BINARY else space.decoded(vectors)
+    index.add(np.ascontiguousarray(rows))
+
+
+def neighbours(
+    index: Any, space: Space, queries: NDArray[np.float32], *, k: int, effort: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The rows that the index finds, best first; equal scores in row order.
+
+    Args:
+        queries: float32 (queries, dim), as ``Space.decoded_queries`` gives them.
+        effort: See ``Settings``.
+
+    Returns:
+        float32 scores and int64 row numbers, both (queries, k); row -1 where the index found fewer.
+    """
+    k = min(k, index.ntotal)
+    parameters = _search_parameters(index, effort, k)
+    if space.encoding is Encoding.BINARY:
+        distances, rows = index.search(bits_from_float(queries), k, params=parameters)
+        scores = np.where(rows < 0, -np.inf, 1 - 2 * distances / space.dim).astype(np.float32)
+    else:
+        scores, rows = index.search(np.ascontiguousarray(queries), k, params=parameters)
+    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def save(index: Any, path: Path) -> None:
+    """Write the index to a file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    library = faiss()
+    try:
+        if isinstance(index, library.IndexBinary):
+            library.write_index_binary(index, str(path))
+        else:
+            library.write_index(index, str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be written ({error}). Is the disk full?") from error
+
+
+def index_from_file(path: Path, space: Space) -> Any:
+    """Open what ``save`` wrote, mapped into memory instead of read.
+
+    Raises:
+        InputError: it is no index of FAISS, or not one of these vectors.
+    """
+    library = faiss()
+    try:
+        if space.encoding is Encoding.BINARY:
+            return library.read_index_binary(str(path), library.IO_FLAG_MMAP_IFC)
+        return library.read_index(str(path), library.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read by FAISS ({error}). Build the index again.") from error
+
+
+def _search_parameters(index: Any, effort: int | None, k: int) -> Any:
+    """Given with each search, so that threads may search one index with different efforts."""
+    library = faiss()
+    if effort is None:
+        return None
+    if isinstance(index, library.IndexRefine):
+        lists = library.SearchParametersIVF(nprobe=effort)
+        return library.IndexRefineSearchParameters(k_factor=_REFINE_FACTOR, base_index_params=lists)
+    if isinstance(index, library.IndexIVF):
+        return library.SearchParametersIVF(nprobe=effort)
+    return library.SearchParametersHNSW(efSearch=max(effort, k))
+
+
+def _binary_index(plan: Plan) -> Any:
+    n_bits = 8 * -(-plan.space.dim // 8)
+    if plan.kind is Kind.FLAT:
+        return faiss().IndexBinaryFlat(n_bits)
+    index = faiss().IndexBinaryHNSW(n_bits, int(plan.parameters["n_neighbours"]))
+    index.hnsw.efConstruction = int(plan.parameters["build_width"])
+    return index
+
+
+def _hnsw_index(plan: Plan) -> Any:
+    library = faiss()
+    dim, n_neighbours = plan.space.dim, int(plan.parameters["n_neighbours"])
+    if plan.space.encoding is Encoding.FLOAT32:
+        index = library.IndexHNSWFlat(dim, n_neighbours, library.METRIC_INNER_PRODUCT)
+    else:
+        quantizer = _quantizer(plan.space.encoding)
+        index = library.IndexHNSWSQ(dim, quantizer, n_neighbours, library.METRIC_INNER_PRODUCT)
+        _fix_scale(library.downcast_index(index.storage), plan.space.encoding)
+        index.is_trained = True
+    index.hnsw.efConstruction = int(plan.parameters["build_width"])
+    return index
+
+
+def _ivf_pq_index(plan: Plan) -> Any:
+    library, dim = faiss(), plan.space.dim
+    n_lists, code_bytes = int(plan.parameters["n_lists"]), int(plan.parameters["code_bytes"])
+    centroids = library.IndexFlatIP(dim)
+    index = library.IndexIVFPQ(centroids, dim, n_lists, code_bytes, 8, library.METRIC_INNER_PRODUCT)
+    index.cp.spherical = True
+    for clustering in (index.cp, index.pq.cp):
+        clustering.seed = plan.seed
+        clustering.min_points_per_centroid = 1  # too few are reported by us, not on FAISS's stderr
+    return index
+
+
+def _refining_rows(refine: Refinement, space: Space) -> Any:
+    """Rows of one byte a component have each component's range fitted; int8 vectors have theirs already."""
+    library = faiss()
+    if refine is Refinement.INT8 and space.encoding is not Encoding.INT8:
+        eight_bits = library.ScalarQuantizer.QT_8bit
+        return library.IndexScalarQuantizer(space.dim, eight_bits, library.METRIC_INNER_PRODUCT)
+    return _whole_rows(Encoding(refine.value), space.dim)
+
+
+def _whole_rows(encoding: Encoding, dim: int) -> Any:
+    library = faiss()
+    if encoding is Encoding.FLOAT32:
+        return library.IndexFlatIP(dim)
+    index = library.IndexScalarQuantizer(dim, _quantizer(encoding), library.METRIC_INNER_PRODUCT)
+    _fix_scale(index, encoding)
+    return index
+
+
+def _quantizer(encoding: Encoding) -> int:
+    kinds = faiss().ScalarQuantizer
+    return int(kinds.QT_fp16 if encoding is Encoding.FLOAT16 else kinds.QT_8bit_uniform)
+
+
+def _fix_scale(index: Any, encoding: Encoding) -> None:
+    """Make FAISS decode a byte as babeltower does.
+
+    It takes byte b for ``low + (b + 0.5) / 255 · span``; with these two, byte ``x + 127`` is just ``x /
+    127``.
+    """
+    if encoding is Encoding.INT8:
+        low, span = -(INT8_SCALE + 0.5) / INT8_SCALE, 255 / INT8_SCALE
+        faiss().copy_array_to_vector(np.array([low, span], dtype=np.float32), index.sq.trained)
+    index.is_trained = True

@@ -1,0 +1,121 @@
+"""The folder of an index: written beside its place and renamed when complete; and the file of ids in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+from runtime.indexes.libraries import pyarrow
+from runtime.indexes.record import RECORD_FILE
+
+__all__ = ["IdsFile", "folder_beside", "ids_from_file", "ids_of_rows", "require_free"]
+
+
+class IdsFile:
+    """Ids being written as an Arrow file; use ``create``."""
+
+    def __init__(self, writer: Any, schema: Any) -> None:
+        self._writer = writer
+        self._schema = schema
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: Path, id_type: str) -> Iterator[IdsFile]:
+        """Open for writing.
+
+        Args:
+            id_type: ``string`` or ``int64``.
+        """
+        arrow = pyarrow()
+        schema = arrow.schema([("id", id_type)])
+        with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_file(file, schema) as writer:
+            yield cls(writer, schema)
+
+    def write(self, arrays: Sequence[Any]) -> None:
+        """Append Arrow arrays of ids."""
+        for array in arrays:
+            if len(array):
+                self._writer.write_batch(pyarrow().record_batch([array], schema=self._schema))
+
+
+def ids_from_file(path: Path) -> Any:
+    """Arrow column of an index's ids, mapped into memory.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    arrow = pyarrow()
+    try:
+        return arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()["id"]
+    except (arrow.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as ids ({error}). Build the index again.") from error
+
+
+def ids_of_rows(column: Any, rows: NDArray[np.int64]) -> dict[int, str]:
+    """Ids of some rows as strings, by row."""
+    return dict(zip(rows.tolist(), map(str, column.take(pyarrow().array(rows)).to_pylist()), strict=True))
+
+
+def require_free(out: Path, *, replace: bool) -> None:
+    """See that an index may be put there.
+
+    Raises:
+        InputError: something else is there, or an index that may not be replaced.
+    """
+    if not out.exists():
+        return
+    if not (out / RECORD_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists and is no index. Choose another folder.")
+    if (out / RECORD_FILE).is_file() and not replace:
+        raise InputError(f"{out} already holds an index. Pass --replace, or choose another folder.")
+
+
+@contextmanager
+def folder_beside(out: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to fill that becomes ``out`` when all went well, and is removed otherwise.
+
+    What a killed process left beside ``out`` is removed first.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
+    folder.mkdir()
+    try:
+        yield folder
+        require_free(out, replace=replace)
+        if out.exists():
+            replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
+            out.rename(replaced)
+            folder.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    name = re.compile(re.escape(f".{out.name}.") + r"(\d+)\.(?:part|old)")
+    for path in out.parent.iterdir():
+        match = name.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,331 @@
+"""A folder of embedded vectors, as ``babeltower embed`` writes it: Parquet shards, read a block at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.embeddings import Encoding
+from runtime.errors import InputError
+from runtime.indexes.libraries import parquet, pyarrow
+from runtime.indexes.space import Space
+from runtime.search import Hit, Nearest
+
+__all__ = ["Block", "Shard", "VectorShards", "holds_vectors"]
+
+_SHARD_NAME = re.compile(r"part-\d{5,}\.parquet")
+_JOURNAL_NAME = re.compile(r"journal(-\d+-of-(\d+))?\.jsonl")
+_BLOCK_ROWS = 16_384
+_LAYOUT_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that follow each other.
+
+    Attributes:
+        ids: Arrow array of strings or int64, one a row.
+        vectors: As stored: (rows, dim) of float32, float16 or int8, or uint8 (rows, ceil(dim / 8)).
+    """
+
+    ids: Any
+    vectors: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file, and what its schema says of it.
+
+    Attributes:
+        model: Name of the model that embedded the rows.
+        modality: ``text`` or ``image``.
+        source: What was embedded, as it was called then; empty where that is not recorded.
+        id_type: ``string`` or ``int64``.
+    """
+
+    path: Path
+    space: Space
+    model: str
+    modality: str
+    source: str
+    id_type: str
+    n_rows: int
+
+    @classmethod
+    def open(cls, path: Path) -> Shard:
+        """Read the schema.
+
+        Raises:
+            InputError: the file is damaged, or holds no vectors of babeltower.
+        """
+        with _reading(path):
+            file = parquet().ParquetFile(path)
+        with file:
+            schema, n_rows = file.schema_arrow, file.metadata.num_rows
+        said = _said(schema)
+        if "fingerprint" not in said:
+            raise InputError(
+                f"{path} holds no vectors of babeltower: its schema names no fingerprint. "
+                f"Embed it first: babeltower embed REPOSITORY/NAME {path} VECTORS."
+            )
+        if said.get("version") != _LAYOUT_VERSION:
+            raise InputError(
+                f"{path} is of layout version {said.get('version')}; this build reads {_LAYOUT_VERSION}. "
+                "Embed again, or use the babeltower that wrote it."
+            )
+        try:
+            space = Space(said["fingerprint"], int(said["dim"]), Encoding(said["encoding"]))
+            model, modality = said["model"], said["modality"]
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path} describes its vectors wrongly ({error}). Embed again.") from error
+        return cls(
+            path, space, model, modality, said.get("source", ""), _id_type(path, schema, space), n_rows
+        )
+
+    def batches(self, columns: list[str]) -> Iterator[Any]:
+        """Record batches of up to 16,384 rows.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _reading(self.path), parquet().ParquetFile(self.path) as file:
+            yield from file.iter_batches(_BLOCK_ROWS, columns=columns)
+
+    def vectors(self, column: Any) -> NDArray[Any]:
+        """A column's rows as an array.
+
+        Raises:
+            InputError: a vector is null, or not finite.
+        """
+        if column.null_count:
+            raise InputError(f"{self.path} holds {column.null_count} rows without a vector. Embed again.")
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        vectors: NDArray[Any] = flat.reshape(len(column), -1)
+        if vectors.dtype.kind == "f" and not np.isfinite(vectors).all():
+            raise InputError(f"{self.path} holds a vector that is not finite. Embed again.")
+        return vectors
+
+
+@dataclass(frozen=True, slots=True)
+class VectorShards:
+    """Vectors of one embedding space in one or more shards.
+
+    Attributes:
+        location: The folder, or the one shard.
+        shards: In the order of their rows.
+    """
+
+    location: Path
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, location: str | os.PathLike[str]) -> VectorShards:
+        """Read every shard's schema.
+
+        Args:
+            location: A folder of ``babeltower embed``, or one of its shards.
+
+        Raises:
+            InputError: there is nothing there, the run was never finished, a shard is damaged or holds no
+                vectors, or the shards are of different spaces.
+        """
+        location = Path(location)
+        shards = tuple(Shard.open(path) for path in _shard_paths(location))
+        for shard in shards[1:]:
+            _require_alike(shards[0], shard)
+        return cls(location, shards)
+
+    @property
+    def space(self) -> Space:
+        """Of every shard."""
+        return self.shards[0].space
+
+    @property
+    def model(self) -> str:
+        """Name of the model that embedded the rows."""
+        return self.shards[0].model
+
+    @property
+    def modality(self) -> str:
+        """``text`` or ``image``."""
+        return self.shards[0].modality
+
+    @property
+    def source(self) -> str:
+        """What was embedded; empty where that is not recorded."""
+        return self.shards[0].source
+
+    @property
+    def id_type(self) -> str:
+        """``string`` or ``int64``."""
+        return self.shards[0].id_type
+
+    def __len__(self) -> int:
+        return sum(shard.n_rows for shard in self.shards)
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows, in order, up to 16,384 at once.
+
+        Raises:
+            InputError: a shard is damaged, or holds a vector that is null or not finite.
+        """
+        for shard in self.shards:
+            for batch in shard.batches(["id", "vector"]):
+                yield Block(batch.column("id"), shard.vectors(batch.column("vector")))
+
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Vectors of some rows, as stored; shards that hold none of them are not read.
+
+        Args:
+            numbers: int64 (n,), ascending, counted over all shards.
+        """
+        found = []
+        for shard, wanted in self._by_shard(numbers):
+            start = 0
+            for batch in shard.batches(["vector"]):
+                here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
+                found.append(shard.vectors(batch.column("vector"))[here])
+                start += len(batch)
+        return np.concatenate(found) if found else next(iter(self.blocks())).vectors[:0]
+
+    def search(self, queries: NDArray[Any], *, fingerprint: str, k: int = 10) -> list[list[Hit]]:
+        """The ``k`` nearest rows of every query by comparing with all; equal scores in row order.
+
+        Args:
+            queries: float32 (queries, dim), or in the shards' encoding.
+            fingerprint: The encoder's that made the queries.
+
+        Raises:
+            InputError: another embedding space or width, ``k`` below 1, or a damaged shard.
+        """
+        self.space.require(fingerprint, holder=str(self.location))
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1.")
+        decoded = self.space.decoded_queries(queries)
+        nearest = Nearest(len(decoded), k)
+        for block in self.blocks():
+            nearest.see(decoded @ self.space.decoded(block.vectors).T)
+        ids = self._ids(np.unique(nearest.rows))
+        return [
+            [Hit(ids[row], float(score)) for row, score in zip(*found, strict=True)]
+            for found in zip(nearest.rows.tolist(), nearest.scores, strict=True)
+        ]
+
+    def _ids(self, numbers: NDArray[np.int64]) -> dict[int, str]:
+        ids: list[str] = []
+        for shard, wanted in self._by_shard(numbers):
+            column = pyarrow().chunked_array([batch.column("id") for batch in shard.batches(["id"])])
+            ids += map(str, column.take(pyarrow().array(wanted)).to_pylist())
+        return dict(zip(numbers.tolist(), ids, strict=True))
+
+    def _by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        """The shards that hold any of some rows, with these rows' numbers in the shard."""
+        ends = accumulate(shard.n_rows for shard in self.shards)
+        for shard, end in zip(self.shards, ends, strict=True):
+            first = end - shard.n_rows
+            wanted = numbers[(numbers >= first) & (numbers < end)]
+            if len(wanted):
+                yield shard, wanted - first
+
+
+def holds_vectors(path: Path) -> bool:
+    """Whether a path is a folder of shards or a Parquet file of vectors."""
+    if path.is_dir():
+        return any(_SHARD_NAME.fullmatch(entry.name) for entry in path.iterdir())
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    with _reading(path):
+        return "fingerprint" in _said(parquet().read_schema(path))
+
+
+def _shard_paths(location: Path) -> list[Path]:
+    if location.is_file():
+        return [location]
+    if not location.is_dir():
+        raise InputError(f"{location} does not exist; pass a folder that babeltower embed wrote.")
+    paths = [path for path in location.iterdir() if _SHARD_NAME.fullmatch(path.name)]
+    if not paths:
+        raise InputError(
+            f"{location} holds no vectors: no file is called part-00000.parquet or the like. "
+            "Pass a folder that babeltower embed wrote."
+        )
+    _require_finished(location)
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
+
+
+def _require_finished(folder: Path) -> None:
+    """Each process of an embedding run leaves a record at its end; its journal is there from the start."""
+    names = sorted(path.name for path in folder.iterdir())
+    for match in filter(None, map(_JOURNAL_NAME.fullmatch, names)):
+        of = match[2]
+        runs = [f"run-{i}-of-{of}.json" for i in range(int(of))] if of else ["run.json"]
+        missing = [name for name in runs if not (folder / name).is_file()]
+        if missing:
+            raise InputError(
+                f"The embedding run of {folder} is not finished: {match[0]} is there, {missing[0]} is not. "
+                "Run the same babeltower embed command again; it goes on where it stopped."
+            )
+
+
+def _require_alike(first: Shard, other: Shard) -> None:
+    for name, one, two in (
+        ("fingerprint", first.space.fingerprint, other.space.fingerprint),
+        ("width", first.space.dim, other.space.dim),
+        ("encoding", first.space.encoding.value, other.space.encoding.value),
+        ("modality", first.modality, other.modality),
+        ("type of ids", first.id_type, other.id_type),
+    ):
+        if one != two:
+            raise InputError(
+                f"The shards do not belong together: {first.path} has the {name} {one!r}, {other.path} has "
+                f"{two!r}. Keep vectors of one model, width and encoding in one folder."
+            )
+
+
+def _id_type(path: Path, schema: Any, space: Space) -> str:
+    arrow = pyarrow()
+    items = {
+        Encoding.FLOAT32: (arrow.float32(), space.dim),
+        Encoding.FLOAT16: (arrow.float16(), space.dim),
+        Encoding.INT8: (arrow.int8(), space.dim),
+        Encoding.BINARY: (arrow.uint8(), -(-space.dim // 8)),
+    }
+    expected = arrow.list_(*items[space.encoding])
+    found = {field.name: field.type for field in schema}
+    if found.get("vector") != expected:
+        raise InputError(
+            f"{path} says that it holds {space.encoding.value} vectors of width {space.dim}, but its column "
+            f"'vector' is {found.get('vector')}. Embed again."
+        )
+    if found.get("id") not in (arrow.string(), arrow.int64()):
+        raise InputError(f"{path} has ids of type {found.get('id')}; expected string or int64. Embed again.")
+    return str(found["id"])
+
+
+def _said(schema: Any) -> Mapping[str, str]:
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    return {
+        key.decode().removeprefix("babeltower."): value.decode()
+        for key, value in metadata.items()
+        if key.startswith(b"babeltower.")
+    }
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow().ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as Parquet ({error}). It is cut short or damaged: restore it or "
+            "embed again."
+        ) from error

@@ -1,0 +1,102 @@
+"""The space that stored vectors live in: which queries fit it, and how both are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.embeddings import Encoding, bits_from_float, float_from_encoded
+from runtime.encoder import Encoder
+from runtime.errors import InputError
+
+__all__ = ["Space", "queries_from_texts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What has to be equal before two vectors may be compared.
+
+    Attributes:
+        fingerprint: Identity of the embedding space, ``Encoder.fingerprint``.
+        dim: Components of a vector, before bits are packed.
+        encoding: How the vectors are stored.
+    """
+
+    fingerprint: str
+    dim: int
+    encoding: Encoding
+
+    def require(self, fingerprint: str, *, holder: str) -> None:
+        """Refuse queries of another space.
+
+        Raises:
+            InputError: the fingerprints differ.
+        """
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"{holder} holds vectors of the space {self.fingerprint!r}, the queries are of "
+                f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+            )
+
+    def decoded(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored rows as what they stand for: float32 (n, dim)."""
+        return float_from_encoded(vectors, self.encoding, dim=self.dim)
+
+    def decoded_queries(self, queries: NDArray[Any]) -> NDArray[np.float32]:
+        """Queries whose dot products with decoded rows are the scores.
+
+        Args:
+            queries: float32 or float16 (n, dim) of any length above zero; or in the space's encoding.
+
+        Returns:
+            float32 (n, dim) of unit length. In a binary space only their signs count.
+
+        Raises:
+            InputError: another width or dtype, or components that are not finite.
+        """
+        if queries.ndim != 2 or not self._fits(queries):
+            raise InputError(
+                f"The queries are {queries.dtype} {queries.shape}; this space takes float32 (n, {self.dim}), "
+                f"or {self.encoding.value} as the encoder stores it. Embed them with dim={self.dim}."
+            )
+        if queries.dtype == np.uint8:
+            return self.decoded(queries)
+        floats = self.decoded(queries) if queries.dtype == np.int8 else queries.astype(np.float32)
+        if not np.isfinite(floats).all():
+            raise InputError("A query has components that are not finite; embed it again.")
+        if self.encoding is Encoding.BINARY:
+            return self.decoded(bits_from_float(floats))
+        norms = np.linalg.norm(floats, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
+        return unit
+
+    def _fits(self, queries: NDArray[Any]) -> bool:
+        if self.encoding is Encoding.BINARY and queries.dtype == np.uint8:
+            return bool(queries.shape[1] == -(-self.dim // 8))
+        dtypes = [np.float32, np.float16] + ([np.int8] if self.encoding is Encoding.INT8 else [])
+        return bool(queries.shape[1] == self.dim and queries.dtype in dtypes)
+
+
+def queries_from_texts(
+    space: Space, encoder: Encoder, texts: Sequence[str], language: str | Sequence[str] | None, *, holder: str
+) -> NDArray[np.float32]:
+    """Embed texts as queries of a space.
+
+    Args:
+        language: One for all texts, or one a text.
+        holder: What holds the vectors, for errors.
+
+    Returns:
+        float32 (texts, dim).
+
+    Raises:
+        InputError: the encoder is of another space, which is found before anything is embedded; or a text
+            cannot be embedded.
+    """
+    space.require(encoder.fingerprint, holder=holder)
+    vectors: NDArray[np.float32] = encoder.embed_texts(texts, language, dim=space.dim)
+    return vectors
