@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,25 @@ from runtime.errors import ImageError, InputError
 from runtime.image import decode, pixels_from_image
 from runtime.search import Hit, Index
 
-__all__ = ["IMAGE_SUFFIXES", "Found", "images_from_paths", "search_images"]
+__all__ = [
+    "ID_COLUMNS",
+    "IMAGE_SUFFIXES",
+    "Found",
+    "Gallery",
+    "gallery_from_images",
+    "image_bytes",
+    "images_from_paths",
+    "open_table",
+    "search_images",
+]
 
 _BATCH_IMAGES = 32
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are taken for images; a file named itself may have any suffix."""
 
-_ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
+ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
+"""Columns of a Parquet file that name its images; the first of them that is there."""
 
 
 def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes]]:
@@ -53,6 +65,17 @@ def _images_in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _images_in_table(path: Path) -> Iterator[tuple[str, bytes]]:
+    with open_table(path) as table:
+        yield from _rows(path, table)
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[Any]:
+    """A Parquet file of images, opened with pyarrow.
+
+    Raises:
+        InputError: pyarrow is not installed, the file cannot be read, or it has no column ``image``.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -63,26 +86,32 @@ def _images_in_table(path: Path) -> Iterator[tuple[str, bytes]]:
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            yield from _rows(path, table)
+            names = table.schema_arrow.names
+            if "image" not in names:
+                raise InputError(
+                    f"{path} has the columns {names}; expected one named 'image' that holds image files."
+                )
+            yield table
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
 
 
 def _rows(path: Path, table: Any) -> Iterator[tuple[str, bytes]]:
-    names = table.schema_arrow.names
-    if "image" not in names:
-        raise InputError(
-            f"{path} has the columns {names}; expected one named 'image' that holds image files."
-        )
-    id_column = next((name for name in _ID_COLUMNS if name in names), None)
+    id_column = next((name for name in ID_COLUMNS if name in table.schema_arrow.names), None)
     number = 0
     for batch in table.iter_batches(batch_size=64, columns=["image", *([id_column] if id_column else [])]):
         for row in batch.to_pylist():
-            yield str(row[id_column]) if id_column else f"{path}:{number}", _bytes(path, number, row["image"])
+            name = str(row[id_column]) if id_column else f"{path}:{number}"
+            yield name, image_bytes(path, number, row["image"])
             number += 1
 
 
-def _bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None) -> bytes:
+def image_bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None) -> bytes:
+    """The image file in a cell of a Parquet file.
+
+    Raises:
+        InputError: it holds something else.
+    """
     data = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(data, bytes):
         raise InputError(
@@ -100,6 +129,14 @@ class Found:
     skipped: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Images embedded to be searched, and the messages of those that had to be left out."""
+
+    index: Index
+    skipped: list[str]
+
+
 def search_images(
     encoder: Encoder,
     paths: Iterable[Path],
@@ -110,7 +147,20 @@ def search_images(
     dim: int | None = None,
     skip_bad: bool = False,
 ) -> Found:
-    """Embed all images and a text, and rank the images.
+    """Embed all images and a text, and rank the images; arguments and errors as of ``gallery_from_images``.
+
+    Raises:
+        InputError: a text that cannot be embedded.
+    """
+    query_vector = encoder.embed_texts([query], language, dim=dim)
+    gallery = gallery_from_images(encoder, paths, dim=dim, skip_bad=skip_bad)
+    return Found(gallery.index.search(query_vector, fingerprint=encoder.fingerprint, k=k)[0], gallery.skipped)
+
+
+def gallery_from_images(
+    encoder: Encoder, paths: Iterable[Path], *, dim: int | None = None, skip_bad: bool = False
+) -> Gallery:
+    """Embed images.
 
     Args:
         paths: See ``images_from_paths``.
@@ -118,9 +168,8 @@ def search_images(
 
     Raises:
         ImageError: an image that cannot be decoded, unless ``skip_bad``.
-        InputError: no images, or a text that cannot be embedded.
+        InputError: no images.
     """
-    query_vector = encoder.embed_texts([query], language, dim=dim)
     names: list[str] = []
     skipped: list[str] = []
     parts = []
@@ -133,8 +182,7 @@ def search_images(
             parts.append(encoder.embed_images([image for _, image in good], dim=dim))
     if not names:
         raise InputError("There are no images to search; pass image files, folders or Parquet files.")
-    index = Index(tuple(names), np.concatenate(parts), encoder.fingerprint)
-    return Found(index.search(query_vector, fingerprint=encoder.fingerprint, k=k)[0], skipped)
+    return Gallery(Index(tuple(names), np.concatenate(parts), encoder.fingerprint), skipped)
 
 
 def _decoded(encoder: Encoder, item: tuple[str, Path | bytes], *, skip_bad: bool) -> NDArray[np.uint8] | str:

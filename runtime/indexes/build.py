@@ -38,7 +38,7 @@ def index_from_vectors(
     settings: Settings | None = None,
     queries: str | os.PathLike[str] | None = None,
     n_queries: int = 1_000,
-    target_recall: float = 0.95,
+    target_recall: float = 0.99,
     seed: int = 0,
     threads: int | None = None,
     replace: bool = False,

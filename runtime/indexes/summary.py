@@ -1,0 +1,69 @@
+"""What people see of an index being built."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.indexes.build import Progress
+from runtime.indexes.plan import Kind
+from runtime.indexes.record import IndexRecord
+
+__all__ = ["lines_of_progress", "text_from_record"]
+
+_EVERY_S = 5.0
+
+
+def lines_of_progress(write: Callable[[str], None]) -> Progress:
+    """A line when a step begins, and every five seconds of it."""
+    said_step, said_at = "", time.monotonic()
+
+    def progress(step: str, done: int, of: int) -> None:
+        nonlocal said_step, said_at
+        if step != said_step or time.monotonic() - said_at >= _EVERY_S:
+            said_step, said_at = step, time.monotonic()
+            write(f"{step}: {done:,} of {of:,}" if done else f"{step}: {of:,}")
+
+    return progress
+
+
+def text_from_record(record: IndexRecord, folder: Path) -> str:
+    """A summary of a few lines."""
+    parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
+    mb = record.size_bytes / 1e6
+    lines = [
+        f"{folder}: {record.kind} index of {record.n_rows:,} {record.modality}s, {record.dim} wide, "
+        f"{record.encoding}",
+        f"fingerprint  {record.fingerprint} ({record.model})",
+        f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes a row",
+        *([f"settings     {parameters}"] if parameters else []),
+        *_measured(record),
+        "seconds      " + ", ".join(f"{step} {spent:.1f}" for step, spent in record.seconds.items()),
+    ]
+    trained = int(record.parameters.get("n_training_rows", 0))
+    if trained < record.n_well_trained_rows:
+        lines.append(
+            f"note         trained on {trained:,} rows; FAISS asks for {record.n_well_trained_rows:,} to "
+            "train lists and codes well"
+        )
+    return "\n".join(lines)
+
+
+def _measured(record: IndexRecord) -> list[str]:
+    recall = record.recall
+    if not recall.points:
+        return ["recall       not measured: there are too few rows to hold any out"]
+    unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates"}[Kind(record.kind)]
+    lines = [
+        f"recall@{recall.k:<5} against exact search, {recall.n_queries:,} queries ({recall.queries}), "
+        f"{recall.threads} threads"
+    ]
+    for point in recall.points:
+        chosen = "  ← searches use this" if unit and point.effort == record.effort else ""
+        effort = f"{point.effort:>5} {unit}: " if unit else ""
+        lines.append(
+            f"             {effort}{point.recall:.4f}, {point.search_ms:.2f} ms a query alone, "
+            f"{point.queries_per_second:,.0f} queries a second together{chosen}"
+        )
+    return lines
