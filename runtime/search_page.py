@@ -33,7 +33,7 @@ p { margin: 0; }
 ol { list-style: none; margin: .75rem 0 0; padding: 0; display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
-.picture { aspect-ratio: 1; background: #fff; display: grid; place-items: center; }
+.picture { aspect-ratio: 1; background: #fff; display: grid; place-items: center; padding: .5rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 .none { background: var(--ground); color: var(--quiet); font-size: .8rem; text-align: center; padding: .5rem;
 } .what { padding: .4rem .6rem .5rem; font-size: .8rem; }
@@ -84,8 +84,7 @@ def page_from_answers(answers: Answers, pictures: Mapping[str, bytes], *, model:
 <header>
 <p class="mark">babeltower</p>
 <h1>{"A search" if n == 1 else f"{n} searches"}</h1>
-<p class="quiet">{escape(model)} in {escape(answers.searched)}. Under each is its id and its score, a
-cosine.</p> </header>
+<p class="quiet">{escape(model)}: {escape(answers.searched)}. Each result has its id, rank and score.</p> </header>
 {sections}
 </main>
 </body>
