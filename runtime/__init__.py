@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.backends import Engine
     from runtime.embeddings import Encoding
     from runtime.encoder import Encoder
+    from runtime.indexes.vector_index import VectorIndex
     from runtime.languages import flores_from_code
     from runtime.manifest import Manifest, Modality, Precision
     from runtime.search import Index
@@ -46,6 +47,7 @@ __all__ = [
     "ManifestError",
     "Modality",
     "Precision",
+    "VectorIndex",
     "flores_from_code",
 ]
 
@@ -58,6 +60,7 @@ _MODULES = {
     "Manifest": "runtime.manifest",
     "Modality": "runtime.manifest",
     "Precision": "runtime.manifest",
+    "VectorIndex": "runtime.indexes.vector_index",
     "flores_from_code": "runtime.languages",
 }
 

@@ -87,22 +87,20 @@ def float_from_int8(vectors: NDArray[np.int8]) -> NDArray[np.float32]:
 
 
 def float_from_encoded(vectors: NDArray[Any], encoding: Encoding, *, dim: int) -> NDArray[np.float32]:
-    """What stored vectors stand for, of unit length up to the encoding's rounding.
-
-    The dot product of two decoded binary vectors is ``1 - 2 · differing bits / dim``.
+    """What stored vectors stand for.
 
     Args:
         vectors: As ``encoded_from_float`` returns them.
         dim: Components of a vector; the bits that fill up a last byte are dropped.
 
     Returns:
-        float32 (n, dim); for ``binary``, ±1 / sqrt(dim).
+        float32 (n, dim), of unit length up to the encoding's rounding; for ``binary``, of ±1, so that dot
+        products are whole numbers: ``dim - 2 · differing bits``.
     """
     if encoding is Encoding.INT8:
         return float_from_int8(vectors)
     if encoding is Encoding.BINARY:
-        bits = np.unpackbits(vectors, axis=-1, count=dim)
-        return np.where(bits, np.float32(dim**-0.5), np.float32(-(dim**-0.5)))
+        return 2 * np.unpackbits(vectors, axis=-1, count=dim).astype(np.float32) - 1
     return vectors.astype(np.float32, copy=False)
 
 

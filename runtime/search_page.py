@@ -84,7 +84,7 @@ def page_from_answers(answers: Answers, pictures: Mapping[str, bytes], *, model:
 <header>
 <p class="mark">babeltower</p>
 <h1>{"A search" if n == 1 else f"{n} searches"}</h1>
-<p class="quiet">{escape(model)}: {escape(answers.searched)}. Each result has its id, rank and score.</p> </header>
+<p class="quiet">{escape(model)}: {escape(answers.searched)}. Each has its id, rank and score.</p> </header>
 {sections}
 </main>
 </body>

@@ -185,7 +185,7 @@ class _Build:
             kept[self.held_out[low:high] - start] = False
             vectors = block.vectors[kept]
             faiss_index.add(index, space, vectors)
-            nearest.see(queries @ space.decoded(vectors).T)
+            nearest.see(space.scale * (queries @ space.decoded(vectors).T))
             ids.write([block.ids.filter(kept)])
             last_ids.append(block.ids.filter(~kept))
             start = end

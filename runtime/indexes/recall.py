@@ -116,7 +116,7 @@ def _recalls(
         for trial, good, doubt in zip(trials, right, doubtful, strict=True):
             query, _ = np.nonzero(doubt)
             found = vectors[np.searchsorted(wanted, trial.rows[doubt])]
-            scores = np.einsum("ij,ij->i", queries[query], found)
+            scores = rows.shards.space.scale * np.einsum("ij,ij->i", queries[query], found)
             good[doubt] = scores >= nearest.scores[query, -1] - _SAME_SCORE
     return [float(good.mean()) for good in right]
 

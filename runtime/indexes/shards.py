@@ -213,7 +213,7 @@ class VectorShards:
         decoded = self.space.decoded_queries(queries)
         nearest = Nearest(len(decoded), k)
         for block in self.blocks():
-            nearest.see(decoded @ self.space.decoded(block.vectors).T)
+            nearest.see(self.space.scale * (decoded @ self.space.decoded(block.vectors).T))
         ids = self._ids(np.unique(nearest.rows))
         return [
             [Hit(ids[row], float(score)) for row, score in zip(*found, strict=True)]

@@ -43,17 +43,22 @@ class Space:
             )
 
     def decoded(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored rows as what they stand for: float32 (n, dim)."""
+        """Stored rows as what they stand for: float32 (n, dim); see ``float_from_encoded``."""
         return float_from_encoded(vectors, self.encoding, dim=self.dim)
 
+    @property
+    def scale(self) -> float:
+        """What makes a score, at most 1, of the dot product of a decoded query and a decoded row."""
+        return 1 / self.dim if self.encoding is Encoding.BINARY else 1.0
+
     def decoded_queries(self, queries: NDArray[Any]) -> NDArray[np.float32]:
-        """Queries whose dot products with decoded rows are the scores.
+        """Queries whose dot products with decoded rows are the scores, up to ``scale``.
 
         Args:
             queries: float32 or float16 (n, dim) of any length above zero; or in the space's encoding.
 
         Returns:
-            float32 (n, dim) of unit length. In a binary space only their signs count.
+            float32 (n, dim) of unit length; in a binary space their signs, ±1.
 
         Raises:
             InputError: another width or dtype, or components that are not finite.
