@@ -26,7 +26,7 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 s
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 header, section { margin-bottom: 2.25rem; }
 h1 { font-size: 1.5rem; margin: 0; }
-h2 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; text-align: left; }
 p { margin: 0; }
 .mark { color: var(--mark); font-size: .8rem; font-weight: 600; letter-spacing: .08em; }
 .quiet { color: var(--quiet); font-size: .875rem; overflow-wrap: anywhere; }

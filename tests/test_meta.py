@@ -51,7 +51,9 @@ def test_imports_are_light(module: str) -> None:
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["inspect"], ["search"], ["languages"], ["embed"]])
+@pytest.mark.parametrize(
+    "command", [[], ["export"], ["inspect"], ["index"], ["search"], ["languages"], ["embed"]]
+)
 def test_help_tells_what_a_command_takes(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0

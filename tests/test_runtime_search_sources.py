@@ -37,7 +37,7 @@ SEARCHES = {
     "heb_Hebr": ("אוטובוס", "🚌"),
     "swh_Latn": ("tikitimaji", "🍉"),
 }
-"""Ten languages: what is asked for, and what has to be among the five best. The sample's recall@10 is 60 %."""
+"""Ten languages: what is asked for, and what has to be among the five best. Its recall@10 is 60 %."""
 
 
 def invoke(*arguments):
