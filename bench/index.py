@@ -1,0 +1,177 @@
+"""What each kind of index costs and finds: size, build time, recall@10 of exact search, queries a second.
+
+    python -m bench.index                      a sample model's 200,617 captions and 1,911 pictures
+    python -m bench.index --model REPOSITORY/NAME --json FILE
+
+Every index is measured twice: with rows held out of it, and with vectors of the other modality, as when
+pictures are sought by texts. The captions and pictures are embedded by ``runtime.corpus``; the sample model
+is exported to ``build/repository`` unless that holds it. ``bench/results/index.json`` keeps a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.environment import environment
+from runtime.backends import Engine
+from runtime.commands import ErrorReportingCommand
+from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
+from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
+from runtime.manifest import Modality, Precision
+
+__all__ = ["Cell", "app", "cells_from_vectors", "vectors_from_samples"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SAMPLE = "nllb-clip"
+
+VARIANTS: Mapping[str, tuple[Kind, Settings]] = {
+    "flat": (Kind.FLAT, Settings()),
+    "hnsw": (Kind.HNSW, Settings()),
+    "ivf-pq": (Kind.IVF_PQ, Settings()),
+    "ivf-pq, codes alone": (Kind.IVF_PQ, Settings(refine=Refinement.NONE)),
+}
+"""Each kind as it is by default, and the smallest index of all."""
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One index, measured with one sort of queries.
+
+    Attributes:
+        rows: Modality of the vectors in the index.
+        queries: ``held-out rows``, or the modality of the queries.
+    """
+
+    rows: str
+    variant: str
+    queries: str
+    index: IndexRecord
+
+
+def vectors_from_samples(model: str | Path, folder: Path, *, threads: int) -> dict[Modality, Path]:
+    """Embed the samples' captions, of all languages, and their held-out pictures in FP32 on ONNX Runtime."""
+    emoji = _ROOT / "samples" / "emoji"
+    engine = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=1, threads=threads)
+    captions = Options(columns=Columns(text="caption", language="flores"), engine=engine)
+    pictures = Options(columns=Columns(id="emoji", image="image"), engine=engine)
+    embed_corpus(model, emoji / "captions.parquet", folder / "text", captions)
+    embed_corpus(model, emoji / "gallery.parquet", folder / "image", pictures)
+    return {Modality.TEXT: folder / "text", Modality.IMAGE: folder / "image"}
+
+
+def cells_from_vectors(vectors: Mapping[Modality, Path], folder: Path, *, threads: int) -> Iterator[Cell]:
+    """Build and measure every variant, one after another; the indexes themselves are not kept."""
+    for rows, shards in vectors.items():
+        other = next(path for modality, path in vectors.items() if modality is not rows)
+        for queries in (None, other):
+            for name, (kind, settings) in VARIANTS.items():
+                record = index_from_vectors(
+                    shards,
+                    folder / "index",
+                    kind=kind,
+                    settings=settings,
+                    queries=queries,
+                    threads=threads,
+                    replace=True,
+                )
+                asked = "held-out rows" if queries is None else f"{VectorShards.open(queries).modality}s"
+                yield Cell(rows.value, name, asked, _without_folders(record, asked))
+
+
+def _without_folders(record: IndexRecord, asked: str) -> IndexRecord:
+    """Records are compared between machines, whose folders differ."""
+    recall = replace(record.recall, queries=asked)
+    return replace(record, source=Path(record.source).name, recall=recall)
+
+
+@app.command(cls=ErrorReportingCommand)
+def index(
+    model: Annotated[
+        Path | None, typer.Option(metavar="REPOSITORY/NAME", help="Exported model; a sample by default.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of FAISS and of the towers.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Keep the record.")] = None,
+) -> None:
+    """Build every kind of index over the samples' vectors, and print what each costs and finds."""
+    console = Console()
+    model = model or _sample_model()
+    with tempfile.TemporaryDirectory() as work:
+        with console.status("embedding the samples"):
+            vectors = vectors_from_samples(model, Path(work), threads=threads)
+        cells = []
+        with console.status("building and measuring") as status:
+            for cell in cells_from_vectors(vectors, Path(work), threads=threads):
+                cells.append(cell)
+                status.update(f"{cell.rows}s: {cell.variant}, {cell.queries}")
+    console.print(_table(cells, model.name, threads))
+    if json_file is not None:
+        _write(json_file, model.name, threads, cells)
+        console.print(f"record: {json_file}", style="dim", markup=False)
+
+
+def _sample_model() -> Path:
+    from export import repository_from_checkpoint
+
+    model = _ROOT / "build" / "repository" / _SAMPLE
+    if not model.with_name(f"{_SAMPLE}.babeltower.json").is_file():
+        repository_from_checkpoint(_ROOT / "samples" / "checkpoints" / _SAMPLE, model.parent, name=_SAMPLE)
+    return model
+
+
+def _table(cells: list[Cell], model: str, threads: int) -> Table:
+    """Searches are shown at the effort that the index chose for a recall of 0.99."""
+    plural = "" if threads == 1 else "s"
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{model}: indexes against exact search, {threads} thread{plural}"
+    )
+    for heading in ("rows", "index", "queries"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("MB", "bytes/row", "build s", "effort", "recall@10", "ms/query", "queries/s"):
+        table.add_column(heading, justify="right")
+    for cell in cells:
+        record, point = cell.index, cell.index.point
+        assert point is not None  # thousands of rows are always measured
+        seconds = sum(record.seconds.get(step, 0) for step in ("train", "add", "write"))
+        table.add_row(
+            f"{record.n_rows:,} {cell.rows}s",
+            cell.variant,
+            cell.queries,
+            f"{record.size_bytes / 1e6:,.1f}",
+            f"{record.size_bytes / record.n_rows:,.0f}",
+            f"{seconds:,.1f}",
+            str(point.effort or "–"),
+            f"{point.recall:.4f}",
+            f"{point.search_ms:.3f}",
+            f"{point.queries_per_second:,.0f}",
+        )
+    return table
+
+
+def _write(path: Path, model: str, threads: int, cells: list[Cell]) -> None:
+    record = {
+        "model": model,
+        "threads": threads,
+        "environment": asdict(environment()),
+        "cells": [asdict(cell) for cell in cells],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    app()
