@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.report import Direction, LanguageFigures
+from export.retrieval.comparison import Direction, LanguageFigures
 
 __all__ = ["DotColumn", "DotRow", "dot_columns"]
 

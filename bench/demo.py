@@ -18,15 +18,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.evaluation import Settings, evaluate_towers
-from bench.language_maps import english_name
 from bench.layouts import read
 from bench.page import write_page
 from bench.report import RetrievalReport
 from bench.search import Search, named_searches
-from bench.tables import Order, print_report, progress_bars
+from bench.tables import Order, print_report
 from export.checkpoint import towers_from_checkpoint
-from export.repository import Export, repository_from_towers
+from export.progress import progress_bars
+from export.repository import Export, ExportOptions, repository_from_towers
+from export.variants import FP32
 from runtime.commands import ErrorReportingCommand
+from runtime.languages import english_name
 
 __all__ = ["SEARCHES", "app"]
 
@@ -45,6 +47,9 @@ SEARCHES: Sequence[tuple[str, str]] = (
     ("yor_Latn", "🐔"),
 )
 """A language, and the emoji whose name in it is asked for."""
+
+EXPORT = ExportOptions(replace=True, captions_per_language=0)
+"""Retrieval is measured afterwards, on all captions."""
 
 app = typer.Typer(add_completion=False)
 
@@ -65,7 +70,7 @@ def demo(
     console.rule(f"1  Export {escape(name)}")
     with console.status("reading the checkpoint, writing and checking both graphs"):
         towers = towers_from_checkpoint(checkpoint)
-        export = repository_from_towers(towers, out / "repository", name=name, replace=True)
+        export = repository_from_towers(towers, out / "repository", name=name, options=EXPORT)
     _print_export(console, export)
     console.rule("2  Embed the held-out drawings and their names, twice")
     with progress_bars(console) as progress:
@@ -83,7 +88,7 @@ def demo(
 
 
 def _print_export(console: Console, export: Export) -> None:
-    manifest, parity = export.manifest, export.parity
+    manifest, parity = export.manifest, export.parity[FP32.key]
     console.print(
         f"{export.model}: {manifest.family}, {manifest.architecture}, {manifest.dim} wide", markup=False
     )

@@ -11,21 +11,20 @@ from pathlib import Path
 
 import torch
 
-from bench.comparison import compare_language
 from bench.environment import environment
 from bench.language_maps import LanguageMap
 from bench.layouts import RetrievalSet
-from bench.metrics import Protocol, agreement
 from bench.report import (
-    MAX_RECALL_DROP,
-    TIE_MARGIN,
     Evaluation,
-    LanguageFigures,
-    Limits,
     ModelFacts,
     RetrievalReport,
 )
-from bench.vectors import (
+from export.checkpoint import towers_from_checkpoint
+from export.limits import LIMITS
+from export.repository import ExportOptions, installed_engines, repository_from_towers
+from export.retrieval.comparison import LanguageFigures, compare_language
+from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.vectors import (
     REFERENCE_PADDING,
     Progress,
     TextIndex,
@@ -34,10 +33,8 @@ from bench.vectors import (
     reference_vectors,
     spoken_part,
 )
-from export.checkpoint import towers_from_checkpoint
-from export.parity import LIMITS as PARITY_LIMITS
-from export.repository import repository_from_towers
 from export.towers import Towers
+from export.variants import forms_for
 from runtime.backends import Engine
 from runtime.encoder import Encoder
 from runtime.errors import InputError, ManifestError
@@ -63,6 +60,10 @@ class Settings:
     protocol: Protocol = Protocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
     dim: int | None = None
+
+
+_GATED_CAPTIONS = 16
+"""For the exporter's own gate: what is measured afterwards is all of them."""
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -94,10 +95,13 @@ def evaluate_sample(
 ) -> Evaluation:
     """The same, after exporting the checkpoint where the repository does not hold these very weights."""
     towers, name = towers_from_checkpoint(checkpoint), Path(checkpoint).name
-    if not _holds(repository / name, towers, settings.precision):
-        progress("export", 0, 1)
-        repository_from_towers(towers, repository, name=name, precision=settings.precision, replace=True)
-        progress("export", 1, 1)
+    if not _holds(repository / name, towers, settings):
+        forms = forms_for([settings.precision], [settings.engine], installed=installed_engines())
+        few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
+        options = ExportOptions(
+            forms=forms, replace=True, captions_per_language=few, threads=settings.threads
+        )
+        repository_from_towers(towers, repository, name=name, options=options, progress=progress)
     return evaluate_towers(towers, checkpoint, repository / name, dataset, settings, progress)
 
 
@@ -142,7 +146,7 @@ def evaluate_towers(
         unspoken=unspoken,
         languages=figures,
         images=agreement(reference.images, exported.images),
-        limits=_limits(settings.precision),
+        limits=LIMITS[settings.precision].retrieval,
         seconds=seconds,
         environment=environment(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -167,11 +171,15 @@ def _dim(towers: Towers, settings: Settings) -> int:
     return dim
 
 
-def _holds(model: Path, towers: Towers, precision: Precision) -> bool:
+def _holds(model: Path, towers: Towers, settings: Settings) -> bool:
     if not manifest_path(model).is_file():
         return False
-    manifest = Manifest.read(model)
-    return manifest.fingerprint == towers.fingerprint and precision.value in manifest.variants
+    try:
+        manifest = Manifest.read(model)
+        manifest.variant(settings.precision, settings.engine.value)
+    except ManifestError:
+        return False
+    return manifest.fingerprint == towers.fingerprint
 
 
 def _require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -> None:
@@ -180,10 +188,6 @@ def _require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -
             f"{model} has fingerprint {manifest.fingerprint[:16]}…; the checkpoint has "
             f"{towers.fingerprint[:16]}…. It was exported from other weights: export this checkpoint."
         )
-
-
-def _limits(precision: Precision) -> Limits:
-    return Limits(PARITY_LIMITS[precision].min_cosine, MAX_RECALL_DROP[precision], TIE_MARGIN)
 
 
 def _facts(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:

@@ -96,16 +96,17 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
 
 def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
     from export.checkpoint import towers_from_checkpoint
-    from export.repository import repository_from_towers
+    from export.repository import ExportOptions, repository_from_towers
 
     towers = towers_from_checkpoint(checkpoint)
     counts = {
         "image_parameters": sum(p.numel() for p in towers.image.parameters()),
         "text_parameters": sum(p.numel() for p in towers.text.parameters()),
     }
-    done = repository_from_towers(towers, repository, name=checkpoint.name, texts_per_language=1)
+    options = ExportOptions(texts_per_language=1, captions_per_language=0)
+    done = repository_from_towers(towers, repository, name=checkpoint.name, options=options)
     variant = done.manifest.variants["fp32"]
-    parts = [a for f in done.parity.engines.values() for a in (f.text, f.image, *f.shapes.values())]
+    parts = [a for f in done.parity["fp32"].engines.values() for a in (f.text, f.image, *f.shapes.values())]
     return {
         **counts,
         "image_bytes": sum(record.size_bytes for record in variant.image.files),

@@ -24,9 +24,8 @@ from enum import Enum
 from types import MappingProxyType
 
 from runtime.errors import DatasetError
-from runtime.languages import languages
 
-__all__ = ["LanguageMap", "english_name", "flores_code"]
+__all__ = ["LanguageMap", "flores_code"]
 
 _FLORES = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
@@ -102,8 +101,3 @@ def flores_code(code: str, language_map: LanguageMap) -> str:
             f"not list it; it lists {sorted(known)}. Add it to bench/language_maps.py."
         )
     return known[code]
-
-
-def english_name(flores: str) -> str:
-    """A language's English name, or the code itself where the table of languages has none."""
-    return next((row.name for row in languages() if row.flores == flores), flores)

@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from bench.chart import dot_columns
-from bench.language_maps import english_name
-from bench.metrics import KS
 from bench.published_figures import published_figures
-from bench.report import Direction, Evaluation
+from bench.report import Evaluation
 from bench.search import Search, turned_searches
-from runtime.languages import languages
+from export.retrieval.comparison import Direction
+from export.retrieval.metrics import KS
+from runtime.languages import english_name, languages
 
 __all__ = ["page_from_evaluation", "write_page"]
 

@@ -6,117 +6,26 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from types import MappingProxyType
 
 from bench.environment import Environment
 from bench.language_maps import LanguageMap
 from bench.layouts import RetrievalSet
-from bench.metrics import KS, Agreement, Protocol, Recall
-from bench.vectors import Vectors
+from export.retrieval.comparison import Direction, LanguageFigures
+from export.retrieval.metrics import KS, Agreement, Protocol
+from export.retrieval.vectors import Vectors
+from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from runtime.backends import Engine
 from runtime.manifest import Precision
 
 __all__ = [
-    "MAX_RECALL_DROP",
     "SCHEMA",
-    "TIE_MARGIN",
-    "Comparison",
-    "Direction",
     "Evaluation",
-    "LanguageFigures",
-    "Limits",
     "ModelFacts",
     "RetrievalReport",
-    "TurnedHit",
 ]
 
 SCHEMA = "babeltower-retrieval/1"
 """Version of the record's layout."""
-
-
-class Direction(str, Enum):
-    """What asks, and what is found."""
-
-    TEXT_TO_IMAGE = "text_to_image"
-    IMAGE_TO_TEXT = "image_to_text"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an exported model must hold against PyTorch, in every language.
-
-    Attributes:
-        min_cosine: Of any text or image with itself.
-        max_recall_drop: Of recall at any k, in either direction; a share.
-        tie_margin: A hit that PyTorch itself decides by a smaller difference of scores is a tie: it may turn.
-    """
-
-    min_cosine: float
-    max_recall_drop: float
-    tie_margin: float
-
-
-MAX_RECALL_DROP: Mapping[Precision, float] = MappingProxyType({Precision.FP32: 0.0})
-"""The only place where it is said; the cosine's limit is the exporter's, in ``export/parity.py``."""
-
-TIE_MARGIN = 2e-6
-"""Twice the error of an FP32 score: a sum of about a thousand products of unit vectors."""
-
-
-@dataclass(frozen=True, slots=True)
-class TurnedHit:
-    """A query that one of the two answers within k and the other does not.
-
-    ``query`` is the index of the caption (text→image) or of the image (image→text); ``margin`` is the
-    difference of scores by which PyTorch decides it.
-    """
-
-    query: int
-    k: int
-    reference_hits: bool
-    margin: float
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One language and direction, PyTorch beside the exported model."""
-
-    reference: Recall
-    exported: Recall
-    top10_overlap: float
-    turned: tuple[TurnedHit, ...]
-
-    def drop(self, k: int) -> float:
-        """By how much recall at k is lower in the exported model; negative where it is higher."""
-        return self.reference.at[k] - self.exported.at[k]
-
-    def drop_beyond_ties(self, k: int, tie_margin: float) -> float:
-        """The drop without the hits that were ties; where all were ties, exactly 0.
-
-        Exact for the protocol ``any``; under ``fraction`` a tie counts as a whole query at most.
-        """
-        ties = [t for t in self.turned if t.k == k and t.margin <= tie_margin]
-        lost = sum(t.reference_hits for t in ties) - sum(not t.reference_hits for t in ties)
-        drop = self.drop(k) - lost / self.reference.n_queries
-        return 0.0 if abs(drop) < 1e-12 else drop
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageFigures:
-    """One language: ``code`` is the data set's own, ``language`` FLORES-200, ``name`` in English."""
-
-    code: str
-    language: str
-    name: str
-    n_captions: int
-    text_to_image: Comparison
-    image_to_text: Comparison
-    texts: Agreement
-
-    def comparison(self, direction: Direction) -> Comparison:
-        """The figures of a direction."""
-        return self.text_to_image if direction is Direction.TEXT_TO_IMAGE else self.image_to_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +66,7 @@ class RetrievalReport:
     unspoken: tuple[str, ...]
     languages: tuple[LanguageFigures, ...]
     images: Agreement
-    limits: Limits
+    limits: RetrievalLimits
     seconds: Mapping[str, float]
     environment: Environment
     created: str
@@ -166,11 +75,7 @@ class RetrievalReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """What broke a limit, a sentence each; empty where the exported model agrees with PyTorch."""
-        found = [_cosine_failure("images", self.images, self.limits)]
-        for figures in self.languages:
-            found.append(_cosine_failure(f"texts in {figures.code}", figures.texts, self.limits))
-            found += [_recall_failure(figures, direction, self.limits) for direction in Direction]
-        return tuple(failure for failure in found if failure)
+        return retrieval_failures(self.languages, self.images, self.limits)
 
     @property
     def passed(self) -> bool:
@@ -224,28 +129,6 @@ class Evaluation:
     reference: Vectors
     exported: Vectors
     report: RetrievalReport
-
-
-def _cosine_failure(what: str, found: Agreement, limits: Limits) -> str | None:
-    if found.cosine_min >= limits.min_cosine:
-        return None
-    return (
-        f"{what}: cosine {found.cosine_min:.8f} at row {found.worst_row}; the limit is {limits.min_cosine}."
-    )
-
-
-def _recall_failure(figures: LanguageFigures, direction: Direction, limits: Limits) -> str | None:
-    comparison = figures.comparison(direction)
-    drops = {k: comparison.drop_beyond_ties(k, limits.tie_margin) for k in comparison.reference.at}
-    strict = limits.max_recall_drop == 0.0
-    broken = {k: d for k, d in drops.items() if (abs(d) if strict else d) > limits.max_recall_drop}
-    if not broken:
-        return None
-    parts = ", ".join(
-        f"R@{k} {comparison.reference.at[k]:.4f} → {comparison.exported.at[k]:.4f}" for k in broken
-    )
-    allowed = "equal recall" if strict else f"a drop of at most {limits.max_recall_drop}"
-    return f"{figures.code}, {direction.value}: {parts}; the limit is {allowed}, ties aside."
 
 
 def _mean(values: Sequence[float]) -> float:

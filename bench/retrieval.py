@@ -32,11 +32,12 @@ from bench.layouts import (
     Translator,
     read,
 )
-from bench.metrics import Protocol
 from bench.page import write_page
 from bench.report import Evaluation, RetrievalReport
 from bench.search import sample_searches
-from bench.tables import Order, print_report, progress_bars
+from bench.tables import Order, print_report
+from export.progress import progress_bars
+from export.retrieval.metrics import Protocol
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import DatasetError

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.layouts import Captions
-from bench.metrics import top_items
-from bench.report import Evaluation, TurnedHit
-from bench.vectors import Vectors
+from bench.report import Evaluation
+from export.retrieval.comparison import TurnedHit
+from export.retrieval.metrics import top_items
+from export.retrieval.vectors import Vectors
 from runtime.errors import DatasetError
 
 __all__ = ["Answer", "Search", "TurnedSearch", "named_searches", "sample_searches", "turned_searches"]

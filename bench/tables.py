@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.metrics import KS
 from bench.published_figures import published_figures
-from bench.report import Direction, LanguageFigures, RetrievalReport
-from bench.vectors import Progress as Callback
+from bench.report import RetrievalReport
+from export.retrieval.comparison import Direction, LanguageFigures
+from export.retrieval.metrics import KS
 
-__all__ = ["Order", "print_report", "print_verdict", "progress_bars"]
+__all__ = ["Order", "print_report", "print_verdict"]
 
 _TITLES = {Direction.TEXT_TO_IMAGE: "t→i", Direction.IMAGE_TO_TEXT: "i→t"}
 _WIDE_COLUMNS = 110
@@ -28,21 +25,6 @@ class Order(str, Enum):
 
     WORST = "worst"
     CODE = "code"
-
-
-@contextmanager
-def progress_bars(console: Console) -> Iterator[Callback]:
-    """Yield a callback that shows a bar for each stage it is called with."""
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield show
 
 
 def print_report(console: Console, report: RetrievalReport, order: Order = Order.WORST) -> None:

@@ -28,7 +28,9 @@ __all__ = [
     "CalibrationSize",
     "calibration_from_folder",
     "calibration_from_parquet",
+    "calibration_from_path",
     "calibration_from_samples",
+    "columns_of_parquet",
     "samples_folder",
 ]
 
@@ -96,7 +98,7 @@ def samples_folder() -> Path:
         DatasetError: neither is here.
     """
     here = Path(__file__).resolve().parent
-    candidates = (here / "calibration_data", here.parent / "samples" / "emoji")
+    candidates = (here / "sample_data", here.parent / "samples" / "emoji")
     for folder in candidates:
         if (folder / _CAPTIONS).is_file() and (folder / _DRAWINGS).is_file():
             return folder
@@ -104,6 +106,22 @@ def samples_folder() -> Path:
         f"No calibration data is here: {[str(c) for c in candidates]} hold no {_CAPTIONS} and {_DRAWINGS}. "
         "Pass a folder of images or a Parquet file of your own."
     )
+
+
+def calibration_from_path(
+    path: Path | None,
+    tokenizer: Tokenizer,
+    text: TextPreprocessing,
+    image: ImagePreprocessing,
+    *,
+    languages: Sequence[str],
+    size: CalibrationSize | None = None,
+) -> CalibrationSet:
+    """From a Parquet file or a folder of images; from the samples if ``path`` is ``None``."""
+    if path is None:
+        return calibration_from_samples(tokenizer, text, image, languages=languages, size=size)
+    read = calibration_from_folder if path.is_dir() else calibration_from_parquet
+    return read(path, tokenizer, text, image, languages=languages, size=size)
 
 
 def calibration_from_samples(
@@ -122,8 +140,8 @@ def calibration_from_samples(
         folder: Holds ``captions.parquet`` and ``train.parquet``; ``samples_folder()`` by default.
     """
     folder = folder or samples_folder()
-    captions = _columns(folder / _CAPTIONS, ("caption", "flores"))
-    drawings = _columns(folder / _DRAWINGS, ("image",))["image"]
+    captions = columns_of_parquet(folder / _CAPTIONS, ("caption", "flores"))
+    drawings = columns_of_parquet(folder / _DRAWINGS, ("image",))["image"]
     texts = list(zip(captions["caption"], captions["flores"], strict=True))
     return _calibration(
         "the samples' training split",
@@ -153,7 +171,7 @@ def calibration_from_parquet(
     Raises:
         DatasetError: unreadable, empty, or without those columns.
     """
-    columns = _columns(path, ())
+    columns = columns_of_parquet(path, ())
     if not {"text", "image"} & set(columns):
         raise DatasetError(f"{path} has columns {sorted(columns)}; expected text and language, or image.")
     written = columns.get("text", [])
@@ -186,7 +204,7 @@ def calibration_from_folder(
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
         raise DatasetError(f"{folder} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))}).")
-    captions = _columns(samples_folder() / _CAPTIONS, ("caption", "flores"))
+    captions = columns_of_parquet(samples_folder() / _CAPTIONS, ("caption", "flores"))
     texts = list(zip(captions["caption"], captions["flores"], strict=True))
     source = f"{folder.name}, texts of the samples"
     return _calibration(source, texts, paths, tokenizer, text, image, languages, size or CalibrationSize())
@@ -269,7 +287,7 @@ def _image_batches(sources: Sequence[Any], preprocessing: ImagePreprocessing) ->
         yield {"pixels": np.stack(pixels)}
 
 
-def _columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+def columns_of_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     """A Parquet's columns as lists; all of them if none is named."""
     import pyarrow
     import pyarrow.parquet

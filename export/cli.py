@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runtime.backends import Engine
 from runtime.cli import app
 from runtime.errors import ExportError
-from runtime.manifest import Precision
+from runtime.manifest import Precision, Variant
 
 if TYPE_CHECKING:
-    from export.parity import Agreement
+    from export.gate import RetrievalFigures
+    from export.parity import Agreement, ParityReport
     from export.repository import Export
 
 __all__ = ["app", "main"]
@@ -30,37 +33,75 @@ def export(
     name: Annotated[
         str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the matrix products.")] = Precision.FP32,
+    precision: Annotated[
+        list[Precision], typer.Option(help="Arithmetic of the matrix products; may be repeated.")
+    ] = [Precision.FP32],  # noqa: B006
+    engine: Annotated[
+        list[Engine] | None,
+        typer.Option(help="What shall run it; may be repeated. All that are installed by default."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Checkpoint below a LoRA adapter.")] = None,
     context_length: Annotated[
         int | None, typer.Option(min=4, help="Longest text in tokens; the family's own (77) by default.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace variants that are there.")] = False,
     texts_per_language: Annotated[
-        int, typer.Option(min=1, max=8, help="Names that each language is compared on.")
+        int, typer.Option(min=1, max=8, help="Names that each language's vectors are compared on.")
     ] = 4,
+    captions_per_language: Annotated[
+        int, typer.Option(min=1, help="Captions of each language that retrieval is compared on.")
+    ] = 200,
+    all_captions: Annotated[
+        bool, typer.Option("--all-captions", help="Compare retrieval on every caption there is.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file or folder of images to calibrate on; the samples' by default."),
+    ] = None,
+    accept_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=100.0, help="Points of recall that you accept to lose beyond the limits; recorded."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of one run; every core by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export both towers, compare them with PyTorch, publish REPOSITORY/NAME.
 
-    Exit code 0 means that parity was measured and held, and that the model is published.
+    Exit code 0 means that parity was measured and held, and that the model is published. A variant that
+    does not hold is not published, and its report is kept as REPOSITORY/NAME.VARIANT.refused.json.
     """
     try:
-        from export.repository import repository_from_checkpoint
+        from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
+        from export.variants import forms_for
     except ModuleNotFoundError as error:
         raise ExportError(
             f"Exporting needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
         ) from error
-    done = repository_from_checkpoint(
-        checkpoint,
-        repository,
-        name=name,
-        precision=precision,
-        base=base,
-        context_length=context_length,
+    from rich.console import Console
+
+    from export.progress import progress_bars
+
+    options = ExportOptions(
+        forms=forms_for(precision, engine or [], installed=installed_engines()),
         replace=replace,
         texts_per_language=texts_per_language,
+        captions_per_language=None if all_captions else captions_per_language,
+        calibration=calibration,
+        accept_drop=None if accept_drop is None else accept_drop / 100,
+        threads=threads,
     )
+    with progress_bars(Console(stderr=True)) as progress:
+        done = repository_from_checkpoint(
+            checkpoint,
+            repository,
+            name=name,
+            base=base,
+            context_length=context_length,
+            options=options,
+            progress=progress,
+        )
     typer.echo(json.dumps(_record(done), ensure_ascii=False) if as_json else _summary(done))
 
 
@@ -75,39 +116,58 @@ def _record(done: Export) -> dict[str, object]:
         "fingerprint": done.manifest.fingerprint,
         "family": done.manifest.family,
         "dims": [done.manifest.dim, *done.manifest.mrl_dims],
-        "parity": done.parity.as_json(),
+        "parity": {key: report.as_json() for key, report in done.parity.items()},
         "seconds": {step: round(seconds, 2) for step, seconds in done.seconds.items()},
     }
 
 
 def _summary(done: Export) -> str:
-    manifest, parity = done.manifest, done.parity
-    variant = manifest.variant(Precision(parity.precision))
-    size = sum(record.size_bytes for tower in (variant.text, variant.image) for record in tower.files)
+    manifest = done.manifest
     lines = [
         f"published    {done.model}",
         f"model        {manifest.family}, {manifest.architecture}",
         f"vectors      {manifest.dim} wide"
         + (f", MRL heads {list(manifest.mrl_dims)}" if manifest.mrl_dims else ""),
-        f"precision    {parity.precision}, {size / 1e6:,.1f} MB on disk",
         f"fingerprint  {manifest.fingerprint}",
-        f"reference    {parity.reference}",
-        f"compared     {parity.n_texts} texts, {parity.n_images} images; token ids equal; "
-        f"pixels within {parity.max_pixel_error * 255:.2f}/255",
     ]
-    for engine, figures in parity.engines.items():
-        language, worst = min(figures.languages.items(), key=lambda item: item[1].min_cosine)
-        lines += [
-            f"{engine}",
-            f"  text       {_agreement(figures.text)}",
-            f"  image      {_agreement(figures.image)}",
-            f"  languages  {len(figures.languages)}; worst {language} at cosine {worst.min_cosine:.8f}",
-            f"  alone      a text alone and in a batch differ by ≤ {figures.row_alone:.1e}",
-        ]
+    for key, report in done.parity.items():
+        lines += _variant_lines(manifest.variants[key], key, report)
     lines.append(
         "seconds      " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in done.seconds.items())
     )
     return "\n".join(lines)
+
+
+def _variant_lines(variant: Variant, key: str, report: ParityReport) -> Iterator[str]:
+    size = sum(record.size_bytes for tower in (variant.text, variant.image) for record in tower.files)
+    yield f"{key:<12} {size / 1e6:,.1f} MB on disk"
+    yield f"  reference  {report.reference}"
+    yield (
+        f"  compared   {report.n_texts} texts, {report.n_images} images; token ids equal; "
+        f"pixels within {report.max_pixel_error * 255:.2f}/255"
+    )
+    for engine, figures in report.engines.items():
+        language, worst = min(figures.languages.items(), key=lambda item: item[1].min_cosine)
+        yield f"  {engine}"
+        yield f"    text       {_agreement(figures.text)}"
+        yield f"    image      {_agreement(figures.image)}"
+        yield f"    languages  {len(figures.languages)}; worst {language} at cosine {worst.min_cosine:.8f}"
+        yield f"    alone      a text alone and in a batch differ by ≤ {figures.row_alone:.1e}"
+        if engine in report.retrieval:
+            yield from _retrieval_lines(report.retrieval[engine])
+
+
+def _retrieval_lines(found: RetrievalFigures) -> Iterator[str]:
+    from export.retrieval.comparison import Direction
+
+    for direction in Direction:
+        reference, exported = found.mean_recall_at_1(direction)
+        worst = found.worst_language(direction)
+        title = "text→image" if direction is Direction.TEXT_TO_IMAGE else "image→text"
+        yield (
+            f"    {title} R@1 {100 * reference:.2f} → {100 * exported:.2f}, mean of {len(found.languages)} "
+            f"languages; worst {worst.code}: {-100 * worst.comparison(direction).drop(1):+.2f} points"
+        )
 
 
 def _agreement(measured: Agreement) -> str:

@@ -3,7 +3,7 @@
 The reference is the family's own library, unmodified: its tokenizer, its preprocessing, its model. Four
 questions are asked, and each has a figure in the manifest: are the token ids equal; are the pixels equal;
 are the vectors equal, language by language, image by image and over batch and sequence sizes; is a row
-alone equal to the row in a batch.
+alone equal to the row in a batch. A fifth, what all that means for retrieval, is asked in ``export/gate.py``.
 """
 
 from __future__ import annotations
@@ -18,36 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.expectations import Cell, Expected, channel_statistics, expected_of_reference
+from export.expectations import Cell, Expected, channel_statistics
+from export.gate import GateReference, NoiseFloor, RetrievalFigures, measure_retrieval
+from export.limits import Limits
 from export.probes import ProbeText
+from export.retrieval.vectors import Progress
+from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
 from runtime import Encoder
 from runtime.backends import Engine, open_backend
-from runtime.errors import ParityError
 from runtime.image import pixels_from_image
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.text import Tokenizer, texts_with_languages
 
-__all__ = ["LIMITS", "Agreement", "Limits", "ParityReport", "agreement", "measure_parity", "require_parity"]
+__all__ = ["Agreement", "ParityReport", "agreement", "measure_parity"]
 
 _N_ALONE = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a variant must hold; said here and nowhere else."""
-
-    max_abs_error: float
-    min_cosine: float
-    max_pixel_error: float
-    max_row_error: float
-
-
-LIMITS: Mapping[Precision, Limits] = {
-    Precision.FP32: Limits(
-        max_abs_error=1e-5, min_cosine=0.999999, max_pixel_error=1 / 255, max_row_error=1e-5
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,7 @@ class EngineFigures:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """Every figure that was measured, and against what."""
+    """Every figure that was measured, and against what; ``engines`` and ``retrieval`` by engine."""
 
     reference: str
     precision: str
@@ -87,10 +73,14 @@ class ParityReport:
     token_ids_equal: bool
     max_pixel_error: float
     engines: Mapping[str, EngineFigures]
+    retrieval: Mapping[str, RetrievalFigures]
+    noise: NoiseFloor | None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
-        return dataclasses.asdict(self)
+        figures = dataclasses.asdict(dataclasses.replace(self, retrieval={}))
+        figures["retrieval"] = {engine: found.as_json() for engine, found in self.retrieval.items()}
+        return figures
 
     def violations(self) -> list[str]:
         """Which limits do not hold, and where; empty if all do."""
@@ -101,6 +91,9 @@ class ParityReport:
             )
         for engine, figures in self.engines.items():
             found += [f"{engine}: {fault}" for fault in self._faults_of_engine(figures)]
+        for engine, retrieval in self.retrieval.items():
+            faults = retrieval_failures(retrieval.languages, retrieval.images, self.limits.retrieval)
+            found += [f"{engine}: {fault}" for fault in faults]
         return found
 
     def _faults_of_engine(self, figures: EngineFigures) -> Iterator[str]:
@@ -124,46 +117,50 @@ def measure_parity(
     precision: Precision,
     *,
     engines: Sequence[Engine],
-    texts_per_language: int = 4,
+    limits: Limits,
+    expected: Expected,
+    gate: GateReference | None,
+    threads: int | None,
+    progress: Progress,
 ) -> ParityReport:
     """Compare a written repository with the family's own library.
 
     Args:
         repository: Holds the manifest and its files.
         engines: Each is opened and measured.
-        texts_per_language: Names that a language is probed with, eight at most.
+        expected: What the library makes of the probes.
+        gate: What it makes of a retrieval set; ``None`` measures no retrieval.
     """
-    expected = expected_of_reference(towers, texts_per_language)
-    tokenizer = Tokenizer(repository / manifest.variant(precision).tokenizer, manifest.text)
+    variant = manifest.variant(precision, engines[0].value)
+    tokenizer = Tokenizer(repository / variant.tokenizer, manifest.text)
+    names = {engine: f"{engine.value} {_versions(engine.value)}" for engine in engines}
     return ParityReport(
         reference=_versions("open_clip_torch", "transformers", "torch"),
         precision=precision.value,
-        limits=LIMITS[precision],
+        limits=limits if gate is None or not gate.sampled else limits.for_a_sample(),
         n_texts=len(expected.probes),
         n_images=len(expected.images),
         token_ids_equal=_token_ids_equal(tokenizer, expected, towers.text_preprocessing.pad_id),
         max_pixel_error=_max_pixel_error(towers, expected),
         engines={
-            f"{engine.value} {_versions(engine.value)}": _figures(
-                expected, repository, manifest, precision, engine
-            )
-            for engine in engines
+            name: _figures(expected, repository, manifest, precision, engine)
+            for engine, name in names.items()
         },
+        retrieval={}
+        if gate is None
+        else {
+            name: measure_retrieval(
+                gate,
+                repository / manifest.name,
+                engine=engine,
+                precision=precision,
+                threads=threads,
+                progress=progress,
+            )
+            for engine, name in names.items()
+        },
+        noise=None if gate is None else gate.noise,
     )
-
-
-def require_parity(report: ParityReport, name: str) -> None:
-    """Let a report pass or not.
-
-    Raises:
-        ParityError: names the limits that do not hold, worst places included.
-    """
-    violations = report.violations()
-    if violations:
-        raise ParityError(
-            f"{name} in {report.precision} does not agree with PyTorch and was not published: "
-            f"{'; '.join(violations[:6])} ({len(violations)} limits broken)."
-        )
 
 
 def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str]) -> Agreement:
@@ -240,7 +237,7 @@ def _shapes(
     cells: Sequence[Cell], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> Iterator[tuple[str, Agreement]]:
     for modality in Modality:
-        tower = manifest.variant(precision).tower(modality)
+        tower = manifest.variant(precision, engine.value).tower(modality)
         graph = repository / tower.model / str(tower.version) / tower.graph
         backend = open_backend(engine, graph, precision=precision)
         for cell in (cell for cell in cells if cell.modality is modality):

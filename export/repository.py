@@ -7,41 +7,50 @@ import dataclasses
 import datetime
 import importlib.metadata
 import importlib.util
-import os
+import json
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.checkpoint import towers_from_checkpoint
-from export.onnx_graph import IR_VERSION, OPSET, input_names, onnx_from_tower
-from export.parity import LIMITS, ParityReport, measure_parity, require_parity
-from export.towers import Towers, output_name
-from export.triton_config import ModelConfig, check_against_graph, tensors_of_graph
+from export.expectations import Expected, expected_of_reference
+from export.gate import GateReference, gate_reference
+from export.int8 import Int8Recipe
+from export.limits import LIMITS
+from export.onnx_graph import onnx_from_tower
+from export.parity import ParityReport, measure_parity
+from export.publishing import publish, staging
+from export.retrieval.sample_set import sample_retrieval_set
+from export.retrieval.sets import RetrievalSet
+from export.retrieval.vectors import Progress
+from export.tower_folders import TOKENIZER, tower_metadata, write_tower
+from export.towers import Towers
+from export.variants import FP32, Form
 from runtime.backends import Engine
-from runtime.errors import BabeltowerError, ExportError, ManifestError
+from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import (
-    FileRecord,
     Manifest,
     Modality,
     Precision,
-    TowerFiles,
     Variant,
     manifest_path,
-    record_of_file,
     require_name,
     tower_folder_name,
 )
+from runtime.text import Tokenizer
 
-__all__ = ["Export", "repository_from_checkpoint", "repository_from_towers"]
+__all__ = [
+    "Export",
+    "ExportOptions",
+    "installed_engines",
+    "repository_from_checkpoint",
+    "repository_from_towers",
+]
 
-MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
-
-_GRAPH = "model.onnx"
-_TOKENIZER = "tokenizer.json"
 _REPORTED = (
     "babeltower",
     "torch",
@@ -55,13 +64,56 @@ _REPORTED = (
 )
 
 
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        forms: Variants to make; FP32 for every engine that is installed, if empty.
+        replace: Allow existing variants of that name to be replaced.
+        texts_per_language: Names that each language's probes are made of, eight at most.
+        captions_per_language: Captions that the retrieval gate asks in each language, drawn with a fixed
+            seed; ``None`` for all of them. 0 measures no retrieval, which FP32 alone can do without: its
+            vectors themselves are held to 1e-5.
+        retrieval_set: What the gate retrieves in; the project's own samples if ``None``.
+        calibration: Parquet file or folder of images; the samples' training split if ``None``.
+        recipe: How to quantise; each engine's default if ``None``.
+        accept_drop: Share of recall that may be lost beyond a precision's own limits; it is recorded.
+        threads: Of one run; ``None`` takes every core.
+    """
+
+    forms: tuple[Form, ...] = ()
+    replace: bool = False
+    texts_per_language: int = 4
+    captions_per_language: int | None = 200
+    retrieval_set: RetrievalSet | None = None
+    calibration: Path | None = None
+    calibration_size: CalibrationSize = field(default_factory=CalibrationSize)
+    recipe: Int8Recipe | None = None
+    accept_drop: float | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        lower = [form.key for form in self.forms if form.precision is not Precision.FP32]
+        if self.captions_per_language == 0 and lower:
+            raise ExportError(
+                f"{lower[0]} is judged by its retrieval; captions_per_language=0 would measure none."
+            )
+        if self.accept_drop is not None and not 0 < self.accept_drop < 1:
+            raise ExportError(f"A drop of {self.accept_drop} cannot be accepted; expected a share, 0 to 1.")
+
+
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published: its path, manifest and parity, and the seconds each step took."""
+    """What was published: its path, its manifest, each variant's parity, the seconds each step took."""
 
     model: Path
     manifest: Manifest
-    parity: ParityReport
+    parity: Mapping[str, ParityReport]
     seconds: Mapping[str, float]
 
 
@@ -70,11 +122,10 @@ def repository_from_checkpoint(
     repository: str | Path,
     *,
     name: str | None = None,
-    precision: Precision = Precision.FP32,
     base: str | Path | None = None,
     context_length: int | None = None,
-    replace: bool = False,
-    texts_per_language: int = 4,
+    options: ExportOptions | None = None,
+    progress: Progress = _silent,
 ) -> Export:
     """Export both towers, compare them with PyTorch, publish REPOSITORY/NAME.
 
@@ -83,31 +134,23 @@ def repository_from_checkpoint(
         name: The checkpoint's own name by default.
         base: The checkpoint below a LoRA adapter.
         context_length: Longest text in tokens; the family's own by default.
-        replace: Allow an existing variant of that name and precision to be replaced.
-        texts_per_language: Names that each language is compared on, eight at most.
 
     Raises:
         CheckpointError: the checkpoint cannot be read faithfully.
         ExportError: the name is taken, the disk is full, or a graph could not be written.
-        ParityError: the exported towers do not agree with PyTorch.
+        ParityError: a variant does not agree with PyTorch. It is not published and its report is kept as
+            ``REPOSITORY/NAME.VARIANT.refused.json``; other variants of the call are.
 
     Nothing is left half-written: the repository changes by renames, after everything was checked.
     """
     name = name or _name_of(checkpoint)
-    _require_precision(precision)
-    _require_free(Path(repository), name, precision, replace=replace)
+    options = _with_forms(options or ExportOptions())
+    _require_free(Path(repository), name, options)
     started = time.perf_counter()
     towers = towers_from_checkpoint(checkpoint, base=base, context_length=context_length)
     towers = dataclasses.replace(towers, source={"checkpoint": Path(str(checkpoint)).name, **towers.source})
     loaded = time.perf_counter() - started
-    export = repository_from_towers(
-        towers,
-        repository,
-        name=name,
-        precision=precision,
-        replace=replace,
-        texts_per_language=texts_per_language,
-    )
+    export = repository_from_towers(towers, repository, name=name, options=options, progress=progress)
     return dataclasses.replace(export, seconds={"load": loaded, **export.seconds})
 
 
@@ -116,188 +159,244 @@ def repository_from_towers(
     repository: str | Path,
     *,
     name: str,
-    precision: Precision = Precision.FP32,
-    replace: bool = False,
-    texts_per_language: int = 4,
+    options: ExportOptions | None = None,
+    progress: Progress = _silent,
 ) -> Export:
     """Publish towers that were read before; see ``repository_from_checkpoint``."""
-    repository = Path(repository)
-    _require_precision(precision)
-    published = _require_free(repository, name, precision, replace=replace)
-    seconds: dict[str, float] = {}
-    with _staging(repository) as stage:
-        tower_files = {}
+    repository, options = Path(repository), _with_forms(options or ExportOptions())
+    _require_free(repository, name, options)
+    with staging(repository) as stage:
+        return _Run(towers, repository, name, options, progress, stage).export()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One export under way: what its variants share is made once."""
+
+    towers: Towers
+    repository: Path
+    name: str
+    options: ExportOptions
+    progress: Progress
+    stage: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def export(self) -> Export:
+        sources = dict(self._sources())
+        calibration = self._calibration()
+        with self._timed("PyTorch"):
+            expected = expected_of_reference(self.towers, self.options.texts_per_language)
+            gate = self._gate()
+        reports: dict[str, ParityReport] = {}
+        refused: dict[str, ParityReport] = {}
+        for form in self.options.forms:
+            report = self._variant(form, sources, calibration, expected, gate)
+            (refused if report.violations() else reports)[form.key] = report
+        if refused:
+            raise ParityError(self._refusal(refused, published=list(reports)))
+        return Export(
+            self.repository / self.name,
+            Manifest.read(self.repository / self.name),
+            reports,
+            self.seconds,
+        )
+
+    def _sources(self) -> Iterator[tuple[Modality, Path]]:
+        """The FP32 graphs, which every variant is made from."""
         for modality in Modality:
-            with _timed(seconds, f"{modality.value} graph"):
-                tower_files[modality] = _write_tower(towers, modality, stage, name, precision)
-        variant = Variant(
-            text=tower_files[Modality.TEXT],
-            image=tower_files[Modality.IMAGE],
-            tokenizer=f"{tower_files[Modality.TEXT].model}/{_TOKENIZER}",
+            folder = tower_folder_name(self.name, modality, FP32.key)
+            graph = self.stage / "sources" / folder / "model.onnx"
+            graph.parent.mkdir(parents=True)
+            with self._timed(f"{modality.value} graph"):
+                onnx_from_tower(
+                    self.towers,
+                    modality,
+                    graph,
+                    data_name=f"{folder}.data",
+                    metadata=tower_metadata(self.towers, self.name, modality),
+                )
+            yield modality, graph
+
+    def _calibration(self) -> CalibrationSet | None:
+        if not any(form.needs_calibration for form in self.options.forms):
+            return None
+        path = self.stage / "sources" / TOKENIZER
+        path.write_text(self.towers.tokenizer_json, encoding="utf-8")
+        with self._timed("calibration set"):
+            return calibration_from_path(
+                self.options.calibration,
+                Tokenizer(path, self.towers.text_preprocessing),
+                self.towers.text_preprocessing,
+                self.towers.image_preprocessing,
+                languages=self.towers.languages,
+                size=self.options.calibration_size,
+            )
+
+    def _gate(self) -> GateReference | None:
+        if self.options.captions_per_language == 0:
+            return None
+        return gate_reference(
+            self.towers,
+            self.options.retrieval_set or sample_retrieval_set(),
+            captions_per_language=self.options.captions_per_language,
+            progress=self.progress,
+        )
+
+    def _variant(
+        self,
+        form: Form,
+        sources: Mapping[Modality, Path],
+        calibration: CalibrationSet | None,
+        expected: Expected,
+        gate: GateReference | None,
+    ) -> ParityReport:
+        """Write, measure and, where the limits hold, publish one variant."""
+        with self._timed(f"{form.key} graphs"):
+            draft = self._draft(form, sources, calibration)
+        manifest_path(self.stage / self.name).write_text(
+            self._manifest({form.key: draft}).to_json(), encoding="utf-8"
+        )
+        limits = LIMITS[form.precision]
+        if self.options.accept_drop is not None:
+            limits = limits.accepting(self.options.accept_drop)
+        with self._timed(f"{form.key} parity"):
+            report = measure_parity(
+                self.towers,
+                self.stage,
+                self._manifest({form.key: draft}),
+                form.precision,
+                engines=form.opened_by,
+                limits=limits,
+                expected=expected,
+                gate=gate,
+                threads=self.options.threads,
+                progress=_prefixed(self.progress, form.key),
+            )
+        if report.violations():
+            for tower in (draft.text, draft.image):
+                shutil.rmtree(self.stage / tower.model)
+            return report
+        variant = dataclasses.replace(draft, parity=report.as_json())
+        manifest = self._manifest({**self._kept(), form.key: variant})
+        publish(self.stage, self.repository, manifest, variant)
+        return report
+
+    def _draft(
+        self, form: Form, sources: Mapping[Modality, Path], calibration: CalibrationSet | None
+    ) -> Variant:
+        recipes, towers = {}, {}
+        for modality in Modality:
+            towers[modality], recipes[modality.value] = write_tower(
+                self.towers,
+                modality,
+                self.stage,
+                name=self.name,
+                form=form,
+                source=sources[modality],
+                calibration=calibration,
+                recipe=self.options.recipe,
+            )
+        return Variant(
+            precision=form.precision,
+            engines=tuple(engine.value for engine in form.opened_by),
+            text=towers[Modality.TEXT],
+            image=towers[Modality.IMAGE],
+            tokenizer=f"{towers[Modality.TEXT].model}/{TOKENIZER}",
             parity={},
+            recipe={modality: how for modality, how in recipes.items() if how},
+            calibration=calibration.as_json() if calibration and form.needs_calibration else {},
             versions=_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
-        draft = _manifest(towers, name, {precision.value: variant})
-        manifest_path(stage / name).write_text(draft.to_json(), encoding="utf-8")
-        with _timed(seconds, "parity"):
-            report = measure_parity(
-                towers, stage, draft, precision, engines=_engines(), texts_per_language=texts_per_language
-            )
-        require_parity(report, name)
-        variant = dataclasses.replace(variant, parity=report.as_json())
-        manifest = _manifest(towers, name, {**_kept(published, towers), precision.value: variant})
-        manifest_path(stage / name).write_text(manifest.to_json(), encoding="utf-8")
-        _publish(stage, repository, manifest, precision)
-    return Export(repository / name, manifest, report, seconds)
 
-
-def _write_tower(
-    towers: Towers, modality: Modality, stage: Path, name: str, precision: Precision
-) -> TowerFiles:
-    folder = stage / tower_folder_name(name, modality, precision)
-    graph = folder / "1" / _GRAPH
-    graph.parent.mkdir(parents=True)
-    metadata = {
-        "babeltower.version": importlib.metadata.version("babeltower"),
-        "babeltower.name": name,
-        "babeltower.family": towers.family,
-        "babeltower.modality": modality.value,
-        "babeltower.precision": precision.value,
-        "babeltower.fingerprint": towers.fingerprint,
-        "babeltower.licence": towers.licence,
-    }
-    onnx_from_tower(towers, modality, graph, data_name=f"{folder.name}.data", metadata=metadata)
-    inputs, outputs = tensors_of_graph(graph)
-    config = ModelConfig(
-        name=folder.name,
-        backend="onnxruntime",
-        max_batch_size=MAX_BATCH_SIZE[modality],
-        inputs=inputs,
-        outputs=outputs,
-        parameters={"babeltower_fingerprint": towers.fingerprint},
-    )
-    check_against_graph(config, graph)
-    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
-    if modality is Modality.TEXT:
-        (folder / _TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
-    return TowerFiles(
-        model=folder.name,
-        version=1,
-        graph=_GRAPH,
-        inputs=input_names(modality),
-        outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
-        opset=OPSET,
-        ir_version=IR_VERSION,
-        max_batch_size=config.max_batch_size,
-        files=tuple(_records(stage, folder)),
-    )
-
-
-def _records(stage: Path, folder: Path) -> Iterator[FileRecord]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield record_of_file(stage, path)
-
-
-def _manifest(towers: Towers, name: str, variants: Mapping[str, Variant]) -> Manifest:
-    return Manifest(
-        name=name,
-        family=towers.family,
-        architecture=towers.architecture,
-        dim=towers.dim,
-        mrl_dims=towers.mrl_dims,
-        fingerprint=towers.fingerprint,
-        licence=towers.licence,
-        languages=towers.languages,
-        text=towers.text_preprocessing,
-        image=towers.image_preprocessing,
-        source=towers.source,
-        variants=variants,
-    )
-
-
-def _kept(published: Manifest | None, towers: Towers) -> Mapping[str, Variant]:
-    """Variants of the same embedding space stay; of another one they would be lies."""
-    if published is None or published.fingerprint != towers.fingerprint:
-        return {}
-    return published.variants
-
-
-def _require_precision(precision: Precision) -> None:
-    if precision not in LIMITS:
-        raise ExportError(
-            f"Precision {precision.value} has no exporter; this version exports {[p.value for p in LIMITS]}."
+    def _manifest(self, variants: Mapping[str, Variant]) -> Manifest:
+        towers = self.towers
+        return Manifest(
+            name=self.name,
+            family=towers.family,
+            architecture=towers.architecture,
+            dim=towers.dim,
+            mrl_dims=towers.mrl_dims,
+            fingerprint=towers.fingerprint,
+            licence=towers.licence,
+            languages=towers.languages,
+            text=towers.text_preprocessing,
+            image=towers.image_preprocessing,
+            source=towers.source,
+            variants=variants,
         )
 
+    def _kept(self) -> Mapping[str, Variant]:
+        """Variants of the same embedding space stay; of another one they would be lies."""
+        published = _published(self.repository, self.name, replace=self.options.replace)
+        if published is None or published.fingerprint != self.towers.fingerprint:
+            return {}
+        return published.variants
 
-def _require_free(repository: Path, name: str, precision: Precision, *, replace: bool) -> Manifest | None:
-    """The manifest that is there already, if any.
+    def _refusal(self, refused: Mapping[str, ParityReport], *, published: Sequence[str]) -> str:
+        """Keep the reports, and say what is in them."""
+        lines = []
+        for key, report in refused.items():
+            path = self.repository / f"{self.name}.{key}.refused.json"
+            record = {"violations": report.violations(), **report.as_json()}
+            path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            violations = report.violations()
+            lines.append(
+                f"{self.name} in {key} does not agree with PyTorch and was not published: "
+                f"{'; '.join(violations[:6])} ({len(violations)} limits broken; all of them in {path})."
+            )
+        if published:
+            lines.append(f"Published were {', '.join(published)}.")
+        return " ".join(lines)
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - started
+
+
+def installed_engines() -> tuple[Engine, ...]:
+    """Every engine that is installed here: each is measured, since each may serve."""
+    return tuple(engine for engine in Engine if importlib.util.find_spec(engine.value) is not None)
+
+
+def _with_forms(options: ExportOptions) -> ExportOptions:
+    """The options with their default spelt out."""
+    if options.forms:
+        return options
+    able = tuple(engine for engine in FP32.opened_by if engine in installed_engines())
+    return dataclasses.replace(options, forms=(dataclasses.replace(FP32, opened_by=able),))
+
+
+def _require_free(repository: Path, name: str, options: ExportOptions) -> None:
+    """Let a name pass or not.
 
     Raises:
-        ExportError: it holds that precision, and may not be replaced.
-        ManifestError: the name cannot be a model's.
+        ExportError: it holds one of the variants, and may not be replaced.
+        ManifestError: the name cannot be a model's, or its manifest is malformed.
     """
     require_name(name)
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file; a repository is a folder.")
+    published = _published(repository, name, replace=options.replace)
+    taken = [form.key for form in options.forms if published and form.key in published.variants]
+    if taken and not options.replace:
+        raise ExportError(
+            f"{repository} already holds {name} in {taken[0]}. Pass --replace, or another --name."
+        )
+
+
+def _published(repository: Path, name: str, *, replace: bool) -> Manifest | None:
+    """The manifest that is there already, if any; a malformed one counts as none where it is replaced."""
     if not manifest_path(repository / name).is_file():
         return None
     try:
-        published = Manifest.read(repository / name)
+        return Manifest.read(repository / name)
     except ManifestError:
         if replace:
             return None
         raise
-    if precision.value in published.variants and not replace:
-        raise ExportError(
-            f"{repository} already holds {name} in {precision.value}. Pass --replace, or another --name."
-        )
-    return published
-
-
-@contextlib.contextmanager
-def _staging(repository: Path) -> Iterator[Path]:
-    """A folder on the repository's disk, beside it where possible: Triton takes all inside for models."""
-    made_here = not repository.exists()
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        parent = repository.resolve().parent
-        beside = os.access(parent, os.W_OK) and parent.stat().st_dev == repository.stat().st_dev
-        stage = Path(
-            tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=parent if beside else repository)
-        )
-    except OSError as error:
-        raise ExportError(f"{repository} cannot be written: {error}.") from error
-    try:
-        yield stage
-    except BabeltowerError:
-        raise
-    except OSError as error:
-        free = shutil.disk_usage(repository).free
-        raise ExportError(
-            f"Writing to {repository} failed: {error}. {free:,} bytes are free there. Nothing was published."
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made_here and not any(repository.iterdir()):
-            repository.rmdir()
-
-
-def _publish(stage: Path, repository: Path, manifest: Manifest, precision: Precision) -> None:
-    """Rename the towers in, then the manifest: whoever reads it finds all that it lists."""
-    variant = manifest.variant(precision)
-    for tower in (variant.text, variant.image):
-        target = repository / tower.model
-        if target.exists():
-            target.rename(stage / f"replaced-{tower.model}")
-        (stage / tower.model).rename(target)
-    manifest_path(stage / manifest.name).replace(manifest_path(repository / manifest.name))
-
-
-def _engines() -> Sequence[Engine]:
-    """Every engine that is installed here: each is measured, since each may serve."""
-    return [engine for engine in Engine if importlib.util.find_spec(engine.value) is not None]
 
 
 def _versions() -> dict[str, str]:
@@ -314,8 +413,8 @@ def _name_of(checkpoint: str | Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem)
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - started
+def _prefixed(progress: Progress, prefix: str) -> Progress:
+    def show(stage: str, done: int, total: int) -> None:
+        progress(f"{prefix} {stage}", done, total)
+
+    return show

@@ -76,8 +76,9 @@ class Encoder:
 
         Args:
             model: Path of the model: a repository's folder and the name of a manifest in it.
-            engine: ``onnxruntime`` or ``openvino``.
-            precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, if the model was exported in it.
+            engine: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+            precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``, if the model was exported in it
+                and measured on that engine.
             threads: Threads of one run; ``None`` takes every physical core.
             default_language: Language of the texts that name none.
             verify: Compare every file with its recorded sha256 first.
@@ -97,17 +98,17 @@ class Encoder:
                 f"{address} is an address; this build of babeltower runs models in process. Pass the path "
                 "REPOSITORY/NAME of an exported model."
             )
-        chosen = _choice(Precision, precision, "Precision")
+        chosen, runs_on = _choice(Precision, precision, "Precision"), _choice(Engine, engine, "Engine")
         manifest = Manifest.read(address)
-        if verify:
-            manifest.verify(Path(address).parent, chosen)
-        variant = manifest.variant(chosen)
+        variant = manifest.variant(chosen, runs_on.value)
         repository = Path(address).parent
+        if verify:
+            manifest.verify(repository, variant)
         return cls(
             manifest,
             Tokenizer(repository / variant.tokenizer, manifest.text, default_language=default_language),
             variant,
-            GraphOpener(repository, _choice(Engine, engine, "Engine"), chosen, threads, provider, instances),
+            GraphOpener(repository, runs_on, chosen, threads, provider, instances),
             max_pixels,
         )
 

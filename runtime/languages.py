@@ -15,7 +15,7 @@ from importlib.resources import files
 
 from runtime.errors import LanguageError
 
-__all__ = ["Language", "flores_from_code", "languages", "languages_from_codes"]
+__all__ = ["Language", "english_name", "flores_from_code", "languages", "languages_from_codes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ def languages_from_codes(codes: Iterable[str]) -> tuple[Language, ...]:
     """
     rows = {language.flores: language for language in languages()}
     return tuple(rows.get(code) or rows[flores_from_code(code)] for code in codes)
+
+
+def english_name(flores: str) -> str:
+    """A language's English name, or the code itself where the table has none."""
+    return next((row.name for row in languages() if row.flores == flores), flores)
 
 
 @lru_cache(maxsize=4096)

@@ -6,10 +6,12 @@ A Triton model repository takes every *folder* for a model, so the manifest is a
         NAME.babeltower.json               the manifest of NAME, written last
         NAME_text_tower_fp32/              a Triton model: config.pbtxt, tokenizer.json, 1/model.onnx
         NAME_image_tower_fp32/             a Triton model: config.pbtxt, 1/model.onnx
+        NAME_text_tower_int8_openvino/     the same tower in another variant
+        …
 
 ``REPOSITORY/NAME`` names the model everywhere: on the command line, in ``Encoder.open``, in errors.
-A precision is a variant of NAME and part of its towers' folder names; the embedding space (and so the
-fingerprint) is the same for all variants.
+A variant is a precision, followed by an engine where its graphs are made for that engine alone; it is part
+of its towers' folder names. The embedding space (and so the fingerprint) is the same for all variants.
 """
 
 from __future__ import annotations
@@ -44,9 +46,10 @@ __all__ = [
     "sha256_of_file",
     "tower_folder_name",
     "triple",
+    "variant_name",
 ]
 
-FORMAT = "babeltower/1"
+FORMAT = "babeltower/2"
 """Version of the manifest's layout; a reader refuses any other."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -59,6 +62,7 @@ class Precision(str, Enum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Modality(str, Enum):
@@ -156,14 +160,27 @@ class TowerFiles:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Both towers in one precision, with the evidence that they agree with PyTorch."""
+    """Both towers in one precision, with the evidence that they agree with PyTorch.
 
+    ``engines`` are those that parity was measured on, and the only ones that open the variant. ``recipe``
+    says how the graphs were made from the FP32 ones, ``calibration`` what their scales were measured on;
+    both are empty where nothing was to be said.
+    """
+
+    precision: Precision
+    engines: tuple[str, ...]
     text: TowerFiles
     image: TowerFiles
     tokenizer: str
     parity: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     versions: Mapping[str, str]
     created: str
+
+    def __post_init__(self) -> None:
+        if not self.engines:
+            raise ManifestError("A variant that no engine was measured on cannot be opened by any.")
 
     def tower(self, modality: Modality) -> TowerFiles:
         """The tower of a modality."""
@@ -199,20 +216,45 @@ class Manifest:
                 "Export the checkpoint again, or install the version that wrote it."
             )
         require_name(self.name)
+        opens: dict[tuple[Precision, str], str] = {}
+        for key, variant in self.variants.items():
+            for engine in variant.engines:
+                other = opens.setdefault((variant.precision, engine), key)
+                if other != key:
+                    raise ManifestError(
+                        f"{self.name!r}: both {other!r} and {key!r} are {variant.precision.value} for "
+                        f"{engine}; an engine opens one of a precision. Export the checkpoint again."
+                    )
 
-    def variant(self, precision: Precision) -> Variant:
-        """The variant of a precision.
+    def variant(self, precision: Precision, engine: str | None = None) -> Variant:
+        """The variant of a precision that an engine may open.
+
+        Args:
+            engine: May be left out where the precision has one variant only.
 
         Raises:
-            ManifestError: the model was not exported in that precision.
+            ManifestError: the model was not exported so, or several variants are meant.
         """
-        try:
-            return self.variants[precision.value]
-        except KeyError:
+        return self.variants[self.variant_key(precision, engine)]
+
+    def variant_key(self, precision: Precision, engine: str | None = None) -> str:
+        """The key in ``variants`` of what ``variant`` gives; errors as there."""
+        of_precision = {key: v for key, v in self.variants.items() if v.precision is precision}
+        found = [key for key, v in of_precision.items() if engine is None or engine in v.engines]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ManifestError(f"{self.name!r} holds {found} in {precision.value}: name the engine too.")
+        if not of_precision:
             raise ManifestError(
                 f"{self.name!r} holds no {precision.value} variant; it holds {sorted(self.variants)}. "
                 f"Export it with --precision {precision.value}."
-            ) from None
+            )
+        engines = {key: list(variant.engines) for key, variant in of_precision.items()}
+        raise ManifestError(
+            f"{self.name!r} in {precision.value} was not measured on {engine}; it holds {engines}. Open it "
+            f"with one of these engines, or export it with --precision {precision.value} --engine {engine}."
+        )
 
     def to_json(self) -> str:
         """Indented JSON, stable under re-reading."""
@@ -261,13 +303,12 @@ class Manifest:
             )
         return manifest
 
-    def verify(self, repository: str | os.PathLike[str], precision: Precision) -> None:
+    def verify(self, repository: str | os.PathLike[str], variant: Variant) -> None:
         """Compare every file of a variant with its recorded size and sha256.
 
         Raises:
             ManifestError: a file is missing, cut short or changed.
         """
-        variant = self.variant(precision)
         for record in (*variant.text.files, *variant.image.files):
             _verify_file(Path(repository), record)
 
@@ -290,9 +331,14 @@ def manifest_path(model: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.name}.babeltower.json")
 
 
-def tower_folder_name(name: str, modality: Modality, precision: Precision) -> str:
-    """The Triton model of a tower: ``NAME_{text,image}_tower_{precision}``."""
-    return f"{name}_{modality.value}_tower_{precision.value}"
+def variant_name(precision: Precision, engine: str | None = None) -> str:
+    """A variant's key: ``fp32``, or ``int8_openvino`` where the graphs are made for one engine alone."""
+    return precision.value if engine is None else f"{precision.value}_{engine}"
+
+
+def tower_folder_name(name: str, modality: Modality, variant: str) -> str:
+    """The Triton model of a tower: ``NAME_{text,image}_tower_{variant}``."""
+    return f"{name}_{modality.value}_tower_{variant}"
 
 
 def triple(values: Iterable[float]) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.errors import LanguageError
 from runtime.languages import Language, flores_from_code, languages
-from runtime.manifest import Manifest, Precision, TowerFiles, Variant
+from runtime.manifest import Manifest, TowerFiles, Variant
 
 __all__ = ["languages_of_model", "summary_from_model", "text_from_languages", "text_from_summary"]
 
@@ -20,8 +20,8 @@ def summary_from_model(model: str) -> dict[str, Any]:
         ManifestError: there is no such model, or a file does not fit its manifest.
     """
     manifest = Manifest.read(model)
-    for precision in manifest.variants:
-        manifest.verify(Path(model).parent, Precision(precision))
+    for variant in manifest.variants.values():
+        manifest.verify(Path(model).parent, variant)
     return {
         "name": manifest.name,
         "family": manifest.family,
@@ -41,12 +41,14 @@ def summary_from_model(model: str) -> dict[str, Any]:
             "order": manifest.image.order,
         },
         "source": dict(manifest.source),
-        "precisions": {name: _variant_summary(variant) for name, variant in manifest.variants.items()},
+        "variants": {name: _variant_summary(variant) for name, variant in manifest.variants.items()},
     }
 
 
 def _variant_summary(variant: Variant) -> dict[str, Any]:
     return {
+        "precision": variant.precision.value,
+        "engines": list(variant.engines),
         "text_bytes": _size_bytes(variant.text),
         "image_bytes": _size_bytes(variant.image),
         "parity": dict(variant.parity),
@@ -73,7 +75,7 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         "image": "{size[0]}×{size[1]}, {resize}, {interpolation}, {order}".format(**image),
     }
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]
-    for name, variant in summary["precisions"].items():
+    for name, variant in summary["variants"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
         lines.append(f"  {name:<12} {sizes}; files verified")
         lines += [f"  {'':<12} {line}" for line in _parity_lines(variant["parity"])]

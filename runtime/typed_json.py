@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from runtime.errors import ManifestError
@@ -16,7 +17,7 @@ def value_from_json(kind: Any, value: Any, where: str) -> Any:
     """Build ``kind`` from decoded JSON.
 
     Args:
-        kind: A dataclass, ``tuple[…]``, ``Mapping[str, …]``, ``Any`` or a plain type.
+        kind: A dataclass, ``tuple[…]``, ``Mapping[str, …]``, an ``Enum``, ``Any`` or a plain type.
         where: What the value is called in errors.
 
     Raises:
@@ -33,11 +34,21 @@ def value_from_json(kind: Any, value: Any, where: str) -> Any:
         return {k: value_from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Any:
         return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _enum_from_json(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ManifestError(f"{where}: expected {kind.__name__}, found {value!r}.")
     return value
+
+
+def _enum_from_json(kind: type[Enum], value: Any, where: str) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        known = [member.value for member in kind]
+        raise ManifestError(f"{where}: expected one of {known}, found {value!r}.") from None
 
 
 def _dataclass_from_json(kind: Any, value: Any, where: str) -> Any:

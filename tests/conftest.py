@@ -24,10 +24,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(repository: Path) -> Exported:
     """Sample name → REPOSITORY/NAME, exported in FP32 at its first use."""
     from export import repository_from_checkpoint
+    from export.repository import ExportOptions
+
+    options = ExportOptions(captions_per_language=0)
 
     def model_of(name: str) -> Path:
         if not (repository / f"{name}.babeltower.json").is_file():
-            repository_from_checkpoint(CHECKPOINTS / name, repository, name=name)
+            repository_from_checkpoint(CHECKPOINTS / name, repository, name=name, options=options)
         return repository / name
 
     return model_of

@@ -12,17 +12,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bench.comparison import compare_language, compare_retrieval
 from bench.environment import environment
 from bench.language_maps import LanguageMap
 from bench.layouts import LAYOUTS, Captions, ImageBytes, RetrievalSet
-from bench.metrics import Protocol, Relevance, agreement
 from bench.page import page_from_evaluation, write_page
 from bench.published_figures import PUBLISHED, published_figures
-from bench.report import SCHEMA, Direction, Evaluation, Limits, ModelFacts, RetrievalReport
+from bench.report import SCHEMA, Evaluation, ModelFacts, RetrievalReport
 from bench.search import named_searches, sample_searches, turned_searches
-from bench.tables import Order, print_report, progress_bars
-from bench.vectors import TextIndex, Vectors
+from bench.tables import Order, print_report
+from export.progress import progress_bars
+from export.retrieval.comparison import Direction, compare_language, compare_retrieval
+from export.retrieval.metrics import Protocol, Relevance, agreement
+from export.retrieval.vectors import TextIndex, Vectors
+from export.retrieval.verdict import RetrievalLimits
 from runtime.backends import Engine
 from runtime.errors import DatasetError
 from runtime.manifest import Precision
@@ -51,7 +53,7 @@ def small_set() -> RetrievalSet:
     return RetrievalSet("small", images, captions, ("A note.",), "Whose pictures these are.")
 
 
-def evaluation(noise: float = 0.0, *, limits: Limits | None = None) -> Evaluation:
+def evaluation(noise: float = 0.0, *, limits: RetrievalLimits | None = None) -> Evaluation:
     """``noise`` is added to the exported texts."""
     rng = np.random.default_rng(3)
     dataset = small_set()
@@ -93,7 +95,7 @@ def report_of(dataset, reference, exported, limits) -> RetrievalReport:
         unspoken=("tlh",),
         languages=figures,
         images=agreement(reference.images, exported.images),
-        limits=limits or Limits(min_cosine=0.999999, max_recall_drop=0.0, tie_margin=2e-6),
+        limits=limits or RetrievalLimits(0.999999, 0.0, 0.0, 0.0, 2e-6),
         seconds={"exported": 1.0},
         environment=environment(),
         created="2024-01-01T00:00:00+00:00",
@@ -152,7 +154,7 @@ def test_noise_fails_and_the_failures_say_where():
 
 
 def test_noise_within_looser_limits_passes():
-    assert evaluation(noise=0.02, limits=Limits(0.9, 0.2, 2e-6)).report.passed
+    assert evaluation(noise=0.02, limits=RetrievalLimits(0.9, 0.0, 0.2, 0.2, 2e-6)).report.passed
 
 
 @pytest.mark.parametrize(("gap", "passes"), [(1e-7, True), (1e-3, False)])

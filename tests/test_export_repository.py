@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -24,11 +25,13 @@ from export import onnx_graph, repository_from_checkpoint
 from export import repository as repository_module
 from export.cli import app
 from export.onnx_graph import IR_VERSION, OPSET
+from export.repository import ExportOptions
 from runtime import Encoder
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import Manifest, Modality, Precision
 
 SAMPLE = CHECKPOINTS / "capivara"
+QUICK = ExportOptions(texts_per_language=1, captions_per_language=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,13 +78,13 @@ def test_the_manifest_says_what_was_measured(name: str, exported: Exported) -> N
         assert len(figures["languages"]) >= 106
         assert figures["text"]["min_cosine"] >= 0.999999
         assert figures["image"]["max_abs_error"] <= 1e-5
-    manifest.verify(exported(name).parent, Precision.FP32)
+    manifest.verify(exported(name).parent, variant)
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_OVER_BYTES", 1 << 20)
-    done = repository_from_checkpoint(SAMPLE, tmp_path / "repository", name="split", texts_per_language=1)
+    done = repository_from_checkpoint(SAMPLE, tmp_path / "repository", name="split", options=QUICK)
     data = sorted(p.name for p in tmp_path.rglob("*.data"))
     assert data == ["split_image_tower_fp32.data", "split_text_tower_fp32.data"]
     towers = [done.manifest.variants["fp32"].tower(modality) for modality in Modality]
@@ -99,9 +102,9 @@ def test_a_name_is_not_taken_twice(exported: Exported) -> None:
 
 def test_replacing_leaves_one_whole_model(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    first = repository_from_checkpoint(SAMPLE, repository, name="m", texts_per_language=1)
+    first = repository_from_checkpoint(SAMPLE, repository, name="m", options=QUICK)
     second = repository_from_checkpoint(
-        CHECKPOINTS / "altclip", repository, name="m", replace=True, texts_per_language=1
+        CHECKPOINTS / "altclip", repository, name="m", options=replace(QUICK, replace=True)
     )
     assert first.manifest.fingerprint != second.manifest.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["repository"]
@@ -121,8 +124,9 @@ def test_a_model_that_disagrees_is_not_published(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(repository_module, "towers_from_checkpoint", disturbed)
     with pytest.raises(ParityError, match=r"does not agree with PyTorch.*text: error"):
-        repository_from_checkpoint(SAMPLE, tmp_path / "repository", texts_per_language=1)
-    assert list(tmp_path.iterdir()) == []
+        repository_from_checkpoint(SAMPLE, tmp_path / "repository", options=QUICK)
+    kept = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept == ["capivara.fp32.refused.json"]
 
 
 def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +149,7 @@ def test_a_killed_export_publishes_nothing_and_can_be_repeated(tmp_path: Path) -
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(repository.iterdir()) == []
-    repository_from_checkpoint(SAMPLE, repository, name="m", texts_per_language=1)
+    repository_from_checkpoint(SAMPLE, repository, name="m", options=QUICK)
     assert Encoder.open(repository / "m").dim > 0
 
 
@@ -167,11 +171,11 @@ def test_a_changed_file_is_refused(exported: Exported, tmp_path: Path) -> None:
 
 
 def test_the_command_publishes_and_prints_a_record(tmp_path: Path) -> None:
-    options = ["--name", "pt", "--texts-per-language", "1", "--json"]
+    options = ["--name", "pt", "--texts-per-language", "1", "--captions-per-language", "4", "--json"]
     result = CliRunner().invoke(app, ["export", str(SAMPLE), str(tmp_path / "r"), *options])
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert record["parity"]["token_ids_equal"] is True
+    assert record["parity"]["fp32"]["token_ids_equal"] is True
     assert Manifest.read(tmp_path / "r" / "pt").fingerprint == record["fingerprint"]
 
 
@@ -180,7 +184,7 @@ def test_the_command_publishes_and_prints_a_record(tmp_path: Path) -> None:
     [
         (["no-such-folder", "r"], "no checkpoint at"),
         ([str(SAMPLE), "r", "--name", "a/b"], "cannot name a model"),
-        ([str(SAMPLE), "r", "--precision", "int8"], "int8"),
+        ([str(SAMPLE), "r", "--precision", "bf16", "--engine", "onnxruntime"], "bf16 has no form"),
         ([str(SAMPLE), "r", "--context-length", "100000"], "context"),
     ],
 )

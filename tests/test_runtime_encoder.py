@@ -121,7 +121,7 @@ def write_tokenizer(path):
 
 
 def write_tower(repository, modality, precision, model):
-    folder = repository / tower_folder_name("tiny", modality, precision)
+    folder = repository / tower_folder_name("tiny", modality, precision.value)
     (folder / "1").mkdir(parents=True)
     onnx.save(model, folder / "1" / "model.onnx")
     if modality is Modality.TEXT:
@@ -147,7 +147,9 @@ def write_repository(
         text = write_tower(repository, Modality.TEXT, precision, text_graph())
         image = write_tower(repository, Modality.IMAGE, precision, image_graph())
         tokenizer = f"{text.model}/tokenizer.json"
-        variants[precision.value] = Variant(text, image, tokenizer, PARITY, {}, "2026-01-01")
+        variants[precision.value] = Variant(
+            precision, tuple(ENGINES), text, image, tokenizer, PARITY, {}, {}, {}, "2026-01-01"
+        )
     codes = {code: len(WORDS) + i for i, code in enumerate(LANGUAGE_TOKENS)} if language_token else {}
     manifest = Manifest(
         name="tiny",
@@ -395,8 +397,8 @@ def test_a_changed_file_is_found(own_model):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "tensorrt"}, EngineError, "Engine 'tensorrt' is unknown; expected one of"),
-        ({"precision": "fp8"}, EngineError, "Precision 'fp8' is unknown; expected one of"),
+        ({"engine": "tvm"}, EngineError, "Engine 'tvm' is unknown; expected one of"),
+        ({"precision": "int4"}, EngineError, "Precision 'int4' is unknown; expected one of"),
         ({"precision": "fp16"}, ManifestError, "holds no fp16 variant"),
         ({"default_language": "xx"}, LanguageError, "'xx' is unknown"),
     ],

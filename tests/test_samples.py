@@ -12,7 +12,7 @@ from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
 
 from bench.evaluation import Settings, evaluate
 from bench.layouts import read
-from bench.report import Direction
+from export.retrieval.comparison import Direction
 from samples import dataset
 
 MEGABYTE = 1_000_000

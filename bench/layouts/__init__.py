@@ -6,7 +6,7 @@ One file a layout, each a function that reads a ``RetrievalSet``; ``LAYOUTS`` re
 from __future__ import annotations
 
 from bench.layouts.registry import LAYOUTS, ReadOptions, read
-from bench.layouts.retrieval_set import (
+from export.retrieval.sets import (
     CaptionChoice,
     Captions,
     ImageBytes,

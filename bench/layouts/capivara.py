@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.language_maps import LanguageMap, flores_code
 from bench.layouts.lines import json_from_text
-from bench.layouts.retrieval_set import Captions, RetrievalSet, TarSlice, Translator
+from export.retrieval.sets import Captions, RetrievalSet, TarSlice, Translator
 from runtime.errors import DatasetError
 
 __all__ = ["CAPIVARA_LAYOUT", "read_capivara"]

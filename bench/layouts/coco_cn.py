@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.language_maps import LanguageMap, flores_code
 from bench.layouts.lines import json_from_text, text_of
-from bench.layouts.retrieval_set import Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import Captions, ImageFile, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["COCO_CN_LAYOUT", "read_coco_cn"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.language_maps import LanguageMap, flores_code
 from bench.layouts.lines import json_from_text, lines_of
-from bench.layouts.retrieval_set import CaptionChoice, Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import CaptionChoice, Captions, ImageFile, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["CROSSMODAL3600_LAYOUT", "read_crossmodal3600"]

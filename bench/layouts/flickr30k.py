@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.language_maps import LanguageMap, flores_code
 from bench.layouts.lines import lines_of
-from bench.layouts.retrieval_set import Captions, ImageFile, RetrievalSet
 from bench.layouts.xtd import aligned_set, files_by_code
+from export.retrieval.sets import Captions, ImageFile, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = [

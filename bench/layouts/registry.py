@@ -13,8 +13,8 @@ from bench.layouts.coco_cn import read_coco_cn
 from bench.layouts.crossmodal3600 import read_crossmodal3600
 from bench.layouts.emoji import read_emoji
 from bench.layouts.flickr30k import read_flickr30k_200, read_flickr30k_cn, read_flickr30k_cn_val
-from bench.layouts.retrieval_set import CaptionChoice, MissingImages, RetrievalSet, Translator
 from bench.layouts.xtd import read_xtd10, read_xtd200
+from export.retrieval.sets import CaptionChoice, MissingImages, RetrievalSet, Translator
 from runtime.errors import DatasetError
 
 __all__ = ["LAYOUTS", "ReadOptions", "read"]

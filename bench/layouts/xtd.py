@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.language_maps import LanguageMap, flores_code
 from bench.layouts.lines import lines_of, require_length
-from bench.layouts.retrieval_set import Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import Captions, ImageFile, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["XTD10_LAYOUT", "XTD200_LAYOUT", "aligned_set", "files_by_code", "read_xtd10", "read_xtd200"]

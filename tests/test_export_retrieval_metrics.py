@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import metrics
-from bench.metrics import KS, Protocol, Relevance
+from export.retrieval import metrics
+from export.retrieval.metrics import KS, Protocol, Relevance
 
 
 def brute_top(queries, items, k):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bench.layouts import Captions, ImageSource, RetrievalSet
-from bench.metrics import Float, Int
+from export.retrieval.metrics import Float, Int
+from export.retrieval.sets import Captions, ImageSource, RetrievalSet
 from runtime.batching import batches_from_rows, windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, LanguageError, ParityError
@@ -105,6 +105,8 @@ def reference_vectors(
     dim: int,
     pad_id: int,
     progress: Progress,
+    max_batch_tokens: int = _BATCH_TOKENS,
+    batch_images: int = _BATCH_IMAGES,
 ) -> Vectors:
     """Embed with the family's own library, ``dim`` wide.
 
@@ -112,11 +114,13 @@ def reference_vectors(
         ImageError: an image cannot be decoded.
         ParityError: a vector is not finite.
     """
-    texts = _joined(_reference_texts(reference, index, dim, pad_id), index.texts, "PyTorch texts", progress)
-    images = _joined(
-        _reference_images(reference, dataset.images, dim), dataset.images, "PyTorch images", progress
+    texts = _reference_texts(reference, index, dim, pad_id, max_batch_tokens)
+    images = _reference_images(reference, dataset.images, dim, batch_images)
+    return Vectors(
+        _joined(images, dataset.images, "PyTorch images", progress),
+        _joined(texts, index.texts, "PyTorch texts", progress),
+        index,
     )
-    return Vectors(images, texts, index)
 
 
 def exported_vectors(
@@ -134,20 +138,24 @@ def exported_vectors(
     return Vectors(_joined(images, dataset.images, "exported images", progress), texts, index)
 
 
-def _reference_texts(reference: Reference, index: TextIndex, dim: int, pad_id: int) -> Iterator[Float]:
+def _reference_texts(
+    reference: Reference, index: TextIndex, dim: int, pad_id: int, max_batch_tokens: int
+) -> Iterator[Float]:
     for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
         texts, languages = zip(*window, strict=True)
         ids = reference.token_ids(texts, languages)
         rows = [row[: _length(row, pad_id)].tolist() for row in ids]
         vectors: list[tuple[Int, Float]] = []
-        for batch in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=_BATCH_TOKENS):
+        for batch in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=max_batch_tokens):
             vectors.append((batch.positions, reference.text_vectors(batch.input_ids)[dim]))
         order = np.argsort(np.concatenate([positions for positions, _ in vectors]))
         yield np.concatenate([part for _, part in vectors])[order]
 
 
-def _reference_images(reference: Reference, images: Sequence[ImageSource], dim: int) -> Iterator[Float]:
-    for batch in windows(images, _BATCH_IMAGES):
+def _reference_images(
+    reference: Reference, images: Sequence[ImageSource], dim: int, batch_size: int
+) -> Iterator[Float]:
+    for batch in windows(images, batch_size):
         pixels = np.stack([reference.pixels(_decoded(image)) for image in batch])
         yield reference.image_vectors(pixels)[dim]
 

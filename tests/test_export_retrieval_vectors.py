@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from bench import vectors
 from bench.layouts import Captions, ImageBytes, RetrievalSet
-from bench.vectors import TextIndex, exported_vectors, reference_vectors, spoken_part
+from export.retrieval import vectors
+from export.retrieval.vectors import TextIndex, exported_vectors, reference_vectors, spoken_part
 from runtime.errors import ImageError, LanguageError, ParityError
 
 PAD = 1

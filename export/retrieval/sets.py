@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.metrics import Int, Relevance
+from export.retrieval.metrics import Int, Relevance
 from runtime.errors import DatasetError
 
 __all__ = [
@@ -190,6 +190,21 @@ class RetrievalSet:
             )
         kept = tuple(c for c in self.captions if c.code in wanted or c.language in wanted)
         return dataclasses.replace(self, captions=kept)
+
+    def sampled(self, captions_per_language: int, *, seed: int = 0) -> RetrievalSet:
+        """The same images, and that many captions of each language, drawn at random."""
+        random = np.random.default_rng(seed)
+        kept = []
+        for entry in self.captions:
+            rows = np.sort(random.permutation(len(entry.texts))[:captions_per_language]).tolist()
+            kept.append(
+                dataclasses.replace(
+                    entry,
+                    texts=tuple(entry.texts[row] for row in rows),
+                    image_of=tuple(entry.image_of[row] for row in rows),
+                )
+            )
+        return dataclasses.replace(self, captions=tuple(kept))
 
     def with_present_images(self, missing: MissingImages) -> RetrievalSet:
         """The set without absent images and, in every language, without their captions; with a note of it.

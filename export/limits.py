@@ -1,0 +1,71 @@
+"""What a variant must hold against PyTorch to be published; said here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from export.retrieval.verdict import RetrievalLimits
+from runtime.manifest import Precision
+
+__all__ = ["LIMITS", "Limits"]
+
+_TIE_MARGIN = 2e-6
+"""Twice the error of an FP32 score: a sum of about a thousand products of unit vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one precision.
+
+    Attributes:
+        max_abs_error: Of any component of a probe's vector.
+        min_cosine: Of any probe's vector with PyTorch's.
+        max_pixel_error: On the scale 0 to 1.
+        max_row_error: Of any component, between a text alone and the same in a batch.
+        retrieval: On the retrieval set, language by language.
+        accepted_drop: Of recall, a share: what somebody chose to accept beyond the precision's own limits.
+    """
+
+    max_abs_error: float
+    min_cosine: float
+    max_pixel_error: float
+    max_row_error: float
+    retrieval: RetrievalLimits
+    accepted_drop: float | None = None
+
+    def accepting(self, drop: float) -> Limits:
+        """The same, but recall may drop by this share, in the mean and in every language."""
+        retrieval = dataclasses.replace(
+            self.retrieval,
+            max_mean_drop=max(drop, self.retrieval.max_mean_drop),
+            max_recall_drop=max(drop, self.retrieval.max_recall_drop),
+        )
+        return dataclasses.replace(self, retrieval=retrieval, accepted_drop=drop)
+
+    def for_a_sample(self) -> Limits:
+        """The same, where only some of the retrieval set's captions are asked."""
+        return dataclasses.replace(self, retrieval=dataclasses.replace(self.retrieval, sampled=True))
+
+
+_PIXEL = 1 / 255
+
+LIMITS: Mapping[Precision, Limits] = MappingProxyType(
+    {
+        Precision.FP32: Limits(
+            1e-5, 0.999999, _PIXEL, 1e-5, RetrievalLimits(0.999999, 0.999999, 0, 0, _TIE_MARGIN)
+        ),
+        Precision.FP16: Limits(
+            0.02, 0.999, _PIXEL, 2e-3, RetrievalLimits(0.999, 0.9999, 0.015, 0.001, _TIE_MARGIN)
+        ),
+        Precision.BF16: Limits(
+            0.1, 0.98, _PIXEL, 0.02, RetrievalLimits(0.95, 0.998, 0.015, 0.001, _TIE_MARGIN)
+        ),
+        Precision.INT8: Limits(0.3, 0.8, _PIXEL, 1e-6, RetrievalLimits(0.5, 0.98, 0.015, 0.005, _TIE_MARGIN)),
+        Precision.FP8: Limits(0.3, 0.8, _PIXEL, 0.02, RetrievalLimits(0.5, 0.98, 0.015, 0.005, _TIE_MARGIN)),
+    }
+)
+"""Measured on the samples with room to spare, but for recall, which is what is promised. A low precision
+moves a few short, rare texts far; what it may not move is a language's mean."""

@@ -1,0 +1,112 @@
+"""Which limits a variant's retrieval breaks, a sentence each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from export.retrieval.comparison import Comparison, Direction, LanguageFigures
+from export.retrieval.metrics import Agreement
+
+__all__ = ["RetrievalLimits", "retrieval_failures"]
+
+_STANDARD_ERRORS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalLimits:
+    """What an exported model's retrieval must hold against PyTorch's; drops are shares, lower is worse.
+
+    Attributes:
+        min_cosine: Of any text or image with PyTorch's vector of it.
+        min_mean_cosine: The same, mean over a language's texts, or over the images.
+        max_recall_drop: Of recall at any k in any language, in either direction.
+        max_mean_drop: Of recall at 1, mean over the languages, in either direction.
+        tie_margin: A hit that PyTorch itself decides by a smaller difference of scores is a tie: it may turn.
+        sampled: Whether only some of a set's captions were asked. A language's drop is then an estimate, and
+            breaks its limit only when it does so by more than three of its standard errors.
+    """
+
+    min_cosine: float
+    min_mean_cosine: float
+    max_recall_drop: float
+    max_mean_drop: float
+    tie_margin: float
+    sampled: bool = False
+
+
+def retrieval_failures(
+    languages: Sequence[LanguageFigures], images: Agreement, limits: RetrievalLimits
+) -> tuple[str, ...]:
+    """What broke a limit: means first, then languages with the largest drop first; empty where all hold."""
+    worst_first = sorted(languages, key=_largest_drop, reverse=True)
+    return (
+        *_mean_failures(languages, limits),
+        *_cosine_failures("images", images, limits),
+        *(
+            failure
+            for figures in worst_first
+            for failure in (
+                *_cosine_failures(f"texts in {figures.code}", figures.texts, limits),
+                *(f for direction in Direction for f in _recall_failures(figures, direction, limits)),
+            )
+        ),
+    )
+
+
+def _largest_drop(figures: LanguageFigures) -> float:
+    return max(figures.comparison(direction).drop(1) for direction in Direction)
+
+
+def _mean_failures(languages: Sequence[LanguageFigures], limits: RetrievalLimits) -> Iterator[str]:
+    for direction in Direction:
+        chosen = [figures.comparison(direction) for figures in languages]
+        drop = sum(c.drop_beyond_ties(1, limits.tie_margin) for c in chosen) / len(chosen)
+        errors = [_standard_error(c, 1) for c in chosen]
+        allowance = _STANDARD_ERRORS * math.sqrt(sum(e * e for e in errors)) / len(errors)
+        if drop > limits.max_mean_drop + (allowance if limits.sampled else 0.0) + 1e-12:
+            reference, exported = (
+                sum(recall.at[1] for recall in recalls) / len(chosen)
+                for recalls in ([c.reference for c in chosen], [c.exported for c in chosen])
+            )
+            yield (
+                f"mean over {len(chosen)} languages, {direction.value}: R@1 {reference:.4f} → "
+                f"{exported:.4f}; the limit is a drop of at most {limits.max_mean_drop}."
+            )
+
+
+def _cosine_failures(what: str, found: Agreement, limits: RetrievalLimits) -> Iterator[str]:
+    if not found.cosine_min >= limits.min_cosine:
+        yield (
+            f"{what}: cosine {found.cosine_min:.8f} at row {found.worst_row}; "
+            f"the limit is {limits.min_cosine}."
+        )
+    if not found.cosine_mean >= limits.min_mean_cosine:
+        yield f"{what}: mean cosine {found.cosine_mean:.6f}; the limit is {limits.min_mean_cosine}."
+
+
+def _recall_failures(
+    figures: LanguageFigures, direction: Direction, limits: RetrievalLimits
+) -> Iterator[str]:
+    comparison = figures.comparison(direction)
+    strict = limits.max_recall_drop == 0.0
+    broken = []
+    for k in comparison.reference.at:
+        drop = comparison.drop_beyond_ties(k, limits.tie_margin)
+        allowance = (
+            _STANDARD_ERRORS * _standard_error(comparison, k) if limits.sampled and not strict else 0.0
+        )
+        if (abs(drop) if strict else drop) > limits.max_recall_drop + (0.0 if strict else allowance):
+            broken.append(k)
+    if broken:
+        parts = ", ".join(
+            f"R@{k} {comparison.reference.at[k]:.4f} → {comparison.exported.at[k]:.4f}" for k in broken
+        )
+        allowed = "equal recall" if strict else f"a drop of at most {limits.max_recall_drop}"
+        yield f"{figures.code}, {direction.value}: {parts}; the limit is {allowed}, ties aside."
+
+
+def _standard_error(comparison: Comparison, k: int) -> float:
+    """Of a drop that was estimated on a sample of queries: each turned hit is one of them, up or down."""
+    return math.sqrt(sum(t.k == k for t in comparison.turned)) / comparison.reference.n_queries

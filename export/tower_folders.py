@@ -1,0 +1,97 @@
+"""One tower of a variant as a Triton model: its graph, its config, its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.calibration import CalibrationSet
+from export.int8 import Int8Recipe
+from export.onnx_graph import input_names
+from export.towers import Towers, output_name
+from export.triton_config import ModelConfig, check_against_graph, tensors_of_graph
+from export.variants import Form, Making
+from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
+
+__all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
+
+MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
+TOKENIZER = "tokenizer.json"
+
+_GRAPH = "model.onnx"
+
+
+def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, str]:
+    """What a graph says of itself."""
+    return {
+        "babeltower.version": importlib.metadata.version("babeltower"),
+        "babeltower.name": name,
+        "babeltower.family": towers.family,
+        "babeltower.modality": modality.value,
+        "babeltower.precision": "fp32",
+        "babeltower.fingerprint": towers.fingerprint,
+        "babeltower.licence": towers.licence,
+    }
+
+
+def write_tower(
+    towers: Towers,
+    modality: Modality,
+    stage: Path,
+    *,
+    name: str,
+    form: Form,
+    source: Path,
+    calibration: CalibrationSet | None,
+    recipe: Int8Recipe | None,
+) -> tuple[TowerFiles, Mapping[str, Any]]:
+    """Write a Triton model into ``stage``.
+
+    Args:
+        source: The tower's FP32 graph.
+
+    Returns:
+        The tower's files, and how the graph was made.
+
+    Raises:
+        ExportError: the graph could not be made, or the config does not fit it.
+    """
+    folder = stage / tower_folder_name(name, modality, form.key)
+    graph = folder / "1" / _GRAPH
+    graph.parent.mkdir(parents=True)
+    how = form.make(Making(modality, source, graph, f"{folder.name}.data", calibration, recipe))
+    inputs, outputs = tensors_of_graph(graph)
+    config = ModelConfig(
+        name=folder.name,
+        backend=form.opened_by[0].value,
+        max_batch_size=MAX_BATCH_SIZE[modality],
+        inputs=inputs,
+        outputs=outputs,
+        parameters={"babeltower_fingerprint": towers.fingerprint},
+    )
+    check_against_graph(config, graph)
+    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
+    if modality is Modality.TEXT:
+        (folder / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
+    model = onnx.load(str(graph), load_external_data=False)
+    return TowerFiles(
+        model=folder.name,
+        version=1,
+        graph=_GRAPH,
+        inputs=input_names(modality),
+        outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
+        opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
+        ir_version=model.ir_version,
+        max_batch_size=config.max_batch_size,
+        files=tuple(_records(stage, folder)),
+    ), how
+
+
+def _records(stage: Path, folder: Path) -> Iterator[FileRecord]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield record_of_file(stage, path)

@@ -1,0 +1,188 @@
+"""FP32 graph → the graph of a variant: which forms there are, which engines open them, how each is made.
+
+A new form is a row in ``FORMS``. A form that is made for one engine alone carries its name; ``key`` is what
+``runtime.manifest`` calls the variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.activation_ranges import activation_ranges
+from export.bf16 import bf16_from_onnx
+from export.calibration import CalibrationSet
+from export.fp16 import fp16_from_onnx
+from export.graph_files import external_files
+from export.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from runtime.backends import Engine
+from runtime.errors import ExportError
+from runtime.manifest import Modality, Precision, variant_name
+
+__all__ = ["FORMS", "FP32", "Form", "Making", "forms_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """One tower's graph, to be made.
+
+    Attributes:
+        source: The FP32 graph.
+        target: ONNX file to write, its large weights beside it as ``data_name``.
+        calibration: ``None`` where the form needs none.
+        recipe: How to quantise; ``None`` for the engine's default.
+    """
+
+    modality: Modality
+    source: Path
+    target: Path
+    data_name: str
+    calibration: CalibrationSet | None = None
+    recipe: Int8Recipe | None = None
+
+
+Make = Callable[[Making], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kind of variant.
+
+    Attributes:
+        engine: The one engine that the graphs are made for; ``None`` where they are made for any.
+        opened_by: Engines that may open the variant.
+        make: Writes a tower's graph and says how, in plain values.
+    """
+
+    precision: Precision
+    engine: Engine | None
+    opened_by: tuple[Engine, ...]
+    make: Make = field(repr=False)
+    needs_calibration: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the manifest calls the variant."""
+        return variant_name(self.precision, None if self.engine is None else self.engine.value)
+
+
+def forms_for(
+    precisions: Sequence[Precision], engines: Sequence[Engine], *, installed: Sequence[Engine]
+) -> tuple[Form, ...]:
+    """The forms of some precisions for some engines.
+
+    Args:
+        engines: All that are installed and have a form of the precision, if empty.
+        installed: Engines that can be measured here; nothing is published that was not measured.
+
+    Raises:
+        ExportError: no form of a precision is for the engines asked, or the engine is not installed.
+    """
+    if missing := [engine.value for engine in engines if engine not in installed]:
+        raise ExportError(
+            f"Engine {missing[0]} is not installed here, so a variant for it could not be compared with "
+            f"PyTorch. Install it, or name one of {[engine.value for engine in installed]}."
+        )
+    wanted = engines or installed
+    chosen: list[Form] = []
+    for precision in dict.fromkeys(precisions):
+        of_precision = [form for form in FORMS if form.precision is precision]
+        possible = [
+            dataclasses.replace(form, opened_by=opened_by)
+            for form in of_precision
+            if (opened_by := tuple(engine for engine in form.opened_by if engine in wanted))
+        ]
+        if not possible:
+            able = sorted({engine.value for form in of_precision for engine in form.opened_by})
+            raise ExportError(
+                f"{precision.value} has no form for {[engine.value for engine in wanted]}; it has forms for "
+                f"{able}. Install one of these, or choose another precision."
+            )
+        chosen += possible
+    return tuple(chosen)
+
+
+def _fp32(making: Making) -> dict[str, Any]:
+    """The source itself, linked where the disk can."""
+    import onnx_ir
+
+    for source in (making.source, *external_files(onnx_ir.load(making.source))):
+        os.link(
+            source, making.target.parent / (source.name if source != making.source else making.target.name)
+        )
+    return {}
+
+
+def _fp16(making: Making) -> dict[str, Any]:
+    ranges = activation_ranges(making.source, _calibration(making).batches(making.modality))
+    report = fp16_from_onnx(making.source, making.target, data_name=making.data_name, ranges=ranges)
+    return {
+        "half_share": report.half_share,
+        "n_clamps": report.n_clamps,
+        "kept_products": [node.name for node in report.kept_products],
+    }
+
+
+def _bf16(making: Making) -> dict[str, Any]:
+    report = bf16_from_onnx(making.source, making.target, data_name=making.data_name)
+    return {"n_bf16_weights": report.n_weights}
+
+
+def _int8(target: Target) -> Make:
+    def make(making: Making) -> dict[str, Any]:
+        recipe = dataclasses.replace(making.recipe or recipe_for(target), target=target)
+        report = int8_from_onnx(
+            making.source,
+            making.target,
+            data_name=making.data_name,
+            calibration=_calibration(making).batches(making.modality),
+            recipe=recipe,
+        )
+        return _int8_json(report)
+
+    return make
+
+
+def _int8_json(report: Int8Report) -> dict[str, Any]:
+    recipe = report.recipe
+    return {
+        "int8_share": report.share_int8,
+        "n_int8_products": report.n_int8,
+        "kept_products": list(report.kept),
+        "n_smoothed": report.n_smoothed,
+        "method": recipe.method.value,
+        "percentile": recipe.percentile,
+        "smooth": recipe.smooth,
+        "table": recipe.table.value,
+        "activations": recipe.encoding.value,
+    }
+
+
+def _calibration(making: Making) -> CalibrationSet:
+    if making.calibration is None:
+        raise ExportError("This form is calibrated, and no calibration set was given.")
+    return making.calibration
+
+
+_CPU = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+
+FP32 = Form(Precision.FP32, None, _CPU, _fp32)
+
+FORMS: tuple[Form, ...] = (
+    FP32,
+    # OpenVINO computes in fp16 on GPUs alone, and offers it on no CPU that was seen.
+    Form(Precision.FP16, None, (Engine.ONNXRUNTIME,), _fp16, needs_calibration=True),
+    Form(Precision.BF16, Engine.OPENVINO, (Engine.OPENVINO,), _bf16),
+    Form(
+        Precision.INT8,
+        Engine.ONNXRUNTIME,
+        (Engine.ONNXRUNTIME,),
+        _int8(Target.ONNXRUNTIME),
+        needs_calibration=True,
+    ),
+    Form(Precision.INT8, Engine.OPENVINO, (Engine.OPENVINO,), _int8(Target.OPENVINO), needs_calibration=True),
+)
