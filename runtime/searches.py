@@ -142,6 +142,11 @@ def _answers(queries: Sequence[Query], found: Sequence[Sequence[Hit]]) -> tuple[
 
 
 def _require_alone(sources: Sequence[Path], *, dim: int | None, skip_bad: bool) -> None:
+    missing = [str(path) for path in sources if not path.exists()]
+    if missing:
+        raise InputError(
+            f"{missing[0]} does not exist. The last text is looked for; pass more of them as --query LANGUAGE=TEXT."
+        )
     if len(sources) > 1:
         raise InputError(
             f"One of {', '.join(map(str, sources))} holds vectors, which are searched alone: ranks of "

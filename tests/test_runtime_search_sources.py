@@ -137,6 +137,7 @@ def test_another_models_vectors_are_refused_before_anything_is_embedded(
     [
         (["{flat}", "{hnsw}", "gato"], "holds vectors, which are searched alone"),
         (["{flat}", "{gallery}", "gato"], "holds vectors, which are searched alone"),
+        (["{flat}", "cachorro", "gato"], "cachorro does not exist. The last text"),
         (["{flat}", "gato", "--dim", 128], "Leave --dim out"),
         (["{flat}", "gato", "--skip-bad"], "Leave --skip-bad out"),
         (["{flat}", "gato", "--effort", 4], "takes no effort"),

@@ -75,7 +75,7 @@ class Shard:
         if "fingerprint" not in said:
             raise InputError(
                 f"{path} holds no vectors of babeltower: its schema names no fingerprint. "
-                f"Embed it first: babeltower embed REPOSITORY/NAME {path} VECTORS."
+                f"Embed it first: babeltower embed REPOSITORY/NAME {path} --out VECTORS."
             )
         if said.get("version") != _LAYOUT_VERSION:
             raise InputError(

@@ -57,7 +57,7 @@ def _measured(record: IndexRecord) -> list[str]:
     unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates"}[Kind(record.kind)]
     lines = [
         f"recall@{recall.k:<5} against exact search, {recall.n_queries:,} queries ({recall.queries}), "
-        f"{recall.threads} threads"
+        f"{recall.threads} thread{'' if recall.threads == 1 else 's'}"
     ]
     for point in recall.points:
         chosen = "  ← searches use this" if unit and point.effort == record.effort else ""
