@@ -145,7 +145,8 @@ def _require_alone(sources: Sequence[Path], *, dim: int | None, skip_bad: bool) 
     missing = [str(path) for path in sources if not path.exists()]
     if missing:
         raise InputError(
-            f"{missing[0]} does not exist. The last text is looked for; pass more of them as --query LANGUAGE=TEXT."
+            f"{missing[0]} does not exist. Only the last word is taken for a text; pass more texts as "
+            "--query LANGUAGE=TEXT."
         )
     if len(sources) > 1:
         raise InputError(

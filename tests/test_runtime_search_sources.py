@@ -137,7 +137,7 @@ def test_another_models_vectors_are_refused_before_anything_is_embedded(
     [
         (["{flat}", "{hnsw}", "gato"], "holds vectors, which are searched alone"),
         (["{flat}", "{gallery}", "gato"], "holds vectors, which are searched alone"),
-        (["{flat}", "cachorro", "gato"], "cachorro does not exist. The last text"),
+        (["{flat}", "cachorro", "gato"], "cachorro does not exist. Only the last"),
         (["{flat}", "gato", "--dim", 128], "Leave --dim out"),
         (["{flat}", "gato", "--skip-bad"], "Leave --skip-bad out"),
         (["{flat}", "gato", "--effort", 4], "takes no effort"),
@@ -169,7 +169,7 @@ def test_the_summary_of_an_index_says_how_it_was_measured(vectors, tmp_path):
     out = tmp_path / "index"
     result = succeed("index", vectors, "-o", out, "--kind", "hnsw", "--threads", 1, "--effort", 40)
     assert re.search(
-        r"recall@10 +against exact search, 191 queries \(held-out rows\), 1 threads", result.stdout
+        r"recall@10 +against exact search, 191 queries \(held-out rows\), 1 thread\n", result.stdout
     )
     assert re.search(r"40 candidates: [01]\.\d{4}, .* ← searches use this", result.stdout)
     again = invoke("index", vectors, "-o", out)
