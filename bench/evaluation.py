@@ -36,8 +36,8 @@ from export.retrieval.vectors import (
 from export.towers import Towers
 from export.variants import forms_for
 from runtime.backends import Engine
-from runtime.encoder import Encoder
 from runtime.errors import InputError, ManifestError
+from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Precision, manifest_path
 
 __all__ = ["Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
@@ -120,7 +120,7 @@ def evaluate_towers(
     dataset, unspoken = spoken_part(dataset, towers)
     index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
     seconds: dict[str, float] = {}
-    with Encoder.open(
+    with LocalEncoder.from_repository(
         model, engine=settings.engine, precision=settings.precision, threads=settings.threads
     ) as encoder:
         _require_same_space(encoder.manifest, towers, model)

@@ -9,6 +9,8 @@
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not spoken by the tower
     │   └── ImageError         bytes that are no decodable image
+    ├── ServerError            a server cannot be reached, or does not answer as it should
+    │   └── UnansweredError    it went away; names the inputs without an answer, and holds the answers
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, go on, or be written
 
@@ -16,6 +18,12 @@ A message says what failed, what was found against what was expected, and the re
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "BabeltowerError",
@@ -29,6 +37,8 @@ __all__ = [
     "LanguageError",
     "ManifestError",
     "ParityError",
+    "ServerError",
+    "UnansweredError",
 ]
 
 
@@ -74,3 +84,41 @@ class DatasetError(BabeltowerError):
 
 class CorpusError(BabeltowerError):
     """A run over a corpus cannot start, go on, or be written; what is in its journal stays."""
+
+
+class ServerError(BabeltowerError):
+    """A server cannot be reached, or does not answer as it should."""
+
+
+class UnansweredError(ServerError):
+    """The server went away before all inputs were answered; pass those in ``unanswered`` again.
+
+    Attributes:
+        unanswered: Places, in the caller's input, of the inputs that have no answer, ascending.
+        answered: Places of those that have one, ascending; what ``iter_*`` had yielded before is left out.
+        vectors: Theirs: (answered, dim) in the asked encoding.
+    """
+
+    def __init__(
+        self, reason: str, *, unanswered: Sequence[int], answered: Sequence[int], vectors: NDArray[Any]
+    ) -> None:
+        self.reason = reason
+        self.unanswered = tuple(unanswered)
+        self.answered = tuple(answered)
+        self.vectors = vectors
+        super().__init__(
+            f"{reason} {len(self.unanswered)} inputs have no answer: {_ranges(self.unanswered)}; "
+            f"{len(self.answered)} have one. Pass those of .unanswered again when the server is back."
+        )
+
+
+def _ranges(places: Sequence[int]) -> str:
+    """``0-3, 7``; the first few."""
+    ranges: list[list[int]] = []
+    for place in places:
+        if ranges and place == ranges[-1][1] + 1:
+            ranges[-1][1] = place
+        else:
+            ranges.append([place, place])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:8]]
+    return ", ".join(shown) + (f", and {len(ranges) - 8} more ranges" if len(ranges) > 8 else "")

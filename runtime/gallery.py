@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.batching import windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, InputError
-from runtime.image import decode, pixels_from_image
+from runtime.image import ImageSource
 from runtime.search import Hit, Index
 
 __all__ = [
@@ -122,6 +121,13 @@ def image_bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None)
 
 
 @dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is wrong with an image."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a search found, and the messages of the images that it had to leave out."""
 
@@ -176,8 +182,10 @@ def gallery_from_images(
     with ThreadPoolExecutor() as pool:
         for window in windows(images_from_paths(paths), _BATCH_IMAGES):
             decoded = list(pool.map(partial(_decoded, encoder, skip_bad=skip_bad), window))
-            skipped += [problem for problem in decoded if isinstance(problem, str)]
-            good = [(window[i][0], image) for i, image in enumerate(decoded) if not isinstance(image, str)]
+            skipped += [image.message for image in decoded if isinstance(image, _Problem)]
+            good = [
+                (window[i][0], image) for i, image in enumerate(decoded) if not isinstance(image, _Problem)
+            ]
             names += [name for name, _ in good]
             parts.append(encoder.embed_images([image for _, image in good], dim=dim))
     if not names:
@@ -185,13 +193,11 @@ def gallery_from_images(
     return Gallery(Index(tuple(names), np.concatenate(parts), encoder.fingerprint), skipped)
 
 
-def _decoded(encoder: Encoder, item: tuple[str, Path | bytes], *, skip_bad: bool) -> NDArray[np.uint8] | str:
-    """An image in the tower's size, which preprocessing then leaves as it is; or what is wrong with it."""
+def _decoded(encoder: Encoder, item: tuple[str, Path | bytes], *, skip_bad: bool) -> ImageSource | _Problem:
     name, source = item
     try:
-        pixels = pixels_from_image(decode(source, name=name), encoder.manifest.image)
+        return encoder.checked_image(source, name=name)
     except ImageError as error:
         if not skip_bad:
             raise
-        return str(error)
-    return pixels.transpose(1, 2, 0)
+        return _Problem(str(error))

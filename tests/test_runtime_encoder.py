@@ -435,12 +435,6 @@ def test_a_missing_openvino_is_an_error_with_its_remedy(monkeypatch, model):
         encoder.embed_texts(["um"], "pt")
 
 
-@pytest.mark.parametrize("address", ["grpc://localhost:8001/tiny", "http://host/tiny", "https://host/tiny"])
-def test_an_address_is_refused(address):
-    with pytest.raises(EngineError, match="runs models in process"):
-        Encoder.open(address)
-
-
 def test_a_missing_model_is_an_error(model):
     with pytest.raises(ManifestError, match="holds no model named 'other'"):
         Encoder.open(model.with_name("other"))

@@ -14,8 +14,8 @@ import numpy as np
 
 from runtime.backends import Engine
 from runtime.batching import batches_from_rows
-from runtime.encoder import Encoder
 from runtime.errors import BabeltowerError, CorpusError
+from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.text import Text
 
@@ -76,11 +76,11 @@ def n_cores() -> int:
 
 def open_encoder(
     model: str | os.PathLike[str], choice: EngineChoice, language: str | None, *, verify: bool = True
-) -> Encoder:
+) -> LocalEncoder:
     """Open a model as chosen."""
     if choice.engine is None or choice.precision is None:
         raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
-    return Encoder.open(
+    return LocalEncoder.from_repository(
         model,
         engine=choice.engine,
         precision=choice.precision,
@@ -216,7 +216,7 @@ def rows_per_second(model: str | os.PathLike[str], choice: EngineChoice, modalit
         return sum(counts) / (time.perf_counter() - started)
 
 
-def _work(encoder: Encoder, modality: Modality) -> tuple[Callable[[], Any], int]:
+def _work(encoder: LocalEncoder, modality: Modality) -> tuple[Callable[[], Any], int]:
     if modality is Modality.IMAGE:
         size = encoder.manifest.image
         pixels = np.zeros((_IMAGES, 3, size.height, size.width), dtype=np.uint8)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.corpus.prepare import BAD, Batch, Counts, Preparation, Prepared, Slice
 from runtime.corpus.rows import BadRow, Problem, Rows
-from runtime.encoder import Encoder
+from runtime.local import LocalEncoder
 
 __all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]
 
@@ -205,7 +205,7 @@ class _Feed:
 
 
 def embedded_parts(
-    encoder: Encoder,
+    encoder: LocalEncoder,
     preparation: Preparation,
     slices: Iterator[tuple[int, Rows]],
     *,

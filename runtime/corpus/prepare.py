@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from runtime.batching import TokenBatch
 from runtime.corpus.rows import ImageFile, Item, Problem, Rows
-from runtime.encoder import Encoder
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
 from runtime.image import pixels_from_source
 from runtime.languages import flores_from_code
+from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
 from runtime.text import Text
 
@@ -64,7 +64,7 @@ class Batch(Protocol):
     @property
     def counts(self) -> Counts: ...
 
-    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
         """Embed them: float32 (n, dim)."""
 
 
@@ -144,7 +144,7 @@ class _TextBatch:
         n_tokens, padded = int(lengths.sum()), len(lengths) * int(lengths.max())
         return Counts(tokens=n_tokens, padding_tokens=padded - n_tokens)
 
-    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
         return encoder.vectors_from_tokens(self.tokens.batch(self.positions, self.rows, self.pad_id), dim=dim)
 
 
@@ -156,7 +156,7 @@ class TextPreparation:
         max_batch_tokens: Rows × padded length of one run.
     """
 
-    def __init__(self, encoder: Encoder, *, language: str | None, max_batch_tokens: int) -> None:
+    def __init__(self, encoder: LocalEncoder, *, language: str | None, max_batch_tokens: int) -> None:
         self._encoder = encoder
         self._language = language
         self._max_batch_tokens = max_batch_tokens
@@ -264,7 +264,7 @@ class _ImageBatch:
     def counts(self) -> Counts:
         return Counts(images=len(self.pixels))
 
-    def run(self, encoder: Encoder, dim: int) -> NDArray[np.float32]:
+    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
         return encoder.vectors_from_pixels(self.pixels, dim=dim)
 
 

@@ -22,8 +22,8 @@ from runtime.corpus.pipeline import Workers, embedded_parts
 from runtime.corpus.prepare import Counts, ImagePreparation, Preparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat, open_source
-from runtime.encoder import Encoder
 from runtime.errors import CorpusError
+from runtime.local import LocalEncoder
 from runtime.manifest import Modality
 
 __all__ = ["embed_corpus", "preparation_for", "slices_of_source", "workers_for"]
@@ -67,7 +67,9 @@ def embed_corpus(
             journal.close()
 
 
-def _arguments(encoder: Encoder, source: Source, options: Options, choice: EngineChoice) -> dict[str, Any]:
+def _arguments(
+    encoder: LocalEncoder, source: Source, options: Options, choice: EngineChoice
+) -> dict[str, Any]:
     """Everything that decides what is written."""
     return {
         "model": encoder.manifest.name,
@@ -90,7 +92,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
 
 @dataclass(slots=True)
 class _Run:
-    encoder: Encoder
+    encoder: LocalEncoder
     source: Source
     options: Options
     choice: EngineChoice
@@ -235,7 +237,7 @@ def slices_of_source(
             yield part, piece
 
 
-def preparation_for(encoder: Encoder, source: Source, options: Options) -> Preparation:
+def preparation_for(encoder: LocalEncoder, source: Source, options: Options) -> Preparation:
     """What comes before the tower."""
     if source.modality is Modality.TEXT:
         return TextPreparation(encoder, language=options.language, max_batch_tokens=options.max_batch_tokens)

@@ -143,11 +143,13 @@ def search(
         str | None, typer.Option(rich_help_panel=_PAGE, help="Column of a Parquet file that holds the ids.")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE")
-    ] = Engine.ONNXRUNTIME,
+        Engine | None,
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="onnxruntime by default."),
+    ] = None,
     precision: Annotated[
-        Precision, typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_PRECISION")
-    ] = Precision.FP32,
+        Precision | None,
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_PRECISION", help="fp32 by default."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -173,7 +175,7 @@ def search(
     for problem in answers.skipped:
         typer.echo(f"skipped: {problem}", err=True)
     if html is not None:
-        _write_page(html, answers, sources, pictures, id_column, model=encoder.manifest.name)
+        _write_page(html, answers, sources, pictures, id_column, model=encoder.name)
     typer.echo(_json(_as_json(answers)) if as_json else _as_text(answers))
 
 

@@ -1,0 +1,243 @@
+"""The encoder in process: tokenizer, preprocessing and both graphs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Engine
+from runtime.batching import TokenBatch, windows
+from runtime.choices import choice_from_value
+from runtime.embeddings import Encoding, encoded_from_float
+from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
+from runtime.errors import EngineError, InputError
+from runtime.image import ImageSource, decode, pixels_from_image, require_several
+from runtime.manifest import Manifest, Modality, Precision, Variant
+from runtime.text import Text, Tokenizer, TokenRow, texts_with_languages
+from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
+
+__all__ = ["LocalEncoder"]
+
+_WINDOW_TEXTS = 4_096
+"""Texts that are sorted by length together; memory is bounded by this, not by the corpus."""
+
+
+class LocalEncoder(Encoder):
+    """A model opened in process.
+
+    A tower's graph is opened at its first use, so that who embeds only texts never loads the image tower.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        variant: Variant,
+        graphs: GraphOpener,
+        max_pixels: int | None,
+    ) -> None:
+        self.manifest = manifest
+        self._tokenizer = tokenizer
+        self._variant = variant
+        self._graphs = graphs
+        self._max_pixels = max_pixels
+        self._text: TextTower | None = None
+        self._image: ImageTower | None = None
+        self._stats = Stats()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_repository(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        engine: Engine | str | None = None,
+        precision: Precision | str | None = None,
+        threads: int | None = None,
+        default_language: str | None = None,
+        verify: bool = True,
+        provider: str | None = None,
+        max_pixels: int | None = None,
+        instances: int = 1,
+    ) -> LocalEncoder:
+        """Open ``REPOSITORY/NAME``; arguments and errors as of ``Encoder.open``."""
+        chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
+        runs_on = choice_from_value(Engine, Engine.ONNXRUNTIME if engine is None else engine, "Engine")
+        manifest = Manifest.read(model)
+        variant = manifest.variant(chosen, runs_on.value)
+        repository = Path(model).parent
+        if verify:
+            manifest.verify(repository, variant)
+        return cls(
+            manifest,
+            Tokenizer(repository / variant.tokenizer, manifest.text, default_language=default_language),
+            variant,
+            GraphOpener(repository, runs_on, chosen, threads, provider, instances),
+            max_pixels,
+        )
+
+    @property
+    def name(self) -> str:
+        """The manifest's name."""
+        return self.manifest.name
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The full width and the MRL heads'."""
+        return tuple(sorted({*self.manifest.mrl_dims, self.manifest.dim}))
+
+    @property
+    def fingerprint(self) -> str:
+        """The manifest's."""
+        return self.manifest.fingerprint
+
+    @property
+    def stats(self) -> Stats:
+        """Texts, tokens, padding and images so far."""
+        return self._stats
+
+    def iter_texts(
+        self,
+        texts: Iterable[str],
+        language: str | Iterable[str] | None = None,
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    ) -> Iterator[NDArray[Any]]:
+        """See ``Encoder.iter_texts``."""
+        pairs = texts_with_languages(texts, language)
+        output, width = self._output(Modality.TEXT, dim)
+        no_vectors(width, encoding)
+        if max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
+
+        def parts() -> Iterator[NDArray[Any]]:
+            for window in windows(pairs, _WINDOW_TEXTS):
+                vectors, stats = self._text_tower().vectors_from_texts(
+                    window, output=output, dim=width, max_batch_tokens=max_batch_tokens
+                )
+                self._count(stats)
+                yield encoded_from_float(vectors, encoding)
+
+        return parts()
+
+    def iter_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        batch_size: int = 32,
+    ) -> Iterator[NDArray[Any]]:
+        """See ``Encoder.iter_images``."""
+        output, width = self._output(Modality.IMAGE, dim)
+        no_vectors(width, encoding)
+        batches = windows(enumerate(require_several(images)), batch_size)
+
+        def parts() -> Iterator[NDArray[Any]]:
+            for batch in batches:
+                vectors, stats = self._image_tower().vectors_from_images(batch, output=output, dim=width)
+                self._count(stats)
+                yield encoded_from_float(vectors, encoding)
+
+        return parts()
+
+    def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
+        """First stage of texts: token ids, in input order; needs no graph.
+
+        Raises:
+            InputError: a text holds a lone surrogate.
+            LanguageError: a language is missing, unknown, or not spoken by the tower.
+        """
+        return self._tokenizer.rows_from_texts(texts)
+
+    def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
+        """Second stage of texts: one run of the text tower, on the calling thread.
+
+        Returns:
+            float32 (rows, dim), L2-normalised, in the batch's order.
+
+        Raises:
+            InputError: a width that the model does not have.
+            EngineError: the text tower cannot be opened, or failed.
+        """
+        output, width = self._output(Modality.TEXT, dim)
+        return self._text_tower().vectors_from_batch(batch, output=output, dim=width)
+
+    def vectors_from_pixels(
+        self, pixels: NDArray[np.uint8], *, dim: int | None = None
+    ) -> NDArray[np.float32]:
+        """Second stage of images, after ``runtime.image``: one run of the image tower.
+
+        Args:
+            pixels: uint8 (images, 3, height, width).
+
+        Returns:
+            float32 (images, dim), L2-normalised.
+
+        Raises:
+            InputError: a width that the model does not have.
+            EngineError: the image tower cannot be opened, or failed.
+        """
+        output, width = self._output(Modality.IMAGE, dim)
+        return self._image_tower().vectors_from_pixels(pixels, output=output, dim=width)
+
+    def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
+        """See ``Encoder.checked_image``; preprocessing then leaves the image as it is."""
+        image = decode(source, name=name, max_pixels=self._max_pixels)
+        return pixels_from_image(image, self.manifest.image).transpose(1, 2, 0)
+
+    def close(self) -> None:
+        """Release both graphs; what is embedded after this is an EngineError."""
+        with self._lock:
+            self._closed = True
+            for tower in (self._text, self._image):
+                if tower is not None:
+                    tower.close()
+
+    def _text_tower(self) -> TextTower:
+        with self._lock:
+            self._require_open()
+            if self._text is None:
+                backend = self._graphs.open(self._variant.text)
+                self._text = TextTower(self._tokenizer, backend, self.manifest.text.pad_id)
+            return self._text
+
+    def _image_tower(self) -> ImageTower:
+        with self._lock:
+            self._require_open()
+            if self._image is None:
+                backend = self._graphs.open(self._variant.image)
+                decoders = ThreadPoolExecutor(self._graphs.n_threads, "babeltower-decode")
+                self._image = ImageTower(self.manifest.image, backend, decoders, self._max_pixels)
+            return self._image
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineError(
+                f"The encoder of {self.manifest.name} is closed. Open it again with Encoder.open."
+            )
+
+    def _count(self, stats: Stats) -> None:
+        with self._lock:
+            self._stats += stats
+
+    def _output(self, modality: Modality, dim: int | None) -> tuple[str, int]:
+        """Name and width of the output that gives vectors of a width."""
+        outputs = self._variant.tower(modality).outputs
+        width = self.dim if dim is None else dim
+        if width not in self.dims or str(width) not in outputs:
+            raise InputError(
+                f"{self.manifest.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower "
+                "ones are heads of their own: a cut vector is none of them."
+            )
+        return outputs[str(width)], width

@@ -1,0 +1,219 @@
+"""One request at a time: sent again while the server is away, in the same embedding space when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BabeltowerError, EngineError, ImageError, InputError, LanguageError, ServerError
+from runtime.manifest import Modality
+from runtime.remote.options import Connection
+from runtime.remote.payloads import Rows, concatenated
+from runtime.remote.served import Served, front_end_name, require_served, served_from_transport
+from runtime.remote.shared import SharedRegions
+from runtime.remote.tensors import Tensor
+from runtime.remote.transport import Answer, FailedRequestError, Status, Transport
+
+__all__ = ["Caller", "NoAnswerError", "delays_s", "event_loop"]
+
+_FIRST_DELAY_S = 0.05
+_LONGEST_DELAY_S = 2.0
+
+
+class NoAnswerError(ServerError):
+    """A request got no answer, though it may get one later."""
+
+
+def delays_s(random_unit: random.Random) -> Iterator[float]:
+    """Endless waits between tries: 50 ms, doubled up to 2 s, each cut by up to a half at random."""
+    delay = _FIRST_DELAY_S
+    while True:
+        yield delay * (1 - random_unit.random() / 2)
+        delay = min(2 * delay, _LONGEST_DELAY_S)
+
+
+class Caller:
+    """Requests to one model on one server; lives on the event loop."""
+
+    def __init__(self, transport: Transport, connection: Connection, address: str) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._address = address
+        self._slots = asyncio.Semaphore(connection.concurrency)
+        self._regions = SharedRegions(transport) if connection.shared_memory else None
+        self._served: Served | None = None
+        self._versions: dict[str, str] = {}
+        self._sure_of: int | None = None  # the connection whose server was seen to serve this space
+        self._checking = asyncio.Lock()
+        self._random = random.Random()
+
+    async def open(self, name: str) -> Served:
+        """Read what is served; asked once, since whoever opens wants to know at once.
+
+        Raises:
+            ServerError: the server cannot be reached, or does not serve the model.
+        """
+        try:
+            self._served = await served_from_transport(self._transport, name)
+            self._sure_of = self._transport.generation
+        except FailedRequestError as failure:
+            raise _error_of_failure(failure, self._address) from failure
+        return self._served
+
+    async def vectors(self, rows: Rows, *, dim: int) -> NDArray[np.float32]:
+        """Embed the rows of a request.
+
+        Returns:
+            float32 (rows, dim), in order.
+
+        Raises:
+            InputError: the server refuses a row; the message names its place.
+            NoAnswerError: the server was away for too long, or took too long.
+            ServerError: it failed, or serves another embedding space by now.
+        """
+        async with self._slots:
+            waits = delays_s(self._random)
+            give_up_at: float | None = None
+            while True:
+                try:
+                    await self._require_same_space()
+                    return await self._answer(rows, dim)
+                except FailedRequestError as failure:
+                    if failure.status is Status.INVALID_ARGUMENT and len(rows) > 1:
+                        break
+                    if failure.status is not Status.UNAVAILABLE:
+                        raise _error_of_failure(failure, self._address, rows) from failure
+                    self._doubt()
+                    wait = next(waits)
+                    now = time.monotonic()
+                    give_up_at = now + self._connection.retry_for_s if give_up_at is None else give_up_at
+                    if now + wait > give_up_at:
+                        raise _error_of_failure(failure, self._address, rows) from failure
+                    await asyncio.sleep(wait)
+        # The server names no row of a request: each is asked alone, the first that is refused is named.
+        return concatenated([await self.vectors(row, dim=dim) for row in rows.alone()], dim)
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        if self._regions is not None:
+            await self._regions.close()
+        await self._transport.close()
+
+    async def _answer(self, rows: Rows, dim: int) -> NDArray[np.float32]:
+        served = self._known()
+        model = front_end_name(served.name, rows.modality)
+        inputs: dict[str, Tensor] = {**rows.tensors(dim=None if dim == served.dims[-1] else dim)}
+        if self._regions is not None and rows.modality is Modality.IMAGE:
+            async with self._regions.holding(rows.columns["image"]) as images:
+                answer = await self._transport.infer(model, {**inputs, "image": images})
+        else:
+            answer = await self._transport.infer(model, inputs)
+        await self._require_same_release(model, answer)
+        return _checked(answer.vector, model, (len(rows), dim))
+
+    async def _require_same_release(self, model: str, answer: Answer) -> None:
+        """An answer is believed once its server and version are known to be of the same space."""
+        if self._versions.setdefault(model, answer.version) != answer.version:
+            self._versions[model] = answer.version
+            self._doubt()
+        await self._require_same_space()
+
+    def _doubt(self) -> None:
+        self._sure_of = None
+        if self._regions is not None:
+            self._regions.forget()
+
+    async def _require_same_space(self) -> None:
+        while self._sure_of != self._transport.generation:
+            async with self._checking:
+                generation = self._transport.generation
+                if self._sure_of != generation:
+                    self._doubt()
+                    await self._check_space()
+                    self._sure_of = generation
+
+    async def _check_space(self) -> None:
+        known = self._known()
+        found = await served_from_transport(self._transport, known.name)
+        require_served(found, engine=None, precision=None, fingerprint=known.fingerprint)
+        if found.dims != known.dims:
+            raise ServerError(
+                f"{self._address} had the widths {list(known.dims)} and has {list(found.dims)} now: it "
+                "serves another release. Open it again."
+            )
+        self._served = found
+
+    def _known(self) -> Served:
+        if self._served is None:
+            raise EngineError("The caller was not opened.")
+        return self._served
+
+
+def _checked(vector: NDArray[Any], model: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    if vector.dtype != np.float32 or vector.shape != shape:
+        raise ServerError(
+            f"{model} answered {vector.dtype} {vector.shape}; expected float32 {shape}. Its repository and "
+            "its server do not belong together: export the checkpoint again."
+        )
+    if not np.isfinite(vector).all():
+        raise ServerError(f"{model} answered numbers that are not finite. Serve another precision.")
+    return vector
+
+
+_KINDS = {kind.__name__: kind for kind in (InputError, ImageError, LanguageError)}
+
+
+def _error_of_failure(failure: FailedRequestError, address: str, rows: Rows | None = None) -> BabeltowerError:
+    message = failure.message.rstrip()
+    match failure.status:
+        case Status.INVALID_ARGUMENT if rows is not None:
+            return _error_of_refusal(message, rows)
+        case Status.UNAVAILABLE:
+            return NoAnswerError(f"{address} is not available: {message.rstrip('.')}.")
+        case Status.TIMEOUT:
+            return NoAnswerError(f"{address} took too long: {message.rstrip('.')}.")
+        case Status.NOT_FOUND:
+            return ServerError(
+                f"{address} serves no such model: {message.rstrip('.')}. The name is that of a manifest in "
+                "the server's repository, not of a tower."
+            )
+        case Status.REFUSED:
+            return ServerError(
+                f"{address} does not let this client in: {message.rstrip('.')}. Pass Connection(token=...)."
+            )
+    return ServerError(f"{address} failed: {message.rstrip('.')}.")
+
+
+def _error_of_refusal(message: str, rows: Rows) -> InputError:
+    """The error that the same input raises in process, with the input's place in front."""
+    name, _, rest = message.partition(": ")
+    kind = _KINDS.get(name)
+    if kind is None:
+        kind, rest = (ImageError if rows.modality is Modality.IMAGE else InputError), message
+    return kind(f"{rows.modality.value.capitalize()} {rows.places[0]}: {rest}")
+
+
+_loop_lock = threading.Lock()
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The process's loop for remote calls, on a thread of its own.
+
+    One for all encoders: gRPC's asyncio wakes every loop of a process for every answer.
+    """
+    with _loop_lock:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="babeltower-remote", daemon=True).start()
+            _loops[os.getpid()] = loop
+        return loop

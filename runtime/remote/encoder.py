@@ -1,0 +1,303 @@
+"""The encoder of a model on a server; same results and same errors as in process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Engine
+from runtime.choices import choice_from_value
+from runtime.embeddings import Encoding, encoded_from_float
+from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
+from runtime.errors import EngineError, InputError, UnansweredError
+from runtime.image import ImageSource, decode, require_several
+from runtime.manifest import Modality, Precision
+from runtime.remote.calls import Caller, NoAnswerError, event_loop
+from runtime.remote.options import Address, Connection, address_from_text
+from runtime.remote.payloads import (
+    Rows,
+    bytes_from_image,
+    concatenated,
+    rows_from_images,
+    rows_from_texts,
+)
+from runtime.remote.served import Served, require_served
+from runtime.remote.transport import open_transport
+from runtime.text import texts_with_languages
+from runtime.towers import Stats
+
+__all__ = ["RemoteEncoder"]
+
+T = TypeVar("T")
+
+_AHEAD = 2
+"""Requests prepared for each one in flight: a slow one at the front does not idle the rest."""
+
+
+class RemoteEncoder(Encoder):
+    """A model on a server; safe to use from several threads, which share its connection.
+
+    ``stats`` counts texts and images; tokens, padding and truncation are in the server's metrics. A text
+    over the context length is cut there, as in process.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        connection: Connection,
+        caller: Caller,
+        served: Served,
+        default_language: str | None,
+    ) -> None:
+        self.address = address
+        self.served = served
+        self._connection = connection
+        self._caller = caller
+        self._default_language = default_language
+        self._stats = Stats()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        connection: Connection,
+        *,
+        engine: Engine | str | None = None,
+        precision: Precision | str | None = None,
+        default_language: str | None = None,
+    ) -> RemoteEncoder:
+        """Open an address; see ``Encoder.open``."""
+        wanted_engine = None if engine is None else choice_from_value(Engine, engine, "Engine")
+        wanted = None if precision is None else choice_from_value(Precision, precision, "Precision")
+        parsed = address_from_text(address)
+        connection.require_fitting(parsed)
+
+        async def opened() -> tuple[Caller, Served]:
+            caller = Caller(open_transport(parsed, connection), connection, str(parsed))
+            try:
+                served = await caller.open(parsed.name)
+                require_served(
+                    served, engine=wanted_engine, precision=wanted, fingerprint=connection.fingerprint
+                )
+            except BaseException:
+                await caller.close()
+                raise
+            return caller, served
+
+        caller, served = _submitted(opened()).result()
+        encoder = cls(parsed, connection, caller, served, default_language)
+        if default_language is not None:
+            try:
+                encoder.embed_texts(["a"], default_language)  # the server knows its languages
+            except BaseException:
+                encoder.close()
+                raise
+            encoder._stats = Stats()
+        return encoder
+
+    @property
+    def name(self) -> str:
+        """The address's last part."""
+        return self.served.name
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Those that the server says."""
+        return self.served.dims
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the space which is served; every answer is of this space, or an error."""
+        return self.served.fingerprint
+
+    @property
+    def stats(self) -> Stats:
+        """Texts and images that were answered so far."""
+        return self._stats
+
+    def embed_texts(
+        self,
+        texts: Iterable[str],
+        language: str | Sequence[str] | None = None,
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    ) -> NDArray[Any]:
+        """See ``Encoder.embed_texts``."""
+        known = texts if isinstance(texts, (str, bytes)) else list(texts)
+        parts = self.iter_texts(
+            known, language, dim=dim, encoding=encoding, max_batch_tokens=max_batch_tokens
+        )
+        return self._all(parts, len(known), dim, encoding)
+
+    def iter_texts(
+        self,
+        texts: Iterable[str],
+        language: str | Iterable[str] | None = None,
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    ) -> Iterator[NDArray[Any]]:
+        """See ``Encoder.iter_texts``; texts are read as requests get free."""
+        pairs = texts_with_languages(texts, language)
+        width = self._width(dim)
+        no_vectors(width, encoding)
+        if max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
+        per_request = min(self._connection.texts_per_request, self.served.max_batch_sizes[Modality.TEXT])
+        requests = rows_from_texts(pairs, per_request=per_request, default_language=self._default_language)
+        return self._answers(requests, width, encoding)
+
+    def embed_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        batch_size: int = 32,
+    ) -> NDArray[Any]:
+        """See ``Encoder.embed_images``."""
+        known = list(require_several(images))
+        parts = self.iter_images(known, dim=dim, encoding=encoding, batch_size=batch_size)
+        return self._all(parts, len(known), dim, encoding)
+
+    def iter_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        dim: int | None = None,
+        encoding: Encoding | str = Encoding.FLOAT32,
+        batch_size: int = 32,
+    ) -> Iterator[NDArray[Any]]:
+        """See ``Encoder.iter_images``; decoded pixels travel without loss, files as they are."""
+        width = self._width(dim)
+        no_vectors(width, encoding)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+        per_request = min(batch_size, self.served.max_batch_sizes[Modality.IMAGE])
+        requests = rows_from_images(require_several(images), per_request=per_request)
+        return self._answers(requests, width, encoding)
+
+    def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
+        """See ``Encoder.checked_image``; decoded here, and sent as it is."""
+        decode(source, name=name)
+        return bytes_from_image(source, name=name or "")
+
+    def close(self) -> None:
+        """Drop the connection."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        _submitted(self._caller.close()).result()
+
+    def _width(self, dim: int | None) -> int:
+        width = self.dim if dim is None else dim
+        if width not in self.dims:
+            raise InputError(
+                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower ones are "
+                "heads of their own: a cut vector is none of them."
+            )
+        return width
+
+    def _answers(
+        self, requests: Iterator[Rows], dim: int, encoding: Encoding | str
+    ) -> Iterator[NDArray[Any]]:
+        """Answers in order; requests are read no further ahead than the concurrency asks for."""
+        pending: deque[tuple[Rows, Future[NDArray[np.float32]]]] = deque()
+        try:
+            for rows in requests:
+                pending.append((rows, self._asked(rows, dim)))
+                if len(pending) >= _AHEAD * self._connection.concurrency:
+                    yield encoded_from_float(self._first(pending, dim, encoding), encoding)
+            while pending:
+                yield encoded_from_float(self._first(pending, dim, encoding), encoding)
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+    def _asked(self, rows: Rows, dim: int) -> Future[NDArray[np.float32]]:
+        if self._closed:
+            raise EngineError(f"The encoder of {self.address} is closed. Open it again with Encoder.open.")
+        return _submitted(self._caller.vectors(rows, dim=dim))
+
+    def _first(
+        self,
+        pending: deque[tuple[Rows, Future[NDArray[np.float32]]]],
+        dim: int,
+        encoding: Encoding | str,
+    ) -> NDArray[np.float32]:
+        rows, future = pending[0]
+        try:
+            vectors = future.result()
+        except NoAnswerError as error:
+            raise _unanswered(str(error), pending, dim, encoding) from error
+        except CancelledError:
+            raise EngineError(f"The encoder of {self.address} was closed while it embedded.") from None
+        pending.popleft()
+        self._count(rows)
+        return vectors
+
+    def _count(self, rows: Rows) -> None:
+        is_text = rows.modality is Modality.TEXT
+        with self._lock:
+            self._stats += Stats(texts=len(rows)) if is_text else Stats(images=len(rows))
+
+    def _all(
+        self, parts: Iterator[NDArray[Any]], n_inputs: int, dim: int | None, encoding: Encoding | str
+    ) -> NDArray[Any]:
+        """All parts together; if the server goes away, what was answered and what was not, of all inputs."""
+        found = [no_vectors(self._width(dim), encoding)]
+        try:
+            for part in parts:
+                found.append(part)
+        except UnansweredError as error:
+            n_before = sum(map(len, found))
+            answered = [*range(n_before), *error.answered]
+            raise UnansweredError(
+                error.reason,
+                unanswered=sorted(set(range(n_inputs)).difference(answered)),
+                answered=answered,
+                vectors=np.concatenate([*found, error.vectors]),
+            ) from error
+        return np.concatenate(found)
+
+
+def _unanswered(
+    reason: str,
+    pending: Iterable[tuple[Rows, Future[NDArray[np.float32]]]],
+    dim: int,
+    encoding: Encoding | str,
+) -> UnansweredError:
+    """Sort requests in those that have an answer by now, and the others, which are given up."""
+    answered: list[int] = []
+    unanswered: list[int] = []
+    vectors: list[NDArray[np.float32]] = []
+    for rows, future in pending:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            answered += rows.places
+            vectors.append(future.result())
+        else:
+            future.cancel()
+            unanswered += rows.places
+    return UnansweredError(
+        reason,
+        unanswered=unanswered,
+        answered=answered,
+        vectors=encoded_from_float(concatenated(vectors, dim), encoding),
+    )
+
+
+def _submitted(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    return asyncio.run_coroutine_threadsafe(coroutine, event_loop())

@@ -1,0 +1,172 @@
+"""Where a server is, and how to reach it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from runtime.errors import BabeltowerError, InputError
+from runtime.manifest import require_name
+
+__all__ = ["Address", "Connection", "Protocol", "address_from_text"]
+
+
+class Protocol(str, Enum):
+    """What is spoken on the wire."""
+
+    GRPC = "grpc"
+    HTTP = "http"
+
+
+_DEFAULT_PORTS = {Protocol.GRPC: 8001, Protocol.HTTP: 8000}
+_SCHEMES = {
+    "grpc": (Protocol.GRPC, False),
+    "grpcs": (Protocol.GRPC, True),
+    "http": (Protocol.HTTP, False),
+    "https": (Protocol.HTTP, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``SCHEME://HOST:PORT/NAME``; ``prefix`` is the path of a gateway before NAME, HTTP only."""
+
+    protocol: Protocol
+    tls: bool
+    host: str
+    port: int
+    name: str
+    prefix: str = ""
+
+    @property
+    def target(self) -> str:
+        """``HOST:PORT``, with the gateway's path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{self.prefix}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        scheme = self.protocol.value + ("s" if self.tls else "")
+        return f"{scheme}://{self.target}/{self.name}"
+
+
+def address_from_text(text: str) -> Address:
+    """Read ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` ``HOST[:PORT]/NAME``.
+
+    The port is Triton's own by default: 8001 for gRPC, 8000 for HTTP (443 for https).
+
+    Raises:
+        InputError: another scheme, no host, no name, or something that such an address does not have.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in _SCHEMES:
+        raise InputError(f"{text} begins with {parts.scheme}://; expected one of {sorted(_SCHEMES)}.")
+    protocol, tls = _SCHEMES[parts.scheme]
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"{text} has no valid port: {error}.") from None
+    if parts.username is not None or parts.query or parts.fragment:
+        raise InputError(
+            f"{parts.scheme}://{parts.hostname or ''} carries a user, query or fragment; an address is "
+            "SCHEME://HOST:PORT/NAME. Pass secrets as Connection(token=...)."
+        )
+    prefix, _, name = parts.path.rstrip("/").rpartition("/")
+    if not parts.hostname or not name or (prefix and protocol is Protocol.GRPC):
+        raise InputError(f"{text} names no model on a host; expected e.g. grpc://127.0.0.1:8001/NAME.")
+    try:
+        require_name(name)
+    except BabeltowerError as error:
+        raise InputError(str(error)) from None
+    default = 443 if (protocol, tls) == (Protocol.HTTP, True) else _DEFAULT_PORTS[protocol]
+    return Address(protocol, tls, parts.hostname, port or default, name, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach a server.
+
+    Attributes:
+        token: Sent as ``authorization: Bearer TOKEN`` with every request.
+        headers: More headers of every request.
+        ca_file: PEM certificates that the server's is checked with; the system's own by default.
+        certificate_file: The client's own certificate chain (PEM), where the server asks for one.
+        key_file: Its key.
+        timeout_s: Longest time for the answer of one request.
+        retry_for_s: How long a request is sent again while the server is unavailable; 0 gives up at once.
+        concurrency: Requests in flight at once, all threads together.
+        texts_per_request: Texts that travel together; the server batches across requests anyway.
+        fingerprint: The embedding space that the server must serve.
+        shared_memory: Hand images over in system shared memory; the server must be on this machine.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ca_file: str | os.PathLike[str] | None = None
+    certificate_file: str | os.PathLike[str] | None = None
+    key_file: str | os.PathLike[str] | None = None
+    timeout_s: float = 60.0
+    retry_for_s: float = 30.0
+    concurrency: int = 16
+    texts_per_request: int = 16
+    fingerprint: str | None = None
+    shared_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0 or not self.retry_for_s >= 0:
+            raise InputError(
+                f"timeout_s is {self.timeout_s} and retry_for_s {self.retry_for_s}; expected above 0, and 0 "
+                "or more."
+            )
+        if self.concurrency < 1 or self.texts_per_request < 1:
+            raise InputError(
+                f"concurrency is {self.concurrency} and texts_per_request {self.texts_per_request}; "
+                "expected at least 1."
+            )
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise InputError("certificate_file and key_file go together; pass both or none.")
+        for path in self.tls_files:
+            if not path.is_file():
+                raise InputError(f"{path} is not a file; expected PEM.")
+
+    @property
+    def tls_files(self) -> tuple[Path, ...]:
+        """Those that were given."""
+        given = (self.ca_file, self.certificate_file, self.key_file)
+        return tuple(Path(path) for path in given if path is not None)
+
+    def all_headers(self) -> dict[str, str]:
+        """With the token's, in lower case, as gRPC wants them."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.token is not None:
+            headers["authorization"] = f"Bearer {self.token}"
+        return headers
+
+    def require_fitting(self, address: Address) -> None:
+        """Let the options pass or not, for an address.
+
+        Raises:
+            InputError: TLS files without TLS, or shared memory with a server elsewhere.
+        """
+        if self.tls_files and not address.tls:
+            secure = f"{address.protocol.value}s://"
+            raise InputError(f"{address} uses no TLS, but certificate files were given. Use {secure}.")
+        if self.shared_memory and not address.is_loopback:
+            raise InputError(
+                f"{address.host} is not this machine; shared memory needs a server on 127.0.0.1, ::1 or "
+                "localhost."
+            )

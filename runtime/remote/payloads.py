@@ -1,0 +1,131 @@
+"""Texts and images as the tensors of a request, such that the server sees what a caller in process sees."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.batching import windows
+from runtime.cleaning import whole_characters
+from runtime.errors import ImageError
+from runtime.image import ImageSource, decode
+from runtime.manifest import Modality
+from runtime.text import Text
+
+__all__ = ["Rows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
+
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
+"""Modes that a PNG gives back as they were; the others travel as TIFF."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What travels in one request.
+
+    Attributes:
+        places: Where each row stood in the caller's input.
+        columns: The inputs by name, one value a row.
+    """
+
+    modality: Modality
+    places: tuple[int, ...]
+    columns: dict[str, tuple[bytes, ...]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def tensors(self, *, dim: int | None) -> dict[str, NDArray[Any]]:
+        """BYTES (rows, 1) a column, and INT32 (rows, 1) ``dim`` if one is given."""
+        tensors: dict[str, NDArray[Any]] = {}
+        for name, values in self.columns.items():
+            tensors[name] = np.empty((len(values), 1), dtype=np.object_)
+            tensors[name][:, 0] = values
+        if dim is not None:
+            tensors["dim"] = np.full((len(self), 1), dim, dtype=np.int32)
+        return tensors
+
+    def alone(self) -> Iterator[Rows]:
+        """Each row by itself."""
+        for i, place in enumerate(self.places):
+            yield Rows(self.modality, (place,), {name: (v[i],) for name, v in self.columns.items()})
+
+
+def rows_from_texts(
+    texts: Iterable[Text], *, per_request: int, default_language: str | None
+) -> Iterator[Rows]:
+    """Cut texts in requests, lazily.
+
+    Raises:
+        InputError: a text holds a lone surrogate.
+    """
+    for window in windows(texts, per_request):
+        columns = {"text": tuple(whole_characters(t.text, f"Text {t.index}").encode() for t in window)}
+        codes = [default_language if text.language is None else text.language for text in window]
+        given = tuple(whole_characters(code, "A language").encode() for code in codes if code is not None)
+        if len(given) == len(window):
+            columns["language"] = given
+        yield Rows(Modality.TEXT, tuple(text.index for text in window), columns)
+
+
+def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[Rows]:
+    """Cut images in requests, lazily.
+
+    Raises:
+        ImageError: a file that is missing, or an image that cannot be sent as it is.
+    """
+    for window in windows(enumerate(images), per_request):
+        files = tuple(bytes_from_image(image, name=f"{i}") for i, image in window)
+        yield Rows(Modality.IMAGE, tuple(i for i, _ in window), {"image": files})
+
+
+def bytes_from_image(source: ImageSource, *, name: str) -> bytes:
+    """An image file: a caller's own bytes unchanged, decoded pixels without loss.
+
+    Raises:
+        ImageError: missing, empty, no image, or of a mode that no file keeps.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            source = path.read_bytes()
+        except FileNotFoundError:
+            raise ImageError(f"Image {name}, {path}, does not exist.") from None
+        except OSError as error:
+            raise ImageError(f"Image {name} cannot be read: {error}.") from error
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise ImageError(f"Image {name} cannot be decoded: it is empty (0 bytes).")
+        return bytes(source)
+    image = decode(source, name=name)
+    file = io.BytesIO()
+    try:
+        if image.mode in _PNG_MODES:
+            image.save(file, "PNG", compress_level=1)
+        else:
+            image.save(file, "TIFF")
+            _require_same(image, file)
+    except (OSError, ValueError, KeyError) as error:
+        raise ImageError(
+            f"Image {name} is of mode {image.mode}, which cannot be sent without loss ({error}). Convert it "
+            "to RGB first, or pass the bytes of its file."
+        ) from error
+    return file.getvalue()
+
+
+def _require_same(image: Image.Image, file: io.BytesIO) -> None:
+    with Image.open(file) as read:
+        if read.mode != image.mode or read.tobytes() != image.tobytes():
+            raise ValueError(f"a file gives mode {read.mode} back")
+
+
+def concatenated(parts: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:
+    """Parts of one width together; (0, dim) if there are none."""
+    return np.concatenate([np.empty((0, dim), np.float32), *parts])

@@ -1,0 +1,119 @@
+"""What a server says of a model, and whether it is what was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runtime.backends import Engine
+from runtime.errors import EngineError, ServerError
+from runtime.manifest import Modality, Precision
+from runtime.remote.transport import ModelConfig, Transport
+
+__all__ = ["Served", "front_end_name", "require_served", "served_from_transport"]
+
+
+def front_end_name(name: str, modality: Modality) -> str:
+    """The Triton model that takes strings, or image files: ``NAME_text``, ``NAME_image``."""
+    return f"{name}_{modality.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model on a server; both of its front ends say the same.
+
+    ``max_batch_sizes`` are rows of one request.
+    """
+
+    name: str
+    fingerprint: str
+    variant: str
+    precision: str
+    engine: str
+    dims: tuple[int, ...]
+    max_batch_sizes: Mapping[Modality, int]
+
+
+async def served_from_transport(transport: Transport, name: str) -> Served:
+    """Read both front ends' configurations.
+
+    Raises:
+        FailedRequestError: no answer, or no such model.
+        ServerError: front ends that are none of babeltower's, or of two releases.
+    """
+    text, image = await asyncio.gather(
+        *(transport.config(front_end_name(name, modality)) for modality in Modality)
+    )
+    found = _served(name, text, Modality.TEXT), _served(name, image, Modality.IMAGE)
+    if found[0] != found[1]:
+        raise ServerError(
+            f"The front ends of {name} disagree: its texts are of {_description(found[0])}, its images of "
+            f"{_description(found[1])}. Their vectors could not be compared: finish or undo the rollout."
+        )
+    sizes = {Modality.TEXT: max(1, text.max_batch_size), Modality.IMAGE: max(1, image.max_batch_size)}
+    return Served(name, *found[0], max_batch_sizes=sizes)
+
+
+_Facts = tuple[str, str, str, str, tuple[int, ...]]
+
+
+def _served(name: str, config: ModelConfig, modality: Modality) -> _Facts:
+    model = front_end_name(name, modality)
+    facts = {}
+    for fact in ("name", "fingerprint", "variant", "precision", "engine", "dim", "dims"):
+        key = f"babeltower_{fact}"
+        if key not in config.parameters:
+            raise ServerError(
+                f"{model} has no parameter {key}: it is none of babeltower's front ends. Its repository was "
+                "written by an older version, or by hand; export the checkpoint again."
+            )
+        facts[fact] = config.parameters[key]
+    if config.outputs.get("vector") != "TYPE_FP32":
+        raise ServerError(f"{model} has the outputs {dict(config.outputs)}; expected 'vector' of TYPE_FP32.")
+    if facts["name"] != name:
+        raise ServerError(f"{model} says that it belongs to {facts['name']!r}, not to {name!r}.")
+    dims = _dims(facts["dims"], facts["dim"], model)
+    return facts["fingerprint"], facts["variant"], facts["precision"], facts["engine"], dims
+
+
+def _dims(text: str, dim: str, model: str) -> tuple[int, ...]:
+    try:
+        dims = {int(width) for width in text.split(",")} | {int(dim)}
+    except ValueError:
+        raise ServerError(f"{model} has the widths {text!r} and {dim!r}; expected whole numbers.") from None
+    if max(dims) != int(dim) or min(dims) < 1:
+        raise ServerError(f"{model} says that {dim} is the full width of {sorted(dims)}.")
+    return tuple(sorted(dims))
+
+
+def require_served(
+    served: Served, *, engine: Engine | None, precision: Precision | None, fingerprint: str | None
+) -> None:
+    """Let what is served pass or not; what was not asked for is not compared.
+
+    Raises:
+        EngineError: another engine or precision.
+        ServerError: another embedding space.
+    """
+    asked = {
+        "engine": (engine and engine.value, served.engine),
+        "precision": (precision and precision.value, served.precision),
+    }
+    for what, (wanted, found) in asked.items():
+        if wanted is not None and wanted != found:
+            raise EngineError(
+                f"{what} {wanted!r} was asked for; the server runs {served.name} in {served.precision} on "
+                f"{served.engine}. Leave {what} out to take what is served, or serve another variant."
+            )
+    if fingerprint is not None and fingerprint != served.fingerprint:
+        raise ServerError(
+            f"The server's {served.name} embeds into the space {served.fingerprint!r}; expected was "
+            f"{fingerprint!r}. Vectors of the two cannot be compared: serve the other release, or embed "
+            "everything again."
+        )
+
+
+def _description(facts: _Facts) -> str:
+    fingerprint, variant, _, engine, dims = facts
+    return f"space {fingerprint!r} ({variant} on {engine}, widths {list(dims)})"

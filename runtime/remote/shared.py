@@ -1,0 +1,72 @@
+"""System shared memory: the images of a request lie in a region that the server maps, too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+from runtime.remote.tensors import SharedTensor, bytes_from_strings
+from runtime.remote.transport import FailedRequestError, Transport
+
+__all__ = ["SharedRegions"]
+
+_GRANULE_BYTES = 1 << 20
+
+
+class SharedRegions:
+    """Regions that are used again and again, one a request in flight; to be used from one event loop."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._free: list[SharedMemory] = []
+        self._known: set[str] = set()
+
+    @contextlib.asynccontextmanager
+    async def holding(self, files: Sequence[bytes]) -> AsyncIterator[SharedTensor]:
+        """A BYTES tensor (files, 1) in a region, for the time of one request.
+
+        Raises:
+            FailedRequestError: the server cannot map it.
+        """
+        contents = bytes_from_strings(files)
+        region = self._region(len(contents))
+        try:
+            if region.name not in self._known:
+                await self._transport.unregister_shared_memory(region.name)
+                await self._transport.register_shared_memory(region.name, f"/{region.name}", region.size)
+                self._known.add(region.name)
+            np.ndarray((len(contents),), np.uint8, buffer=region.buf)[:] = np.frombuffer(contents, np.uint8)
+            yield SharedTensor(region.name, len(contents), (len(files), 1))
+        finally:
+            self._free.append(region)
+
+    def forget(self) -> None:
+        """The server was lost: a new one knows no region."""
+        self._known.clear()
+
+    async def close(self) -> None:
+        """Release every region that no request holds."""
+        for region in self._free:
+            if region.name in self._known:
+                with contextlib.suppress(FailedRequestError):
+                    await self._transport.unregister_shared_memory(region.name)
+            _release(region)
+        self._free.clear()
+
+    def _region(self, size_bytes: int) -> SharedMemory:
+        for region in self._free:
+            if region.size >= size_bytes:
+                self._free.remove(region)
+                return region
+        rounded = -(-size_bytes // _GRANULE_BYTES) * _GRANULE_BYTES
+        return SharedMemory(f"babeltower-{os.getpid()}-{uuid.uuid4().hex[:12]}", create=True, size=rounded)
+
+
+def _release(region: SharedMemory) -> None:
+    region.close()
+    region.unlink()

@@ -1,0 +1,376 @@
+"""gRPC and HTTP behind one small interface; every failure becomes a ``FailedRequestError``.
+
+Messages are made and sent here rather than by a client library, since those reconnect without a word, and
+behind a new connection may be another server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import EngineError
+from runtime.remote import options
+from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of
+
+__all__ = [
+    "Answer",
+    "FailedRequestError",
+    "GrpcTransport",
+    "HttpTransport",
+    "ModelConfig",
+    "Status",
+    "Transport",
+    "open_transport",
+]
+
+_GRPC_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # gRPC's own wait between two connects grows to two minutes; a server that is back would not be seen.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Channels of one process share connections otherwise, and one would not see that another reconnected.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Status(Enum):
+    """What a failure means to the client; only ``UNAVAILABLE`` is worth another try."""
+
+    UNAVAILABLE = "unavailable"
+    TIMEOUT = "timeout"
+    INVALID_ARGUMENT = "invalid argument"
+    NOT_FOUND = "not found"
+    REFUSED = "not authorised"
+    INTERNAL = "internal error"
+
+
+class FailedRequestError(Exception):
+    """A request that got no answer; never leaves ``runtime.remote``."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        self.status = status
+        self.message = message
+        super().__init__(f"{status.value}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What is used of a model's configuration."""
+
+    parameters: Mapping[str, str]
+    max_batch_size: int
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The output ``vector`` of a request, and the version of the model that answered."""
+
+    vector: NDArray[Any]
+    version: str
+
+
+class Transport(Protocol):
+    """One server; to be used from one event loop."""
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever a connection was replaced: the server may be another one."""
+
+    async def config(self, model: str) -> ModelConfig:
+        """A model's configuration."""
+
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+        """Ask a model for its output ``vector``."""
+
+    async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
+        """Make a region known to the server."""
+
+    async def unregister_shared_memory(self, region: str) -> None:
+        """Make the server forget a region, if it knows it."""
+
+    async def close(self) -> None:
+        """Drop the connection."""
+
+
+def open_transport(address: options.Address, connection: options.Connection) -> Transport:
+    """The transport of an address; nothing is sent yet. Call it on the event loop that will use it.
+
+    Raises:
+        EngineError: the client libraries are not installed.
+    """
+    try:
+        if address.protocol is options.Protocol.GRPC:
+            return GrpcTransport(address, connection)
+        return HttpTransport(address, connection)
+    except ImportError as error:
+        raise EngineError(
+            f"{address.protocol.value}:// needs {error.name}, which is not installed. Run: "
+            "pip install 'babeltower[client]'"
+        ) from error
+
+
+class GrpcTransport:
+    """KServe v2 over gRPC."""
+
+    def __init__(self, address: options.Address, connection: options.Connection) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        self._messages = service_pb2
+        self._timeout_s = connection.timeout_s
+        self._metadata = tuple(connection.all_headers().items())
+        if address.tls:
+            ca, key, chain = (
+                None if path is None else Path(path).read_bytes()
+                for path in (connection.ca_file, connection.key_file, connection.certificate_file)
+            )
+            credentials = grpc.ssl_channel_credentials(ca, key, chain)
+            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_GRPC_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address.target, options=_GRPC_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._generation = 0
+        self._watching = asyncio.ensure_future(self._watch())
+
+    @property
+    def generation(self) -> int:
+        """See ``Transport``."""
+        return self._generation
+
+    async def config(self, model: str) -> ModelConfig:
+        """See ``Transport``."""
+        request = self._messages.ModelConfigRequest(name=model)
+        config = (await self._call(self._stub.ModelConfig, request)).config
+        datatype = config.DESCRIPTOR.fields_by_name["output"].message_type.fields_by_name["data_type"]
+        names = datatype.enum_type.values_by_number
+        return ModelConfig(
+            parameters={key: value.string_value for key, value in config.parameters.items()},
+            max_batch_size=config.max_batch_size,
+            outputs={output.name: names[output.data_type].name for output in config.output},
+        )
+
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+        """See ``Transport``."""
+        request = self._messages.ModelInferRequest(model_name=model, model_version=version)
+        for name, tensor in inputs.items():
+            given = request.inputs.add(name=name, datatype=datatype_of(tensor), shape=tensor.shape)
+            if isinstance(tensor, SharedTensor):
+                given.parameters["shared_memory_region"].string_param = tensor.region
+                given.parameters["shared_memory_byte_size"].int64_param = tensor.size_bytes
+            else:
+                request.raw_input_contents.append(bytes_from_tensor(tensor))
+        response = await self._call(self._stub.ModelInfer, request)
+        for output, contents in zip(response.outputs, response.raw_output_contents, strict=False):
+            if output.name == "vector":
+                vector = _array(contents, output.datatype, tuple(output.shape))
+                return Answer(vector, response.model_version)
+        raise FailedRequestError(Status.INTERNAL, "the answer holds no output 'vector'")
+
+    async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
+        """See ``Transport``."""
+        request = self._messages.SystemSharedMemoryRegisterRequest(name=region, key=key, byte_size=size_bytes)
+        await self._call(self._stub.SystemSharedMemoryRegister, request)
+
+    async def unregister_shared_memory(self, region: str) -> None:
+        """See ``Transport``."""
+        request = self._messages.SystemSharedMemoryUnregisterRequest(name=region)
+        await self._call(self._stub.SystemSharedMemoryUnregister, request)
+
+    async def close(self) -> None:
+        """See ``Transport``."""
+        self._watching.cancel()
+        await self._channel.close()
+
+    async def _watch(self) -> None:
+        import grpc
+
+        state = self._channel.get_state()
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            await self._channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._generation += 1
+            state = self._channel.get_state()
+
+    async def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        import grpc
+
+        try:
+            return await method(request, metadata=self._metadata, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            status = _GRPC_STATUSES.get(error.code().name, Status.INTERNAL)
+            raise FailedRequestError(status, error.details() or error.code().name) from error
+
+
+_GRPC_STATUSES = {
+    "UNAVAILABLE": Status.UNAVAILABLE,
+    "DEADLINE_EXCEEDED": Status.TIMEOUT,
+    "INVALID_ARGUMENT": Status.INVALID_ARGUMENT,
+    "NOT_FOUND": Status.NOT_FOUND,
+    "UNAUTHENTICATED": Status.REFUSED,
+    "PERMISSION_DENIED": Status.REFUSED,
+}
+
+
+class HttpTransport:
+    """KServe v2 over HTTP, tensors in binary."""
+
+    def __init__(self, address: options.Address, connection: options.Connection) -> None:
+        import aiohttp
+
+        self._url = f"{'https' if address.tls else 'http'}://{address.target}/v2"
+        self._timeout_s = connection.timeout_s
+        self._generation = 0
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(self._connected)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=connection.concurrency + 1, ssl=_ssl_context(connection) if address.tls else True
+            ),
+            headers=connection.all_headers(),
+            timeout=aiohttp.ClientTimeout(total=connection.timeout_s),
+            trace_configs=[trace],
+            trust_env=False,
+        )
+
+    @property
+    def generation(self) -> int:
+        """See ``Transport``; the pool's growth counts, too: behind a balancer each may be another server."""
+        return self._generation
+
+    async def config(self, model: str) -> ModelConfig:
+        """See ``Transport``."""
+        config = json.loads((await self._call("GET", f"models/{quote(model)}/config"))[0])
+        return ModelConfig(
+            parameters={k: v.get("string_value", "") for k, v in config.get("parameters", {}).items()},
+            max_batch_size=config.get("max_batch_size", 0),
+            outputs={output["name"]: output["data_type"] for output in config.get("output", [])},
+        )
+
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+        """See ``Transport``."""
+        described, contents = [], []
+        for name, tensor in inputs.items():
+            if isinstance(tensor, SharedTensor):
+                parameters: dict[str, Any] = {
+                    "shared_memory_region": tensor.region,
+                    "shared_memory_byte_size": tensor.size_bytes,
+                }
+            else:
+                contents.append(bytes_from_tensor(tensor))
+                parameters = {"binary_data_size": len(contents[-1])}
+            described.append(
+                {
+                    "name": name,
+                    "datatype": datatype_of(tensor),
+                    "shape": list(tensor.shape),
+                    "parameters": parameters,
+                }
+            )
+        wanted = [{"name": "vector", "parameters": {"binary_data": True}}]
+        head = json.dumps({"inputs": described, "outputs": wanted}).encode()
+        path = f"models/{quote(model)}{f'/versions/{version}' if version else ''}/infer"
+        answer, n_head = await self._call("POST", path, b"".join([head, *contents]), len(head))
+        return _answer_from_body(answer, n_head)
+
+    async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
+        """See ``Transport``."""
+        body = json.dumps({"key": key, "offset": 0, "byte_size": size_bytes}).encode()
+        await self._call("POST", f"systemsharedmemory/region/{quote(region)}/register", body)
+
+    async def unregister_shared_memory(self, region: str) -> None:
+        """See ``Transport``."""
+        await self._call("POST", f"systemsharedmemory/region/{quote(region)}/unregister")
+
+    async def close(self) -> None:
+        """See ``Transport``."""
+        await self._session.close()
+
+    async def _connected(self, *_: Any) -> None:
+        self._generation += 1
+
+    async def _call(
+        self, method: str, path: str, body: bytes | None = None, n_head: int | None = None
+    ) -> tuple[bytes, int | None]:
+        """The body of the answer, and how much of it is JSON if not all."""
+        import aiohttp
+
+        headers = {} if n_head is None else {"Inference-Header-Content-Length": str(n_head)}
+        try:
+            async with self._session.request(
+                method, f"{self._url}/{path}", data=body, headers=headers, allow_redirects=False
+            ) as response:
+                answer = await response.read()
+                head = response.headers.get("Inference-Header-Content-Length")
+                status = response.status
+        except asyncio.TimeoutError as error:
+            raise FailedRequestError(Status.TIMEOUT, f"no answer within {self._timeout_s} s") from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as error:
+            raise FailedRequestError(Status.UNAVAILABLE, str(error) or type(error).__name__) from error
+        except aiohttp.ClientError as error:
+            raise FailedRequestError(Status.INTERNAL, str(error) or type(error).__name__) from error
+        if status != 200:
+            raise FailedRequestError(_HTTP_STATUSES.get(status, Status.INTERNAL), _reason(status, answer))
+        return answer, None if head is None else int(head)
+
+
+_HTTP_STATUSES = {
+    400: Status.INVALID_ARGUMENT,
+    401: Status.REFUSED,
+    403: Status.REFUSED,
+    404: Status.NOT_FOUND,
+    502: Status.UNAVAILABLE,
+    503: Status.UNAVAILABLE,
+    504: Status.TIMEOUT,
+}
+
+
+def _reason(status: int, answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {status}" + (f", {answer[:200].decode(errors='replace').strip()}" if answer else "")
+
+
+def _answer_from_body(body: bytes, n_head: int | None) -> Answer:
+    try:
+        head = json.loads(body if n_head is None else body[:n_head])
+        (output,) = (output for output in head["outputs"] if output["name"] == "vector")
+        size_bytes = output["parameters"]["binary_data_size"]
+        contents = body[len(body) if n_head is None else n_head :][:size_bytes]
+        vector = _array(contents, output["datatype"], tuple(output["shape"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FailedRequestError(
+            Status.INTERNAL, f"the answer is none of the protocol's ({type(error).__name__}: {error})"
+        ) from error
+    return Answer(vector, str(head.get("model_version", "")))
+
+
+def _array(contents: bytes, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if datatype != "FP32":
+        raise FailedRequestError(Status.INTERNAL, f"'vector' is of type {datatype}; expected FP32")
+    if len(contents) != 4 * int(np.prod(shape)):
+        raise FailedRequestError(Status.INTERNAL, f"'vector' has {len(contents)} bytes for shape {shape}")
+    return np.frombuffer(contents, dtype="<f4").reshape(shape)
+
+
+def _ssl_context(connection: options.Connection) -> ssl.SSLContext:
+    context = ssl.create_default_context(
+        cafile=None if connection.ca_file is None else str(connection.ca_file)
+    )
+    if connection.certificate_file is not None and connection.key_file is not None:
+        context.load_cert_chain(str(connection.certificate_file), str(connection.key_file))
+    return context
