@@ -223,6 +223,7 @@ class GrpcTransport:
 
 _GRPC_STATUSES = {
     "UNAVAILABLE": Status.UNAVAILABLE,
+    "CANCELLED": Status.UNAVAILABLE,  # by a server that stops; what the client cancels is never looked at
     "DEADLINE_EXCEEDED": Status.TIMEOUT,
     "INVALID_ARGUMENT": Status.INVALID_ARGUMENT,
     "NOT_FOUND": Status.NOT_FOUND,
