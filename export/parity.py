@@ -83,17 +83,17 @@ class ParityReport:
         return figures
 
     def violations(self) -> list[str]:
-        """Which limits do not hold, and where; empty if all do."""
+        """Which limits do not hold, and where; retrieval first, its worst languages ahead. Empty if all do."""
         found = [] if self.token_ids_equal else ["token ids differ from the reference tokenizer's"]
         if not self.max_pixel_error <= self.limits.max_pixel_error + 1e-6:
             found.append(
                 f"pixels differ by {self.max_pixel_error:.5f} (limit {self.limits.max_pixel_error:.5f})"
             )
-        for engine, figures in self.engines.items():
-            found += [f"{engine}: {fault}" for fault in self._faults_of_engine(figures)]
         for engine, retrieval in self.retrieval.items():
             faults = retrieval_failures(retrieval.languages, retrieval.images, self.limits.retrieval)
             found += [f"{engine}: {fault}" for fault in faults]
+        for engine, figures in self.engines.items():
+            found += [f"{engine}: {fault}" for fault in self._faults_of_engine(figures)]
         return found
 
     def _faults_of_engine(self, figures: EngineFigures) -> Iterator[str]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from sample_models import CHECKPOINTS, NAMES, Exported
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
 from export.cli import app
+from export.clipping import ClipMethod
+from export.int8 import Int8Recipe, Target
 from export.limits import LIMITS
 from export.repository import ExportOptions, installed_engines
 from export.retrieval.sample_set import sample_retrieval_set
@@ -123,25 +124,24 @@ def test_a_precision_opens_on_the_engines_it_was_measured_on_alone(lowered: Expo
         Manifest.read(model).variant(Precision.INT8)
 
 
-def test_int8_calibrated_on_noise_is_refused_and_the_report_kept(tmp_path: Path) -> None:
-    noise = tmp_path / "noise"
-    noise.mkdir()
-    grey = Image.fromarray(np.full((64, 64, 3), 128, np.uint8))
-    for i in range(4):
-        grey.save(noise / f"{i}.png")
-    repository = tmp_path / "repository"
+def test_an_unfit_int8_is_refused_and_the_report_names_the_worst_languages(tmp_path: Path) -> None:
+    clipped = Int8Recipe(target=Target.OPENVINO, method=ClipMethod.PERCENTILE, percentile=90)
     options = replace(FEW, forms=forms_for([Precision.INT8], [Engine.OPENVINO], installed=CPU))
-    with pytest.raises(ParityError, match=r"int8_openvino does not agree .*mean over 10\d languages"):
+    with pytest.raises(ParityError, match=r"int8_openvino does not agree .*mean over 106 languages"):
         repository_from_checkpoint(
-            CHECKPOINTS / "capivara",
-            repository,
-            name="m",
-            options=replace(options, calibration=noise),
+            CHECKPOINTS / "capivara", tmp_path, name="m", options=replace(options, recipe=clipped)
         )
-    record = json.loads((repository / "m.int8_openvino.refused.json").read_text())
-    assert len(record["violations"]) > 20
-    assert any("_" in violation and "R@1" in violation for violation in record["violations"])
-    assert sorted(path.name for path in repository.iterdir()) == ["m.int8_openvino.refused.json"]
+    record = json.loads((tmp_path / "m.int8_openvino.refused.json").read_text())
+    worst = [
+        violation for violation in record["violations"] if "_to_" in violation and "mean" not in violation
+    ]
+    assert len(worst) > 10
+    (figures,) = record["retrieval"].values()
+    sides = figures["languages"].items()
+    drops = {code: entry["text_to_image"] for code, entry in sides}
+    first = worst[0].split(": ")[1].split(",")[0]
+    assert drops[first]["reference"]["1"] - drops[first]["exported"]["1"] > 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.int8_openvino.refused.json"]
 
 
 def test_one_refused_variant_does_not_keep_the_others_back(
