@@ -83,7 +83,7 @@ class ParityReport:
         return figures
 
     def violations(self) -> list[str]:
-        """Which limits do not hold, and where; retrieval first, its worst languages ahead. Empty if all do."""
+        """Which limits do not hold, and where; retrieval first, its worst languages ahead."""
         found = [] if self.token_ids_equal else ["token ids differ from the reference tokenizer's"]
         if not self.max_pixel_error <= self.limits.max_pixel_error + 1e-6:
             found.append(
