@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from runtime.errors import ImageError, InputError
-from runtime.image import decode, pixels_from_image, require_several
+from runtime.image import decode, pixels_from_image, pixels_from_source, require_several
+from runtime.jpeg import image_from_jpeg
 from runtime.manifest import ImagePreprocessing
 
 RNG = np.random.default_rng(7)
@@ -275,3 +276,63 @@ def test_a_callers_image_stays_open(tmp_path):
 def test_a_single_image_is_not_several(single):
     with pytest.raises(InputError, match="pass a list of images"):
         require_several(single)
+
+
+def jpegs():
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        for size in ((640, 480), (480, 640), (97, 75), (1, 1), (16, 1), (3, 200)):
+            for options in (
+                {"quality": 60},
+                {"quality": 95},
+                {"progressive": True},
+                {"restart_marker_rows": 1},
+            ):
+                yield saved(scene(*size), "JPEG", subsampling=subsampling, **options)
+
+
+def test_the_fast_jpeg_decoder_gives_pillows_pixels():
+    pytest.importorskip("simplejpeg")
+    for data in jpegs():
+        found = image_from_jpeg(data)
+        assert found is not None
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize("name", ["jpeg-grey", "jpeg-cmyk", "png", "webp"])
+def test_what_the_fast_jpeg_decoder_leaves_to_pillow(name):
+    assert image_from_jpeg(FILES[name]()) is None
+
+
+def test_a_damaged_jpeg_is_an_error_on_the_fast_path_too():
+    data = saved(scene(640, 480), "JPEG")
+    for cut in (10, 200, len(data) // 2, len(data) - 30):
+        with pytest.raises(ImageError):
+            pixels_from_source(data[:cut], preprocessing())
+    with pytest.raises(ImageError, match="limit is 100"):
+        pixels_from_source(data, preprocessing(), max_pixels=100)
+
+
+@pytest.mark.parametrize("changes", [{}, {"interpolation": "bilinear"}, {"resize": "squash"}, {"height": 48}])
+def test_pixels_from_a_source_equal_those_from_its_image(file_bytes, changes):
+    expected = pixels_from_image(decode(file_bytes), preprocessing(**changes))
+    np.testing.assert_array_equal(pixels_from_source(file_bytes, preprocessing(**changes)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("seed", range(8))
+def test_resizing_pass_by_pass_changes_no_pixel(mode, interpolation, seed):
+    random = np.random.default_rng(seed)
+    for _ in range(6):
+        width, height = (int(side) for side in random.integers(1, 700, 2))
+        if random.random() < 0.5:  # about the limit between the two orders of Pillow's passes
+            height = max(1, int(width * random.uniform(0.9, 1.7)))
+        side = int(random.integers(1, 230))
+        image = Image.fromarray(noise(width, height)).convert(mode)
+        short = min(width, height)
+        size = (side, int(side * height / width)) if width == short else (int(side * width / height), side)
+        resized = image.resize(size, getattr(Image.Resampling, interpolation.upper()))
+        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        expected = np.asarray(resized.crop((left, top, left + side, top + side)).convert("RGB"))
+        found = pixels_from_image(image, preprocessing(height=side, width=side, interpolation=interpolation))
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), expected)
