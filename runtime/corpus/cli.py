@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,13 @@ from runtime.manifest import Precision
 __all__ = ["embed"]
 
 _SOURCE, _TOWER, _OUTPUT, _SCALE = "Source", "Tower", "Output", "Scale and watch"
+
+
+class Runner(str, Enum):
+    """Where the work is done."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def embed(
@@ -107,6 +115,12 @@ def embed(
             metavar="I/N", rich_help_panel=_SCALE, help="Do every N-th part, from the I-th (0…) on."
         ),
     ] = "0/1",
+    runner: Annotated[
+        Runner, typer.Option(rich_help_panel=_SCALE, help="This process, or Ray Data on a cluster.")
+    ] = Runner.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_SCALE, help="Actors of Ray; one a core by default.")
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Serve Prometheus metrics.")
     ] = None,
@@ -117,6 +131,8 @@ def embed(
     Run the same command again after anything that stopped it: it goes on, and the output is the same.
     Rows that cannot be embedded are in OUT/bad-rows, each with its reason.
     """
+    if engine == "ray":  # an engine of the run, not of the tower
+        engine, runner = None, Runner.RAY
     from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
     from runtime.corpus.metrics import metrics_served
     from runtime.corpus.progress import progress_bar, summary_of_run
@@ -136,7 +152,12 @@ def embed(
         npy=npy,
     )
     with metrics_served(metrics_port) as watcher, progress_bar(inner=watcher) as (_, shown):
-        record = embed_corpus(model, source, out, options, watcher=shown)
+        execute = None
+        if runner is Runner.RAY:
+            from runtime.corpus.ray_runner import ray_executor
+
+            execute = ray_executor(workers)
+        record = embed_corpus(model, source, out, options, watcher=shown, execute=execute)
     if as_json:
         data = {**dataclasses.asdict(record), "padding_share": record.padding_share}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
@@ -151,7 +172,7 @@ def _engine(name: str | None) -> Engine | None:
         return Engine(name)
     except ValueError:
         known = [engine.value for engine in Engine]
-        raise InputError(f"Engine {name!r} is unknown; expected one of {known} or auto.") from None
+        raise InputError(f"Engine {name!r} is unknown; expected one of {known}, auto, or ray.") from None
 
 
 def _shard(text: str) -> tuple[int, int]:

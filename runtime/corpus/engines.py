@@ -167,9 +167,9 @@ def _candidates(choice: EngineChoice, model: str | os.PathLike[str]) -> list[Eng
 def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:
     """Every precision with each engine that may open it."""
     return [
-        (Precision(name), engine)
-        for name in manifest.variants
-        for engine in (Engine.ONNXRUNTIME, Engine.OPENVINO)
+        (variant.precision, Engine(engine))
+        for variant in manifest.variants.values()
+        for engine in variant.engines
     ]
 
 

@@ -7,28 +7,25 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from runtime.corpus.atomic import write_atomically
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, n_cores, open_encoder
+from runtime.corpus.job import Executor, Job, parts_in_process
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartWriter
-from runtime.corpus.pipeline import Workers, embedded_parts
-from runtime.corpus.prepare import Counts, ImagePreparation, Preparation, TextPreparation
-from runtime.corpus.rows import Rows, slices_from_rows
-from runtime.corpus.sources import NumberedRows, Source, SourceFormat, open_source
+from runtime.corpus.prepare import Counts
+from runtime.corpus.sources import Source, open_source
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
-from runtime.manifest import Modality
 
-__all__ = ["embed_corpus", "preparation_for", "slices_of_source", "workers_for"]
+__all__ = ["embed_corpus"]
 
-IMAGES_PER_SLICE = 16
 _ROWS_BEFORE_JUDGING = 1_000
 """Rows after which the share of bad ones may stop a run; at its end it is judged in any case."""
 
@@ -40,6 +37,7 @@ def embed_corpus(
     options: Options | None = None,
     *,
     watcher: Watcher | None = None,
+    execute: Executor | None = None,
 ) -> RunRecord:
     """Embed a corpus into a folder; the same call goes on where an interrupted one stopped.
 
@@ -47,6 +45,7 @@ def embed_corpus(
         model: ``REPOSITORY/NAME``, or the address of a server that has it.
         source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
         out: Folder of the output.
+        execute: Where the work is done; on threads of this process by default.
 
     Raises:
         CorpusError: the folder belongs to a run with other arguments, the disk is full, or too
@@ -62,7 +61,18 @@ def embed_corpus(
         arguments = _arguments(encoder, opened, options, choice)
         journal = Journal(folder, options.shard, arguments)
         try:
-            return _Run(encoder, opened, options, choice, journal, arguments, folder, watcher).record()
+            job = Job(
+                os.fspath(model),
+                encoder,
+                opened,
+                options,
+                choice,
+                int(arguments["dim"]),
+                lambda part: options.shard.has(part) and part not in journal.done,
+                watcher.observe,
+            )
+            run = _Run(job, journal, arguments, folder, watcher, execute or parts_in_process)
+            return run.record()
         finally:
             journal.close()
 
@@ -92,24 +102,21 @@ def _arguments(
 
 @dataclass(slots=True)
 class _Run:
-    encoder: LocalEncoder
-    source: Source
-    options: Options
-    choice: EngineChoice
+    job: Job
     journal: Journal
     arguments: Mapping[str, Any]
     folder: Path
     watcher: Watcher
-    this_run: Counts = field(default_factory=Counts)
+    execute: Executor
 
     def record(self) -> RunRecord:
         before = set(self.journal.done)
         started, cpu_started = time.perf_counter(), _cpu_seconds()
         done_before = sum(record.rows for record in self.journal.done.values())
-        self.watcher.started(self.source, self.choice, self._rows_in_all(), done_before)
+        self.watcher.started(self.job.source, self.job.choice, self._rows_in_all(), done_before)
         if not self._is_finished():
             writer = self._writer()
-            writer.remove_unfinished(self.options.shard.has)
+            writer.remove_unfinished(self.job.options.shard.has)
             self._write(writer)
         self._judge(at_end=True)
         done = self.journal.done
@@ -118,8 +125,8 @@ class _Run:
             kinds.update(part.bad_kinds)
         record = RunRecord(
             arguments=self.arguments,
-            source=self.source.name,
-            engine=asdict(self.choice),
+            source=self.job.source.name,
+            engine=asdict(self.job.choice),
             total=sum((_counts(part) for part in done.values()), Counts()),
             this_run=sum((_counts(part) for number, part in done.items() if number not in before), Counts()),
             bad_kinds=dict(sorted(kinds.items())),
@@ -142,55 +149,40 @@ class _Run:
                 name: str(arguments[name])
                 for name in ("model", "precision", "engine", "fingerprint", "dim", "encoding", "modality")
             },
-            "source": self.source.name,
+            "source": self.job.source.name,
         }
         return PartWriter(
             self.folder,
-            self.source.id_type,
-            self.options.encoding,
+            self.job.source.id_type,
+            self.job.options.encoding,
             {f"babeltower.{name}": value for name, value in metadata.items()},
-            self.options.npy,
+            self.job.options.npy,
         )
 
-    def _pending(self, part: int) -> bool:
-        return self.options.shard.has(part) and part not in self.journal.done
-
     def _is_finished(self) -> bool:
-        n_rows, size = self.journal.n_rows, self.options.rows_per_part
-        return n_rows is not None and not any(map(self._pending, range(-(-n_rows // size))))
+        n_rows, size = self.journal.n_rows, self.job.options.rows_per_part
+        return n_rows is not None and not any(map(self.job.pending, range(-(-n_rows // size))))
 
     def _rows_in_all(self) -> int | None:
         """Rows of this shard, where the source can tell without being read."""
-        counts = [self.source.n_rows(file) for file in range(self.source.n_files)]
+        counts = [self.job.source.n_rows(file) for file in range(self.job.source.n_files)]
         known = [count for count in counts if count is not None]
         n_rows = sum(known) if len(known) == len(counts) else self.journal.n_rows
         if n_rows is None:
             return None
-        size, shard = self.options.rows_per_part, self.options.shard
+        size, shard = self.job.options.rows_per_part, self.job.options.shard
         whole = range(shard.index, n_rows // size, shard.count)
         tail = n_rows % size if shard.has(n_rows // size) else 0
         return len(whole) * size + tail
 
     def _write(self, writer: PartWriter) -> None:
         """Embed what is pending; one part is written while the next is computed."""
-        counted = NumberedRows(self.source, self._needs)
-        slices = slices_of_source(counted, self.source, self.options, self._pending)
-        parts = embedded_parts(
-            self.encoder,
-            preparation_for(self.encoder, self.source, self.options),
-            slices,
-            dim=int(self.arguments["dim"]),
-            rows_per_part=self.options.rows_per_part,
-            has_ids=self.source.columns.id is not None or self.source.format is SourceFormat.IMAGES,
-            workers=workers_for(self.source, self.choice),
-            observe=self.watcher.observe,
-        )
         writing: Future[PartRecord] | None = None
         with ThreadPoolExecutor(1, "babeltower-write") as pool:
-            for part in parts:
+            for part in self.execute(self.job):
                 writing = self._noted(writing, pool.submit(writer.write, part))
             self._noted(writing, None)
-        self.journal.end(counted.n_rows)
+        self.journal.end(self.job.n_rows)
 
     def _noted(
         self, written: Future[PartRecord] | None, following: Future[PartRecord] | None
@@ -202,54 +194,24 @@ class _Run:
             self._judge(at_end=False)
         return following
 
-    def _needs(self, start: int, stop: int) -> bool:
-        size = self.options.rows_per_part
-        return any(map(self._pending, range(start // size, -(-stop // size))))
-
     def _judge(self, *, at_end: bool) -> None:
         rows = sum(part.rows for part in self.journal.done.values())
         bad = sum(part.counts.get("bad", 0) for part in self.journal.done.values())
-        if bad > self.options.max_bad_share * rows and (at_end or rows >= _ROWS_BEFORE_JUDGING):
+        if bad > self.job.options.max_bad_share * rows and (at_end or rows >= _ROWS_BEFORE_JUDGING):
             kinds: Counter[str] = Counter()
             for part in self.journal.done.values():
                 kinds.update(part.bad_kinds)
             raise CorpusError(
                 f"{bad} of {rows} rows are bad, a share of {bad / rows:.1%}; the limit is "
-                f"{self.options.max_bad_share:.1%}. Their kinds: {dict(kinds.most_common())}; each row's "
+                f"{self.job.options.max_bad_share:.1%}. Their kinds: {dict(kinds.most_common())}; each row's "
                 f"reason is in {self.folder / 'bad-rows'}. Mend the source, or raise --max-bad-share."
             )
 
     def _save(self, record: RunRecord) -> None:
         data = {**asdict(record), "padding_share": record.padding_share}
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        path = self.folder / f"run{self.options.shard.suffix}.json"
+        path = self.folder / f"run{self.job.options.shard.suffix}.json"
         write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def slices_of_source(
-    rows: Iterable[Rows], source: Source, options: Options, pending: Callable[[int], bool]
-) -> Iterator[tuple[int, Rows]]:
-    """Pending parts' rows in slices: a whole part of texts, a few images."""
-    size = options.rows_per_part if source.modality is Modality.TEXT else IMAGES_PER_SLICE
-    for piece in slices_from_rows(iter(rows), size=size, boundary=options.rows_per_part):
-        part = piece.start // options.rows_per_part
-        if pending(part):
-            yield part, piece
-
-
-def preparation_for(encoder: LocalEncoder, source: Source, options: Options) -> Preparation:
-    """What comes before the tower."""
-    if source.modality is Modality.TEXT:
-        return TextPreparation(encoder, language=options.language, max_batch_tokens=options.max_batch_tokens)
-    return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels)
-
-
-def workers_for(source: Source, choice: EngineChoice) -> Workers:
-    """How many threads do what; the tokenizer takes all cores by itself."""
-    towers = choice.instances or 1
-    if source.modality is Modality.TEXT:
-        return Workers(preparers=1, towers=towers, prepared_ahead=1)
-    return Workers(preparers=n_cores(), towers=towers, prepared_ahead=2 * towers + 2)
 
 
 def _counts(part: PartRecord) -> Counts:

@@ -80,16 +80,19 @@ class Source(Protocol):
 class NumberedRows:
     """Rows of all files, numbered through; what is not needed may be left out.
 
+    Args:
+        first_file: Where to begin; its first row is number ``first_row``.
+
     Attributes:
         n_rows: Rows of the whole source, once they have been iterated over.
     """
 
-    def __init__(self, source: Source, needs: Needs) -> None:
-        self._source, self._needs = source, needs
-        self.n_rows = 0
+    def __init__(self, source: Source, needs: Needs, *, first_file: int = 0, first_row: int = 0) -> None:
+        self._source, self._needs, self._first_file = source, needs, first_file
+        self.n_rows = first_row
 
     def __iter__(self) -> Iterator[Rows]:
-        for file in range(self._source.n_files):
+        for file in range(self._first_file, self._source.n_files):
             offset, count = self.n_rows, self._source.n_rows(file)
             if count is None or self._needs(offset, offset + count):
                 yield from self._read(file, offset)

@@ -1,0 +1,228 @@
+"""The same pipeline on Ray Data: tasks read and prepare, actors hold the model, the driver writes.
+
+What a slice of rows becomes does not depend on where or when it is computed, and a part is written by the
+driver alone, so the output is the local run's. A worker that dies is Ray's to replace: it computes its slices
+again. A driver that dies leaves a journal, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.corpus.engines import EngineChoice, n_cores, open_encoder
+from runtime.corpus.job import Executor, Job, preparation_for, slices_of_rows
+from runtime.corpus.options import Options
+from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
+from runtime.corpus.prepare import Preparation, Prepared, Slice
+from runtime.corpus.sources import NumberedRows, Source, SourceFormat
+from runtime.errors import CorpusError
+from runtime.local import LocalEncoder
+
+__all__ = ["ray_executor"]
+
+_TASK_CPUS, _ACTOR_CPUS = 0.2, 0.6
+"""Shares of a core that Ray reckons with: an actor's and a few tasks' fit on one."""
+
+
+def ray_executor(n_workers: int | None = None) -> Executor:
+    """Do jobs on a Ray cluster: the one that is connected to or that ``RAY_ADDRESS`` names, else a local one.
+
+    Args:
+        n_workers: Actors that hold the model; one for each core of the cluster by default.
+
+    Raises:
+        CorpusError: Ray is not installed.
+    """
+    try:
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise CorpusError(
+            f"The ray runner needs Ray ({error}). Install it with pip install 'babeltower[ray]'."
+        ) from error
+    return partial(_parts_on_ray, n_workers=n_workers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every worker is told; all of it can be sent."""
+
+    model: str
+    source: Source
+    options: Options
+    choice: EngineChoice
+    dim: int
+    pending: frozenset[int]
+
+    def pieces(self, first_file: int, first_row: int, n_rows: int) -> Iterator[Slice]:
+        """Slices of the pending parts that begin in one file; the last part may reach into the next files."""
+        size = self.options.rows_per_part
+        first, last = -(-first_row // size), -(-(first_row + n_rows) // size)
+
+        def needs(start: int, stop: int) -> bool:
+            parts = range(max(first, start // size), min(last, -(-stop // size)))
+            return any(part in self.pending for part in parts)
+
+        rows = NumberedRows(self.source, needs, first_file=first_file, first_row=first_row)
+        own = (piece for piece in rows if piece.start < last * size)
+        slices = (
+            (part, piece)
+            for part, piece in slices_of_rows(own, self.source.modality, size)
+            if first <= part < last and part in self.pending
+        )
+        return _preparation(self).deduplicated(slices)
+
+
+@lru_cache(maxsize=2)
+def _cached_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
+    return open_encoder(model, choice, language, verify=False)
+
+
+def _preparation(work: _Work) -> Preparation:
+    """A worker's own; its encoder opens no graph as long as it only tokenises."""
+    choice = replace(work.choice, measured=None)
+    encoder = _cached_encoder(work.model, choice, work.options.language)
+    return preparation_for(encoder, work.source.modality, work.options)
+
+
+def _read(row: dict[str, Any], sent: Any) -> Iterator[dict[str, Any]]:
+    for piece in _unpacked(sent).pieces(row["file"], row["first_row"], row["n_rows"]):
+        yield {"data": pickle.dumps(piece, protocol=5)}
+
+
+def _read_batch(batch: dict[str, Any], sent: Any) -> Iterator[dict[str, Any]]:
+    for file, first_row, n_rows in zip(batch["file"], batch["first_row"], batch["n_rows"], strict=True):
+        row = {"file": int(file), "first_row": int(first_row), "n_rows": int(n_rows)}
+        for found in _read(row, sent):
+            yield {"data": _column(found["data"])}
+
+
+def _prepare(batch: dict[str, Any], sent: Any) -> dict[str, Any]:
+    preparation = _preparation(_unpacked(sent))
+    (data,) = batch["data"]
+    return {"data": _column(pickle.dumps(preparation.prepared(pickle.loads(data)), protocol=5))}
+
+
+class _Embedder:
+    """An actor: one model, opened once."""
+
+    def __init__(self, sent: Any) -> None:
+        work = _unpacked(sent)
+        choice = replace(work.choice, instances=1)
+        self._encoder = open_encoder(work.model, choice, work.options.language, verify=False)
+        self._dim = work.dim
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (data,) = batch["data"]
+        prepared: Prepared = pickle.loads(data)
+        vectors = [
+            _Computed(found.rows, found.counts, found.run(self._encoder, self._dim))
+            for found in prepared.batches
+        ]
+        return {"data": _column(pickle.dumps(replace(prepared, batches=vectors), protocol=5))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A batch that has been run."""
+
+    rows: NDArray[np.int64]
+    counts: Any
+    vectors: NDArray[np.float32]
+
+    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
+        return self.vectors
+
+
+def _column(data: bytes) -> NDArray[Any]:
+    column = np.empty(1, dtype=object)
+    column[0] = data
+    return column
+
+
+@lru_cache(maxsize=2)
+def _unpacked(sent: Any) -> _Work:
+    work: _Work = pickle.loads(sent)
+    return work
+
+
+def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
+    """Do a job on Ray; parts come as they are finished."""
+    import ray
+    import ray.data
+
+    if job.source.format is SourceFormat.ITEMS:
+        raise CorpusError("Workers cannot read a Python iterable; write it to a file, or embed it locally.")
+    if not ray.is_initialized():
+        ray.init(num_cpus=None if _has_cluster() else max(n_cores(), n_workers or 0), log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    n_actors = n_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    counts = _rows_of_files(ray, job.source)
+    job.n_rows = sum(counts)
+    size = job.options.rows_per_part
+    parts = frozenset(part for part in range(-(-job.n_rows // size)) if job.pending(part))
+    sent = pickle.dumps(_Work(job.model, job.source, job.options, job.choice, job.dim, parts))
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    items = [
+        {"file": i, "first_row": start, "n_rows": count}
+        for i, (start, count) in enumerate(zip(starts, counts, strict=True))
+        if any(part in parts for part in range(-(-start // size), -(-(start + count) // size)))
+    ]
+    if not items:
+        return
+    done = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(_read_batch, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_TASK_CPUS)
+        .map_batches(_prepare, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_TASK_CPUS)
+        .map_batches(
+            _Embedder,
+            batch_size=1,
+            fn_constructor_args=(sent,),
+            compute=ray.data.ActorPoolStrategy(size=n_actors),
+            num_cpus=_ACTOR_CPUS,
+        )
+    )
+    yield from _assembled(job, (pickle.loads(row["data"]) for row in done.iter_rows()))
+
+
+def _has_cluster() -> bool:
+    return "RAY_ADDRESS" in os.environ
+
+
+def _rows_of_files(ray: Any, source: Source) -> list[int]:
+    """Rows of each file; what only reading can tell is counted by tasks."""
+    known = [source.n_rows(file) for file in range(source.n_files)]
+    count = ray.remote(num_cpus=_TASK_CPUS)(_count_rows)
+    asked = {file: count.remote(source, file) for file, n_rows in enumerate(known) if n_rows is None}
+    return [ray.get(asked[file]) if n_rows is None else n_rows for file, n_rows in enumerate(known)]
+
+
+def _count_rows(source: Source, file: int) -> int:
+    n_rows = 0
+    for rows in source.read(file, lambda start, stop: False):
+        n_rows = rows.stop
+    return n_rows
+
+
+def _assembled(job: Job, slices: Iterator[Prepared]) -> Iterator[EmbeddedPart]:
+    open_parts: dict[int, PartAssembly] = {}
+    size = job.options.rows_per_part
+    for prepared in slices:
+        if prepared.part not in open_parts:
+            open_parts[prepared.part] = PartAssembly(prepared.part, prepared.part * size, job.dim)
+            open_parts[prepared.part].end_at(min((prepared.part + 1) * size, job.n_rows))
+        part = open_parts[prepared.part]
+        part.add_slice(prepared)
+        job.observe(prepared.counts.bad + prepared.counts.duplicates, prepared.counts)
+        for batch in prepared.batches:
+            part.add_vectors(batch, batch.run(job.encoder, job.dim))
+            job.observe(len(batch.rows), batch.counts)
+        if part.is_complete:
+            yield open_parts.pop(prepared.part).finished(has_ids=job.has_ids)

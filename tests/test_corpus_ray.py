@@ -1,0 +1,123 @@
+"""On Ray the output is the local run's to the byte, also when workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from corpus_runs import bytes_of, options, sentences, write_texts
+from sample_models import Exported
+
+from runtime.corpus import embed_corpus
+from runtime.errors import CorpusError
+from samples import dataset
+
+ray = pytest.importorskip("ray")
+
+from runtime.corpus.ray_runner import ray_executor  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported) -> Path:
+    return exported("nllb-clip")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Three files, whose rows are no multiples of a part's."""
+    folder = tmp_path_factory.mktemp("source")
+    texts = sentences(1_000)
+    texts[77] = None
+    for i, (start, stop) in enumerate(((0, 310), (310, 330), (330, 1_000))):
+        write_texts(folder / f"{i}.parquet", texts[start:stop], id=[f"t{k}" for k in range(start, stop)])
+    return folder
+
+
+def test_the_output_is_the_local_runs(model, source, tmp_path):
+    embed_corpus(model, source, tmp_path / "local", options())
+    record = embed_corpus(model, source, tmp_path / "ray", options(), execute=ray_executor(2))
+    assert record.this_run.rows == 1_000
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
+    assert embed_corpus(model, source, tmp_path / "ray", options()).this_run.rows == 0
+
+
+def test_images_and_lines(model, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, drawing in enumerate(dataset.load_gallery()[:40]):
+        (folder / f"{i % 30:02d}-{i}.png").write_bytes(drawing.png)
+    (folder / "bad.png").write_bytes(b"no image")
+    (tmp_path / "a.txt").write_text("\n".join(sentences(200)))
+    for name, source in (("images", folder), ("lines", tmp_path / "a.txt")):
+        out = tmp_path / "out" / name
+        embed_corpus(model, source, out / "local", options(rows_per_part=24))
+        embed_corpus(model, source, out / "ray", options(rows_per_part=24), execute=ray_executor(2))
+        assert bytes_of(out / "ray") == bytes_of(out / "local")
+
+
+def test_an_iterable_stays_here(model, tmp_path):
+    with pytest.raises(CorpusError, match="cannot read a Python iterable"):
+        embed_corpus(model, ["a", "b"], tmp_path / "out", options(), execute=ray_executor(1))
+
+
+def actors() -> list[int]:
+    """Processes of this cluster's actors that hold a model, oldest first."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            name = (folder / "cmdline").read_text()
+            if name.startswith("ray::") and "Embedder" in name and _is_ours(int(folder.name)):
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return sorted(found)
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1:
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def killed_while_running(n_kills: int) -> tuple[threading.Thread, list[int]]:
+    """A thread that kills an actor, waits for its successor, and kills again."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while len(killed) < n_kills and time.monotonic() < deadline:
+            if fresh := [pid for pid in actors() if pid not in killed]:
+                os.kill(fresh[-1], signal.SIGKILL)
+                killed.append(fresh[-1])
+                time.sleep(1.5)
+            time.sleep(0.05)
+
+    return threading.Thread(target=kill), killed
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "n_kills", "n_rows"), [(2, 1, 4_000), pytest.param(4, 2, 40_000, marks=pytest.mark.slow)]
+)
+def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows):
+    source = write_texts(tmp_path / "a.parquet", sentences(n_rows))
+    embed_corpus(model, source, tmp_path / "local", options(rows_per_part=500))
+    thread, killed = killed_while_running(n_kills)
+    thread.start()
+    embed_corpus(model, source, tmp_path / "ray", options(rows_per_part=500), execute=ray_executor(n_workers))
+    thread.join()
+    assert len(killed) == n_kills
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
