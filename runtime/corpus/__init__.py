@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runtime.corpus.batches import BatchEmbedder, EmbeddedBatch
     from runtime.corpus.engines import EngineChoice
     from runtime.corpus.journal import Shard
     from runtime.corpus.options import Options, RunRecord, Watcher
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadRow",
+    "BatchEmbedder",
     "Columns",
+    "EmbeddedBatch",
     "EngineChoice",
     "Options",
     "RunRecord",
@@ -33,6 +36,8 @@ __all__ = [
 
 _MODULES = {
     "BadRow": "runtime.corpus.rows",
+    "BatchEmbedder": "runtime.corpus.batches",
+    "EmbeddedBatch": "runtime.corpus.batches",
     "Columns": "runtime.corpus.rows",
     "EngineChoice": "runtime.corpus.engines",
     "Options": "runtime.corpus.options",

@@ -93,7 +93,8 @@ class PartAssembly:
     def finished(self, *, has_ids: bool) -> EmbeddedPart:
         """All of it, in the source's order."""
         slices = [self._slices[start] for start in sorted(self._slices)]
-        vector_row = np.concatenate([prepared.vector_row for prepared in slices])
+        empty = np.empty(0, dtype=np.int64)
+        vector_row = np.concatenate([empty, *(prepared.vector_row for prepared in slices)])
         problems = {row: problem for prepared in slices for row, problem in prepared.problems.items()}
         n_before = len(problems)
         for position in np.flatnonzero(np.isin(vector_row, list(problems))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runtime.corpus.sources.base import NumberedRows, Source, SourceFormat
+from runtime.corpus.sources.items import ItemSource
 from runtime.corpus.sources.opening import open_source, source_format
 
-__all__ = ["NumberedRows", "Source", "SourceFormat", "open_source", "source_format"]
+__all__ = ["ItemSource", "NumberedRows", "Source", "SourceFormat", "open_source", "source_format"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Protocol
@@ -154,7 +155,7 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
 
 def checked_text(value: Any) -> str | Problem:
     """A text, or why it is none; a text without a visible character has nothing to embed."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
         return Problem("null-text", "The text is null.")
     if not isinstance(value, str):
         return Problem("not-text", f"The text is of type {type(value).__name__}; expected a string.")

@@ -1,0 +1,177 @@
+"""The corpus pipeline for Python's own loops: batches from an encoder, and a callable for ``map_batches``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.corpus.engines import EngineChoice
+from runtime.corpus.job import Job, parts_in_process, preparation_for, slices_of_rows
+from runtime.corpus.options import Options
+from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
+from runtime.corpus.rows import BadRow, Columns
+from runtime.corpus.sources import ItemSource, SourceFormat, open_source
+from runtime.embeddings import Encoding, encoded_from_float
+from runtime.errors import InputError
+from runtime.local import LocalEncoder
+
+__all__ = ["BatchEmbedder", "EmbeddedBatch", "batches_from_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedBatch:
+    """Consecutive rows of a source.
+
+    Attributes:
+        ids: One a good row; row numbers where the source has no ids.
+        vectors: (good rows, dim) in the encoding that was asked for.
+        bad: Rows that could not be embedded, each with its reason.
+    """
+
+    ids: list[Any]
+    vectors: NDArray[Any]
+    bad: list[BadRow]
+
+
+def batches_from_source(
+    encoder: LocalEncoder,
+    source: str | os.PathLike[str] | Iterable[Any],
+    *,
+    columns: Columns | None = None,
+    format: SourceFormat | str | None = None,
+    language: str | None = None,
+    dim: int | None = None,
+    encoding: Encoding | str = Encoding.FLOAT32,
+    rows_per_batch: int = 4_096,
+    max_batch_tokens: int = 1_024,
+    runs_at_once: int = 1,
+) -> Iterator[EmbeddedBatch]:
+    """Embed a source on threads, and give batches in its order; see ``LocalEncoder.embed``."""
+    opened = open_source(source, columns=columns, format=format)
+    options = Options(
+        language=language, dim=dim, rows_per_part=rows_per_batch, max_batch_tokens=max_batch_tokens
+    )
+    width = encoder.dim if dim is None else dim
+    choice = EngineChoice(instances=runs_at_once)
+    job = Job(
+        encoder.name, encoder, opened, options, choice, width, lambda part: True, lambda n_rows, counts: None
+    )
+    for part in parts_in_process(job):
+        yield EmbeddedBatch(part.ids, encoded_from_float(part.vectors, encoding), part.bad)
+
+
+class BatchEmbedder:
+    """Embeds batches of columns, for a Ray, Daft, Spark or Dask job of one's own.
+
+        dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "models/nllb-clip", "text": "t"})
+
+    A batch is a mapping of arrays, a ``pyarrow.Table`` or ``RecordBatch``, or a pandas ``DataFrame``; it
+    comes back as the same with two more columns: ``vector``, and ``problem``, null where the row is good. The
+    vector of a bad row is null; in a mapping of arrays it is all NaN.
+
+    Args:
+        model: ``REPOSITORY/NAME``; opened at the first batch, once in each process.
+        text: Column of texts; or ``image``, a column of encoded images or paths.
+        language: Code of the texts that name none; ``language_column`` holds one a row.
+        options: Of ``Encoder.open``: engine, precision, threads, …
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        text: str | None = None,
+        image: str | None = None,
+        language: str | None = None,
+        language_column: str | None = None,
+        dim: int | None = None,
+        max_batch_tokens: int = 1_024,
+        **options: Any,
+    ) -> None:
+        if (text is None) == (image is None):
+            raise InputError(f"Name one column to embed: got text={text!r} and image={image!r}.")
+        self._model, self._opening = os.fspath(model), options
+        self._columns = Columns(text=text, image=image, language=language_column)
+        self._options = Options(language=language, dim=dim, max_batch_tokens=max_batch_tokens)
+        self._encoder: LocalEncoder | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        """Add the columns ``vector`` and ``problem``."""
+        if isinstance(batch, dict):
+            part, n_rows = self._embedded({name: _listed(column) for name, column in batch.items()})
+            vectors = np.full((n_rows, self._width()), np.nan, dtype=np.float32)
+            vectors[np.asarray(part.ids, dtype=np.int64)] = part.vectors
+            return {**batch, "vector": vectors, "problem": np.asarray(_problems(part, n_rows), dtype=object)}
+        if hasattr(batch, "to_pydict"):
+            return self._arrow(batch)
+        columns = {name: batch[name].tolist() for name in batch.columns}
+        part, n_rows = self._embedded(columns)
+        return batch.assign(vector=_nullable(part, n_rows), problem=_problems(part, n_rows))
+
+    def _arrow(self, batch: Any) -> Any:
+        import pyarrow
+
+        table = batch if isinstance(batch, pyarrow.Table) else pyarrow.Table.from_batches([batch])
+        part, n_rows = self._embedded(
+            {n: table[n].to_pylist() for n in self._names() if n in table.schema.names}
+        )
+        kind = pyarrow.list_(pyarrow.float32(), self._width())
+        table = table.append_column("vector", pyarrow.array(_nullable(part, n_rows), kind))
+        table = table.append_column("problem", pyarrow.array(_problems(part, n_rows), pyarrow.string()))
+        return table if isinstance(batch, pyarrow.Table) else table.combine_chunks().to_batches()[0]
+
+    def _names(self) -> list[str]:
+        columns = self._columns
+        return [n for n in (columns.text, columns.image, columns.language) if n is not None]
+
+    def _opened(self) -> LocalEncoder:
+        if self._encoder is None:
+            self._encoder = LocalEncoder.from_repository(self._model, **self._opening)
+        return self._encoder
+
+    def _width(self) -> int:
+        return self._opened().dim if self._options.dim is None else self._options.dim
+
+    def _embedded(self, columns: dict[str, list[Any]]) -> tuple[EmbeddedPart, int]:
+        if missing := [name for name in self._names() if name not in columns]:
+            raise InputError(f"The batch has no column {missing[0]!r}; it has {sorted(columns)}.")
+        names = self._names()
+        n_rows = len(columns[names[0]])
+        part = PartAssembly(0, 0, self._width())
+        part.end_at(n_rows)
+        if n_rows:
+            records = [
+                dict(zip(names, row, strict=True)) for row in zip(*map(columns.get, names), strict=True)
+            ]
+            source = ItemSource(records, self._columns)
+            preparation = preparation_for(self._opened(), source.modality, self._options)
+            rows = source.read(0, lambda start, stop: True)
+            for piece in preparation.deduplicated(slices_of_rows(rows, source.modality, n_rows)):
+                prepared = preparation.prepared(piece)
+                part.add_slice(prepared)
+                for batch in prepared.batches:
+                    part.add_vectors(batch, batch.run(self._opened(), self._width()))
+        return part.finished(has_ids=False), n_rows
+
+
+def _listed(column: Any) -> list[Any]:
+    return column.tolist() if isinstance(column, np.ndarray) else list(column)
+
+
+def _problems(part: EmbeddedPart, n_rows: int) -> list[str | None]:
+    problems: list[str | None] = [None] * n_rows
+    for row in part.bad:
+        problems[row.row] = f"{row.kind}: {row.reason}"
+    return problems
+
+
+def _nullable(part: EmbeddedPart, n_rows: int) -> list[Any]:
+    vectors: list[Any] = [None] * n_rows
+    for row, vector in zip(part.ids, part.vectors, strict=True):
+        vectors[row] = vector
+    return vectors

@@ -1,0 +1,85 @@
+"""The pipeline in Python: batches from an encoder, and a callable for other frameworks' jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from corpus_runs import sentences, write_texts
+from sample_models import Exported
+
+from runtime import Encoder
+from runtime.corpus import BatchEmbedder, Columns
+from runtime.errors import InputError
+from samples import dataset
+
+TEXTS = ["gato", None, "cão", "gato", ""]
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported) -> Path:
+    return exported("nllb-siglip-mrl")
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    with Encoder.open(model, threads=1, instances=2) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("runs_at_once", [1, 2])
+def test_batches_of_a_file_and_of_an_iterable(encoder, tmp_path, runs_at_once):
+    texts = sentences(200)
+    path = write_texts(tmp_path / "a.parquet", texts, id=list(range(100, 300)))
+    expected = encoder.embed_texts(texts, "pt")
+    for source, ids in ((path, range(100, 300)), (iter(texts), range(200))):
+        found = list(encoder.embed(source, language="pt", rows_per_batch=64, runs_at_once=runs_at_once))
+        assert [len(batch.ids) for batch in found] == [64, 64, 64, 8]
+        assert [i for batch in found for i in batch.ids] == list(ids)
+        np.testing.assert_allclose(np.concatenate([b.vectors for b in found]), expected, atol=2e-6)
+
+
+def test_images_and_bad_rows(encoder):
+    png = dataset.load_gallery()[0].png
+    items = [{"name": "a", "photo": png}, {"name": "b", "photo": b"no"}, {"name": "c", "photo": png}]
+    (batch,) = encoder.embed(items, columns=Columns(id="name", image="photo"), encoding="int8")
+    assert batch.ids == ["a", "c"]
+    assert batch.vectors.dtype == np.int8
+    assert [(row.id, row.kind) for row in batch.bad] == [("b", "corrupt-image")]
+
+
+def test_a_loop_that_is_left_leaves_nothing_running(encoder):
+    import threading
+
+    for _ in encoder.embed(iter(sentences(500)), language="pt", rows_per_batch=16):
+        break
+    assert not [t for t in threading.enumerate() if t.name == "babeltower-corpus" and t.is_alive()]
+
+
+def test_a_callable_for_other_frameworks(model, encoder):
+    pandas = pytest.importorskip("pandas")
+    embedder = BatchEmbedder(model, text="text", language="pt", threads=1)
+    expected = encoder.embed_texts(["gato", "cão", "gato"], "pt")
+    arrays = embedder({"text": np.asarray(TEXTS, dtype=object), "n": np.arange(5)})
+    np.testing.assert_allclose(arrays["vector"][[0, 2, 3]], expected, atol=2e-6)
+    assert np.isnan(arrays["vector"][[1, 4]]).all()
+    table = embedder(pa.table({"text": TEXTS, "n": list(range(5))}))
+    frame = embedder(pandas.DataFrame({"text": TEXTS}))
+    for vectors, problems in (
+        (table["vector"].to_pylist(), table["problem"].to_pylist()),
+        (frame["vector"].tolist(), frame["problem"].tolist()),
+    ):
+        np.testing.assert_allclose([vectors[i] for i in (0, 2, 3)], expected, atol=2e-6)
+        assert [v is None for v in vectors] == [False, True, False, False, True]
+        assert problems[1].startswith("null-text: ")
+        assert problems[4].startswith("empty-text: ")
+    assert embedder({"text": np.asarray([], dtype=object)})["vector"].shape == (0, encoder.dim)
+
+
+def test_columns_that_are_wrong(model):
+    with pytest.raises(InputError, match="Name one column"):
+        BatchEmbedder(model)
+    with pytest.raises(InputError, match="has no column 'text'"):
+        BatchEmbedder(model, text="text", language="pt")({"caption": np.asarray(["a"])})
