@@ -12,6 +12,8 @@ from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_pa
 from runtime.corpus.prepare import ImagePreparation, Preparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
+from runtime.encoder import Encoder
+from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.manifest import Modality
 
@@ -32,7 +34,7 @@ class Job:
     """
 
     model: str
-    encoder: LocalEncoder
+    encoder: Encoder
     source: Source
     options: Options
     choice: EngineChoice
@@ -90,8 +92,16 @@ def slices_of_rows(
         yield piece.start // rows_per_part, piece
 
 
-def preparation_for(encoder: LocalEncoder, modality: Modality, options: Options) -> Preparation:
+def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> Preparation:
     """Tokenising or decoding, as the options say."""
+    if not isinstance(encoder, LocalEncoder):
+        from runtime.corpus.served import ServedImagePreparation, ServedTextPreparation
+
+        if options.max_pixels is not None:
+            raise CorpusError("With an address, max_pixels is the server's matter; leave it out.")
+        if modality is Modality.TEXT:
+            return ServedTextPreparation(encoder, language=options.language)
+        return ServedImagePreparation(encoder)
     if modality is Modality.TEXT:
         return TextPreparation(encoder, language=options.language, max_batch_tokens=options.max_batch_tokens)
     return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.corpus.prepare import BAD, Batch, Counts, Preparation, Prepared, Slice
 from runtime.corpus.rows import BadRow, Problem, Rows
-from runtime.local import LocalEncoder
+from runtime.encoder import Encoder
 
 __all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]
 
@@ -206,7 +206,7 @@ class _Feed:
 
 
 def embedded_parts(
-    encoder: LocalEncoder,
+    encoder: Encoder,
     preparation: Preparation,
     slices: Iterator[tuple[int, Rows]],
     *,

@@ -25,7 +25,16 @@ from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
 from runtime.text import Text
 
-__all__ = ["Batch", "Counts", "ImagePreparation", "Preparation", "Prepared", "Slice", "TextPreparation"]
+__all__ = [
+    "Batch",
+    "Counts",
+    "ImagePreparation",
+    "Preparation",
+    "Prepared",
+    "Slice",
+    "TextPreparation",
+    "kind_of_language",
+]
 
 _TOKENISED_AT_ONCE = 4_096
 _READS_AT_ONCE = 16
@@ -64,8 +73,8 @@ class Batch(Protocol):
     @property
     def counts(self) -> Counts: ...
 
-    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
-        """Embed them: float32 (n, dim)."""
+    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
+        """Embed them with the encoder that they were prepared for: float32 (n, dim)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +153,10 @@ class _TextBatch:
         n_tokens, padded = int(lengths.sum()), len(lengths) * int(lengths.max())
         return Counts(tokens=n_tokens, padding_tokens=padded - n_tokens)
 
-    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
-        return encoder.vectors_from_tokens(self.tokens.batch(self.positions, self.rows, self.pad_id), dim=dim)
+    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
+        batch = self.tokens.batch(self.positions, self.rows, self.pad_id)
+        vectors: NDArray[np.float32] = encoder.vectors_from_tokens(batch, dim=dim)
+        return vectors
 
 
 class TextPreparation:
@@ -228,7 +239,7 @@ class TextPreparation:
         try:
             self._encoder.token_rows([Text("a", 0, code)])
         except LanguageError as error:
-            return Problem(_kind_of_language(code), str(error))
+            return Problem(kind_of_language(code), str(error))
         return None
 
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
@@ -245,7 +256,8 @@ class TextPreparation:
         return batches
 
 
-def _kind_of_language(code: str | None) -> str:
+def kind_of_language(code: str | None) -> str:
+    """What is wrong with a code that a tower refuses."""
     if code is None:
         return "missing-language"
     try:
@@ -264,8 +276,9 @@ class _ImageBatch:
     def counts(self) -> Counts:
         return Counts(images=len(self.pixels))
 
-    def run(self, encoder: LocalEncoder, dim: int) -> NDArray[np.float32]:
-        return encoder.vectors_from_pixels(self.pixels, dim=dim)
+    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = encoder.vectors_from_pixels(self.pixels, dim=dim)
+        return vectors
 
 
 class ImagePreparation:
@@ -275,7 +288,8 @@ class ImagePreparation:
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
 
-    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+    @staticmethod
+    def deduplicated(rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Read the files, and leave out what has the same bytes as an earlier row of its part."""
         seen: dict[bytes, int] = {}
         current = -1

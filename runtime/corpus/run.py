@@ -21,8 +21,8 @@ from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartWriter
 from runtime.corpus.prepare import Counts
 from runtime.corpus.sources import Source, open_source
+from runtime.encoder import Encoder
 from runtime.errors import CorpusError
-from runtime.local import LocalEncoder
 
 __all__ = ["embed_corpus"]
 
@@ -56,8 +56,8 @@ def embed_corpus(
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
     opened = open_source(source, columns=options.columns, format=options.format)
     known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
-    choice = choice_from_arguments(options.engine, known, model=model, modality=opened.modality)
-    with open_encoder(model, choice, options.language) as encoder:
+    encoder, choice = _opened(os.fspath(model), opened, options, known)
+    with encoder:
         arguments = _arguments(encoder, opened, options, choice)
         journal = Journal(folder, options.shard, arguments)
         try:
@@ -77,12 +77,22 @@ def embed_corpus(
             journal.close()
 
 
-def _arguments(
-    encoder: LocalEncoder, source: Source, options: Options, choice: EngineChoice
-) -> dict[str, Any]:
+def _opened(
+    model: str, source: Source, options: Options, known: Mapping[str, Any] | None
+) -> tuple[Encoder, EngineChoice]:
+    """The encoder, on a server or in process, and what runs it."""
+    if "://" in model:
+        from runtime.corpus.served import open_served
+
+        return open_served(model, options.engine)
+    choice = choice_from_arguments(options.engine, known, model=model, modality=source.modality)
+    return open_encoder(model, choice, options.language), choice
+
+
+def _arguments(encoder: Encoder, source: Source, options: Options, choice: EngineChoice) -> dict[str, Any]:
     """Everything that decides what is written."""
     return {
-        "model": encoder.manifest.name,
+        "model": encoder.name,
         "fingerprint": encoder.fingerprint,
         **choice.deciding(),
         "modality": source.modality.value,

@@ -1,0 +1,179 @@
+"""Rows on their way to a server, which tokenises and decodes; here they are checked and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Engine
+from runtime.cleaning import whole_characters
+from runtime.corpus.engines import EngineChoice
+from runtime.corpus.prepare import BAD, Batch, Counts, ImagePreparation, Prepared, Slice, kind_of_language
+from runtime.corpus.rows import Item, Problem, Rows
+from runtime.encoder import Encoder
+from runtime.errors import CorpusError, ImageError, InputError, LanguageError
+from runtime.manifest import Precision
+from runtime.remote import RemoteEncoder
+
+__all__ = ["ServedImagePreparation", "ServedTextPreparation", "open_served"]
+
+_TEXTS_PER_BATCH = 256
+_REQUESTS_AT_ONCE = 4
+
+
+def open_served(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, EngineChoice]:
+    """Connect, and take over what the server runs.
+
+    Raises:
+        CorpusError: threads are asked for, which are the server's matter.
+        EngineError, ServerError: see ``Encoder.open``.
+    """
+    if choice.threads is not None:
+        raise CorpusError(f"threads is {choice.threads}; with an address, threads are the server's matter.")
+    encoder = Encoder.open(model, engine=choice.engine, precision=choice.precision)
+    if not isinstance(encoder, RemoteEncoder):
+        raise CorpusError(f"{model} is no address of a server.")
+    served = encoder.served
+    return encoder, replace(
+        choice,
+        engine=Engine(served.engine),
+        precision=Precision(served.precision),
+        instances=choice.instances or _REQUESTS_AT_ONCE,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedTexts:
+    texts: list[str]
+    languages: list[str] | None
+    rows: NDArray[np.int64]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts()
+
+    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = encoder.embed_texts(self.texts, self.languages, dim=dim)
+        return vectors
+
+
+class ServedTextPreparation:
+    """Sorts a part's texts by their length in characters, since tokens are counted on the server."""
+
+    def __init__(self, encoder: Encoder, *, language: str | None) -> None:
+        self._encoder, self._language = encoder, language
+        self._checked: dict[str | None, Problem | None] = {}
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+        """Duplicates are found with the rest."""
+        return (Slice(part, piece) for part, piece in rows)
+
+    def prepared(self, piece: Slice) -> Prepared:
+        """Check texts and languages, find equal ones, batch them by length."""
+        rows = piece.rows
+        codes = rows.languages or [None] * len(rows)
+        vector_row = np.full(len(rows), BAD, dtype=np.int64)
+        problems: dict[int, Problem] = {}
+        first_of: dict[tuple[str, str | None], int] = {}
+        for number, item, code in zip(range(rows.start, rows.stop), rows.items, codes, strict=True):
+            language = self._language if code is None else code
+            found = self._checked_text(item, language)
+            if isinstance(found, Problem):
+                problems[number] = found
+            else:
+                vector_row[number - rows.start] = first_of.setdefault((found, language), number)
+        distinct = sorted(first_of.items(), key=lambda entry: -len(entry[0][0]))
+        batches: list[Batch] = [
+            _batch(distinct[at : at + _TEXTS_PER_BATCH]) for at in range(0, len(distinct), _TEXTS_PER_BATCH)
+        ]
+        n_duplicates = len(rows) - len(problems) - len(distinct)
+        counts = Counts(len(rows), len(problems), n_duplicates)
+        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+
+    def _checked_text(self, item: Item, language: str | None) -> str | Problem:
+        if isinstance(item, Problem):
+            return item
+        if language not in self._checked:
+            self._checked[language] = self._problem_of_language(language)
+        problem = self._checked[language]
+        if problem is not None:
+            return problem
+        try:
+            return whole_characters(item, "The text")
+        except InputError as error:
+            return Problem("undecodable-text", str(error))
+
+    def _problem_of_language(self, code: str | None) -> Problem | None:
+        """The server is asked once for each language."""
+        try:
+            self._encoder.embed_texts(["a"], code)
+        except LanguageError as error:
+            return Problem(kind_of_language(code), str(error))
+        return None
+
+
+def _batch(entries: list[tuple[tuple[str, str | None], int]]) -> _ServedTexts:
+    texts = [text for (text, _), _ in entries]
+    codes = [code for (_, code), _ in entries]
+    languages = None if None in codes else [code for code in codes if code is not None]
+    return _ServedTexts(texts, languages, np.asarray([row for _, row in entries], dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedImages:
+    images: list[Any]
+    rows: NDArray[np.int64]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(images=len(self.images))
+
+    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = encoder.embed_images(self.images, dim=dim)
+        return vectors
+
+
+class ServedImagePreparation:
+    """Decodes images to find the bad ones, and sends the files as they are."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+        """As in process."""
+        return ImagePreparation.deduplicated(rows)
+
+    def prepared(self, piece: Slice) -> Prepared:
+        """Check what is no duplicate."""
+        rows = piece.rows
+        vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
+        problems: dict[int, Problem] = {}
+        images, numbers = [], []
+        for number, item in zip(range(rows.start, rows.stop), rows.items, strict=True):
+            if number in piece.same_as:
+                vector_row[number - rows.start] = piece.same_as[number]
+                continue
+            found = self._checked(number, item)
+            if isinstance(found, Problem):
+                problems[number] = found
+                vector_row[number - rows.start] = BAD
+            else:
+                images.append(found)
+                numbers.append(number)
+        batches: list[Batch] = []
+        if images:
+            batches.append(_ServedImages(images, np.asarray(numbers, dtype=np.int64)))
+        counts = Counts(len(rows), len(problems), len(piece.same_as))
+        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+
+    def _checked(self, number: int, item: Item) -> Any:
+        if isinstance(item, Problem):
+            return item
+        try:
+            return self._encoder.checked_image(item, name=f"of row {number}")
+        except ImageError as error:
+            return Problem("corrupt-image", str(error))

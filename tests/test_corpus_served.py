@@ -1,0 +1,60 @@
+"""The same run against a server: strings and files go out, rows come back in order, bad ones stay here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from corpus_runs import bad_rows_of, bytes_of, options, output_of, write_texts
+from server_double import DIM, Double, Running, vector_of
+
+from runtime.corpus import EngineChoice, embed_corpus
+from runtime.errors import CorpusError
+from samples import dataset
+
+
+@pytest.fixture
+def server() -> Iterator[Running]:
+    running = Running(Double())
+    yield running
+    running.kill()
+
+
+def test_texts_go_to_a_server(server, tmp_path):
+    texts = [f"gato {i % 150}" for i in range(200)]
+    texts[7], texts[8] = None, "half \ud800"
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    served = options(engine=EngineChoice())
+    record = embed_corpus(server.address, path, tmp_path / "out", served)
+    ids, vectors = output_of(tmp_path / "out")
+    assert ids == [i for i in range(200) if i not in (7, 8)]
+    np.testing.assert_array_equal(vectors, np.stack([vector_of(texts[i].encode(), DIM) for i in ids]))
+    assert [row["kind"] for row in bad_rows_of(tmp_path / "out")] == ["null-text", "undecodable-text"]
+    assert record.arguments["engine"] == "onnxruntime"
+    assert embed_corpus(server.address, path, tmp_path / "out", served).this_run.rows == 0
+
+
+def test_images_go_to_a_server(server, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pngs = [drawing.png for drawing in dataset.load_gallery()[:20]]
+    for i, png in enumerate(pngs):
+        (folder / f"{i:02d}.png").write_bytes(png)
+    (folder / "99.png").write_bytes(b"no image")
+    record = embed_corpus(server.address, folder, tmp_path / "out", options(engine=EngineChoice()))
+    ids, vectors = output_of(tmp_path / "out")
+    assert ids == [f"{i:02d}.png" for i in range(20)]
+    np.testing.assert_array_equal(vectors, np.stack([vector_of(png, DIM) for png in pngs]))
+    assert record.bad_kinds == {"corrupt-image": 1}
+
+
+def test_requests_at_once_change_nothing(server, tmp_path):
+    source = write_texts(tmp_path / "a.parquet", [f"text {i}" for i in range(300)])
+    embed_corpus(server.address, source, tmp_path / "whole", options(engine=EngineChoice()))
+    with pytest.raises(CorpusError, match="server's matter"):
+        embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(threads=1)))
+    embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(instances=2)))
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
