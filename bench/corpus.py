@@ -13,10 +13,9 @@ import dataclasses
 import io
 import json
 import multiprocessing
-import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +26,15 @@ from numpy.typing import NDArray
 
 from bench.corpus_models import full_size_model
 from bench.environment import environment
+from runtime.corpus.engines import n_cores
 from samples import dataset
 
 __all__ = ["Cell", "generated_texts", "photographs"]
 
 TEXT_MODELS = ("xlm-roberta-base-ViT-B-32", "nllb-clip-base")
 IMAGE_MODEL = "xlm-roberta-base-ViT-B-32"
+CORPORA = ("captions", "generated")
+WAYS = ("batch-maximum", "sorted", "context-length")
 _BATCH = 32
 _LANGUAGE = "eng_Latn"
 
@@ -98,7 +100,7 @@ def _pipeline(model: Path, source: Path, corpus: str) -> Cell:
     from runtime.corpus import EngineChoice, Options, embed_corpus
     from runtime.manifest import Precision
 
-    choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=os.cpu_count(), threads=1)
+    choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
     with tempfile.TemporaryDirectory() as out:
         record = embed_corpus(model, source, out, Options(engine=choice, language=_LANGUAGE))
     return Cell(
@@ -114,16 +116,27 @@ def _pipeline(model: Path, source: Path, corpus: str) -> Cell:
     )
 
 
-def _loop(checkpoint: Path, texts: Sequence[str], corpus: str, way: str) -> Cell:
-    """A plain FP32 PyTorch loop over batches of 32."""
+def _loops(checkpoint: Path, n_texts: int) -> list[Cell]:
+    """Plain FP32 PyTorch loops over batches of 32, on every core."""
     from export.checkpoint import towers_from_checkpoint
 
     reference = towers_from_checkpoint(checkpoint).reference
-    pad_id = int(reference.tokenizer.tokenizer.pad_token_id)  # type: ignore[attr-defined]
-    ids = reference.token_ids(texts, [_LANGUAGE] * len(texts))
-    lengths = (ids != pad_id).sum(axis=1)
-    order = np.argsort(-lengths, kind="stable") if way == "sorted" else np.arange(len(texts))
-    reference.text_vectors(ids[:_BATCH])
+    cells = []
+    for corpus in CORPORA:
+        texts = _texts(corpus, n_texts)
+        ids = reference.token_ids(texts, [_LANGUAGE] * len(texts))
+        pad_id = int(reference.tokenizer.tokenizer.pad_token_id)  # type: ignore[attr-defined]
+        reference.text_vectors(ids[:_BATCH])
+        cells += [
+            _loop(reference, checkpoint.name, ids, (ids != pad_id).sum(axis=1), corpus, w) for w in WAYS
+        ]
+    return cells
+
+
+def _loop(
+    reference: Any, model: str, ids: NDArray[Any], lengths: NDArray[Any], corpus: str, way: str
+) -> Cell:
+    order = np.argsort(-lengths, kind="stable") if way == "sorted" else np.arange(len(ids))
     started, cpu_started, computed = time.perf_counter(), time.process_time(), 0
     for at in range(0, len(order), _BATCH):
         rows = order[at : at + _BATCH]
@@ -132,14 +145,14 @@ def _loop(checkpoint: Path, texts: Sequence[str], corpus: str, way: str) -> Cell
         reference.text_vectors(ids[rows, :width])
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return Cell(
-        model=checkpoint.name,
+        model=model,
         corpus=corpus,
         way=way,
-        rows=len(texts),
+        rows=len(ids),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        rows_per_core_second=len(texts) / cpu_seconds,
-        busy=cpu_seconds / seconds / (os.cpu_count() or 1),
+        rows_per_core_second=len(ids) / cpu_seconds,
+        busy=cpu_seconds / seconds / n_cores(),
         padding=1 - float(lengths.sum()) / computed,
     )
 
@@ -150,7 +163,7 @@ def _tower_alone(model: Path, n_images: int) -> Cell:
     from runtime.corpus.engines import EngineChoice, rows_per_second
     from runtime.manifest import Modality, Precision
 
-    cores = os.cpu_count() or 1
+    cores = n_cores()
     choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=cores, threads=1)
     rates = [rows_per_second(model, choice, Modality.IMAGE) for _ in range(5)]
     rate = sorted(rates)[2]
@@ -190,16 +203,19 @@ def _preprocessing(model: Path, folder: Path, way: str) -> Cell:
     )
 
 
-def _cell(task: Callable[..., Cell], *arguments: Any) -> Cell:
+def _cells(task: Callable[..., Cell | list[Cell]], *arguments: Any) -> list[Cell]:
+    """Run a task in a process of its own, and print what it found."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(task, arguments)
-    padding = "" if found.padding is None else f", padding {found.padding:.1%}"
-    typer.echo(
-        f"{found.model:<26} {found.corpus:<9} {found.way:<20} "
-        f"{found.rows_per_core_second:8.1f} rows a core-second, "
-        f"{found.rows / found.seconds:8.1f} rows/s, busy {found.busy:.0%}{padding}"
-    )
-    return found
+        done = pool.apply(task, arguments)
+    cells = done if isinstance(done, list) else [done]
+    for cell in cells:
+        padding = "" if cell.padding is None else f", padding {cell.padding:.1%}"
+        typer.echo(
+            f"{cell.model:<26} {cell.corpus:<9} {cell.way:<20} "
+            f"{cell.rows_per_core_second:8.1f} rows a core-second, "
+            f"{cell.rows / cell.seconds:8.1f} rows/s, busy {cell.busy:.0%}{padding}"
+        )
+    return cells
 
 
 def _text_cells(name: str, work: Path, n_pipeline: int, n_loop: int) -> list[Cell]:
@@ -208,14 +224,11 @@ def _text_cells(name: str, work: Path, n_pipeline: int, n_loop: int) -> list[Cel
 
     model = full_size_model(name, work)
     cells = []
-    for corpus in ("captions", "generated"):
+    for corpus in CORPORA:
         source = work / f"{corpus}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": _texts(corpus, n_pipeline)}), source)
-        cells.append(_cell(_pipeline, model, source, corpus))
-        for way in ("batch-maximum", "sorted", "context-length"):
-            n = n_loop if way != "context-length" else n_loop // 4
-            cells.append(_cell(_loop, work / "checkpoints" / name, _texts(corpus, n), corpus, way))
-    return cells
+        cells += _cells(_pipeline, model, source, corpus)
+    return cells + _cells(_loops, work / "checkpoints" / name, n_loop)
 
 
 def _image_cells(work: Path, n_images: int) -> list[Cell]:
@@ -225,17 +238,17 @@ def _image_cells(work: Path, n_images: int) -> list[Cell]:
         photographs(folder, n_images)
     ways = ("preprocessing", "preprocessing-pillow", "decoding-pillow")
     return [
-        _cell(_pipeline, model, folder, "images"),
-        _cell(_tower_alone, model, n_images),
-        *(_cell(_preprocessing, model, folder, way) for way in ways),
+        *_cells(_pipeline, model, folder, "images"),
+        *_cells(_tower_alone, model, n_images),
+        *(cell for way in ways for cell in _cells(_preprocessing, model, folder, way)),
     ]
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder of models and corpora; kept, some 12 GB.")],
-    texts: Annotated[int, typer.Option(help="Rows of the pipeline.")] = 6_000,
-    loop_texts: Annotated[int, typer.Option(help="Rows of a loop.")] = 512,
-    images: Annotated[int, typer.Option(help="JPEGs.")] = 1_500,
+    texts: Annotated[int, typer.Option(help="Rows of the pipeline.")] = 4_000,
+    loop_texts: Annotated[int, typer.Option(help="Rows of a loop.")] = 192,
+    images: Annotated[int, typer.Option(help="JPEGs.")] = 600,
     only: Annotated[str | None, typer.Option(help="A model's name, or images.")] = None,
     record: Annotated[Path | None, typer.Option("--json", help="Add the cells to this file.")] = None,
 ) -> None:

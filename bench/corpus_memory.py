@@ -1,6 +1,6 @@
 """Does memory grow with the corpus? Peak of a small sample model over corpora of generated rows.
 
-    python -m bench.corpus_memory --work FOLDER --rows 100000 --rows 10000000 --json RECORD.json
+python -m bench.corpus_memory --work FOLDER --rows 100000 --rows 10000000 --json RECORD.json
 """
 
 from __future__ import annotations
