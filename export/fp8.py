@@ -79,7 +79,15 @@ def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping
 
 
 def _is_linear(node: onnx_ir.Node) -> bool:
-    return node.op_type in ("MatMul", "Gemm") and constant(node.inputs[1]) is not None
+    is_product = node.op_type in ("MatMul", "Gemm") and constant(node.inputs[1]) is not None
+    return is_product and not _is_learned(node.inputs[0])
+
+
+def _is_learned(rows: onnx_ir.Value | None) -> bool:
+    """Whether rows are the same for every input (SigLIP's pooling query): TensorRT multiplies them once,
+    in FP16, while it builds."""
+    expand = None if rows is None else rows.producer()
+    return expand is not None and expand.op_type == "Expand" and constant(expand.inputs[0]) is not None
 
 
 def _quantise_input(
