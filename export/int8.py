@@ -6,7 +6,8 @@ One Q/DQ pair stands at a tensor, however many products read it. Products of two
 are quantised too: the engines then fuse a whole attention in int8.
 
 The recipe is one for all engines; only how an activation is *encoded* differs, since each engine has a fast
-path for another form (docs/decisions/0007-int8-recipe.md).
+path for another form, and OpenVINO's softmax is written so that its sums are exact
+(docs/decisions/0007-int8-recipe.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from export.clipping import ClipMethod, Extent, clip_extents
 from export.embedding_table import EmbeddingTable, shrink_table
+from export.exact_softmax import sum_exactly
 from export.folding import PIXEL_CENTRE, fold
 from export.graph_edits import add_weight, constant, drop_unused, float_like
 from export.matrix_products import operations_by_product, products
@@ -165,6 +167,8 @@ def int8_from_onnx(
         _quantise_activation(model.graph, value, activations[value], kept_extents, recipe.encoding)
     for node in chosen:
         _quantise_weight(model.graph, node)
+    if recipe.target is Target.OPENVINO:
+        sum_exactly(model)
     shrink_table(model, recipe.table)
     drop_unused(model)
     _save(model, target, data_name)
