@@ -70,7 +70,7 @@ def _sampler(run: Callable[[], Any], giga: float, seconds: float) -> Sampler:
 
 
 def _product(precision: str) -> Callable[[], Any]:
-    """A product of ``_ROWS`` rows with constant weights; several in a chain, so that reorders weigh little."""
+    """Products of ``_ROWS`` rows and constant weights in a chain, so that reorders weigh little."""
     import openvino
     from openvino import opset13 as op
 

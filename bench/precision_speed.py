@@ -1,0 +1,275 @@
+"""How fast is each precision in each engine, at full size? The tables of decision 0007.
+
+    python -m bench.precision_speed [TOWER …] --work FOLDER --json bench/results/precision_speed.json
+
+Full-size towers with random weights are exported into the work folder (kept there for the next run), and
+every engine × precision is run in turns in one process, one thread, beside PyTorch eager in FP32, NNCF's own
+quantisation in OpenVINO, and the machine's INT8 peak. A figure is rows per second of CPU time; a ratio is the
+median over the turns of ratios *within* a turn, so that a busy machine's drift falls out. No time counts
+before the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import onnx_ir
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.footprint import footprint_of
+from bench.peaks import peak_samplers
+from bench.records import Record, artefact_sha256, interval, record_of, write_records
+from bench.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
+from export.matrix_products import operations_by_product
+from runtime.backends import open_backend
+from runtime.errors import BabeltowerError
+from runtime.manifest import Modality, Precision
+
+__all__ = ["CASES", "TARGETS", "Case", "Target", "measure_case"]
+
+TORCH, NNCF = "torch fp32", "openvino int8 by NNCF"
+_LOWEST_COSINE = {Precision.FP32: 0.99999, Precision.BF16: 0.999, Precision.INT8: 0.99}
+_SECONDS = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A tower and the shapes (rows, tokens) that it is timed at; images have one shape of tokens."""
+
+    tower: str
+    variant: str
+    modality: Modality
+    shapes: tuple[tuple[int, int], ...]
+
+
+CASES = (
+    Case("ViT-B/32", "xlm-roberta-base-ViT-B-32", Modality.IMAGE, ((1, 1), (8, 1))),
+    Case("XLM-R base", "xlm-roberta-base-ViT-B-32", Modality.TEXT, ((1, 16), (8, 16))),
+    Case("NLLB-600M", "nllb-clip-base", Modality.TEXT, ((1, 16), (8, 16), (8, 64))),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the fastest engine must reach: a multiple of PyTorch, or a share of the INT8 peak."""
+
+    precision: Precision
+    rows: int
+    ratio: float
+
+
+TARGETS = (
+    Target(Precision.INT8, 8, 4.0),
+    Target(Precision.BF16, 8, 2.1),
+    Target(Precision.FP32, 8, 1.05),
+    Target(Precision.INT8, 1, 4.8),
+)
+PEAK_SHARE = 0.8
+_PEAK_SHAPES = {("ViT-B/32", (8, 1)), ("NLLB-600M", (8, 64))}
+
+
+class _Runs(Protocol):
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]: ...
+
+
+class _Torch:
+    """The family's own library, eager, one thread."""
+
+    def __init__(self, case: Case, work: Path) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._towers = torch_towers(case.variant, work)
+        self._modality = case.modality
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        towers = self._towers
+        if self._modality is Modality.TEXT:
+            return [towers.reference.text_vectors(inputs["input_ids"])[towers.dim]]
+        scale, shift = (towers.image.get_buffer(name).numpy() for name in ("scale", "shift"))
+        pixels = inputs["pixels"].astype(np.float32) * scale + shift
+        return [towers.reference.image_vectors(pixels)[towers.dim]]
+
+
+def measure_case(case: Case, work: Path, *, turns: int) -> list[Record]:
+    """Time one tower in every form.
+
+    Raises:
+        BabeltowerError: an output is not close to PyTorch's.
+    """
+    artefacts = artefacts_of(case.variant, case.modality, work)
+    forms: dict[str, _Runs] = {TORCH: _Torch(case, work)}
+    for name, artefact in artefacts.items():
+        forms[name] = open_backend(artefact.engine, artefact.graph, precision=artefact.precision, threads=1)
+    hashes = {name: artefact_sha256(*artefact.files) for name, artefact in artefacts.items()}
+    graph = next(a.graph for a in artefacts.values() if a.precision is Precision.FP32)
+    records = []
+    for rows, tokens in case.shapes:
+        inputs = random_inputs(graph, n_rows=rows, n_tokens=tokens)
+        cosines = _cosines(forms, inputs)
+        _require_close(cosines, artefacts)
+        operations = sum(
+            operations_by_product(onnx_ir.load(graph), {"batch": rows, "sequence": tokens}).values()
+        )
+        settings = {"threads": 1, "turns": turns, "seconds": _SECONDS, "operations_per_run": 2 * operations}
+        for name, samples in _turns(forms, inputs, rows, turns).items():
+            shape = f"{rows}" if case.modality is Modality.IMAGE else f"{rows}×{tokens}"
+            cell = {"tower": case.tower, "shape": shape, "form": name}
+            if name == "peak int8":
+                records.append(record_of(cell, samples, unit="GOP/s", settings=settings))
+                continue
+            own = {**settings, "cosine_to_torch": cosines[name], "rows": rows, "tokens": tokens}
+            records.append(
+                record_of(cell, samples, unit="rows/core-second", settings=own, artefact=hashes.get(name))
+            )
+    for form in forms.values():
+        if not isinstance(form, _Torch):
+            form.close()  # type: ignore[attr-defined]
+    return records
+
+
+def _turns(
+    forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]], rows: int, turns: int
+) -> dict[str, list[float]]:
+    """Samples of every form and of the INT8 peak, one a turn."""
+    peak = peak_samplers(["int8"], seconds=_SECONDS)["int8"]
+    n_runs = {}
+    for name, form in forms.items():
+        form.run(inputs, ["vector"])
+        n_runs[name] = max(1, round(_SECONDS / max(_cpu_seconds(form, inputs, 1), 1e-4)))
+    found: dict[str, list[float]] = {name: [] for name in (*forms, "peak int8")}
+    for _ in range(turns):
+        for name, form in forms.items():
+            found[name].append(rows * n_runs[name] / _cpu_seconds(form, inputs, n_runs[name]))
+        found["peak int8"].append(peak())
+    return found
+
+
+def _cpu_seconds(form: _Runs, inputs: Mapping[str, NDArray[Any]], n_runs: int) -> float:
+    started = time.process_time()
+    for _ in range(n_runs):
+        form.run(inputs, ["vector"])
+    return time.process_time() - started
+
+
+def _cosines(forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Lowest cosine of any row to PyTorch's."""
+    vectors = {name: form.run(inputs, ["vector"])[0].astype(np.float64) for name, form in forms.items()}
+    unit = {name: v / np.linalg.norm(v, axis=1, keepdims=True) for name, v in vectors.items()}
+    return {name: float((v * unit[TORCH]).sum(axis=1).min()) for name, v in unit.items()}
+
+
+def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefact]) -> None:
+    for name, artefact in artefacts.items():
+        limit = _LOWEST_COSINE[artefact.precision]
+        if cosines[name] < limit:
+            raise BabeltowerError(
+                f"{name} computes something else than PyTorch: cosine {cosines[name]:.5f}, expected at least "
+                f"{limit}. Its speed means nothing; remove {artefact.graph.parent} and measure again."
+            )
+
+
+def paired(over: Record, under: Record) -> float:
+    """Median of the ratios within the turns."""
+    return median(a / b for a, b in zip(over.samples, under.samples, strict=True))
+
+
+def share_of_peak(record: Record, peak: Record) -> float:
+    """Operations a second, as a part of the INT8 peak in the same turns."""
+    giga: float = record.settings["operations_per_run"] / record.settings["rows"] / 1e9
+    return paired(record, peak) * giga
+
+
+def print_tables(records: Sequence[Record], console: Console) -> bool:
+    """Print every cell and the verdicts; whether all targets hold."""
+    cells: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if "form" in record.cell:
+            cells.setdefault((record.cell["tower"], record.cell["shape"]), {})[record.cell["form"]] = record
+    table = Table("tower", "shape", "form", "rows/core-s", "95%", "× PyTorch", "of int8 peak", "cosine")
+    verdicts = Table("tower", "shape", "target", "measured", "by", "holds")
+    holds = True
+    for (tower, shape), forms in cells.items():
+        peak = forms["peak int8"]
+        for name, record in forms.items():
+            low, high = interval(record.samples)
+            if name == "peak int8":
+                table.add_row(tower, shape, name, f"{record.median:.0f} GOP/s", f"{low:.0f}–{high:.0f}")
+                continue
+            cosine = record.settings["cosine_to_torch"]
+            ratio, share = paired(record, forms[TORCH]), share_of_peak(record, peak)
+            figures = f"{record.median:.2f}", f"{low:.2f}–{high:.2f}", f"{ratio:.2f}", f"{share:.0%}"
+            table.add_row(tower, shape, name, *figures, f"{cosine:.5f}")
+        for target, measured, name, held in _verdicts(tower, forms):
+            holds &= held
+            verdicts.add_row(tower, shape, target, measured, name, "yes" if held else "[red]no[/red]")
+    console.print(table, verdicts)
+    return holds
+
+
+def _verdicts(tower: str, forms: Mapping[str, Record]) -> list[tuple[str, str, str, bool]]:
+    rows, tokens = (int(forms[TORCH].settings[key]) for key in ("rows", "tokens"))
+    found = []
+    ratios = {name: paired(record, forms[TORCH]) for name, record in forms.items() if name != "peak int8"}
+    for target in TARGETS:
+        if target.rows != rows or tokens > 16:
+            continue
+        best = max(
+            (n for n in ratios if n.split()[1] == target.precision and n not in (TORCH, NNCF)),
+            key=ratios.__getitem__,
+        )
+        label = f"{target.precision.value} ≥ {target.ratio}× PyTorch"
+        found.append((label, f"{ratios[best]:.2f}×", best, ratios[best] >= target.ratio))
+    own = "openvino int8"
+    if (tower, (rows, tokens)) in _PEAK_SHAPES:
+        share = share_of_peak(forms[own], forms["peak int8"])
+        found.append((f"int8 ≥ {PEAK_SHARE:.0%} of the peak", f"{share:.0%}", own, share >= PEAK_SHARE))
+    if NNCF in forms:
+        ratio = paired(forms[own], forms[NNCF])
+        found.append(("int8 ≥ NNCF's", f"{ratio:.3f}×", own, ratio >= 1.0))
+    return found
+
+
+def main(
+    towers: Annotated[list[str] | None, typer.Argument(help="Names of CASES; all by default.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for graphs, up to 8 GB; kept.")] = Path("full-size"),
+    turns: Annotated[int, typer.Option(min=3)] = 7,
+    record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
+    prepare: Annotated[bool, typer.Option(help="Only export and quantise.")] = False,
+) -> None:
+    """Time every precision in every engine; exit code 1 where a target is missed."""
+    console, records = Console(width=140), []
+    for case in CASES:
+        if towers and case.tower not in towers:
+            continue
+        if prepare:
+            artefacts_of(case.variant, case.modality, work)
+            continue
+        records += measure_case(case, work, turns=turns)
+        gc.collect()
+        if case.tower == "NLLB-600M":
+            records += footprint_of(
+                artefacts_of(case.variant, case.modality, work)["onnxruntime int8"], case.tower
+            )
+    if prepare:
+        return
+    if record is not None:
+        write_records(records, record)
+    holds = print_tables(records, console)
+    for found in (r for r in records if "footprint" in r.cell):
+        console.print(f"{found.cell['tower']} {found.cell['footprint']}: {found.median:,.2f} {found.unit}")
+    raise typer.Exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
