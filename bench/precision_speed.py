@@ -38,8 +38,10 @@ from runtime.manifest import Modality, Precision
 __all__ = ["CASES", "TARGETS", "Case", "Target", "measure_case"]
 
 TORCH, NNCF = "torch fp32", "openvino int8 by NNCF"
+_LOWEST_COSINE_OF_NNCF = 0.95
+"""NNCF's model is measured against, not published: it must compute the tower, no more."""
 _LOWEST_COSINE = {Precision.FP32: 0.99999, Precision.BF16: 0.999, Precision.INT8: 0.99}
-_SECONDS = 0.35
+_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def _cosines(forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]]) -> 
 
 def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefact]) -> None:
     for name, artefact in artefacts.items():
-        limit = _LOWEST_COSINE[artefact.precision]
+        limit = _LOWEST_COSINE_OF_NNCF if name == NNCF else _LOWEST_COSINE[artefact.precision]
         if cosines[name] < limit:
             raise BabeltowerError(
                 f"{name} computes something else than PyTorch: cosine {cosines[name]:.5f}, expected at least "
@@ -248,7 +250,8 @@ def main(
     prepare: Annotated[bool, typer.Option(help="Only export and quantise.")] = False,
 ) -> None:
     """Time every precision in every engine; exit code 1 where a target is missed."""
-    console, records = Console(width=140), []
+    console = Console(width=140)
+    records: list[Record] = []
     for case in CASES:
         if towers and case.tower not in towers:
             continue
@@ -257,6 +260,8 @@ def main(
             continue
         records += measure_case(case, work, turns=turns)
         gc.collect()
+        if record is not None:
+            write_records(records, record)
         if case.tower == "NLLB-600M":
             records += footprint_of(
                 artefacts_of(case.variant, case.modality, work)["onnxruntime int8"], case.tower

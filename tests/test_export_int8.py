@@ -18,7 +18,7 @@ from export.int8 import Encoding, Int8Recipe, Target, int8_from_onnx, recipe_for
 from export.onnx_graph import IR_VERSION, OPSET
 from runtime.backends import GRAPH_ENGINES, Engine, open_backend
 from runtime.errors import ExportError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Manifest, Modality, Precision
 
 SYMMETRIC = (Encoding.INT8, Encoding.INT8_OR_UINT8)
 
@@ -73,6 +73,43 @@ def test_a_row_alone_equals_the_row_in_a_batch(
     ]
     backend.close()
     assert np.abs(np.stack(alone) - together).max() <= 1e-6
+
+
+@pytest.mark.parametrize("n_more", [1, 5, 16, 33])
+@pytest.mark.parametrize("engine", GRAPH_ENGINES)
+@pytest.mark.parametrize("name", ["nllb-clip", "capivara"])
+def test_padding_changes_no_vector(
+    name: str, engine: Engine, n_more: int, exported: Exported, tmp_path: Path
+) -> None:
+    source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
+    graph, _ = quantised(source, tmp_path, batches, target=Target(engine.value))
+    backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
+    batch = batches[0]
+    text = Manifest.read(exported(name)).text
+    assert batch["input_ids"].shape[1] + n_more <= text.context_length
+    padded = {
+        "input_ids": np.pad(batch["input_ids"], ((0, 0), (0, n_more)), constant_values=text.pad_id),
+        "attention_mask": np.pad(batch["attention_mask"], ((0, 0), (0, n_more))),
+    }
+    wide, narrow = (backend.run(inputs, ["vector"])[0] for inputs in (padded, batch))
+    backend.close()
+    assert np.abs(wide - narrow).max() <= 1e-6
+
+
+def test_openvino_adds_attention_weights_exactly(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    nodes = list(onnx_ir.load(graph).graph)
+    n_softmaxes = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
+    totals = [node for node in nodes if str(node.name).endswith("Softmax/total")]
+    assert len(totals) == sum(node.op_type == "Exp" for node in nodes) == n_softmaxes > 0
+    assert not any(node.op_type == "Softmax" for node in nodes)
+    for total in totals:
+        codes = total.inputs[0].producer()
+        assert codes.op_type == "DequantizeLinear"
+        assert codes.inputs[1].const_value.numpy() == 1
+        assert codes.inputs[2].const_value.numpy() == np.uint8(0)
 
 
 @pytest.mark.parametrize("target", Target)
