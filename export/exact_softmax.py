@@ -24,13 +24,18 @@ __all__ = ["sum_exactly"]
 
 
 def sum_exactly(model: onnx_ir.Model) -> int:
-    """Rewrite every softmax that is quantised to uint8 and multiplied by values, in place.
+    """Rewrite every softmax over a dynamic axis that is quantised to uint8 and multiplied by values, in place.
 
     Returns:
-        How many were rewritten. One whose product stays in float is left as it is.
+        How many were rewritten. One whose product stays in float is left as it is (its row then depends on
+        padding), and so is one over a fixed number of tokens, an image's: it is added in one order always.
     """
-    softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
+    softmaxes = [node for node in model.graph if node.op_type == "Softmax" and _is_dynamic(node.outputs[0])]
     return sum(_rewrite(model.graph, node) for node in softmaxes)
+
+
+def _is_dynamic(weights: onnx_ir.Value) -> bool:
+    return weights.shape is None or not isinstance(weights.shape[-1], int)
 
 
 def _rewrite(graph: onnx_ir.Graph, softmax: onnx_ir.Node) -> bool:
