@@ -24,7 +24,7 @@ __all__ = ["sum_exactly"]
 
 
 def sum_exactly(model: onnx_ir.Model) -> int:
-    """Rewrite every softmax over a dynamic axis that is quantised to uint8 and multiplied by values, in place.
+    """Rewrite, in place, every softmax over a dynamic axis that is quantised and multiplied by values.
 
     Returns:
         How many were rewritten. One whose product stays in float is left as it is (its row then depends on
