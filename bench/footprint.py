@@ -24,19 +24,15 @@ def footprint_of(artefact: Artefact, tower: str) -> list[Record]:
         seen = [pool.apply(_open_and_run, (artefact,)) for _ in range(_REPEATS)]
     n_bytes = [sum(file.stat().st_size for file in artefact.files)]
     sha256 = artefact_sha256(*artefact.files)
-    columns = {"MB on disk": [n / 1e6 for n in n_bytes]}
-    columns["GB resident"] = [resident / 1e9 for resident, _ in seen]
-    columns["CPU seconds to load"] = [seconds for _, seconds in seen]
+    columns: dict[str, tuple[str, list[float]]] = {
+        "on disk": ("MB", [n / 1e6 for n in n_bytes]),
+        "resident": ("GB", [resident / 1e9 for resident, _ in seen]),
+        "CPU time to load": ("s", [seconds for _, seconds in seen]),
+    }
     settings = {"engine": artefact.engine.value, "threads": 1, "repeats": _REPEATS}
+    cells = [({"tower": tower, "footprint": name}, *column) for name, column in columns.items()]
     return [
-        record_of(
-            {"tower": tower, "footprint": name},
-            values,
-            unit=name.split()[0] if name[0].isupper() and name[1].isupper() else "s",
-            settings=settings,
-            artefact=sha256,
-        )
-        for name, values in columns.items()
+        record_of(cell, values, unit=unit, settings=settings, artefact=sha256) for cell, unit, values in cells
     ]
 
 
