@@ -201,6 +201,17 @@ class LocalEncoder(Encoder):
         image = decode(source, name=name, max_pixels=self._max_pixels)
         return pixels_from_image(image, self.manifest.image).transpose(1, 2, 0)
 
+    def open_tower(self, modality: Modality) -> None:
+        """Open a tower's graph now rather than at its first use.
+
+        Raises:
+            EngineError: see ``Encoder.open``.
+        """
+        if modality is Modality.TEXT:
+            self._text_tower()
+        else:
+            self._image_tower()
+
     def embed(
         self,
         source: str | os.PathLike[str] | Iterable[Any],

@@ -23,6 +23,7 @@ from runtime.corpus.prepare import Counts
 from runtime.corpus.sources import Source, open_source
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
+from runtime.local import LocalEncoder
 
 __all__ = ["embed_corpus"]
 
@@ -121,6 +122,9 @@ class _Run:
 
     def record(self) -> RunRecord:
         before = set(self.journal.done)
+        encoder = self.job.encoder if self.execute is parts_in_process else None
+        if isinstance(encoder, LocalEncoder) and not self._is_finished():
+            encoder.open_tower(self.job.source.modality)  # rates are of the work after it
         started, cpu_started = time.perf_counter(), _cpu_seconds()
         done_before = sum(record.rows for record in self.journal.done.values())
         self.watcher.started(self.job.source, self.job.choice, self._rows_in_all(), done_before)
