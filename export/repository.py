@@ -23,6 +23,7 @@ from export.int8 import Int8Recipe
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
+from export.probe_set import probes_from_expected
 from export.publishing import publish, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
@@ -41,6 +42,7 @@ from runtime.manifest import (
     require_name,
     tower_folder_name,
 )
+from runtime.probes import probes_path
 from runtime.text import Tokenizer
 
 __all__ = [
@@ -278,6 +280,7 @@ class _Run:
             return report
         variant = dataclasses.replace(draft, parity=report.as_json())
         manifest = self._manifest({**self._kept(), form.key: variant})
+        probes_from_expected(expected, self.towers).save(probes_path(self.repository / self.name))
         publish(self.stage, self.repository, manifest, variant)
         return report
 

@@ -7,6 +7,7 @@ Environment variables are read here and nowhere else: ``BABELTOWER_ENGINE``, ``B
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +58,41 @@ def languages(
         typer.echo(_json([{"flores": row.flores, "bcp47": row.bcp47, "name": row.name} for row in found]))
     else:
         typer.echo(text_from_languages(found))
+
+
+@app.command()
+def rollout(
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="REPOSITORY/NAME", help="The model with the new version.")],
+    url: Annotated[str, typer.Option(help="grpc://HOST:PORT of the server that serves the repository.")],
+    variant: Annotated[str | None, typer.Option(help="Of the new model; the only one by default.")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="PEM certificates that check the server's.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Sent with every request.")
+    ] = None,
+) -> None:
+    """Switch a served model to a new version under traffic, if its answers to the probes are right.
+
+    The version is loaded beside the old one and asked the probes; where they do not hold, everything is put
+    back, and the exit code is 1.
+    """
+    from runtime.remote import Connection
+    from runtime.rollout import roll_out
+
+    connection = Connection(token=token, ca_file=ca_file)
+    done = roll_out(
+        model,
+        to,
+        url=url,
+        variant=variant,
+        connection=connection,
+        say=lambda step: typer.echo(step, err=True),
+    )
+    language, mean = min(done.after.languages.items(), key=lambda item: item[1])
+    typer.echo(
+        f"{done.model.name} serves version {done.version}: {len(done.after.languages)} languages hold, the "
+        f"worst, {language}, at a mean cosine of {mean:.6f}; images at {done.after.images:.6f}"
+    )
 
 
 def _json(value: Any) -> str:

@@ -11,6 +11,7 @@
     │   └── ImageError         bytes that are no decodable image
     ├── ServerError            a server cannot be reached, or does not answer as it should
     │   └── UnansweredError    it went away; names the inputs without an answer, and holds the answers
+    ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, go on, or be written
 
@@ -37,6 +38,7 @@ __all__ = [
     "LanguageError",
     "ManifestError",
     "ParityError",
+    "RolloutError",
     "ServerError",
     "UnansweredError",
 ]
@@ -88,6 +90,10 @@ class CorpusError(BabeltowerError):
 
 class ServerError(BabeltowerError):
     """A server cannot be reached, or does not answer as it should."""
+
+
+class RolloutError(BabeltowerError):
+    """A version's answers are wrong, or it does not load; what was served before is served."""
 
 
 class UnansweredError(ServerError):

@@ -1,0 +1,65 @@
+"""The server's own control of its models, over gRPC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.errors import EngineError, InputError, ServerError
+from runtime.remote.options import Address, Connection, Protocol
+
+__all__ = ["Control"]
+
+_LOAD_S = 600.0
+
+
+class Control:
+    """Loads and unloads models of one server."""
+
+    def __init__(self, address: Address, connection: Connection) -> None:
+        if address.protocol is not Protocol.GRPC:
+            raise InputError(f"A rollout speaks gRPC; {address} does not. Pass grpc://HOST:PORT.")
+        try:
+            from tritonclient import grpc
+        except ImportError as error:
+            raise EngineError(
+                f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
+            ) from error
+        self._headers = connection.all_headers() or None
+        ca, key, chain = (
+            None if path is None else str(path)
+            for path in (connection.ca_file, connection.key_file, connection.certificate_file)
+        )
+        self._client: Any = grpc.InferenceServerClient(
+            address.target,
+            ssl=address.tls,
+            root_certificates=ca,
+            private_key=key,
+            certificate_chain=chain,
+        )
+
+    def load(self, model: str) -> None:
+        """Load a model as its files say now; versions that it serves go on until the new ones are ready.
+
+        Raises:
+            ServerError: it does not load, or the server lets nobody load models.
+        """
+        self._call(self._client.load_model, model)
+
+    def unload(self, model: str) -> None:
+        """Let a model's requests end, then drop it."""
+        self._call(self._client.unload_model, model)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._client.close()
+
+    def _call(self, method: Any, model: str) -> None:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            method(model, headers=self._headers, client_timeout=_LOAD_S)
+        except InferenceServerException as error:
+            remedy = ""
+            if "not allowed" in error.message():
+                remedy = " Start the server with --model-control-mode=explicit."
+            raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error

@@ -1,0 +1,253 @@
+"""The files of a version in a repository: put in beside the old ones, taken out, or made the model's own.
+
+What a server loads is pinned in every ``config.pbtxt``, so that a server which restarts in the middle of a
+rollout serves the old version, and not whatever lies there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EngineError, ManifestError
+from runtime.manifest import (
+    FileRecord,
+    Manifest,
+    Modality,
+    TowerFiles,
+    Variant,
+    manifest_path,
+    record_of_file,
+)
+
+__all__ = ["Release", "release_from_model", "versions_of_folder"]
+
+_SPEC = "frontend.json"
+
+
+def front_end_name(name: str, modality: Modality) -> str:
+    """``NAME_text``, ``NAME_image``."""
+    return f"{name}_{modality.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version of REPOSITORY/NAME that is being put in.
+
+    Attributes:
+        source: The model it is taken from.
+        key: Its variant, which is the key of both manifests.
+        version: Its number.
+    """
+
+    repository: Path
+    manifest: Manifest
+    source: Path
+    candidate: Manifest
+    key: str
+    version: int
+
+    @property
+    def trial_name(self) -> str:
+        """Under this name it is asked the probes, before anybody else reaches it."""
+        return f"{self.manifest.name}_candidate"
+
+    @property
+    def variant(self) -> Variant:
+        """As the candidate's manifest has it."""
+        return self.candidate.variants[self.key]
+
+    def tower_folder(self, modality: Modality) -> Path:
+        """Where its tower goes."""
+        return self.repository / f"{self.manifest.name}_{modality.value}_tower_{self.key}"
+
+    def front_end_folder(self, modality: Modality, *, trial: bool = False) -> Path:
+        """Where its front end goes."""
+        name = self.trial_name if trial else self.manifest.name
+        return self.repository / front_end_name(name, modality)
+
+    def folders(self) -> tuple[Path, ...]:
+        """All folders of the model that it touches."""
+        return tuple(
+            folder
+            for modality in Modality
+            for folder in (self.tower_folder(modality), self.front_end_folder(modality))
+        )
+
+    def put_towers_in(self) -> None:
+        """Copy both towers in, beside those that are served."""
+        for modality in Modality:
+            tower = self.variant.tower(modality)
+            origin = self.source.parent / tower.model
+            folder = self.tower_folder(modality)
+            if not folder.exists():
+                folder.mkdir()
+                write_config(folder, origin / "config.pbtxt", name=folder.name, versions=[self.version])
+            for file in origin.iterdir():  # the tokenizer; graphs lie in the version's folder
+                if file.is_file() and file.name != "config.pbtxt" and not (folder / file.name).exists():
+                    shutil.copyfile(file, folder / file.name)
+            _copy_whole(origin / str(tower.version), folder / str(self.version))
+
+    def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
+        """Copy a front end in, bound to the towers' version, and make it the one to be loaded."""
+        origin = self.source.parent / front_end_name(self.candidate.name, modality)
+        folder = self.front_end_folder(modality, trial=trial)
+        folder.mkdir(exist_ok=True)
+        newest = max(versions_of_folder(origin))
+        _copy_whole(origin / str(newest), folder / str(self.version), adapt=self._bind(modality))
+        write_config(
+            folder,
+            origin / "config.pbtxt",
+            name=folder.name,
+            versions=[self.version],
+            parameters={
+                "babeltower_name": self.trial_name if trial else self.manifest.name,
+                "babeltower_tower": self.tower_folder(modality).name,
+            },
+        )
+
+    def _bind(self, modality: Modality) -> Any:
+        def bound(version_folder: Path) -> None:
+            path = version_folder / _SPEC
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            spec["tower"] |= {"model": self.tower_folder(modality).name, "version": self.version}
+            path.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+        return bound
+
+    def pin(self, folder: Path, versions: Sequence[int]) -> None:
+        """Say which versions of a folder are to be loaded."""
+        write_config(folder, folder / "config.pbtxt", name=folder.name, versions=versions)
+
+    def take_out(self, *, trial_only: bool) -> None:
+        """Remove what was put in; the trial's front ends are removed in any case."""
+        for modality in Modality:
+            shutil.rmtree(self.front_end_folder(modality, trial=True), ignore_errors=True)
+        if not trial_only:
+            for folder in self.folders():
+                shutil.rmtree(folder / str(self.version), ignore_errors=True)
+                if folder.exists() and not versions_of_folder(folder):
+                    shutil.rmtree(folder)
+
+    def finished_manifest(self) -> Manifest:
+        """The model's manifest once this version is the one that is served."""
+        towers = {modality: self._tower_files(modality) for modality in Modality}
+        text = towers[Modality.TEXT]
+        tokenizer = f"{text.model}/{Path(self.variant.tokenizer).name}"
+        variant = dataclasses.replace(
+            self.variant, text=text, image=towers[Modality.IMAGE], tokenizer=tokenizer
+        )
+        return dataclasses.replace(self.manifest, variants={**self.manifest.variants, self.key: variant})
+
+    def _tower_files(self, modality: Modality) -> TowerFiles:
+        folder = self.tower_folder(modality)
+        return dataclasses.replace(
+            self.variant.tower(modality),
+            model=folder.name,
+            version=self.version,
+            files=tuple(_records(self.repository, folder, self.version)),
+        )
+
+
+def release_from_model(model: Path, source: Path, key: str | None = None) -> Release:
+    """Plan a version; nothing is written.
+
+    Raises:
+        ManifestError: another embedding space, a variant that is not there, or missing front ends.
+    """
+    manifest, candidate = Manifest.read(model), Manifest.read(source)
+    if manifest.fingerprint != candidate.fingerprint:
+        raise ManifestError(
+            f"{source} embeds into the space {candidate.fingerprint!r}, {model} into "
+            f"{manifest.fingerprint!r}. Its vectors could not be compared with those that were made so far: "
+            "serve it under a name of its own, and embed everything again."
+        )
+    if key is None and len(candidate.variants) > 1:
+        raise ManifestError(f"{source} holds {sorted(candidate.variants)}; pass --variant.")
+    key = key or next(iter(candidate.variants))
+    if key not in candidate.variants:
+        raise ManifestError(f"{source} has no variant {key!r}; it holds {sorted(candidate.variants)}.")
+    release = Release(model.parent, manifest, source, candidate, key, version=0)
+    for parent, name in ((model.parent, manifest.name), (source.parent, candidate.name)):
+        for modality in Modality:
+            folder = parent / front_end_name(name, modality)
+            if not (folder / "config.pbtxt").is_file() or not versions_of_folder(folder):
+                raise ManifestError(f"{folder} is missing or no front end. Write the front ends first.")
+    taken = [v for folder in release.folders() if folder.exists() for v in versions_of_folder(folder)]
+    return dataclasses.replace(release, version=max(taken) + 1)
+
+
+def versions_of_folder(folder: Path) -> list[int]:
+    """Numbers of the version folders that are there."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def write_config(
+    folder: Path,
+    source: Path,
+    *,
+    name: str,
+    versions: Sequence[int],
+    parameters: dict[str, str] | None = None,
+) -> None:
+    """Write a ``config.pbtxt`` as another one with a name, the versions to load, and parameters changed."""
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise EngineError(
+            f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
+        ) from error
+    config = text_format.Parse(source.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config.name = name
+    config.version_policy.specific.versions[:] = list(versions)
+    for key, value in (parameters or {}).items():
+        config.parameters[key].string_value = value
+    replace_text(folder / "config.pbtxt", text_format.MessageToString(config, as_utf8=True))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_manifest(model: Path, manifest: Manifest) -> None:
+    """Replace a manifest; the records of configurations are measured anew."""
+    repository = model.parent
+    variants = {
+        key: dataclasses.replace(v, text=_measured(repository, v.text), image=_measured(repository, v.image))
+        for key, v in manifest.variants.items()
+    }
+    replace_text(manifest_path(model), dataclasses.replace(manifest, variants=variants).to_json())
+
+
+def _measured(repository: Path, tower: TowerFiles) -> TowerFiles:
+    files = tuple(
+        record_of_file(repository, repository / r.path) if r.path.endswith("config.pbtxt") else r
+        for r in tower.files
+    )
+    return dataclasses.replace(tower, files=files)
+
+
+def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
+    own = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    graph = [path for path in (folder / str(version)).rglob("*") if path.is_file()]
+    return [record_of_file(repository, path) for path in sorted([*own, *graph])]
+
+
+def _copy_whole(origin: Path, target: Path, adapt: Any = None) -> None:
+    """Copy a folder under a name that no server reads, then rename it."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(origin, beside, ignore=shutil.ignore_patterns("__pycache__"))
+    if adapt is not None:
+        adapt(beside)
+    beside.rename(target)

@@ -1,0 +1,189 @@
+"""Put a version in, ask it the probes, switch, or take it out: in this order, and back from anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.encoder import Encoder
+from runtime.errors import BabeltowerError, ManifestError, RolloutError
+from runtime.manifest import Modality, manifest_path
+from runtime.probes import Probes
+from runtime.remote.options import Connection, address_from_text
+from runtime.rollout.control import Control
+from runtime.rollout.gate import Verdict, verdict_of_encoder
+from runtime.rollout.release import Release, release_from_model, versions_of_folder, write_manifest
+
+__all__ = ["Rollout", "roll_out"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A version that was switched to, and how its answers compared on the server before and after."""
+
+    model: Path
+    version: int
+    before: Verdict
+    after: Verdict
+
+
+def roll_out(
+    model: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    url: str,
+    variant: str | None = None,
+    connection: Connection | None = None,
+    say: Say = lambda _: None,
+) -> Rollout:
+    """Switch a served model to a new version, under traffic, if its answers are right.
+
+    The new towers are loaded beside the old ones, with front ends under another name that nobody asks. These
+    are asked the probes of REPOSITORY/NAME. If the answers hold, the front ends are switched, asked again,
+    and the old towers unloaded; their files stay. Otherwise everything is put back as it was.
+
+    Args:
+        model: REPOSITORY/NAME; the server reads this very repository.
+        to: The model with the new version, of the same embedding space, front ends written.
+        url: ``grpc://HOST:PORT`` of the server, which lets its models be loaded (explicit control).
+        variant: Of ``to``; may be left out where it has one.
+        say: Told each step.
+
+    Raises:
+        RolloutError: the version's answers are wrong, or it does not load; the old one is served.
+        ManifestError: it is of another embedding space, or files are missing.
+        ServerError: the server cannot be reached, or does not let its models be loaded.
+    """
+    model, connection = Path(model), connection or Connection()
+    probes, release = Probes.read(model), release_from_model(model, Path(to), variant)
+    if probes.fingerprint != release.manifest.fingerprint:
+        raise ManifestError(
+            f"The probes of {model} are of the space {probes.fingerprint!r}, the model of "
+            f"{release.manifest.fingerprint!r}. Export the checkpoint again."
+        )
+    base = url.rstrip("/")
+    control = Control(address_from_text(f"{base}/{release.manifest.name}"), connection)
+    try:
+        return _Run(release, probes, control, base, connection, say).done()
+    finally:
+        control.close()
+
+
+@dataclass(slots=True)
+class _Run:
+    release: Release
+    probes: Probes
+    control: Control
+    base: str
+    connection: Connection
+    say: Say
+
+    def done(self) -> Rollout:
+        release = self.release
+        kept = {path: path.read_bytes() for path in self._guarded_files()}
+        try:
+            self._pin_served()
+            self.say(f"loading version {release.version} beside the one that is served")
+            self._load_towers()
+            self._load_trial()
+            before = self._judged(release.trial_name)
+            self.say("the probes hold; switching")
+            self._switch()
+            after = self._judged(release.manifest.name)
+        except BaseException as error:
+            self._go_back(kept)
+            if isinstance(error, BabeltowerError):
+                raise RolloutError(
+                    f"Version {release.version} of {release.manifest.name}, from {release.source}, was taken "
+                    f"back; what was served before is served. {error}"
+                ) from error
+            raise
+        self._finish()
+        return Rollout(release.repository / release.manifest.name, release.version, before, after)
+
+    def _guarded_files(self) -> list[Path]:
+        release = self.release
+        configs = [folder / "config.pbtxt" for folder in release.folders() if folder.exists()]
+        return [*configs, manifest_path(release.repository / release.manifest.name)]
+
+    def _pin_served(self) -> None:
+        """Nothing that lies beside is loaded by a server that restarts in between."""
+        for folder in self.release.folders():
+            if folder.exists():
+                self.release.pin(folder, [max(versions_of_folder(folder))])
+        self._write_manifest()
+
+    def _load_towers(self) -> None:
+        release = self.release
+        served = {folder: versions_of_folder(folder)[-1:] for folder in release.folders() if folder.exists()}
+        release.put_towers_in()
+        for modality in Modality:
+            folder = release.tower_folder(modality)
+            release.pin(folder, [*served.get(folder, []), release.version])
+            self.control.load(folder.name)
+        self._write_manifest()
+
+    def _load_trial(self) -> None:
+        for modality in Modality:
+            self.release.put_front_end_in(modality, trial=True)
+            self.control.load(self.release.front_end_folder(modality, trial=True).name)
+
+    def _judged(self, name: str) -> Verdict:
+        with Encoder.open(f"{self.base}/{name}", connection=self.connection) as encoder:
+            verdict = verdict_of_encoder(encoder, self.probes, self.release.variant.precision)
+        if not verdict.holds:
+            raise RolloutError("; ".join(verdict.faults) + ".")
+        return verdict
+
+    def _switch(self) -> None:
+        for modality in Modality:
+            self.release.put_front_end_in(modality, trial=False)
+            self.control.load(self.release.front_end_folder(modality).name)
+
+    def _finish(self) -> None:
+        """The old towers are unloaded, once nobody calls them."""
+        release = self.release
+        for modality in Modality:
+            self.control.unload(release.front_end_folder(modality, trial=True).name)
+        release.take_out(trial_only=True)
+        for modality in Modality:
+            folder = release.tower_folder(modality)
+            release.pin(folder, [release.version])
+            self.control.load(folder.name)
+        write_manifest(release.repository / release.manifest.name, release.finished_manifest())
+
+    def _go_back(self, kept: dict[Path, bytes]) -> None:
+        """Files first, so that a server which restarts now is right; then what it has loaded."""
+        release = self.release
+        self.say("taking it back")
+        for path, content in kept.items():
+            path.write_bytes(content)
+        faults = []
+        for modality in Modality:
+            for step, name in (
+                (self.control.unload, release.front_end_folder(modality, trial=True).name),
+                (self.control.load, release.front_end_folder(modality).name),
+            ):
+                faults += self._tried(step, name)
+        release.take_out(trial_only=False)
+        for modality in Modality:
+            folder = release.tower_folder(modality)
+            step = self.control.load if folder.exists() else self.control.unload
+            faults += self._tried(step, folder.name)
+        for fault in faults:
+            self.say(f"while taking it back: {fault}")
+
+    @staticmethod
+    def _tried(step: Callable[[str], None], name: str) -> list[str]:
+        try:
+            step(name)
+        except BabeltowerError as error:
+            return [str(error)]
+        return []
+
+    def _write_manifest(self) -> None:
+        write_manifest(self.release.repository / self.release.manifest.name, self.release.manifest)
