@@ -197,7 +197,9 @@ def _error_of_refusal(message: str, rows: Rows) -> InputError:
     name, _, rest = message.partition(": ")
     kind = _KINDS.get(name)
     if kind is None:
-        kind, rest = (ImageError if rows.modality is Modality.IMAGE else InputError), message
+        about_language = "language" in message.lower()
+        of_texts = LanguageError if about_language else InputError
+        kind, rest = (ImageError if rows.modality is Modality.IMAGE else of_texts), message
     return kind(f"{rows.modality.value.capitalize()} {rows.places[0]}: {rest}")
 
 
