@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from export.frontends_cli import frontends
 from runtime.backends import Engine
 from runtime.cli import app
 from runtime.errors import ExportError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from export.repository import Export
 
 __all__ = ["app", "main"]
+
+
+app.command()(frontends)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pathlib import Path
 from export.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.checkpoint import towers_from_checkpoint
 from export.expectations import Expected, expected_of_reference
+from export.frontends import frontends_from_model
 from export.gate import GateReference, gate_reference
 from export.int8 import Int8Recipe
 from export.limits import LIMITS
@@ -34,6 +35,7 @@ from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import (
+    FrontEnds,
     Manifest,
     Modality,
     Precision,
@@ -168,7 +170,9 @@ def repository_from_towers(
     repository, options = Path(repository), _with_forms(options or ExportOptions())
     _require_free(repository, name, options)
     with staging(repository) as stage:
-        return _Run(towers, repository, name, options, progress, stage).export()
+        published = _published(repository, name, replace=options.replace)
+        front_ends = published.front_ends if published else ()
+        return _Run(towers, repository, name, options, progress, stage, front_ends).export()
 
 
 @dataclass(slots=True)
@@ -181,6 +185,7 @@ class _Run:
     options: ExportOptions
     progress: Progress
     stage: Path
+    front_ends: tuple[FrontEnds, ...]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def export(self) -> Export:
@@ -194,6 +199,9 @@ class _Run:
         for form in self.options.forms:
             report = self._variant(form, sources, calibration, expected, gate)
             (refused if report.violations() else reports)[form.key] = report
+        if reports:
+            with self._timed("front ends"):
+                self._front_ends(first=next(iter(reports)))
         if refused:
             raise ParityError(self._refusal(refused, published=list(reports)))
         return Export(
@@ -202,6 +210,13 @@ class _Run:
             reports,
             self.seconds,
         )
+
+    def _front_ends(self, *, first: str) -> None:
+        """Write the front ends anew: for the variant that they served before, else for the first."""
+        served = [front_ends.variant for front_ends in self.front_ends]
+        variants = Manifest.read(self.repository / self.name).variants
+        variant = served[0] if served and served[0] in variants else first
+        frontends_from_model(self.repository / self.name, variant=variant)
 
     def _sources(self) -> Iterator[tuple[Modality, Path]]:
         """The FP32 graphs, which every variant is made from."""

@@ -3,37 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from runtime.errors import ExportError
 
-__all__ = ["ModelConfig", "TensorConfig", "check_against_graph", "tensors_of_graph"]
+if TYPE_CHECKING:
+    import onnx
 
-_TRITON_TYPES = {
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-    onnx.TensorProto.FLOAT16: "TYPE_FP16",
-    onnx.TensorProto.INT64: "TYPE_INT64",
-    onnx.TensorProto.INT32: "TYPE_INT32",
-    onnx.TensorProto.UINT8: "TYPE_UINT8",
-}
+__all__ = [
+    "InstanceGroup",
+    "ModelConfig",
+    "QueuePolicy",
+    "TensorConfig",
+    "Warmup",
+    "WarmupInput",
+    "check_against_graph",
+    "tensors_of_graph",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorConfig:
-    """One input or output; ``dims`` without the batch, -1 where dynamic."""
+    """One input or output; ``dims`` without the batch, -1 where dynamic.
+
+    A request may leave an optional input out.
+    """
 
     name: str
     data_type: str
     dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """How many copies of a model run at once, and on what."""
+
+    count: int = 1
+    kind: str = "KIND_CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """What may wait for a model.
+
+    Attributes:
+        max_size: Requests that wait at once; one more is answered UNAVAILABLE. 0 for no limit.
+        timeout_ms: How long a request may wait; then it is answered UNAVAILABLE. 0 for no limit.
+        priority_levels: 1 is served first; a request that names none has the first. 0 for no priorities.
+    """
+
+    max_size: int = 0
+    timeout_ms: int = 0
+    priority_levels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupInput:
+    """A tensor of a warm-up request, its bytes in ``warmup/FILE`` beside ``config.pbtxt``."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """A request that Triton sends before the model is ready; ``batch_size`` copies of its tensors."""
+
+    name: str
+    batch_size: int
+    inputs: tuple[WarmupInput, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company."""
+    """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company.
+
+    ``filename`` is the file of a version that the backend opens; ``response_cache`` lets the server answer a
+    request that it has answered before without running the model, if it was started with a cache.
+    """
 
     name: str
     backend: str
@@ -42,6 +95,11 @@ class ModelConfig:
     outputs: Sequence[TensorConfig]
     max_queue_delay_us: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
+    filename: str = "model.onnx"
+    instances: InstanceGroup | None = None
+    queue: QueuePolicy | None = None
+    warmups: tuple[Warmup, ...] = ()
+    response_cache: bool = False
 
     def to_pbtxt(self) -> str:
         """Text format of ``inference.ModelConfig``.
@@ -49,22 +107,28 @@ class ModelConfig:
         Raises:
             ExportError: the text does not parse back to what was meant.
         """
-        lines = [
-            f"name: {json.dumps(self.name)}",
-            f"backend: {json.dumps(self.backend)}",
-            'default_model_filename: "model.onnx"',
-            f"max_batch_size: {self.max_batch_size}",
-            *(_tensor_pbtxt("input", tensor) for tensor in self.inputs),
-            *(_tensor_pbtxt("output", tensor) for tensor in self.outputs),
-            f"dynamic_batching {{\n  max_queue_delay_microseconds: {self.max_queue_delay_us}\n}}",
-            *(
-                f"parameters {{\n  key: {json.dumps(k)}\n  value {{ string_value: {json.dumps(v)} }}\n}}"
-                for k, v in self.parameters.items()
-            ),
-        ]
-        text = "\n".join(lines) + "\n"
+        text = "\n".join(self._blocks()) + "\n"
         self._parse_back(text)
         return text
+
+    def _blocks(self) -> Iterator[str]:
+        yield f"name: {json.dumps(self.name)}"
+        yield f"backend: {json.dumps(self.backend)}"
+        yield f"default_model_filename: {json.dumps(self.filename)}"
+        yield f"max_batch_size: {self.max_batch_size}"
+        yield from (_tensor_pbtxt("input", tensor) for tensor in self.inputs)
+        yield from (_tensor_pbtxt("output", tensor) for tensor in self.outputs)
+        yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
+        if self.instances is not None:
+            yield f"instance_group {{\n  count: {self.instances.count}\n  kind: {self.instances.kind}\n}}"
+        if self.response_cache:
+            yield "response_cache {\n  enable: true\n}"
+        yield from map(_warmup_pbtxt, self.warmups)
+        for key, value in self.parameters.items():
+            yield (
+                f"parameters {{\n  key: {json.dumps(key)}\n"
+                f"  value {{ string_value: {json.dumps(value, ensure_ascii=False)} }}\n}}"
+            )
 
     def _parse_back(self, text: str) -> None:
         from google.protobuf import text_format
@@ -74,16 +138,25 @@ class ModelConfig:
             parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
         except text_format.ParseError as error:
             raise ExportError(f"The config.pbtxt of {self.name} does not parse: {error}.") from error
-        tensors = tuple(
+        tensors = (
+            tuple(
+                TensorConfig(t.name, model_config_pb2.DataType.Name(t.data_type), tuple(t.dims), t.optional)
+                for t in parsed.input
+            ),
             tuple(
                 TensorConfig(t.name, model_config_pb2.DataType.Name(t.data_type), tuple(t.dims))
-                for t in group
-            )
-            for group in (parsed.input, parsed.output)
+                for t in parsed.output
+            ),
         )
         meant = (tuple(self.inputs), tuple(self.outputs))
         if tensors != meant or parsed.name != self.name or parsed.max_batch_size != self.max_batch_size:
             raise ExportError(f"The config.pbtxt of {self.name} parses to {tensors}, meant was {meant}.")
+        parameters = {key: value.string_value for key, value in parsed.parameters.items()}
+        if parameters != dict(self.parameters):
+            raise ExportError(
+                f"The config.pbtxt of {self.name} has the parameters {parameters}; "
+                f"meant was {dict(self.parameters)}."
+            )
 
 
 def tensors_of_graph(path: Path) -> tuple[tuple[TensorConfig, ...], tuple[TensorConfig, ...]]:
@@ -92,6 +165,8 @@ def tensors_of_graph(path: Path) -> tuple[tuple[TensorConfig, ...], tuple[Tensor
     Raises:
         ExportError: a tensor whose first dimension is fixed, or of a type that towers do not use.
     """
+    import onnx
+
     graph = onnx.load(str(path), load_external_data=False).graph
     return tuple(map(_tensor_of_value, graph.input)), tuple(map(_tensor_of_value, graph.output))
 
@@ -111,18 +186,65 @@ def check_against_graph(config: ModelConfig, path: Path) -> None:
 
 
 def _tensor_of_value(value: onnx.ValueInfoProto) -> TensorConfig:
+    from onnx import TensorProto
+
+    types = {
+        TensorProto.FLOAT: "TYPE_FP32",
+        TensorProto.FLOAT16: "TYPE_FP16",
+        TensorProto.INT64: "TYPE_INT64",
+        TensorProto.INT32: "TYPE_INT32",
+        TensorProto.UINT8: "TYPE_UINT8",
+    }
     kind = value.type.tensor_type
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
     if not dims or dims[0] != -1:
         raise ExportError(f"{value.name} has shape {dims}: its batch is not dynamic.")
-    if kind.elem_type not in _TRITON_TYPES:
+    if kind.elem_type not in types:
         raise ExportError(f"{value.name} is of ONNX type {kind.elem_type}, which towers do not use.")
-    return TensorConfig(value.name, _TRITON_TYPES[kind.elem_type], dims[1:])
+    return TensorConfig(value.name, types[kind.elem_type], dims[1:])
 
 
 def _tensor_pbtxt(kind: str, tensor: TensorConfig) -> str:
     dims = ", ".join(map(str, tensor.dims))
+    optional = "  optional: true\n" if tensor.optional else ""
     return (
         f"{kind} {{\n  name: {json.dumps(tensor.name)}\n  data_type: {tensor.data_type}\n"
-        f"  dims: [ {dims} ]\n}}"
+        f"  dims: [ {dims} ]\n{optional}}}"
     )
+
+
+def _batching_pbtxt(max_queue_delay_us: int, queue: QueuePolicy) -> str:
+    lines = [f"  max_queue_delay_microseconds: {max_queue_delay_us}"]
+    if queue.priority_levels:
+        lines += [f"  priority_levels: {queue.priority_levels}", "  default_priority_level: 1"]
+    if queue.max_size or queue.timeout_ms:
+        lines += [
+            "  default_queue_policy {",
+            "    timeout_action: REJECT",
+            f"    default_timeout_microseconds: {queue.timeout_ms * 1000}",
+            "    allow_timeout_override: true",
+            f"    max_queue_size: {queue.max_size}",
+            "  }",
+        ]
+    return "\n".join(["dynamic_batching {", *lines, "}"])
+
+
+def _warmup_pbtxt(warmup: Warmup) -> str:
+    lines = [
+        "model_warmup {",
+        f"  name: {json.dumps(warmup.name)}",
+        f"  batch_size: {warmup.batch_size}",
+    ]
+    for tensor in warmup.inputs:
+        dims = ", ".join(map(str, tensor.dims))
+        lines += [
+            "  inputs {",
+            f"    key: {json.dumps(tensor.name)}",
+            "    value {",
+            f"      data_type: {tensor.data_type}",
+            f"      dims: [ {dims} ]",
+            f"      input_data_file: {json.dumps(tensor.file)}",
+            "    }",
+            "  }",
+        ]
+    return "\n".join([*lines, "}"])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["TokenBatch", "batches_from_rows", "windows"]
+__all__ = ["TokenBatch", "batches_from_rows", "padded_batch", "windows"]
 
 T = TypeVar("T")
 
@@ -63,11 +63,16 @@ def batches_from_rows(
     while order:
         length = -(-len(rows[order[0]]) // multiple_of) * multiple_of
         n_rows = max(1, max_batch_tokens // max(1, length))
-        yield _padded(rows, order[:n_rows], length, pad_id)
+        yield padded_batch(rows, order[:n_rows], length=length, pad_id=pad_id)
         del order[:n_rows]
 
 
-def _padded(rows: Sequence[Sequence[int]], positions: Sequence[int], length: int, pad_id: int) -> TokenBatch:
+def padded_batch(
+    rows: Sequence[Sequence[int]], positions: Sequence[int], *, pad_id: int, length: int | None = None
+) -> TokenBatch:
+    """One batch of the rows at ``positions``, padded to ``length``, or to the longest of them."""
+    if length is None:
+        length = max((len(rows[position]) for position in positions), default=0)
     input_ids = np.full((len(positions), length), pad_id, dtype=np.int64)
     attention_mask = np.zeros((len(positions), length), dtype=np.int64)
     for i, position in enumerate(positions):

@@ -15,6 +15,7 @@ import typer
 from runtime.commands import ErrorReportingGroup
 from runtime.corpus.cli import embed
 from runtime.indexes.cli import index, search
+from runtime.server.cli import serve
 
 __all__ = ["app"]
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(embed)
 app.command()(index)
 app.command()(search)
+app.command()(serve)
 
 Model = Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -33,6 +33,7 @@ from runtime.typed_json import value_from_json
 __all__ = [
     "FORMAT",
     "FileRecord",
+    "FrontEnds",
     "ImagePreprocessing",
     "Manifest",
     "Modality",
@@ -188,11 +189,22 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontEnds:
+    """The Triton models that take texts and image files, in front of one variant's towers."""
+
+    variant: str
+    text: str
+    image: str
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything that is known of REPOSITORY/NAME.
 
     ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing): vectors may be
-    compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes.
+    compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes. ``front_ends`` is
+    empty, or has one entry.
     """
 
     name: str
@@ -207,6 +219,7 @@ class Manifest:
     image: ImagePreprocessing
     source: Mapping[str, Any]
     variants: Mapping[str, Variant]
+    front_ends: tuple[FrontEnds, ...] = ()
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -278,6 +291,8 @@ class Manifest:
                 f"{origin} has format {data['format']!r}; this babeltower reads {FORMAT!r}. "
                 "Export the checkpoint again, or install the version that wrote it."
             )
+        if isinstance(data, dict):
+            data.setdefault("front_ends", [])
         manifest: Manifest = value_from_json(cls, data, origin)
         return manifest
 
@@ -311,6 +326,12 @@ class Manifest:
         """
         for record in (*variant.text.files, *variant.image.files):
             _verify_file(Path(repository), record)
+
+    def verify_front_ends(self, repository: str | os.PathLike[str]) -> None:
+        """Compare every file of the front ends with its record; errors as of ``verify``."""
+        for front_ends in self.front_ends:
+            for record in front_ends.files:
+                _verify_file(Path(repository), record)
 
 
 def require_name(name: str) -> None:

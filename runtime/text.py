@@ -99,6 +99,14 @@ class Tokenizer:
         if default_language is not None:
             self._prefix(default_language)
 
+    def require_language(self, text: Text) -> None:
+        """Let a text's language pass or not, before anything is tokenised.
+
+        Raises:
+            LanguageError: it is missing, unknown, or not spoken by the tower.
+        """
+        self._prefix(text.language)
+
     def rows_from_texts(self, texts: Sequence[Text]) -> list[TokenRow]:
         """Tokenise, in input order.
 

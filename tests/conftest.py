@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from sample_models import CHECKPOINTS, Exported
+from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
+
+if TYPE_CHECKING:
+    from runtime.server import Server, ServerEnvironment
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,22 @@ def exported(repository: Path) -> Exported:
         return repository / name
 
     return model_of
+
+
+@pytest.fixture(scope="session")
+def server_environment() -> ServerEnvironment:
+    """The server's own environment, made once under build/ where nobody named another."""
+    from runtime.server import environment_from_folder
+
+    named = os.environ.get("BABELTOWER_SERVER_ENV")
+    return environment_from_folder(Path(named) if named else ROOT / "build" / "server")
+
+
+@pytest.fixture(scope="session")
+def served(exported: Exported, server_environment: ServerEnvironment) -> Iterator[Server]:
+    """A Triton server on this machine that serves every sample."""
+    from runtime.server import running_server
+
+    (repository,) = {exported(name).parent for name in NAMES}
+    with running_server(repository, environment=server_environment) as server:
+        yield server

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from export.cli import app
 
-PACKAGES = ("runtime", "export", "bench", "samples")
+PACKAGES = ("runtime", "export", "bench", "samples")  # what a server alone imports is left out
 HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
 README = ROOT / "README.md"
 
@@ -52,7 +52,8 @@ def test_imports_are_light(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["export"], ["inspect"], ["index"], ["search"], ["languages"], ["embed"]]
+    "command",
+    [[], ["export"], ["inspect"], ["index"], ["search"], ["languages"], ["serve"], ["frontends"], ["embed"]],
 )
 def test_help_tells_what_a_command_takes(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})

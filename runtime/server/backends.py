@@ -1,0 +1,42 @@
+"""The folder of backends that the server is given: Triton's Python backend, and ours for the towers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from runtime.backends import GRAPH_ENGINES
+from runtime.errors import EngineError
+from runtime.server.environment import ServerEnvironment
+
+__all__ = ["write_backends"]
+
+
+def write_backends(environment: ServerEnvironment, target: Path) -> None:
+    """Fill ``target`` with the backends ``python``, ``onnxruntime`` and ``openvino``.
+
+    Raises:
+        EngineError: the environment holds no Triton.
+    """
+    python = environment.triton / "backends" / "python"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = environment.triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not python.is_dir() or not stub.is_file():
+        raise EngineError(
+            f"{environment.folder} holds no Triton for Python {version}. Delete it and start again."
+        )
+    shutil.copytree(python, target / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(stub, target / "python" / stub.name)
+    for engine in GRAPH_ENGINES:
+        _write_backend(engine.value, target / engine.value)
+
+
+def _write_backend(name: str, folder: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "tests")
+    for package in ("runtime", "triton_models"):
+        with as_file(files(package)) as source:
+            shutil.copytree(source, folder / "code" / package, ignore=ignored)
+    with as_file(files("triton_models") / "backends" / name / "model.py") as source:
+        shutil.copyfile(source, folder / "model.py")

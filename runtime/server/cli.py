@@ -1,0 +1,94 @@
+"""``babeltower serve``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from runtime.server.process import Server
+
+__all__ = ["serve"]
+
+
+class Target(str, Enum):
+    """Where the server runs."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPOSITORY", help="What `babeltower export` wrote to.")
+    ],
+    target: Annotated[
+        Target, typer.Option(help="cpu starts a server here; gpu writes what a container needs.")
+    ] = Target.CPU,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --target gpu: where the files are written.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; this machine alone by default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="HTTP; 0 takes a free port.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, help="gRPC; 0 takes a free port.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, help="Prometheus metrics; 0 takes a free port.")] = 8002,
+    env: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="BABELTOWER_SERVER_ENV",
+            help="The server's Python environment, made at its first use; in the user's cache by default.",
+        ),
+    ] = None,
+    cache_mb: Annotated[
+        int, typer.Option(min=0, help="Size of the response cache, for front ends written with one.")
+    ] = 0,
+    log: Annotated[Path | None, typer.Option(help="Keep the server's messages in this file.")] = None,
+) -> None:
+    """Serve a repository with Triton: texts and image files in, vectors out.
+
+    Runs until it is interrupted (Ctrl-C or SIGTERM); running requests are answered first.
+    """
+    if target is Target.GPU or write is not None:
+        from runtime.server.containers import deployment_from_repository
+
+        for line in deployment_from_repository(repository, write, target=target.value):
+            typer.echo(line)
+        return
+    from runtime.server.environment import default_folder, environment_from_folder
+    from runtime.server.process import ServerOptions, running_server
+
+    folder = env or default_folder()
+    if not folder.exists():
+        typer.echo(f"making the server's environment in {folder} (once, some 700 MB) …", err=True)
+    options = ServerOptions(
+        host=host,
+        http_port=port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        cache_bytes=cache_mb * 1_000_000,
+        log=log,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    environment = environment_from_folder(folder)
+    with running_server(repository, environment=environment, options=options, stop=stop) as server:
+        _show(server)
+        while not stop.wait(0.2):
+            server.require_running()
+
+
+def _show(server: Server) -> None:
+    for model in server.models():
+        typer.echo(f"{model['name']} {model.get('version', '')} {model.get('state', '')}".rstrip())
+    typer.echo(f"http     http://{server.addresses.http}")
+    typer.echo(f"grpc     grpc://{server.addresses.grpc}")
+    typer.echo(f"metrics  http://{server.addresses.metrics}/metrics")

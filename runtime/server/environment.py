@@ -1,0 +1,118 @@
+"""The server's own Python environment; it differs from the project's in numpy, which must be below 2."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from runtime.errors import EngineError
+
+__all__ = ["ServerEnvironment", "default_folder", "environment_from_folder"]
+
+_REQUIREMENTS = "requirements.txt"
+_READY = ".babeltower-requirements"
+_SUPPORTED = ((3, 10), (3, 13))
+"""Python versions that the wheel has stubs for, and the pinned numpy wheels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEnvironment:
+    """An environment that holds ``tritonserver`` and what its Python models need."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        """Where its packages lie."""
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return self.folder / "lib" / version / "site-packages"
+
+    @property
+    def triton(self) -> Path:
+        """The wheel's ``bin``, ``backends``, ``caches`` and stubs."""
+        return self.site_packages / "pytriton" / "tritonserver"
+
+
+def default_folder() -> Path:
+    """Where ``babeltower serve`` keeps the environment: a folder for each state of the requirements."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "babeltower" / f"server-{_digest()[:12]}"
+
+
+def environment_from_folder(folder: Path) -> ServerEnvironment:
+    """The environment in ``folder``, made there if it is not; several processes may ask at once.
+
+    Raises:
+        EngineError: Python is too old or new for the server, pip failed, or the folder holds something else.
+    """
+    folder = folder.resolve()
+    environment = ServerEnvironment(folder)
+    if _is_ready(folder):
+        return environment
+    found = sys.version_info[:2]
+    if not _SUPPORTED[0] <= found <= _SUPPORTED[1] or not sys.platform.startswith("linux"):
+        raise EngineError(
+            f"Triton's wheel is for Linux and Python 3.10 to 3.13; this is {sys.platform} and Python "
+            f"{found[0]}.{found[1]}. Use another Python, or `babeltower serve --target gpu --write FOLDER`."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{folder.name}.lock")):
+        if not _is_ready(folder):
+            _make(environment)
+    return environment
+
+
+def _make(environment: ServerEnvironment) -> None:
+    folder = environment.folder
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+            raise EngineError(f"{folder} is no Python environment. Name an empty or new folder.")
+        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        requirements = Path(scratch) / _REQUIREMENTS
+        requirements.write_text(_requirements(), encoding="utf-8")
+        _run([sys.executable, "-m", "venv", str(folder)])
+        _run([str(environment.python), "-m", "pip", "install", "--quiet", "-r", str(requirements)])
+    (folder / _READY).write_text(_digest(), encoding="utf-8")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise EngineError(f"The server's environment could not be made: {' '.join(command)} failed:\n{tail}")
+
+
+def _is_ready(folder: Path) -> bool:
+    ready = folder / _READY
+    return ready.is_file() and ready.read_text(encoding="utf-8") == _digest()
+
+
+def _requirements() -> str:
+    return files("runtime.server").joinpath(_REQUIREMENTS).read_text(encoding="utf-8")
+
+
+def _digest() -> str:
+    return hashlib.sha256(f"{sys.version_info[:2]}\n{_requirements()}".encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,100 @@
+"""Between Triton's Python objects and plain ones; ``triton_python_backend_utils`` exists in a server only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from triton_models.answers import Code, Failure, TowerError, Vectors
+from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
+from triton_models.spec import TowerCall
+
+__all__ = [
+    "TritonTower",
+    "counters_of_model",
+    "parameters_of_model",
+    "response_from_answer",
+    "tensor",
+    "version_folder",
+]
+
+
+class TritonTower:
+    """Calls a tower of the same server (business logic scripting)."""
+
+    def __init__(self, tower: TowerCall) -> None:
+        self._tower = tower
+
+    async def __call__(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> list[NDArray[Any]]:
+        """The named outputs.
+
+        Raises:
+            TowerError: the tower is not loaded, its queue is full, or it failed.
+        """
+        request = pb_utils.InferenceRequest(
+            model_name=self._tower.model,
+            model_version=self._tower.version,
+            requested_output_names=list(outputs),
+            inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            error = response.error()
+            busy = error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND)
+            raise TowerError(
+                f"Tower {self._tower.model}, version {self._tower.version}, failed: {error.message()}",
+                Code.UNAVAILABLE if busy else Code.INTERNAL,
+            )
+        return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+
+
+def version_folder(args: Mapping[str, str]) -> Path:
+    """The folder of the version that is being loaded."""
+    return Path(args["model_repository"]) / args["model_version"]
+
+
+def parameters_of_model(args: Mapping[str, str]) -> Mapping[str, Any]:
+    """``parameters`` of ``config.pbtxt``."""
+    parameters: Mapping[str, Any] = json.loads(args["model_config"]).get("parameters", {})
+    return parameters
+
+
+def counters_of_model(args: Mapping[str, str]) -> Counters:
+    """Counters on the server's metrics page, labelled with the model and its version."""
+    kind = pb_utils.MetricFamily.COUNTER
+    families = {
+        name: pb_utils.MetricFamily(name=name, description=d, kind=kind) for name, d in DESCRIPTIONS.items()
+    }
+    metrics: dict[LabelledName, Any] = {}
+
+    def publish(key: LabelledName, amount: int) -> None:
+        if key not in metrics:
+            name, labels = key
+            metrics[key] = families[name].Metric(labels=dict(labels))
+        metrics[key].increment(amount)
+
+    return Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
+
+
+def tensor(request: Any, name: str) -> NDArray[Any] | None:
+    """An input of a request, or ``None`` where it was left out."""
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    return None if found is None else found.as_numpy()
+
+
+def response_from_answer(request: Any, answer: Vectors | Failure) -> Any:
+    """What Triton sends."""
+    if isinstance(answer, Failure):
+        code = getattr(pb_utils.TritonError, answer.code.name)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(answer.message, code))
+    outputs = [pb_utils.Tensor("vector", answer.vectors)]
+    if answer.truncated is not None and "truncated" in request.requested_output_names():
+        outputs.append(pb_utils.Tensor("truncated", answer.truncated[:, None]))
+    return pb_utils.InferenceResponse(output_tensors=outputs)

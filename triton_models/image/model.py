@@ -1,0 +1,51 @@
+"""``NAME_image``: image files in, vectors out; see ``triton_models/image_frontend.py``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
+
+from triton_models.adapter import (
+    TritonTower,
+    counters_of_model,
+    parameters_of_model,
+    response_from_answer,
+    tensor,
+    version_folder,
+)
+from triton_models.image_frontend import ImageFrontEnd, ImageRequest
+from triton_models.spec import ImageLimits, ImageSpec, limits_from_parameters, spec_from_folder
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the version's files."""
+        spec = spec_from_folder(ImageSpec, version_folder(args))
+        self._counters = counters_of_model(args)
+        self._front_end = ImageFrontEnd(
+            spec,
+            limits_from_parameters(ImageLimits, parameters_of_model(args)),
+            TritonTower(spec.tower),
+            self._counters,
+        )
+
+    async def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch."""
+        answers = await self._front_end.answers([_request(request) for request in requests])
+        return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
+
+    def finalize(self) -> None:
+        """Stop the threads and publish the last counts."""
+        self._front_end.close()
+        self._counters.close()
+
+
+def _request(request: Any) -> ImageRequest:
+    image = tensor(request, "image")
+    assert image is not None, "Triton lets no request without a required input through"
+    return ImageRequest(image, tensor(request, "dim"))

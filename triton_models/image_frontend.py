@@ -1,0 +1,139 @@
+"""Encoded images in, unit vectors out: decoded on a pool of threads by the runtime's own code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.batching import windows
+from runtime.errors import BabeltowerError, ImageError
+from runtime.image import decode, pixels_from_image
+from triton_models.answers import Failure, Tower, Vectors, failure_from_error, require_vectors
+from triton_models.counters import Counters
+from triton_models.spec import ImageLimits, ImageSpec
+from triton_models.tensors import bytes_rows, one_width
+
+__all__ = ["ImageFrontEnd", "ImageRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """Tensors of one request: ``image`` bytes (rows, 1), ``dim`` int32 (rows, 1)."""
+
+    image: NDArray[Any]
+    dim: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    pixels: list[NDArray[np.uint8]]
+    width: int
+
+
+class ImageFrontEnd:
+    """Answers batches of requests; each request succeeds or fails by itself."""
+
+    def __init__(self, spec: ImageSpec, limits: ImageLimits, tower: Tower, counters: Counters) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._tower = tower
+        self._counters = counters
+        self._decoders = ThreadPoolExecutor(limits.decode_threads, "babeltower-decode")
+
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._decoders.shutdown(wait=False)
+
+    async def answers(self, requests: Sequence[ImageRequest]) -> list[Vectors | Failure]:
+        """One answer a request, in order."""
+        jobs = await asyncio.gather(*(self._job(request) for request in requests))
+        good = [job for job in jobs if isinstance(job, _Job)]
+        pixels = [image for job in good for image in job.pixels]
+        widths = sorted({job.width for job in good})
+        batches = list(windows(range(len(pixels)), self._spec.tower.max_batch_size))
+        parts = await asyncio.gather(*(self._embed([pixels[i] for i in b], widths) for b in batches))
+        found = [
+            vectors for batch, part in zip(batches, parts, strict=True) for vectors in _rows(part, len(batch))
+        ]
+        answers: list[Vectors | Failure] = []
+        start = 0
+        for job in jobs:
+            if isinstance(job, _Job):
+                end = start + len(job.pixels)
+                answers.append(_answer(found[start:end], job.width))
+                start = end
+            else:
+                answers.append(job)
+        self._count(answers)
+        return answers
+
+    async def _job(self, request: ImageRequest) -> _Job | Failure:
+        try:
+            width = self._spec.tower.width(one_width(request.dim))
+            loop = asyncio.get_running_loop()
+            images = bytes_rows(request.image, "image")
+            decoding = [
+                loop.run_in_executor(self._decoders, self._pixels, i, b) for i, b in enumerate(images)
+            ]
+            decoded = await asyncio.gather(*decoding, return_exceptions=True)
+            for outcome in decoded:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            return _Job([outcome for outcome in decoded if not isinstance(outcome, BaseException)], width)
+        except BabeltowerError as error:
+            return failure_from_error(error)
+
+    def _pixels(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
+        name = f"{number} of the request, {len(encoded)} bytes,"
+        if len(encoded) > self._limits.max_bytes:
+            raise ImageError(
+                f"Image {name} is larger than the limit of {self._limits.max_bytes} bytes. Shrink it first."
+            )
+        return pixels_from_image(
+            decode(encoded, name=name, max_pixels=self._limits.max_pixels), self._spec.preprocessing
+        )
+
+    async def _embed(
+        self, pixels: Sequence[NDArray[np.uint8]], widths: Sequence[int]
+    ) -> dict[int, NDArray[np.float32]] | Failure:
+        names = [self._spec.tower.outputs[str(width)] for width in widths]
+        try:
+            outputs = await self._tower({"pixels": np.stack(pixels)}, names)
+            return {
+                width: require_vectors(output, (len(pixels), width), name)
+                for width, name, output in zip(widths, names, outputs, strict=True)
+            }
+        except BabeltowerError as error:
+            return failure_from_error(error)
+
+    def _count(self, answers: Sequence[Vectors | Failure]) -> None:
+        for answer in answers:
+            if isinstance(answer, Vectors):
+                self._counters.add("babeltower_images_total", len(answer.vectors))
+            else:
+                self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
+                if answer.reason == "image":
+                    self._counters.add("babeltower_decode_failures_total")
+
+
+def _rows(
+    part: dict[int, NDArray[np.float32]] | Failure, n_rows: int
+) -> list[dict[int, NDArray[np.float32]] | Failure]:
+    if isinstance(part, Failure):
+        return [part] * n_rows
+    return [{width: vectors[i] for width, vectors in part.items()} for i in range(n_rows)]
+
+
+def _answer(rows: Sequence[dict[int, NDArray[np.float32]] | Failure], width: int) -> Vectors | Failure:
+    vectors = []
+    for row in rows:
+        if isinstance(row, Failure):
+            return row
+        vectors.append(row[width])
+    return Vectors(np.stack(vectors))

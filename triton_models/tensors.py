@@ -1,0 +1,63 @@
+"""Tensors of one request become typed rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+
+__all__ = ["bytes_rows", "one_width", "text_rows"]
+
+
+def bytes_rows(tensor: NDArray[Any], name: str) -> list[bytes]:
+    """A BYTES tensor (rows, 1) as bytes.
+
+    Raises:
+        InputError: another shape.
+    """
+    if tensor.ndim != 2 or tensor.shape[1] != 1 or not len(tensor):
+        raise InputError(f"Input {name!r} has shape {list(tensor.shape)}; expected [rows, 1].")
+    return [value if isinstance(value, bytes) else str(value).encode() for value in tensor[:, 0].tolist()]
+
+
+def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters: int) -> list[str]:
+    """A BYTES tensor (rows, 1) as text.
+
+    Raises:
+        InputError: another shape, bytes that are no UTF-8, or a text over a limit.
+    """
+    return [
+        _text(row, f"{name} {i}", max_bytes=max_bytes, max_characters=max_characters)
+        for i, row in enumerate(bytes_rows(tensor, name))
+    ]
+
+
+def _text(row: bytes, name: str, *, max_bytes: int, max_characters: int) -> str:
+    if len(row) > max_bytes:
+        raise InputError(f"{name} has {len(row)} bytes; the limit is {max_bytes}. Cut it before sending.")
+    try:
+        text = row.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. Encode it as UTF-8."
+        ) from None
+    if len(text) > max_characters:
+        raise InputError(f"{name} has {len(text)} characters; the limit is {max_characters}. Cut it first.")
+    return text
+
+
+def one_width(tensor: NDArray[Any] | None) -> int | None:
+    """The width that a request asks for; an output tensor has one width for all its rows.
+
+    Raises:
+        InputError: the rows ask for different widths.
+    """
+    if tensor is None:
+        return None
+    widths = sorted({int(width) for width in np.asarray(tensor).ravel()})
+    if len(widths) != 1:
+        raise InputError(f"Input 'dim' asks for widths {widths} in one request; send a request for each.")
+    return widths[0]

@@ -1,0 +1,61 @@
+"""``NAME_text``: texts and languages in, vectors out; see ``triton_models/text_frontend.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
+
+from runtime.text import Tokenizer
+from triton_models.adapter import (
+    TritonTower,
+    counters_of_model,
+    parameters_of_model,
+    response_from_answer,
+    tensor,
+    version_folder,
+)
+from triton_models.spec import TOKENIZER_FILE, TextLimits, TextSpec, limits_from_parameters, spec_from_folder
+from triton_models.text_frontend import TextFrontEnd, TextRequest
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the version's files; the first text is tokenised here, not in the first request."""
+        folder = version_folder(args)
+        spec = spec_from_folder(TextSpec, folder)
+        tokenizer = Tokenizer(folder / TOKENIZER_FILE, spec.preprocessing)
+        self._counters = counters_of_model(args)
+        self._front_end = TextFrontEnd(
+            spec,
+            limits_from_parameters(TextLimits, parameters_of_model(args)),
+            tokenizer,
+            TritonTower(spec.tower),
+            self._counters,
+        )
+
+    async def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch."""
+        answers = await self._front_end.answers([_request(request) for request in requests])
+        return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
+
+    def finalize(self) -> None:
+        """Publish the last counts."""
+        self._counters.close()
+
+
+def _request(request: Any) -> TextRequest:
+    text = tensor(request, "text")
+    assert text is not None, "Triton lets no request without a required input through"
+    parameters = json.loads(request.parameters() or "{}")
+    return TextRequest(
+        text,
+        tensor(request, "language"),
+        tensor(request, "dim"),
+        allows_blank=parameters.get("blank") == "embed",
+    )

@@ -1,0 +1,180 @@
+"""Texts in, unit vectors out: the whole batch is tokenised at once and split by length."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.batching import TokenBatch, padded_batch
+from runtime.errors import BabeltowerError, InputError
+from runtime.languages import flores_from_code
+from runtime.text import Text, Tokenizer, TokenRow
+from triton_models.answers import Code, Failure, Tower, Vectors, failure_from_error, require_vectors
+from triton_models.buckets import bucket_label, buckets_from_lengths
+from triton_models.counters import Counters
+from triton_models.spec import TextLimits, TextSpec
+from triton_models.tensors import one_width, text_rows
+
+__all__ = ["TextFrontEnd", "TextRequest"]
+
+_LONGEST_LANGUAGE = 64
+"""Characters of a language code; the longest known one has fewer than 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """Tensors of one request, as Triton gives them.
+
+    Attributes:
+        text: bytes (rows, 1).
+        language: bytes (rows, 1), FLORES-200 or BCP-47 codes; an empty one names none.
+        dim: int32 (rows, 1).
+        allows_blank: A blank text is embedded, as it is in process, and not refused as the mistake that it
+            mostly is.
+    """
+
+    text: NDArray[Any]
+    language: NDArray[Any] | None = None
+    dim: NDArray[Any] | None = None
+    allows_blank: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request that can be answered: its texts, and where they stand in the batch."""
+
+    texts: list[Text]
+    width: int
+
+
+class TextFrontEnd:
+    """Answers batches of requests; each request succeeds or fails by itself."""
+
+    def __init__(
+        self, spec: TextSpec, limits: TextLimits, tokenizer: Tokenizer, tower: Tower, counters: Counters
+    ) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._tower = tower
+        self._counters = counters
+
+    async def answers(self, requests: Sequence[TextRequest]) -> list[Vectors | Failure]:
+        """One answer a request, in order."""
+        jobs = [self._job(request) for request in requests]
+        good = [job for job in jobs if isinstance(job, _Job)]
+        rows = self._tokenizer.rows_from_texts([text for job in good for text in job.texts])
+        widths = [job.width for job in good for _ in job.texts]
+        vectors = await self._vectors(rows, widths)
+        self._count(good, rows)
+        answers: list[Vectors | Failure] = []
+        start = 0
+        for job in jobs:
+            if isinstance(job, _Job):
+                end = start + len(job.texts)
+                answers.append(_answer(vectors[start:end], rows[start:end]))
+                start = end
+            else:
+                answers.append(job)
+        for answer in answers:
+            if isinstance(answer, Failure):
+                self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
+        return answers
+
+    def _job(self, request: TextRequest) -> _Job | Failure:
+        try:
+            limits = self._limits
+            texts = text_rows(
+                request.text, "text", max_bytes=limits.max_bytes, max_characters=limits.max_characters
+            )
+            languages = _languages(request.language, len(texts))
+            pairs = [Text(text, i, code) for i, (text, code) in enumerate(zip(texts, languages, strict=True))]
+            for text in pairs:
+                self._tokenizer.require_language(text)
+                if not request.allows_blank and not text.text.strip():
+                    raise InputError(
+                        f"text {text.index} is empty: none of its {len(text.text)} characters is visible. "
+                        "Send a text, or the request parameter blank='embed' if an empty one is meant."
+                    )
+            return _Job(pairs, self._spec.tower.width(one_width(request.dim)))
+        except BabeltowerError as error:
+            return failure_from_error(error)
+
+    async def _vectors(
+        self, rows: Sequence[TokenRow], widths: Sequence[int]
+    ) -> list[NDArray[np.float32] | Failure]:
+        """A vector, or why there is none, for every row; buckets are in flight together."""
+        found: list[NDArray[np.float32] | Failure] = [_UNANSWERED] * len(rows)
+        buckets = buckets_from_lengths(
+            [len(row.ids) for row in rows],
+            token_budget=self._limits.token_budget,
+            max_rows=self._spec.tower.max_batch_size,
+            overhead=self._limits.bucket_overhead,
+        )
+        await asyncio.gather(*(self._embed(bucket, rows, widths, found) for bucket in buckets))
+        return found
+
+    async def _embed(
+        self,
+        bucket: Sequence[int],
+        rows: Sequence[TokenRow],
+        widths: Sequence[int],
+        found: list[NDArray[np.float32] | Failure],
+    ) -> None:
+        batch = padded_batch([row.ids for row in rows], bucket, pad_id=self._spec.preprocessing.pad_id)
+        wanted = sorted({widths[i] for i in bucket})
+        try:
+            by_width = await self._call(batch, wanted)
+        except BabeltowerError as error:
+            failure = failure_from_error(error)
+            for i in bucket:
+                found[i] = failure
+            return
+        for at, i in enumerate(bucket):
+            found[i] = by_width[widths[i]][at]
+        self._counters.add("babeltower_tower_calls_total", bucket=bucket_label(batch.input_ids.shape[1]))
+        self._counters.add("babeltower_padding_tokens_total", batch.n_padding_tokens)
+
+    async def _call(self, batch: TokenBatch, widths: Sequence[int]) -> Mapping[int, NDArray[np.float32]]:
+        names = [self._spec.tower.outputs[str(width)] for width in widths]
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        outputs = await self._tower(inputs, names)
+        n_rows = len(batch.positions)
+        return {
+            width: require_vectors(output, (n_rows, width), name)
+            for width, name, output in zip(widths, names, outputs, strict=True)
+        }
+
+    def _count(self, jobs: Sequence[_Job], rows: Sequence[TokenRow]) -> None:
+        counters = self._counters
+        counters.add("babeltower_texts_total", len(rows))
+        counters.add("babeltower_tokens_total", sum(len(row.ids) for row in rows))
+        counters.add("babeltower_truncated_texts_total", sum(row.truncated for row in rows))
+        codes = Counter(text.language for job in jobs for text in job.texts)
+        for code, amount in codes.items():
+            language = "none" if code is None else flores_from_code(code)
+            counters.add("babeltower_texts_by_language_total", amount, language=language)
+
+
+_UNANSWERED = Failure(Code.INTERNAL, "internal", "The text was not embedded.")
+
+
+def _languages(tensor: NDArray[Any] | None, n_texts: int) -> list[str | None]:
+    if tensor is None:
+        return [None] * n_texts
+    codes = text_rows(tensor, "language", max_bytes=4 * _LONGEST_LANGUAGE, max_characters=_LONGEST_LANGUAGE)
+    return [code.strip() or None for code in codes]
+
+
+def _answer(vectors: Sequence[NDArray[np.float32] | Failure], rows: Sequence[TokenRow]) -> Vectors | Failure:
+    for vector in vectors:
+        if isinstance(vector, Failure):
+            return vector
+    truncated = np.asarray([row.truncated for row in rows], dtype=np.bool_)
+    return Vectors(np.stack([v for v in vectors if not isinstance(v, Failure)]), truncated)

@@ -1,0 +1,47 @@
+"""The model class of the Python-based backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from runtime.backends import Engine
+from runtime.errors import EngineError
+from triton_models.adapter import version_folder
+from triton_models.tower import TowerServer, tower_config_from_triton
+
+__all__ = ["TowerModel"]
+
+
+class TowerModel:
+    """Serves a tower; a subclass names the engine."""
+
+    engine: Engine
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the graph, after its tensors were compared with the configuration."""
+        config = tower_config_from_triton(args["model_config"], self.engine)
+        self._inputs = list(config.inputs)
+        self._server = TowerServer(version_folder(args), config, self.engine)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch."""
+        inputs = [
+            {name: pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self._inputs}
+            for r in requests
+        ]
+        outcomes = self._server.run(inputs, [r.requested_output_names() for r in requests])
+        return [_response(outcome) for outcome in outcomes]
+
+    def finalize(self) -> None:
+        """Release the graph."""
+        self._server.close()
+
+
+def _response(outcome: dict[str, Any] | EngineError) -> Any:
+    if isinstance(outcome, EngineError):
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(str(outcome), pb_utils.TritonError.INTERNAL)
+        )
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(n, a) for n, a in outcome.items()])
