@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.errors import EngineError, ManifestError
 from runtime.manifest import (
     FileRecord,
+    FrontEnds,
     Manifest,
     Modality,
     TowerFiles,
@@ -143,7 +144,17 @@ class Release:
         variant = dataclasses.replace(
             self.variant, text=text, image=towers[Modality.IMAGE], tokenizer=tokenizer
         )
-        return dataclasses.replace(self.manifest, variants={**self.manifest.variants, self.key: variant})
+        text_name, image_name = (self.front_end_folder(m).name for m in (Modality.TEXT, Modality.IMAGE))
+        records = [
+            record
+            for name in (text_name, image_name)
+            for record in _records(self.repository, self.repository / name, self.version)
+        ]
+        return dataclasses.replace(
+            self.manifest,
+            variants={**self.manifest.variants, self.key: variant},
+            front_ends=(FrontEnds(self.key, text_name, image_name, tuple(records)),),
+        )
 
     def _tower_files(self, modality: Modality) -> TowerFiles:
         folder = self.tower_folder(modality)
@@ -226,15 +237,22 @@ def write_manifest(model: Path, manifest: Manifest) -> None:
         key: dataclasses.replace(v, text=_measured(repository, v.text), image=_measured(repository, v.image))
         for key, v in manifest.variants.items()
     }
-    replace_text(manifest_path(model), dataclasses.replace(manifest, variants=variants).to_json())
+    front_ends = tuple(_measured(repository, found) for found in manifest.front_ends)
+    replace_text(
+        manifest_path(model),
+        dataclasses.replace(manifest, variants=variants, front_ends=front_ends).to_json(),
+    )
 
 
-def _measured(repository: Path, tower: TowerFiles) -> TowerFiles:
+Listed = TypeVar("Listed", TowerFiles, FrontEnds)
+
+
+def _measured(repository: Path, listed: Listed) -> Listed:
     files = tuple(
         record_of_file(repository, repository / r.path) if r.path.endswith("config.pbtxt") else r
-        for r in tower.files
+        for r in listed.files
     )
-    return dataclasses.replace(tower, files=files)
+    return dataclasses.replace(listed, files=files)
 
 
 def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
