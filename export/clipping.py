@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -168,6 +169,8 @@ def _divergence(counts: NDArray[np.int64], end: int) -> float:
     quantised = np.where(present, (total / np.maximum(filled, 1))[group], 0.0)
     clipped = kept.copy()
     clipped[-1] += counts[end:].sum()
+    if not quantised.any():
+        return math.inf
     p, q = clipped / clipped.sum(), quantised / quantised.sum()
     both = (p > 0) & (q > 0)
     lost = p[(p > 0) & (q == 0)].sum()

@@ -132,6 +132,7 @@ def int8_from_onnx(
     data_name: str,
     calibration: Sequence[Mapping[str, NDArray[Any]]],
     recipe: Int8Recipe,
+    extents: Mapping[str, tuple[float, float]] | None = None,
 ) -> Int8Report:
     """Quantise a tower's FP32 graph.
 
@@ -139,6 +140,7 @@ def int8_from_onnx(
         source: Graph written by ``onnx_from_tower``.
         target: ONNX file to write; large weights go beside it as ``data_name``.
         calibration: Batches of real inputs by name, see ``export.calibration``.
+        extents: What an earlier call with the same clipping and smoothing reported; measured if ``None``.
 
     Raises:
         ExportError: no calibration batches, a name in ``recipe.kept`` that is no matrix product, or an
@@ -155,14 +157,17 @@ def int8_from_onnx(
         n_smoothed = smooth(model, folder, calibration, alpha=recipe.smooth)
     chosen = [node for node in products(model) if node.name not in recipe.kept]
     activations = _activations(chosen)
-    kept_extents = clip_extents(
-        model,
-        folder,
-        [str(value.name) for value in activations],
-        calibration,
-        method=recipe.method,
-        percentile=recipe.percentile,
-    )
+    if extents is None:
+        kept_extents = clip_extents(
+            model,
+            folder,
+            [str(value.name) for value in activations],
+            calibration,
+            method=recipe.method,
+            percentile=recipe.percentile,
+        )
+    else:
+        kept_extents = {str(value.name): Extent(*extents[str(value.name)]) for value in activations}
     for value in activations:
         _quantise_activation(model.graph, value, activations[value], kept_extents, recipe.encoding)
     for node in chosen:

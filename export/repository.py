@@ -51,8 +51,10 @@ __all__ = [
     "Export",
     "ExportOptions",
     "installed_engines",
+    "name_of_checkpoint",
     "repository_from_checkpoint",
     "repository_from_towers",
+    "require_free",
 ]
 
 _REPORTED = (
@@ -85,7 +87,8 @@ class ExportOptions:
             vectors themselves are held to 1e-5.
         retrieval_set: What the gate retrieves in; the project's own samples if ``None``.
         calibration: Parquet file or folder of images; the samples' training split if ``None``.
-        recipe: How to quantise; each engine's default if ``None``.
+        recipes: How each tower is quantised; the engine's default where there is none.
+        reference: What PyTorch makes of the retrieval set, if that was measured before.
         accept_drop: Share of recall that may be lost beyond a precision's own limits; it is recorded.
         threads: Of one run; ``None`` takes every core.
     """
@@ -97,7 +100,8 @@ class ExportOptions:
     retrieval_set: RetrievalSet | None = None
     calibration: Path | None = None
     calibration_size: CalibrationSize = field(default_factory=CalibrationSize)
-    recipe: Int8Recipe | None = None
+    recipes: Mapping[Modality, Int8Recipe] = field(default_factory=dict)
+    reference: GateReference | None = None
     accept_drop: float | None = None
     threads: int | None = None
 
@@ -147,9 +151,9 @@ def repository_from_checkpoint(
 
     Nothing is left half-written: the repository changes by renames, after everything was checked.
     """
-    name = name or _name_of(checkpoint)
+    name = name or name_of_checkpoint(checkpoint)
     options = _with_forms(options or ExportOptions())
-    _require_free(Path(repository), name, options)
+    require_free(Path(repository), name, options)
     started = time.perf_counter()
     towers = towers_from_checkpoint(checkpoint, base=base, context_length=context_length)
     towers = dataclasses.replace(towers, source={"checkpoint": Path(str(checkpoint)).name, **towers.source})
@@ -168,7 +172,7 @@ def repository_from_towers(
 ) -> Export:
     """Publish towers that were read before; see ``repository_from_checkpoint``."""
     repository, options = Path(repository), _with_forms(options or ExportOptions())
-    _require_free(repository, name, options)
+    require_free(repository, name, options)
     with staging(repository) as stage:
         published = _published(repository, name, replace=options.replace)
         front_ends = published.front_ends if published else ()
@@ -252,6 +256,8 @@ class _Run:
     def _gate(self) -> GateReference | None:
         if self.options.captions_per_language == 0:
             return None
+        if self.options.reference is not None:
+            return self.options.reference
         return gate_reference(
             self.towers,
             self.options.retrieval_set or sample_retrieval_set(),
@@ -312,7 +318,7 @@ class _Run:
                 form=form,
                 source=sources[modality],
                 calibration=calibration,
-                recipe=self.options.recipe,
+                recipe=self.options.recipes.get(modality),
             )
         return Variant(
             precision=form.precision,
@@ -387,11 +393,11 @@ def _with_forms(options: ExportOptions) -> ExportOptions:
     return dataclasses.replace(options, forms=(dataclasses.replace(FP32, opened_by=able),))
 
 
-def _require_free(repository: Path, name: str, options: ExportOptions) -> None:
+def require_free(repository: Path, name: str, options: ExportOptions) -> None:
     """Let a name pass or not.
 
     Raises:
-        ExportError: it holds one of the variants, and may not be replaced.
+        ExportError: the repository holds one of the variants, and it may not be replaced.
         ManifestError: the name cannot be a model's, or its manifest is malformed.
     """
     require_name(name)
@@ -425,7 +431,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _name_of(checkpoint: str | Path) -> str:
+def name_of_checkpoint(checkpoint: str | Path) -> str:
+    """What a model is called that was given no name: as its folder or file, fit for a repository."""
     path = Path(str(checkpoint))
     stem = path.stem if path.suffix == ".ckpt" else path.resolve().name
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem)

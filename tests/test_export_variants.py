@@ -129,7 +129,10 @@ def test_an_unfit_int8_is_refused_and_the_report_names_the_worst_languages(tmp_p
     options = replace(FEW, forms=forms_for([Precision.INT8], [Engine.OPENVINO], installed=CPU))
     with pytest.raises(ParityError, match=r"int8_openvino does not agree .*mean over 106 languages"):
         repository_from_checkpoint(
-            CHECKPOINTS / "capivara", tmp_path, name="m", options=replace(options, recipe=clipped)
+            CHECKPOINTS / "capivara",
+            tmp_path,
+            name="m",
+            options=replace(options, recipes=dict.fromkeys(Modality, clipped)),
         )
     record = json.loads((tmp_path / "m.int8_openvino.refused.json").read_text())
     worst = [

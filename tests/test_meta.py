@@ -53,7 +53,11 @@ def test_imports_are_light(module: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["export"], ["inspect"], ["index"], ["search"], ["languages"], ["serve"], ["frontends"], ["embed"]],
+    [
+        *([name] for name in ("export", "quantize", "inspect", "frontends", "serve", "rollout")),
+        *([name] for name in ("embed", "index", "search", "languages")),
+        [],
+    ],
 )
 def test_help_tells_what_a_command_takes(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
