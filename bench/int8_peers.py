@@ -1,0 +1,211 @@
+"""INT8 by this project, by NNCF and by nvidia-modelopt: the same batches, the same retrieval.
+
+    python -m bench.int8_peers [SAMPLE …] --modelopt-python ENVIRONMENT/bin/python --json FILE
+
+Every library quantises the same FP32 graphs, calibrated on the same batches, with its own defaults for
+transformers; every engine then retrieves with each. modelopt pins other versions of onnx and ONNX Runtime,
+so it runs in an environment of its own; without ``--modelopt-python`` it is left out, which the record says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.environment import environment
+from export.checkpoint import towers_from_checkpoint
+from export.int8 import Target, int8_from_onnx, recipe_for
+from export.progress import progress_bars
+from export.quantise import QuantiseOptions, Study, study_of_towers
+from export.retrieval.comparison import Direction, compare_language
+from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.vectors import Vectors
+from export.sensitivity_trials import embedded
+from runtime.backends import GRAPH_ENGINES, Engine
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import DatasetError, EngineError
+from runtime.manifest import Modality
+
+__all__ = ["SCHEMA", "app", "peer_figures"]
+
+SCHEMA = "babeltower-int8-peers/1"
+SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
+
+Batches = Sequence[Mapping[str, NDArray[Any]]]
+Quantise = Callable[[Path, Path, Batches], Path]
+"""Source, ONNX file to write, batches → what was written."""
+
+app = typer.Typer(add_completion=False)
+
+
+def ours(target: Target) -> Quantise:
+    """This project's default recipe of an engine."""
+
+    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+        int8_from_onnx(
+            source, graph, data_name=f"{graph.stem}.data", calibration=batches, recipe=recipe_for(target)
+        )
+        return graph
+
+    return quantise
+
+
+def by_nncf(engine: Engine) -> Quantise:
+    """NNCF on the engine's own kind of graph, with its own defaults for transformers."""
+
+    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+        import nncf
+        import onnx
+        import openvino
+
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        is_native = engine is Engine.OPENVINO
+        quantised = nncf.quantize(
+            openvino.Core().read_model(source) if is_native else onnx.load(str(source)),
+            nncf.Dataset([dict(batch) for batch in batches]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
+        written = graph.with_suffix(".xml") if is_native else graph
+        if is_native:
+            openvino.save_model(quantised, written, compress_to_fp16=False)
+        else:
+            onnx.save(quantised, str(written))
+        return written
+
+    return quantise
+
+
+def by_modelopt(python: Path, method: str) -> Quantise:
+    """nvidia-modelopt in its own environment."""
+
+    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+        arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
+        data = graph.with_suffix(".npz")
+        np.savez(data, **arrays)  # type: ignore[arg-type]
+        script = Path(__file__).with_name("modelopt_graph.py")
+        command = [str(python), str(script), str(source), str(graph), str(data), method]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or not graph.is_file():
+            raise EngineError(f"modelopt could not quantise {source.name}: {done.stderr.strip()[-400:]}")
+        return graph
+
+    return quantise
+
+
+def peer_figures(study: Study, quantise: Quantise, engine: Engine, folder: Path) -> dict[str, Any]:
+    """Both towers by one recipe on one engine: drops in points, cosines with PyTorch."""
+    vectors, seconds = {}, {}
+    for modality in Modality:
+        graph = folder / f"{modality.value}.onnx"
+        if not graph.is_file():
+            graph = quantise(study.sources[modality], graph, study.calibration.batches(modality))
+        vectors[modality], took = embedded(graph, study.trials.inputs.batches[modality], engine=engine)
+        seconds[modality] = took / len(vectors[modality])
+    reference, dataset = study.reference, study.reference.dataset
+    found = Vectors(vectors[Modality.IMAGE], vectors[Modality.TEXT], reference.index)
+    languages = [
+        compare_language(dataset, captions, reference.vectors, found, Protocol.ANY)
+        for captions in dataset.captions
+    ]
+    drops = {
+        d.value: {figures.code: 100 * figures.comparison(d).drop(1) for figures in languages}
+        for d in Direction
+    }
+    return {
+        "mean_drop_points": {d: float(np.mean(list(found.values()))) for d, found in drops.items()},
+        "worst_drop_points": {d: max(found.values()) for d, found in drops.items()},
+        "text_cosine": agreement(reference.vectors.texts, found.texts).cosine_mean,
+        "image_cosine": agreement(reference.vectors.images, found.images).cosine_mean,
+        "per_core_second": {modality.value: 1 / took for modality, took in seconds.items()},
+        "drop_points": drops,
+    }
+
+
+@app.command(cls=ErrorReportingCommand)
+def int8_peers(
+    samples: Annotated[
+        list[str] | None, typer.Argument(metavar="[SAMPLE]...", help="All by default.")
+    ] = None,
+    modelopt_python: Annotated[
+        Path | None, typer.Option(help="Python of an environment with nvidia-modelopt.")
+    ] = None,
+    captions_per_language: Annotated[int, typer.Option(min=1, help="Captions asked.")] = 200,
+    all_captions: Annotated[bool, typer.Option("--all-captions", help="Ask every caption.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
+) -> None:
+    """Quantise the samples with every library, and print what each loses."""
+    console = Console()
+    rows = []
+    for name in samples or sorted(path.name for path in SAMPLES.iterdir() if path.is_dir()):
+        if not (SAMPLES / name).is_dir():
+            raise DatasetError(f"No sample checkpoint {name!r} in {SAMPLES.name}; run from a checkout.")
+        options = QuantiseOptions(
+            engine=Engine.ONNXRUNTIME,
+            captions_per_language=None if all_captions else captions_per_language,
+        )
+        towers = towers_from_checkpoint(SAMPLES / name)
+        with tempfile.TemporaryDirectory() as work, progress_bars(console) as progress:
+            study = study_of_towers(towers, name, Path(work), options, progress)
+            for engine in GRAPH_ENGINES:
+                recipes: dict[str, Quantise] = {
+                    "babeltower": ours(Target(engine.value)),
+                    "nncf": by_nncf(engine),
+                }
+                if modelopt_python is not None:
+                    recipes["modelopt max"] = by_modelopt(modelopt_python, "max")
+                    recipes["modelopt entropy"] = by_modelopt(modelopt_python, "entropy")
+                for recipe, quantise in recipes.items():
+                    own = "" if recipe.startswith("modelopt") else f"-{engine.value}"
+                    folder = Path(work) / f"{recipe.replace(' ', '-')}{own}"
+                    folder.mkdir(exist_ok=True)
+                    try:
+                        figures = peer_figures(study, quantise, engine, folder)
+                    except EngineError as error:  # a graph that an engine refuses is a finding
+                        console.print(f"{name}, {recipe}, {engine.value}: {error}", markup=False)
+                        continue
+                    rows.append({"model": name, "engine": engine.value, "recipe": recipe, **figures})
+    console.print(_table(rows))
+    if json_file is not None:
+        record = {
+            "schema": SCHEMA,
+            "environment": asdict(environment()),
+            "captions_per_language": None if all_captions else captions_per_language,
+            "modelopt": modelopt_python is not None,
+            "rows": rows,
+        }
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"record  {json_file}", markup=False, soft_wrap=True)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("model", "engine", "recipe", "mean drop", "worst language", "text cosine", "image cosine")
+    table = Table(*columns, title="R@1 lost against PyTorch in points, the worse direction")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["engine"],
+            row["recipe"],
+            f"{max(row['mean_drop_points'].values()):.2f}",
+            f"{max(row['worst_drop_points'].values()):.2f}",
+            f"{row['text_cosine']:.5f}",
+            f"{row['image_cosine']:.5f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    app()
