@@ -194,4 +194,4 @@ def test_the_command_publishes_several_precisions(tmp_path: Path) -> None:
     assert set(json.loads(done.stdout)["parity"]) == {"int8_openvino", "bf16_openvino"}
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     towers = [f"capivara_{m.value}_tower_{v}" for m in Modality for v in ("int8_openvino", "bf16_openvino")]
-    assert folders == sorted(towers)
+    assert folders == sorted([*towers, "capivara_text", "capivara_image"])
