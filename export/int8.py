@@ -27,8 +27,8 @@ from export.embedding_table import EmbeddingTable, shrink_table
 from export.exact_softmax import sum_exactly
 from export.folding import PIXEL_CENTRE, fold
 from export.graph_edits import add_weight, constant, drop_unused, float_like
+from export.graph_files import save_graph
 from export.matrix_products import operations_by_product, products
-from export.onnx_graph import EXTERNAL_DATA_OVER_BYTES
 from export.smoothing import smooth
 from runtime.errors import ExportError
 
@@ -176,7 +176,8 @@ def int8_from_onnx(
         sum_exactly(model)
     shrink_table(model, recipe.table)
     drop_unused(model)
-    _save(model, target, data_name)
+    model.metadata_props["babeltower.precision"] = "int8"
+    save_graph(model, target, data_name=data_name)
     names = {str(node.name) for node in chosen}
     return Int8Report(
         recipe=recipe,
@@ -283,9 +284,3 @@ def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     )
     graph.insert_before(node, dequantise)
     node.replace_input_with(1, float_like(dequantise, f"{node.name}/weight", weight.shape))
-
-
-def _save(model: onnx_ir.Model, target: Path, data_name: str) -> None:
-    size_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    large = size_bytes > EXTERNAL_DATA_OVER_BYTES
-    onnx_ir.save(model, target, external_data=data_name if large else None, size_threshold_bytes=1024)

@@ -125,7 +125,7 @@ def test_form_of_the_graph(target: Target, exported: Exported, tmp_path: Path) -
     )
     before, after = onnx_ir.load(source), onnx_ir.load(tmp_path / "model.onnx")
     assert (after.ir_version, after.opset_imports[""]) == (IR_VERSION, OPSET)
-    assert after.metadata_props == before.metadata_props
+    assert after.metadata_props == {**before.metadata_props, "babeltower.precision": "int8"}
     for node in after.graph:
         if node.op_type == "QuantizeLinear":
             zero = node.inputs[2].const_value.numpy()
@@ -172,7 +172,7 @@ def test_a_kept_product_stays_fp32(exported: Exported, tmp_path: Path) -> None:
 def test_large_weights_lie_beside_the_graph(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.int8.EXTERNAL_DATA_OVER_BYTES", 1 << 10)
+    monkeypatch.setattr("export.graph_files.EXTERNAL_DATA_OVER_BYTES", 1 << 10)
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     graph, _ = quantised(source, tmp_path, batches)
