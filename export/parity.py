@@ -9,6 +9,7 @@ alone equal to the row in a batch. A fifth, what all that means for retrieval, i
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -261,5 +262,13 @@ def _worst(parts: Iterable[Agreement]) -> Agreement:
 
 def _versions(*packages: str) -> str:
     if len(packages) == 1:
-        return importlib.metadata.version(packages[0])
+        return _version(packages[0])
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+def _version(package: str) -> str:
+    """A distribution's, or the module's own where the distribution has another name (``tensorrt-cu12``)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(package).__version__)

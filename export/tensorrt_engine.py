@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir
 
 from export.graph_files import external_files
-from export.tensorrt_kernels import kernels_from_log, summary_from_kernels
+from export.tensorrt_kernels import Kernel, kernels_from_inspection, kernels_from_log, summary_from_kernels
 from export.tensorrt_options import EngineOptions
 from runtime.backends.cuda import open_device
 from runtime.errors import EngineError, ExportError
@@ -31,7 +31,7 @@ from runtime.plans import (
     TensorSpec,
 )
 
-__all__ = ["engine_from_onnx"]
+__all__ = ["engine_from_onnx", "require_compiler"]
 
 _MODULES = {Compiler.TENSORRT: "tensorrt", Compiler.TENSORRT_RTX: "tensorrt_rtx"}
 _MAJORS = (10, 11)
@@ -67,7 +67,7 @@ def engine_from_onnx(
     _require_capable(model, device)
     log = _log(tensorrt)
     serialized = _built(tensorrt, graph, inputs, profiles, options, log)
-    kernels = summary_from_kernels(model, kernels_from_log(log.messages))
+    kernels = summary_from_kernels(model, _kernels(tensorrt, serialized, options, log))
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_bytes(memoryview(serialized))
     kept = _keep_graph(model, graph, plan.parent)
@@ -92,6 +92,16 @@ def engine_from_onnx(
     )
     manifest.write(plan)
     return manifest
+
+
+def require_compiler(options: EngineOptions) -> DeviceFacts:
+    """The GPU that a plan would be built for.
+
+    Raises:
+        EngineError: the library or a GPU is missing, or the library's release is not supported.
+    """
+    _network_flags(_library(options.compiler))
+    return _target(options)
 
 
 def _specs(values: Sequence[onnx_ir.Value]) -> dict[str, TensorSpec]:
@@ -160,7 +170,26 @@ def _log(tensorrt: Any) -> Any:
             if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
+        def last_error(self) -> str:
+            return (
+                "; ".join(message.splitlines()[0] for message in self.errors[-2:]) or "no reason was logged"
+            )
+
     return Log()
+
+
+def _kernels(tensorrt: Any, plan: Any, options: EngineOptions, log: Any) -> list[Kernel]:
+    """What was built: RTX says so while it builds, TensorRT when the plan is loaded."""
+    if options.compiler is Compiler.TENSORRT_RTX:
+        return kernels_from_log(log.messages)
+    runtime = tensorrt.Runtime(log)
+    if options.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ExportError(f"{_release(tensorrt)} cannot load the plan that it built: {log.last_error()}")
+    inspector = engine.create_engine_inspector()
+    return kernels_from_inspection(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
 
 
 def _built(
@@ -180,12 +209,12 @@ def _built(
     config = builder.create_builder_config()
     _configure(tensorrt, config, options)
     for profile in profiles:
-        config.add_optimization_profile(_optimization_profile(builder, inputs, profile))
+        if config.add_optimization_profile(_optimization_profile(builder, inputs, profile)) < 0:
+            raise ExportError(f"{_release(tensorrt)} refuses profile ({profile}): {log.last_error()}")
     cache = _load_timings(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reasons = "; ".join(message.splitlines()[0] for message in log.errors[-2:]) or "no reason was logged"
-        raise ExportError(f"{_release(tensorrt)} could not build {graph}: {reasons}")
+        raise ExportError(f"{_release(tensorrt)} could not build {graph}: {log.last_error()}")
     if options.timing_cache is not None:
         options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
         options.timing_cache.write_bytes(memoryview(cache.serialize()))

@@ -1,15 +1,19 @@
 """What a TensorRT compiler built, read from its own listing: are the kernels of the asked precision?
 
-The compiler lists its kernels, with operand types and the ONNX nodes that each covers, at the end of a
-verbose log (seen with TensorRT-RTX 1.7). Types follow the graph in a strongly typed network; this checks it.
+TensorRT-RTX lists its kernels, with operand types and the ONNX nodes that each covers, at the end of a
+verbose log (seen with 1.7). TensorRT tells the same through its engine inspector, as JSON, once a GPU has
+loaded the plan; that form is read as its documentation and published listings show it. Types follow the graph
+in a strongly typed network; this checks it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir
 
@@ -17,16 +21,31 @@ from export.matrix_products import products
 from runtime.errors import ExportError
 from runtime.plans import KernelSummary
 
-__all__ = ["Kernel", "expected_types", "kernels_from_log", "summary_from_kernels"]
+__all__ = ["Kernel", "expected_types", "kernels_from_inspection", "kernels_from_log", "summary_from_kernels"]
 
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w*), Inputs: \[(?P<inputs>.*?)\], "
     r"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, "
     r"StreamId: \d+,.*?Metadata: ?(?P<nodes>.*)$"
 )
+_ASIDE = frozenset({"Reshape", "Transpose", "Cast"})
+"""A scale under FP16's smallest number keeps its Q/DQ pair in FP32, and a cast behind it."""
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
-_MULTIPLYING = frozenset({"gemm", "correlation", "runtime_fusion"})
+_MULTIPLYING = frozenset(
+    {
+        "gemm",
+        "correlation",
+        "runtime_fusion",
+        "fusion",
+        "MatrixMultiply",
+        "CaskConvolution",
+        "CaskGemmConvolution",
+        "CaskGemmMatrixMultiply",
+    }
+)
+_PHRASES = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "Int8": "Int8", "INT8": "Int8", "FP8": "FP8"}
+"""Types inside an inspector's phrases, such as ``Row major linear FP16 format``."""
 _NAMES = {
     onnx_ir.DataType.FLOAT: "Float",
     onnx_ir.DataType.FLOAT16: "Half",
@@ -60,6 +79,30 @@ def kernels_from_log(messages: Iterable[str]) -> list[Kernel]:
     return [_kernel(match) for line in lines if (match := _LINE.match(line))]
 
 
+def kernels_from_inspection(text: str) -> list[Kernel]:
+    """Kernels in the JSON of TensorRT's engine inspector; those that are only named there are left out."""
+    layers = json.loads(text).get("Layers", [])
+    return [
+        Kernel(
+            name=str(layer.get("Name", "")),
+            kind=str(layer.get("LayerType", "")),
+            inputs=_types(layer.get("Inputs", [])),
+            outputs=_types(layer.get("Outputs", [])),
+            nodes=tuple(_NODE.findall(str(layer.get("Metadata", "")))),
+        )
+        for layer in layers
+        if isinstance(layer, dict)
+    ]
+
+
+def _types(tensors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(_type(str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))) for tensor in tensors)
+
+
+def _type(phrase: str) -> str:
+    return next((name for word, name in _PHRASES.items() if word in phrase.split()), phrase)
+
+
 def _kernel(match: re.Match[str]) -> Kernel:
     return Kernel(
         name=match["name"],
@@ -90,10 +133,11 @@ def _operand_type(node: onnx_ir.Node) -> str:
 
 
 def _stored_type(value: onnx_ir.Value) -> onnx_ir.DataType | None:
-    producer = value.producer()
-    while producer is not None and producer.op_type in ("Reshape", "Transpose") and producer.inputs[0]:
-        value = producer.inputs[0]
-        producer = value.producer()
+    """What the tensor was dequantised from, moves and casts aside; its own type if it was not."""
+    source, producer = value, value.producer()
+    while producer is not None and producer.op_type in _ASIDE and producer.inputs[0]:
+        source = producer.inputs[0]
+        producer = source.producer()
     if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
         return producer.inputs[0].dtype
     return value.dtype
@@ -103,7 +147,8 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
     """Hold what was built to the graph.
 
     Raises:
-        ExportError: a matrix product whose kernel computes in another type than the graph says.
+        ExportError: a matrix product whose kernel computes in another type than the graph says, or no
+            kernel names a product, so that nothing shows in which type it computes.
     """
     expected = expected_types(model)
     found: Counter[str] = Counter()
@@ -115,6 +160,11 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
             continue
         _require_type(name, dtype, covering)
         found[dtype] += 1
+    if expected and not found:
+        raise ExportError(
+            f"None of the {len(kernels)} kernels that the compiler listed names a matrix product of the "
+            "graph, so that nothing shows in which precision it computes. Use a release that lists them."
+        )
     return KernelSummary(
         n_kernels=len(kernels),
         products=dict(found),

@@ -28,7 +28,7 @@ class EngineOptions:
         version_compatible: Let later releases of the same major version run the plan.
         workspace_bytes: Scratch memory that kernels may use; ``None`` for all there is.
         weight_streaming: Let weights stay in host memory where the GPU's is too small.
-        timing_cache: File of kernel timings, read if it is there and written back.
+        timing_cache: File of kernel timings, read if it is there and written back; TensorRT-RTX keeps none.
         tf32: Let FP32 products round their operands to TF32; then FP32 is not what it says.
     """
 
@@ -47,6 +47,8 @@ class EngineOptions:
             raise ExportError("An ahead-of-time build needs compute_capability, such as '8.9'.")
         if ahead and self.version_compatible:
             raise ExportError("TensorRT-RTX builds no version-compatible plan on a CPU; leave it out.")
+        if ahead and self.timing_cache is not None:
+            raise ExportError("TensorRT-RTX times no kernels while it builds; leave timing_cache out.")
         if not ahead and self.compute_capability is not None:
             raise ExportError("TensorRT builds for the GPU that is here; leave compute_capability out.")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:

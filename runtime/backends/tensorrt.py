@@ -97,6 +97,10 @@ class _Session:
         if manifest.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
         self._engine: Any = _engine(self._runtime, plan, manifest, self._log)
+        if streamable_bytes := int(self._engine.streamable_weights_size):
+            # Such a plan keeps on the GPU what fits there; TensorRT's default is all of the weights.
+            budget = int(self._engine.get_weight_streaming_automatic_budget())
+            self._engine.weight_streaming_budget_v2 = min(budget, streamable_bytes)
         self._scratch_bytes = int(self._engine.device_memory_size_v2)
         self._scratch = device.allocate(self._scratch_bytes)
         self._buffers: dict[int, dict[str, int]] = {}
