@@ -65,6 +65,7 @@ _REPORTED = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "tensorrt",
     "tokenizers",
     "numpy",
 )
@@ -381,7 +382,10 @@ class _Run:
 
 
 def installed_engines() -> tuple[Engine, ...]:
-    """Every engine that is installed here: each is measured, since each may serve."""
+    """Every engine that is installed here: each is measured, since each may serve.
+
+    TensorRT counts where its library is; whether a GPU is there too, a form of it finds out.
+    """
     return tuple(engine for engine in Engine if importlib.util.find_spec(engine.value) is not None)
 
 
@@ -394,13 +398,16 @@ def _with_forms(options: ExportOptions) -> ExportOptions:
 
 
 def require_free(repository: Path, name: str, options: ExportOptions) -> None:
-    """Let a name pass or not.
+    """Let a name and what shall become of it pass or not, before any work.
 
     Raises:
         ExportError: the repository holds one of the variants, and it may not be replaced.
         ManifestError: the name cannot be a model's, or its manifest is malformed.
+        EngineError: a form cannot be made on this machine.
     """
     require_name(name)
+    for require in {form.require for form in options.forms if form.require is not None}:
+        require()
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file; a repository is a folder.")
     published = _published(repository, name, replace=options.replace)

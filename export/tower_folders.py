@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ import onnx
 from export.calibration import CalibrationSet
 from export.int8 import Int8Recipe
 from export.onnx_graph import input_names
+from export.tensorrt_folder import plan_instances, plan_warmups
+from export.tensorrt_variant import PLAN
 from export.towers import Towers, output_name
 from export.triton_config import ModelConfig, check_against_graph, tensors_of_graph
 from export.variants import Form, Making
+from runtime.backends import Engine
 from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
 
 __all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
@@ -63,7 +67,19 @@ def write_tower(
     folder = stage / tower_folder_name(name, modality, form.key)
     graph = folder / "1" / _GRAPH
     graph.parent.mkdir(parents=True)
-    how = form.make(Making(modality, source, graph, f"{folder.name}.data", calibration, recipe))
+    context_length = towers.text_preprocessing.context_length if modality is Modality.TEXT else 1
+    how = form.make(
+        Making(
+            modality,
+            source,
+            graph,
+            f"{folder.name}.data",
+            max_batch_size=MAX_BATCH_SIZE[modality],
+            context_length=context_length,
+            calibration=calibration,
+            recipe=recipe,
+        )
+    )
     inputs, outputs = tensors_of_graph(graph)
     config = ModelConfig(
         name=folder.name,
@@ -73,6 +89,15 @@ def write_tower(
         outputs=outputs,
         parameters={"babeltower_fingerprint": towers.fingerprint},
     )
+    if form.engine is Engine.TENSORRT:
+        plan = graph.with_name(PLAN)
+        config = dataclasses.replace(
+            config,
+            platform="tensorrt_plan",
+            filename=plan.name,
+            instances=plan_instances(plan),
+            warmups=plan_warmups(plan, folder),
+        )
     check_against_graph(config, graph)
     (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
     if modality is Modality.TEXT:
@@ -81,7 +106,7 @@ def write_tower(
     return TowerFiles(
         model=folder.name,
         version=1,
-        graph=_GRAPH,
+        graph=config.filename,
         inputs=input_names(modality),
         outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
         opset=next(entry.version for entry in model.opset_import if entry.domain == ""),

@@ -40,10 +40,17 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """How many copies of a model run at once, and on what."""
+    """How many copies of a model run at once, and on what; ``profiles`` are those of a TensorRT plan."""
 
     count: int = 1
     kind: str = "KIND_CPU"
+    profiles: tuple[int, ...] = ()
+
+    def to_pbtxt(self) -> str:
+        """The block of ``config.pbtxt``."""
+        profiles = ", ".join(f'"{index}"' for index in self.profiles)
+        listed = f"  profile: [ {profiles} ]\n" if profiles else ""
+        return f"instance_group {{\n  count: {self.count}\n  kind: {self.kind}\n{listed}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,9 @@ class Warmup:
 class ModelConfig:
     """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company.
 
-    ``filename`` is the file of a version that the backend opens; ``response_cache`` lets the server answer a
-    request that it has answered before without running the model, if it was started with a cache.
+    ``filename`` is the file of a version that the backend opens, ``platform`` what Triton calls its kind
+    where that is asked; ``response_cache`` lets the server answer a request that it has answered before
+    without running the model, if it was started with a cache.
     """
 
     name: str
@@ -96,6 +104,7 @@ class ModelConfig:
     max_queue_delay_us: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
     filename: str = "model.onnx"
+    platform: str = ""
     instances: InstanceGroup | None = None
     queue: QueuePolicy | None = None
     warmups: tuple[Warmup, ...] = ()
@@ -114,13 +123,15 @@ class ModelConfig:
     def _blocks(self) -> Iterator[str]:
         yield f"name: {json.dumps(self.name)}"
         yield f"backend: {json.dumps(self.backend)}"
+        if self.platform:
+            yield f"platform: {json.dumps(self.platform)}"
         yield f"default_model_filename: {json.dumps(self.filename)}"
         yield f"max_batch_size: {self.max_batch_size}"
         yield from (_tensor_pbtxt("input", tensor) for tensor in self.inputs)
         yield from (_tensor_pbtxt("output", tensor) for tensor in self.outputs)
         yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
         if self.instances is not None:
-            yield f"instance_group {{\n  count: {self.instances.count}\n  kind: {self.instances.kind}\n}}"
+            yield self.instances.to_pbtxt()
         if self.response_cache:
             yield "response_cache {\n  enable: true\n}"
         yield from map(_warmup_pbtxt, self.warmups)

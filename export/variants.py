@@ -7,7 +7,6 @@ A new form is a row in ``FORMS``. A form that is made for one engine alone carri
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ from export.activation_ranges import activation_ranges
 from export.bf16 import bf16_from_onnx
 from export.calibration import CalibrationSet
 from export.fp16 import fp16_from_onnx
-from export.graph_files import external_files
+from export.graph_files import copy_graph
 from export.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from export.tensorrt_variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import Engine
 from runtime.errors import ExportError
 from runtime.manifest import Modality, Precision, variant_name
@@ -33,6 +33,8 @@ class Making:
     Attributes:
         source: The FP32 graph.
         target: ONNX file to write, its large weights beside it as ``data_name``.
+        max_batch_size: Rows of the largest batch, for what is built for certain shapes.
+        context_length: Tokens of the longest text, for the same.
         calibration: ``None`` where the form needs none.
         recipe: How to quantise; ``None`` for the engine's default.
     """
@@ -41,6 +43,8 @@ class Making:
     source: Path
     target: Path
     data_name: str
+    max_batch_size: int
+    context_length: int
     calibration: CalibrationSet | None = None
     recipe: Int8Recipe | None = None
 
@@ -56,6 +60,7 @@ class Form:
         engine: The one engine that the graphs are made for; ``None`` where they are made for any.
         opened_by: Engines that may open the variant.
         make: Writes a tower's graph and says how, in plain values.
+        require: Raises where the form cannot be made on this machine; asked before any work.
     """
 
     precision: Precision
@@ -63,6 +68,7 @@ class Form:
     opened_by: tuple[Engine, ...]
     make: Make = field(repr=False)
     needs_calibration: bool = False
+    require: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
@@ -107,13 +113,8 @@ def forms_for(
 
 
 def _fp32(making: Making) -> dict[str, Any]:
-    """The source itself, linked where the disk can."""
-    import onnx_ir
-
-    for source in (making.source, *external_files(onnx_ir.load(making.source))):
-        os.link(
-            source, making.target.parent / (source.name if source != making.source else making.target.name)
-        )
+    """The source itself."""
+    copy_graph(making.source, making.target)
     return {}
 
 
@@ -162,6 +163,22 @@ def _int8_json(report: Int8Report) -> dict[str, Any]:
     }
 
 
+def _tensorrt(precision: Precision) -> Form:
+    def describe(graph: TensorRtGraph) -> Mapping[str, Any]:
+        if graph.int8 is not None:
+            return _int8_json(graph.int8)
+        return {f"{precision.value}_share": graph.share, "kept_products": list(graph.kept_products)}
+
+    return Form(
+        precision,
+        Engine.TENSORRT,
+        (Engine.TENSORRT,),
+        plan_maker(precision, describe),
+        needs_calibration=precision is not Precision.FP32,
+        require=require_gpu,
+    )
+
+
 def _calibration(making: Making) -> CalibrationSet:
     if making.calibration is None:
         raise ExportError("This form is calibrated, and no calibration set was given.")
@@ -185,4 +202,5 @@ FORMS: tuple[Form, ...] = (
         needs_calibration=True,
     ),
     Form(Precision.INT8, Engine.OPENVINO, (Engine.OPENVINO,), _int8(Target.OPENVINO), needs_calibration=True),
+    *map(_tensorrt, (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)),
 )

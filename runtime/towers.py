@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class GraphOpener:
         Raises:
             EngineError: see ``open_backend``.
         """
-        return open_backend(
+        backend = open_backend(
             self.engine,
             self.repository / tower.model / str(tower.version) / tower.graph,
             precision=self.precision,
@@ -72,6 +72,32 @@ class GraphOpener:
             provider=self.provider,
             instances=self.instances,
         )
+        return _InParts(backend, tower.max_batch_size) if self.engine is Engine.TENSORRT else backend
+
+
+@dataclass(frozen=True, slots=True)
+class _InParts:
+    """A backend of limited rows: larger batches go in parts, which changes no row."""
+
+    backend: Backend
+    max_rows: int
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """Compute the named outputs of all rows."""
+        n_rows = len(next(iter(inputs.values())))
+        parts = [
+            self.backend.run(
+                {name: array[at : at + self.max_rows] for name, array in inputs.items()}, outputs
+            )
+            for at in range(0, max(1, n_rows), self.max_rows)
+        ]
+        return (
+            parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
+        )
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()
 
 
 @dataclass(frozen=True, slots=True)
