@@ -195,3 +195,23 @@ def test_the_command_publishes_several_precisions(tmp_path: Path) -> None:
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     towers = [f"capivara_{m.value}_tower_{v}" for m in Modality for v in ("int8_openvino", "bf16_openvino")]
     assert folders == sorted([*towers, "capivara_text", "capivara_image"])
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_weights_beside_the_fp32_graphs_reach_every_variant(
+    beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 always has a file of weights here; a lower precision, which needs less, has one or not."""
+    monkeypatch.setattr("export.onnx_graph.EXTERNAL_DATA_OVER_BYTES", 0)
+    monkeypatch.setattr("export.graph_files.EXTERNAL_DATA_OVER_BYTES", 0 if beside else 1 << 30)
+    forms = forms_for([Precision.FP32, Precision.INT8], [Engine.ONNXRUNTIME], installed=CPU)
+    done = repository_from_checkpoint(
+        CHECKPOINTS / "capivara", tmp_path, name="m", options=replace(FEW, forms=forms)
+    )
+    files = {
+        key: {Path(record.path).name for record in variant.text.files}
+        for key, variant in done.manifest.variants.items()
+    }
+    assert files["fp32"] == {"config.pbtxt", "tokenizer.json", "model.onnx", "m_text_tower_fp32.data"}
+    own = {"m_text_tower_int8_onnxruntime.data"} if beside else set()
+    assert files["int8_onnxruntime"] == {"config.pbtxt", "tokenizer.json", "model.onnx", *own}

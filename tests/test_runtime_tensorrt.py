@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from tensorrt_double import FakeGpu
 
 from runtime.backends import Engine, open_backend
 from runtime.backends import tensorrt as backend_module
@@ -76,86 +77,6 @@ def written(folder: Path, **changes: Any) -> Path:
     return plan
 
 
-class FakeGpu:
-    """CUDA's bindings over host memory; graphs are lists of queued work."""
-
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
-    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)  # noqa: N815
-
-    def __init__(self) -> None:
-        self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
-        self.recording: list[Any] | None = None
-        self.graphs: list[list[Any]] = []
-        self.calls: list[str] = []
-        self.failing = ""
-
-    def __getattr__(self, function: str) -> Any:
-        work = getattr(type(self), f"_{function}", None)
-
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append(function)
-            if function == self.failing:
-                return (2, None)
-            result = work(self, *arguments) if work else None
-            return (0, result)
-
-        return call
-
-    def queue(self, work: Any) -> None:
-        if self.recording is None:
-            work()
-        else:
-            self.recording.append(work)
-
-    def _cudaGetDeviceCount(self) -> int:
-        return 1
-
-    def _cudaGetErrorString(self, status: int) -> bytes:
-        return b"out of memory" if status else b"no error"
-
-    def _cudaDeviceGetAttribute(self, which: int, index: int) -> int:
-        return (8, 9)[which]
-
-    def _cudaGetDeviceProperties(self, index: int) -> Any:
-        return SimpleNamespace(name=b"NVIDIA L4\0\0")
-
-    def _cudaRuntimeGetVersion(self) -> int:
-        return 13_000
-
-    def _cudaStreamCreate(self) -> int:
-        return 77
-
-    def _cudaMalloc(self, size: int) -> int:
-        buffer = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(buffer)] = buffer
-        return ctypes.addressof(buffer)
-
-    def _cudaFree(self, address: int) -> None:
-        del self.memory[address]
-
-    def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
-        self.queue(lambda: ctypes.memmove(to, source, size))
-
-    def _cudaStreamBeginCapture(self, stream: int, mode: int) -> None:
-        self.recording = []
-
-    def _cudaStreamEndCapture(self, stream: int) -> list[Any]:
-        recorded, self.recording = self.recording, None
-        return recorded or []
-
-    def _cudaGraphInstantiate(self, graph: list[Any], flags: int) -> list[Any]:
-        self.graphs.append(graph)
-        return graph
-
-    def _cudaGraphExecDestroy(self, graph: list[Any]) -> None:
-        self.graphs.remove(graph)
-
-    def _cudaGraphLaunch(self, graph: list[Any], stream: int) -> None:
-        for work in graph:
-            work()
-
-
 class FakeContext:
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.profile, self.addresses = gpu, -1, {}
@@ -206,19 +127,24 @@ class FakeTensorRt(ModuleType):
         self.gpu, self.contexts = gpu, []
         self.tensors = [*INPUTS, *OUTPUTS]
         self.loads = True
+        self.streamable_bytes = 0
+        self.engine: Any = None
 
     def Runtime(self, log: Any) -> Any:
         def load(plan: bytes) -> Any:
             if not self.loads:
                 log.log("error", "magic tag does not match.")
                 return None
-            return SimpleNamespace(
+            self.engine = SimpleNamespace(
                 num_io_tensors=len(self.tensors),
                 get_tensor_name=lambda index: self.tensors[index],
                 num_optimization_profiles=3,
                 device_memory_size_v2=1024,
+                streamable_weights_size=self.streamable_bytes,
+                get_weight_streaming_automatic_budget=lambda: 300,
                 create_execution_context=self.make_context,
             )
+            return self.engine
 
         return SimpleNamespace(deserialize_cuda_engine=load, engine_host_code_allowed=False)
 
@@ -432,6 +358,20 @@ def test_a_plan_that_the_library_cannot_load_is_named(library: FakeTensorRt, tmp
     library.loads, library.tensors = True, ["pixels", "vector"]
     with pytest.raises(EngineError, match=r"has tensors \['pixels', 'vector'\]"):
         open_backend(Engine.TENSORRT, written(tmp_path), precision=Precision.FP16)
+
+
+@pytest.mark.parametrize(("streamable", "kept"), [(1000, 300), (200, 200)])
+def test_streamed_weights_stay_on_the_gpu_as_far_as_they_fit(
+    streamable: int, kept: int, library: FakeTensorRt, tmp_path: Path
+) -> None:
+    library.streamable_bytes = streamable
+    open_backend(Engine.TENSORRT, written(tmp_path), precision=Precision.FP16).close()
+    assert library.engine.weight_streaming_budget_v2 == kept
+
+
+def test_weights_that_cannot_be_streamed_are_left_alone(library: FakeTensorRt, tmp_path: Path) -> None:
+    open_backend(Engine.TENSORRT, written(tmp_path), precision=Precision.FP16).close()
+    assert not hasattr(library.engine, "weight_streaming_budget_v2")
 
 
 def test_an_error_of_cuda_is_raised_with_its_reason(backend: Any, gpu: FakeGpu) -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -19,23 +18,23 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from precision_models import TOWERS, batches_of, graph_of, tower_id
 from sample_models import Exported
+from tensorrt_double import FakeGpu, RunningTensorRt
 
-from export.activation_ranges import activation_ranges
-from export.fp8 import fp8_from_onnx
-from export.fp16 import fp16_from_onnx
-from export.int8 import Target, int8_from_onnx, recipe_for
 from export.tensorrt_engine import engine_from_onnx
 from export.tensorrt_kernels import Kernel, expected_types, kernels_from_log, summary_from_kernels
 from export.tensorrt_options import SHORT_TEXT, EngineOptions, default_profiles
+from export.tensorrt_variant import tensorrt_graph
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import Modality
-from runtime.plans import AHEAD_OF_TIME, Compiler, DeviceFacts, Extent, PlanManifest, Portability, Profile
+from runtime.manifest import Modality, Precision
+from runtime.plans import AHEAD_OF_TIME, Compiler, Extent, PlanManifest, Portability, Profile
 
 ADA = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability="8.9")
 WIDE = {
     Modality.TEXT: Profile({"batch": Extent(1, 8, 32), "sequence": Extent(1, 16, 77)}),
     Modality.IMAGE: Profile({"batch": Extent(1, 8, 32)}),
 }
+MULTIPLIES_IN = {"fp32": {"Float"}, "fp16": {"Half"}, "int8": {"Int8"}, "fp8": {"FP8", "Half"}}
+"""Precision → the types that its products have; attention's own stay Half beside FP8."""
 Graphs = Callable[[str, Modality, str], Path]
 
 
@@ -56,16 +55,9 @@ def graphs(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Grap
             folder / f"{name}_{modality.value}_{precision}.onnx",
         )
         batches = batches_of(exported(name), modality)[-1:]
-        if precision == "fp32":
-            return source
-        if precision == "int8":
-            recipe, quantised = recipe_for(Target.TENSORRT), target.with_suffix(".q.onnx")
-            int8_from_onnx(source, quantised, data_name="q", calibration=batches, recipe=recipe)
-            source = quantised
-        ranges = activation_ranges(source, batches, threads=1)
-        convert = fp8_from_onnx if precision == "fp8" else fp16_from_onnx
-        convert(source, target, data_name="w", ranges=ranges)
-        return target
+        if precision != "fp32":
+            tensorrt_graph(Precision(precision), source, target, data_name="w", batches=batches, threads=1)
+        return source if precision == "fp32" else target
 
     return graph
 
@@ -81,28 +73,26 @@ def n_pools(graph: Path) -> int:
     return sum(node.op_type == "Softmax" for node in onnx_ir.load(graph).graph) - n_layers(graph)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def require_kernels(graph: Path, modality: Modality, precision: str, capability: str, folder: Path) -> None:
+    """Build for a generation: every product of its type, every attention one kernel."""
+    options = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability=capability)
+    manifest = engine_from_onnx(graph, folder / "model.plan", profiles=[WIDE[modality]], options=options)
+    expected = list(expected_types(onnx_ir.load(graph)).values())
+    assert (manifest.compute_capability, manifest.precision) == (capability, precision)
+    assert manifest.kernels.unseen == ()
+    assert manifest.kernels.products == {dtype: expected.count(dtype) for dtype in set(expected)}
+    assert set(manifest.kernels.products) == MULTIPLIES_IN[precision]
+    if precision != "fp32":
+        pools = 0 if precision == "int8" else n_pools(graph)
+        assert manifest.kernels.n_fused_attention == n_layers(graph) + pools > 0
+
+
+@pytest.mark.parametrize("precision", MULTIPLIES_IN)
 @pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
 def test_every_product_is_of_its_type_and_every_attention_is_one_kernel(
     name: str, modality: Modality, precision: str, graphs: Graphs, rtx: Any, tmp_path: Path
 ) -> None:
-    graph = graphs(name, modality, precision)
-    manifest = engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[modality]], options=ADA)
-    expected = list(expected_types(onnx_ir.load(graph)).values())
-    assert manifest.kernels.unseen == ()
-    assert manifest.kernels.products == {dtype: expected.count(dtype) for dtype in set(expected)}
-    pools = 0 if precision == "int8" else n_pools(graph)
-    assert manifest.kernels.n_fused_attention == n_layers(graph) + pools > 0
-    allowed = {"fp16": {"Half"}, "int8": {"Int8"}, "fp8": {"FP8", "Half"}}
-    assert set(manifest.kernels.products) == allowed[precision]
-
-
-@pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
-def test_fp32_stays_fp32(name: str, modality: Modality, graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
-    graph = graphs(name, modality, "fp32")
-    manifest = engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[modality]], options=ADA)
-    assert set(manifest.kernels.products) == {"Float"}
-    assert manifest.kernels.unseen == ()
+    require_kernels(graphs(name, modality, precision), modality, precision, "8.9", tmp_path)
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "12.0"])
@@ -111,11 +101,17 @@ def test_fp32_stays_fp32(name: str, modality: Modality, graphs: Graphs, rtx: Any
 def test_other_generations_build_too(
     modality: Modality, precision: str, capability: str, graphs: Graphs, rtx: Any, tmp_path: Path
 ) -> None:
-    options = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability=capability)
-    graph = graphs("capivara", modality, precision)
-    manifest = engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[modality]], options=options)
-    assert manifest.kernels.n_fused_attention == n_layers(graph)
-    assert manifest.compute_capability == capability
+    require_kernels(graphs("capivara", modality, precision), modality, precision, capability, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["8.0", "8.6"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
+def test_every_tower_builds_for_every_generation(
+    name: str, modality: Modality, precision: str, capability: str, graphs: Graphs, rtx: Any, tmp_path: Path
+) -> None:
+    require_kernels(graphs(name, modality, precision), modality, precision, capability, tmp_path)
 
 
 def test_the_manifest_lies_beside_the_plan_and_says_what_was_built(
@@ -151,18 +147,18 @@ def test_weights_beside_the_graph_come_along(graphs: Graphs, rtx: Any, tmp_path:
     ]
 
 
-def test_a_build_keeps_its_limits_and_timings(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
+def test_a_build_keeps_its_limits(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
     options = EngineOptions(
         compiler=Compiler.TENSORRT_RTX,
         compute_capability="8.9",
         workspace_bytes=1 << 30,
         weight_streaming=True,
-        timing_cache=tmp_path / "timings" / "cache.bin",
     )
     graph = graphs("altclip", Modality.TEXT, "fp16")
-    for _ in range(2):
-        engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[Modality.TEXT]], options=options)
-        assert (tmp_path / "timings" / "cache.bin").is_file()
+    manifest = engine_from_onnx(
+        graph, tmp_path / "model.plan", profiles=[WIDE[Modality.TEXT]], options=options
+    )
+    assert manifest.kernels.unseen == ()
 
 
 def test_fp8_needs_ada(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
@@ -230,6 +226,10 @@ def test_profiles_that_do_not_fit_the_graph_are_refused(
             {"compiler": Compiler.TENSORRT_RTX, "compute_capability": "8.9", "version_compatible": True},
             "no version-compatible plan",
         ),
+        (
+            {"compiler": Compiler.TENSORRT_RTX, "compute_capability": "8.9", "timing_cache": Path("t")},
+            "times no kernels",
+        ),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(options: dict[str, Any], message: str) -> None:
@@ -250,6 +250,14 @@ def test_default_profiles_cover_every_request_up_to_the_largest() -> None:
     assert {profile.capacity for profile in short} == {8}
 
 
+def half_graph(path: Path) -> Path:
+    model = onnx.load(small_graph(path, dtype=TensorProto.FLOAT16))
+    weight = numpy_helper.to_array(model.graph.initializer[0]).astype("float16")
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "weight"))
+    onnx.save(model, path)
+    return path
+
+
 LISTING = """Layers:
 Name: up/MatMul_myl0_1, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [-1,4], Datatype: %s }], \
 Constants: [ { Name: w, Dimensions: [4,4], Datatype: Half }, { Name: alpha, Datatype: Float }], \
@@ -259,6 +267,31 @@ Outputs: [], TacticName: , StreamId: 0, EventId: 3, Metadata: [ONNX Layer: up/Ma
 """
 
 
+def test_a_cast_behind_a_dequantised_tensor_does_not_hide_its_type(tmp_path: Path) -> None:
+    """Scales under FP16's smallest number stay FP32, with a cast to FP16 behind them."""
+    fp32, fp16, int8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "tiny"], ["wide"]),
+        helper.make_node("Cast", ["wide"], ["left"], to=fp16),
+        helper.make_node("DequantizeLinear", ["others", "half"], ["right"]),
+        helper.make_node("MatMul", ["left", "right"], ["scores"], name="scores"),
+        helper.make_node("Cast", ["floats"], ["cast"], to=fp16),
+        helper.make_node("MatMul", ["cast", "scores"], ["y"], name="plain"),
+    ]
+    codes = [helper.make_tensor_value_info(name, int8, [4, 4]) for name in ("codes", "others")]
+    inputs = [*codes, helper.make_tensor_value_info("floats", fp32, [4, 4])]
+    scales = [helper.make_tensor("tiny", fp32, [], [1e-6]), helper.make_tensor("half", fp16, [], [1.0])]
+    value_info = [
+        helper.make_tensor_value_info(name, dtype, [4, 4])
+        for name, dtype in (("wide", fp32), ("left", fp16), ("right", fp16), ("scores", fp16), ("cast", fp16))
+    ]
+    outputs = [helper.make_tensor_value_info("y", fp16, [4, 4])]
+    graph = helper.make_graph(nodes, "casts", inputs, outputs, scales, value_info=value_info)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert expected_types(onnx_ir.load(tmp_path / "m.onnx")) == {"scores": "Int8", "plain": "Half"}
+
+
 def test_the_listing_is_read_and_held_to_the_graph(tmp_path: Path) -> None:
     model = onnx_ir.load(small_graph(tmp_path / "m.onnx", dtype=TensorProto.FLOAT16))
     model.graph.initializers["weight"].dtype = onnx_ir.DataType.FLOAT16
@@ -266,87 +299,83 @@ def test_the_listing_is_read_and_held_to_the_graph(tmp_path: Path) -> None:
     assert gemm == Kernel("up/MatMul_myl0_1", "gemm", ("Half",), ("Half",), ("up/MatMul",))
     assert (moved.multiplies, moved.nodes) == (False, ("up/MatMul", "a/Cast"))
     assert summary_from_kernels(model, [gemm, moved]).products == {"Half": 1}
-    assert summary_from_kernels(model, [moved]).unseen == ("up/MatMul",)
+    with pytest.raises(ExportError, match="nothing shows in which precision"):
+        summary_from_kernels(model, [moved])
     wrong = kernels_from_log([LISTING % "Float"])
     with pytest.raises(ExportError, match=r"'up/MatMul' was to compute in Half, .* did not honour"):
         summary_from_kernels(model, wrong)
 
 
-class FakeBuilder(ModuleType):
-    """The part of TensorRT that building uses, and a record of what was asked of it."""
-
-    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
-    BuilderFlag = SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="vc", WEIGHT_STREAMING="ws")
-    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere", SAME_COMPUTE_CAPABILITY="same")
-    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
-    ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
-
-    class ILogger:
-        ERROR, INTERNAL_ERROR = "error", "internal"
-
-        def __init__(self) -> None:
-            pass
-
-    def __init__(self, version: str) -> None:
-        super().__init__("tensorrt")
-        self.__version__ = version
-        self.asked: list[Any] = []
-        self.built: bytes | None = b"plan"
-
-    def Builder(self, log: Any) -> Any:  # noqa: N802 - the library's name
-        self.log = log
-        config = SimpleNamespace(
-            set_flag=lambda flag: self.asked.append(("set", flag)),
-            clear_flag=lambda flag: self.asked.append(("clear", flag)),
-            set_memory_pool_limit=lambda pool, size: self.asked.append((pool, size)),
-            add_optimization_profile=lambda profile: self.asked.append("profile"),
-        )
-        self.config = config
-        shapes = SimpleNamespace(set_shape=lambda *shape: self.asked.append(shape))
-        return SimpleNamespace(
-            create_network=lambda flags: self.asked.append(("network", flags)),
-            create_builder_config=lambda: config,
-            create_optimization_profile=lambda: shapes,
-            build_serialized_network=lambda network, config: self.built,
-        )
-
-    def OnnxParser(self, network: Any, log: Any) -> Any:  # noqa: N802 - the library's name
-        return SimpleNamespace(parse_from_file=lambda path: True)
-
-
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = SimpleNamespace(facts=DeviceFacts("NVIDIA L4", "8.9", "13.0"), close=lambda: None)
-    monkeypatch.setattr("export.tensorrt_engine.open_device", lambda: device)
+def library(monkeypatch: pytest.MonkeyPatch) -> RunningTensorRt:
+    gpu = FakeGpu()
+    fake = RunningTensorRt(gpu)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    return fake
+
+
+FEW = Profile({"batch": Extent(1, 2, 3)})
 
 
 @pytest.mark.parametrize(("version", "flags"), [("10.9.0.34", 2), ("10.16.1", 2), ("11.4.0", 0)])
 def test_networks_are_strongly_typed_in_every_release(
-    version: str, flags: int, gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, flags: int, library: RunningTensorRt, tmp_path: Path
 ) -> None:
-    library = FakeBuilder(version)
-    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    library.__version__ = version
     options = EngineOptions(
         portability=Portability.AMPERE_PLUS, version_compatible=True, workspace_bytes=5, weight_streaming=True
     )
-    profile = Profile({"batch": Extent(1, 2, 3)})
     manifest = engine_from_onnx(
-        small_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[profile], options=options
+        small_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW], options=options
     )
     assert ("network", flags) in library.asked
     assert ("clear", "tf32") in library.asked
     assert ("set", "tf32") not in library.asked
     assert {("set", "vc"), ("set", "ws"), ("workspace", 5)} <= set(library.asked)
-    assert ("x", (1, 4), (2, 4), (3, 4)) in library.asked
+    assert library.profiles == [{"x": ((1, 4), (2, 4), (3, 4))}]
     assert library.config.hardware_compatibility_level == "ampere"
     assert (manifest.gpu, manifest.compute_capability, manifest.note) == ("NVIDIA L4", "8.9", "")
-    assert manifest.kernels.unseen == ("up/MatMul",)
+    assert (manifest.kernels.products, manifest.kernels.unseen) == ({"Float": 1}, ())
 
 
-def test_a_build_that_fails_says_why(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = FakeBuilder("11.4.0")
-    monkeypatch.setitem(sys.modules, "tensorrt", library)
-    library.built, profile = None, Profile({"batch": Extent(1, 2, 3)})
+@pytest.mark.parametrize("listed", ["Float", "Row major linear FP32 format"])
+def test_fp32_built_for_fp16_is_an_error(listed: str, library: RunningTensorRt, tmp_path: Path) -> None:
+    graph = half_graph(tmp_path / "m.onnx")
+    assert engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW]).kernels.products == {"Half": 1}
+    (tmp_path / "m.plan").unlink()
+    library.listed = listed
+    with pytest.raises(
+        ExportError, match=r"'up/MatMul' was to compute in Half, .*did not honour the precision"
+    ):
+        engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW])
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_a_listing_that_shows_nothing_is_an_error(library: RunningTensorRt, tmp_path: Path) -> None:
+    library.lists_nodes = False
+    with pytest.raises(ExportError, match="nothing shows in which precision"):
+        engine_from_onnx(half_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
+
+
+def test_a_profile_that_the_library_refuses_is_named(library: RunningTensorRt, tmp_path: Path) -> None:
+    library.refuses_profiles = True
+    with pytest.raises(ExportError, match=r"refuses profile \(batch 1–3\): profile 0 is not valid"):
+        engine_from_onnx(small_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
+
+
+def test_timings_are_kept_and_those_of_another_gpu_refused(library: RunningTensorRt, tmp_path: Path) -> None:
+    graph, cache = small_graph(tmp_path / "m.onnx"), tmp_path / "timings" / "cache.bin"
+    options = EngineOptions(timing_cache=cache)
+    engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW], options=options)
+    assert cache.read_bytes() == b"t"
+    cache.write_bytes(b"other")
+    with pytest.raises(ExportError, match=r"cache\.bin is of another TensorRT or GPU"):
+        engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW], options=options)
+
+
+def test_a_build_that_fails_says_why(library: RunningTensorRt, tmp_path: Path) -> None:
+    library.fails_to_build, profile = True, FEW
     graph = small_graph(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"could not build .*: no reason was logged"):
         engine_from_onnx(graph, tmp_path / "m.plan", profiles=[profile])
