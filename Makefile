@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow samples clean
+.PHONY: help demo test check slow gpu samples clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,10 +31,13 @@ check: $(READY)  ## Format, lint, types, import directions
 slow: $(READY)  ## Export every published variant at true size with random weights (up to an hour, 20 GB)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
+gpu: $(READY)  ## On a machine with an NVIDIA GPU: build, judge and time the TensorRT engines (see docs/gpu.md)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.gpu
+
 samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about two hours)
 	$(BIN)/python -m pip install --quiet --editable '.[samples]'
 	$(BIN)/python -m samples.build
 	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train --work build/samples
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo gpu build dist

@@ -27,7 +27,7 @@ from rich.table import Table
 from export.published import VARIANTS
 from runtime.errors import BabeltowerError
 
-__all__ = ["FullSizeResult", "checkpoint_from_variant", "measure_variant"]
+__all__ = ["FullSizeResult", "checkpoint_from_variant", "in_process", "measure_variant"]
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _TOKENIZER_FILES = (
@@ -81,9 +81,9 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work))
     try:
-        _in_process(checkpoint_from_variant, name, folder / name)
+        in_process(checkpoint_from_variant, name, folder / name)
         started = time.perf_counter()
-        record, peak_bytes = _in_process(_export, folder / name, folder / "repository")
+        record, peak_bytes = in_process(_export, folder / name, folder / "repository")
         return FullSizeResult(
             variant=name,
             export_s=time.perf_counter() - started,
@@ -172,7 +172,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _in_process(task: Callable[..., Any], *arguments: Any) -> Any:
+def in_process(task: Callable[..., Any], *arguments: Any) -> Any:
     """Run a task in a fresh process; its result, and the process's peak resident memory in bytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

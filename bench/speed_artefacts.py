@@ -17,7 +17,7 @@ from runtime.manifest import Modality, Precision
 if TYPE_CHECKING:
     from export.towers import Towers
 
-__all__ = ["Artefact", "artefacts_of", "random_inputs", "torch_towers"]
+__all__ = ["Artefact", "artefacts_of", "calibration_batches", "fp32_graph", "random_inputs", "torch_towers"]
 
 _N_TOKENS_KNOWN = 1_000
 _PAD_ID = 1
@@ -40,10 +40,8 @@ class Artefact:
 
 def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Artefact]:
     """Write what is missing of a tower's forms, and name them ``engine precision``."""
-    folder = work / f"{variant}_{modality.value}"
-    fp32 = folder / "fp32.onnx"
-    if not fp32.is_file():
-        _export(variant, modality, work, fp32)
+    fp32 = fp32_graph(variant, modality, work)
+    folder = fp32.parent
     forms = {}
     for engine, precision, stem, suffix in (
         (Engine.ONNXRUNTIME, Precision.FP32, "fp32", "onnx"),
@@ -63,6 +61,14 @@ def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Arte
         _quantise_with_nncf(fp32, nncf)
     forms["openvino int8 by NNCF"] = Artefact(Engine.OPENVINO, Precision.INT8, nncf, nncf.with_suffix(".bin"))
     return forms
+
+
+def fp32_graph(variant: str, modality: Modality, work: Path) -> Path:
+    """A tower's FP32 graph; it is exported where it is missing."""
+    graph = work / f"{variant}_{modality.value}" / "fp32.onnx"
+    if not graph.is_file():
+        _export(variant, modality, work, graph)
+    return graph
 
 
 def torch_towers(variant: str, work: Path) -> Towers:
@@ -90,7 +96,8 @@ def random_inputs(graph: Path, *, n_rows: int, n_tokens: int, seed: int = 0) -> 
     return {"input_ids": ids, "attention_mask": (ids != _PAD_ID).astype(np.int64)}
 
 
-def _calibration(graph: Path) -> Sequence[dict[str, NDArray[Any]]]:
+def calibration_batches(graph: Path) -> Sequence[dict[str, NDArray[Any]]]:
+    """A few batches of random inputs: for speed and form, not for fidelity."""
     return [random_inputs(graph, n_rows=4, n_tokens=16, seed=seed) for seed in (1, 2, 3)]
 
 
@@ -112,7 +119,7 @@ def _convert(fp32: Path, graph: Path, engine: Engine, precision: Precision) -> N
         bf16_from_onnx(fp32, graph, data_name=data_name)
         return
     recipe = recipe_for(Target(engine.value))
-    int8_from_onnx(fp32, graph, data_name=data_name, calibration=_calibration(fp32), recipe=recipe)
+    int8_from_onnx(fp32, graph, data_name=data_name, calibration=calibration_batches(fp32), recipe=recipe)
 
 
 def _quantise_with_nncf(fp32: Path, target: Path) -> None:
@@ -131,7 +138,7 @@ def _quantise_with_nncf(fp32: Path, target: Path) -> None:
     shrink_table(model, EmbeddingTable.FP32)
     drop_unused(model)
     onnx_ir.save(model, source, external_data=f"{source.stem}.data", size_threshold_bytes=1024)
-    batches = list(_calibration(fp32))
+    batches = list(calibration_batches(fp32))
     dataset = nncf.Dataset(batches)
     quantised = nncf.quantize(
         openvino.Core().read_model(str(source)),

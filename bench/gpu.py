@@ -1,0 +1,206 @@
+"""Qualify a GPU: build the engines, hold them to the parity gate, time them.
+
+    make gpu        or        python -m bench.gpu [CHECKPOINT …] --json bench/results/gpu.json
+
+Every sample checkpoint, and each that is named, is exported for TensorRT in every precision that the GPU has,
+into a repository that is kept. The gate of every export judges the engines: what retrieves worse than PyTorch
+is refused, with a report beside the repository. What was published is timed over batch and sequence sizes,
+from arrays in host memory to arrays in host memory. Exit code 1 where there is no GPU, or an engine was
+refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.records import Record, artefact_sha256, interval, record_of, write_records
+from export.repository import ExportOptions, repository_from_checkpoint
+from export.tensorrt_engine import require_compiler
+from export.tensorrt_options import EngineOptions
+from export.variants import FORMS, Form
+from runtime.backends import Engine, open_backend
+from runtime.errors import BabeltowerError, EngineError, ParityError
+from runtime.manifest import Manifest, Modality, Precision, TowerFiles
+from runtime.plans import DeviceFacts, PlanManifest
+
+__all__ = ["Grid", "checkpoints_of_samples", "forms_of_gpu", "qualify"]
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
+_FP8_SINCE = (8, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Shapes that are timed, and how: ``repeats`` runs each, after ``warm_up`` that do not count."""
+
+    batches: tuple[int, ...] = (1, 8, 32)
+    sequences: tuple[int, ...] = (16, 32, 77)
+    repeats: int = 50
+    warm_up: int = 5
+
+
+def checkpoints_of_samples() -> list[Path]:
+    """The checkpoints that come with the source tree."""
+    return sorted(path for path in SAMPLES.iterdir() if path.is_dir())
+
+
+def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
+    """Every form for TensorRT whose products the GPU can compute."""
+    capability = tuple(int(part) for part in device.compute_capability.split("."))
+    forms = [form for form in FORMS if form.engine is Engine.TENSORRT]
+    return tuple(form for form in forms if form.precision is not Precision.FP8 or capability >= _FP8_SINCE)
+
+
+def qualify(
+    checkpoint: Path, repository: Path, device: DeviceFacts, *, grid: Grid, options: ExportOptions
+) -> tuple[list[Record], str]:
+    """Export a checkpoint for this GPU and time what passed the gate.
+
+    Returns:
+        The records, and what the gate refused (empty if nothing).
+    """
+    name = checkpoint.name
+    refusal = ""
+    try:
+        repository_from_checkpoint(
+            checkpoint,
+            repository,
+            name=name,
+            options=dataclasses.replace(options, forms=options.forms or forms_of_gpu(device), replace=True),
+        )
+    except ParityError as error:
+        refusal = str(error)
+    model = repository / name
+    if refusal and not model.with_name(f"{name}.babeltower.json").is_file():
+        return [], refusal
+    return list(_timed(Manifest.read(model), repository, device, grid)), refusal
+
+
+def _timed(manifest: Manifest, repository: Path, device: DeviceFacts, grid: Grid) -> Iterator[Record]:
+    for key, variant in manifest.variants.items():
+        if Engine.TENSORRT.value not in variant.engines:
+            continue
+        for modality in Modality:
+            tower = variant.tower(modality)
+            plan = repository / tower.model / str(tower.version) / tower.graph
+            facts = PlanManifest.read(plan)
+            settings = {**dataclasses.asdict(device), "tensorrt": facts.compiler_version, **_kernels(facts)}
+            backend = open_backend(Engine.TENSORRT, plan, precision=variant.precision)
+            try:
+                for shape, inputs in _inputs(manifest, tower, modality, grid):
+                    run = _seconds(backend, inputs, tower, grid)
+                    cell = {"model": manifest.name, "tower": modality.value, "variant": key, "shape": shape}
+                    yield record_of(
+                        cell,
+                        [1000 * seconds for seconds in run],
+                        unit="ms",
+                        settings={**settings, "rows": len(next(iter(inputs.values())))},
+                        artefact=artefact_sha256(plan),
+                    )
+            finally:
+                backend.close()
+
+
+def _kernels(facts: PlanManifest) -> dict[str, Any]:
+    return {"products": dict(facts.kernels.products), "n_fused_attention": facts.kernels.n_fused_attention}
+
+
+def _inputs(
+    manifest: Manifest, tower: TowerFiles, modality: Modality, grid: Grid
+) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    random = np.random.default_rng(0)
+    batches = [batch for batch in grid.batches if batch <= tower.max_batch_size]
+    if modality is Modality.IMAGE:
+        size = manifest.image
+        for batch in batches:
+            shape = (batch, 3, size.height, size.width)
+            yield f"{batch}", {"pixels": random.integers(0, 256, shape, dtype=np.uint8)}
+        return
+    for sequence in dict.fromkeys(min(s, manifest.text.context_length) for s in grid.sequences):
+        for batch in batches:
+            ids = np.full((batch, sequence), manifest.text.suffix_ids[-1], dtype=np.int64)
+            yield f"{batch}×{sequence}", {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def _seconds(backend: Any, inputs: dict[str, NDArray[Any]], tower: TowerFiles, grid: Grid) -> list[float]:
+    outputs = [next(iter(tower.outputs.values()))]
+    for _ in range(grid.warm_up):
+        backend.run(inputs, outputs)
+    found = []
+    for _ in range(grid.repeats):
+        started = time.perf_counter()
+        backend.run(inputs, outputs)
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def table_of(records: Sequence[Record]) -> Table:
+    """One row a cell: latency, and rows a second."""
+    table = Table("model", "tower", "variant", "shape", "ms", "95%", "rows/s")
+    for record in records:
+        low, high = interval(record.samples)
+        rows = record.settings["rows"]
+        table.add_row(
+            *(record.cell[key] for key in ("model", "tower", "variant", "shape")),
+            f"{record.median:.2f}",
+            f"{low:.2f}–{high:.2f}",
+            f"{1000 * rows / record.median:,.0f}",
+        )
+    return table
+
+
+def main(
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints to qualify beside the samples.")
+    ] = None,
+    repository: Annotated[Path, typer.Option(help="Where the engines go; kept.")] = Path("gpu/repository"),
+    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path("gpu/gpu.json"),
+    samples: Annotated[bool, typer.Option(help="Qualify the sample checkpoints.")] = True,
+    captions_per_language: Annotated[
+        int, typer.Option(min=1, help="Captions of each language that the gate asks.")
+    ] = 200,
+) -> None:
+    """Build, judge and time TensorRT engines on this machine's GPU; exit code 1 where there is none."""
+    console = Console(width=120)
+    try:
+        device = require_compiler(EngineOptions())
+    except EngineError as error:
+        console.print(
+            f"[red]This machine cannot qualify a GPU; nothing was measured.[/red] {escape(str(error))}"
+        )
+        raise typer.Exit(1) from None
+    console.print(f"{device.name}, compute capability {device.compute_capability}, CUDA {device.cuda}")
+    options = ExportOptions(captions_per_language=captions_per_language)
+    records: list[Record] = []
+    faults: list[str] = []
+    for checkpoint in [*(checkpoints_of_samples() if samples else ()), *(checkpoints or ())]:
+        console.print(f"{checkpoint.name} …")
+        try:
+            found, refusal = qualify(checkpoint, repository, device, grid=Grid(), options=options)
+        except BabeltowerError as error:
+            found, refusal = [], str(error)
+        records += found
+        if refusal:
+            faults.append(f"{checkpoint.name}: {refusal}")
+        if records:
+            write_records(records, record)
+    console.print(table_of(records))
+    for fault in faults:
+        console.print(f"[red]{escape(fault)}[/red]")
+    raise typer.Exit(1 if faults or not records else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
