@@ -3,7 +3,8 @@
     python -m bench.precisions [SAMPLE …] [--work FOLDER] [--json FILE]
 
 Each sample is exported in every precision and for every engine that is installed, and the exporter's own gate
-compares both directions in all languages with PyTorch. The record keeps the figures of each language.
+compares both directions in all languages with PyTorch. The record keeps the figures of each language; samples
+that it holds already, measured in the same environment, stay in it.
 """
 
 from __future__ import annotations
@@ -103,16 +104,28 @@ def precisions(
         }
     console.print(_table(rows))
     if json_file is not None:
-        record = {
-            "schema": SCHEMA,
-            "environment": asdict(environment()),
-            "limits": {precision.value: asdict(LIMITS[precision]) for precision in _PRECISIONS},
-            "rows": rows,
-            "retrieval": languages,
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(json_file, rows, languages)
         console.print(f"record  {json_file}", markup=False, soft_wrap=True)
+
+
+def _write(path: Path, rows: list[dict[str, Any]], languages: Mapping[str, Any]) -> None:
+    """Write the record beside and rename it, with the earlier samples of the same environment."""
+    here = asdict(environment())
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if earlier.get("environment") != here:
+        earlier = {}
+    kept = [row for row in earlier.get("rows", []) if row["model"] not in languages]
+    record = {
+        "schema": SCHEMA,
+        "environment": here,
+        "limits": {precision.value: asdict(LIMITS[precision]) for precision in _PRECISIONS},
+        "rows": [*kept, *rows],
+        "retrieval": {**earlier.get("retrieval", {}), **languages},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

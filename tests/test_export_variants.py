@@ -215,3 +215,25 @@ def test_weights_beside_the_fp32_graphs_reach_every_variant(
     assert files["fp32"] == {"config.pbtxt", "tokenizer.json", "model.onnx", "m_text_tower_fp32.data"}
     own = {"m_text_tower_int8_onnxruntime.data"} if beside else set()
     assert files["int8_onnxruntime"] == {"config.pbtxt", "tokenizer.json", "model.onnx", *own}
+
+
+def test_several_precisions_of_weights_that_lie_beside_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("export.onnx_graph", "export.graph_files"):
+        monkeypatch.setattr(f"{module}.EXTERNAL_DATA_OVER_BYTES", 1 << 20)
+    precisions = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+    options = replace(FEW, forms=forms_for(precisions, [Engine.OPENVINO, Engine.ONNXRUNTIME], installed=CPU))
+    done = repository_from_checkpoint(CHECKPOINTS / "capivara", tmp_path, name="capivara", options=options)
+    assert list(tmp_path.glob("capivara_text_tower_fp32/1/*.data"))
+    vectors = {}
+    for key, variant in done.manifest.variants.items():
+        for engine in variant.engines:
+            with Encoder.open(
+                tmp_path / "capivara", engine=engine, precision=variant.precision, threads=1
+            ) as encoder:
+                vectors[key, engine] = encoder.embed_texts(["um gato", "duas casas"])
+    reference = vectors["fp32", "onnxruntime"]
+    assert len(vectors) >= 6
+    for found in vectors.values():
+        assert (found * reference).sum(axis=1).min() > 0.98
