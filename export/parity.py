@@ -23,6 +23,7 @@ from export.expectations import Cell, Expected, channel_statistics
 from export.gate import GateReference, NoiseFloor, RetrievalFigures, measure_retrieval
 from export.limits import Limits
 from export.probes import ProbeText
+from export.retrieval.comparison import Direction
 from export.retrieval.vectors import Progress
 from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
@@ -96,6 +97,20 @@ class ParityReport:
         for engine, figures in self.engines.items():
             found += [f"{engine}: {fault}" for fault in self._faults_of_engine(figures)]
         return found
+
+    def worst_languages(self, n: int = 3) -> list[str]:
+        """Where recall at 1 fell most, the largest drop first: language, direction, engine and points."""
+        drops = [
+            (100 * figures.comparison(direction).drop(1), figures.code, direction.value, engine)
+            for engine, retrieval in self.retrieval.items()
+            for figures in retrieval.languages
+            for direction in Direction
+        ]
+        worst = sorted(drops, key=lambda entry: (-entry[0], entry[1:]))[:n]
+        return [
+            f"{code}, {direction}, {engine}: {drop:.2f} points lost"
+            for drop, code, direction, engine in worst
+        ]
 
     def _faults_of_engine(self, figures: EngineFigures) -> Iterator[str]:
         if not figures.row_alone <= self.limits.max_row_error:

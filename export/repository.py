@@ -57,6 +57,7 @@ __all__ = [
     "require_free",
 ]
 
+_N_WORST_KEPT = 20
 _REPORTED = (
     "babeltower",
     "torch",
@@ -363,12 +364,18 @@ class _Run:
         lines = []
         for key, report in refused.items():
             path = self.repository / f"{self.name}.{key}.refused.json"
-            record = {"violations": report.violations(), **report.as_json()}
+            worst = report.worst_languages()
+            record = {
+                "violations": report.violations(),
+                "worst_languages": report.worst_languages(_N_WORST_KEPT),
+                **report.as_json(),
+            }
             path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             violations = report.violations()
             lines.append(
                 f"{self.name} in {key} does not agree with PyTorch and was not published: "
                 f"{'; '.join(violations[:6])} ({len(violations)} limits broken; all of them in {path})."
+                + (f" R@1 fell most in {'; '.join(worst)}." if worst else "")
             )
         if published:
             lines.append(f"Published were {', '.join(published)}.")
