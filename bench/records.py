@@ -1,16 +1,33 @@
 """One record a measured cell: raw samples, unit, and all that a figure depends on.
 
-The format of every file under ``bench/results/``, schema 1: a JSON object of
+The format of the files of records under ``bench/results/``, schema 2 (``records.schema.json`` states it for
+machines): a JSON object of
 
-- ``schema``: 1;
-- ``cells``: a list of objects, each
-    - ``cell``: what was measured, by name (``{"tower": …, "engine": …, "precision": …, "shape": …}``);
-    - ``unit``: of the samples (``rows/core-second``, ``GOP/s``, ``bytes``, …);
-    - ``samples``: every measured number, in the order of measuring; never a mean of them;
-    - ``settings``: what was chosen (threads, turns, seconds a turn, …);
+- ``schema``: 2;
+- ``cells``: a list of objects, one a line, each
+    - ``cell``: what was measured, by name, a flat mapping of strings;
+    - ``unit``: of the samples (``ms``, ``rows/s``, ``rows/core-second``, ``MB``, ``GOP/s``, ``GB/s``, …);
+    - ``samples``: every measured number, in the order of measuring, process by process; never a mean;
+    - ``processes``: how many of the samples each process gave, in order; empty where one gave them all;
+    - ``error``: why nothing could be measured (``samples`` is empty then), else ``null``;
+    - ``settings``: what was chosen (threads, turns, …) and what the figure is held against
+      (``operations_per_run``, ``bytes_per_run``, ``min_cosine`` to the reference);
     - ``artefact``: sha256 of the measured file and its data, ``null`` where there is none;
     - ``machine``: processor, instruction sets, governor, cores, system;
     - ``versions``: of the packages and of Python; ``commit``: of the source tree.
+
+Schema 1, which has neither ``processes`` nor ``error``, is read too.
+
+The cells of the suite (``suite_cell``) all have the same keys, ``""`` where one says nothing:
+
+- ``suite``: ``latency``, ``throughput``, ``peers``, ``peaks``, ``corpus`` or ``server``;
+- ``model``: a checkpoint's name, of the samples or at full size; ``family``: ``nllb-clip``, ``capivara``, …;
+- ``tower``: ``text`` or ``image``; ``by``: ``babeltower``, or the peer's name;
+- ``engine``: ``onnxruntime``, ``openvino``, ``torch``, …; ``precision``: ``fp32``, ``bf16``, ``int8``, …;
+- ``batch``: rows of a run; ``tokens``: of each text, padding included;
+- ``metric``: ``wall`` and ``cpu`` (ms a run), ``device`` (ms a run, by the device's events), ``rate``,
+  ``resident`` (MB after the first answer), ``load`` (ms until the graph is open) or ``first`` (ms of the
+  first answer after that).
 
 Statistics are derived when records are read: none is stored. Cells of different machines, versions or
 commits are never put into one table: ``require_one_environment`` refuses them.
@@ -19,6 +36,7 @@ commits are never put into one table: ``require_one_environment`` refuses them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -37,10 +55,14 @@ __all__ = [
     "read_records",
     "record_of",
     "require_one_environment",
+    "suite_cell",
     "write_records",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)
+_SUITES = frozenset({"latency", "throughput", "peers", "peaks", "corpus", "server"})
+_METRICS = frozenset({"wall", "cpu", "device", "rate", "resident", "load", "first"})
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -57,15 +79,72 @@ class Record:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     commit: str | None
+    processes: tuple[int, ...] = ()
+    error: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.samples:
+        if self.error is not None and (self.samples or not self.error):
+            raise BabeltowerError(
+                f"The record of {dict(self.cell)} has {len(self.samples)} samples and the error "
+                f"{self.error!r}; expected one or the other."
+            )
+        if self.error is None and not self.samples:
             raise BabeltowerError(f"The record of {dict(self.cell)} has no samples; nothing was measured.")
+        if self.processes and (sum(self.processes) != len(self.samples) or min(self.processes) < 1):
+            raise BabeltowerError(
+                f"The record of {dict(self.cell)} has {len(self.samples)} samples, and its processes gave "
+                f"{list(self.processes)}."
+            )
 
     @property
     def median(self) -> float:
-        """Of the samples."""
+        """Of the samples.
+
+        Raises:
+            BabeltowerError: there are none, for the cell's ``error``.
+        """
+        if self.error is not None:
+            raise BabeltowerError(f"{dict(self.cell)} was not measured: {self.error}")
         return statistics.median(self.samples)
+
+    @property
+    def by_process(self) -> tuple[tuple[float, ...], ...]:
+        """The samples of each process."""
+        ends = list(itertools.accumulate(self.processes or (len(self.samples),)))
+        starts = [0, *ends[:-1]]
+        return tuple(self.samples[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def suite_cell(
+    *,
+    suite: str,
+    metric: str,
+    model: str = "",
+    family: str = "",
+    tower: str = "",
+    by: str = "babeltower",
+    engine: str = "",
+    precision: str = "",
+    batch: int | None = None,
+    tokens: int | None = None,
+) -> dict[str, str]:
+    """The name of a cell of the suite; the module's docstring says what the keys mean.
+
+    Raises:
+        BabeltowerError: an unknown suite or metric.
+    """
+    if suite not in _SUITES or metric not in _METRICS:
+        raise BabeltowerError(
+            f"Suite {suite!r} with metric {metric!r} is unknown; expected one of {sorted(_SUITES)} and one "
+            f"of {sorted(_METRICS)}."
+        )
+    numbers = {"batch": batch, "tokens": tokens}
+    return {
+        **{"suite": suite, "model": model, "family": family, "tower": tower, "by": by},
+        **{"engine": engine, "precision": precision},
+        **{key: "" if value is None else str(value) for key, value in numbers.items()},
+        "metric": metric,
+    }
 
 
 def record_of(
@@ -75,6 +154,8 @@ def record_of(
     unit: str,
     settings: Mapping[str, Any],
     artefact: str | None = None,
+    processes: Sequence[int] = (),
+    error: str | None = None,
 ) -> Record:
     """A record of this process's machine, packages and source tree."""
     here = environment()
@@ -87,7 +168,18 @@ def record_of(
         "system": here.system,
     }
     versions = {**here.versions, "python": here.python}
-    return Record(cell, unit, tuple(samples), settings, artefact, machine, versions, here.commit)
+    return Record(
+        cell=cell,
+        unit=unit,
+        samples=tuple(samples),
+        settings=settings,
+        artefact=artefact,
+        machine=machine,
+        versions=versions,
+        commit=here.commit,
+        processes=tuple(processes),
+        error=error,
+    )
 
 
 def interval(samples: Sequence[float]) -> tuple[float, float]:
@@ -140,24 +232,57 @@ def write_records(records: Sequence[Record], path: Path) -> None:
     """Write a file of records; it is renamed into place when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
-    data = {"schema": SCHEMA, "cells": [asdict(record) for record in records]}
-    draft.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    cells = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
+    text = f'{{"schema": {SCHEMA}, "cells": [\n' + ",\n".join(cells) + "\n]}\n"
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read a file of records.
+def read_records(*paths: Path) -> list[Record]:
+    """Read files of records, in the given order; of a folder, those of its ``*.json`` that hold records.
+
+    JSON files in a folder that state no number as their ``schema`` are of other kinds, and are passed over.
 
     Raises:
-        BabeltowerError: the file is not of this schema.
+        BabeltowerError: a file is not of a known schema, or a folder holds no file of records.
     """
+    found: list[Record] = []
+    for path in paths:
+        if not path.is_dir():
+            found += _records_of(path, _data_of(path))
+            continue
+        files = {file: _data_of(file) for file in sorted(path.glob("*.json"))}
+        ours = {
+            file: data
+            for file, data in files.items()
+            if isinstance(data, dict) and isinstance(data.get("schema"), int)
+        }
+        if not ours:
+            raise BabeltowerError(f"{path} holds no file of benchmark records; measure first.")
+        for file, data in ours.items():
+            found += _records_of(file, data)
+    return found
+
+
+def _data_of(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise BabeltowerError(f"{path} has schema {data['schema']}; this version reads {SCHEMA}.")
-        return [Record(**{**cell, "samples": tuple(cell["samples"])}) for cell in data["cells"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise BabeltowerError(f"{path} holds no benchmark records ({error}); measure again.") from error
+
+
+def _records_of(path: Path, data: Any) -> list[Record]:
+    try:
+        if data["schema"] not in _READ:
+            raise BabeltowerError(f"{path} has schema {data['schema']}; this version reads {list(_READ)}.")
+        return [_record_from_json(cell) for cell in data["cells"]]
+    except (KeyError, TypeError) as error:
+        raise BabeltowerError(f"{path} holds no benchmark records ({error}); measure again.") from error
+
+
+def _record_from_json(cell: Mapping[str, Any]) -> Record:
+    lists = {"samples": tuple(cell["samples"]), "processes": tuple(cell.get("processes", ()))}
+    return Record(**{**cell, **lists})
 
 
 def _flags(cpuinfo: Path) -> list[str]:

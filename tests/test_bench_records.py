@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bench.records import (
     read_records,
     record_of,
     require_one_environment,
+    suite_cell,
     write_records,
 )
 from runtime.errors import BabeltowerError
@@ -63,8 +65,78 @@ def test_the_hash_covers_every_file_in_order(tmp_path: Path) -> None:
     assert artefact_sha256(graph, data) == hashlib.sha256(b"graphdata").hexdigest()
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": 2, "cells": []}', '{"schema": 1, "cells": [{}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 3, "cells": []}', '{"schema": 2, "cells": [{}]}']
+)
 def test_what_holds_no_records_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "cells.json").write_text(text)
     with pytest.raises(BabeltowerError):
         read_records(tmp_path / "cells.json")
+
+
+def test_a_cell_that_could_not_run_says_why(tmp_path: Path) -> None:
+    missing = record(samples=(), error="ImportError: no module named peer")
+    write_records([missing], tmp_path / "cells.json")
+    assert read_records(tmp_path / "cells.json") == [missing]
+    with pytest.raises(BabeltowerError, match="no module named peer"):
+        _ = missing.median
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"error": "failed"},
+        {"samples": (), "error": ""},
+        {"processes": (1, 1)},
+        {"processes": (3, 0)},
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(change: dict) -> None:
+    with pytest.raises(BabeltowerError):
+        record(**change)
+
+
+def test_samples_are_known_by_process(tmp_path: Path) -> None:
+    write_records([record(processes=(1, 2))], tmp_path / "cells.json")
+    (read,) = read_records(tmp_path / "cells.json")
+    assert read.by_process == ((3.0,), (1.0, 2.0))
+    assert record().by_process == ((3.0, 1.0, 2.0),)
+
+
+def test_the_first_schema_is_still_read() -> None:
+    committed = Path(__file__).parent.parent / "bench" / "results" / "precision_speed.json"
+    records = read_records(committed)
+    assert records
+    assert {r.error for r in records} == {None}
+
+
+def test_folders_and_files_are_read_together(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    write_records([record(unit="b")], folder / "b.json")
+    write_records([record(unit="a")], folder / "a.json")
+    (folder / "of_another_kind.json").write_text('{"schema": "something/1"}')
+    write_records([record(unit="c")], tmp_path / "c.json")
+    assert [r.unit for r in read_records(tmp_path / "c.json", folder)] == ["c", "a", "b"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BabeltowerError, match="empty holds no file"):
+        read_records(tmp_path / "empty")
+
+
+def test_every_suite_cell_has_the_same_keys() -> None:
+    cell = suite_cell(suite="latency", metric="cpu", model="nllb-clip", tower="text", batch=8, tokens=16)
+    assert list(cell) == list(suite_cell(suite="peaks", metric="rate"))
+    assert (cell["batch"], cell["tokens"], cell["by"]) == ("8", "16", "babeltower")
+    with pytest.raises(BabeltowerError, match="latency"):
+        suite_cell(suite="latencies", metric="cpu")
+
+
+def test_what_is_written_fits_the_stated_schema(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    stated = json.loads((Path(__file__).parent.parent / "bench" / "records.schema.json").read_text())
+    written = [record(processes=(1, 2)), record(samples=(), error="no such peer")]
+    write_records(written, tmp_path / "cells.json")
+    jsonschema.validate(json.loads((tmp_path / "cells.json").read_text()), stated)
+    parts = {**stated, **stated["$defs"]["suite_cell"]}
+    jsonschema.validate(suite_cell(suite="throughput", metric="rate", batch=8), parts)
+    keys = stated["$defs"]["record"]["required"]
+    assert sorted(keys) == sorted(field.name for field in dataclasses.fields(Record))
