@@ -81,7 +81,7 @@ def precisions(
     threads: Annotated[int, typer.Option(min=1, help="Of one run.")] = 1,
 ) -> None:
     """Export the samples in every precision and print what each costs in retrieval."""
-    console = Console()
+    console = Console(width=140)
     rows: list[dict[str, Any]] = []
     languages: dict[str, Any] = {}
     options = ExportOptions(

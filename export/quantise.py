@@ -107,6 +107,7 @@ class QuantiseOptions:
             own,
             max_mean_drop=self.max_recall_drop,
             max_recall_drop=max(own.max_recall_drop, self.max_recall_drop),
+            max_later_recall_drop=max(own.max_later_recall_drop, self.max_recall_drop),
             sampled=self.captions_per_language is not None,
         )
 

@@ -95,7 +95,7 @@ def report_of(dataset, reference, exported, limits) -> RetrievalReport:
         unspoken=("tlh",),
         languages=figures,
         images=agreement(reference.images, exported.images),
-        limits=limits or RetrievalLimits(0.999999, 0.0, 0.0, 0.0, 2e-6),
+        limits=limits or RetrievalLimits(0.999999, 0.0, 0.0, 0.0, 0.0, 2e-6),
         seconds={"exported": 1.0},
         environment=environment(),
         created="2024-01-01T00:00:00+00:00",
@@ -154,7 +154,15 @@ def test_noise_fails_and_the_failures_say_where():
 
 
 def test_noise_within_looser_limits_passes():
-    assert evaluation(noise=0.02, limits=RetrievalLimits(0.9, 0.0, 0.2, 0.2, 2e-6)).report.passed
+    assert evaluation(noise=0.02, limits=RetrievalLimits(0.9, 0.0, 0.2, 0.2, 0.2, 2e-6)).report.passed
+
+
+@pytest.mark.parametrize(("first", "later", "named"), [(1.0, -1.0, {5, 10}), (-1.0, 1.0, {1})])
+def test_recall_at_one_and_the_later_ones_have_limits_of_their_own(first, later, named):
+    limits = RetrievalLimits(-1.0, -1.0, first, later, 1.0, 0.0)
+    failures = evaluation(noise=0.02, limits=limits).report.failures
+    assert failures
+    assert {int(k) for failure in failures for k in re.findall(r"R@(\d+)", failure)} == named
 
 
 @pytest.mark.parametrize(("gap", "passes"), [(1e-7, True), (1e-3, False)])

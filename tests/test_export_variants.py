@@ -172,7 +172,7 @@ def test_one_refused_variant_does_not_keep_the_others_back(
 def test_an_accepted_drop_is_recorded() -> None:
     limits = LIMITS[Precision.INT8].accepting(0.02)
     assert (limits.accepted_drop, limits.retrieval.max_mean_drop) == (0.02, 0.02)
-    assert limits.retrieval.max_recall_drop == 0.02
+    assert (limits.retrieval.max_recall_drop, limits.retrieval.max_later_recall_drop) == (0.02, 0.02)
     assert LIMITS[Precision.INT8].accepting(0.001).retrieval == LIMITS[Precision.INT8].retrieval
 
 
