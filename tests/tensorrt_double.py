@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -77,6 +78,15 @@ class FakeGpu:
 
     def _cudaStreamCreate(self) -> int:
         return 77
+
+    def _cudaEventCreate(self) -> list[float]:
+        return []
+
+    def _cudaEventRecord(self, event: list[float], stream: int) -> None:
+        self.queue(lambda: event.append(time.perf_counter()))
+
+    def _cudaEventElapsedTime(self, start: list[float], end: list[float]) -> float:
+        return 1e3 * (end[-1] - start[-1])
 
     def _cudaMalloc(self, size: int) -> int:
         buffer = ctypes.create_string_buffer(size)

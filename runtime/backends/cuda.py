@@ -97,6 +97,21 @@ class CudaDevice:
         """Release a graph."""
         self._call("cudaGraphExecDestroy", graph)
 
+    def event(self) -> Any:
+        """A mark that can be set in the stream."""
+        return self._call("cudaEventCreate")
+
+    def mark(self, event: Any) -> None:
+        """Queue an event."""
+        self._call("cudaEventRecord", event, self.stream)
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """Between two events that the stream has passed; they are released."""
+        elapsed = float(self._call("cudaEventElapsedTime", start, end))
+        for event in (start, end):
+            self._call("cudaEventDestroy", event)
+        return elapsed
+
     def close(self) -> None:
         """Release the stream."""
         self._call("cudaStreamDestroy", self.stream)

@@ -57,6 +57,17 @@ class TensorRtBackend:
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute the plan and copy the named outputs out of it."""
+        return self._run(inputs, outputs, with_events=False)[0]
+
+    def run_with_events(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> tuple[list[NDArray[Any]], float]:
+        """The same, and the milliseconds that the GPU computed for it, copies not included."""
+        return self._run(inputs, outputs, with_events=True)
+
+    def _run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, with_events: bool
+    ) -> tuple[list[NDArray[Any]], float]:
         manifest = self._manifest
         if unknown := sorted(set(outputs) - manifest.outputs.keys()):
             raise EngineError(f"The plan has no output {unknown[0]!r}; it has {sorted(manifest.outputs)}.")
@@ -65,7 +76,7 @@ class TensorRtBackend:
         with self._lock:
             if self._session is None:
                 raise EngineError(f"The plan {self._plan} is closed; open the Encoder again.")
-            return self._session.run(index, sizes, inputs, outputs)
+            return self._session.run(index, sizes, inputs, outputs, with_events=with_events)
 
     def close(self) -> None:
         """Release the plan and its memory."""
@@ -114,20 +125,27 @@ class _Session:
         sizes: Mapping[str, int],
         inputs: Mapping[str, NDArray[Any]],
         outputs: Sequence[str],
-    ) -> list[NDArray[Any]]:
-        """Copy in, compute in profile ``index``, copy out."""
+        *,
+        with_events: bool,
+    ) -> tuple[list[NDArray[Any]], float]:
+        """Copy in, compute in profile ``index``, copy out; milliseconds of computing, by events if asked."""
         device, specs = self._device, self._manifest.outputs
         device.use()
         buffers = self._buffers_of(index)
         held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in held.items():
             device.copy_in(buffers[name], array)
+        events = [device.event(), device.event()] if with_events else []
+        if events:
+            device.mark(events[0])
         self._compute(index, sizes)
+        if events:
+            device.mark(events[1])
         found = [
             device.copy_out(buffers[name], specs[name].shape(sizes), specs[name].dtype) for name in outputs
         ]
         device.wait()
-        return found
+        return found, device.milliseconds(*events) if events else 0.0
 
     def close(self) -> None:
         """Release graphs, contexts and memory, the plan, and the stream at last."""

@@ -1,0 +1,432 @@
+"""How long does one run take? Percentiles per tower × precision × engine × batch × sequence length.
+
+    python bench/latency.py                              a sample of each family, exported for it
+    python bench/latency.py nllb-clip --batch 1,8        some samples, some shapes
+    python bench/latency.py REPOSITORY/NAME              a model of your own
+
+Every tower × engine × precision is opened in processes of its own, several times; the processes that are
+open together take turns, so that a drift of the machine hits all of them alike. Wall time tells what a
+caller waits, CPU time what a core pays. No time counts before the vectors were compared with FP32's. Each
+result stands beside the limit of this machine (``bench/roofline.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import onnx_ir
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from bench.graph_costs import cost_of_graph
+from bench.latency_tables import print_footprints, print_latencies
+from bench.measured_inputs import Shape, inputs_of_shape, shapes_of
+from bench.peaks import measure_peaks
+from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
+from bench.roofline import cost_settings
+from bench.sample_exports import FAMILIES, REPOSITORY, sample_export
+from bench.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
+from export.limits import LIMITS
+from runtime.backends import Engine
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError, InputError
+from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
+
+__all__ = ["DEFAULT_PRECISIONS", "Group", "Plan", "app", "groups_of_model", "measure_latency"]
+
+DEFAULT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
+_BYTES_OF_A_PROCESS = 160 << 20
+_COPIES_OF_A_GRAPH = 3
+"""Of its file's size, in memory, while an engine opens it."""
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        processes: Times that every graph is opened anew; intervals come from what these differ by.
+        turns: Of each process over its shapes.
+        worker: What is started as a process; see ``bench.timed_process``.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 32)
+    tokens: tuple[int, ...] = (16, 64)
+    threads: int = 1
+    processes: int = 5
+    turns: int = 1
+    pace: Pace = field(default_factory=lambda: Pace(seconds=0.06, min_runs=12))
+    worker: tuple[str, ...] = WORKER
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """A tower in one precision on one engine: what one process opens. ``error``: why none can."""
+
+    model: Path
+    manifest: Manifest
+    modality: Modality
+    engine: str
+    precision: Precision
+    files: TowerFiles | None
+    error: str = ""
+
+    @property
+    def graph(self) -> Path:
+        """The file that the engine opens."""
+        assert self.files is not None
+        return self.model.parent / self.files.model / str(self.files.version) / self.files.graph
+
+    @property
+    def graph_files(self) -> tuple[Path, ...]:
+        """The graph and its weights."""
+        return tuple(sorted(path for path in self.graph.parent.iterdir() if path.is_file()))
+
+    def cell(self, metric: str, shape: Shape | None = None) -> dict[str, str]:
+        """The name of one of its cells."""
+        return suite_cell(
+            suite="latency",
+            metric=metric,
+            model=self.manifest.name,
+            family=self.manifest.family,
+            tower=self.modality.value,
+            engine=self.engine,
+            precision=self.precision.value,
+            batch=shape.batch if shape else None,
+            tokens=shape.tokens if shape else None,
+        )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the processes of a group said."""
+
+    opened: list[Opened] = field(default_factory=list)
+    times: dict[Shape, list[Times]] = field(default_factory=dict)
+    cosines: dict[Shape, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def groups_of_model(
+    model: Path,
+    *,
+    precisions: Sequence[Precision] = (),
+    engines: Sequence[Engine] = (),
+    errors: Mapping[Precision, str] | None = None,
+) -> list[Group]:
+    """What of a model is measured: all that it holds, or what was asked for and why it is not there.
+
+    Args:
+        errors: Why a precision could not be exported.
+    """
+    manifest = Manifest.read(model)
+    found: list[Group] = []
+    for variant in manifest.variants.values():
+        if precisions and variant.precision not in precisions:
+            continue
+        for engine in variant.engines:
+            if not engines or engine in {chosen.value for chosen in engines}:
+                found += [
+                    Group(model, manifest, m, engine, variant.precision, variant.tower(m)) for m in Modality
+                ]
+    held = {(group.precision, group.engine) for group in found}
+    for precision in precisions:
+        missing = [e.value for e in engines if (precision, e.value) not in held]
+        if not engines and not any(p is precision for p, _ in held):
+            missing = [""]
+        reason = (errors or {}).get(precision)
+        for engine in missing:
+            text = reason or f"{manifest.name} holds {sorted(manifest.variants)}: export what is missing."
+            found += [Group(model, manifest, m, engine, precision, None, text) for m in Modality]
+    return found
+
+
+def measure_latency(groups: Sequence[Group], plan: Plan, console: Console | None = None) -> list[Record]:
+    """Every group in turns, with its error where it could not run."""
+    found = {group: _Found(error=group.error) for group in groups}
+    runnable = [group for group in groups if group.files is not None]
+    with tempfile.TemporaryDirectory() as scratch:
+        shapes = {group: _stored_shapes(group, plan, Path(scratch)) for group in runnable}
+        for pack in _packs(runnable):
+            for process in range(plan.processes):
+                if console is not None:
+                    console.print(
+                        f"{len(pack)} graphs, process {process + 1} of {plan.processes} …", style="dim"
+                    )
+                _one_process_each(pack, shapes, plan, found, check=process == 0)
+    records: list[Record] = []
+    for group in groups:
+        records += _records_of(group, found[group], plan)
+    return records
+
+
+def _stored_shapes(group: Group, plan: Plan, scratch: Path) -> dict[Shape, Path]:
+    """The inputs of each shape, in files that the processes read; groups of a tower share them."""
+    manifest, stored = group.manifest, {}
+    tokenizer = group.model.parent / next(iter(manifest.variants.values())).tokenizer
+    shapes = shapes_of(manifest, group.modality, batches=plan.batches, tokens=plan.tokens)
+    for shape in shapes:
+        path = scratch / f"{manifest.name}-{group.modality.value}-{shape.batch}-{shape.tokens}.npz"
+        if not path.is_file():
+            np.savez(path, **inputs_of_shape(manifest, tokenizer, group.modality, shape))  # type: ignore[arg-type]
+        stored[shape] = path
+    return stored
+
+
+def _packs(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Groups that are open together: as many as half of the free memory holds."""
+    room = _free_bytes() // 2
+    pack: list[Group] = []
+    used = 0
+    for group in groups:
+        size = sum(path.stat().st_size for path in group.graph_files)
+        need = _BYTES_OF_A_PROCESS + _COPIES_OF_A_GRAPH * size
+        if pack and used + need > room:
+            yield pack
+            pack, used = [], 0
+        pack.append(group)
+        used += need
+    if pack:
+        yield pack
+
+
+def _free_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        raise BabeltowerError("Free memory is read from /proc; this system has none. Measure on Linux.")
+    lines = meminfo.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _one_process_each(
+    pack: Sequence[Group],
+    shapes: Mapping[Group, Mapping[Shape, Path]],
+    plan: Plan,
+    found: Mapping[Group, _Found],
+    *,
+    check: bool,
+) -> None:
+    """Open every group once, compare its vectors at the first time, and time it in turns."""
+    opened: dict[Group, TimedProcess] = {}
+    try:
+        for group in pack:
+            with _kept_error(found[group]):
+                first = next(iter(shapes[group].values()))
+                process = TimedProcess(_spec(group, plan), first, worker=plan.worker)
+                opened[group] = process
+                found[group].opened.append(process.opened)
+        if check:
+            _compare(opened, shapes, plan, found)
+        for _ in range(plan.turns):
+            for group, process in opened.items():
+                with _kept_error(found[group]):
+                    for shape, inputs in shapes[group].items():
+                        times = process.times(inputs, plan.pace)
+                        found[group].times.setdefault(shape, []).append(times)
+    finally:
+        for process in opened.values():
+            process.close()
+
+
+class _kept_error:  # noqa: N801 - reads as a statement
+    """Keep a group's first error, and do nothing more for it."""
+
+    def __init__(self, found: _Found) -> None:
+        self._found = found
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, BabeltowerError):
+            self._found.error = self._found.error or str(error)
+            return True
+        return False
+
+
+def _spec(group: Group, plan: Plan) -> GraphSpec:
+    assert group.files is not None
+    output = group.files.outputs[str(group.manifest.dim)]
+    return GraphSpec(str(group.graph), group.engine, group.precision.value, plan.threads, output)
+
+
+def _compare(
+    opened: Mapping[Group, TimedProcess],
+    shapes: Mapping[Group, Mapping[Shape, Path]],
+    plan: Plan,
+    found: Mapping[Group, _Found],
+) -> None:
+    """Hold every graph's vectors to FP32's on the very inputs that are timed."""
+    references: dict[Path, NDArray[np.float64]] = {}
+    for group, process in opened.items():
+        for shape, inputs in shapes[group].items():
+            with _kept_error(found[group]):
+                if inputs not in references:
+                    references[inputs] = _reference(group, inputs, opened, plan)
+                cosine = _lowest_cosine(process.vectors(inputs), references[inputs])
+                found[group].cosines[shape] = cosine
+                limit = LIMITS[group.precision].min_cosine
+                if cosine < limit:
+                    raise BabeltowerError(
+                        f"It computes something else than FP32 at {shape}: cosine {cosine:.5f}, expected "
+                        f"at least {limit}. Its speed means nothing; export it again."
+                    )
+
+
+def _reference(
+    group: Group, inputs: Path, opened: Mapping[Group, TimedProcess], plan: Plan
+) -> NDArray[np.float64]:
+    """FP32's vectors, from a process that is open anyway where there is one."""
+    for other, process in opened.items():
+        same = (other.model, other.modality) == (group.model, group.modality)
+        if same and other.precision is Precision.FP32 and other.engine == Engine.ONNXRUNTIME.value:
+            return process.vectors(inputs)
+    variant = group.manifest.variant(Precision.FP32, Engine.ONNXRUNTIME.value)
+    files = variant.tower(group.modality)
+    fp32 = Group(group.model, group.manifest, group.modality, Engine.ONNXRUNTIME.value, Precision.FP32, files)
+    process = TimedProcess(_spec(fp32, plan), inputs)
+    try:
+        return process.vectors(inputs)
+    finally:
+        process.close()
+
+
+def _lowest_cosine(vectors: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, reference)]
+    return float((unit[0] * unit[1]).sum(axis=1).min())
+
+
+def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:
+    settings = {"threads": plan.threads, "turns": plan.turns}
+    if found.error or not found.opened:
+        shapes = shapes_of(group.manifest, group.modality, batches=plan.batches, tokens=plan.tokens)
+        for shape in shapes:
+            for metric in ("wall", "cpu"):
+                cell = group.cell(metric, shape)
+                yield record_of(cell, [], unit="ms", settings=settings, error=found.error or "never opened")
+        return
+    artefact = artefact_sha256(*group.graph_files)
+    once = [1] * len(found.opened)
+    for metric, unit, values in (
+        ("load", "ms", [opened.load_ms for opened in found.opened]),
+        ("first", "ms", [opened.first_ms for opened in found.opened]),
+        ("resident", "MB", [opened.resident_mb for opened in found.opened]),
+    ):
+        cell = group.cell(metric)
+        yield record_of(cell, values, unit=unit, settings=settings, artefact=artefact, processes=once)
+    graph = onnx_ir.load(_onnx_of(group))
+    for shape, times in found.times.items():
+        own = {
+            **settings,
+            "min_cosine": found.cosines[shape],
+            **cost_settings(cost_of_graph(graph, group.precision, shape.sizes)),
+        }
+        columns = {"wall": [t.wall_ms for t in times], "cpu": [t.cpu_ms for t in times]}
+        if all(t.device_ms for t in times):
+            columns["device"] = [t.device_ms for t in times]
+        for metric, turns in columns.items():
+            samples = [round(value, 5) for turn in turns for value in turn]
+            sizes = [
+                sum(len(turn) for turn in turns[at : at + plan.turns])
+                for at in range(0, len(turns), plan.turns)
+            ]
+            yield record_of(
+                group.cell(metric, shape),
+                samples,
+                unit="ms",
+                settings=own,
+                artefact=artefact,
+                processes=sizes,
+            )
+
+
+def _onnx_of(group: Group) -> Path:
+    """The graph as ONNX; a plan keeps what it was built from beside it."""
+    return group.graph if group.graph.suffix == ".onnx" else group.graph.with_name("model.onnx")
+
+
+def chosen_groups(
+    models: Sequence[str], *, precisions: Sequence[Precision], engines: Sequence[Engine], console: Console
+) -> list[Group]:
+    """The groups of samples (exported where they are not yet) and of models in repositories.
+
+    Raises:
+        InputError: a name is neither a sample nor a model.
+    """
+    groups: list[Group] = []
+    for name in models or FAMILIES:
+        if manifest_path(name).is_file():
+            groups += groups_of_model(Path(name), precisions=precisions, engines=engines)
+            continue
+        if "/" in name:
+            raise InputError(
+                f"There is no model {name}: {manifest_path(name)} is missing. Name REPOSITORY/NAME, or one "
+                f"of the samples ({', '.join(FAMILIES)}, …)."
+            )
+        wanted = tuple(dict.fromkeys((Precision.FP32, *(precisions or DEFAULT_PRECISIONS))))
+        console.print(f"{name}: exported to {REPOSITORY}, unless it is there …", style="dim", soft_wrap=True)
+        done = sample_export(name, wanted)
+        groups += groups_of_model(
+            done.model, precisions=precisions or DEFAULT_PRECISIONS, engines=engines, errors=done.errors
+        )
+    return groups
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32.") from None
+    if min(found) < 1:
+        raise typer.BadParameter(f"{min(found)} is less than 1.")
+    return found
+
+
+@app.command(cls=ErrorReportingCommand)
+def latency(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Samples or REPOSITORY/NAME; a sample of each family."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Rows of a run, comma separated.")] = "1,8,32",
+    tokens: Annotated[str, typer.Option(help="Tokens of a text, comma separated.")] = "16,64",
+    precision: Annotated[list[Precision] | None, typer.Option(help="Repeat it for several.")] = None,
+    engine: Annotated[list[Engine] | None, typer.Option(help="Repeat it for several.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of one run.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Times that each graph is opened anew.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Of each process over its shapes.")] = 1,
+    peaks: Annotated[
+        Path | None, typer.Option(help="Records of bench/peaks.py; measured anew by default.")
+    ] = None,
+    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
+        "build/bench/latency.json"
+    ),
+) -> None:
+    """Time every graph of some models, and print percentiles and the share of this machine's limit."""
+    console = Console()
+    plan = Plan(_numbers(batch), _numbers(tokens), threads, processes, turns)
+    groups = chosen_groups(models or [], precisions=precision or [], engines=engine or [], console=console)
+    limits = read_records(peaks) if peaks is not None else measure_peaks(turns=5, threads=threads, gpu=False)
+    records = measure_latency(groups, plan, console)
+    write_records([*records, *(limits if peaks is None else [])], record)
+    print_latencies(records, limits, console)
+    print_footprints(records, console)
+    console.print(f"records  {record}", markup=False, soft_wrap=True)
+    failed = [r for r in records if r.error is not None]
+    raise typer.Exit(1 if len(failed) == len(records) else 0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,77 @@
+"""Print latencies: percentiles, the interval of the median, and how near each is to the machine's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.records import Record
+from bench.roofline import peaks_from_records, share_of_limit
+from bench.statistics import bootstrap_median_interval
+
+__all__ = ["print_footprints", "print_latencies"]
+
+_KEYS = ("model", "tower", "precision", "engine", "batch", "tokens")
+
+
+def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console: Console) -> None:
+    """One row a shape: wall time's percentiles, CPU time and its 95% interval, share of the limit."""
+    limits = peaks_from_records(peaks)
+    table = _table(
+        *_KEYS, "p50 ms", "p90", "p99", "CPU ms", "95%", "rows/s", "of limit", "cosine", title="Latency"
+    )
+    by_key: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        if record.cell["metric"] in ("wall", "cpu", "device"):
+            key = tuple(record.cell[name] for name in _KEYS)
+            by_key.setdefault(key, {})[record.cell["metric"]] = record
+    for key, found in by_key.items():
+        wall, cpu = found["wall"], found["cpu"]
+        if wall.error is not None:
+            table.add_row(*key, "–", "", "", "", wall.error[:60])
+            continue
+        p50, p90, p99 = np.percentile(wall.samples, (50, 90, 99))
+        interval = bootstrap_median_interval(cpu.by_process)
+        share = share_of_limit(wall, limits)
+        table.add_row(
+            *key,
+            *(f"{value:.3g}" for value in (p50, p90, p99)),
+            f"{cpu.median:.3g}",
+            f"{interval.low:.3g}–{interval.high:.3g}",
+            f"{1e3 * int(key[4]) / p50:,.0f}",
+            "–" if share is None else f"{share:.0%}",
+            f"{wall.settings['min_cosine']:.5f}",
+        )
+    console.print(table)
+    _print_errors(records, console)
+
+
+def print_footprints(records: Sequence[Record], console: Console) -> None:
+    """One row a graph: time to open it, its first answer, memory after that."""
+    table = _table(*_KEYS[:4], "load ms", "first answer ms", "resident MB", title="Opening")
+    by_key: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        if record.cell["metric"] in ("load", "first", "resident"):
+            by_key.setdefault(tuple(record.cell[name] for name in _KEYS[:4]), {})[record.cell["metric"]] = (
+                record
+            )
+    for key, found in by_key.items():
+        table.add_row(*key, *(f"{found[name].median:,.1f}" for name in ("load", "first", "resident")))
+    console.print(table)
+
+
+def _print_errors(records: Sequence[Record], console: Console) -> None:
+    for error in dict.fromkeys(record.error for record in records if record.error is not None):
+        console.print(f"not measured: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    for column in columns:
+        is_name = column in ("model", "tower", "precision", "engine")
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=True)
+    return table
