@@ -42,7 +42,17 @@ from runtime.commands import ErrorReportingCommand
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
 
-__all__ = ["DEFAULT_PRECISIONS", "Group", "Plan", "app", "groups_of_model", "measure_latency"]
+__all__ = [
+    "DEFAULT_PRECISIONS",
+    "Group",
+    "Plan",
+    "app",
+    "chosen_groups",
+    "groups_of_model",
+    "measure_latency",
+    "onnx_of",
+    "stored_shapes",
+]
 
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 _BYTES_OF_A_PROCESS = 160 << 20
@@ -158,7 +168,7 @@ def measure_latency(groups: Sequence[Group], plan: Plan, console: Console | None
     found = {group: _Found(error=group.error) for group in groups}
     runnable = [group for group in groups if group.files is not None]
     with tempfile.TemporaryDirectory() as scratch:
-        shapes = {group: _stored_shapes(group, plan, Path(scratch)) for group in runnable}
+        shapes = {group: stored_shapes(group, plan, Path(scratch)) for group in runnable}
         for pack in _packs(runnable):
             for process in range(plan.processes):
                 if console is not None:
@@ -172,7 +182,7 @@ def measure_latency(groups: Sequence[Group], plan: Plan, console: Console | None
     return records
 
 
-def _stored_shapes(group: Group, plan: Plan, scratch: Path) -> dict[Shape, Path]:
+def stored_shapes(group: Group, plan: Plan, scratch: Path) -> dict[Shape, Path]:
     """The inputs of each shape, in files that the processes read; groups of a tower share them."""
     manifest, stored = group.manifest, {}
     tokenizer = group.model.parent / next(iter(manifest.variants.values())).tokenizer
@@ -326,7 +336,7 @@ def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:
     ):
         cell = group.cell(metric)
         yield record_of(cell, values, unit=unit, settings=settings, artefact=artefact, processes=once)
-    graph = onnx_ir.load(_onnx_of(group))
+    graph = onnx_ir.load(onnx_of(group))
     for shape, times in found.times.items():
         own = {
             **settings,
@@ -352,7 +362,7 @@ def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:
             )
 
 
-def _onnx_of(group: Group) -> Path:
+def onnx_of(group: Group) -> Path:
     """The graph as ONNX; a plan keeps what it was built from beside it."""
     return group.graph if group.graph.suffix == ".onnx" else group.graph.with_name("model.onnx")
 

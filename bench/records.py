@@ -27,7 +27,10 @@ The cells of the suite (``suite_cell``) all have the same keys, ``""`` where one
 - ``batch``: rows of a run; ``tokens``: of each text, padding included;
 - ``metric``: ``wall`` and ``cpu`` (ms a run), ``device`` (ms a run, by the device's events), ``rate``,
   ``resident`` (MB after the first answer), ``load`` (ms until the graph is open) or ``first`` (ms of the
-  first answer after that).
+  first answer after that);
+- ``load``, in ``throughput`` and ``server`` alone: ``2×1`` (instances × threads of each), ``closed 8``
+  (clients that each wait for their answer) or ``open 50%`` (Poisson arrivals, as a share of the highest
+  rate that was measured).
 
 Statistics are derived when records are read: none is stored. Cells of different machines, versions or
 commits are never put into one table: ``require_one_environment`` refuses them.
@@ -127,6 +130,7 @@ def suite_cell(
     precision: str = "",
     batch: int | None = None,
     tokens: int | None = None,
+    load: str = "",
 ) -> dict[str, str]:
     """The name of a cell of the suite; the module's docstring says what the keys mean.
 
@@ -144,6 +148,7 @@ def suite_cell(
         **{"engine": engine, "precision": precision},
         **{key: "" if value is None else str(value) for key, value in numbers.items()},
         "metric": metric,
+        **({"load": load} if load else {}),
     }
 
 

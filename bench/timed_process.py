@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, EngineError
 
-__all__ = ["WORKER", "GraphSpec", "Opened", "Pace", "TimedProcess", "Times", "timed_runs"]
+__all__ = ["WORKER", "GraphSpec", "Opened", "Pace", "Rates", "TimedProcess", "Times", "timed_runs"]
 
 WORKER = ("-m", "bench.timed_process")
 """What Python runs; a test gives a program that is slower on purpose."""
@@ -39,6 +40,7 @@ class GraphSpec:
     precision: str
     threads: int
     output: str
+    instances: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,14 @@ class Times:
     wall_ms: list[float]
     cpu_ms: list[float]
     device_ms: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Of as many callers as the graph has instances, none of which ever waits for work."""
+
+    rows_per_s: float
+    rows_per_core_s: float
 
 
 class _Runs(Protocol):
@@ -124,6 +134,10 @@ class TimedProcess:
     def times(self, inputs: Path, pace: Pace) -> Times:
         """Time the runs of one shape."""
         return Times(**self._ask({"inputs": str(inputs), "pace": asdict(pace)}))
+
+    def saturate(self, inputs: Path, seconds: float) -> Rates:
+        """Rows a second while every instance is busy."""
+        return Rates(**self._ask({"inputs": str(inputs), "saturate_s": seconds}))
 
     def vectors(self, inputs: Path) -> NDArray[Any]:
         """What the graph makes of the inputs."""
@@ -185,6 +199,7 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
         Path(spec.graph),
         precision=Precision(spec.precision),
         threads=None if spec.engine == Engine.TENSORRT else spec.threads,
+        instances=spec.instances,
     )
     opened = time.perf_counter()
     backend.run(inputs[str(first)], [spec.output])
@@ -195,11 +210,32 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
         path = request["inputs"]
         if path not in inputs:
             inputs[path] = _arrays(Path(path))
-        if request["pace"] is None:
+        if "saturate_s" in request:
+            yield asdict(_saturated(backend, inputs[path], spec, request["saturate_s"]))
+        elif request["pace"] is None:
             yield {"vectors": backend.run(inputs[path], [spec.output])[0].astype(float).tolist()}
         else:
             yield asdict(timed_runs(backend, inputs[path], spec.output, Pace(**request["pace"])))
     backend.close()
+
+
+def _saturated(backend: _Runs, inputs: Mapping[str, NDArray[Any]], spec: GraphSpec, seconds: float) -> Rates:
+    """Every caller runs until the time is over; a run that is under way then is waited for and counts."""
+
+    def caller(_: int) -> int:
+        n = 0
+        while time.perf_counter() - started < seconds:
+            backend.run(inputs, [spec.output])
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(spec.instances) as pool:
+        list(pool.map(lambda _: backend.run(inputs, [spec.output]), range(spec.instances)))
+        started, cpu_started = time.perf_counter(), time.process_time()
+        n_runs = sum(pool.map(caller, range(spec.instances)))
+        spent, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    n_rows = n_runs * len(next(iter(inputs.values())))
+    return Rates(n_rows / spent, n_rows / cpu)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

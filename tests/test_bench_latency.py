@@ -1,4 +1,4 @@
-"""Latency of one sample end to end, in few runs: every cell is there, compared, counted, and held to a limit."""
+"""Latency of one sample end to end, in few runs: each cell is there, compared, counted, held to a limit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,328 @@
+"""How many rows a second, when there is always work? In process on every core, and through Triton.
+
+    python bench/throughput.py                         one sample, in process and through a server
+    python bench/throughput.py capivara --no-server    another one, in process alone
+    python bench/throughput.py REPOSITORY/NAME         a model of your own
+
+In process, the cores are shared out as one instance of all threads, and as single-threaded instances. The
+server is held to the same cores, and so are its clients: first clients that wait for their answers (closed
+loop), then requests that arrive by themselves at shares of the highest rate (open loop), whose latency is
+drawn against the load. One text or image a request.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import onnx_ir
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.graph_costs import cost_of_graph
+from bench.latency import Group, Plan, chosen_groups, onnx_of, stored_shapes
+from bench.load_curve import draw_load_curve
+from bench.measured_inputs import Shape
+from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
+from bench.roofline import cost_settings
+from bench.server_requests import Answers, Item, closed_loop, open_loop
+from bench.statistics import bootstrap_median_interval
+from bench.timed_process import GraphSpec, Rates, TimedProcess
+from export.retrieval.sample_set import sample_retrieval_set
+from runtime.backends import Engine
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError
+from runtime.manifest import Manifest, Modality, Precision
+from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
+
+__all__ = ["Saturation", "ServerLoad", "app", "measure_in_process", "measure_server"]
+
+_SECONDS_OF_WARM_UP = 1.0
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """How much is measured in process; ``sharings`` are (instances, threads of each)."""
+
+    batches: tuple[int, ...] = (8, 32)
+    tokens: tuple[int, ...] = (16,)
+    sharings: tuple[tuple[int, int], ...] = ()
+    processes: int = 4
+    turns: int = 2
+    seconds: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """How much is measured through a server.
+
+    Attributes:
+        clients: Of closed loops.
+        shares: Of the highest closed-loop rate, for open loops.
+        seconds: Of each loop, about.
+        runs: Of every closed loop.
+    """
+
+    clients: tuple[int, ...] = (1, 8, 32)
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    seconds: float = 2.0
+    runs: int = 3
+
+
+def sharings_of(n_cores: int) -> tuple[tuple[int, int], ...]:
+    """All cores for one run, and a run for each core."""
+    return tuple(dict.fromkeys(((1, n_cores), (n_cores, 1))))
+
+
+def measure_in_process(groups: Sequence[Group], plan: Saturation, console: Console) -> list[Record]:
+    """Rows a second of every graph, batch and sharing of the cores."""
+    records: list[Record] = []
+    shape_plan = Plan(batches=plan.batches, tokens=plan.tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        for group in groups:
+            if group.files is None:
+                error = record_of(_cell(group, None, ""), [], unit="rows/s", settings={}, error=group.error)
+                records.append(error)
+                continue
+            name = f"{group.manifest.name} {group.modality.value} {group.precision.value} {group.engine}"
+            console.print(f"{name} …", style="dim", highlight=False)
+            shapes = stored_shapes(group, shape_plan, Path(scratch))
+            for instances, threads in plan.sharings or sharings_of(len(os.sched_getaffinity(0))):
+                records += _saturated(group, shapes, (instances, threads), plan)
+    return records
+
+
+def _saturated(
+    group: Group, shapes: dict[Shape, Path], sharing: tuple[int, int], plan: Saturation
+) -> Iterator[Record]:
+    assert group.files is not None
+    instances, threads = sharing
+    load = f"{instances}×{threads}"
+    output = group.files.outputs[str(group.manifest.dim)]
+    spec = GraphSpec(str(group.graph), group.engine, group.precision.value, threads, output, instances)
+    settings = {"threads": threads, "instances": instances, "turns": plan.turns, "seconds": plan.seconds}
+    rates: dict[Shape, list[Rates]] = {shape: [] for shape in shapes}
+    try:
+        for _ in range(plan.processes):
+            process = TimedProcess(spec, next(iter(shapes.values())))
+            try:
+                for _ in range(plan.turns):
+                    for shape, inputs in shapes.items():
+                        rates[shape].append(process.saturate(inputs, plan.seconds))
+            finally:
+                process.close()
+    except BabeltowerError as error:
+        for shape in shapes:
+            cell = _cell(group, shape, load)
+            yield record_of(cell, [], unit="rows/s", settings=settings, error=str(error))
+        return
+    graph, artefact = onnx_ir.load(onnx_of(group)), artefact_sha256(*group.graph_files)
+    for shape, found in rates.items():
+        cost = cost_settings(cost_of_graph(graph, group.precision, shape.sizes))
+        yield record_of(
+            _cell(group, shape, load),
+            [rate.rows_per_s for rate in found],
+            unit="rows/s",
+            settings={**settings, **cost, "rows_per_core_s": [rate.rows_per_core_s for rate in found]},
+            artefact=artefact,
+            processes=[plan.turns] * plan.processes,
+        )
+
+
+def _cell(group: Group, shape: Shape | None, load: str) -> dict[str, str]:
+    return suite_cell(
+        suite="throughput",
+        metric="rate",
+        model=group.manifest.name,
+        family=group.manifest.family,
+        tower=group.modality.value,
+        engine=group.engine,
+        precision=group.precision.value,
+        batch=shape.batch if shape else None,
+        tokens=shape.tokens if shape else None,
+        load=load,
+    )
+
+
+def measure_server(
+    model: Path, environment: Path, load: ServerLoad, console: Console, *, modalities: Sequence[Modality]
+) -> list[Record]:
+    """The model's front ends under closed and open loops; a record with the error where none can be served."""
+    manifest = Manifest.read(model)
+    records: list[Record] = []
+    try:
+        if not manifest.front_ends:
+            raise BabeltowerError(f"{model} has no front ends; write them with `babeltower front-ends`.")
+        (front_ends,) = manifest.front_ends
+        variant = manifest.variants[front_ends.variant]
+        names = {Modality.TEXT: front_ends.text, Modality.IMAGE: front_ends.image}
+        towers = [variant.tower(modality).model for modality in modalities]
+        options = ServerOptions(models=(*(names[m] for m in modalities), *towers))
+        made = environment_from_folder(environment)
+        with running_server(model.parent, environment=made, options=options) as server:
+            for modality in modalities:
+                console.print(f"{names[modality]} through Triton …", style="dim", highlight=False)
+                cell = functools.partial(
+                    suite_cell,
+                    suite="server",
+                    model=manifest.name,
+                    family=manifest.family,
+                    tower=modality.value,
+                    engine=variant.engines[0],
+                    precision=variant.precision.value,
+                    batch=1,
+                )
+                grpc = server.addresses.grpc
+                records += _loaded(grpc, names[modality], _items(manifest, modality), load, cell)
+    except BabeltowerError as error:
+        cell = suite_cell(suite="server", metric="rate", model=manifest.name, family=manifest.family)
+        records.append(record_of(cell, [], unit="requests/s", settings={}, error=str(error)))
+    return records
+
+
+def _items(manifest: Manifest, modality: Modality) -> list[Item]:
+    """Requests of the samples: captions of all languages that the tower speaks, or drawings."""
+    dataset = sample_retrieval_set()
+    if modality is Modality.IMAGE:
+        return [{"image": image.read()} for image in dataset.images[:512]]
+    entries = [entry for entry in dataset.captions if entry.language in manifest.languages]
+    random = np.random.default_rng(0)
+    items: list[Item] = []
+    for at in random.integers(0, len(entries), 512):
+        entry = entries[at]
+        item = {"text": entry.texts[random.integers(0, len(entry.texts))].encode()}
+        if manifest.text.needs_language:
+            item["language"] = entry.language.encode()
+        items.append(item)
+    return items
+
+
+def _loaded(
+    address: str, model: str, items: Sequence[Item], load: ServerLoad, cell: Callable[..., dict[str, str]]
+) -> list[Record]:
+    def records_of(answers: Sequence[Answers], name: str, settings: dict[str, float]) -> list[Record]:
+        latencies = [round(value, 4) for found in answers for value in found.latencies_ms]
+        kept = {"runs": len(answers), **settings}
+        sizes = [len(found.latencies_ms) for found in answers]
+        return [
+            record_of(
+                cell(metric="wall", load=name),
+                latencies,
+                unit="ms",
+                settings=kept,
+                processes=sizes,
+            ),
+            record_of(
+                cell(metric="rate", load=name),
+                [found.per_s for found in answers],
+                unit="requests/s",
+                settings=kept,
+                processes=[1] * len(answers),
+            ),
+        ]
+
+    def many(n: int) -> list[Item]:
+        return [items[i % len(items)] for i in range(max(n, 8))]
+
+    records: list[Record] = []
+    highest = closed_loop(address, model, many(64), 8).per_s
+    closed_loop(address, model, many(round(highest * _SECONDS_OF_WARM_UP)), max(load.clients))
+    for n_clients in load.clients:
+        rate = closed_loop(address, model, many(32 * n_clients), n_clients).per_s
+        answers = [
+            closed_loop(address, model, many(round(rate * load.seconds)), n_clients) for _ in range(load.runs)
+        ]
+        highest = max(highest, *(found.per_s for found in answers))
+        records += records_of(answers, f"closed {n_clients}", {"clients": n_clients})
+    for share in load.shares:
+        offered = highest * share
+        answers = [
+            open_loop(address, model, many(round(offered * load.seconds)), offered, seed=seed)
+            for seed in range(load.runs)
+        ]
+        records += records_of(answers, f"open {share:.0%}", {"offered_per_s": offered})
+    return records
+
+
+def print_throughput(records: Sequence[Record], console: Console) -> None:
+    """Rows a second in process; then rates and latencies of the server."""
+    keys = ("model", "tower", "precision", "engine", "batch", "tokens", "load")
+    style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(*keys, "rows/s", "95%", title="In process", **style)  # type: ignore[arg-type]
+    served = Table(
+        "model", "tower", "precision", "load", "requests/s", "p50 ms", "p90", "p99", title="Through Triton"
+    )
+    latencies = {
+        tuple(r.cell[key] for key in ("tower", "load")): r
+        for r in records
+        if r.cell["suite"] == "server" and r.cell["metric"] == "wall"
+    }
+    for record in records:
+        cell = record.cell
+        if record.error is not None:
+            console.print(f"not measured: {record.error}", style="red", markup=False, soft_wrap=True)
+        elif cell["suite"] == "throughput":
+            interval = bootstrap_median_interval(record.by_process)
+            row = [cell.get(key, "") for key in keys]
+            table.add_row(*row, f"{record.median:,.0f}", f"{interval.low:,.0f}–{interval.high:,.0f}")
+        elif cell["metric"] == "rate":
+            wall = latencies[cell["tower"], cell["load"]]
+            shown = [f"{value:.1f}" for value in np.percentile(wall.samples, (50, 90, 99))]
+            row = [cell[key] for key in ("model", "tower", "precision", "load")]
+            served.add_row(*row, f"{record.median:,.0f}", *shown)
+    console.print(table)
+    if latencies:
+        console.print(served)
+
+
+@app.command(cls=ErrorReportingCommand)
+def throughput(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Samples, or REPOSITORY/NAME.")
+    ] = None,
+    precision: Annotated[list[Precision] | None, typer.Option(help="Repeat it for several.")] = None,
+    engine: Annotated[list[Engine] | None, typer.Option(help="Repeat it for several.")] = None,
+    server: Annotated[bool, typer.Option(help="Measure through Triton too.")] = True,
+    env: Annotated[
+        Path | None, typer.Option(envvar="BABELTOWER_SERVER_ENV", help="The server's environment.")
+    ] = None,
+    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
+        "build/bench/throughput.json"
+    ),
+    plot: Annotated[Path | None, typer.Option(help="SVG or PNG; beside the records by default.")] = None,
+) -> None:
+    """Measure rows a second at saturation, and latency against load."""
+    console = Console()
+    names = models or ["nllb-clip"]
+    groups = chosen_groups(names, precisions=precision or [], engines=engine or [], console=console)
+    records = measure_in_process(groups, Saturation(), console)
+    if server:
+        for model in dict.fromkeys(group.model for group in groups):
+            folder = env or default_folder()
+            records += measure_server(model, folder, ServerLoad(), console, modalities=tuple(Modality))
+    write_records(records, record)
+    print_throughput(records, console)
+    curve = plot or record.with_suffix(".svg")
+    draw_load_curve(records, curve)
+    console.print(f"records  {record}", markup=False, soft_wrap=True)
+    if curve.is_file():
+        console.print(f"curve    {curve}", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if all(found.error is not None for found in records) else 0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,134 @@
+"""Rates at saturation of one sample; load through a stand-in for the client; the curve of latency and load."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sample_models import Exported
+
+from bench import server_requests
+from bench.latency import groups_of_model
+from bench.load_curve import draw_load_curve
+from bench.records import record_of, suite_cell
+from bench.server_requests import closed_loop, open_loop
+from bench.throughput import Saturation, ServerLoad, measure_in_process, measure_server, sharings_of
+from runtime.backends import Engine
+from runtime.errors import BabeltowerError
+from runtime.manifest import Modality
+
+ITEMS = [{"text": str(i).encode()} for i in range(40)]
+
+
+class SlowServer:
+    """Answers one request at a time, each in ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.asked, self.at_once, self.most = seconds, [], 0, 0
+
+    async def __aenter__(self) -> SlowServer:
+        self.free = asyncio.Lock()
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        pass
+
+    async def infer(self, item: dict[str, bytes]) -> None:
+        self.asked.append(item)
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        async with self.free:
+            await asyncio.sleep(self.seconds)
+        self.at_once -= 1
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> SlowServer:
+    server = SlowServer(0.002)
+
+    async def infer(client: SlowServer, model: str, item: dict[str, bytes]) -> None:
+        await client.infer(item)
+
+    monkeypatch.setattr(server_requests, "_client", lambda address: server)
+    monkeypatch.setattr(server_requests, "_infer", infer)
+    return server
+
+
+def test_clients_that_wait_are_never_more_than_there_are(server: SlowServer) -> None:
+    answers = closed_loop("address", "model", ITEMS, 4)
+    assert server.most == 4
+    assert sorted(item["text"] for item in server.asked) == sorted(item["text"] for item in ITEMS)
+    assert len(answers.latencies_ms) == len(ITEMS)
+    assert min(answers.latencies_ms) >= 2
+    assert answers.per_s < 500
+
+
+def test_arrivals_do_not_wait_for_answers(server: SlowServer) -> None:
+    overload = open_loop("address", "model", ITEMS, 5_000)
+    assert server.most > 10
+    # what waits counts from its arrival: the last one has waited for nearly all the others
+    assert overload.latencies_ms[-1] > 0.5 * 2 * len(ITEMS)
+
+
+def test_arrivals_keep_their_rate(server: SlowServer) -> None:
+    started = time.perf_counter()
+    open_loop("address", "model", ITEMS, 100)
+    assert 0.15 < time.perf_counter() - started < 2
+
+
+def test_a_refused_request_ends_the_loop(monkeypatch: pytest.MonkeyPatch, server: SlowServer) -> None:
+    async def refuse(client: SlowServer, model: str, item: dict[str, bytes]) -> None:
+        raise BabeltowerError("model refused a request under load")
+
+    monkeypatch.setattr(server_requests, "_infer", refuse)
+    with pytest.raises(BabeltowerError, match="refused"):
+        closed_loop("address", "model", ITEMS, 2)
+
+
+def test_a_sample_is_run_at_saturation(exported: Exported) -> None:
+    groups = groups_of_model(exported("nllb-clip"), engines=[Engine.ONNXRUNTIME])
+    plan = Saturation(batches=(2,), sharings=((2, 1), (1, 2)), processes=2, turns=1, seconds=0.02)
+    records = measure_in_process(groups, plan, Console(quiet=True))
+    assert {(r.cell["tower"], r.cell["load"]) for r in records} == {
+        (tower, load) for tower in ("text", "image") for load in ("2×1", "1×2")
+    }
+    for record in records:
+        assert record.error is None
+        assert record.processes == (1, 1)
+        assert min(record.samples) > 0
+        assert record.settings["operations_per_run"] > 0
+
+
+def test_a_missing_server_is_a_row_that_says_so(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "something").write_text("else")
+    (record,) = measure_server(
+        exported("nllb-clip"), tmp_path, ServerLoad(), Console(quiet=True), modalities=[Modality.TEXT]
+    )
+    assert "is no Python environment" in (record.error or "")
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, {(1, 1)}), (2, {(1, 2), (2, 1)}), (8, {(1, 8), (8, 1)})])
+def test_cores_are_shared_out_whole(n: int, expected: set) -> None:
+    assert set(sharings_of(n)) == expected
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_curve_is_drawn_where_there_are_arrivals(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"curve.{suffix}"
+    draw_load_curve([], path)
+    assert not path.exists()
+    records = [
+        record_of(
+            suite_cell(suite="server", metric="wall", model="m", tower="text", load=f"open {share}%"),
+            [1.0 + share, 2.0 + share, 30.0],
+            unit="ms",
+            settings={"offered_per_s": 10.0 * share},
+        )
+        for share in (25, 50, 90)
+    ]
+    draw_load_curve(records, path)
+    assert path.stat().st_size > 5_000
