@@ -161,7 +161,7 @@ def _cell(group: Group, shape: Shape | None, load: str) -> dict[str, str]:
 def measure_server(
     model: Path, environment: Path, load: ServerLoad, console: Console, *, modalities: Sequence[Modality]
 ) -> list[Record]:
-    """The model's front ends under closed and open loops; a record with the error where none can be served."""
+    """The model's front ends under closed and open loops; a record with the error where there is none."""
     manifest = Manifest.read(model)
     records: list[Record] = []
     try:
@@ -189,8 +189,8 @@ def measure_server(
                 grpc = server.addresses.grpc
                 records += _loaded(grpc, names[modality], _items(manifest, modality), load, cell)
     except BabeltowerError as error:
-        cell = suite_cell(suite="server", metric="rate", model=manifest.name, family=manifest.family)
-        records.append(record_of(cell, [], unit="requests/s", settings={}, error=str(error)))
+        missing = suite_cell(suite="server", metric="rate", model=manifest.name, family=manifest.family)
+        records.append(record_of(missing, [], unit="requests/s", settings={}, error=str(error)))
     return records
 
 

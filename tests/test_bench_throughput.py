@@ -1,4 +1,4 @@
-"""Rates at saturation of one sample; load through a stand-in for the client; the curve of latency and load."""
+"""Rates at saturation of one sample; load through a stand-in for the client; the curve of both."""
 
 from __future__ import annotations
 
