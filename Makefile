@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow gpu samples clean
+.PHONY: help demo test check slow bench gpu samples clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ check: $(READY)  ## Format, lint, types, import directions
 
 slow: $(READY)  ## Export every published variant at true size with random weights (up to an hour, 20 GB)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+bench: $(READY)  ## Measure the sample models: peaks, latency, throughput, retrieval, corpus (build/bench)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.run
 
 gpu: $(READY)  ## On a machine with an NVIDIA GPU: build, judge and time the TensorRT engines (see docs/gpu.md)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.gpu

@@ -1,6 +1,9 @@
-"""How fast a corpus is embedded: the pipeline beside the loops that people write, at true size.
+"""How fast a corpus is embedded: by stage on a sample, and beside the loops that people write at true size.
 
+    python bench/corpus.py                                  a sample, stage by stage
     python -m bench.corpus --work FOLDER --json bench/results/corpus.json
+
+With a work folder, at true size:
 
 Texts: CLDR captions, and generated ones of realistic lengths; XLM-R base and NLLB-600M with random weights,
 INT8 in the pipeline, FP32 PyTorch in the loops. Images: JPEGs of 640×480, ViT-B/32. Every cell has a
@@ -13,6 +16,7 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,12 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.console import Console
 
 from bench.corpus_models import full_size_model
+from bench.corpus_stages import Corpus, measure_stages, print_stages
 from bench.environment import environment
+from bench.records import write_records
 from runtime.corpus.engines import n_cores
 from samples import dataset
 
@@ -244,8 +254,22 @@ def _image_cells(work: Path, n_images: int) -> list[Cell]:
     ]
 
 
+def _by_stage(sample: str, record: Path) -> None:
+    console = Console()
+    records = measure_stages(sample, Corpus(), console)
+    write_records(records, record)
+    print_stages(records, console)
+    console.print(f"records  {record}", markup=False, soft_wrap=True)
+
+
 def main(
-    work: Annotated[Path, typer.Option(help="Folder of models and corpora; kept, some 12 GB.")],
+    sample: Annotated[
+        str, typer.Argument(help="Measured by stage where no work folder is named.")
+    ] = "nllb-clip",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Measure at true size; folder of models and corpora, kept, some 12 GB."),
+    ] = None,
     texts: Annotated[int, typer.Option(help="Rows of the pipeline.")] = 4_000,
     loop_texts: Annotated[int, typer.Option(help="Rows of a loop.")] = 192,
     images: Annotated[int, typer.Option(help="JPEGs.")] = 600,
@@ -253,6 +277,9 @@ def main(
     record: Annotated[Path | None, typer.Option("--json", help="Add the cells to this file.")] = None,
 ) -> None:
     """Measure, print, keep."""
+    if work is None:
+        _by_stage(sample, record or Path("build/bench/corpus.json"))
+        return
     cells: list[Cell] = []
     for name in TEXT_MODELS:
         if only in (None, name):

@@ -45,6 +45,9 @@ from runtime.manifest import Precision
 
 __all__ = ["app", "retrieval_report"]
 
+SAMPLES_RECORD = Path("build/bench/retrieval.json")
+"""Where the samples' records go when no file is named, the model's name before the suffix."""
+
 SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +124,8 @@ def retrieval(
             else:
                 done = evaluate(job_checkpoint, job_model, chosen, settings, progress)
         print_report(console, done.report, order)
-        _write(console, done, _numbered(json_file, done, jobs), _numbered(html_file, done, jobs))
+        record = json_file or (SAMPLES_RECORD if job_model is None else None)
+        _write(console, done, _numbered(record, done, jobs), _numbered(html_file, done, jobs))
         n_failed += not done.report.passed
     raise typer.Exit(1 if n_failed else 0)
 

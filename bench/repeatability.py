@@ -1,0 +1,112 @@
+"""Do two runs of the suite on one machine agree within the intervals that they state?
+
+    python -m bench.repeatability FIRST SECOND
+
+A cell agrees where the 95% intervals of its two medians share a value. Beside that stands the stricter count:
+cells whose interval of the ratio holds 1, which is what 95% of equal cells should do. Exit code 1 where less
+than the wanted share agrees.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.records import Record, read_records, require_one_environment
+from bench.statistics import bootstrap_median_interval, bootstrap_ratio_interval
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError
+
+__all__ = ["Agreement", "agreements", "app"]
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """One cell of two runs.
+
+    Attributes:
+        ratio: Second ÷ first, medians over the processes' medians.
+        overlaps: Whether the intervals of the two medians share a value.
+        holds_one: Whether the interval of the ratio holds 1.
+        width: Of the interval of the ratio, high ÷ low - 1: what could have been told apart.
+    """
+
+    cell: dict[str, str]
+    ratio: float
+    overlaps: bool
+    holds_one: bool
+    width: float
+
+
+def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreement]:
+    """Cells that both runs measured.
+
+    Raises:
+        BabeltowerError: the runs are of different environments, or share no cell.
+    """
+    measured = [record for record in (*first, *second) if record.error is None]
+    require_one_environment(measured)
+    by_cell = {tuple(sorted(r.cell.items())): r for r in second if r.error is None}
+    found = []
+    for old in first:
+        new = by_cell.get(tuple(sorted(old.cell.items())))
+        if new is None or old.error is not None:
+            continue
+        intervals = [bootstrap_median_interval(record.by_process) for record in (old, new)]
+        ratio = bootstrap_ratio_interval(old.by_process, new.by_process)
+        medians = [statistics.median(map(statistics.median, r.by_process)) for r in (old, new)]
+        found.append(
+            Agreement(
+                cell=dict(old.cell),
+                ratio=medians[1] / medians[0],
+                overlaps=intervals[0].overlaps(intervals[1]),
+                holds_one=1.0 in ratio,
+                width=ratio.high / ratio.low - 1,
+            )
+        )
+    if not found:
+        raise BabeltowerError("The two runs share no measured cell; run the same command twice.")
+    return found
+
+
+@app.command(cls=ErrorReportingCommand)
+def repeatability(
+    first: Annotated[Path, typer.Argument(help="File or folder of records.")],
+    second: Annotated[Path, typer.Argument(help="The same, of another run.")],
+    wanted: Annotated[float, typer.Option(min=0, max=1, help="Share of cells that must agree.")] = 0.95,
+) -> None:
+    """Count the cells that agree, by metric, and name those that do not."""
+    console = Console()
+    found = agreements(read_records(first), read_records(second))
+    table = Table("suite", "metric", "cells", "intervals overlap", "ratio's holds 1", "median width")
+    groups: dict[tuple[str, str], list[Agreement]] = {}
+    for agreement in found:
+        groups.setdefault((agreement.cell["suite"], agreement.cell["metric"]), []).append(agreement)
+    for names, cells in [*groups.items(), (("all", ""), found)]:
+        overlap, one = (statistics.mean(map(bool, column)) for column in _columns(cells))
+        width = statistics.median(cell.width for cell in cells)
+        table.add_row(*names, str(len(cells)), f"{overlap:.1%}", f"{one:.1%}", f"{width:.1%}")
+    console.print(table)
+    for agreement in found:
+        if not agreement.overlaps:
+            cell = " ".join(value for value in agreement.cell.values() if value)
+            console.print(f"{agreement.ratio:.3f}×  {cell}", style="yellow", markup=False)
+    share = statistics.mean(agreement.overlaps for agreement in found)
+    raise typer.Exit(0 if share >= wanted else 1)
+
+
+def _columns(cells: Sequence[Agreement]) -> tuple[list[bool], list[bool]]:
+    return [cell.overlaps for cell in cells], [cell.holds_one for cell in cells]
+
+
+if __name__ == "__main__":
+    app()

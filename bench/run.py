@@ -1,0 +1,110 @@
+"""The whole set on the sample models, step after step; the first step that fails ends it.
+
+    make bench          or        python -m bench.run [--out build/bench] [--only latency …]
+
+Each step is the command that its table names, in a process of its own; what it prints is shown as it goes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.records import read_records
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError, InputError
+
+__all__ = ["Step", "app", "run_steps", "steps_into"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command, and the file of records that it must leave (``None`` where it writes none)."""
+
+    name: str
+    arguments: tuple[str, ...]
+    records: Path | None
+
+
+def steps_into(out: Path) -> tuple[Step, ...]:
+    """The set, in order; the peaks come first, since latencies are held against them."""
+    peaks, latency, throughput, corpus = (
+        out / f"{name}.json" for name in ("peaks", "latency", "throughput", "corpus")
+    )
+    steps = [
+        Step("peaks", ("-m", "bench.peaks", "--json", str(peaks)), peaks),
+        Step("latency", ("-m", "bench.latency", "--peaks", str(peaks), "--json", str(latency)), latency),
+        Step("throughput", ("-m", "bench.throughput", "--json", str(throughput)), throughput),
+        Step("retrieval", ("-m", "bench.retrieval", "--json", str(out / "retrieval.json")), None),
+        Step("corpus", ("-m", "bench.corpus", "--json", str(corpus)), corpus),
+    ]
+    if find_spec("bench.peers") is not None:
+        peers = out / "peers.json"
+        steps.append(Step("peers", ("-m", "bench.peers", "--json", str(peers)), peers))
+    if find_spec("bench.compare") is not None:  # the page of all records came with it
+        page = out / "index.html"
+        steps.append(Step("report", ("-m", "bench.report", str(out), "--out", str(page)), None))
+    return tuple(steps)
+
+
+def run_steps(steps: Sequence[Step], console: Console) -> dict[str, float]:
+    """Run them; seconds of each.
+
+    Raises:
+        BabeltowerError: a step failed, or left no records; those after it were not run.
+    """
+    seconds: dict[str, float] = {}
+    for step in steps:
+        console.rule(step.name)
+        if step.records is not None:
+            step.records.unlink(missing_ok=True)
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, *step.arguments], check=False, cwd=_ROOT)
+        seconds[step.name] = time.perf_counter() - started
+        if done.returncode:
+            raise BabeltowerError(
+                f"{step.name} failed with exit code {done.returncode} after {seconds[step.name]:.0f} s: "
+                f"python {' '.join(step.arguments)}"
+            )
+        if step.records is not None:
+            read_records(step.records)
+    return seconds
+
+
+@app.command(cls=ErrorReportingCommand)
+def run(
+    out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("build/bench"),
+    only: Annotated[list[str] | None, typer.Option(help="A step; repeat it for several.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A step to leave out.")] = None,
+) -> None:
+    """Run the whole set on the sample models."""
+    console = Console()
+    steps = steps_into(out.resolve())
+    names = [step.name for step in steps]
+    if unknown := [name for name in (*(only or ()), *(skip or ())) if name not in names]:
+        raise InputError(f"There is no step {unknown[0]!r}; there are {names}.")
+    chosen = [step for step in steps if step.name in (only or names) and step.name not in (skip or ())]
+    seconds = run_steps(chosen, console)
+    table = Table("step", "seconds", title="The set")
+    for name, spent in seconds.items():
+        table.add_row(name, f"{spent:.0f}")
+    table.add_row("all", f"{sum(seconds.values()):.0f}", style="bold")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

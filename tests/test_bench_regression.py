@@ -1,0 +1,117 @@
+"""What was made slower or wrong on purpose is found: by the intervals of two runs, or by the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+from sample_models import CHECKPOINTS, Exported
+
+from bench.latency import Group, Plan, groups_of_model, measure_latency
+from bench.records import Record
+from bench.statistics import bootstrap_ratio_interval
+from bench.timed_process import Pace
+from export.checkpoint import towers_from_checkpoint
+from export.graph_edits import add_weight, float_like
+from export.repository import ExportOptions, repository_from_towers
+from runtime.backends import Engine
+from runtime.errors import ParityError
+from runtime.manifest import Modality
+
+PLAN = Plan(batches=(1, 8), tokens=(16,), processes=4, pace=Pace(seconds=0.0, min_runs=12))
+SLEEPING = (
+    "-c",
+    """
+import sys, time
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+run = OnnxRuntimeBackend.run
+def slow(self, inputs, outputs):
+    time.sleep(0.001)
+    return run(self, inputs, outputs)
+OnnxRuntimeBackend.run = slow
+from bench.timed_process import main
+main(sys.argv[1:])
+""",
+)
+
+
+def text_tower(model: Path) -> Group:
+    groups = groups_of_model(model, engines=[Engine.ONNXRUNTIME])
+    return next(group for group in groups if group.modality is Modality.TEXT)
+
+
+def with_more_products(model: Path, folder: Path) -> Path:
+    """A copy whose text tower multiplies its vectors with the identity, again and again."""
+    shutil.copytree(model.parent, folder)
+    copy = folder / model.name
+    path = text_tower(copy).graph
+    model_ = onnx_ir.load(path)
+    graph = model_.graph
+    vector = graph.outputs[0]
+    width = int(str(vector.shape[-1]))  # type: ignore[index]
+    identity = add_weight(graph, "identity", np.eye(width, dtype=np.float32))
+    name, vector.name, value = vector.name, "vector_once", vector
+    for i in range(200):
+        product = onnx_ir.node("MatMul", [value, identity], name=f"again/{i}")
+        value = float_like(product, f"again_{i}", vector.shape)
+        graph.append(product)
+    value.name = name
+    graph.outputs[0] = value
+    onnx_ir.save(model_, path)
+    return copy
+
+
+def wall(records: list[Record]) -> dict[str, Record]:
+    return {r.cell["batch"]: r for r in records if r.cell["metric"] == "wall"}
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported) -> Path:
+    return exported("nllb-clip")
+
+
+@pytest.fixture(scope="module")
+def before(model: Path) -> dict[str, Record]:
+    return wall(measure_latency([text_tower(model)], PLAN))
+
+
+def test_nothing_is_found_where_nothing_changed(model: Path, before: dict[str, Record]) -> None:
+    again = wall(measure_latency([text_tower(model)], PLAN))
+    for batch, record in again.items():
+        interval = bootstrap_ratio_interval(before[batch].by_process, record.by_process)
+        assert interval.low < 1.25
+
+
+def test_a_sleep_is_found(model: Path, before: dict[str, Record]) -> None:
+    slower = wall(measure_latency([text_tower(model)], dataclasses.replace(PLAN, worker=SLEEPING)))
+    for batch, record in slower.items():
+        assert record.error is None
+        assert bootstrap_ratio_interval(before[batch].by_process, record.by_process).low > 1.25
+
+
+def test_a_slower_graph_is_found(model: Path, before: dict[str, Record], tmp_path: Path) -> None:
+    copy = with_more_products(model, tmp_path / "repository")
+    slower = wall(measure_latency([text_tower(copy)], PLAN))
+    for batch, record in slower.items():
+        assert record.error is None
+        assert bootstrap_ratio_interval(before[batch].by_process, record.by_process).low > 1.25
+        assert record.artefact != before[batch].artefact
+        more = record.settings["operations_per_run"] - before[batch].settings["operations_per_run"]
+        assert more == 200 * 2 * int(batch) * 128 * 128
+
+
+def test_a_wrong_language_token_is_refused_by_the_gate(tmp_path: Path) -> None:
+    towers = towers_from_checkpoint(CHECKPOINTS / "nllb-clip")
+    ids = towers.text_preprocessing.language_ids
+    shifted = dict(zip(ids, [*list(ids.values())[1:], next(iter(ids.values()))], strict=True))
+    wrong = dataclasses.replace(towers.text_preprocessing, language_ids=shifted)
+    broken = dataclasses.replace(towers, text_preprocessing=wrong)
+    with pytest.raises(ParityError, match="does not agree with PyTorch"):
+        repository_from_towers(
+            broken, tmp_path, name="wrong", options=ExportOptions(captions_per_language=0, threads=1)
+        )
+    assert not (tmp_path / "wrong.babeltower.json").exists()
