@@ -31,6 +31,7 @@ from export.retrieval.vectors import (
     Vectors,
     exported_vectors,
     reference_vectors,
+    silent,
     spoken_part,
 )
 from export.towers import Towers
@@ -40,7 +41,17 @@ from runtime.errors import InputError, ManifestError
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Precision, manifest_path
 
-__all__ = ["Settings", "evaluate", "evaluate_sample", "evaluate_towers"]
+__all__ = [
+    "Settings",
+    "chosen_dim",
+    "evaluate",
+    "evaluate_sample",
+    "evaluate_towers",
+    "facts_of",
+    "require_same_space",
+    "sample_model",
+    "timed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +77,12 @@ _GATED_CAPTIONS = 16
 """For the exporter's own gate: what is measured afterwards is all of them."""
 
 
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    """Report no progress."""
-
-
 def evaluate(
     checkpoint: str | Path,
     model: str | Path,
     dataset: RetrievalSet,
     settings: Settings,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate an exported model beside its checkpoint.
 
@@ -91,10 +98,18 @@ def evaluate_sample(
     repository: Path,
     dataset: RetrievalSet,
     settings: Settings,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """The same, after exporting the checkpoint where the repository does not hold these very weights."""
-    towers, name = towers_from_checkpoint(checkpoint), Path(checkpoint).name
+    towers = towers_from_checkpoint(checkpoint)
+    model = sample_model(towers, Path(checkpoint).name, repository, settings, progress)
+    return evaluate_towers(towers, checkpoint, model, dataset, settings, progress)
+
+
+def sample_model(
+    towers: Towers, name: str, repository: Path, settings: Settings, progress: Progress = silent
+) -> Path:
+    """``REPOSITORY/NAME`` in the asked variant, exported unless the repository holds these very weights."""
     if not _holds(repository / name, towers, settings):
         forms = forms_for([settings.precision], [settings.engine], installed=installed_engines())
         few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
@@ -102,7 +117,7 @@ def evaluate_sample(
             forms=forms, replace=True, captions_per_language=few, threads=settings.threads
         )
         repository_from_towers(towers, repository, name=name, options=options, progress=progress)
-    return evaluate_towers(towers, checkpoint, repository / name, dataset, settings, progress)
+    return repository / name
 
 
 def evaluate_towers(
@@ -111,28 +126,28 @@ def evaluate_towers(
     model: str | Path,
     dataset: RetrievalSet,
     settings: Settings,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """The same, with towers that were read before."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    dim = _dim(towers, settings)
+    dim = chosen_dim(towers, settings)
     dataset, unspoken = spoken_part(dataset, towers)
     index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
     seconds: dict[str, float] = {}
     with LocalEncoder.from_repository(
         model, engine=settings.engine, precision=settings.precision, threads=settings.threads
     ) as encoder:
-        _require_same_space(encoder.manifest, towers, model)
-        facts = _facts(encoder.manifest, checkpoint, settings)
-        with _timed(seconds, "exported"):
+        require_same_space(encoder.manifest, towers, model)
+        facts = facts_of(encoder.manifest, checkpoint, settings)
+        with timed(seconds, "exported"):
             exported = exported_vectors(encoder, dataset, index, dim=dim, progress=progress)
     pad_id = towers.text_preprocessing.pad_id
-    with _timed(seconds, "pytorch"):
+    with timed(seconds, "pytorch"):
         reference = reference_vectors(
             towers.reference, dataset, index, dim=dim, pad_id=pad_id, progress=progress
         )
-    with _timed(seconds, "retrieval"):
+    with timed(seconds, "retrieval"):
         figures = tuple(_figures(dataset, reference, exported, settings.protocol, progress))
     report = RetrievalReport(
         model=facts,
@@ -164,7 +179,12 @@ def _figures(
     progress("languages", n, n)
 
 
-def _dim(towers: Towers, settings: Settings) -> int:
+def chosen_dim(towers: Towers, settings: Settings) -> int:
+    """The width to compare.
+
+    Raises:
+        InputError: the towers have no vectors of the asked width.
+    """
     dim = settings.dim or towers.dim
     if dim not in towers.dims:
         raise InputError(f"The towers have no vectors of width {dim}; they have {sorted(towers.dims)}.")
@@ -182,7 +202,12 @@ def _holds(model: Path, towers: Towers, settings: Settings) -> bool:
     return manifest.fingerprint == towers.fingerprint
 
 
-def _require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -> None:
+def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -> None:
+    """Refuse a model that was exported from other weights.
+
+    Raises:
+        ManifestError: its fingerprint is not the checkpoint's.
+    """
     if manifest.fingerprint != towers.fingerprint:
         raise ManifestError(
             f"{model} has fingerprint {manifest.fingerprint[:16]}…; the checkpoint has "
@@ -190,7 +215,8 @@ def _require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -
         )
 
 
-def _facts(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:
+def facts_of(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:
+    """What was compared, for a report."""
     is_local = Path(checkpoint).exists()
     return ModelFacts(
         name=manifest.name,
@@ -207,7 +233,8 @@ def _facts(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> Mo
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's wall-clock seconds to ``seconds``."""
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)

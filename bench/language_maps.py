@@ -23,9 +23,10 @@ from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 
-from runtime.errors import DatasetError
+from runtime.errors import DatasetError, LanguageError
+from runtime.languages import flores_from_code, languages
 
-__all__ = ["LanguageMap", "flores_code"]
+__all__ = ["LanguageMap", "babel_language", "flores_code"]
 
 _FLORES = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
@@ -101,3 +102,34 @@ def flores_code(code: str, language_map: LanguageMap) -> str:
             f"not list it; it lists {sorted(known)}. Add it to bench/language_maps.py."
         )
     return known[code]
+
+
+_BABEL_PAPER: Mapping[str, str] = MappingProxyType(
+    {
+        "ZH": "zho_Hant",
+        "NO": "nno_Latn",
+        "KU": "ckb_Arab",
+        "KS": "kas_Deva",
+        **dict.fromkeys(("AY", "DIN", "QU", "ZH_YUE"), "eng_Latn"),
+    }
+)
+
+
+def babel_language(code: str, language_map: LanguageMap) -> str | None:
+    """The FLORES-200 code of one of Babel-ImageNet's language codes (``DE``, ``ZH_YUE``).
+
+    ``PAPER`` repeats the choices of its published evaluation (``benchmark/models/nllb_clip.py``), which gives
+    English's token to a language that its table lacks.
+
+    Returns:
+        ``None`` where the language has no code and ``RIGHT`` is asked; a tower that takes no language reads
+        it all the same.
+    """
+    try:
+        found = flores_from_code(code)
+    except LanguageError:
+        found = None
+    if language_map is LanguageMap.RIGHT:
+        return found
+    spoken = found if any(row.flores == found and row.flores200 for row in languages()) else "eng_Latn"
+    return _BABEL_PAPER.get(code, spoken)

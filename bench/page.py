@@ -60,7 +60,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
         searches=searches,
         turned=turned_searches(evaluation),
         picture=_pictures(evaluation),
-        published=published_figures(report.dataset, report.model.family),
+        published=published_figures(report.dataset, report.model, report.notes),
         credit=evaluation.dataset.credit,
         directions=list(Direction),
         ks=KS,

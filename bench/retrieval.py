@@ -34,23 +34,19 @@ from bench.layouts import (
 )
 from bench.page import write_page
 from bench.report import Evaluation, RetrievalReport
+from bench.sample_jobs import SAMPLE_REPOSITORY, jobs_of, numbered
 from bench.search import sample_searches
 from bench.tables import Order, print_report
 from export.progress import progress_bars
 from export.retrieval.metrics import Protocol
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingCommand
-from runtime.errors import DatasetError
 from runtime.manifest import Precision
 
 __all__ = ["app", "retrieval_report"]
 
 SAMPLES_RECORD = Path("build/bench/retrieval.json")
 """Where the samples' records go when no file is named, the model's name before the suffix."""
-
-SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 app = typer.Typer(add_completion=False)
 
@@ -112,46 +108,26 @@ def retrieval(
         chosen = chosen.select([code.strip() for code in languages.split(",")])
     settings = Settings(engine, precision, threads, protocol, language_map, dim)
     console = Console()
-    jobs = _jobs(models or [], checkpoint, model)
+    jobs = jobs_of(models or [], checkpoint, model)
     n_failed = 0
     for job_checkpoint, job_model in jobs:
         console.rule(escape(Path(job_checkpoint).name))
         with progress_bars(console) as progress:
             if job_model is None:
-                done = evaluate_sample(
-                    job_checkpoint, _ROOT / "build" / "repository", chosen, settings, progress
-                )
+                done = evaluate_sample(job_checkpoint, SAMPLE_REPOSITORY, chosen, settings, progress)
             else:
                 done = evaluate(job_checkpoint, job_model, chosen, settings, progress)
         print_report(console, done.report, order)
         record = json_file or (SAMPLES_RECORD if job_model is None else None)
-        _write(console, done, _numbered(record, done, jobs), _numbered(html_file, done, jobs))
+        name, n_jobs = done.report.model.name, len(jobs)
+        _write(
+            console,
+            done,
+            numbered(record, name, n_jobs=n_jobs),
+            numbered(html_file, name, n_jobs=n_jobs),
+        )
         n_failed += not done.report.passed
     raise typer.Exit(1 if n_failed else 0)
-
-
-def _jobs(models: list[str], checkpoint: str | None, model: str | None) -> list[tuple[str, str | None]]:
-    if (checkpoint is None) != (model is None) or (checkpoint and models):
-        raise typer.BadParameter("Pass --checkpoint and --model together, or names of sample checkpoints.")
-    if checkpoint:
-        return [(checkpoint, model)]
-    folder = _ROOT / "samples" / "checkpoints"
-    found = {name: folder / name for name in SAMPLES if (folder / name).is_dir()}
-    wanted = models or list(found)
-    missing = [name for name in wanted if name not in found]
-    if missing or not wanted:
-        raise DatasetError(
-            f"No sample checkpoint {missing or folder}; there are {list(found)}. They lie in the source "
-            "tree, not in the wheel: run from a checkout, or pass --checkpoint and --model."
-        )
-    return [(str(found[name]), None) for name in wanted]
-
-
-def _numbered(path: Path | None, done: Evaluation, jobs: list[tuple[str, str | None]]) -> Path | None:
-    """The path, with the model's name before the suffix where several models are written."""
-    if path is None or len(jobs) == 1:
-        return path
-    return path.with_name(f"{path.stem}-{done.report.model.name}{path.suffix}")
 
 
 def _write(console: Console, done: Evaluation, json_file: Path | None, html_file: Path | None) -> None:

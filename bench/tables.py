@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.published_figures import published_figures
-from bench.report import RetrievalReport
+from bench.published_figures import PublishedFigures, published_beside, published_figures
+from bench.report import ModelFacts, RetrievalReport
 from export.retrieval.comparison import Direction, LanguageFigures
 from export.retrieval.metrics import KS
+from export.retrieval.verdict import RetrievalLimits
 
-__all__ = ["Order", "print_report", "print_verdict"]
+__all__ = [
+    "WIDE_COLUMNS",
+    "Judged",
+    "Order",
+    "print_model",
+    "print_report",
+    "print_verdict",
+    "published_cell",
+    "share_cell",
+]
 
 _TITLES = {Direction.TEXT_TO_IMAGE: "t→i", Direction.IMAGE_TO_TEXT: "i→t"}
-_WIDE_COLUMNS = 110
+WIDE_COLUMNS = 110
 """From this width of the terminal on, the table shows more of the cosines."""
+
+_BESIDE = "text→image R@1"
+"""The published measure that has a column of its own, where there is one and room for it."""
 
 
 class Order(str, Enum):
@@ -29,11 +43,8 @@ class Order(str, Enum):
 
 def print_report(console: Console, report: RetrievalReport, order: Order = Order.WORST) -> None:
     """Print facts, the table of languages, and the verdict."""
-    model = report.model
-    console.print(
-        f"[bold]{model.name}[/] · {model.family} · {model.dim} wide · {model.precision.value} on "
-        f"{model.engine.value} · "
-        f"{report.dataset}, {report.n_images:,} images, {report.n_texts:,} texts"
+    print_model(
+        console, report.model, f"{report.dataset}, {report.n_images:,} images, {report.n_texts:,} texts"
     )
     console.print(
         f"recall: protocol {report.protocol.value!r}; language map {report.language_map.value!r}; PyTorch "
@@ -46,30 +57,70 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
         console.print(
             f"Left out, no language token: {', '.join(report.unspoken)}", style="yellow", highlight=False
         )
-    console.print(_table(report, order, wide=console.width >= _WIDE_COLUMNS))
+    published = published_figures(report.dataset, report.model, report.notes)
+    beside = published_beside(published, _BESIDE) if console.width >= WIDE_COLUMNS else None
+    console.print(_table(report, order, beside, wide=console.width >= WIDE_COLUMNS and not beside))
     means = [100 * report.mean_recall(direction)[1] for direction in Direction]
     console.print(f"mean recall over k=1, 5, 10: text→image {means[0]:.1f}, image→text {means[1]:.1f}")
-    for published in published_figures(report.dataset, report.model.family):
-        console.print(f"published  {published}", style="dim")
+    for entry in published:
+        console.print(f"published  {entry}", style="dim", highlight=False)
     print_verdict(console, report)
 
 
-def print_verdict(console: Console, report: RetrievalReport) -> None:
+def print_model(console: Console, model: ModelFacts, dataset: str) -> None:
+    """Print what is compared, and on what."""
+    console.print(
+        f"[bold]{model.name}[/] · {model.family} · {model.dim} wide · {model.precision.value} on "
+        f"{model.engine.value} · {dataset}"
+    )
+
+
+class Judged(Protocol):
+    """A report with a verdict."""
+
+    @property
+    def limits(self) -> RetrievalLimits:
+        """What must hold."""
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not, a sentence each."""
+
+    @property
+    def min_cosine(self) -> float:
+        """The lowest of any vector with itself."""
+
+    @property
+    def n_turned(self) -> int:
+        """Hits that turned."""
+
+    @property
+    def n_decisions(self) -> int:
+        """Of how many."""
+
+
+def print_verdict(console: Console, report: Judged, agrees: str = "retrieves what PyTorch retrieves") -> None:
     """Print whether the limits hold, and what broke them."""
     console.print(
         f"lowest cosine {report.min_cosine:.8f} (limit {report.limits.min_cosine}); {report.n_turned} of "
         f"{report.n_decisions:,} hits turned; a turn that PyTorch decides by less than "
         f"{report.limits.tie_margin:.0e} is a tie"
     )
-    if report.passed:
-        console.print("[bold green]PASS[/] the exported model retrieves what PyTorch retrieves")
+    if not report.failures:
+        console.print(f"[bold green]PASS[/] the exported model {agrees}")
     else:
         console.print(f"[bold red]FAIL[/] {len(report.failures)} limits broken")
         for failure in report.failures[:20]:
             console.print(f"  {failure}", style="red", markup=False)
 
 
-def _table(report: RetrievalReport, order: Order, *, wide: bool) -> Table:
+def published_cell(beside: PublishedFigures, code: str, measure: str) -> str:
+    """A language's published value in percent; empty where there is none."""
+    value = beside.of(code, measure)
+    return "" if value is None else f"{value:.1f}"
+
+
+def _table(report: RetrievalReport, order: Order, beside: PublishedFigures | None, *, wide: bool) -> Table:
     table = Table(
         header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False
     )
@@ -82,9 +133,12 @@ def _table(report: RetrievalReport, order: Order, *, wide: bool) -> Table:
     )
     for title in agreements:
         table.add_column(title, justify="right", no_wrap=True)
+    if beside:
+        table.add_column("published\nt→i R@1", justify="right", no_wrap=True)
     in_order = report.worst_first() if order is Order.WORST else report.languages
     for figures in in_order:
-        table.add_row(*_cells(figures, wide=wide))
+        shown = [published_cell(beside, figures.code, _BESIDE)] if beside else []
+        table.add_row(*_cells(figures, wide=wide), *shown)
     table.add_section()
     table.add_row(*_mean_cells(report, wide=wide), style="bold")
     return table
@@ -99,7 +153,11 @@ def _cells(figures: LanguageFigures, *, wide: bool) -> list[str]:
     overlap = min(figures.text_to_image.top10_overlap, figures.image_to_text.top10_overlap)
     texts = figures.texts
     cosines = (texts.cosine_min, texts.cosine_p1, texts.cosine_mean)
-    return [f"{figures.code} {figures.name}", *map(_recall_cell, pairs), *_agreement(cosines, overlap, wide)]
+    return [
+        f"{figures.code} {figures.name}",
+        *(share_cell(*pair) for pair in pairs),
+        *_agreement(cosines, overlap, wide),
+    ]
 
 
 def _mean_cells(report: RetrievalReport, *, wide: bool) -> list[str]:
@@ -112,7 +170,11 @@ def _mean_cells(report: RetrievalReport, *, wide: bool) -> list[str]:
         sum(t.cosine_mean for t in texts) / len(texts),
     )
     overlap = sum(overlaps) / len(overlaps)
-    return [f"mean of {len(texts)}", *map(_recall_cell, pairs), *_agreement(cosines, overlap, wide)]
+    return [
+        f"mean of {len(texts)}",
+        *(share_cell(*pair) for pair in pairs),
+        *_agreement(cosines, overlap, wide),
+    ]
 
 
 def _agreement(cosines: tuple[float, float, float], overlap: float, wide: bool) -> list[str]:
@@ -120,8 +182,7 @@ def _agreement(cosines: tuple[float, float, float], overlap: float, wide: bool) 
     return [*(f"{cosine:.7f}" for cosine in shown), f"{overlap:.4f}"]
 
 
-def _recall_cell(pair: tuple[float, float]) -> str:
-    """PyTorch's recall in percent, and the exported model's difference in points where there is one."""
-    reference, exported = (100 * share for share in pair)
-    difference = exported - reference
-    return f"{reference:.1f}" + (f"[yellow]{difference:+.2f}[/]" if abs(difference) >= 0.005 else "")
+def share_cell(reference: float, exported: float) -> str:
+    """PyTorch's share in percent, and the exported model's difference in points where there is one."""
+    difference = 100 * (exported - reference)
+    return f"{100 * reference:.1f}" + (f"[yellow]{difference:+.2f}[/]" if abs(difference) >= 0.005 else "")

@@ -16,7 +16,13 @@ from runtime.errors import InputError, LanguageError
 from runtime.image import ImageSource
 from runtime.languages import flores_from_code
 
-__all__ = ["Classifier", "Prediction", "templates_from_language"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "class_vectors_from_prompts",
+    "prompts_from_labels",
+    "templates_from_language",
+]
 
 CLIP_LOGIT_SCALE = 100.0
 """How far CLIP's training lets the scale of its logits grow; it sharpens the shares, never their order."""
@@ -54,6 +60,18 @@ def templates_from_language(language: str) -> tuple[str, ...]:
             f"There are no prompt templates in {flores}; there are in {sorted(_templates())}. Pass your own, "
             "e.g. templates=['a photo of a {}'] in that language, or templates=['{}'] for the bare label."
         ) from None
+
+
+def prompts_from_labels(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every label in every template, label by label."""
+    return [template.replace("{}", label) for label in labels for template in templates]
+
+
+def class_vectors_from_prompts(vectors: NDArray[np.float32], *, n_labels: int) -> NDArray[np.float32]:
+    """Unit vectors (labels × templates, dim), label by label → (labels, dim): the means, normalised."""
+    means: NDArray[np.float32] = vectors.reshape(n_labels, -1, vectors.shape[-1]).mean(axis=1)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return means
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +116,8 @@ class Classifier:
         chosen = templates_from_language(language) if templates is None else tuple(templates)
         _require_labels(labels)
         _require_templates(chosen)
-        prompts = [template.replace("{}", label) for label in labels for template in chosen]
-        vectors = encoder.embed_texts(prompts, language, dim=dim)
-        means = vectors.reshape(len(labels), len(chosen), -1).mean(axis=1)
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        return cls(tuple(labels), means, encoder)
+        vectors = encoder.embed_texts(prompts_from_labels(labels, chosen), language, dim=dim)
+        return cls(tuple(labels), class_vectors_from_prompts(vectors, n_labels=len(labels)), encoder)
 
     def classify(
         self, images: Iterable[ImageSource], *, k: int = 5, logit_scale: float = CLIP_LOGIT_SCALE

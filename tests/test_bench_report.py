@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import re
@@ -14,9 +15,14 @@ from rich.console import Console
 
 from bench.environment import environment
 from bench.language_maps import LanguageMap
-from bench.layouts import LAYOUTS, Captions, ImageBytes, RetrievalSet
+from bench.layouts import CLASS_LAYOUTS, LAYOUTS, Captions, ImageBytes, RetrievalSet
 from bench.page import page_from_evaluation, write_page
-from bench.published_figures import PUBLISHED, published_figures
+from bench.published_figures import (
+    PUBLISHED,
+    published_beside,
+    published_by_language,
+    published_figures,
+)
 from bench.report import SCHEMA, Evaluation, ModelFacts, RetrievalReport
 from bench.search import named_searches, sample_searches, turned_searches
 from bench.tables import Order, print_report
@@ -312,28 +318,93 @@ def test_the_page_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "family", "model"),
+    ("dataset", "architecture", "checkpoint", "line"),
     [
-        ("crossmodal3600", "nllb-clip", "nllb-clip-large-siglip: text→image R@1/5/10"),
-        ("xtd10", "altclip", "AltCLIP-m9: text→image R@1/10"),
-        ("flickr30k-cn", "altclip", "AltCLIP: image→text R@1/5/10, 84.8"),
-        ("capivara", "capivara", "CAPIVARA on Flickr30k: mean recall"),
+        (
+            "crossmodal3600",
+            "nllb-clip-large-siglip",
+            "visheratin/nllb-clip-large-siglip",
+            "published nllb-clip-large-siglip: text→image R@1 54.6, text→image R@5 79.1, text→image R@10 86.0",
+        ),
+        (
+            "xtd10",
+            "XLM-R 1024x24 + ViT 1024x24/14",
+            "AltCLIP-m9",
+            "published AltCLIP-m9: text→image R@1 48.0",
+        ),
+        (
+            "flickr30k-cn",
+            "XLM-R 1024x24 + ViT 1024x24/14",
+            "BAAI/AltCLIP",
+            "published AltCLIP: text→image R@1 69.8",
+        ),
+        (
+            "capivara",
+            "xlm-roberta-base-ViT-B-32",
+            "my-folder",
+            "published CAPIVARA, of the same architecture: text→image mean recall, pt 79.6",
+        ),
     ],
 )
-def test_published_figures_stand_beside_with_their_source(dataset, family, model):
+def test_published_figures_stand_beside_with_their_source(dataset, architecture, checkpoint, line):
     done = evaluation()
-    facts = dataclasses.replace(done.report.model, family=family)
-    report = dataclasses.replace(done.report, dataset=dataset, model=facts)
-    text = " ".join(printed(report, 160).split())
-    assert model.replace(", 84.8", " 84.8") in text
+    facts = dataclasses.replace(done.report.model, architecture=architecture, checkpoint=checkpoint)
+    notes = ("Crossmodal-3600: the first caption of an image counts, as in CLIP_benchmark.",)
+    report = dataclasses.replace(done.report, dataset=dataset, model=facts, notes=notes)
+    assert line in " ".join(printed(report, 160).split())
+    page = html.unescape(page_from_evaluation(dataclasses.replace(done, report=report), ()))
+    found = published_figures(dataset, facts, notes)
+    assert found
+    assert all(str(entry) in page and "github.com/" in entry.source for entry in found)
+
+
+def test_published_figures_stand_beside_each_language():
+    done = evaluation(noise=0.5)
+    facts = dataclasses.replace(done.report.model, architecture="nllb-clip-base", checkpoint="my-folder")
+    report = dataclasses.replace(done.report, dataset="xtd10", model=facts)
+    text = printed(report, 160)
+    (english,) = [row.split() for row in text.splitlines() if row.startswith("en ")]
+    assert english[-1] == "47.2"
     assert "published" in text
-    page = page_from_evaluation(dataclasses.replace(done, report=report), ())
-    assert all(str(entry).replace("'", "&#39;") in page for entry in published_figures(dataset, family))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "checkpoint", "notes", "models"),
+    [
+        ("nllb-clip-base", "models/x", ("all captions of an image count",), {"nllb-clip-base"}),
+        ("nllb-clip-base", "models/x", (), set()),
+        ("nllb-clip-base-siglip", "nllb-siglip-mrl-base", ("first",), set()),
+        (
+            "m2m_100 64x2 + ViT 192x4/8",
+            "visheratin/nllb-clip-base-oc",
+            ("all captions of an image count",),
+            set(),
+        ),
+    ],
+)
+def test_published_figures_are_of_the_same_model_asked_alike(architecture, checkpoint, notes, models):
+    facts = dataclasses.replace(evaluation().report.model, architecture=architecture, checkpoint=checkpoint)
+    assert {entry.model for entry in published_figures("crossmodal3600", facts, notes)} == models
+
+
+def test_one_of_two_models_of_an_architecture_is_never_guessed():
+    facts = dataclasses.replace(
+        evaluation().report.model, architecture="nllb-clip-base-siglip", checkpoint="my-folder"
+    )
+    found = published_figures("xtd10", facts)
+    assert {entry.model for entry in found} == {"nllb-clip-base-siglip", "nllb-siglip-mrl-base"}
+    assert published_beside(found, "text→image R@1") is None
+    named = dataclasses.replace(facts, checkpoint="visheratin/nllb-siglip-mrl-base")
+    found = published_figures("xtd10", named)
+    assert {entry.model for entry in found} == {"nllb-siglip-mrl-base"}
+    assert published_beside(found, "text→image R@1").of("de", "text→image R@1") == 67.6
 
 
 def test_every_published_figure_names_a_layout_and_plausible_values():
-    assert {entry.dataset for entry in PUBLISHED} <= set(LAYOUTS)
-    assert all(0 < value < 100 for entry in PUBLISHED for value in entry.values)
+    every = (*PUBLISHED, *published_by_language())
+    assert {entry.dataset for entry in every} <= {*LAYOUTS, *CLASS_LAYOUTS}
+    assert all(0 < value < 100 for entry in every for value in entry.values)
+    assert all(len(row) == len(entry.measures) for entry in every for row in entry.by_language.values())
 
 
 def test_mean_recall_is_the_mean_over_the_cut_offs():

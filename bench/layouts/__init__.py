@@ -1,10 +1,12 @@
-"""Read published retrieval sets from a local folder; nothing is downloaded.
+"""Read published retrieval and classification sets from a local folder; nothing is downloaded.
 
-One file a layout, each a function that reads a ``RetrievalSet``; ``LAYOUTS`` registers them by name.
+One file a layout, each a function that reads a ``RetrievalSet`` or a ``ClassificationSet``; ``LAYOUTS`` and
+``CLASS_LAYOUTS`` register them by name.
 """
 
 from __future__ import annotations
 
+from bench.layouts.class_registry import CLASS_LAYOUTS, read_classes
 from bench.layouts.registry import LAYOUTS, ReadOptions, read
 from export.retrieval.sets import (
     CaptionChoice,
@@ -19,6 +21,7 @@ from export.retrieval.sets import (
 )
 
 __all__ = [
+    "CLASS_LAYOUTS",
     "LAYOUTS",
     "CaptionChoice",
     "Captions",
@@ -31,4 +34,5 @@ __all__ = [
     "TarSlice",
     "Translator",
     "read",
+    "read_classes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -96,6 +97,11 @@ class LanguageFigures:
     def comparison(self, direction: Direction) -> Comparison:
         """The figures of a direction."""
         return self.text_to_image if direction is Direction.TEXT_TO_IMAGE else self.image_to_text
+
+    @property
+    def comparisons(self) -> Mapping[str, Comparison]:
+        """The figures by the direction's name."""
+        return {direction.value: self.comparison(direction) for direction in Direction}
 
 
 def compare_language(

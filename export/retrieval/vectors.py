@@ -24,10 +24,27 @@ from runtime.errors import ImageError, LanguageError, ParityError
 if TYPE_CHECKING:  # they come with torch, which a page of finished figures does not need
     from export.towers import Reference, Towers
 
-__all__ = ["Progress", "TextIndex", "Vectors", "exported_vectors", "reference_vectors", "spoken_part"]
+__all__ = [
+    "Progress",
+    "TextIndex",
+    "Vectors",
+    "exported_image_vectors",
+    "exported_text_vectors",
+    "exported_vectors",
+    "reference_image_vectors",
+    "reference_text_vectors",
+    "reference_vectors",
+    "silent",
+    "spoken_part",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being embedded, how many are done, and of how many."""
+
+
+def silent(_stage: str, _done: int, _total: int) -> None:
+    """Report no progress."""
+
 
 REFERENCE_PADDING = "to the longest text of a batch"
 """For the record; see the module's docstring."""
@@ -62,6 +79,13 @@ class TextIndex:
             rows[entry.code] = np.array(found, dtype=np.int64)
         texts, languages = zip(*row_of, strict=True)
         return cls(texts, languages, rows)
+
+    @classmethod
+    def of_texts(cls, code: str, texts: Sequence[str], language: str | None) -> TextIndex:
+        """Index texts of one language, under a code."""
+        row_of: dict[str, int] = {}
+        rows = np.array([row_of.setdefault(text, len(row_of)) for text in texts], dtype=np.int64)
+        return cls(tuple(row_of), (language,) * len(row_of), {code: rows})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,12 +138,36 @@ def reference_vectors(
         ImageError: an image cannot be decoded.
         ParityError: a vector is not finite.
     """
-    texts = _reference_texts(reference, index, dim, pad_id, max_batch_tokens)
     images = _reference_images(reference, dataset.images, dim, batch_images)
     return Vectors(
         _joined(images, dataset.images, "PyTorch images", progress),
-        _joined(texts, index.texts, "PyTorch texts", progress),
+        reference_text_vectors(
+            reference, index, dim=dim, pad_id=pad_id, progress=progress, max_batch_tokens=max_batch_tokens
+        ),
         index,
+    )
+
+
+def reference_text_vectors(
+    reference: Reference,
+    index: TextIndex,
+    *,
+    dim: int,
+    pad_id: int,
+    progress: Progress,
+    max_batch_tokens: int = _BATCH_TOKENS,
+) -> Float:
+    """float32 (distinct texts, dim): the texts alone, by the family's own library."""
+    texts = _reference_texts(reference, index, dim, pad_id, max_batch_tokens)
+    return _joined(texts, index.texts, "PyTorch texts", progress)
+
+
+def reference_image_vectors(
+    reference: Reference, images: Sequence[ImageSource], *, dim: int, progress: Progress
+) -> Float:
+    """float32 (images, dim): the images alone, by the family's own library."""
+    return _joined(
+        _reference_images(reference, images, dim, _BATCH_IMAGES), images, "PyTorch images", progress
     )
 
 
@@ -132,10 +180,22 @@ def exported_vectors(
         BabeltowerError: whatever the encoder raises.
         ParityError: a vector is not finite.
     """
-    texts = _joined(_exported_texts(encoder, index, dim), index.texts, "exported texts", progress)
-    sources = (image.read() for image in dataset.images)
-    images = encoder.iter_images(sources, dim=dim, batch_size=_BATCH_IMAGES)
-    return Vectors(_joined(images, dataset.images, "exported images", progress), texts, index)
+    texts = exported_text_vectors(encoder, index, dim=dim, progress=progress)
+    return Vectors(exported_image_vectors(encoder, dataset.images, dim=dim, progress=progress), texts, index)
+
+
+def exported_text_vectors(encoder: Encoder, index: TextIndex, *, dim: int, progress: Progress) -> Float:
+    """float32 (distinct texts, dim): the texts alone, by the exported model."""
+    return _joined(_exported_texts(encoder, index, dim), index.texts, "exported texts", progress)
+
+
+def exported_image_vectors(
+    encoder: Encoder, images: Sequence[ImageSource], *, dim: int, progress: Progress
+) -> Float:
+    """float32 (images, dim): the images alone, by the exported model."""
+    sources = (image.read() for image in images)
+    vectors = encoder.iter_images(sources, dim=dim, batch_size=_BATCH_IMAGES)
+    return _joined(vectors, images, "exported images", progress)
 
 
 def _reference_texts(

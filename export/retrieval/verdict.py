@@ -1,15 +1,16 @@
-"""Which limits a variant's retrieval breaks, a sentence each."""
+"""Which limits a variant's retrieval, or its zero-shot classification, breaks, a sentence each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from export.retrieval.comparison import Comparison, Direction, LanguageFigures
+from export.retrieval.comparison import Comparison
 from export.retrieval.metrics import KS, Agreement
 
-__all__ = ["RetrievalLimits", "retrieval_failures"]
+__all__ = ["Compared", "RetrievalLimits", "retrieval_failures"]
 
 _STANDARD_ERRORS = 3.0
 
@@ -39,8 +40,24 @@ class RetrievalLimits:
     sampled: bool = False
 
 
+class Compared(Protocol):
+    """One language's figures: PyTorch beside the exported model, by what was asked."""
+
+    @property
+    def code(self) -> str:
+        """The data set's own code."""
+
+    @property
+    def texts(self) -> Agreement:
+        """Of the language's texts."""
+
+    @property
+    def comparisons(self) -> Mapping[str, Comparison]:
+        """By name, such as ``text_to_image``; the same names in every language."""
+
+
 def retrieval_failures(
-    languages: Sequence[LanguageFigures], images: Agreement, limits: RetrievalLimits
+    languages: Sequence[Compared], images: Agreement, limits: RetrievalLimits
 ) -> tuple[str, ...]:
     """What broke a limit: means first, then languages with the largest drop first; empty where all hold."""
     worst_first = sorted(languages, key=_largest_drop, reverse=True)
@@ -52,19 +69,19 @@ def retrieval_failures(
             for figures in worst_first
             for failure in (
                 *_cosine_failures(f"texts in {figures.code}", figures.texts, limits),
-                *(f for direction in Direction for f in _recall_failures(figures, direction, limits)),
+                *(f for name in figures.comparisons for f in _recall_failures(figures, name, limits)),
             )
         ),
     )
 
 
-def _largest_drop(figures: LanguageFigures) -> float:
-    return max(figures.comparison(direction).drop(1) for direction in Direction)
+def _largest_drop(figures: Compared) -> float:
+    return max(comparison.drop(1) for comparison in figures.comparisons.values())
 
 
-def _mean_failures(languages: Sequence[LanguageFigures], limits: RetrievalLimits) -> Iterator[str]:
-    for direction in Direction:
-        chosen = [figures.comparison(direction) for figures in languages]
+def _mean_failures(languages: Sequence[Compared], limits: RetrievalLimits) -> Iterator[str]:
+    for name in languages[0].comparisons:
+        chosen = [figures.comparisons[name] for figures in languages]
         drop = sum(c.drop_beyond_ties(1, limits.tie_margin) for c in chosen) / len(chosen)
         errors = [_standard_error(c, 1) for c in chosen]
         allowance = _STANDARD_ERRORS * math.sqrt(sum(e * e for e in errors)) / len(errors)
@@ -74,7 +91,7 @@ def _mean_failures(languages: Sequence[LanguageFigures], limits: RetrievalLimits
                 for recalls in ([c.reference for c in chosen], [c.exported for c in chosen])
             )
             yield (
-                f"mean over {len(chosen)} languages, {direction.value}: R@1 {reference:.4f} → "
+                f"mean over {len(chosen)} languages, {name}: R@1 {reference:.4f} → "
                 f"{exported:.4f}; the limit is a drop of at most {limits.max_mean_drop}."
             )
 
@@ -89,10 +106,8 @@ def _cosine_failures(what: str, found: Agreement, limits: RetrievalLimits) -> It
         yield f"{what}: mean cosine {found.cosine_mean:.6f}; the limit is {limits.min_mean_cosine}."
 
 
-def _recall_failures(
-    figures: LanguageFigures, direction: Direction, limits: RetrievalLimits
-) -> Iterator[str]:
-    comparison = figures.comparison(direction)
+def _recall_failures(figures: Compared, name: str, limits: RetrievalLimits) -> Iterator[str]:
+    comparison = figures.comparisons[name]
     strict = limits.max_recall_drop == 0.0
     most = {k: limits.max_recall_drop if k == 1 else limits.max_later_recall_drop for k in KS}
     broken = []
@@ -108,7 +123,7 @@ def _recall_failures(
             f"R@{k} {comparison.reference.at[k]:.4f} → {comparison.exported.at[k]:.4f}" for k in broken
         )
         allowed = "equal recall" if strict else f"a drop of at most {most[broken[0]]}"
-        yield f"{figures.code}, {direction.value}: {parts}; the limit is {allowed}, ties aside."
+        yield f"{figures.code}, {name}: {parts}; the limit is {allowed}, ties aside."
 
 
 def _standard_error(comparison: Comparison, k: int) -> float:

@@ -1,0 +1,1 @@
+"""Zero-shot classification with an exported model beside PyTorch: sets, evaluation, report, table."""
