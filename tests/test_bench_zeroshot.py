@@ -55,10 +55,10 @@ def report(drawings: ClassificationSet, exported: Exported) -> ClassificationRep
 def test_the_exported_model_classifies_as_pytorch(report: ClassificationReport) -> None:
     assert report.passed, report.failures
     assert report.min_cosine > 0.999999
-    assert report.n_decisions == 3 * len(KS) * sum(f.n_images for f in report.languages) // 3
+    assert report.n_decisions == len(KS) * sum(f.n_images for f in report.languages)
     for figures in report.languages:
         found = figures.classification
-        assert found.reference.at[1] > 20 / figures.n_classes  # far above chance
+        assert found.reference.at[1] > 5 / figures.n_classes  # far above chance
         assert found.reference.at[1] <= found.reference.at[5] <= found.reference.at[10]
         assert figures.n_templates > 1
 
