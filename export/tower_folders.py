@@ -27,6 +27,9 @@ MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
 TOKENIZER = "tokenizer.json"
 
 _GRAPH = "model.onnx"
+_BATCHED = (Modality.IMAGE,)
+"""Towers whose requests Triton may join. A text tower's come batched by the front end, each of a length of
+its own; and while requests of unlike shapes wait, Triton's batcher spins on a core that the tower needs."""
 
 
 def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, str]:
@@ -87,6 +90,7 @@ def write_tower(
         max_batch_size=MAX_BATCH_SIZE[modality],
         inputs=inputs,
         outputs=outputs,
+        batches=modality in _BATCHED,
         parameters={"babeltower_fingerprint": towers.fingerprint},
     )
     if form.engine is Engine.TENSORRT:

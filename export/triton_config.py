@@ -91,6 +91,7 @@ class Warmup:
 class ModelConfig:
     """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company.
 
+    Without ``batches``, Triton runs each request by itself, of up to ``max_batch_size`` rows.
     ``filename`` is the file of a version that the backend opens, ``platform`` what Triton calls its kind
     where that is asked; ``response_cache`` lets the server answer a request that it has answered before
     without running the model, if it was started with a cache.
@@ -101,6 +102,7 @@ class ModelConfig:
     max_batch_size: int
     inputs: Sequence[TensorConfig]
     outputs: Sequence[TensorConfig]
+    batches: bool = True
     max_queue_delay_us: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
     filename: str = "model.onnx"
@@ -129,7 +131,8 @@ class ModelConfig:
         yield f"max_batch_size: {self.max_batch_size}"
         yield from (_tensor_pbtxt("input", tensor) for tensor in self.inputs)
         yield from (_tensor_pbtxt("output", tensor) for tensor in self.outputs)
-        yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
+        if self.batches:
+            yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
         if self.instances is not None:
             yield self.instances.to_pbtxt()
         if self.response_cache:

@@ -78,7 +78,11 @@ def _compiled(
     core: Any, graph: Path, device: str, precision: Precision, threads: int | None, instances: int
 ) -> Any:
     _require_capability(core, device, precision)
-    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "CACHE_DIR": ""}
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "CACHE_DIR": "",
+        "ENABLE_CPU_PINNING": False,  # pinned, two processes of one thread each would share the first core
+    }
     if instances == 1:
         properties["PERFORMANCE_HINT"] = "LATENCY"  # one run at a time takes all the threads
     else:
