@@ -2,36 +2,38 @@
 
     python -m bench.server_load REPOSITORY/NAME [REPOSITORY/NAME …] --json FILE
 
-Every client sends one text a request and waits for its vector. Server, in-process run and clients are
-held to the same cores; the clients' own cost is part of the server's figure.
+Every client sends one text a request and waits for its vector. Servers, in-process run and clients are held
+to the same cores; the clients' own cost is part of a server's figure. Both servers and the encoder are up all
+the while, and are measured in turns.
 """
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import json
-import random
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from bench.environment import environment
-from export.frontends import FrontEndSettings, frontends_from_model
+from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
+from export.load import Load, text_requests
+from export.tuning.inputs import languages_for, realistic_texts
+from export.tuning.operation import Operation, TunedFiles, operation_of_model, tuned_files
+from export.tuning.served import ServedModel
 from runtime.encoder import Encoder
 from runtime.manifest import Manifest, Modality
-from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
-from runtime.server.process import Server
+from runtime.server import Server, default_folder, environment_from_folder
 
-__all__ = ["LoadResult", "realistic_texts"]
+__all__ = ["LoadResult", "realistic_texts", "records_of_result"]
+
+_METRICS_S = 1.5
+"""The front ends publish their counters once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,192 +41,181 @@ class LoadResult:
     """One model under load.
 
     Attributes:
-        texts_per_s: Each run's texts a second, over gRPC.
-        in_process_texts_per_s: The same texts in one call of the in-process runtime; raw runs.
-        unbatched_texts_per_s: Over gRPC with ``max_batch_size`` 1 in the front end; raw runs.
+        rates: Texts a second, one a run: of the server, of the server without batching, and of one call of
+            the in-process runtime.
         average_batch: Texts of one execution of the front end.
         tower_average_batch: Rows of one execution of the tower.
         padding_share: Padding ÷ all tokens that the tower computed.
-        latency_ms: Percentiles 50, 90 and 99 of a request.
+        latency_ms: Percentiles 50, 90 and 99 of a request, of the server and of the unbatched one.
         max_error: Largest difference to the in-process vectors.
     """
 
     model: str
-    variant: str
+    manifest: Manifest
+    files: TunedFiles
+    operation: Operation
     clients: int
     n_texts: int
     mean_tokens: float
-    texts_per_s: Sequence[float]
-    in_process_texts_per_s: Sequence[float]
-    unbatched_texts_per_s: Sequence[float]
+    rates: Mapping[str, Sequence[float]]
     average_batch: float
     tower_average_batch: float
     padding_share: float
-    latency_ms: Sequence[float]
+    latency_ms: Mapping[str, Sequence[float]]
     max_error: float
 
     @property
     def share_of_in_process(self) -> float:
         """Server ÷ in-process, medians."""
-        return statistics.median(self.texts_per_s) / statistics.median(self.in_process_texts_per_s)
+        return statistics.median(self.rates["batched"]) / statistics.median(self.rates["in process"])
 
     @property
     def gain_by_batching(self) -> float:
         """Server ÷ server without batching, medians."""
-        return statistics.median(self.texts_per_s) / statistics.median(self.unbatched_texts_per_s)
+        return statistics.median(self.rates["batched"]) / statistics.median(self.rates["unbatched"])
 
-
-def realistic_texts(n_texts: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Captions of one to three names in 106 languages, drawn with a fixed seed, and their languages."""
-    from samples import dataset
-
-    captions = [(c.text, c.flores) for c in dataset.load_captions()]
-    by_language: dict[str, list[str]] = {}
-    for text, language in captions:
-        by_language.setdefault(language, []).append(text)
-    draw = random.Random(seed)
-    texts, languages = [], []
-    for _ in range(n_texts):
-        language = draw.choice(sorted(by_language))
-        texts.append(" ".join(draw.choices(by_language[language], k=draw.choice((1, 1, 2, 2, 3)))))
-        languages.append(language)
-    return texts, languages
-
-
-async def _requests(
-    address: str, model: str, texts: Sequence[str], languages: Sequence[str | None], n_clients: int
-) -> tuple[np.ndarray[Any, Any], float, list[float]]:
-    """Vectors in order, seconds, and each request's milliseconds."""
-    from tritonclient.grpc import InferInput
-    from tritonclient.grpc.aio import InferenceServerClient
-
-    vectors: list[Any] = [None] * len(texts)
-    latencies = []
-    todo = iter(range(len(texts)))
-
-    async def client_loop(client: InferenceServerClient) -> None:
-        for i in todo:
-            inputs = []
-            for name, value in (("text", texts[i]), ("language", languages[i])):
-                if value is not None:
-                    tensor = InferInput(name, [1, 1], "BYTES")
-                    tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=np.object_))
-                    inputs.append(tensor)
-            started = time.perf_counter()
-            answer = await client.infer(model, inputs)
-            latencies.append((time.perf_counter() - started) * 1e3)
-            vectors[i] = answer.as_numpy("vector")[0]
-
-    async with InferenceServerClient(address) as client:
-        started = time.perf_counter()
-        await asyncio.gather(*(client_loop(client) for _ in range(n_clients)))
-        return np.stack(vectors), time.perf_counter() - started, latencies
-
-
-def _metric(page: str, name: str, model: str) -> float:
-    lines = [line for line in page.splitlines() if line.startswith(name + "{") and f'model="{model}"' in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-def _loaded(
-    server: Server, name: str, texts: Sequence[str], languages: Sequence[str | None], clients: int, runs: int
-) -> tuple[list[float], list[float], np.ndarray[Any, Any], dict[str, float]]:
-    import tritonclient.grpc
-
-    model = f"{name}_text"
-    warm = min(len(texts), 4 * clients)
-    asyncio.run(_requests(server.addresses.grpc, model, texts[:warm], languages[:warm], clients))
-    client = tritonclient.grpc.InferenceServerClient(server.addresses.grpc)
-    tower = client.get_model_config(model).config.parameters["babeltower_tower"].string_value
-
-    def counts() -> dict[str, float]:
-        time.sleep(1.5)
-        page = server.metrics()
-        found = {n: _metric(page, f"babeltower_{n}_total", model) for n in ("tokens", "padding_tokens")}
-        for key, of in (("front", model), ("tower", tower)):
-            stats = client.get_inference_statistics(of).model_stats[0]
-            found |= {f"{key}_rows": stats.inference_count, f"{key}_runs": stats.execution_count}
-        return found
-
-    before = counts()
-    rates, latencies = [], []
-    for _ in range(runs):
-        vectors, seconds, run_latencies = asyncio.run(
-            _requests(server.addresses.grpc, model, texts, languages, clients)
+    def __str__(self) -> str:
+        return (
+            f"{self.model} {self.files.tower}: {statistics.median(self.rates['batched']):.0f} texts/s, "
+            f"{self.share_of_in_process:.0%} of in-process, {self.gain_by_batching:.2f}× unbatched, "
+            f"batch {self.average_batch:.1f}, tower batch {self.tower_average_batch:.1f}, padding "
+            f"{self.padding_share:.1%}, p50/90/99 {[round(x) for x in self.latency_ms['batched']]} ms, error "
+            f"{self.max_error:.1e}"
         )
-        rates.append(len(texts) / seconds)
-        latencies += run_latencies
-    after = counts()
-    return rates, latencies, vectors, {key: after[key] - before[key] for key in after}
 
 
 def measure(
     model: Path, server_environment: Path, *, clients: int, n_texts: int, runs: int, threads: int
 ) -> LoadResult:
-    """One model: in process, on a server, on a server that does not batch; one after the other."""
+    """One model: on a server, on a server that does not batch, in process; in turns."""
     manifest = Manifest.read(model)
-    (front_ends,) = manifest.front_ends
-    variant = manifest.variants[front_ends.variant]
-    texts, given = realistic_texts(n_texts)
-    known = manifest.text.language_ids
-    languages = [(code if code in known else "eng_Latn") if known else None for code in given]
-    engine = variant.engines[0] if len(variant.engines) == 1 else "onnxruntime"
-    in_process = []
-    with Encoder.open(
-        model, engine=engine, precision=variant.precision, threads=threads, verify=False
-    ) as encoder:
-        language = [code for code in languages if code is not None] or None
-        encoder.embed_texts(texts[:64], language and language[:64])
-        for _ in range(runs):
-            started = time.perf_counter()
-            expected = encoder.embed_texts(texts, language)
-            in_process.append(n_texts / (time.perf_counter() - started))
+    files = tuned_files(model, manifest, Modality.TEXT)
+    operation = operation_of_model(model.parent, files)
+    texts, codes = realistic_texts(n_texts)
+    languages = languages_for(manifest, codes)
+    requests = text_requests(files.front, texts, languages)
+    variant = manifest.variants[manifest.front_ends[0].variant]
+    known = [code for code in languages if code is not None] or None
+    rates: dict[str, list[float]] = {"batched": [], "unbatched": [], "in process": []}
+    with (
+        tempfile.TemporaryDirectory(dir=model.parent.parent) as stage,
+        Encoder.open(
+            model, engine=files.engine, precision=variant.precision, threads=threads, verify=False
+        ) as encoder,
+    ):
+        environment = environment_from_folder(server_environment)
+        served = ServedModel(model.parent, files, environment, Path(stage), requests, clients)
+        with (
+            served.serving(operation, warm_s=5) as batched,
+            served.serving(replace(operation, max_batch_size=1), warm_s=3) as unbatched,
+        ):
+            encoder.embed_texts(texts, known)
+            counted: dict[str, float] = {}
+            loads: dict[str, list[Load]] = {"batched": [], "unbatched": []}
+            for _ in range(runs):
+                before = _counts(batched, files)
+                loads["batched"].append(served.load(batched, None))
+                after = _counts(batched, files)
+                counted = {key: counted.get(key, 0) + after[key] - before[key] for key in after}
+                loads["unbatched"].append(served.load(unbatched, None))
+                started = time.perf_counter()
+                expected = encoder.embed_texts(texts, known)
+                rates["in process"].append(n_texts / (time.perf_counter() - started))
         mean_tokens = encoder.stats.tokens / encoder.stats.texts
-    towers = [front_ends.text, variant.text.model]
-    options = ServerOptions(models=tuple(towers))
-    found = {}
-    with tempfile.TemporaryDirectory(dir=model.parent.parent) as scratch:
-        plain = _linked(model, Path(scratch) / "plain")
-        one = dataclasses.replace(FrontEndSettings(), max_batch_size=dict.fromkeys(Modality, 1))
-        frontends_from_model(plain, variant=front_ends.variant, settings=one)
-        for kind, repository in (("batched", model.parent), ("plain", plain.parent)):
-            environment_ = environment_from_folder(server_environment)
-            with running_server(repository, environment=environment_, options=options) as server:
-                found[kind] = _loaded(server, model.name, texts, languages, clients, runs)
-    rates, latencies, vectors, counts = found["batched"]
-    tokens, padding = counts["tokens"], counts["padding_tokens"]
+    for kind, found in loads.items():
+        rates[kind] = [load.rate for load in found]
     return LoadResult(
         model=model.name,
-        variant=front_ends.variant,
+        manifest=manifest,
+        files=files,
+        operation=operation,
         clients=clients,
         n_texts=n_texts,
         mean_tokens=mean_tokens,
-        texts_per_s=rates,
-        in_process_texts_per_s=in_process,
-        unbatched_texts_per_s=found["plain"][0],
-        average_batch=counts["front_rows"] / counts["front_runs"],
-        tower_average_batch=counts["tower_rows"] / counts["tower_runs"],
-        padding_share=padding / (tokens + padding),
-        latency_ms=[float(p) for p in np.percentile(latencies, (50, 90, 99))],
-        max_error=float(np.abs(vectors - expected).max()),
+        rates=rates,
+        average_batch=counted["front_rows"] / counted["front_runs"],
+        tower_average_batch=counted["tower_rows"] / counted["tower_runs"],
+        padding_share=counted["padding_tokens"] / (counted["tokens"] + counted["padding_tokens"]),
+        latency_ms={kind: _percentiles(found) for kind, found in loads.items()},
+        max_error=_max_error(loads["batched"], expected),
     )
 
 
-def _linked(model: Path, repository: Path) -> Path:
-    """A copy of the repository that shares the towers' files."""
-    import os
+def records_of_result(result: LoadResult, model: Path) -> list[Record]:
+    """Cells of the suite: the server, the server without batching, the runtime in process."""
+    variant = result.manifest.variants[result.manifest.front_ends[0].variant]
+    tower = variant.text
+    folder = model.parent / tower.model / str(tower.version)
+    artefact = artefact_sha256(*sorted(path for path in folder.iterdir() if path.is_file()))
+    common = {
+        "clients": result.clients,
+        "n_texts": result.n_texts,
+        "mean_tokens": result.mean_tokens,
+        "operation": asdict(result.operation),
+    }
+    server = {
+        "average_batch": result.average_batch,
+        "tower_average_batch": result.tower_average_batch,
+        "padding_share": result.padding_share,
+        "max_error": result.max_error,
+        "share_of_in_process": result.share_of_in_process,
+        "gain_by_batching": result.gain_by_batching,
+    }
+    return [
+        record_of(
+            suite_cell(
+                suite="server",
+                metric="rate",
+                model=result.model,
+                family=result.manifest.family,
+                tower="text",
+                by=by,
+                engine=result.files.engine,
+                precision=variant.precision.value,
+            ),
+            result.rates[kind],
+            unit="rows/s",
+            settings={**common, **settings},
+            artefact=artefact,
+        )
+        for kind, by, settings in (
+            ("batched", "babeltower server", {**server, **_latency(result, "batched")}),
+            ("unbatched", "babeltower server, unbatched", _latency(result, "unbatched")),
+            ("in process", "babeltower in process", {}),
+        )
+    ]
 
-    shutil.copytree(
-        model.parent,
-        repository,
-        copy_function=lambda a, b: os.link(a, b),
-        ignore=lambda _, names: [n for n in names if n.endswith((".refused.json",))],
-    )
-    path = repository / f"{model.name}.babeltower.json"
-    text = path.read_text(encoding="utf-8")
-    path.unlink()
-    path.write_text(text, encoding="utf-8")
-    return repository / model.name
+
+def _latency(result: LoadResult, kind: str) -> dict[str, Any]:
+    return dict(zip(("p50_ms", "p90_ms", "p99_ms"), result.latency_ms[kind], strict=True))
+
+
+def _percentiles(loads: Sequence[Load]) -> list[float]:
+    joined = np.concatenate([load.latencies_ms for load in loads])
+    return [float(p) for p in np.percentile(joined, (50, 90, 99))]
+
+
+def _max_error(loads: Sequence[Load], expected: NDArray[Any]) -> float:
+    return max(float(np.abs(v - expected[i]).max()) for load in loads for i, v in load.vectors.items())
+
+
+def _counts(server: Server, files: TunedFiles) -> dict[str, float]:
+    import tritonclient.grpc
+
+    time.sleep(_METRICS_S)
+    page = server.metrics()
+    found = {n: _metric(page, f"babeltower_{n}_total", files.front) for n in ("tokens", "padding_tokens")}
+    client = tritonclient.grpc.InferenceServerClient(server.addresses.grpc)
+    for key, of in (("front", files.front), ("tower", files.tower)):
+        stats = client.get_inference_statistics(of).model_stats[0]
+        found |= {f"{key}_rows": stats.inference_count, f"{key}_runs": stats.execution_count}
+    client.close()
+    return found
+
+
+def _metric(page: str, name: str, model: str) -> float:
+    lines = [line for line in page.splitlines() if line.startswith(name + "{") and f'model="{model}"' in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def main(
@@ -234,35 +225,18 @@ def main(
     n_texts: Annotated[int, typer.Option(min=64)] = 2_000,
     runs: Annotated[int, typer.Option(min=1)] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of the in-process run.")] = 2,
-    record: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
+    record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
 ) -> None:
     """Measure texts a second, batches and padding under load."""
-    results = []
+    records: list[Record] = []
     for model in models:
         result = measure(
             model, env or default_folder(), clients=clients, n_texts=n_texts, runs=runs, threads=threads
         )
-        results.append(result)
-        typer.echo(
-            f"{result.model} {result.variant}: {statistics.median(result.texts_per_s):.0f} texts/s, "
-            f"{result.share_of_in_process:.0%} of in-process, {result.gain_by_batching:.2f}× unbatched, "
-            f"batch {result.average_batch:.1f}, tower batch {result.tower_average_batch:.1f}, "
-            f"padding {result.padding_share:.1%}, p50/90/99 {[round(x) for x in result.latency_ms]} ms, "
-            f"error {result.max_error:.1e}"
-        )
-    if record is not None:
-        data = {
-            "environment": asdict(environment()),
-            "results": [
-                {
-                    **asdict(r),
-                    "share_of_in_process": r.share_of_in_process,
-                    "gain_by_batching": r.gain_by_batching,
-                }
-                for r in results
-            ],
-        }
-        record.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        records += records_of_result(result, model)
+        typer.echo(str(result))
+        if record is not None:
+            write_records(records, record)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.frontends_cli import frontends
+from export.tuning.cli import tune
 from runtime.backends import Engine
 from runtime.cli import app
 from runtime.errors import ExportError
@@ -25,6 +26,7 @@ __all__ = ["app", "main"]
 
 
 app.command()(frontends)
+app.command()(tune)
 
 
 @app.command()

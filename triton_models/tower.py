@@ -16,12 +16,12 @@ from runtime.backends import Backend, Engine, open_backend
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
+__all__ = ["THREADS", "TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
 
 _TOWER_NAME = re.compile(rf".+_(?:text|image)_tower_({'|'.join(p.value for p in Precision)})(?:_[a-z]+)?")
-_THREADS = {
+THREADS = {
     Engine.ONNXRUNTIME: "intra_op_thread_count",
-    Engine.OPENVINO: "INFERENCE_NUM_THREADS",
+    Engine.OPENVINO: "INFERENCE_NUMTHREADS",
 }
 """The parameter that the stock backend of each engine reads its threads from."""
 
@@ -51,7 +51,7 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
             f"{config['name']!r} is no tower's name (NAME_text_tower_fp32, ...), so its precision is "
             "unknown, and none is guessed. Export the checkpoint again."
         )
-    threads = parameters.get(_THREADS[engine])
+    threads = parameters.get(THREADS[engine])
     return TowerConfig(
         graph=config["default_model_filename"],
         precision=Precision(named[1]),

@@ -1,0 +1,165 @@
+"""What was measured to choose an operation: JSON, a Markdown table, a plot of throughput against latency."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.tuning.confirmation import Confirmation
+from export.tuning.operation import Operation
+from export.tuning.search import Trial
+from runtime.errors import ExportError
+
+__all__ = ["Tuning", "write_evidence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A tuning run.
+
+    Attributes:
+        model: The front end.
+        trials: Of the search, the default first, in the order of measuring.
+        confirmations: Of the finalists, until one was better.
+        p99_ms: The limit that was asked for; ``None`` for the default's own.
+        setting: Of the run, plain values.
+    """
+
+    model: str
+    default: Operation
+    trials: tuple[Trial, ...]
+    confirmations: tuple[Confirmation, ...]
+    p99_ms: float | None
+    setting: Mapping[str, Any]
+    minutes: float
+
+    @property
+    def chosen(self) -> Confirmation | None:
+        """The confirmed candidate; ``None`` if the default is best."""
+        return next((c for c in self.confirmations if c.is_better(self.p99_ms)), None)
+
+    @property
+    def limit_ms(self) -> float:
+        """The limit that was asked for, or the default's 99th percentile in the search."""
+        return self.trials[0].p99_ms if self.p99_ms is None else self.p99_ms
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            **self.setting,
+            "minutes": round(self.minutes, 2),
+            "p99_limit_ms": self.p99_ms,
+            "default": asdict(self.default),
+            "chosen": None if self.chosen is None else asdict(self.chosen.candidate),
+            "confirmations": [
+                {
+                    "candidate": asdict(c.candidate),
+                    "rates": [list(pair) for pair in c.rates],
+                    "ratio": c.ratio,
+                    "interval": list(c.interval),
+                    "p99_ms": list(c.p99_ms),
+                    "failures": list(c.failures),
+                    "is_better": c.is_better(self.p99_ms),
+                }
+                for c in self.confirmations
+            ],
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+    def summary(self) -> list[str]:
+        """Lines for the terminal."""
+        default = self.trials[0]
+        lines = [
+            f"{self.model}: {len(self.trials)} operations tried in {self.minutes:.1f} minutes",
+            f"default    {default.operation}: {default.rate:.0f} a second, p99 {default.p99_ms:.0f} ms",
+        ]
+        lines += [f"candidate  {_confirmation_line(c)}" for c in self.confirmations]
+        if self.chosen is None:
+            lines.append("The default is best; nothing was changed.")
+        else:
+            lines.append(f"chosen     {self.chosen.candidate}")
+        return lines
+
+    def as_markdown(self) -> str:
+        """Every trial, and the rounds of the confirmation."""
+        chosen = None if self.chosen is None else self.chosen.candidate
+        lines = [f"# Tuning of {self.model}", "", _setting_line(self.setting), ""]
+        lines += ["| operation | requests/s | p50 ms | p99 ms | |", "|---|---|---|---|---|"]
+        for trial in self.trials:
+            mark = "default" if trial.operation == self.default else ""
+            mark = "chosen" if trial.operation == chosen else mark
+            mark = mark or ("" if trial.holds(self.limit_ms) else "over the limit")
+            lines.append(
+                f"| {trial.operation} | {trial.rate:.1f} | {trial.p50_ms:.1f} | {trial.p99_ms:.1f} | {mark} |"
+            )
+        for found in self.confirmations:
+            lines += ["", f"Candidate {_confirmation_line(found)}", ""]
+            lines += ["| round | default, requests/s | candidate, requests/s | ratio |", "|---|---|---|---|"]
+            lines += [
+                f"| {i + 1} | {default:.1f} | {rate:.1f} | {rate / default:.3f} |"
+                for i, (default, rate) in enumerate(found.rates)
+            ]
+        lines += ["", self.summary()[-1]]
+        return "\n".join(lines) + "\n"
+
+
+def write_evidence(tuning: Tuning, stem: Path) -> Sequence[Path]:
+    """Write ``STEM.tuning.json``, ``.md`` and ``.png``; each is renamed into place when complete.
+
+    Raises:
+        ExportError: they cannot be written.
+    """
+    paths = [stem.with_name(f"{stem.name}.tuning.{suffix}") for suffix in ("json", "md", "png")]
+    drafts = [path.with_name(f".draft-{path.name}") for path in paths]
+    try:
+        drafts[0].write_text(json.dumps(tuning.as_json(), indent=2) + "\n", encoding="utf-8")
+        drafts[1].write_text(tuning.as_markdown(), encoding="utf-8")
+        _plot(tuning, drafts[2])
+        for draft, path in zip(drafts, paths, strict=True):
+            draft.replace(path)
+    except OSError as error:
+        raise ExportError(f"The evidence cannot be written beside {stem}: {error}.") from error
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+    return paths
+
+
+def _plot(tuning: Tuning, path: Path) -> None:
+    """A point an operation; the limit is a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(
+        [t.p99_ms for t in tuning.trials], [t.rate for t in tuning.trials], color="0.6", label="tried"
+    )
+    default = tuning.trials[0]
+    axes.scatter([default.p99_ms], [default.rate], color="black", label="default")
+    for trial in tuning.trials:
+        if tuning.chosen is not None and trial.operation == tuning.chosen.candidate:
+            axes.scatter([trial.p99_ms], [trial.rate], marker="*", s=160, label=f"chosen: {trial.operation}")
+    axes.axvline(
+        tuning.limit_ms, color="black", linewidth=0.8, linestyle=":", label="limit of the 99th percentile"
+    )
+    axes.set_xlabel("99th percentile of a request, ms")
+    axes.set_ylabel("requests a second")
+    axes.set_title(f"{tuning.model}, {tuning.setting['clients']} clients, {tuning.setting['cores']} cores")
+    axes.legend(fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _confirmation_line(found: Confirmation) -> str:
+    low, high = found.interval
+    return (
+        f"{found.candidate}: {found.ratio:.2f}× the default ({low:.2f} to {high:.2f} in {len(found.rates)} "
+        f"rounds), p99 {found.p99_ms[1]:.0f} ms, default's {found.p99_ms[0]:.0f} ms"
+    )
+
+
+def _setting_line(setting: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items()) + "."

@@ -1,0 +1,187 @@
+"""How a front end and its tower are operated: what ``config.pbtxt`` says of both, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.backends import Engine
+from runtime.errors import ExportError
+from runtime.manifest import Manifest, Modality
+from runtime.rollout.release import replace_text, write_manifest
+from triton_models.spec import ImageLimits, TextLimits
+from triton_models.tower import THREADS
+
+__all__ = [
+    "Operation",
+    "TunedFiles",
+    "operation_of_model",
+    "publish_operation",
+    "tuned_files",
+    "write_operation",
+]
+
+_PREFIX = "babeltower_"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Values that change how fast a model is served, and nothing of what it answers.
+
+    Attributes:
+        tower_instances: Copies of the tower, each with the weights in memory.
+        tower_threads: Of one copy's run; 0 leaves it to the engine, which takes every core.
+        front_instances: Processes of the front end.
+        max_queue_delay_us: What a lone request may wait for company.
+        max_batch_size: Rows that a front end answers together.
+        token_budget, bucket_overhead: See ``TextLimits``; 0 for images.
+        decode_threads: See ``ImageLimits``; 0 for texts.
+    """
+
+    tower_instances: int
+    tower_threads: int
+    front_instances: int
+    max_queue_delay_us: int
+    max_batch_size: int
+    token_budget: int = 0
+    bucket_overhead: int = 0
+    decode_threads: int = 0
+
+    def __str__(self) -> str:
+        threads = self.tower_threads or "all"
+        words = [
+            f"tower {self.tower_instances}×{threads}",
+            f"front {self.front_instances}",
+            f"delay {self.max_queue_delay_us}",
+            f"batch {self.max_batch_size}",
+        ]
+        if self.token_budget:
+            words += [f"budget {self.token_budget}", f"overhead {self.bucket_overhead}"]
+        if self.decode_threads:
+            words.append(f"decode {self.decode_threads}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class TunedFiles:
+    """The two Triton models that an operation is written into."""
+
+    modality: Modality
+    engine: str
+    front: str
+    tower: str
+
+
+def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFiles:
+    """The front end of a modality of ``REPOSITORY/NAME``, and the tower behind it.
+
+    Raises:
+        ExportError: the model has no front ends, or its engine is not tuned here.
+    """
+    if not manifest.front_ends:
+        raise ExportError(
+            f"{manifest.name} has no front ends to tune. Write them with `babeltower frontends {model}`."
+        )
+    (served,) = manifest.front_ends
+    tower = manifest.variants[served.variant].tower(modality).model
+    engine = str(_config(model.parent / tower).backend)
+    known = [key.value for key in THREADS]
+    if engine not in known:
+        raise ExportError(
+            f"{manifest.name} serves the variant {served.variant}, which runs on {engine!r}. Tuning starts a "
+            f"server on this machine's CPU, with one of {known}: write the front ends for such a variant, "
+            f"`babeltower frontends {model} --variant ...`."
+        )
+    front = served.text if modality is Modality.TEXT else served.image
+    return TunedFiles(modality, engine, front, tower)
+
+
+def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
+    """Read both configurations.
+
+    Raises:
+        ExportError: one is missing or malformed.
+    """
+    front, tower = _config(repository / files.front), _config(repository / files.tower)
+    threads = tower.parameters[THREADS[Engine(files.engine)]].string_value
+    limits = TextLimits() if files.modality is Modality.TEXT else ImageLimits()
+    given = {**dataclasses.asdict(limits), **_given(front)}
+    names = ("token_budget", "bucket_overhead", "decode_threads")
+    return Operation(
+        tower_instances=_instances(tower),
+        tower_threads=int(threads or 0),
+        front_instances=_instances(front),
+        max_queue_delay_us=front.dynamic_batching.max_queue_delay_microseconds,
+        max_batch_size=front.max_batch_size,
+        **{name: int(given[name]) for name in names if name in given},
+    )
+
+
+def write_operation(repository: Path, files: TunedFiles, operation: Operation) -> None:
+    """Write both configurations, each whole or not at all; the manifest's records are left as they are.
+
+    Raises:
+        ExportError: they do not read back as what was meant, or cannot be written.
+    """
+    front, tower = _config(repository / files.front), _config(repository / files.tower)
+    key = THREADS[Engine(files.engine)]
+    _set_instances(tower, operation.tower_instances)
+    if operation.tower_threads:
+        tower.parameters[key].string_value = str(operation.tower_threads)
+    elif key in tower.parameters:
+        del tower.parameters[key]
+    _set_instances(front, operation.front_instances)
+    front.dynamic_batching.max_queue_delay_microseconds = operation.max_queue_delay_us
+    front.max_batch_size = operation.max_batch_size
+    for name in ("token_budget", "bucket_overhead", "decode_threads"):
+        value = getattr(operation, name)
+        if value:
+            front.parameters[_PREFIX + name].string_value = str(value)
+    try:
+        for folder, config in ((files.front, front), (files.tower, tower)):
+            replace_text(repository / folder / "config.pbtxt", _text(config))
+    except OSError as error:
+        raise ExportError(f"The configurations in {repository} cannot be written: {error}.") from error
+    if (found := operation_of_model(repository, files)) != operation:
+        raise ExportError(f"{repository / files.front} reads back as {found}; meant was {operation}.")
+
+
+def publish_operation(model: Path, files: TunedFiles, operation: Operation) -> None:
+    """Write both configurations of ``REPOSITORY/NAME``, then the manifest with their new checksums."""
+    write_operation(model.parent, files, operation)
+    write_manifest(model, Manifest.read(model))
+
+
+def _config(folder: Path) -> Any:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    path = folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise ExportError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
+
+
+def _text(config: Any) -> str:
+    from google.protobuf import text_format
+
+    return str(text_format.MessageToString(config, as_utf8=True))
+
+
+def _given(config: Any) -> Mapping[str, str]:
+    return {key.removeprefix(_PREFIX): value.string_value for key, value in config.parameters.items()}
+
+
+def _instances(config: Any) -> int:
+    return int(max(1, sum(group.count for group in config.instance_group)))
+
+
+def _set_instances(config: Any, count: int) -> None:
+    from tritonclient.grpc import model_config_pb2
+
+    del config.instance_group[:]
+    config.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)

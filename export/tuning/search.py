@@ -1,0 +1,153 @@
+"""The search for an operation: one value after the other, each as far as it helps, until none does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from export.tuning.operation import Operation
+from runtime.manifest import Modality
+
+__all__ = ["Axis", "Trial", "TrialLog", "axes_for", "best_first", "searched"]
+
+_GAIN = 1.01
+"""What a step must bring to be taken; less is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Values that are changed together, in an order in which neighbours are alike."""
+
+    name: str
+    steps: tuple[Mapping[str, int], ...]
+
+    def around(self, operation: Operation) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+        """Operations above and below the given one, the nearest first."""
+        own = {key: getattr(operation, key) for key in self.steps[0]}
+        order = [dict(step) for step in self.steps]
+        if own not in order:
+            order = sorted([*order, own], key=lambda step: tuple(step.values()))
+        at = order.index(own)
+        above = tuple(dataclasses.replace(operation, **step) for step in order[at + 1 :])
+        below = tuple(dataclasses.replace(operation, **step) for step in reversed(order[:at]))
+        return above, below
+
+
+def _ladder(name: str, *values: int) -> Axis:
+    return Axis(name, tuple({name: value} for value in values))
+
+
+def axes_for(modality: Modality, n_cores: int) -> tuple[Axis, ...]:
+    """What is tried, the most telling first: instances × threads on all cores, then the front end."""
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= n_cores]
+    shapes = [(n, n_cores // n if n > 1 else 0) for n in counts]  # 0 threads: the engine takes every core
+    tower = Axis("tower", tuple({"tower_instances": i, "tower_threads": t} for i, t in shapes))
+    fronts = _ladder("front_instances", 1, 2, 3, 4)
+    delay = _ladder("max_queue_delay_us", 0, 500, 2_000, 5_000)
+    if modality is Modality.IMAGE:
+        decoders = _ladder("decode_threads", *(n for n in (1, 2, 4, 8) if n <= 2 * n_cores))
+        return tower, fronts, _ladder("max_batch_size", 4, 8, 16, 32, 64), decoders, delay
+    return (
+        tower,
+        _ladder("bucket_overhead", 2, 4, 8, 16, 32, 64, 128, 256),
+        fronts,
+        _ladder("token_budget", 64, 128, 256, 512, 1_024, 2_048, 4_096),
+        _ladder("max_batch_size", 8, 16, 32, 64, 128, 256),
+        delay,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """An operation under load; ``failures`` counts requests that were not answered."""
+
+    operation: Operation
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    failures: int = 0
+
+    def holds(self, limit_ms: float) -> bool:
+        """Whether every request was answered, 99% of them in time."""
+        return not self.failures and self.p99_ms <= limit_ms
+
+
+def best_first(trials: Sequence[Trial], limit_ms: float) -> list[Trial]:
+    """Those that hold the limit by their rate, then the others by how near they come to it."""
+    return sorted(
+        trials,
+        key=lambda t: (0, -t.rate) if t.holds(limit_ms) else (1, float(t.failures), t.p99_ms),
+    )
+
+
+@dataclass(slots=True)
+class TrialLog:
+    """Measures each operation once, and remembers.
+
+    Attributes:
+        measure: Runs a server of an operation under load.
+        may_go_on: Whether there is time for another trial.
+        trials: In the order of measuring.
+    """
+
+    measure: Callable[[Operation], Trial]
+    may_go_on: Callable[[], bool]
+    trials: dict[Operation, Trial] = field(default_factory=dict)
+
+    def trial(self, operation: Operation) -> Trial | None:
+        """The operation's trial; ``None`` if it has none and time is up."""
+        if operation not in self.trials:
+            if not self.may_go_on():
+                return None
+            self.trials[operation] = self.measure(operation)
+        return self.trials[operation]
+
+
+def searched(start: Operation, axes: Sequence[Axis], log: TrialLog, *, limit_ms: float) -> Trial:
+    """The best trial of a coordinate descent; ``log`` then holds all that were measured.
+
+    Along each axis, steps are taken upwards while they help, else downwards. Rounds over the axes end when
+    one changes nothing, or when time is up.
+    """
+    first = log.trial(start)
+    if first is None:
+        raise ValueError("There is no time for a single trial.")
+    best, settled = first, False
+    while not settled:
+        settled = True
+        for axis in axes:
+            found = _along(axis, best, log, limit_ms)
+            settled &= found is best
+            best = found
+    return best
+
+
+def _along(axis: Axis, best: Trial, log: TrialLog, limit_ms: float) -> Trial:
+    for direction in axis.around(best.operation):
+        found = _climbed(direction, best, log, limit_ms)
+        if found is not best:
+            return found
+    return best
+
+
+def _climbed(steps: Sequence[Operation], best: Trial, log: TrialLog, limit_ms: float) -> Trial:
+    for trial in _trials(steps, log):
+        if not _is_better(trial, best, limit_ms):
+            break
+        best = trial
+    return best
+
+
+def _trials(steps: Sequence[Operation], log: TrialLog) -> Iterator[Trial]:
+    for operation in steps:
+        trial = log.trial(operation)
+        if trial is None:
+            return
+        yield trial
+
+
+def _is_better(trial: Trial, best: Trial, limit_ms: float) -> bool:
+    if trial.holds(limit_ms) and best.holds(limit_ms):
+        return trial.rate > _GAIN * best.rate
+    return best_first([best, trial], limit_ms)[0] is trial

@@ -1,0 +1,177 @@
+"""Find how a model is served fastest within a latency, prove it, and write it down."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.publishing import staging
+from export.retrieval.vectors import Progress
+from export.tuning.confirmation import Confirmation, confirmation_of_loads, paired_loads
+from export.tuning.evidence import Tuning, write_evidence
+from export.tuning.inputs import requests_for
+from export.tuning.operation import Operation, operation_of_model, publish_operation, tuned_files
+from export.tuning.search import Trial, TrialLog, axes_for, best_first, searched
+from export.tuning.served import ServedModel
+from runtime.manifest import Manifest, Modality
+from runtime.server import ServerEnvironment
+
+__all__ = ["TuneOptions", "tuning_of_model"]
+
+_FINALISTS = 2
+_SLACK = 1.15
+"""Short stretches of load tell a 99th percentile so badly that the search lets this much more pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """How to tune.
+
+    Attributes:
+        p99_ms: The latency that 99% of requests must keep; the default's own, measured, if ``None``.
+        minutes: What the whole may take. The search ends so early that the confirmation fits.
+        clients: Requests that are under way at any time.
+        seconds: Length of one stretch of load.
+        rounds: Pairs of stretches that confirm a candidate.
+        source: What is sent; see ``requests_for``.
+        writes: Whether a better operation is written into the repository.
+    """
+
+    p99_ms: float | None = None
+    minutes: float = 10.0
+    clients: int = 32
+    seconds: float = 4.0
+    rounds: int = 8
+    source: Path | None = None
+    language: str | None = None
+    writes: bool = True
+
+
+def tuning_of_model(
+    model: Path, modality: Modality, environment: ServerEnvironment, options: TuneOptions, progress: Progress
+) -> Tuning:
+    """Tune ``NAME_text`` or ``NAME_image`` of ``REPOSITORY/NAME``.
+
+    Configurations, manifest and evidence are written if a candidate was confirmed, the evidence alone if
+    none was, and nothing at all without ``options.writes``.
+
+    Raises:
+        ManifestError: there is no such model, or its files were changed.
+        ExportError: it has no front ends, cannot be tuned here, or cannot be written.
+        EngineError: the default does not start, or answers nothing.
+    """
+    repository = model.parent
+    manifest = Manifest.read(model)
+    files = tuned_files(model, manifest, modality)
+    manifest.verify(repository, manifest.variants[manifest.front_ends[0].variant])
+    manifest.verify_front_ends(repository)
+    requests = requests_for(manifest, modality, files.front, source=options.source, language=options.language)
+    with staging(repository) as stage:
+        served = ServedModel(repository, files, environment, stage, requests, options.clients)
+        run = _Run(served, modality, options, progress, time.monotonic())
+        tuning = run.tuning(operation_of_model(repository, files))
+        if options.writes:
+            if tuning.chosen is not None:
+                publish_operation(model, files, tuning.chosen.candidate)
+            write_evidence(tuning, repository / files.front)
+    return tuning
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run of the search, and its time."""
+
+    served: ServedModel
+    modality: Modality
+    options: TuneOptions
+    progress: Progress
+    started: float
+    startup_s: float = 0.0
+
+    def tuning(self, default: Operation) -> Tuning:
+        options = self.options
+        first = self._measured(default)
+        self.startup_s = max(0.0, self._elapsed_s() - options.seconds)
+        limit_ms = _SLACK * (first.p99_ms if options.p99_ms is None else options.p99_ms)
+        log = TrialLog(self._measured, self._may_go_on, {default: first})
+        searched(default, axes_for(self.modality, _n_cores()), log, limit_ms=limit_ms)
+        trials = list(log.trials.values())
+        confirmations: list[Confirmation] = []
+        for candidate in self._finalists(trials, first, limit_ms):
+            confirmations.append(self._confirmed(first, candidate))
+            if confirmations[-1].is_better(options.p99_ms) or not self._leaves(self._confirmation_s()):
+                break
+        self._show(done=True)
+        return Tuning(
+            model=self.served.files.front,
+            default=default,
+            trials=tuple(trials),
+            confirmations=tuple(confirmations),
+            p99_ms=options.p99_ms,
+            setting={
+                "tower": self.served.files.tower,
+                "engine": self.served.files.engine,
+                "cores": _n_cores(),
+                "clients": options.clients,
+                "seconds": options.seconds,
+                "rounds": options.rounds,
+                "inputs": len(self.served.requests),
+                "source": "samples" if options.source is None else options.source.name,
+            },
+            minutes=self._elapsed_s() / 60,
+        )
+
+    def _finalists(self, trials: Sequence[Trial], default: Trial, limit_ms: float) -> list[Trial]:
+        """The best of the search, measured again for twice as long; those that still beat the default."""
+        ahead = [t for t in best_first(trials, limit_ms)[: _FINALISTS + 1] if t is not default][:_FINALISTS]
+        again = []
+        for trial in ahead:
+            if best_first([trial, default], limit_ms)[0] is default:
+                continue
+            again.append(self.served.trial(trial.operation, seconds=2 * self.options.seconds))
+            self._show()
+        return best_first(again, limit_ms)
+
+    def _confirmed(self, default: Trial, candidate: Trial) -> Confirmation:
+        options, served = self.options, self.served
+        warm_s = options.seconds
+        with (
+            served.serving(default.operation, warm_s=warm_s) as one,
+            served.serving(candidate.operation, warm_s=warm_s) as other,
+        ):
+            pairs = paired_loads(served.load, one, other, rounds=options.rounds, seconds=options.seconds)
+        self._show()
+        return confirmation_of_loads(candidate.operation, pairs)
+
+    def _measured(self, operation: Operation) -> Trial:
+        trial = self.served.trial(operation, seconds=self.options.seconds)
+        self._show()
+        return trial
+
+    def _may_go_on(self) -> bool:
+        """Whether one more trial leaves time for the finalists and one confirmation."""
+        trial_s = self.startup_s + self.options.seconds
+        finals_s = _FINALISTS * (trial_s + self.options.seconds)
+        return self._leaves(trial_s + finals_s + self._confirmation_s())
+
+    def _confirmation_s(self) -> float:
+        seconds, rounds = self.options.seconds, self.options.rounds
+        return 2 * (self.startup_s + seconds) + 2 * rounds * seconds
+
+    def _leaves(self, seconds: float) -> bool:
+        """Whether so much time is left."""
+        return self._elapsed_s() + seconds < 60 * self.options.minutes
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def _show(self, *, done: bool = False) -> None:
+        total = int(60 * self.options.minutes)
+        self.progress(self.served.files.front, total if done else min(total, int(self._elapsed_s())), total)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
