@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.frontends_cli import frontends
-from export.tuning.cli import tune
+from export.tuning_cli import tune
 from runtime.backends import Engine
 from runtime.cli import app
 from runtime.errors import ExportError

@@ -54,7 +54,7 @@ def test_imports_are_light(module: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *([name] for name in ("export", "quantize", "inspect", "frontends", "serve", "rollout")),
+        *([name] for name in ("export", "quantize", "inspect", "frontends", "serve", "rollout", "tune")),
         *([name] for name in ("embed", "index", "search", "languages")),
         [],
     ],

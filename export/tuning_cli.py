@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from runtime.errors import ExportError
+
 __all__ = ["tune"]
 
 
@@ -57,12 +59,18 @@ def tune(
 
     Instances and threads of the tower, processes, queue delay, batch and token budget of the front end are
     searched on a real server under load. The best is then measured beside the default, in turns; only if it
-    is faster beyond doubt do the configurations change. NAME_text.tuning.json, .md and .png have it all.
+    is faster beyond doubt do the configurations change; a server reads them when it next loads the models.
+    NAME_text.tuning.json, .md and .png have it all.
     """
-    from rich.console import Console
+    try:
+        from rich.console import Console
 
-    from export.progress import progress_bars
-    from export.tuning.tune import TuneOptions, tuning_of_model
+        from export.progress import progress_bars
+        from export.tuning import TuneOptions, tuning_of_model
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"Tuning needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
+        ) from error
     from runtime.manifest import Modality
     from runtime.server import default_folder, environment_from_folder
 
