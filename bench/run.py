@@ -1,8 +1,9 @@
-"""The whole set on the sample models, step after step; the first step that fails ends it.
+"""The whole set on the sample models, step after step.
 
     make bench          or        python -m bench.run [--out build/bench] [--only latency …]
 
-Each step is the command that its table names, in a process of its own; what it prints is shown as it goes.
+Each step is a command of its own, and what it prints is shown as it goes. A step that fails, or whose verdict
+is bad, does not keep the others from running, so that the page shows what there is; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.records import read_records
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import BabeltowerError, InputError
 
-__all__ = ["Step", "app", "run_steps", "steps_into"]
+__all__ = ["Outcome", "Step", "app", "run_steps", "steps_into"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,28 +63,37 @@ def steps_into(out: Path) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def run_steps(steps: Sequence[Step], console: Console) -> dict[str, float]:
-    """Run them; seconds of each.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step went: ``fault`` is empty where it went well."""
 
-    Raises:
-        BabeltowerError: a step failed, or left no records; those after it were not run.
-    """
-    seconds: dict[str, float] = {}
+    name: str
+    seconds: float
+    fault: str
+
+
+def run_steps(steps: Sequence[Step], console: Console) -> list[Outcome]:
+    """Run them all, and hold each to its exit code and to its records."""
+    outcomes = []
     for step in steps:
         console.rule(step.name)
         if step.records is not None:
             step.records.unlink(missing_ok=True)
         started = time.perf_counter()
         done = subprocess.run([sys.executable, *step.arguments], check=False, cwd=_ROOT)
-        seconds[step.name] = time.perf_counter() - started
-        if done.returncode:
-            raise BabeltowerError(
-                f"{step.name} failed with exit code {done.returncode} after {seconds[step.name]:.0f} s: "
-                f"python {' '.join(step.arguments)}"
-            )
+        outcomes.append(Outcome(step.name, time.perf_counter() - started, _fault(step, done.returncode)))
+    return outcomes
+
+
+def _fault(step: Step, code: int) -> str:
+    if code:
+        return f"exit code {code}: python {' '.join(step.arguments)}"
+    try:
         if step.records is not None:
             read_records(step.records)
-    return seconds
+    except BabeltowerError as error:
+        return str(error)
+    return ""
 
 
 @app.command(cls=ErrorReportingCommand)
@@ -98,12 +109,13 @@ def run(
     if unknown := [name for name in (*(only or ()), *(skip or ())) if name not in names]:
         raise InputError(f"There is no step {unknown[0]!r}; there are {names}.")
     chosen = [step for step in steps if step.name in (only or names) and step.name not in (skip or ())]
-    seconds = run_steps(chosen, console)
-    table = Table("step", "seconds", title="The set")
-    for name, spent in seconds.items():
-        table.add_row(name, f"{spent:.0f}")
-    table.add_row("all", f"{sum(seconds.values()):.0f}", style="bold")
+    outcomes = run_steps(chosen, console)
+    table = Table("step", "seconds", "fault", title="The set")
+    for outcome in outcomes:
+        table.add_row(outcome.name, f"{outcome.seconds:.0f}", escape(outcome.fault) or "none")
+    table.add_row("all", f"{sum(outcome.seconds for outcome in outcomes):.0f}", style="bold")
     console.print(table)
+    raise typer.Exit(1 if any(outcome.fault for outcome in outcomes) else 0)
 
 
 if __name__ == "__main__":
