@@ -278,14 +278,17 @@ def _compare(
     plan: Plan,
     found: Mapping[Group, _Found],
 ) -> None:
-    """Hold every graph's vectors to FP32's on the very inputs that are timed."""
-    references: dict[Path, NDArray[np.float64]] = {}
+    """Hold every graph's vectors to FP32's on the very inputs that are timed, where the model holds FP32."""
+    references: dict[Path, NDArray[np.float64] | None] = {}
     for group, process in opened.items():
         for shape, inputs in shapes[group].items():
             with _kept_error(found[group]):
                 if inputs not in references:
                     references[inputs] = _reference(group, inputs, opened, plan)
-                cosine = _lowest_cosine(process.vectors(inputs), references[inputs])
+                reference = references[inputs]
+                if reference is None:
+                    continue
+                cosine = _lowest_cosine(process.vectors(inputs), reference)
                 found[group].cosines[shape] = cosine
                 limit = LIMITS[group.precision].min_cosine
                 if cosine < limit:
@@ -297,16 +300,18 @@ def _compare(
 
 def _reference(
     group: Group, inputs: Path, opened: Mapping[Group, TimedProcess], plan: Plan
-) -> NDArray[np.float64]:
-    """FP32's vectors, from a process that is open anyway where there is one."""
+) -> NDArray[np.float64] | None:
+    """FP32's vectors, from a process that is open anyway where there is one; ``None`` without FP32."""
     for other, process in opened.items():
         same = (other.model, other.modality) == (group.model, group.modality)
-        if same and other.precision is Precision.FP32 and other.engine == Engine.ONNXRUNTIME.value:
+        if same and other.precision is Precision.FP32:
             return process.vectors(inputs)
-    variant = group.manifest.variant(Precision.FP32, Engine.ONNXRUNTIME.value)
-    files = variant.tower(group.modality)
-    fp32 = Group(group.model, group.manifest, group.modality, Engine.ONNXRUNTIME.value, Precision.FP32, files)
-    process = TimedProcess(_spec(fp32, plan), inputs)
+    fp32 = [v for v in group.manifest.variants.values() if v.precision is Precision.FP32]
+    if not fp32:
+        return None
+    files = fp32[0].tower(group.modality)
+    other = Group(group.model, group.manifest, group.modality, fp32[0].engines[0], Precision.FP32, files)
+    process = TimedProcess(_spec(other, plan), inputs)
     try:
         return process.vectors(inputs)
     finally:
@@ -340,7 +345,7 @@ def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:
     for shape, times in found.times.items():
         own = {
             **settings,
-            "min_cosine": found.cosines[shape],
+            "min_cosine": found.cosines.get(shape),
             **cost_settings(cost_of_graph(graph, group.precision, shape.sizes)),
         }
         columns = {"wall": [t.wall_ms for t in times], "cpu": [t.cpu_ms for t in times]}

@@ -36,7 +36,7 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
             continue
         p50, p90, p99 = np.percentile(wall.samples, (50, 90, 99))
         interval = bootstrap_median_interval(cpu.by_process)
-        share = share_of_limit(wall, limits)
+        share, cosine = share_of_limit(wall, limits), wall.settings["min_cosine"]
         table.add_row(
             *key,
             *(f"{value:.3g}" for value in (p50, p90, p99)),
@@ -44,7 +44,7 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
             f"{interval.low:.3g}–{interval.high:.3g}",
             f"{1e3 * int(key[4]) / p50:,.0f}",
             "–" if share is None else f"{share:.0%}",
-            f"{wall.settings['min_cosine']:.5f}",
+            "–" if cosine is None else f"{cosine:.5f}",
         )
     console.print(table)
     _print_errors(records, console)
