@@ -34,7 +34,7 @@ from bench.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.peaks import measure_peaks
 from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
 from bench.roofline import cost_settings
-from bench.sample_exports import FAMILIES, REPOSITORY, sample_export
+from bench.sample_exports import FAMILIES, sample_exports
 from bench.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
 from export.limits import LIMITS
 from runtime.backends import Engine
@@ -77,7 +77,7 @@ class Plan:
     threads: int = 1
     processes: int = 5
     turns: int = 1
-    pace: Pace = field(default_factory=lambda: Pace(seconds=0.06, min_runs=12))
+    pace: Pace = field(default_factory=lambda: Pace(seconds=0.05, min_runs=6))
     worker: tuple[str, ...] = WORKER
 
 
@@ -380,19 +380,25 @@ def chosen_groups(
     Raises:
         InputError: a name is neither a sample nor a model.
     """
-    groups: list[Group] = []
-    for name in models or FAMILIES:
-        if manifest_path(name).is_file():
-            groups += groups_of_model(Path(name), precisions=precisions, engines=engines)
-            continue
+    names = list(models or FAMILIES)
+    samples = [name for name in names if not manifest_path(name).is_file()]
+    for name in samples:
         if "/" in name:
             raise InputError(
                 f"There is no model {name}: {manifest_path(name)} is missing. Name REPOSITORY/NAME, or one "
                 f"of the samples ({', '.join(FAMILIES)}, …)."
             )
+    exports = {}
+    if samples:
+        console.print(f"{', '.join(samples)}: exported, unless they are there …", style="dim")
         wanted = tuple(dict.fromkeys((Precision.FP32, *(precisions or DEFAULT_PRECISIONS))))
-        console.print(f"{name}: exported to {REPOSITORY}, unless it is there …", style="dim", soft_wrap=True)
-        done = sample_export(name, wanted)
+        exports = dict(zip(samples, sample_exports(samples, wanted), strict=True))
+    groups: list[Group] = []
+    for name in names:
+        if name not in exports:
+            groups += groups_of_model(Path(name), precisions=precisions, engines=engines)
+            continue
+        done = exports[name]
         groups += groups_of_model(
             done.model, precisions=precisions or DEFAULT_PRECISIONS, engines=engines, errors=done.errors
         )

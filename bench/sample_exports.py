@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import BabeltowerError, DatasetError, ParityError
 from runtime.manifest import Manifest, Precision, manifest_path
 
-__all__ = ["FAMILIES", "REPOSITORY", "SAMPLES", "SampleExport", "sample_export"]
+__all__ = ["FAMILIES", "REPOSITORY", "SAMPLES", "SampleExport", "sample_export", "sample_exports"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = _ROOT / "samples" / "checkpoints"
@@ -72,8 +76,23 @@ def sample_export(
     return SampleExport(model, errors)
 
 
+def sample_exports(
+    names: Sequence[str], precisions: Sequence[Precision], *, repository: Path = REPOSITORY
+) -> list[SampleExport]:
+    """Several samples, one a core at a time; errors as of ``sample_export``."""
+    n_workers = min(len(names), len(os.sched_getaffinity(0)))
+    task = partial(sample_export, precisions=tuple(precisions), repository=repository)
+    if n_workers < 2:
+        return [task(name) for name in names]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
+        return list(pool.map(task, names))
+
+
 def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision]) -> dict[Precision, str]:
     """Each precision by itself: what one cannot have here, the others do not lack."""
+    import torch
+
     from export.checkpoint import towers_from_checkpoint
     from export.gate import gate_reference
     from export.repository import ExportOptions, installed_engines, repository_from_towers
@@ -91,6 +110,7 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
                 captions.append(Captions(entry.code, entry.language, texts, image_of))
         return replace(whole, images=tuple(whole.images[i] for i in place), captions=tuple(captions))
 
+    torch.set_num_threads(1)  # the towers are so small that a second thread slows them down
     towers = towers_from_checkpoint(checkpoint)
     lower = [p for p in precisions if p is not Precision.FP32]
     reference = None
