@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.graph_costs import cost_of_graph
-from bench.latency_tables import print_footprints, print_latencies
+from bench.latency_tables import print_footprints, print_latencies, wide_console
 from bench.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.peaks import measure_peaks
 from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
@@ -436,7 +436,7 @@ def latency(
     ),
 ) -> None:
     """Time every graph of some models, and print percentiles and the share of this machine's limit."""
-    console = Console()
+    console = wide_console()
     plan = Plan(_numbers(batch), _numbers(tokens), threads, processes, turns)
     groups = chosen_groups(models or [], precisions=precision or [], engines=engine or [], console=console)
     limits = read_records(peaks) if peaks is not None else measure_peaks(turns=5, threads=threads, gpu=False)

@@ -13,32 +13,38 @@ from bench.records import Record
 from bench.roofline import peaks_from_records, share_of_limit
 from bench.statistics import bootstrap_median_interval
 
-__all__ = ["print_footprints", "print_latencies"]
+__all__ = ["print_footprints", "print_latencies", "wide_console"]
 
 _KEYS = ("model", "tower", "precision", "engine", "batch", "tokens")
+_COLUMNS = ("p50 ms", "p90", "p99", "CPU ms", "95%", "rows/s", "of limit", "cosine")
+_TABLE_WIDTH = 112
+
+_ByMetric = dict[str, Record]
+
+
+def wide_console() -> Console:
+    """As wide as the tables, also where the output is no terminal; a narrower terminal wraps their lines."""
+    return Console(width=max(_TABLE_WIDTH, Console().width))
 
 
 def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console: Console) -> None:
-    """One row a shape: wall time's percentiles, CPU time and its 95% interval, share of the limit."""
+    """A table a model, one row a shape: wall time's percentiles, CPU time, its interval, share of the limit.
+
+    Percentiles are of all processes' runs together; p99 of a few dozen runs is nearly the slowest of them.
+    """
     limits = peaks_from_records(peaks)
-    table = _table(
-        *_KEYS, "p50 ms", "p90", "p99", "CPU ms", "95%", "rows/s", "of limit", "cosine", title="Latency"
-    )
-    by_key: dict[tuple[str, ...], dict[str, Record]] = {}
-    for record in records:
-        if record.cell["metric"] in ("wall", "cpu", "device"):
-            key = tuple(record.cell[name] for name in _KEYS)
-            by_key.setdefault(key, {})[record.cell["metric"]] = record
-    for key, found in by_key.items():
+    tables: dict[str, Table] = {}
+    for key, found in _by_key(records, _KEYS, ("wall", "cpu", "device")).items():
+        table = tables.setdefault(key[0], _table(*_KEYS[1:], *_COLUMNS, title=key[0]))
         wall, cpu = found["wall"], found["cpu"]
         if wall.error is not None:
-            table.add_row(*key, "–", "", "", "", wall.error[:60])
+            table.add_row(*key[1:], "–", style="dim")
             continue
         p50, p90, p99 = np.percentile(wall.samples, (50, 90, 99))
         interval = bootstrap_median_interval(cpu.by_process)
         share, cosine = share_of_limit(wall, limits), wall.settings["min_cosine"]
         table.add_row(
-            *key,
+            *key[1:],
             *(f"{value:.3g}" for value in (p50, p90, p99)),
             f"{cpu.median:.3g}",
             f"{interval.low:.3g}–{interval.high:.3g}",
@@ -46,20 +52,26 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
             "–" if share is None else f"{share:.0%}",
             "–" if cosine is None else f"{cosine:.5f}",
         )
-    console.print(table)
+    for table in tables.values():
+        console.print(table)
     _print_errors(records, console)
+
+
+def _by_key(
+    records: Sequence[Record], keys: Sequence[str], metrics: Sequence[str]
+) -> dict[tuple[str, ...], _ByMetric]:
+    found: dict[tuple[str, ...], _ByMetric] = {}
+    for record in records:
+        if record.cell["metric"] in metrics:
+            key = tuple(record.cell[name] for name in keys)
+            found.setdefault(key, {})[record.cell["metric"]] = record
+    return found
 
 
 def print_footprints(records: Sequence[Record], console: Console) -> None:
     """One row a graph: time to open it, its first answer, memory after that."""
     table = _table(*_KEYS[:4], "load ms", "first answer ms", "resident MB", title="Opening")
-    by_key: dict[tuple[str, ...], dict[str, Record]] = {}
-    for record in records:
-        if record.cell["metric"] in ("load", "first", "resident"):
-            by_key.setdefault(tuple(record.cell[name] for name in _KEYS[:4]), {})[record.cell["metric"]] = (
-                record
-            )
-    for key, found in by_key.items():
+    for key, found in _by_key(records, _KEYS[:4], ("load", "first", "resident")).items():
         table.add_row(*key, *(f"{found[name].median:,.1f}" for name in ("load", "first", "resident")))
     console.print(table)
 

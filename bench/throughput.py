@@ -33,6 +33,7 @@ from rich.table import Table
 
 from bench.graph_costs import cost_of_graph
 from bench.latency import Group, Plan, chosen_groups, onnx_of, stored_shapes
+from bench.latency_tables import wide_console
 from bench.load_curve import draw_load_curve
 from bench.measured_inputs import Shape
 from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
@@ -306,7 +307,7 @@ def throughput(
     plot: Annotated[Path | None, typer.Option(help="SVG or PNG; beside the records by default.")] = None,
 ) -> None:
     """Measure rows a second at saturation, and latency against load."""
-    console = Console()
+    console = wide_console()
     names = models or ["nllb-clip"]
     groups = chosen_groups(names, precisions=precision or [], engines=engine or [], console=console)
     records = measure_in_process(groups, Saturation(), console)
