@@ -17,7 +17,7 @@ __all__ = ["print_footprints", "print_latencies", "wide_console"]
 
 _KEYS = ("model", "tower", "precision", "engine", "batch", "tokens")
 _COLUMNS = ("p50 ms", "p90", "p99", "CPU ms", "95%", "rows/s", "of limit", "cosine")
-_TABLE_WIDTH = 112
+_TABLE_WIDTH = 122
 
 _ByMetric = dict[str, Record]
 

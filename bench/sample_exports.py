@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import BabeltowerError, DatasetError, ParityError
-from runtime.manifest import Manifest, Precision, manifest_path
+from runtime.manifest import FORMAT, Manifest, Precision, manifest_path
 
 __all__ = ["FAMILIES", "REPOSITORY", "SAMPLES", "SampleExport", "sample_export", "sample_exports"]
 
@@ -164,12 +164,13 @@ def _errors_of(stamp: Path, wanted: str) -> dict[Precision, str] | None:
 
 
 def _stamp(checkpoint: Path) -> str:
-    """Of the checkpoint's files, the exporter's and the runtime's sources, and the libraries' versions."""
+    """Of the checkpoint's files, the exporter's sources, the manifest's format, the libraries' versions."""
     digest = hashlib.sha256()
-    sources = [*sorted((_ROOT / "export").rglob("*.py")), *sorted((_ROOT / "runtime").rglob("*.py"))]
+    sources = sorted((_ROOT / "export").rglob("*.py"))
     for file in (*sorted(path for path in checkpoint.rglob("*") if path.is_file()), *sources):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
+    digest.update(FORMAT.encode())
     for package in ("torch", "onnx", "onnxruntime", "openvino", "onnx-ir"):
         digest.update(f"{package} {metadata.version(package)}".encode())
     return digest.hexdigest()
