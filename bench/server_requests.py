@@ -1,103 +1,66 @@
-"""Requests of one item each over gRPC: of clients that wait for their answers, or arriving by themselves."""
+"""Requests that arrive at a server by themselves, whether others are answered or not."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError
+from runtime.errors import EngineError
 
-__all__ = ["Answers", "Item", "closed_loop", "open_loop"]
+__all__ = ["open_loop"]
 
-Item = dict[str, bytes]
-"""Tensor name → its one value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """Milliseconds of every request, in the order of sending; seconds from the first to the last."""
-
-    latencies_ms: list[float]
-    seconds: float
-
-    @property
-    def per_s(self) -> float:
-        """Answers a second."""
-        return len(self.latencies_ms) / self.seconds
+_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def closed_loop(address: str, model: str, items: Sequence[Item], n_clients: int) -> Answers:
-    """Every client sends its next request when it has its answer.
+def open_loop(
+    address: str, requests: Sequence[bytes], *, per_s: float, n: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """Send ``n`` requests at random times of a mean rate (Poisson).
+
+    Args:
+        requests: As ``export.load`` builds them; taken in their order, over and over again.
+
+    Returns:
+        float64 (n,): milliseconds of each, in the order of arrival. A request's time counts from its arrival
+        and not from when it could be sent, so that what waits is not left out.
 
     Raises:
-        BabeltowerError: a request failed.
+        EngineError: a request was not answered.
     """
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / per_s, n))
 
-    async def run() -> Answers:
-        latencies = [0.0] * len(items)
-        todo = iter(range(len(items)))
-
-        async def client_loop(client: Any) -> None:
-            for i in todo:
-                started = time.perf_counter()
-                await _infer(client, model, items[i])
-                latencies[i] = (time.perf_counter() - started) * 1e3
-
-        async with _client(address) as client:
-            started = time.perf_counter()
-            await asyncio.gather(*(client_loop(client) for _ in range(n_clients)))
-            return Answers(latencies, time.perf_counter() - started)
-
-    return asyncio.run(run())
-
-
-def open_loop(address: str, model: str, items: Sequence[Item], per_s: float, *, seed: int = 0) -> Answers:
-    """Requests arrive at random times of a mean rate (Poisson), whether others are answered or not.
-
-    A request's time counts from its arrival, so that what waits to be sent is not left out.
-
-    Raises:
-        BabeltowerError: a request failed.
-    """
-    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / per_s, len(items)))
-
-    async def run() -> Answers:
-        async with _client(address) as client:
+    async def run() -> list[float]:
+        async with _channel(address) as channel:
+            call = channel.unary_unary(_METHOD)
             started = time.perf_counter()
 
-            async def request(item: Item, arrival: float) -> float:
+            async def request(i: int, arrival: float) -> float:
                 await asyncio.sleep(max(0.0, started + arrival - time.perf_counter()))
-                await _infer(client, model, item)
+                await _answered(call, requests[i % len(requests)])
                 return (time.perf_counter() - started - arrival) * 1e3
 
-            requests = [request(item, float(at)) for item, at in zip(items, arrivals, strict=True)]
-            latencies = await asyncio.gather(*requests)
-            return Answers(list(latencies), time.perf_counter() - started)
+            return list(await asyncio.gather(*(request(i, float(at)) for i, at in enumerate(arrivals))))
 
-    return asyncio.run(run())
+    return np.asarray(asyncio.run(run()))
 
 
-def _client(address: str) -> Any:
-    from tritonclient.grpc.aio import InferenceServerClient
+def _channel(address: str) -> Any:
+    import grpc
 
-    return InferenceServerClient(address)
+    return grpc.aio.insecure_channel(address)
 
 
-async def _infer(client: Any, model: str, item: Item) -> Any:
-    from tritonclient.grpc import InferInput
-    from tritonclient.utils import InferenceServerException
+async def _answered(call: Any, request: bytes) -> None:
+    import grpc
 
-    inputs = []
-    for name, value in item.items():
-        tensor = InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        inputs.append(tensor)
     try:
-        return await client.infer(model, inputs)
-    except InferenceServerException as error:
-        raise BabeltowerError(f"{model} refused a request under load: {error}") from error
+        await call(request)
+    except grpc.aio.AioRpcError as error:
+        raise EngineError(
+            f"The server refused a request under load: {error.code().name}: {error.details()}"
+        ) from error

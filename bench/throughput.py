@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 import numpy as np
 import onnx_ir
 import typer
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -38,19 +39,20 @@ from bench.load_curve import draw_load_curve
 from bench.measured_inputs import Shape
 from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
 from bench.roofline import cost_settings
-from bench.server_requests import Answers, Item, closed_loop, open_loop
+from bench.server_requests import open_loop
 from bench.statistics import bootstrap_median_interval
 from bench.timed_process import GraphSpec, Rates, TimedProcess
+from export.load import Load, image_requests, load_of_server, text_requests
 from export.retrieval.sample_set import sample_retrieval_set
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingCommand
-from runtime.errors import BabeltowerError
+from runtime.errors import BabeltowerError, EngineError
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 
 __all__ = ["Saturation", "ServerLoad", "app", "measure_in_process", "measure_server"]
 
-_SECONDS_OF_WARM_UP = 1.0
+_N_REQUESTS = 512
 
 app = typer.Typer(add_completion=False)
 
@@ -187,91 +189,83 @@ def measure_server(
                     precision=variant.precision.value,
                     batch=1,
                 )
-                grpc = server.addresses.grpc
-                records += _loaded(grpc, names[modality], _items(manifest, modality), load, cell)
+                requests = _requests(manifest, modality, names[modality])
+                records += _loaded(server.addresses.grpc, requests, load, cell)
     except BabeltowerError as error:
         missing = suite_cell(suite="server", metric="rate", model=manifest.name, family=manifest.family)
         records.append(record_of(missing, [], unit="requests/s", settings={}, error=str(error)))
     return records
 
 
-def _items(manifest: Manifest, modality: Modality) -> list[Item]:
-    """Requests of the samples: captions of all languages that the tower speaks, or drawings."""
+def _requests(manifest: Manifest, modality: Modality, model: str) -> list[bytes]:
+    """Of the samples: captions of all languages that the tower speaks, or drawings; one a request."""
     dataset = sample_retrieval_set()
     if modality is Modality.IMAGE:
-        return [{"image": image.read()} for image in dataset.images[:512]]
+        return image_requests(model, [image.read() for image in dataset.images[:_N_REQUESTS]])
     entries = [entry for entry in dataset.captions if entry.language in manifest.languages]
     random = np.random.default_rng(0)
-    items: list[Item] = []
-    for at in random.integers(0, len(entries), 512):
-        entry = entries[at]
-        item = {"text": entry.texts[random.integers(0, len(entry.texts))].encode()}
-        if manifest.text.needs_language:
-            item["language"] = entry.language.encode()
-        items.append(item)
-    return items
+    chosen = [entries[at] for at in random.integers(0, len(entries), _N_REQUESTS)]
+    texts = [entry.texts[random.integers(0, len(entry.texts))] for entry in chosen]
+    named = manifest.text.needs_language
+    return text_requests(model, texts, [entry.language if named else None for entry in chosen])
 
 
 def _loaded(
-    address: str, model: str, items: Sequence[Item], load: ServerLoad, cell: Callable[..., dict[str, str]]
-) -> list[Record]:
-    def records_of(answers: Sequence[Answers], name: str, settings: dict[str, float]) -> list[Record]:
-        latencies = [round(value, 4) for found in answers for value in found.latencies_ms]
-        kept = {"runs": len(answers), **settings}
-        sizes = [len(found.latencies_ms) for found in answers]
-        return [
-            record_of(
-                cell(metric="wall", load=name),
-                latencies,
-                unit="ms",
-                settings=kept,
-                processes=sizes,
-            ),
-            record_of(
-                cell(metric="rate", load=name),
-                [found.per_s for found in answers],
-                unit="requests/s",
-                settings=kept,
-                processes=[1] * len(answers),
-            ),
-        ]
+    address: str, requests: Sequence[bytes], load: ServerLoad, cell: Callable[..., dict[str, str]]
+) -> Iterator[Record]:
+    """Closed loops of each number of clients, then open ones at shares of the highest rate."""
 
-    def many(n: int) -> list[Item]:
-        return [items[i % len(items)] for i in range(max(n, 8))]
+    def closed(clients: int) -> Load:
+        found = load_of_server(address, requests, clients=clients, seconds=load.seconds)
+        if found.failures:
+            message, n = next(iter(found.failures.items()))
+            raise EngineError(f"{n} requests failed under load: {message}")
+        return found
 
-    records: list[Record] = []
-    highest = closed_loop(address, model, many(64), 8).per_s
-    closed_loop(address, model, many(round(highest * _SECONDS_OF_WARM_UP)), max(load.clients))
-    for n_clients in load.clients:
-        rate = closed_loop(address, model, many(32 * n_clients), n_clients).per_s
-        answers = [
-            closed_loop(address, model, many(round(rate * load.seconds)), n_clients) for _ in range(load.runs)
-        ]
-        highest = max(highest, *(found.per_s for found in answers))
-        records += records_of(answers, f"closed {n_clients}", {"clients": n_clients})
+    highest = closed(max(load.clients)).rate
+    for clients in load.clients:
+        loops = [closed(clients) for _ in range(load.runs)]
+        highest = max(highest, *(loop.rate for loop in loops))
+        settings = {"clients": clients, "runs": load.runs}
+        latencies = [loop.latencies_ms for loop in loops]
+        yield _latency_record(cell(metric="wall", load=f"closed {clients}"), latencies, settings)
+        yield record_of(
+            cell(metric="rate", load=f"closed {clients}"),
+            [loop.rate for loop in loops],
+            unit="requests/s",
+            settings=settings,
+            processes=[1] * load.runs,
+        )
     for share in load.shares:
         offered = highest * share
-        answers = [
-            open_loop(address, model, many(round(offered * load.seconds)), offered, seed=seed)
-            for seed in range(load.runs)
-        ]
-        records += records_of(answers, f"open {share:.0%}", {"offered_per_s": offered})
-    return records
+        n = max(16, round(offered * load.seconds))
+        latencies = [open_loop(address, requests, per_s=offered, n=n, seed=seed) for seed in range(load.runs)]
+        offer = {"offered_per_s": offered, "runs": load.runs}
+        yield _latency_record(cell(metric="wall", load=f"open {share:.0%}"), latencies, offer)
+
+
+def _latency_record(
+    cell: dict[str, str], latencies: Sequence[NDArray[np.float64]], settings: dict[str, Any]
+) -> Record:
+    return record_of(
+        cell,
+        [round(float(value), 4) for loop in latencies for value in loop],
+        unit="ms",
+        settings=settings,
+        processes=[len(loop) for loop in latencies],
+    )
 
 
 def print_throughput(records: Sequence[Record], console: Console) -> None:
-    """Rows a second in process; then rates and latencies of the server."""
+    """Rows a second in process; then latencies of the server, at the rate that was reached or offered."""
     keys = ("model", "tower", "precision", "engine", "batch", "tokens", "load")
-    style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(*keys, "rows/s", "95%", title="In process", **style)  # type: ignore[arg-type]
+    table = Table(*keys, "rows/s", "95%", title="In process", box=box.SIMPLE_HEAD)
     served = Table(
-        "model", "tower", "precision", "load", "requests/s", "p50 ms", "p90", "p99", title="Through Triton"
+        *("model", "tower", "precision", "load", "requests/s", "p50 ms", "p90", "p99"),
+        title="Through Triton",
+        box=box.SIMPLE_HEAD,
     )
-    latencies = {
-        tuple(r.cell[key] for key in ("tower", "load")): r
-        for r in records
-        if r.cell["suite"] == "server" and r.cell["metric"] == "wall"
-    }
+    rates = {_by_load(r): r for r in records if r.cell["suite"] == "server" and r.cell["metric"] == "rate"}
     for record in records:
         cell = record.cell
         if record.error is not None:
@@ -280,14 +274,18 @@ def print_throughput(records: Sequence[Record], console: Console) -> None:
             interval = bootstrap_median_interval(record.by_process)
             row = [cell.get(key, "") for key in keys]
             table.add_row(*row, f"{record.median:,.0f}", f"{interval.low:,.0f}–{interval.high:,.0f}")
-        elif cell["metric"] == "rate":
-            wall = latencies[cell["tower"], cell["load"]]
-            shown = [f"{value:.1f}" for value in np.percentile(wall.samples, (50, 90, 99))]
+        elif cell["metric"] == "wall":
+            rate = record.settings.get("offered_per_s") or rates[_by_load(record)].median
+            shown = [f"{value:.1f}" for value in np.percentile(record.samples, (50, 90, 99))]
             row = [cell[key] for key in ("model", "tower", "precision", "load")]
-            served.add_row(*row, f"{record.median:,.0f}", *shown)
-    console.print(table)
-    if latencies:
-        console.print(served)
+            served.add_row(*row, f"{rate:,.0f}", *shown)
+    for shown_table in (table, served):
+        if shown_table.row_count:
+            console.print(shown_table)
+
+
+def _by_load(record: Record) -> tuple[str, ...]:
+    return tuple(record.cell[key] for key in ("model", "tower", "load"))
 
 
 @app.command(cls=ErrorReportingCommand)

@@ -15,20 +15,21 @@ from bench import server_requests
 from bench.latency import groups_of_model
 from bench.load_curve import draw_load_curve
 from bench.records import record_of, suite_cell
-from bench.server_requests import closed_loop, open_loop
+from bench.server_requests import open_loop
 from bench.throughput import Saturation, ServerLoad, measure_in_process, measure_server, sharings_of
 from runtime.backends import Engine
-from runtime.errors import BabeltowerError
+from runtime.errors import EngineError
 from runtime.manifest import Modality
 
-ITEMS = [{"text": str(i).encode()} for i in range(40)]
+REQUESTS = [b"a", b"b", b"c"]
 
 
 class SlowServer:
-    """Answers one request at a time, each in ``seconds``."""
+    """Answers one request at a time, each in two milliseconds."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.asked, self.at_once, self.most = seconds, [], 0, 0
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.at_once = self.most = 0
 
     async def __aenter__(self) -> SlowServer:
         self.free = asyncio.Lock()
@@ -37,56 +38,51 @@ class SlowServer:
     async def __aexit__(self, *_: Any) -> None:
         pass
 
-    async def infer(self, item: dict[str, bytes]) -> None:
-        self.asked.append(item)
+    def unary_unary(self, method: str) -> Any:
+        return self.answer
+
+    async def answer(self, request: bytes) -> None:
+        self.asked.append(request)
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         async with self.free:
-            await asyncio.sleep(self.seconds)
+            await asyncio.sleep(0.002)
         self.at_once -= 1
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> SlowServer:
-    server = SlowServer(0.002)
-
-    async def infer(client: SlowServer, model: str, item: dict[str, bytes]) -> None:
-        await client.infer(item)
-
-    monkeypatch.setattr(server_requests, "_client", lambda address: server)
-    monkeypatch.setattr(server_requests, "_infer", infer)
+    server = SlowServer()
+    monkeypatch.setattr(server_requests, "_channel", lambda address: server)
     return server
 
 
-def test_clients_that_wait_are_never_more_than_there_are(server: SlowServer) -> None:
-    answers = closed_loop("address", "model", ITEMS, 4)
-    assert server.most == 4
-    assert sorted(item["text"] for item in server.asked) == sorted(item["text"] for item in ITEMS)
-    assert len(answers.latencies_ms) == len(ITEMS)
-    assert min(answers.latencies_ms) >= 2
-    assert answers.per_s < 500
-
-
 def test_arrivals_do_not_wait_for_answers(server: SlowServer) -> None:
-    overload = open_loop("address", "model", ITEMS, 5_000)
+    latencies = open_loop("address", REQUESTS, per_s=5_000, n=40)
     assert server.most > 10
+    assert sorted(server.asked) == sorted((REQUESTS * 14)[:40])
     # what waits counts from its arrival: the last one has waited for nearly all the others
-    assert overload.latencies_ms[-1] > 0.5 * 2 * len(ITEMS)
+    assert latencies[-1] > 0.5 * 2 * 40
 
 
 def test_arrivals_keep_their_rate(server: SlowServer) -> None:
     started = time.perf_counter()
-    open_loop("address", "model", ITEMS, 100)
+    latencies = open_loop("address", REQUESTS, per_s=100, n=40)
     assert 0.15 < time.perf_counter() - started < 2
+    assert latencies.shape == (40,)
+    assert latencies.min() >= 2
 
 
 def test_a_refused_request_ends_the_loop(monkeypatch: pytest.MonkeyPatch, server: SlowServer) -> None:
-    async def refuse(client: SlowServer, model: str, item: dict[str, bytes]) -> None:
-        raise BabeltowerError("model refused a request under load")
+    import grpc
 
-    monkeypatch.setattr(server_requests, "_infer", refuse)
-    with pytest.raises(BabeltowerError, match="refused"):
-        closed_loop("address", "model", ITEMS, 2)
+    async def refuse(request: bytes) -> None:
+        metadata = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, metadata, metadata, details="out of memory")
+
+    monkeypatch.setattr(server, "answer", refuse)
+    with pytest.raises(EngineError, match="INTERNAL: out of memory"):
+        open_loop("address", REQUESTS, per_s=100, n=2)
 
 
 def test_a_sample_is_run_at_saturation(exported: Exported) -> None:
