@@ -57,7 +57,7 @@ def steps_into(out: Path) -> tuple[Step, ...]:
     if find_spec("bench.peers") is not None:
         peers = out / "peers.json"
         steps.append(Step("peers", ("-m", "bench.peers", "--json", str(peers)), peers))
-    if find_spec("bench.compare") is not None:  # the page of all records came with it
+    if find_spec("bench.retrieval_report") is not None:  # bench.report is the page of all records then
         page = out / "index.html"
         steps.append(Step("report", ("-m", "bench.report", str(out), "--out", str(page)), None))
     return tuple(steps)

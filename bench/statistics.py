@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError
 
-__all__ = ["Interval", "bootstrap_median_interval", "bootstrap_ratio_interval"]
+__all__ = [
+    "Interval",
+    "bootstrap_median_interval",
+    "bootstrap_ratio_interval",
+    "chance_of_binomial",
+    "chance_of_ratio",
+    "discoveries",
+]
 
 Processes = Sequence[Sequence[float]]
 """Samples by process, as ``Record.by_process`` gives them; all of them positive."""
@@ -27,6 +34,7 @@ _N_RESAMPLES = 500
 _STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
 """Two-sided 95% quantiles for 1, 2, … degrees of freedom."""
 _NORMAL_95 = 1.96
+_N_STEPS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +71,68 @@ def bootstrap_ratio_interval(old: Processes, new: Processes, *, seed: int = 0) -
 
     Errors as of ``bootstrap_median_interval``; degrees of freedom are Welch's.
     """
-    random = np.random.default_rng(seed)
+    centre, spread, freedom = _log_ratio(old, new, np.random.default_rng(seed))
+    reach = _quantile(freedom) * spread
+    return Interval(math.exp(centre - reach), math.exp(centre + reach))
+
+
+def chance_of_ratio(old: Processes, new: Processes, *, seed: int = 0) -> float:
+    """How likely a ratio of medians at least this far from 1 is, either way, where nothing changed.
+
+    Errors as of ``bootstrap_median_interval``. Samples without any spread: 1 where equal, else 0. A lone
+    sample says nothing of its noise: 1.
+    """
+    if any(sum(map(len, samples)) < 2 for samples in (old, new)):
+        return 1.0
+    centre, spread, freedom = _log_ratio(old, new, np.random.default_rng(seed))
+    if spread == 0:
+        return 1.0 if centre == 0 else 0.0
+    return _student_tails(abs(centre) / spread, freedom)
+
+
+def chance_of_binomial(n_lost: int, n_gained: int) -> float:
+    """How likely so uneven a split is, either way, where each of the changed was lost or gained by a coin."""
+    n = n_lost + n_gained
+    at_least = sum(math.comb(n, k) for k in range(max(n_lost, n_gained), n + 1))
+    return min(1.0, 2 * at_least / (1 << n))
+
+
+def discoveries(chances: Sequence[float], *, false_share: float = 0.05) -> list[bool]:
+    """Which of many findings to believe, so that at most this share of them is expected to be false.
+
+    Source: Benjamini and Hochberg, "Controlling the False Discovery Rate", 1995.
+    """
+    order = sorted(range(len(chances)), key=chances.__getitem__)
+    n_believed = max(
+        (i + 1 for i, at in enumerate(order) if chances[at] <= false_share * (i + 1) / len(order)), default=0
+    )
+    believed = set(order[:n_believed])
+    return [i in believed for i in range(len(chances))]
+
+
+def _log_ratio(old: Processes, new: Processes, random: np.random.Generator) -> tuple[float, float, float]:
+    """Logarithm of new ÷ old, its deviation, degrees of freedom."""
     (old_centre, old_spread, old_freedom), (new_centre, new_spread, new_freedom) = (
         _log_median(samples, random) for samples in (old, new)
     )
     variance = old_spread**2 + new_spread**2
     parts = old_spread**4 / old_freedom + new_spread**4 / new_freedom
     freedom = variance**2 / parts if parts > 0 else old_freedom + new_freedom
-    reach = _quantile(freedom) * math.sqrt(variance)
-    centre = new_centre - old_centre
-    return Interval(math.exp(centre - reach), math.exp(centre + reach))
+    return new_centre - old_centre, math.sqrt(variance), freedom
+
+
+def _student_tails(t: float, freedom: float) -> float:
+    """Both tails of Student's distribution beyond ±t: with t = √ν·tan(θ), its density is cos(θ)^(ν - 1)."""
+    start = math.atan(t / math.sqrt(freedom))
+    beyond, whole = (_integral_of_cosine_power(low, freedom - 1) for low in (start, 0.0))
+    return min(1.0, beyond / whole)
+
+
+def _integral_of_cosine_power(low: float, power: float) -> float:
+    """From ``low`` to a right angle, by the midpoint rule."""
+    width = (math.pi / 2 - low) / _N_STEPS
+    angles = low + width * (np.arange(_N_STEPS) + 0.5)
+    return float((np.cos(angles) ** power).sum() * width)
 
 
 def _log_median(samples: Processes, random: np.random.Generator) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ import onnx_ir
 import pytest
 from sample_models import CHECKPOINTS, Exported
 
+from bench.changes import Outcome, changes_of_records, judged
 from bench.latency import Group, Plan, groups_of_model, measure_latency
 from bench.records import Record
 from bench.statistics import bootstrap_ratio_interval
@@ -79,11 +80,17 @@ def before(model: Path) -> dict[str, Record]:
     return wall(measure_latency([text_tower(model)], PLAN))
 
 
+def outcomes(old: dict[str, Record], new: dict[str, Record]) -> set[Outcome]:
+    changes = changes_of_records(list(old.values()), list(new.values()))
+    return {change.outcome for change in judged(changes, tolerance=0.25)}
+
+
 def test_nothing_is_found_where_nothing_changed(model: Path, before: dict[str, Record]) -> None:
     again = wall(measure_latency([text_tower(model)], PLAN))
     for batch, record in again.items():
         interval = bootstrap_ratio_interval(before[batch].by_process, record.by_process)
         assert interval.low < 1.25
+    assert Outcome.WORSE not in outcomes(before, again)
 
 
 def test_a_sleep_is_found(model: Path, before: dict[str, Record]) -> None:
@@ -91,6 +98,7 @@ def test_a_sleep_is_found(model: Path, before: dict[str, Record]) -> None:
     for batch, record in slower.items():
         assert record.error is None
         assert bootstrap_ratio_interval(before[batch].by_process, record.by_process).low > 1.25
+    assert outcomes(before, slower) == {Outcome.WORSE}
 
 
 def test_a_slower_graph_is_found(model: Path, before: dict[str, Record], tmp_path: Path) -> None:
@@ -102,6 +110,7 @@ def test_a_slower_graph_is_found(model: Path, before: dict[str, Record], tmp_pat
         assert record.artefact != before[batch].artefact
         more = record.settings["operations_per_run"] - before[batch].settings["operations_per_run"]
         assert more == 200 * 2 * int(batch) * 128 * 128
+    assert outcomes(before, slower) == {Outcome.WORSE}
 
 
 def test_a_wrong_language_token_is_refused_by_the_gate(tmp_path: Path) -> None:

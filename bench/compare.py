@@ -1,0 +1,132 @@
+"""Is a run worse than an earlier one, beyond noise? For the CI of people who deploy.
+
+    python bench/compare.py OLD NEW [--tolerance 3] [--json FILE]
+
+OLD and NEW are files or folders of records, and of the reports of ``bench/retrieval.py``. Cells are paired by
+name. A ratio's interval is a bootstrap over processes and their samples; over all cells together, at most 5%
+of the changes that are called so are expected to be chance. Recall is compared query by query. Exit code 1:
+something is worse, failed or missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.changes import (
+    Change,
+    Outcome,
+    changes_of_records,
+    changes_of_retrieval,
+    judged,
+    require_comparable,
+    retrieval_records,
+)
+from bench.records import Record, read_records
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError
+
+__all__ = ["app", "compare_runs"]
+
+app = typer.Typer(add_completion=False)
+
+
+def compare_runs(
+    old: Path, new: Path, *, tolerance: float = 0.03, different_environments: bool = False
+) -> list[Change]:
+    """Every cell that either run holds, the worst first.
+
+    Args:
+        tolerance: Changes of speed and size up to this share of the old are not called changes.
+
+    Raises:
+        BabeltowerError: a run is of another machine or other packages, is broken, or shares nothing.
+    """
+    reports = retrieval_records(old), retrieval_records(new)
+    records = _records(old, reports[0]), _records(new, reports[1])
+    if not different_environments:
+        require_comparable(*records)
+    found = changes_of_records(*records)
+    for key in sorted({*reports[0], *reports[1]}):
+        if key in reports[0] and key in reports[1]:
+            found += changes_of_retrieval(reports[0][key], reports[1][key])
+        else:
+            outcome = Outcome.MISSING if key in reports[0] else Outcome.NEW
+            found.append(Change(f"retrieval: {key}", "", None, None, 0.0, None, 1.0, outcome))
+    if all(change.outcome in (Outcome.MISSING, Outcome.NEW) for change in found):
+        raise BabeltowerError(f"{old} and {new} share no measured cell; run the same command twice.")
+    return judged(found, tolerance=tolerance)
+
+
+@app.command(cls=ErrorReportingCommand)
+def compare(
+    old: Annotated[Path, typer.Argument(help="File or folder of records.")],
+    new: Annotated[Path, typer.Argument(help="The same, of the run that is judged.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="Percent that speed and size may change.")] = 3.0,
+    allow_missing: Annotated[bool, typer.Option(help="Cells that NEW lacks are no failure.")] = False,
+    different_environments: Annotated[
+        bool, typer.Option(help="Compare runs of different machines or packages.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell's comparison.")] = None,
+) -> None:
+    """Compare two runs; exit code 1 where the second is worse."""
+    changes = compare_runs(old, new, tolerance=tolerance / 100, different_environments=different_environments)
+    console = Console(width=150)
+    if shown := [change for change in changes if change.outcome is not Outcome.SAME]:
+        console.print(_table(shown))
+    counts = Counter(change.outcome for change in changes)
+    console.print(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]))
+    if json_file is not None:
+        data = {"schema": "babeltower-comparison/1", "changes": [dataclasses.asdict(c) for c in changes]}
+        json_file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    fatal = {Outcome.WORSE, Outcome.FAILED} | (set() if allow_missing else {Outcome.MISSING})
+    raise typer.Exit(1 if fatal & counts.keys() else 0)
+
+
+def _records(path: Path, reports: object) -> list[Record]:
+    """Records of a run; none where it consists of retrieval reports alone."""
+    try:
+        return read_records(path)
+    except BabeltowerError:
+        if reports:
+            return []
+        raise
+
+
+def _table(changes: Sequence[Change]) -> Table:
+    table = Table("", "cell", "old", "new", "change", "95% of new ÷ old", "")
+    for change in changes:
+        style = {"worse": "red", "failed": "red", "missing": "yellow", "better": "green"}.get(
+            change.outcome.value
+        )
+        ends = f"{change.interval.low:.3f}–{change.interval.high:.3f}" if change.interval else ""
+        table.add_row(
+            change.outcome.value,
+            change.name,
+            *("" if value is None else f"{value:.4g} {change.unit}" for value in (change.old, change.new)),
+            _amount(change),
+            ends,
+            change.note,
+            style=style,
+        )
+    return table
+
+
+def _amount(change: Change) -> str:
+    if change.old is None or change.new is None:
+        return ""
+    if change.unit == "%":
+        return f"{change.new - change.old:+.2f} points"
+    return f"{change.new / change.old:.3f}×"
+
+
+if __name__ == "__main__":
+    app()
