@@ -183,13 +183,18 @@ def retrieval_records(path: Path) -> dict[str, Mapping[str, Any]]:
 def _by_cell(records: Sequence[Record]) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for record in records:
-        name = " ".join(f"{key}={value}" for key, value in sorted(record.cell.items()) if value)
+        name = _name(record.cell)
         if name in found:
             raise BabeltowerError(f"A run holds the cell {name} twice; compare single runs.")
         if record.unit not in _LOWER_IS_BETTER | _HIGHER_IS_BETTER:
             raise BabeltowerError(f"Whether more {record.unit} is better, for {name}, is not known here.")
         found[name] = record
     return found
+
+
+def _name(cell: Mapping[str, str]) -> str:
+    """A cell in words; numbers with what they count."""
+    return " ".join(f"{key} {value}" if value[0].isdigit() else value for key, value in cell.items() if value)
 
 
 def _change(name: str, old: Record | None, new: Record | None) -> Change:

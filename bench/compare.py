@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
 from rich.console import Console
@@ -80,7 +84,7 @@ def compare(
     """Compare two runs; exit code 1 where the second is worse."""
     changes = compare_runs(old, new, tolerance=tolerance / 100, different_environments=different_environments)
     console = Console(width=150)
-    if shown := [change for change in changes if change.outcome is not Outcome.SAME]:
+    if shown := [change for change in changes if change.outcome not in (Outcome.SAME, Outcome.NEW)]:
         console.print(_table(shown))
     counts = Counter(change.outcome for change in changes)
     console.print(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]))

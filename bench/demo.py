@@ -20,7 +20,7 @@ from rich.markup import escape
 from bench.evaluation import Settings, evaluate_towers
 from bench.layouts import read
 from bench.page import write_page
-from bench.report import RetrievalReport
+from bench.retrieval_report import RetrievalReport
 from bench.search import Search, named_searches
 from bench.tables import Order, print_report
 from export.checkpoint import towers_from_checkpoint

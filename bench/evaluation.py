@@ -14,7 +14,7 @@ import torch
 from bench.environment import environment
 from bench.language_maps import LanguageMap
 from bench.layouts import RetrievalSet
-from bench.report import (
+from bench.retrieval_report import (
     Evaluation,
     ModelFacts,
     RetrievalReport,

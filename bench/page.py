@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.chart import dot_columns
 from bench.published_figures import published_figures
-from bench.report import Evaluation
+from bench.retrieval_report import Evaluation
 from bench.search import Search, turned_searches
 from export.retrieval.comparison import Direction
 from export.retrieval.metrics import KS

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-from bench.report import ModelFacts
+from bench.retrieval_report import ModelFacts
 
 __all__ = ["PUBLISHED", "PublishedFigures", "published_beside", "published_by_language", "published_figures"]
 

@@ -33,7 +33,7 @@ from bench.layouts import (
     read,
 )
 from bench.page import write_page
-from bench.report import Evaluation, RetrievalReport
+from bench.retrieval_report import Evaluation, RetrievalReport
 from bench.sample_jobs import SAMPLE_REPOSITORY, jobs_of, numbered
 from bench.search import sample_searches
 from bench.tables import Order, print_report

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.layouts import Captions
-from bench.report import Evaluation
+from bench.retrieval_report import Evaluation
 from export.retrieval.comparison import TurnedHit
 from export.retrieval.metrics import top_items
 from export.retrieval.vectors import Vectors

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.published_figures import PublishedFigures, published_beside, published_figures
-from bench.report import ModelFacts, RetrievalReport
+from bench.retrieval_report import ModelFacts, RetrievalReport
 from export.retrieval.comparison import Direction, LanguageFigures
 from export.retrieval.metrics import KS
 from export.retrieval.verdict import RetrievalLimits

@@ -52,7 +52,7 @@ def test_a_regression_of_a_fifth_is_found_and_an_improvement_listed(tmp_path: Pa
     assert "1 worse, 1 better, 38 same" in result.stdout
     changes = json.loads((tmp_path / "out.json").read_text())["changes"]
     assert changes[0]["outcome"] == "worse"
-    assert "batch=7" in changes[0]["name"]
+    assert "batch 7" in changes[0]["name"]
     assert changes[0]["interval"]["low"] > 1.05
 
 

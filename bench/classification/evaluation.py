@@ -25,7 +25,7 @@ from bench.evaluation import (
     sample_model,
     timed,
 )
-from bench.report import ModelFacts
+from bench.retrieval_report import ModelFacts
 from export.checkpoint import towers_from_checkpoint
 from export.limits import LIMITS
 from export.retrieval.comparison import compare_retrieval

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bench.classification.sets import Prompts
 from bench.environment import Environment
 from bench.language_maps import LanguageMap
-from bench.report import ModelFacts
+from bench.retrieval_report import ModelFacts
 from export.retrieval.comparison import Comparison
 from export.retrieval.metrics import KS, Agreement
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures

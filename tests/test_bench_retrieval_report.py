@@ -23,7 +23,7 @@ from bench.published_figures import (
     published_by_language,
     published_figures,
 )
-from bench.report import SCHEMA, Evaluation, ModelFacts, RetrievalReport
+from bench.retrieval_report import SCHEMA, Evaluation, ModelFacts, RetrievalReport
 from bench.search import named_searches, sample_searches, turned_searches
 from bench.tables import Order, print_report
 from export.progress import progress_bars
