@@ -32,6 +32,8 @@ from runtime.server import Server, default_folder, environment_from_folder
 
 __all__ = ["LoadResult", "realistic_texts", "records_of_result"]
 
+_BUDGETS = (2_048, 512)
+"""Tokens of a run in process that are tried: the default, and fewer, which pad less."""
 _METRICS_S = 1.5
 """The front ends publish their counters once a second."""
 
@@ -43,6 +45,7 @@ class LoadResult:
     Attributes:
         rates: Texts a second, one a run: of the server, of the server without batching, and of one call of
             the in-process runtime.
+        max_batch_tokens: Of a run in process: the faster of ``_BUDGETS``.
         average_batch: Texts of one execution of the front end.
         tower_average_batch: Rows of one execution of the tower.
         padding_share: Padding ÷ all tokens that the tower computed.
@@ -55,6 +58,7 @@ class LoadResult:
     files: TunedFiles
     operation: Operation
     clients: int
+    max_batch_tokens: int
     n_texts: int
     mean_tokens: float
     rates: Mapping[str, Sequence[float]]
@@ -84,6 +88,17 @@ class LoadResult:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """What was measured in turns; ``counts`` are the batched server's, over all runs."""
+
+    loads: Mapping[str, Sequence[Load]]
+    in_process: Sequence[float]
+    expected: NDArray[np.float32]
+    max_batch_tokens: int
+    counts: Mapping[str, float]
+
+
 def measure(
     model: Path, server_environment: Path, *, clients: int, n_texts: int, runs: int, threads: int
 ) -> LoadResult:
@@ -93,52 +108,71 @@ def measure(
     operation = operation_of_model(model.parent, files)
     texts, codes = realistic_texts(n_texts)
     languages = languages_for(manifest, codes)
-    requests = text_requests(files.front, texts, languages)
-    variant = manifest.variants[manifest.front_ends[0].variant]
-    known = [code for code in languages if code is not None] or None
-    rates: dict[str, list[float]] = {"batched": [], "unbatched": [], "in process": []}
+    precision = manifest.variants[manifest.front_ends[0].variant].precision
     with (
         tempfile.TemporaryDirectory(dir=model.parent.parent) as stage,
         Encoder.open(
-            model, engine=files.engine, precision=variant.precision, threads=threads, verify=False
+            model, engine=files.engine, precision=precision, threads=threads, verify=False
         ) as encoder,
     ):
-        environment = environment_from_folder(server_environment)
-        served = ServedModel(model.parent, files, environment, Path(stage), requests, clients)
-        with (
-            served.serving(operation, warm_s=5) as batched,
-            served.serving(replace(operation, max_batch_size=1), warm_s=3) as unbatched,
-        ):
-            encoder.embed_texts(texts, known)
-            counted: dict[str, float] = {}
-            loads: dict[str, list[Load]] = {"batched": [], "unbatched": []}
-            for _ in range(runs):
-                before = _counts(batched, files)
-                loads["batched"].append(served.load(batched, None))
-                after = _counts(batched, files)
-                counted = {key: counted.get(key, 0) + after[key] - before[key] for key in after}
-                loads["unbatched"].append(served.load(unbatched, None))
-                started = time.perf_counter()
-                expected = encoder.embed_texts(texts, known)
-                rates["in process"].append(n_texts / (time.perf_counter() - started))
+        served = ServedModel(
+            model.parent,
+            files,
+            environment_from_folder(server_environment),
+            Path(stage),
+            text_requests(files.front, texts, languages),
+            clients,
+        )
+        turns = _turns(served, operation, encoder, texts, languages, runs)
         mean_tokens = encoder.stats.tokens / encoder.stats.texts
-    for kind, found in loads.items():
-        rates[kind] = [load.rate for load in found]
+    counts = turns.counts
     return LoadResult(
         model=model.name,
         manifest=manifest,
         files=files,
         operation=operation,
         clients=clients,
+        max_batch_tokens=turns.max_batch_tokens,
         n_texts=n_texts,
         mean_tokens=mean_tokens,
-        rates=rates,
-        average_batch=counted["front_rows"] / counted["front_runs"],
-        tower_average_batch=counted["tower_rows"] / counted["tower_runs"],
-        padding_share=counted["padding_tokens"] / (counted["tokens"] + counted["padding_tokens"]),
-        latency_ms={kind: _percentiles(found) for kind, found in loads.items()},
-        max_error=_max_error(loads["batched"], expected),
+        rates={
+            **{kind: [load.rate for load in found] for kind, found in turns.loads.items()},
+            "in process": turns.in_process,
+        },
+        average_batch=counts["front_rows"] / counts["front_runs"],
+        tower_average_batch=counts["tower_rows"] / counts["tower_runs"],
+        padding_share=counts["padding_tokens"] / (counts["tokens"] + counts["padding_tokens"]),
+        latency_ms={kind: _percentiles(found) for kind, found in turns.loads.items()},
+        max_error=_max_error(turns.loads["batched"], turns.expected),
     )
+
+
+def _turns(
+    served: ServedModel,
+    operation: Operation,
+    encoder: Encoder,
+    texts: Sequence[str],
+    languages: Sequence[str | None],
+    runs: int,
+) -> _Turns:
+    known = [code for code in languages if code is not None] or None
+    loads: dict[str, list[Load]] = {"batched": [], "unbatched": []}
+    in_process = []
+    with (
+        served.serving(operation, warm_s=5) as batched,
+        served.serving(replace(operation, max_batch_size=1), warm_s=3) as unbatched,
+    ):
+        budget = _best_budget(encoder, texts, known)
+        before = _counts(batched, served.files)
+        for _ in range(runs):
+            loads["batched"].append(served.load(batched, None))
+            loads["unbatched"].append(served.load(unbatched, None))
+            started = time.perf_counter()
+            expected = encoder.embed_texts(texts, known, max_batch_tokens=budget)
+            in_process.append(len(texts) / (time.perf_counter() - started))
+        after = _counts(batched, served.files)
+    counts = {key: after[key] - before[key] for key in after}
+    return _Turns(loads, in_process, expected, budget, counts)
 
 
 def records_of_result(result: LoadResult, model: Path) -> list[Record]:
@@ -181,9 +215,19 @@ def records_of_result(result: LoadResult, model: Path) -> list[Record]:
         for kind, by, settings in (
             ("batched", "babeltower server", {**server, **_latency(result, "batched")}),
             ("unbatched", "babeltower server, unbatched", _latency(result, "unbatched")),
-            ("in process", "babeltower in process", {}),
+            ("in process", "babeltower in process", {"max_batch_tokens": result.max_batch_tokens}),
         )
     ]
+
+
+def _best_budget(encoder: Encoder, texts: Sequence[str], languages: Sequence[str] | None) -> int:
+    seconds = {}
+    for budget in _BUDGETS:
+        encoder.embed_texts(texts, languages, max_batch_tokens=budget)
+        started = time.perf_counter()
+        encoder.embed_texts(texts, languages, max_batch_tokens=budget)
+        seconds[budget] = time.perf_counter() - started
+    return min(_BUDGETS, key=seconds.__getitem__)
 
 
 def _latency(result: LoadResult, kind: str) -> dict[str, Any]:
@@ -222,8 +266,8 @@ def main(
     models: Annotated[list[Path], typer.Argument(metavar="REPOSITORY/NAME…")],
     env: Annotated[Path | None, typer.Option(envvar="BABELTOWER_SERVER_ENV")] = None,
     clients: Annotated[int, typer.Option(min=1)] = 32,
-    n_texts: Annotated[int, typer.Option(min=64)] = 2_000,
-    runs: Annotated[int, typer.Option(min=1)] = 3,
+    n_texts: Annotated[int, typer.Option(min=64)] = 800,
+    runs: Annotated[int, typer.Option(min=1)] = 6,
     threads: Annotated[int, typer.Option(min=1, help="Of the in-process run.")] = 2,
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
 ) -> None:
