@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from export.load import Load, load_of_server, text_requests
 from export.tuning import TuneOptions, Tuning, tune, tuning_of_model
 from export.tuning.confirmation import Confirmation, median_interval, paired_loads
+from export.tuning.inputs import languages_for, requests_for
 from export.tuning.operation import (
     Operation,
     operation_of_model,
@@ -26,7 +27,7 @@ from export.tuning.operation import (
 )
 from export.tuning.search import Axis, Trial, TrialLog, axes_for, best_first, searched
 from runtime import Encoder
-from runtime.errors import EngineError, ExportError, ManifestError
+from runtime.errors import EngineError, ExportError, InputError, ManifestError
 from runtime.manifest import Manifest, Modality, manifest_path
 from runtime.server import Server, ServerEnvironment
 
@@ -202,6 +203,46 @@ def test_files_that_were_changed_are_not_tuned(model: Path, server_environment: 
     config.write_text(config.read_text() + "\n")
     with pytest.raises(ManifestError, match=r"config\.pbtxt has"):
         tuning_of_model(model, Modality.TEXT, server_environment, TuneOptions(), lambda *_: None)
+
+
+def speaking(model: Path) -> Manifest:
+    """The manifest of a model as if its texts needed a language."""
+    manifest = Manifest.read(model)
+    text = dataclasses.replace(manifest.text, prefix_ids=(), language_ids={"eng_Latn": 7, "por_Latn": 8})
+    return dataclasses.replace(manifest, text=text)
+
+
+def test_own_texts_are_sent_line_by_line_in_their_language(exported: Exported, tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("um gato\n\n  dois gatos \n", encoding="utf-8")
+    manifest = speaking(exported("capivara"))
+    found = requests_for(manifest, Modality.TEXT, "m", source=source, language="por_Latn")
+    assert found == text_requests("m", ["um gato", "dois gatos"], ["por_Latn", "por_Latn"])
+    with pytest.raises(InputError, match="--language"):
+        requests_for(manifest, Modality.TEXT, "m", source=source, language=None)
+
+
+def test_texts_of_the_samples_name_languages_that_the_tower_knows(exported: Exported) -> None:
+    assert languages_for(speaking(exported("capivara")), ["por_Latn", "zho_Hans"]) == ["por_Latn", "eng_Latn"]
+    assert languages_for(Manifest.read(exported("capivara")), ["por_Latn"]) == [None]
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_nothing_to_send_is_said(modality: Modality, exported: Exported, tmp_path: Path) -> None:
+    source = tmp_path / "empty"
+    if modality is Modality.TEXT:
+        source.write_text("\n")
+    else:
+        source.mkdir()
+    with pytest.raises(InputError, match="holds no"):
+        requests_for(Manifest.read(exported("capivara")), modality, "m", source=source, language=None)
+
+
+def test_images_of_the_samples_are_sent_as_files(exported: Exported) -> None:
+    manifest = Manifest.read(exported("capivara"))
+    found = requests_for(manifest, Modality.IMAGE, "m", source=None, language=None)
+    assert len(found) == 64
+    assert all(b"JFIF" in request for request in found)
 
 
 def test_load_answers_each_request_with_its_own_vector(served: Server, exported: Exported) -> None:

@@ -31,6 +31,7 @@ class ServedModel:
     Attributes:
         requests: What clients send, over and over.
         clients: Requests that are under way at any time.
+        told: Why a request failed, if one did.
     """
 
     repository: Path
@@ -39,6 +40,7 @@ class ServedModel:
     stage: Path
     requests: Sequence[bytes]
     clients: int
+    told: str = ""
     _seen: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     _started: int = 0
 
@@ -67,6 +69,7 @@ class ServedModel:
             EngineError: nothing is answered.
         """
         load = load_of_server(server.addresses.grpc, self.requests, clients=self.clients, seconds=seconds)
+        self.told = next(iter(load.failures), self.told)
         for i, vector in load.vectors.items():
             cosine = float(self._seen.setdefault(i, vector) @ vector)
             if not cosine >= _MIN_COSINE:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from export.publishing import staging
 from export.retrieval.vectors import Progress
@@ -16,6 +17,7 @@ from export.tuning.inputs import requests_for
 from export.tuning.operation import Operation, operation_of_model, publish_operation, tuned_files
 from export.tuning.search import Trial, TrialLog, axes_for, best_first, searched
 from export.tuning.served import ServedModel
+from runtime.errors import ExportError
 from runtime.manifest import Manifest, Modality
 from runtime.server import ServerEnvironment
 
@@ -61,6 +63,7 @@ def tuning_of_model(
     Raises:
         ManifestError: there is no such model, or its files were changed.
         ExportError: it has no front ends, cannot be tuned here, or cannot be written.
+        InputError: there is nothing to send.
         EngineError: the default does not start, or answers nothing.
     """
     repository = model.parent
@@ -93,7 +96,7 @@ class _Run:
 
     def tuning(self, default: Operation) -> Tuning:
         options = self.options
-        first = self._measured(default)
+        first = self._default_trial(default)
         self.startup_s = max(0.0, self._elapsed_s() - options.seconds)
         limit_ms = _SLACK * (first.p99_ms if options.p99_ms is None else options.p99_ms)
         log = TrialLog(self._measured, self._may_go_on, {default: first})
@@ -111,18 +114,32 @@ class _Run:
             trials=tuple(trials),
             confirmations=tuple(confirmations),
             p99_ms=options.p99_ms,
-            setting={
-                "tower": self.served.files.tower,
-                "engine": self.served.files.engine,
-                "cores": _n_cores(),
-                "clients": options.clients,
-                "seconds": options.seconds,
-                "rounds": options.rounds,
-                "inputs": len(self.served.requests),
-                "source": "samples" if options.source is None else options.source.name,
-            },
+            setting=self._setting(),
             minutes=self._elapsed_s() / 60,
         )
+
+    def _default_trial(self, default: Operation) -> Trial:
+        trial = self._measured(default)
+        if trial.failures:
+            raise ExportError(
+                f"{trial.failures} requests failed on the default operation; nothing can be compared with "
+                f"it: {self.served.told} Send inputs that the model answers (--texts, --images), or ask for "
+                "fewer --clients."
+            )
+        return trial
+
+    def _setting(self) -> dict[str, Any]:
+        options, files = self.options, self.served.files
+        return {
+            "tower": files.tower,
+            "engine": files.engine,
+            "cores": _n_cores(),
+            "clients": options.clients,
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+            "inputs": len(self.served.requests),
+            "source": "samples" if options.source is None else options.source.name,
+        }
 
     def _finalists(self, trials: Sequence[Trial], default: Trial, limit_ms: float) -> list[Trial]:
         """The best of the search, measured again for twice as long; those that still beat the default."""
