@@ -82,7 +82,9 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         if b"klingon" in items:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "LanguageError: Language 'tlh' is unknown.")
         if b"broken" in items:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no image format recognises its bytes")
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "ImageError: no image format recognises its bytes"
+            )
         self.batches.append(len(items))
         vectors = np.stack([vector_of(item, dim) for item in items]).astype(self.dtype)
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=self.version)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
+from runtime.refusals import message_from_error
 
 __all__ = ["Code", "Failure", "Tower", "TowerError", "Vectors", "failure_from_error", "require_vectors"]
 
@@ -25,7 +26,10 @@ class Code(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request has no vectors; ``reason`` is a short word for counting."""
+    """Why a request has no vectors; ``reason`` is a short word for counting.
+
+    The message of an input that is refused begins with the class of the error that it raises in process.
+    """
 
     code: Code
     reason: str
@@ -58,7 +62,7 @@ def failure_from_error(error: BabeltowerError) -> Failure:
         return Failure(error.code, "tower", str(error))
     if isinstance(error, InputError):
         reasons = {LanguageError: "language", ImageError: "image"}
-        return Failure(Code.INVALID_ARG, reasons.get(type(error), "input"), str(error))
+        return Failure(Code.INVALID_ARG, reasons.get(type(error), "input"), message_from_error(error))
     return Failure(Code.INTERNAL, "internal", str(error))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError, EngineError, ImageError, InputError, LanguageError, ServerError
+from runtime.errors import BabeltowerError, EngineError, ServerError
 from runtime.manifest import Modality
+from runtime.refusals import error_from_message
 from runtime.remote.options import Connection
 from runtime.remote.payloads import Rows, concatenated
 from runtime.remote.served import Served, front_end_name, require_served, served_from_transport
@@ -168,14 +169,11 @@ def _checked(vector: NDArray[Any], model: str, shape: tuple[int, int]) -> NDArra
     return vector
 
 
-_KINDS = {kind.__name__: kind for kind in (InputError, ImageError, LanguageError)}
-
-
 def _error_of_failure(failure: FailedRequestError, address: str, rows: Rows | None = None) -> BabeltowerError:
     message = failure.message.rstrip()
     match failure.status:
         case Status.INVALID_ARGUMENT if rows is not None:
-            return _error_of_refusal(message, rows)
+            return error_from_message(message, place=f"{rows.modality.value.capitalize()} {rows.places[0]}")
         case Status.UNAVAILABLE:
             return NoAnswerError(f"{address} is not available: {message.rstrip('.')}.")
         case Status.TIMEOUT:
@@ -185,22 +183,16 @@ def _error_of_failure(failure: FailedRequestError, address: str, rows: Rows | No
                 f"{address} serves no such model: {message.rstrip('.')}. The name is that of a manifest in "
                 "the server's repository, not of a tower."
             )
+        case Status.UNTRUSTED:
+            return ServerError(
+                f"The certificate of {address} does not check out: {message.rstrip('.')}. Pass the authority "
+                "that signed it as Connection(ca_file=...); the certificate must be for this very host."
+            )
         case Status.REFUSED:
             return ServerError(
                 f"{address} does not let this client in: {message.rstrip('.')}. Pass Connection(token=...)."
             )
     return ServerError(f"{address} failed: {message.rstrip('.')}.")
-
-
-def _error_of_refusal(message: str, rows: Rows) -> InputError:
-    """The error that the same input raises in process, with the input's place in front."""
-    name, _, rest = message.partition(": ")
-    kind = _KINDS.get(name)
-    if kind is None:
-        about_language = "language" in message.lower()
-        of_texts = LanguageError if about_language else InputError
-        kind, rest = (ImageError if rows.modality is Modality.IMAGE else of_texts), message
-    return kind(f"{rows.modality.value.capitalize()} {rows.places[0]}: {rest}")
 
 
 _loop_lock = threading.Lock()

@@ -58,6 +58,7 @@ class Status(Enum):
     INVALID_ARGUMENT = "invalid argument"
     NOT_FOUND = "not found"
     REFUSED = "not authorised"
+    UNTRUSTED = "certificate not trusted"
     INTERNAL = "internal error"
 
 
@@ -217,10 +218,18 @@ class GrpcTransport:
         try:
             return await method(request, metadata=self._metadata, timeout=self._timeout_s)
         except grpc.RpcError as error:
-            status = _GRPC_STATUSES.get(error.code().name, Status.INTERNAL)
-            raise FailedRequestError(status, error.details() or error.code().name) from error
+            raise FailedRequestError(_grpc_status(error), error.details() or error.code().name) from error
 
 
+def _grpc_status(error: Any) -> Status:
+    """gRPC says UNAVAILABLE of a certificate, too; but no later try makes it a better one."""
+    details = error.details() or ""
+    if error.code().name == "UNAVAILABLE" and any(word in details for word in _GRPC_UNTRUSTED):
+        return Status.UNTRUSTED
+    return _GRPC_STATUSES.get(error.code().name, Status.INTERNAL)
+
+
+_GRPC_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _GRPC_STATUSES = {
     "UNAVAILABLE": Status.UNAVAILABLE,
     "CANCELLED": Status.UNAVAILABLE,  # by a server that stops; what the client cancels is never looked at
@@ -326,6 +335,8 @@ class HttpTransport:
                 status = response.status
         except asyncio.TimeoutError as error:
             raise FailedRequestError(Status.TIMEOUT, f"no answer within {self._timeout_s} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise FailedRequestError(Status.UNTRUSTED, str(error)) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as error:
             raise FailedRequestError(Status.UNAVAILABLE, str(error) or type(error).__name__) from error
         except aiohttp.ClientError as error:
