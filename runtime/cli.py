@@ -65,7 +65,13 @@ def languages(
 @app.command()
 def rollout(
     model: Model,
-    to: Annotated[str, typer.Option(metavar="REPOSITORY/NAME", help="The model with the new version.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="REPOSITORY/NAME|VERSION",
+            help="The model with the new version, or the number of a version that was served before.",
+        ),
+    ],
     url: Annotated[str, typer.Option(help="grpc://HOST:PORT of the server that serves the repository.")],
     variant: Annotated[str | None, typer.Option(help="Of the new model; the only one by default.")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="PEM certificates that check the server's.")] = None,
@@ -84,7 +90,7 @@ def rollout(
     connection = Connection(token=token, ca_file=ca_file)
     done = roll_out(
         model,
-        to,
+        int(to) if to.isdecimal() else to,
         url=url,
         variant=variant,
         connection=connection,

@@ -35,6 +35,7 @@ __all__ = [
     "FileRecord",
     "FrontEnds",
     "ImagePreprocessing",
+    "KeptVersion",
     "Manifest",
     "Modality",
     "Precision",
@@ -199,12 +200,24 @@ class FrontEnds:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """A version that was served before and whose files are kept; ``babeltower rollout`` switches back to it.
+
+    ``version`` is that of the front ends, ``key`` what the manifest called the variant.
+    """
+
+    version: int
+    key: str
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything that is known of REPOSITORY/NAME.
 
     ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing): vectors may be
     compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes. ``front_ends`` is
-    empty, or has one entry.
+    empty, or has one entry; ``kept`` are versions that they served before.
     """
 
     name: str
@@ -220,6 +233,7 @@ class Manifest:
     source: Mapping[str, Any]
     variants: Mapping[str, Variant]
     front_ends: tuple[FrontEnds, ...] = ()
+    kept: tuple[KeptVersion, ...] = ()
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -293,6 +307,7 @@ class Manifest:
             )
         if isinstance(data, dict):
             data.setdefault("front_ends", [])
+            data.setdefault("kept", [])
         manifest: Manifest = value_from_json(cls, data, origin)
         return manifest
 

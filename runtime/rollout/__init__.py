@@ -3,6 +3,7 @@
 gate.py       are a server's answers to the probes those of PyTorch?
 control.py    the server's own control of its models
 release.py    the files of a version in a repository, put in and taken out
+kept.py       a version whose files are there already
 rollout.py    the order of it all
 """
 

@@ -10,6 +10,7 @@ from runtime.remote.options import Address, Connection, Protocol
 __all__ = ["Control"]
 
 _LOAD_S = 600.0
+_ASK_S = 30.0
 
 
 class Control:
@@ -48,6 +49,19 @@ class Control:
     def unload(self, model: str) -> None:
         """Let a model's requests end, then drop it."""
         self._call(self._client.unload_model, model)
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether some version of a model answers.
+
+        Raises:
+            ServerError: the server does not answer.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return bool(self._client.is_model_ready(model, headers=self._headers, client_timeout=_ASK_S))
+        except InferenceServerException as error:
+            raise ServerError(f"{model}: {error.message().rstrip('.')}.") from error
 
     def close(self) -> None:
         """Drop the connection."""

@@ -3,38 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoder import Encoder
-from runtime.manifest import Precision
+from runtime.errors import ManifestError
+from runtime.manifest import Variant
 from runtime.probes import Probes
 
-__all__ = ["LIMITS", "Limits", "Verdict", "verdict_of_encoder", "verdict_of_vectors"]
+__all__ = ["Limits", "Verdict", "limits_from_variant", "verdict_of_encoder", "verdict_of_vectors"]
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the answers must hold: the lowest cosine of any probe, and the mean of any language."""
+    """What the answers must hold; see ``limits_from_variant``.
+
+    Attributes:
+        min_cosine: Of any probe.
+        min_mean: Of the mean of a language, and of the images.
+        measured: What the export measured for each language: few probes of a low precision may lie lower
+            than ``min_mean``, which is a limit of whole retrieval sets.
+        measured_images: The same for the images.
+        slack: How far answers may lie under what was measured.
+    """
 
     min_cosine: float
-    min_language_mean: float
+    min_mean: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+    measured_images: float = 1.0
+    slack: float = 0.0
+
+    def min_language_mean(self, code: str) -> float:
+        """Of a language's probes."""
+        return min(self.min_mean, self.measured.get(code, 1.0) - self.slack)
+
+    @property
+    def min_images_mean(self) -> float:
+        """Of the images."""
+        return min(self.min_mean, self.measured_images - self.slack)
 
 
-LIMITS: Mapping[Precision, Limits] = MappingProxyType(
-    {
-        Precision.FP32: Limits(0.999999, 0.999999),
-        Precision.FP16: Limits(0.999, 0.9995),
-        Precision.BF16: Limits(0.98, 0.99),
-        Precision.INT8: Limits(0.8, 0.96),
-        Precision.FP8: Limits(0.8, 0.96),
-    }
-)
+def limits_from_variant(variant: Variant) -> Limits:
+    """The limits that a variant was published under, and what it was measured at, from its manifest.
+
+    Of several engines, the lower figure of each language counts.
+
+    Raises:
+        ManifestError: the manifest does not say.
+    """
+    try:
+        said, engines = variant.parity["limits"], list(variant.parity["engines"].values())
+        codes = {code for engine in engines for code in engine["languages"]}
+        return Limits(
+            min_cosine=float(said["min_cosine"]),
+            min_mean=float(said["retrieval"]["min_mean_cosine"]),
+            measured={
+                code: min(
+                    float(engine["languages"][code]["mean_cosine"])
+                    for engine in engines
+                    if code in engine["languages"]
+                )
+                for code in codes
+            },
+            measured_images=min(float(engine["image"]["mean_cosine"]) for engine in engines),
+            slack=float(said["max_row_error"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ManifestError(
+            f"The manifest of {variant.text.model} lacks the limits or figures that it was published under "
+            f"({type(error).__name__}: {error}). Export the checkpoint again."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +101,13 @@ class Verdict:
         return not self.faults
 
 
-def verdict_of_encoder(encoder: Encoder, probes: Probes, precision: Precision) -> Verdict:
+def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: Limits) -> Verdict:
     """Ask an encoder all probes."""
     return verdict_of_vectors(
         encoder.embed_texts(probes.texts, probes.languages),
         encoder.embed_images(probes.images),
         probes,
-        LIMITS[precision],
+        limits,
     )
 
 
@@ -79,20 +121,20 @@ def verdict_of_vectors(
     means = {code: float(found.mean()) for code, found in by_language.items()}
     lowest = {code: float(found.min()) for code, found in by_language.items()}
     image_cosines = _cosines(images, probes.image_vectors)
-    bad = [c for c in means if means[c] < limits.min_language_mean or lowest[c] < limits.min_cosine]
+    bad = [c for c in means if means[c] < limits.min_language_mean(c) or lowest[c] < limits.min_cosine]
     faults = []
     if bad:
         worst = sorted(bad, key=lambda code: means[code])[:_SHOWN]
         figures = ", ".join(f"{code} at {means[code]:.4f} (lowest {lowest[code]:.4f})" for code in worst)
         faults.append(
-            f"{len(bad)} of {len(means)} languages are under a mean cosine of {limits.min_language_mean} "
-            f"or a lowest of {limits.min_cosine}; the worst: {figures}"
+            f"{len(bad)} of {len(means)} languages are under a mean cosine of {limits.min_mean} (or what the "
+            f"export measured) or a lowest of {limits.min_cosine}; the worst: {figures}"
         )
-    if image_cosines.mean() < limits.min_language_mean or image_cosines.min() < limits.min_cosine:
+    if image_cosines.mean() < limits.min_images_mean or image_cosines.min() < limits.min_cosine:
         worst_image = int(image_cosines.argmin())
         faults.append(
             f"images are at a mean cosine of {image_cosines.mean():.4f}, the worst, number {worst_image}, at "
-            f"{image_cosines[worst_image]:.4f}; the limits are {limits.min_language_mean} and "
+            f"{image_cosines[worst_image]:.4f}; the limits are {limits.min_images_mean:.6f} and "
             f"{limits.min_cosine}"
         )
     return Verdict(means, lowest, float(image_cosines.mean()), tuple(faults))

@@ -19,15 +19,25 @@ from runtime.errors import EngineError, ManifestError
 from runtime.manifest import (
     FileRecord,
     FrontEnds,
+    KeptVersion,
     Manifest,
     Modality,
     TowerFiles,
     Variant,
     manifest_path,
     record_of_file,
+    tower_folder_name,
 )
 
-__all__ = ["Release", "release_from_model", "versions_of_folder"]
+__all__ = [
+    "Release",
+    "config_of_folder",
+    "copy_whole",
+    "release_from_model",
+    "served_version",
+    "versions_of_folder",
+    "write_manifest",
+]
 
 _SPEC = "frontend.json"
 
@@ -45,6 +55,7 @@ class Release:
         source: The model it is taken from.
         key: Its variant, which is the key of both manifests.
         version: Its number.
+        served: The version of the front ends that is served until then.
     """
 
     repository: Path
@@ -53,6 +64,7 @@ class Release:
     candidate: Manifest
     key: str
     version: int
+    served: int
 
     @property
     def trial_name(self) -> str:
@@ -64,9 +76,18 @@ class Release:
         """As the candidate's manifest has it."""
         return self.candidate.variants[self.key]
 
+    @property
+    def origin(self) -> str:
+        """For messages."""
+        return f"from {self.source}"
+
     def tower_folder(self, modality: Modality) -> Path:
         """Where its tower goes."""
-        return self.repository / f"{self.manifest.name}_{modality.value}_tower_{self.key}"
+        return self.repository / tower_folder_name(self.manifest.name, modality, self.key)
+
+    def tower_version(self, modality: Modality) -> int:
+        """The version of its tower, which is its own."""
+        return self.version
 
     def front_end_folder(self, modality: Modality, *, trial: bool = False) -> Path:
         """Where its front end goes."""
@@ -90,28 +111,39 @@ class Release:
             if not folder.exists():
                 folder.mkdir()
                 write_config(folder, origin / "config.pbtxt", name=folder.name, versions=[self.version])
-            for file in origin.iterdir():  # the tokenizer; graphs lie in the version's folder
-                if file.is_file() and file.name != "config.pbtxt" and not (folder / file.name).exists():
-                    shutil.copyfile(file, folder / file.name)
-            _copy_whole(origin / str(tower.version), folder / str(self.version))
+            for file in _own_files(origin):
+                target = folder / file.relative_to(origin)
+                if file.name != "config.pbtxt" and not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, target)
+            copy_whole(origin / str(tower.version), folder / str(self.version))
 
     def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
         """Copy a front end in, bound to the towers' version, and make it the one to be loaded."""
         origin = self.source.parent / front_end_name(self.candidate.name, modality)
         folder = self.front_end_folder(modality, trial=trial)
         folder.mkdir(exist_ok=True)
-        newest = max(versions_of_folder(origin))
-        _copy_whole(origin / str(newest), folder / str(self.version), adapt=self._bind(modality))
+        copy_whole(
+            origin / str(served_version(origin)), folder / str(self.version), adapt=self._bind(modality)
+        )
+        self._write_front_end_config(folder, origin, modality, trial=trial)
+
+    def _write_front_end_config(self, folder: Path, origin: Path, modality: Modality, *, trial: bool) -> None:
+        parameters = {
+            "babeltower_name": self.trial_name if trial else self.manifest.name,
+            "babeltower_tower": self.tower_folder(modality).name,
+        }
         write_config(
             folder,
             origin / "config.pbtxt",
             name=folder.name,
             versions=[self.version],
-            parameters={
-                "babeltower_name": self.trial_name if trial else self.manifest.name,
-                "babeltower_tower": self.tower_folder(modality).name,
-            },
+            parameters={**parameters, **self.front_end_facts(modality)},
         )
+
+    def front_end_facts(self, modality: Modality) -> dict[str, str]:
+        """What a front end's configuration says of this version, beyond what its origin's says."""
+        return {}
 
     def _bind(self, modality: Modality) -> Any:
         def bound(version_folder: Path) -> None:
@@ -154,15 +186,24 @@ class Release:
             self.manifest,
             variants={**self.manifest.variants, self.key: variant},
             front_ends=(FrontEnds(self.key, text_name, image_name, tuple(records)),),
+            kept=self._kept(),
         )
+
+    def _kept(self) -> tuple[KeptVersion, ...]:
+        """Versions to go back to: those of before, and the one that was served until now."""
+        (front_ends,) = self.manifest.front_ends
+        key = front_ends.variant
+        served = KeptVersion(self.served, key, self.manifest.variants[key])
+        others = [kept for kept in self.manifest.kept if kept.version not in (self.version, served.version)]
+        return (*others, served)
 
     def _tower_files(self, modality: Modality) -> TowerFiles:
         folder = self.tower_folder(modality)
         return dataclasses.replace(
             self.variant.tower(modality),
             model=folder.name,
-            version=self.version,
-            files=tuple(_records(self.repository, folder, self.version)),
+            version=self.tower_version(modality),
+            files=tuple(_records(self.repository, folder, self.tower_version(modality))),
         )
 
 
@@ -184,19 +225,52 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
     key = key or next(iter(candidate.variants))
     if key not in candidate.variants:
         raise ManifestError(f"{source} has no variant {key!r}; it holds {sorted(candidate.variants)}.")
-    release = Release(model.parent, manifest, source, candidate, key, version=0)
+    release = Release(model.parent, manifest, source, candidate, key, version=0, served=0)
     for parent, name in ((model.parent, manifest.name), (source.parent, candidate.name)):
         for modality in Modality:
             folder = parent / front_end_name(name, modality)
             if not (folder / "config.pbtxt").is_file() or not versions_of_folder(folder):
                 raise ManifestError(f"{folder} is missing or no front end. Write the front ends first.")
+    if not manifest.front_ends:
+        raise ManifestError(f"{model} is served by no front ends. Run: babeltower frontends {model}")
     taken = [v for folder in release.folders() if folder.exists() for v in versions_of_folder(folder)]
-    return dataclasses.replace(release, version=max(taken) + 1)
+    served = served_version(release.front_end_folder(Modality.TEXT))
+    return dataclasses.replace(release, version=max(taken) + 1, served=served)
 
 
 def versions_of_folder(folder: Path) -> list[int]:
     """Numbers of the version folders that are there."""
     return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def served_version(folder: Path) -> int:
+    """The version that ``config.pbtxt`` has Triton load; the highest one where it names none.
+
+    Raises:
+        ManifestError: the folder holds no version.
+    """
+    pinned = config_of_folder(folder).version_policy.specific.versions
+    found = [int(version) for version in pinned] or versions_of_folder(folder)
+    if not found:
+        raise ManifestError(f"{folder} holds no version. Export the checkpoint again.")
+    return max(found)
+
+
+def config_of_folder(folder: Path) -> Any:
+    """A model's ``config.pbtxt`` as ``inference.ModelConfig``.
+
+    Raises:
+        EngineError: the client's libraries are not installed.
+    """
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise EngineError(
+            f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
+        ) from error
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def write_config(
@@ -208,14 +282,9 @@ def write_config(
     parameters: dict[str, str] | None = None,
 ) -> None:
     """Write a ``config.pbtxt`` as another one with a name, the versions to load, and parameters changed."""
-    try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise EngineError(
-            f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
-        ) from error
-    config = text_format.Parse(source.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config = config_of_folder(source.parent)
+    from google.protobuf import text_format
+
     config.name = name
     config.version_policy.specific.versions[:] = list(versions)
     for key, value in (parameters or {}).items():
@@ -256,12 +325,17 @@ def _measured(repository: Path, listed: Listed) -> Listed:
 
 
 def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
-    own = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     graph = [path for path in (folder / str(version)).rglob("*") if path.is_file()]
-    return [record_of_file(repository, path) for path in sorted([*own, *graph])]
+    return [record_of_file(repository, path) for path in sorted([*_own_files(folder), *graph])]
 
 
-def _copy_whole(origin: Path, target: Path, adapt: Any = None) -> None:
+def _own_files(folder: Path) -> list[Path]:
+    """What a Triton model has beside its versions: its configuration, a tokenizer, tensors to warm it up."""
+    tops = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.isdecimal()]
+    return [file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()]
+
+
+def copy_whole(origin: Path, target: Path, adapt: Any = None) -> None:
     """Copy a folder under a name that no server reads, then rename it."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)

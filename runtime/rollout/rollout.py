@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.encoder import Encoder
-from runtime.errors import BabeltowerError, ManifestError, RolloutError
+from runtime.errors import BabeltowerError, InputError, ManifestError, RolloutError
 from runtime.manifest import Modality, manifest_path
 from runtime.probes import Probes
 from runtime.remote.options import Connection, address_from_text
 from runtime.rollout.control import Control
-from runtime.rollout.gate import Verdict, verdict_of_encoder
-from runtime.rollout.release import Release, release_from_model, versions_of_folder, write_manifest
+from runtime.rollout.gate import Verdict, limits_from_variant, verdict_of_encoder
+from runtime.rollout.kept import release_from_version
+from runtime.rollout.release import Release, release_from_model, served_version, write_manifest
 
 __all__ = ["Rollout", "roll_out"]
 
@@ -33,7 +34,7 @@ class Rollout:
 
 def roll_out(
     model: str | os.PathLike[str],
-    to: str | os.PathLike[str],
+    to: str | os.PathLike[str] | int,
     *,
     url: str,
     variant: str | None = None,
@@ -48,7 +49,8 @@ def roll_out(
 
     Args:
         model: REPOSITORY/NAME; the server reads this very repository.
-        to: The model with the new version, of the same embedding space, front ends written.
+        to: The model with the new version, of the same embedding space, front ends written; or the number
+            of a version that was served before, whose files the repository has kept.
         url: ``grpc://HOST:PORT`` of the server, which lets its models be loaded (explicit control).
         variant: Of ``to``; may be left out where it has one.
         say: Told each step.
@@ -59,7 +61,7 @@ def roll_out(
         ServerError: the server cannot be reached, or does not let its models be loaded.
     """
     model, connection = Path(model), connection or Connection()
-    probes, release = Probes.read(model), release_from_model(model, Path(to), variant)
+    probes, release = Probes.read(model), _planned(model, to, variant)
     if probes.fingerprint != release.manifest.fingerprint:
         raise ManifestError(
             f"The probes of {model} are of the space {probes.fingerprint!r}, the model of "
@@ -71,6 +73,14 @@ def roll_out(
         return _Run(release, probes, control, base, connection, say).done()
     finally:
         control.close()
+
+
+def _planned(model: Path, to: str | os.PathLike[str] | int, variant: str | None) -> Release:
+    if not isinstance(to, int):
+        return release_from_model(model, Path(to), variant)
+    if variant is not None:
+        raise InputError(f"Version {to} is of one variant; leave the variant out.")
+    return release_from_version(model, to)
 
 
 @dataclass(slots=True)
@@ -85,6 +95,7 @@ class _Run:
     def done(self) -> Rollout:
         release = self.release
         kept = {path: path.read_bytes() for path in self._guarded_files()}
+        loaded = {name for name in self._towers() if self.control.is_loaded(name)}
         try:
             self._pin_served()
             self.say(f"loading version {release.version} beside the one that is served")
@@ -95,10 +106,10 @@ class _Run:
             self._switch()
             after = self._judged(release.manifest.name)
         except BaseException as error:
-            self._go_back(kept)
+            self._go_back(kept, loaded)
             if isinstance(error, BabeltowerError):
                 raise RolloutError(
-                    f"Version {release.version} of {release.manifest.name}, from {release.source}, was taken "
+                    f"Version {release.version} of {release.manifest.name}, {release.origin}, was taken "
                     f"back; what was served before is served. {error}"
                 ) from error
             raise
@@ -114,16 +125,16 @@ class _Run:
         """Nothing that lies beside is loaded by a server that restarts in between."""
         for folder in self.release.folders():
             if folder.exists():
-                self.release.pin(folder, [max(versions_of_folder(folder))])
+                self.release.pin(folder, [served_version(folder)])
         self._write_manifest()
 
     def _load_towers(self) -> None:
         release = self.release
-        served = {folder: versions_of_folder(folder)[-1:] for folder in release.folders() if folder.exists()}
+        served = {folder: served_version(folder) for folder in release.folders() if folder.exists()}
         release.put_towers_in()
         for modality in Modality:
-            folder = release.tower_folder(modality)
-            release.pin(folder, [*served.get(folder, []), release.version])
+            folder, version = release.tower_folder(modality), release.tower_version(modality)
+            release.pin(folder, sorted({served.get(folder, version), version}))
             self.control.load(folder.name)
         self._write_manifest()
 
@@ -134,7 +145,7 @@ class _Run:
 
     def _judged(self, name: str) -> Verdict:
         with Encoder.open(f"{self.base}/{name}", connection=self.connection) as encoder:
-            verdict = verdict_of_encoder(encoder, self.probes, self.release.variant.precision)
+            verdict = verdict_of_encoder(encoder, self.probes, limits_from_variant(self.release.variant))
         if not verdict.holds:
             raise RolloutError("; ".join(verdict.faults) + ".")
         return verdict
@@ -152,11 +163,23 @@ class _Run:
         release.take_out(trial_only=True)
         for modality in Modality:
             folder = release.tower_folder(modality)
-            release.pin(folder, [release.version])
+            release.pin(folder, [release.tower_version(modality)])
             self.control.load(folder.name)
+        for name in set(self._towers_served()) - set(self._towers()):
+            self.control.unload(name)
         write_manifest(release.repository / release.manifest.name, release.finished_manifest())
 
-    def _go_back(self, kept: dict[Path, bytes]) -> None:
+    def _towers(self) -> list[str]:
+        """Triton models of the version's towers."""
+        return [self.release.tower_folder(modality).name for modality in Modality]
+
+    def _towers_served(self) -> list[str]:
+        """Those that were served until now; of another variant, they have other names."""
+        manifest = self.release.manifest
+        served = manifest.variants[manifest.front_ends[0].variant]
+        return [served.tower(modality).model for modality in Modality]
+
+    def _go_back(self, kept: dict[Path, bytes], loaded: set[str]) -> None:
         """Files first, so that a server which restarts now is right; then what it has loaded."""
         release = self.release
         self.say("taking it back")
@@ -170,10 +193,8 @@ class _Run:
             ):
                 faults += self._tried(step, name)
         release.take_out(trial_only=False)
-        for modality in Modality:
-            folder = release.tower_folder(modality)
-            step = self.control.load if folder.exists() else self.control.unload
-            faults += self._tried(step, folder.name)
+        for name in self._towers():
+            faults += self._tried(self.control.load if name in loaded else self.control.unload, name)
         for fault in faults:
             self.say(f"while taking it back: {fault}")
 
