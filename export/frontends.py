@@ -18,10 +18,19 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from export.publishing import staging
+from export.tower_config import TowerSettings, resettled
 from export.triton_config import InstanceGroup, ModelConfig, QueuePolicy, TensorConfig
 from export.vendoring import code_of_module
 from runtime.errors import ManifestError
-from runtime.manifest import FrontEnds, Manifest, Modality, TowerFiles, manifest_path, record_of_file
+from runtime.manifest import (
+    FrontEnds,
+    Manifest,
+    Modality,
+    TowerFiles,
+    Variant,
+    manifest_path,
+    record_of_file,
+)
 from triton_models.spec import (
     SPEC_FILE,
     TOKENIZER_FILE,
@@ -69,19 +78,25 @@ def front_end_name(name: str, modality: Modality) -> str:
 
 
 def frontends_from_model(
-    model: str | os.PathLike[str], *, variant: str | None = None, settings: FrontEndSettings | None = None
+    model: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    settings: FrontEndSettings | None = None,
+    towers: TowerSettings | None = None,
 ) -> tuple[Path, Path]:
     """Write the front ends of ``REPOSITORY/NAME`` into its repository.
 
     Args:
         variant: A key of the manifest's variants; may be left out where there is one.
+        towers: How the variant's towers are operated from now on; as they were if left out.
 
     Returns:
         The folders of the text and the image front end.
 
     Raises:
         ManifestError: there is no such model or variant.
-        ExportError: the folders cannot be written. Nothing is left half-written.
+        ExportError: the folders cannot be written, or the towers cannot be operated so. Nothing is left
+            half-written.
     """
     repository = Path(model).parent
     manifest = Manifest.read(model)
@@ -95,11 +110,20 @@ def frontends_from_model(
             if path.is_file()
         ]
         text, image = (folder.name for folder in folders)
+        drafts = (
+            {} if towers is None else _resettled_towers(manifest.variants[key], repository, stage, towers)
+        )
         for folder in folders:
             _rename_in(folder, repository / folder.name, stage)
+        for draft, target in drafts.items():
+            draft.replace(target)
+        variants = dict(manifest.variants)
+        if drafts:
+            variants[key] = _with_configs(variants[key], repository)
         served = FrontEnds(key, text, image, tuple(records))
+        written = dataclasses.replace(manifest, variants=variants, front_ends=(served,), kept=())
         draft = manifest_path(stage / manifest.name)
-        draft.write_text(dataclasses.replace(manifest, front_ends=(served,)).to_json(), encoding="utf-8")
+        draft.write_text(written.to_json(), encoding="utf-8")
         draft.replace(manifest_path(model))
     return repository / text, repository / image
 
@@ -198,6 +222,33 @@ def _backend_of(config: Path) -> str:
     if found is None:
         raise ManifestError(f"{config} names no backend. Export the checkpoint again.")
     return found[1]
+
+
+def _resettled_towers(
+    variant: Variant, repository: Path, stage: Path, settings: TowerSettings
+) -> dict[Path, Path]:
+    """Each tower's new configuration, and where it goes."""
+    drafts = {}
+    for modality in Modality:
+        target = repository / variant.tower(modality).model / "config.pbtxt"
+        draft = stage / f"{variant.tower(modality).model}.pbtxt"
+        config = resettled(target.read_text(encoding="utf-8"), variant.precision, settings)
+        draft.write_text(config, encoding="utf-8")
+        drafts[draft] = target
+    return drafts
+
+
+def _with_configs(variant: Variant, repository: Path) -> Variant:
+    """The variant with its towers' configurations as they are now."""
+
+    def measured(tower: TowerFiles) -> TowerFiles:
+        files = tuple(
+            record_of_file(repository, repository / r.path) if r.path.endswith("/config.pbtxt") else r
+            for r in tower.files
+        )
+        return dataclasses.replace(tower, files=files)
+
+    return dataclasses.replace(variant, text=measured(variant.text), image=measured(variant.image))
 
 
 def _copy_code(modality: Modality, version: Path) -> None:

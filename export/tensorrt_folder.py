@@ -16,10 +16,10 @@ _FOLDER = "warmup"
 _TYPES = {"int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 
 
-def plan_instances(plan: Path) -> InstanceGroup:
-    """One instance on each GPU, with every profile of the plan: Triton takes the one that fits a request."""
+def plan_instances(plan: Path, count: int = 1) -> InstanceGroup:
+    """Instances on each GPU, with every profile of the plan: Triton takes the one that fits a request."""
     n_profiles = len(PlanManifest.read(plan).profiles)
-    return InstanceGroup(count=1, kind="KIND_GPU", profiles=tuple(range(n_profiles)))
+    return InstanceGroup(count=count, kind="KIND_GPU", profiles=tuple(range(n_profiles)))
 
 
 def plan_warmups(plan: Path, folder: Path) -> tuple[Warmup, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ import onnx
 from export.calibration import CalibrationSet
 from export.int8 import Int8Recipe
 from export.onnx_graph import input_names
-from export.tensorrt_folder import plan_instances, plan_warmups
 from export.tensorrt_variant import PLAN
+from export.tower_config import tower_config
 from export.towers import Towers, output_name
-from export.triton_config import ModelConfig, check_against_graph, tensors_of_graph
+from export.triton_config import check_against_graph
 from export.variants import Form, Making
 from runtime.backends import Engine
 from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
@@ -27,9 +26,6 @@ MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
 TOKENIZER = "tokenizer.json"
 
 _GRAPH = "model.onnx"
-_BATCHED = (Modality.IMAGE,)
-"""Towers whose requests Triton may join. A text tower's come batched by the front end, each of a length of
-its own; and while requests of unlike shapes wait, Triton's batcher spins on a core that the tower needs."""
 
 
 def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, str]:
@@ -83,25 +79,16 @@ def write_tower(
             recipe=recipe,
         )
     )
-    inputs, outputs = tensors_of_graph(graph)
-    config = ModelConfig(
-        name=folder.name,
-        backend=form.opened_by[0].value,
+    config = tower_config(
+        folder,
+        graph,
+        engine=form.opened_by[0],
+        precision=form.precision,
+        fingerprint=towers.fingerprint,
         max_batch_size=MAX_BATCH_SIZE[modality],
-        inputs=inputs,
-        outputs=outputs,
-        batches=modality in _BATCHED,
-        parameters={"babeltower_fingerprint": towers.fingerprint},
+        context_length=context_length,
+        plan=graph.with_name(PLAN) if form.engine is Engine.TENSORRT else None,
     )
-    if form.engine is Engine.TENSORRT:
-        plan = graph.with_name(PLAN)
-        config = dataclasses.replace(
-            config,
-            platform="tensorrt_plan",
-            filename=plan.name,
-            instances=plan_instances(plan),
-            warmups=plan_warmups(plan, folder),
-        )
     check_against_graph(config, graph)
     (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
     if modality is Modality.TEXT:
@@ -115,7 +102,7 @@ def write_tower(
         outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
         opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
         ir_version=model.ir_version,
-        max_batch_size=config.max_batch_size,
+        max_batch_size=MAX_BATCH_SIZE[modality],
         files=tuple(_records(stage, folder)),
     ), how
 

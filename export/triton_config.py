@@ -70,12 +70,15 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class WarmupInput:
-    """A tensor of a warm-up request, its bytes in ``warmup/FILE`` beside ``config.pbtxt``."""
+    """A tensor of a warm-up request.
+
+    Its bytes are in ``warmup/FILE`` beside ``config.pbtxt``, or all zero where there is no file.
+    """
 
     name: str
     data_type: str
     dims: tuple[int, ...]
-    file: str
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,12 @@ class Warmup:
 class ModelConfig:
     """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company.
 
-    Without ``batches``, Triton runs each request by itself, of up to ``max_batch_size`` rows.
+    Without ``batches``, Triton runs each request by itself, of up to ``max_batch_size`` rows; with a
+    ``max_batch_size`` of 0 of any size, and dimensions include the batch.
     ``filename`` is the file of a version that the backend opens, ``platform`` what Triton calls its kind
     where that is asked; ``response_cache`` lets the server answer a request that it has answered before
-    without running the model, if it was started with a cache.
+    without running the model, if it was started with a cache. ``cuda`` are options of ONNX Runtime's CUDA
+    provider, which it takes where the instances are on a GPU.
     """
 
     name: str
@@ -111,6 +116,7 @@ class ModelConfig:
     queue: QueuePolicy | None = None
     warmups: tuple[Warmup, ...] = ()
     response_cache: bool = False
+    cuda: Mapping[str, str] = field(default_factory=dict)
 
     def to_pbtxt(self) -> str:
         """Text format of ``inference.ModelConfig``.
@@ -131,12 +137,14 @@ class ModelConfig:
         yield f"max_batch_size: {self.max_batch_size}"
         yield from (_tensor_pbtxt("input", tensor) for tensor in self.inputs)
         yield from (_tensor_pbtxt("output", tensor) for tensor in self.outputs)
-        if self.batches:
+        if self.batches and self.max_batch_size:
             yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
         if self.instances is not None:
             yield self.instances.to_pbtxt()
         if self.response_cache:
             yield "response_cache {\n  enable: true\n}"
+        if self.cuda:
+            yield _cuda_pbtxt(self.cuda)
         yield from map(_warmup_pbtxt, self.warmups)
         for key, value in self.parameters.items():
             yield (
@@ -173,8 +181,10 @@ class ModelConfig:
             )
 
 
-def tensors_of_graph(path: Path) -> tuple[tuple[TensorConfig, ...], tuple[TensorConfig, ...]]:
-    """Inputs and outputs of an ONNX file as Triton names them, the batch dimension dropped.
+def tensors_of_graph(
+    path: Path, *, batched: bool = True
+) -> tuple[tuple[TensorConfig, ...], tuple[TensorConfig, ...]]:
+    """Inputs and outputs of an ONNX file as Triton names them, without the batch dimension if ``batched``.
 
     Raises:
         ExportError: a tensor whose first dimension is fixed, or of a type that towers do not use.
@@ -182,7 +192,11 @@ def tensors_of_graph(path: Path) -> tuple[tuple[TensorConfig, ...], tuple[Tensor
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
-    return tuple(map(_tensor_of_value, graph.input)), tuple(map(_tensor_of_value, graph.output))
+    inputs, outputs = (
+        tuple(_tensor_of_value(value, batched=batched) for value in values)
+        for values in (graph.input, graph.output)
+    )
+    return inputs, outputs
 
 
 def check_against_graph(config: ModelConfig, path: Path) -> None:
@@ -191,7 +205,7 @@ def check_against_graph(config: ModelConfig, path: Path) -> None:
     Raises:
         ExportError: they differ; Triton would refuse the model, or worse, not.
     """
-    inputs, outputs = tensors_of_graph(path)
+    inputs, outputs = tensors_of_graph(path, batched=config.max_batch_size > 0)
     if (tuple(config.inputs), tuple(config.outputs)) != (inputs, outputs):
         raise ExportError(
             f"config.pbtxt of {config.name} says {config.inputs} → {config.outputs}; "
@@ -199,7 +213,7 @@ def check_against_graph(config: ModelConfig, path: Path) -> None:
         )
 
 
-def _tensor_of_value(value: onnx.ValueInfoProto) -> TensorConfig:
+def _tensor_of_value(value: onnx.ValueInfoProto, *, batched: bool) -> TensorConfig:
     from onnx import TensorProto
 
     types = {
@@ -215,7 +229,7 @@ def _tensor_of_value(value: onnx.ValueInfoProto) -> TensorConfig:
         raise ExportError(f"{value.name} has shape {dims}: its batch is not dynamic.")
     if kind.elem_type not in types:
         raise ExportError(f"{value.name} is of ONNX type {kind.elem_type}, which towers do not use.")
-    return TensorConfig(value.name, types[kind.elem_type], dims[1:])
+    return TensorConfig(value.name, types[kind.elem_type], dims[1:] if batched else dims)
 
 
 def _tensor_pbtxt(kind: str, tensor: TensorConfig) -> str:
@@ -243,6 +257,15 @@ def _batching_pbtxt(max_queue_delay_us: int, queue: QueuePolicy) -> str:
     return "\n".join(["dynamic_batching {", *lines, "}"])
 
 
+def _cuda_pbtxt(options: Mapping[str, str]) -> str:
+    lines = [
+        f"      parameters {{ key: {json.dumps(key)} value: {json.dumps(value)} }}"
+        for key, value in options.items()
+    ]
+    head = ["optimization {", "  execution_accelerators {", "    gpu_execution_accelerator {"]
+    return "\n".join([*head, '      name: "cuda"', *lines, "    }", "  }", "}"])
+
+
 def _warmup_pbtxt(warmup: Warmup) -> str:
     lines = [
         "model_warmup {",
@@ -257,7 +280,9 @@ def _warmup_pbtxt(warmup: Warmup) -> str:
             "    value {",
             f"      data_type: {tensor.data_type}",
             f"      dims: [ {dims} ]",
-            f"      input_data_file: {json.dumps(tensor.file)}",
+            "      zero_data: true"
+            if tensor.file is None
+            else f"      input_data_file: {json.dumps(tensor.file)}",
             "    }",
             "  }",
         ]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from sample_models import CHECKPOINTS
+from stock_backends import require_accepted
 from tensorrt_double import FakeGpu, RunningTensorRt
 from test_export_variants import FEW
 from tritonclient.grpc import model_config_pb2
@@ -107,6 +108,7 @@ def test_triton_is_told_the_profiles_and_warms_up_each(modality: Modality, plann
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert list(group.profile) == [str(index) for index in range(len(plan.profiles))]
     assert config.max_batch_size == max(profile.dims["batch"].most for profile in plan.profiles)
+    assert require_accepted(folder) == config
     assert len(config.model_warmup) == len(plan.profiles)
     for warmup, profile in zip(config.model_warmup, plan.profiles, strict=True):
         assert set(warmup.inputs) == set(plan.inputs)

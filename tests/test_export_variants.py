@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sample_models import CHECKPOINTS, NAMES, Exported
+from stock_backends import require_accepted
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
@@ -68,6 +69,8 @@ def test_every_form_of_every_family_is_published_with_its_evidence(
     assert variant.precision is form.precision
     assert variant.engines == tuple(engine.value for engine in form.opened_by)
     assert variant.text.model == f"{name}_text_tower_{form.key}"
+    for tower in (variant.text, variant.image):
+        assert require_accepted(model.parent / tower.model).backend == form.opened_by[0].value
     assert variant.parity["limits"]["retrieval"]["sampled"] is True
     for figures in variant.parity["retrieval"].values():
         assert len(figures["languages"]) >= 90

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_models import Exported
+from stock_backends import require_accepted
 
+from export.frontends import frontends_from_model
 from export.probes import probe_images
+from export.tower_config import TowerSettings, tower_config
 from runtime import Encoder
-from runtime.errors import ImageError, LanguageError, RolloutError, UnansweredError
+from runtime.backends import Engine
+from runtime.errors import ImageError, LanguageError, ManifestError, RolloutError, UnansweredError
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.probes import Probes
 from runtime.remote import Connection
@@ -79,6 +83,37 @@ def copied(model: Path, repository: Path) -> Path:
     for path in model.parent.glob(f"{NAME}[._]*"):
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, repository / path.name)
     return repository / NAME
+
+
+def test_towers_for_openvino_are_served_as_their_stock_backend_wants_them(
+    alone: Path, server_environment: ServerEnvironment
+) -> None:
+    manifest = Manifest.read(alone)
+    variant = manifest.variant(Precision.FP32)
+    for tower in (variant.text, variant.image):
+        folder = alone.parent / tower.model
+        config = tower_config(
+            folder,
+            folder / "1" / tower.graph,
+            engine=Engine.OPENVINO,
+            precision=Precision.FP32,
+            fingerprint=manifest.fingerprint,
+            max_batch_size=tower.max_batch_size,
+            context_length=manifest.text.context_length,
+        )
+        (folder / "config.pbtxt").write_text(config.to_pbtxt())
+        assert require_accepted(folder).max_batch_size == 0
+    frontends_from_model(alone, towers=TowerSettings(instances=1, threads=1))
+    probes = Probes.read(alone)
+    texts, languages, images = probes.texts[::11], probes.languages[::11], probes.images
+    with (
+        running_server(alone.parent, environment=server_environment) as server,
+        Encoder.open(f"grpc://{server.addresses.grpc}/{NAME}", engine="openvino") as remote,
+        Encoder.open(alone, engine="openvino", threads=1) as local,
+    ):
+        found = remote.embed_texts(texts, languages)
+        assert np.abs(found - local.embed_texts(texts, languages)).max() <= 1e-6
+        assert np.abs(remote.embed_images(images) - local.embed_images(images)).max() <= 1e-6
 
 
 def test_a_killed_server_in_mid_load(alone: Path, server_environment: ServerEnvironment) -> None:
@@ -181,6 +216,32 @@ def test_a_good_version_loses_no_request(controlled: tuple[Path, str], tmp_path:
     manifest.verify_front_ends(model.parent)
     assert manifest.variant(Precision.FP32).text.version == 2
     assert not list(model.parent.glob("*candidate*"))
+    assert [kept.version for kept in manifest.kept] == [1]
+
+
+def test_a_kept_version_is_switched_back_to(controlled: tuple[Path, str], tmp_path: Path) -> None:
+    model, url = controlled
+    roll_out(model, copied(model, tmp_path / "new"), url=url)
+    with Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic:
+        done = roll_out(model, 1, url=url)
+    assert (done.version, traffic.errors) == (1, [])
+    assert traffic.n_requests > 50
+    manifest = Manifest.read(model)
+    manifest.verify_front_ends(model.parent)
+    variant = manifest.variant(Precision.FP32)
+    manifest.verify(model.parent, variant)
+    assert (variant.text.version, [kept.version for kept in manifest.kept]) == (1, [2])
+    broken = model.parent / f"{NAME}_text" / "2" / "frontend.json"
+    spec = json.loads(broken.read_text())
+    spec["preprocessing"]["suffix_ids"] = []
+    broken.write_text(json.dumps(spec))
+    with pytest.raises(RolloutError, match=r"Version 2 of .*, which the repository kept, was taken back"):
+        roll_out(model, 2, url=url)
+    assert Manifest.read(model) == manifest
+    with Encoder.open(f"{url}/{NAME}") as encoder:
+        assert encoder.embed_texts(["gato"], "por_Latn").shape == (1, encoder.dim)
+    with pytest.raises(ManifestError, match="serves version 1 already"):
+        roll_out(model, 1, url=url)
 
 
 def test_a_version_with_wrong_language_tokens_is_taken_back(

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,19 +22,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sample_models import NAMES, Exported
+from stock_backends import require_accepted
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
 from export.cli import app
 from export.frontends import FrontEndSettings, frontends_from_model
+from export.tower_config import TowerSettings
 from export.vendoring import code_of_module
-from runtime.errors import EngineError, ManifestError
+from runtime.errors import EngineError, ExportError, ImageError, InputError, LanguageError, ManifestError
 from runtime.manifest import Manifest, Precision
+from runtime.refusals import error_from_message, message_from_error
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
+from runtime.server.dashboard import dashboard
 from runtime.text import Tokenizer
-from triton_models.answers import Failure, TowerError, Vectors
+from triton_models.answers import Code, Failure, TowerError, Vectors
 from triton_models.buckets import bucket_label, buckets_from_lengths
-from triton_models.counters import Counters
+from triton_models.counters import DESCRIPTIONS, Counters
 from triton_models.spec import ImageLimits, TextLimits, TextSpec, limits_from_parameters, spec_from_folder
 from triton_models.text_frontend import TextFrontEnd, TextRequest
 from triton_models.tower import groups_by_shape
@@ -121,6 +126,36 @@ def test_each_request_fails_alone(front_end: Any) -> None:
     assert third.vectors[0, 0] > first.vectors[0, 0]
 
 
+@pytest.mark.parametrize(
+    ("text", "language", "kind"),
+    [(b"gato", b"xx-nowhere", LanguageError), (b"\xff", b"pt", InputError), (b" ", b"pt", InputError)],
+)
+def test_a_refusal_begins_with_the_class_that_is_raised_in_process(
+    front_end: Any, text: bytes, language: bytes, kind: type[InputError]
+) -> None:
+    (failure,) = asyncio.run(front_end(counting_tower).answers([request(text, language=language)]))
+    assert failure.code is Code.INVALID_ARG
+    assert failure.message.startswith(f"{kind.__name__}: ")
+    assert type(error_from_message(failure.message, place="Text 7")) is kind
+
+
+def test_refusals_come_through_whole() -> None:
+    class LaterError(ImageError):
+        """Of a server that is newer than the client."""
+
+    for error, kind in ((ImageError("a: b"), ImageError), (LaterError("a: b"), ImageError)):
+        read = error_from_message(message_from_error(error), place="Image 3")
+        assert (type(read), str(read)) == (kind, "Image 3: a: b")
+    own = error_from_message("unexpected shape for input 'text': [1]", place="Text 0")
+    assert (type(own), str(own)) == (InputError, "Text 0: unexpected shape for input 'text': [1]")
+
+
+def test_every_metric_of_the_dashboard_is_counted_and_every_count_is_shown() -> None:
+    queries = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    named = set(re.findall(r"babeltower_\w+", " ".join(queries)))
+    assert named == set(DESCRIPTIONS)
+
+
 def test_a_failing_tower_fails_the_texts_of_its_bucket_only(front_end: Any) -> None:
     async def short_only(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         if inputs["input_ids"].shape[1] > 30:
@@ -199,6 +234,25 @@ def test_writing_front_ends_again_replaces_them(exported: Exported, tmp_path: Pa
     with pytest.raises(ManifestError, match="no variant 'int4'"):
         frontends_from_model(model, variant="int4")
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_towers_are_resettled_with_their_front_ends(exported: Exported, tmp_path: Path) -> None:
+    import shutil
+
+    model = Path(shutil.copytree(exported("capivara").parent, tmp_path / "r")) / "capivara"
+    arguments = ["frontends", str(model), "--tower-instances", "2", "--tower-threads", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.read(model)
+    variant = manifest.variant(Precision.FP32)
+    manifest.verify(model.parent, variant)
+    for tower in (variant.text, variant.image):
+        config = require_accepted(model.parent / tower.model)
+        assert config.instance_group[0].count == 2
+        assert config.parameters["intra_op_thread_count"].string_value == "1"
+    with pytest.raises(ExportError, match="how many threads"):
+        frontends_from_model(model, towers=TowerSettings(instances=2))
+    assert Manifest.read(model) == manifest
 
 
 def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> None:

@@ -12,27 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, Engine, open_backend
+from runtime.backends import Engine, Signature, TensorType, open_graph
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["THREADS", "TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
+__all__ = ["TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
 
 _TOWER_NAME = re.compile(rf".+_(?:text|image)_tower_({'|'.join(p.value for p in Precision)})(?:_[a-z]+)?")
-THREADS = {
-    Engine.ONNXRUNTIME: "intra_op_thread_count",
-    Engine.OPENVINO: "INFERENCE_NUMTHREADS",
-}
-"""The parameter that the stock backend of each engine reads its threads from."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerConfig:
-    """What ``config.pbtxt`` says of a tower."""
+    """What ``config.pbtxt`` says of a tower; ``threads`` are those of one instance.
+
+    ``batched`` is whether Triton puts requests together, and leaves the batch out of the tensors' dimensions.
+    """
 
     graph: str
     precision: Precision
     threads: int | None
+    batched: bool
     inputs: Mapping[str, tuple[str, tuple[int, ...]]]
     outputs: Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -51,25 +50,39 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
             f"{config['name']!r} is no tower's name (NAME_text_tower_fp32, ...), so its precision is "
             "unknown, and none is guessed. Export the checkpoint again."
         )
-    threads = parameters.get(THREADS[engine])
     return TowerConfig(
         graph=config["default_model_filename"],
         precision=Precision(named[1]),
-        threads=int(threads) if threads else None,
+        threads=_threads(parameters, config.get("instance_group") or [{}], engine),
+        batched=int(config.get("max_batch_size", 0)) > 0,
         inputs={t["name"]: (t["data_type"], tuple(map(int, t["dims"]))) for t in config["input"]},
         outputs={t["name"]: (t["data_type"], tuple(map(int, t["dims"]))) for t in config["output"]},
     )
+
+
+def _threads(
+    parameters: Mapping[str, str], groups: Sequence[Mapping[str, Any]], engine: Engine
+) -> int | None:
+    """Of one instance, from what the stock backend of the engine reads them from.
+
+    ONNX Runtime's is said for each instance, OpenVINO's for all of them together.
+    """
+    if engine is Engine.ONNXRUNTIME:
+        said = int(parameters.get("intra_op_thread_count", 0))
+    else:
+        together = int(parameters.get("INFERENCE_NUM_THREADS", 0))
+        said = together and max(1, together // max(1, sum(int(g.get("count", 1)) for g in groups)))
+    return said or None
 
 
 class TowerServer:
     """An opened tower that runs requests of equal shape together."""
 
     def __init__(self, folder: Path, config: TowerConfig, engine: Engine) -> None:
-        graph = folder / config.graph
-        check_tensors(config, engine, graph)
-        self._backend: Backend = open_backend(
-            engine, graph, precision=config.precision, threads=config.threads
+        self._backend = open_graph(
+            engine, folder / config.graph, precision=config.precision, threads=config.threads
         )
+        check_tensors(config, self._backend.signature)
         self._outputs = list(config.outputs)
 
     def close(self) -> None:
@@ -112,68 +125,32 @@ def groups_by_shape(inputs: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[i
     return list(groups.values())
 
 
-def check_tensors(config: TowerConfig, engine: Engine, graph: Path) -> None:
+def check_tensors(config: TowerConfig, signature: Signature) -> None:
     """Hold a configuration to the graph, as the stock backends do when they load a model.
 
     Raises:
         EngineError: names, types or shapes differ.
     """
-    if not graph.is_file():
-        raise EngineError(f"Graph {graph} is missing. Copy the repository again, or export again.")
-    found = _TENSORS[engine](graph)
-    for side, said, has in (("input", config.inputs, found[0]), ("output", config.outputs, found[1])):
-        if dict(said) != has:
-            raise EngineError(f"config.pbtxt says {side} {dict(said)}; {graph.name} has {has}. Export again.")
+    for side, said, has in (
+        ("input", config.inputs, signature.inputs),
+        ("output", config.outputs, signature.outputs),
+    ):
+        found = {name: _as_configured(tensor, batched=config.batched) for name, tensor in has.items()}
+        if dict(said) != found:
+            raise EngineError(
+                f"config.pbtxt says {side} {dict(said)}; {config.graph} has {found}. Export again."
+            )
 
 
-_Tensors = dict[str, tuple[str, tuple[int, ...]]]
+def _as_configured(tensor: TensorType, *, batched: bool) -> tuple[str, tuple[int, ...]]:
+    """Type and dimensions as ``config.pbtxt`` has them, which leaves out the batch where Triton batches."""
+    return _DATA_TYPES.get(tensor.dtype, tensor.dtype), tensor.shape[1:] if batched else tensor.shape
 
 
-def _onnxruntime_tensors(graph: Path) -> tuple[_Tensors, _Tensors]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    types = {
-        "tensor(float)": "TYPE_FP32",
-        "tensor(float16)": "TYPE_FP16",
-        "tensor(int64)": "TYPE_INT64",
-        "tensor(int32)": "TYPE_INT32",
-        "tensor(uint8)": "TYPE_UINT8",
-    }
-
-    def tensors(values: Any) -> _Tensors:
-        return {
-            v.name: (types.get(v.type, v.type), tuple(d if isinstance(d, int) else -1 for d in v.shape[1:]))
-            for v in values
-        }
-
-    return tensors(session.get_inputs()), tensors(session.get_outputs())
-
-
-def _openvino_tensors(graph: Path) -> tuple[_Tensors, _Tensors]:
-    import openvino
-
-    model = openvino.Core().read_model(str(graph))
-    types = {
-        "f32": "TYPE_FP32",
-        "f16": "TYPE_FP16",
-        "i64": "TYPE_INT64",
-        "i32": "TYPE_INT32",
-        "u8": "TYPE_UINT8",
-    }
-
-    def tensors(values: Any) -> _Tensors:
-        found: _Tensors = {}
-        for value in values:
-            kind = value.get_element_type().get_type_name()
-            dims = tuple(-1 if d.is_dynamic else d.get_length() for d in value.get_partial_shape())
-            found[value.get_any_name()] = (types.get(kind, kind), dims[1:])
-        return found
-
-    return tensors(model.inputs), tensors(model.outputs)
-
-
-_TENSORS = {Engine.ONNXRUNTIME: _onnxruntime_tensors, Engine.OPENVINO: _openvino_tensors}
+_DATA_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "uint8": "TYPE_UINT8",
+}

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.backends import Engine
+from export.tower_config import TowerSettings, resettle, settings_of_config
+from runtime.backends import GRAPH_ENGINES
 from runtime.errors import ExportError
-from runtime.manifest import Manifest, Modality
+from runtime.manifest import Manifest, Modality, Precision
 from runtime.rollout.release import replace_text, write_manifest
 from triton_models.spec import ImageLimits, TextLimits
-from triton_models.tower import THREADS
 
 __all__ = [
     "Operation",
@@ -73,6 +73,7 @@ class TunedFiles:
     engine: str
     front: str
     tower: str
+    precision: Precision
 
 
 def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFiles:
@@ -86,9 +87,10 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
             f"{manifest.name} has no front ends to tune. Write them with `babeltower frontends {model}`."
         )
     (served,) = manifest.front_ends
-    tower = manifest.variants[served.variant].tower(modality).model
+    variant = manifest.variants[served.variant]
+    tower = variant.tower(modality).model
     engine = str(_config(model.parent / tower).backend)
-    known = [key.value for key in THREADS]
+    known = [key.value for key in GRAPH_ENGINES]
     if engine not in known:
         raise ExportError(
             f"{manifest.name} serves the variant {served.variant}, which runs on {engine!r}. Tuning starts a "
@@ -96,7 +98,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
             f"`babeltower frontends {model} --variant ...`."
         )
     front = served.text if modality is Modality.TEXT else served.image
-    return TunedFiles(modality, engine, front, tower)
+    return TunedFiles(modality, engine, front, tower, variant.precision)
 
 
 def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
@@ -106,13 +108,13 @@ def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
         ExportError: one is missing or malformed.
     """
     front, tower = _config(repository / files.front), _config(repository / files.tower)
-    threads = tower.parameters[THREADS[Engine(files.engine)]].string_value
+    settings = settings_of_config(tower)
     limits = TextLimits() if files.modality is Modality.TEXT else ImageLimits()
     given = {**dataclasses.asdict(limits), **_given(front)}
     names = ("token_budget", "bucket_overhead", "decode_threads")
     return Operation(
-        tower_instances=_instances(tower),
-        tower_threads=int(threads or 0),
+        tower_instances=settings.instances,
+        tower_threads=settings.threads or 0,
         front_instances=_instances(front),
         max_queue_delay_us=front.dynamic_batching.max_queue_delay_microseconds,
         max_batch_size=front.max_batch_size,
@@ -127,12 +129,8 @@ def write_operation(repository: Path, files: TunedFiles, operation: Operation) -
         ExportError: they do not read back as what was meant, or cannot be written.
     """
     front, tower = _config(repository / files.front), _config(repository / files.tower)
-    key = THREADS[Engine(files.engine)]
-    _set_instances(tower, operation.tower_instances)
-    if operation.tower_threads:
-        tower.parameters[key].string_value = str(operation.tower_threads)
-    elif key in tower.parameters:
-        del tower.parameters[key]
+    settings = TowerSettings(operation.tower_instances, operation.tower_threads or None)
+    resettle(tower, files.precision, settings)
     _set_instances(front, operation.front_instances)
     front.dynamic_batching.max_queue_delay_microseconds = operation.max_queue_delay_us
     front.max_batch_size = operation.max_batch_size

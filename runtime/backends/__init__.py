@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["GRAPH_ENGINES", "Backend", "Engine", "open_backend"]
+__all__ = [
+    "GRAPH_ENGINES",
+    "Backend",
+    "Engine",
+    "GraphBackend",
+    "Signature",
+    "TensorType",
+    "open_backend",
+    "open_graph",
+]
 
 
 class Engine(str, Enum):
@@ -45,6 +55,30 @@ class Backend(Protocol):
         """Release the graph; may be called again."""
 
 
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """``dtype`` as numpy names it; -1 in ``shape`` where it is dynamic."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Tensors of an opened graph, by name, in its order."""
+
+    inputs: Mapping[str, TensorType]
+    outputs: Mapping[str, TensorType]
+
+
+class GraphBackend(Backend, Protocol):
+    """A backend that read an ONNX file, and knows what is in it."""
+
+    @property
+    def signature(self) -> Signature:
+        """What goes in and out, as the engine read it."""
+
+
 def open_backend(
     engine: Engine,
     graph: Path,
@@ -69,44 +103,69 @@ def open_backend(
         EngineError: the engine is not installed, does not know the provider, cannot compute in the
             precision, or cannot read the graph.
     """
+    if engine is not Engine.TENSORRT:
+        return open_graph(
+            engine, graph, precision=precision, threads=threads, provider=provider, instances=instances
+        )
+    _require_sane(graph, threads, instances)
+    from runtime.backends.tensorrt import TensorRtBackend
+
+    return TensorRtBackend(graph, precision=precision, provider=provider)
+
+
+def open_graph(
+    engine: Engine,
+    graph: Path,
+    *,
+    precision: Precision,
+    threads: int | None = None,
+    provider: str | None = None,
+    instances: int = 1,
+) -> GraphBackend:
+    """``open_backend`` for one of ``GRAPH_ENGINES``; errors as there."""
+    _require_sane(graph, threads, instances)
+    if engine is Engine.OPENVINO:
+        from runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(
+            graph, precision=precision, threads=threads, device=provider, instances=instances
+        )
+    if engine is not Engine.ONNXRUNTIME:
+        raise EngineError(f"{engine.value} reads no ONNX file; expected one of {[*GRAPH_ENGINES]}.")
+    from runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    if instances == 1 or threads == 1:  # a run on one thread is the calling thread's own
+        return OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+    return _SeveralBackends(
+        [
+            OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
+            for _ in range(instances)
+        ]
+    )
+
+
+def _require_sane(graph: Path, threads: int | None, instances: int) -> None:
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; expected at least 1, or None for every physical core.")
     if instances < 1:
         raise EngineError(f"instances is {instances}; expected at least 1.")
     if not graph.is_file():
         raise EngineError(f"Graph {graph} is missing. Copy the repository again, or export again.")
-    match engine:
-        case Engine.ONNXRUNTIME:
-            from runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-            if instances == 1 or threads == 1:  # a run on one thread is the calling thread's own
-                return OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
-            return _SeveralBackends(
-                [
-                    OnnxRuntimeBackend(graph, precision=precision, threads=threads, provider=provider)
-                    for _ in range(instances)
-                ]
-            )
-        case Engine.OPENVINO:
-            from runtime.backends.openvino import OpenVinoBackend
-
-            return OpenVinoBackend(
-                graph, precision=precision, threads=threads, device=provider, instances=instances
-            )
-        case Engine.TENSORRT:
-            from runtime.backends.tensorrt import TensorRtBackend
-
-            return TensorRtBackend(graph, precision=precision, provider=provider)
 
 
 class _SeveralBackends:
     """Backends of one graph; each run takes one that is idle."""
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
+    def __init__(self, backends: Sequence[GraphBackend]) -> None:
         self._backends = backends
-        self._idle: queue.SimpleQueue[Backend] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[GraphBackend] = queue.SimpleQueue()
         for backend in backends:
             self._idle.put(backend)
+
+    @property
+    def signature(self) -> Signature:
+        """The same for all."""
+        return self._backends[0].signature
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Wait for an idle backend, and run it."""

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from runtime.backends import Signature, TensorType
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
@@ -38,11 +39,15 @@ class OnnxRuntimeBackend:
         chosen = _provider(provider, precision)
         self._session: Any = _session(graph, _with_options(chosen, precision), _options(threads))
 
+    @property
+    def signature(self) -> Signature:
+        """What goes in and out."""
+        session = self._opened()
+        return Signature(_types(session.get_inputs()), _types(session.get_outputs()))
+
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute the named outputs, and nothing that they do not need."""
-        session = self._session
-        if session is None:
-            raise EngineError(f"The session of {self._graph} is closed; open the Encoder again.")
+        session = self._opened()
         try:
             results: list[NDArray[Any]] = session.run(list(outputs), dict(inputs))
         except Exception as error:  # onnxruntime's exceptions share no narrower base
@@ -53,6 +58,31 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Release the session."""
         self._session = None
+
+    def _opened(self) -> Any:
+        session = self._session
+        if session is None:
+            raise EngineError(f"The session of {self._graph} is closed; open the Encoder again.")
+        return session
+
+
+def _types(values: Sequence[Any]) -> dict[str, TensorType]:
+    """Of tensors as a session lists them; a dimension with a name, or none, is dynamic."""
+    return {
+        value.name: TensorType(
+            _DTYPES.get(value.type, value.type), tuple(d if isinstance(d, int) else -1 for d in value.shape)
+        )
+        for value in values
+    }
+
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+}
 
 
 def _provider(asked: str | None, precision: Precision) -> str:

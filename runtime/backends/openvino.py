@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends import Signature, TensorType
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
@@ -39,11 +40,15 @@ class OpenVinoBackend:
         self._model: Any = _compiled(_core(), graph, device or "CPU", precision, threads, instances)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
+    @property
+    def signature(self) -> Signature:
+        """What goes in and out."""
+        model = self._opened()
+        return Signature(_types(model.inputs), _types(model.outputs))
+
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute the graph and copy the named outputs out of it."""
-        model = self._model
-        if model is None:
-            raise EngineError(f"The model of {self._graph} is closed; open the Encoder again.")
+        model = self._opened()
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
@@ -61,6 +66,23 @@ class OpenVinoBackend:
         """Release the model and its requests."""
         self._model = None
         self._idle = queue.SimpleQueue()
+
+    def _opened(self) -> Any:
+        model = self._model
+        if model is None:
+            raise EngineError(f"The model of {self._graph} is closed; open the Encoder again.")
+        return model
+
+
+def _types(values: Sequence[Any]) -> dict[str, TensorType]:
+    """Of tensors as a compiled model lists them."""
+    return {
+        value.get_any_name(): TensorType(
+            np.dtype(value.get_element_type().to_dtype()).name,
+            tuple(-1 if d.is_dynamic else d.get_length() for d in value.get_partial_shape()),
+        )
+        for value in values
+    }
 
 
 def _core() -> Any:
