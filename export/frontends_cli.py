@@ -34,7 +34,10 @@ def frontends(
     ] = False,
     tower_instances: Annotated[
         int | None,
-        typer.Option(min=1, help="Calls of each tower that are computed at once; as it was if left out."),
+        typer.Option(
+            min=1,
+            help="Calls of each tower that are computed at once, 1 by default. Without any of these three, towers stay as they are.",
+        ),
     ] = None,
     tower_threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each instance of a tower; every core by default.")
