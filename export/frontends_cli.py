@@ -36,7 +36,8 @@ def frontends(
         int | None,
         typer.Option(
             min=1,
-            help="Calls of each tower that are computed at once, 1 by default. Without any of these three, towers stay as they are.",
+            help="Calls of each tower that are computed at once, 1 by default. Without any of these three, "
+            "towers stay as they are.",
         ),
     ] = None,
     tower_threads: Annotated[
