@@ -81,23 +81,25 @@ class ImageFrontEnd:
             decoding = [
                 loop.run_in_executor(self._decoders, self._pixels, i, b) for i, b in enumerate(images)
             ]
-            decoded = await asyncio.gather(*decoding, return_exceptions=True)
-            for outcome in decoded:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            return _Job([outcome for outcome in decoded if not isinstance(outcome, BaseException)], width)
+            decoded = await asyncio.gather(*decoding)
+            failed = next((outcome for outcome in decoded if isinstance(outcome, Failure)), None)
+            if failed is not None:
+                return failed
+            return _Job([outcome for outcome in decoded if not isinstance(outcome, Failure)], width)
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    def _pixels(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
+    def _pixels(self, number: int, encoded: bytes) -> NDArray[np.uint8] | Failure:
+        """An error ends here: in a cycle with its frames it would keep the image's bytes for minutes."""
         name = f"{number} of the request, {len(encoded)} bytes,"
-        if len(encoded) > self._limits.max_bytes:
-            raise ImageError(
-                f"Image {name} is larger than the limit of {self._limits.max_bytes} bytes. Shrink it first."
-            )
-        return pixels_from_image(
-            decode(encoded, name=name, max_pixels=self._limits.max_pixels), self._spec.preprocessing
-        )
+        try:
+            if len(encoded) > self._limits.max_bytes:
+                limit = self._limits.max_bytes
+                raise ImageError(f"Image {name} is larger than the limit of {limit} bytes. Shrink it first.")
+            image = decode(encoded, name=name, max_pixels=self._limits.max_pixels)
+            return pixels_from_image(image, self._spec.preprocessing)
+        except BabeltowerError as error:
+            return failure_from_error(error)
 
     async def _embed(
         self, pixels: Sequence[NDArray[np.uint8]], widths: Sequence[int]
