@@ -19,7 +19,7 @@ from export.retrieval.comparison import Direction
 from export.retrieval.metrics import KS
 from runtime.languages import english_name, languages
 
-__all__ = ["page_from_evaluation", "write_page"]
+__all__ = ["page_from_evaluation", "pictures_of", "write_page"]
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _THUMBNAIL_PX = 160
@@ -59,7 +59,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
         columns=dot_columns(rows),
         searches=searches,
         turned=turned_searches(evaluation),
-        picture=_pictures(evaluation),
+        picture=pictures_of(evaluation),
         published=published_figures(report.dataset, report.model, report.notes),
         credit=evaluation.dataset.credit,
         directions=list(Direction),
@@ -67,7 +67,9 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
     )
 
 
-def _pictures(evaluation: Evaluation) -> Callable[[int], str]:
+def pictures_of(evaluation: Evaluation) -> Callable[[int], str]:
+    """A picture of the set by its index, as a data URI; large ones become thumbnails."""
+
     @cache
     def picture(index: int) -> str:
         return _data_uri(evaluation.dataset.images[index].read())

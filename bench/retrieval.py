@@ -37,6 +37,7 @@ from bench.retrieval_report import Evaluation, RetrievalReport
 from bench.sample_jobs import SAMPLE_REPOSITORY, jobs_of, numbered
 from bench.search import sample_searches
 from bench.tables import Order, print_report
+from bench.turned import write_turned
 from export.progress import progress_bars
 from export.retrieval.metrics import Protocol
 from runtime.backends import Engine
@@ -137,6 +138,8 @@ def _write(console: Console, done: Evaluation, json_file: Path | None, html_file
     if json_file is not None:
         json_file.write_text(done.report.to_json(), encoding="utf-8")
         console.print(f"record  {json_file}", markup=False, soft_wrap=True)
+        if turned := write_turned(json_file, done):
+            console.print(f"turned  {turned}", markup=False, soft_wrap=True)
     if html_file is not None:
         write_page(html_file, done, sample_searches(done))
         console.print(f"page    {html_file}", markup=False, soft_wrap=True)

@@ -47,17 +47,19 @@ def steps_into(out: Path) -> tuple[Step, ...]:
     peaks, latency, throughput, corpus = (
         out / f"{name}.json" for name in ("peaks", "latency", "throughput", "corpus")
     )
+    in_int8 = ("-m", "bench.retrieval", "nllb-clip", "--precision", "int8", "--engine", "openvino")
     steps = [
         Step("peaks", ("-m", "bench.peaks", "--json", str(peaks)), peaks),
         Step("latency", ("-m", "bench.latency", "--peaks", str(peaks), "--json", str(latency)), latency),
         Step("throughput", ("-m", "bench.throughput", "--json", str(throughput)), throughput),
         Step("retrieval", ("-m", "bench.retrieval", "--json", str(out / "retrieval.json")), None),
+        Step("retrieval in INT8", (*in_int8, "--json", str(out / "retrieval-int8.json")), None),
         Step("corpus", ("-m", "bench.corpus", "--json", str(corpus)), corpus),
     ]
     if find_spec("bench.peers") is not None:
         peers = out / "peers.json"
         steps.append(Step("peers", ("-m", "bench.peers", "--json", str(peers)), peers))
-    if find_spec("bench.retrieval_report") is not None:  # bench.report is the page of all records then
+    if find_spec("bench.report") is not None:
         page = out / "index.html"
         steps.append(Step("report", ("-m", "bench.report", str(out), "--out", str(page)), None))
     return tuple(steps)

@@ -58,7 +58,14 @@ def test_a_step_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
 
 def test_every_step_is_a_module_that_is_there(tmp_path: Path) -> None:
     steps = steps_into(tmp_path)
-    assert [step.name for step in steps][:5] == ["peaks", "latency", "throughput", "retrieval", "corpus"]
+    assert [step.name for step in steps][:6] == [
+        "peaks",
+        "latency",
+        "throughput",
+        "retrieval",
+        "retrieval in INT8",
+        "corpus",
+    ]
     root = Path(__file__).resolve().parent.parent
     for step in steps:
         assert step.arguments[0] == "-m"

@@ -1,0 +1,54 @@
+"""One page of all results: verdicts, speed, limits of the machine, peers, every language.
+
+    python bench/report.py [FILE_OR_FOLDER …] [--out FILE]
+
+Without an argument: of build/bench, where 'make bench' wrote there, else of the committed bench/results. The
+page needs no network, and follows the reader's light or dark.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from bench.report_data import results_from_paths
+from bench.report_page import page_from_results
+from runtime.commands import ErrorReportingCommand
+
+__all__ = ["app"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(cls=ErrorReportingCommand)
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE_OR_FOLDER]...", help="build/bench if it is there, or bench/results."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write; index.html beside the results.")] = None,
+) -> None:
+    """Write the page."""
+    measured = _ROOT / "build" / "bench"
+    paths = results or [measured if any(measured.glob("*.json")) else _ROOT / "bench" / "results"]
+    found = results_from_paths(paths)
+    if out is None:
+        beside = paths[0] if paths[0].is_dir() else paths[0].parent
+        out = measured / "index.html" if beside == _ROOT / "bench" / "results" else beside / "index.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.draft")
+    draft.write_text(page_from_results(found), encoding="utf-8")
+    draft.replace(out)
+    typer.echo(f"page    {out}")
+
+
+if __name__ == "__main__":
+    app()
