@@ -15,9 +15,9 @@ from runtime.languages import english_name
 __all__ = ["SCHEMA", "turned_path", "write_turned"]
 
 SCHEMA = "babeltower-turned/1"
-"""``model``, ``precision``, ``engine`` and ``searches``. A search has its ``text``, the language's ``code`` and
-``name``, the right picture's ``reference_rank`` and ``exported_rank`` from 1, and both top fives, each answer
-with ``picture`` (a data URI), ``key``, ``score`` and ``is_right``."""
+"""``model``, ``precision``, ``engine`` and ``searches``. A search has its ``text``, the language's ``code``
+and ``name``, the right picture's ``reference_rank`` and ``exported_rank`` from 1, and both top fives, each
+answer with ``picture`` (a data URI), ``key``, ``score`` and ``is_right``."""
 
 
 def turned_path(record: Path) -> Path:
