@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,12 +21,20 @@ from export.probes import probe_images
 from export.tower_config import TowerSettings, tower_config
 from runtime import Encoder
 from runtime.backends import Engine
-from runtime.errors import ImageError, LanguageError, ManifestError, RolloutError, UnansweredError
+from runtime.errors import (
+    EngineError,
+    ImageError,
+    LanguageError,
+    ManifestError,
+    RolloutError,
+    UnansweredError,
+)
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.probes import Probes
 from runtime.remote import Connection
 from runtime.rollout import roll_out
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
+from runtime.server.backends import write_backends
 
 NAME = "nllb-clip"
 
@@ -114,6 +123,29 @@ def test_towers_for_openvino_are_served_as_their_stock_backend_wants_them(
         found = remote.embed_texts(texts, languages)
         assert np.abs(found - local.embed_texts(texts, languages)).max() <= 1e-6
         assert np.abs(remote.embed_images(images) - local.embed_images(images)).max() <= 1e-6
+
+
+@pytest.mark.skipif("BABELTOWER_STOCK_BACKENDS" not in os.environ, reason="needs Triton's own backends")
+def test_tritons_own_backends_serve_the_same_repository(
+    exported: Exported, server_environment: ServerEnvironment
+) -> None:
+    """``BABELTOWER_STOCK_BACKENDS`` is their folder; ``docs/stock-backends.md`` says how it is built."""
+    model = exported(NAME)
+    probes = Probes.read(model)
+    texts, languages, images = probes.texts[::11], probes.languages[::11], probes.images
+    options = ServerOptions(backends=Path(os.environ["BABELTOWER_STOCK_BACKENDS"]))
+    with running_server(model.parent, environment=server_environment, options=options) as server:
+        assert "TRITONBACKEND_Initialize: onnxruntime" in server.log.read_text()
+        address = f"grpc://{server.addresses.grpc}/{NAME}"
+        with Encoder.open(address) as remote, Encoder.open(model, threads=1) as local:
+            found = remote.embed_texts(texts, languages)
+            assert np.abs(found - local.embed_texts(texts, languages)).max() <= 1e-6
+            assert np.abs(remote.embed_images(images) - local.embed_images(images)).max() <= 1e-6
+
+
+def test_a_folder_without_backends_is_said(server_environment: ServerEnvironment, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"holds no backend; expected .*libtriton_onnxruntime\.so"):
+        write_backends(server_environment, tmp_path / "backends", stock=tmp_path)
 
 
 def test_a_killed_server_in_mid_load(alone: Path, server_environment: ServerEnvironment) -> None:

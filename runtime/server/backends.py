@@ -7,18 +7,22 @@ import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from runtime.backends import GRAPH_ENGINES
+from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import EngineError
 from runtime.server.environment import ServerEnvironment
 
 __all__ = ["write_backends"]
 
 
-def write_backends(environment: ServerEnvironment, target: Path) -> None:
+def write_backends(environment: ServerEnvironment, target: Path, *, stock: Path | None = None) -> None:
     """Fill ``target`` with the backends ``python``, ``onnxruntime`` and ``openvino``.
 
+    Args:
+        stock: A folder of Triton's own backends, ``NAME/libtriton_NAME.so``; those that are there are taken
+            in place of ours.
+
     Raises:
-        EngineError: the environment holds no Triton.
+        EngineError: the environment holds no Triton, or ``stock`` no backend.
     """
     python = environment.triton / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -29,8 +33,21 @@ def write_backends(environment: ServerEnvironment, target: Path) -> None:
         )
     shutil.copytree(python, target / "python", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(stub, target / "python" / stub.name)
+    libraries = {} if stock is None else _libraries(stock)
     for engine in GRAPH_ENGINES:
-        _write_backend(engine.value, target / engine.value)
+        if engine in libraries:
+            shutil.copytree(libraries[engine].parent, target / engine.value, symlinks=True)
+        else:
+            _write_backend(engine.value, target / engine.value)
+
+
+def _libraries(stock: Path) -> dict[Engine, Path]:
+    """The backends' libraries that a folder holds."""
+    wanted = {engine: stock / engine.value / f"libtriton_{engine.value}.so" for engine in GRAPH_ENGINES}
+    found = {engine: path for engine, path in wanted.items() if path.is_file()}
+    if not found:
+        raise EngineError(f"{stock} holds no backend; expected one of {[str(p) for p in wanted.values()]}.")
+    return found
 
 
 def _write_backend(name: str, folder: Path) -> None:

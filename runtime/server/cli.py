@@ -50,6 +50,13 @@ def serve(
     cache_mb: Annotated[
         int, typer.Option(min=0, help="Size of the response cache, for front ends written with one.")
     ] = 0,
+    backends: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Triton's own backends (FOLDER/onnxruntime/libtriton_onnxruntime.so, ...) in place of ours.",
+        ),
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="Keep the server's messages in this file.")] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
@@ -74,6 +81,7 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         cache_bytes=cache_mb * 1_000_000,
+        backends=backends,
         log=log,
     )
     stop = threading.Event()

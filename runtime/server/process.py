@@ -43,6 +43,8 @@ class ServerOptions:
         models: Load these alone (and let a client load and unload); all of the repository if empty.
         explicit: Load what ``models`` names, which may be nothing, and let a client load the rest.
         ready_s: How long loading may take.
+        backends: Folder of Triton's own backends, used in place of those that come with us; see
+            ``write_backends``.
         log: File for the server's messages; without one they are kept only while it runs.
         arguments: Further arguments of ``tritonserver``.
     """
@@ -55,6 +57,7 @@ class ServerOptions:
     models: tuple[str, ...] = ()
     explicit: bool = False
     ready_s: float = 300.0
+    backends: Path | None = None
     log: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
@@ -153,7 +156,7 @@ def running_server(
         raise EngineError(f"{repository} is not a folder. Pass the folder that `babeltower export` wrote to.")
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
         backends = Path(scratch) / "backends"
-        write_backends(environment, backends)
+        write_backends(environment, backends, stock=options.backends)
         log = options.log or Path(scratch) / "server.log"
         server = _started(repository, environment, options, backends=backends, log=log)
         try:
