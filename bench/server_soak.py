@@ -249,9 +249,15 @@ def _write_record(result: SoakResult, path: Path, **facts: Any) -> None:
         **facts,
         "trends": trends,
         **{name: value for name, value in asdict(result).items() if name != "memory"},
-        "memory": [[round(at, 1), n] for at, n in result.memory],
+        "memory_s": [round(at, 1) for at, _ in result.memory],
+        "memory_mb": {
+            name: [round(n.get(name, 0) / 1e6, 1) for _, n in result.memory] for name in result.memory[-1][1]
+        },
     }
-    path.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ",\n".join(
+        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()
+    )
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def main(
