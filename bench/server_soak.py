@@ -29,7 +29,7 @@ from runtime.server import ServerOptions, default_folder, environment_from_folde
 
 __all__ = ["SoakResult"]
 
-_KIND = "babeltower server soak"
+_KIND = "babeltower-soak/1"
 _WARM_UP = 0.25
 _FLAT = 0.01
 _EVERY_S = 2.0

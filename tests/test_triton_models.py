@@ -36,6 +36,7 @@ from runtime.errors import EngineError, ExportError, ImageError, InputError, Lan
 from runtime.manifest import Manifest, Precision
 from runtime.refusals import error_from_message, message_from_error
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
+from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard
 from runtime.text import Tokenizer
 from triton_models.answers import Code, Failure, TowerError, Vectors
@@ -310,6 +311,18 @@ def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> No
     assert "tokenizers==" in (tmp_path / "d" / "Dockerfile").read_text()
     panels = json.loads((tmp_path / "d" / "dashboard.json").read_text())["panels"]
     assert len(panels) >= 8
+    assert "BF16" not in result.stdout
+
+
+def test_what_a_container_computes_otherwise_is_said(exported: Exported, tmp_path: Path) -> None:
+    source = exported("capivara")
+    manifest = Manifest.read(source)
+    folder = tmp_path / manifest.variant(Precision.FP32).text.model
+    folder.mkdir()
+    (folder / "config.pbtxt").write_text('backend: "openvino"\n')
+    (tmp_path / "capivara.babeltower.json").write_text(manifest.to_json())
+    lines = list(deployment_from_repository(tmp_path, tmp_path / "d", target="cpu"))
+    assert lines[-1].startswith("capivara fp32: the container's OpenVINO computes")
 
 
 def test_serve_runs_until_it_is_told_to_stop(

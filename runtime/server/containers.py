@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 from runtime.errors import EngineError
+from runtime.manifest import Manifest, Precision
 from runtime.server.dashboard import dashboard
 
 __all__ = ["RELEASE", "deployment_from_repository"]
@@ -28,7 +29,7 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
         target: ``gpu`` reserves a GPU, ``cpu`` does not.
 
     Yields:
-        What was written and the command that starts the server, line by line.
+        What was written, the command that starts the server, and what its backends do otherwise than ours.
 
     Raises:
         EngineError: there is no such repository, or the folder cannot be written.
@@ -48,6 +49,23 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
     except OSError as error:
         raise EngineError(f"{folder} cannot be written: {error.strerror}.") from error
     yield f"docker compose --project-directory {folder} up --build --wait"
+    yield from _differences(repository)
+
+
+def _differences(repository: Path) -> Iterator[str]:
+    """What the container's own backends cannot be told, for the variants that are served."""
+    for path in sorted(repository.glob("*.babeltower.json")):
+        manifest = Manifest.read(path.with_name(path.name.removesuffix(".babeltower.json")))
+        for served in manifest.front_ends:
+            variant = manifest.variants[served.variant]
+            config = repository / variant.text.model / "config.pbtxt"
+            on_openvino = 'backend: "openvino"' in config.read_text(encoding="utf-8")
+            if on_openvino and variant.precision is not Precision.BF16:
+                yield (
+                    f"{manifest.name} {served.variant}: the container's OpenVINO computes what is not "
+                    "quantised in BF16 where the processor can, and cannot be told otherwise "
+                    "(docs/stock-backends.md)"
+                )
 
 
 def _texts(repository: Path, target: str) -> dict[str, str]:
