@@ -129,6 +129,16 @@ def test_the_limits_are_those_that_the_variant_was_published_under() -> None:
     assert limits.min_images_mean == pytest.approx(0.974)
 
 
+@pytest.mark.parametrize("precision", Precision)
+def test_what_was_measured_above_the_limit_does_not_lower_it(precision: Precision) -> None:
+    from export.limits import LIMITS
+
+    said = dataclasses.asdict(LIMITS[precision])
+    limits = limits_from_variant(variant("fp32", 1, parity(mean=1.0, images=1.0) | {"limits": said}))
+    assert limits.min_language_mean("never_Seen") == limits.min_mean
+    assert limits.min_images_mean == limits.min_mean == LIMITS[precision].retrieval.min_mean_cosine
+
+
 @pytest.mark.parametrize("missing", [{}, {"limits": {}, "engines": {}}, {"limits": None, "engines": []}])
 def test_a_manifest_without_limits_is_an_error(missing: dict[str, object]) -> None:
     with pytest.raises(ManifestError, match="lacks the limits"):

@@ -28,7 +28,7 @@ class Limits:
         measured: What the export measured for each language: few probes of a low precision may lie lower
             than ``min_mean``, which is a limit of whole retrieval sets.
         measured_images: The same for the images.
-        slack: How far answers may lie under what was measured.
+        slack: How far answers may lie under what was measured, where that is under ``min_mean``.
     """
 
     min_cosine: float
@@ -39,12 +39,15 @@ class Limits:
 
     def min_language_mean(self, code: str) -> float:
         """Of a language's probes."""
-        return min(self.min_mean, self.measured.get(code, 1.0) - self.slack)
+        return self._required(self.measured.get(code, 1.0))
 
     @property
     def min_images_mean(self) -> float:
         """Of the images."""
-        return min(self.min_mean, self.measured_images - self.slack)
+        return self._required(self.measured_images)
+
+    def _required(self, measured: float) -> float:
+        return self.min_mean if measured >= self.min_mean else measured - self.slack
 
 
 def limits_from_variant(variant: Variant) -> Limits:
