@@ -145,5 +145,6 @@ def verdict_of_vectors(
 
 def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
     a, b = found.astype(np.float64), expected.astype(np.float64)
-    cosines: NDArray[np.float64] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a vector of zeros has no cosine; it counts as -1
+        cosines: NDArray[np.float64] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return np.nan_to_num(cosines, nan=-1.0)
