@@ -6,8 +6,8 @@ One Q/DQ pair stands at a tensor, however many products read it. Products of two
 are quantised too: the engines then fuse a whole attention in int8.
 
 The recipe is one for all engines; only how an activation is *encoded* differs, since each engine has a fast
-path for another form, and OpenVINO's softmax is written so that its sums are exact
-(docs/decisions/0007-int8-recipe.md).
+path for another form. For OpenVINO, the attention of texts is written so that its sums are exact, and in few
+nodes (docs/decisions/0007-int8-recipe.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from export.folding import PIXEL_CENTRE, fold
 from export.graph_edits import add_weight, constant, drop_unused, float_like
 from export.graph_files import save_graph
 from export.matrix_products import operations_by_product, products
+from export.packed_attention import pack_attention
 from export.smoothing import smooth
 from runtime.errors import ExportError
 
@@ -174,6 +175,7 @@ def int8_from_onnx(
         _quantise_weight(model.graph, node)
     if recipe.target is Target.OPENVINO:
         sum_exactly(model)
+        pack_attention(model)
     shrink_table(model, recipe.table)
     drop_unused(model)
     model.metadata_props["babeltower.precision"] = "int8"

@@ -133,7 +133,70 @@ def test_form_of_the_graph(target: Target, exported: Exported, tmp_path: Path) -
             assert not zero.any() or target is Target.ONNXRUNTIME
             assert all(use.node.op_type == "DequantizeLinear" for use in node.outputs[0].uses())
         if node.op_type == "MatMul":
-            assert [value.producer().op_type for value in node.inputs] == ["DequantizeLinear"] * 2
+            assert [made_by(value).op_type for value in node.inputs] == ["DequantizeLinear"] * 2
+
+
+def made_by(value: onnx_ir.Value) -> onnx_ir.Node:
+    """The node that computed a tensor, before it was moved."""
+    node = value.producer()
+    while node.op_type in ("Reshape", "Split", "Squeeze", "Transpose"):
+        node = node.inputs[0].producer()
+    return node
+
+
+def n_products(graph: Path) -> int:
+    return sum(node.op_type in ("MatMul", "Gemm") for node in onnx_ir.load(graph).graph)
+
+
+@pytest.mark.parametrize("name", ["nllb-clip", "altclip"])
+def test_openvino_packs_query_key_and_value(
+    name: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
+    folders = [tmp_path / "packed", tmp_path / "plain"]
+    for folder in folders:
+        folder.mkdir()
+    packed, report = quantised(source, folders[0], batches, target=Target.OPENVINO)
+    monkeypatch.setattr("export.int8.pack_attention", lambda model: 0)
+    plain, expected = quantised(source, folders[1], batches, target=Target.OPENVINO)
+    n_layers = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
+    assert n_products(source) == n_products(plain) == n_products(packed) + 2 * n_layers
+    assert report == expected
+    for engine in GRAPH_ENGINES:
+        found = []
+        for graph in (packed, plain):
+            backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
+            found.append(np.concatenate([backend.run(batch, ["vector"])[0] for batch in batches]))
+            backend.close()
+        assert cosines(*found).min() >= 0.999
+        assert cosines(*found).mean() >= 0.9999
+
+
+def test_heads_are_quantised_before_they_are_joined(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    joined = [n for n in onnx_ir.load(graph).graph if n.name.endswith("attention.out/MatMul")]
+    assert joined
+    for product in joined:
+        assert product.inputs[0].producer().op_type == "Reshape"
+        assert made_by(product.inputs[0]).op_type == "DequantizeLinear"
+
+
+def test_attention_with_a_kept_product_is_not_packed(exported: Exported, tmp_path: Path) -> None:
+    model = exported("nllb-clip")
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
+    name = "encoder.blocks.0.attention.key/MatMul"
+    graph, report = quantised(source, tmp_path, batches, target=Target.OPENVINO, kept=(name,))
+    nodes = [str(node.name) for node in onnx_ir.load(graph).graph]
+    assert name in nodes
+    assert report.kept == (name,)
+    assert not any(node.startswith("encoder.blocks.0.attention/MatMul/packed") for node in nodes)
+    assert any(node.startswith("encoder.blocks.1.attention/MatMul/packed") for node in nodes)
+    backend = open_backend(Engine.OPENVINO, graph, precision=Precision.INT8, threads=1)
+    found = np.concatenate([backend.run(batch, ["vector"])[0] for batch in batches])
+    backend.close()
+    assert cosines(found, vectors(source, batches)).mean() >= 0.99
 
 
 def test_pixels_are_quantised_without_loss(exported: Exported, tmp_path: Path) -> None:
