@@ -6,7 +6,8 @@ Full-size towers with random weights are exported into the work folder (kept the
 every engine × precision is run in turns in one process, one thread, beside PyTorch eager in FP32, NNCF's own
 quantisation in OpenVINO, and the machine's INT8 peak. A figure is rows per second of CPU time; a ratio is the
 median over the turns of ratios *within* a turn, so that a busy machine's drift falls out. No time counts
-before the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them.
+before the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them. Where
+towers are named, the record's cells of the others stay, if they were measured in the same environment.
 """
 
 from __future__ import annotations
@@ -28,14 +29,22 @@ from rich.table import Table
 
 from bench.footprint import footprint_of
 from bench.peaks import peak_samplers
-from bench.records import Record, artefact_sha256, interval, record_of, write_records
+from bench.records import (
+    Record,
+    artefact_sha256,
+    interval,
+    read_records,
+    record_of,
+    require_one_environment,
+    write_records,
+)
 from bench.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
 from export.matrix_products import operations_by_product
 from runtime.backends import open_backend
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality, Precision
 
-__all__ = ["CASES", "TARGETS", "Case", "Target", "measure_case"]
+__all__ = ["CASES", "TARGETS", "Case", "Target", "cells_to_keep", "measure_case"]
 
 TORCH, NNCF = "torch fp32", "openvino int8 by NNCF"
 _LOWEST_COSINE_OF_NNCF = 0.95
@@ -150,8 +159,11 @@ def _turns(
         form.run(inputs, ["vector"])
         n_runs[name] = max(1, round(_SECONDS / max(_cpu_seconds(form, inputs, 1), 1e-4)))
     found: dict[str, list[float]] = {name: [] for name in (*forms, "peak int8")}
-    for _ in range(turns):
-        for name, form in forms.items():
+    names = list(forms)
+    for turn in range(turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            form = forms[name]
             found[name].append(rows * n_runs[name] / _cpu_seconds(form, inputs, n_runs[name]))
         found["peak int8"].append(peak())
     return found
@@ -181,9 +193,14 @@ def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefac
             )
 
 
+def ratios_by_turn(over: Record, under: Record) -> list[float]:
+    """Of two cells that were measured in the same turns."""
+    return [a / b for a, b in zip(over.samples, under.samples, strict=True)]
+
+
 def paired(over: Record, under: Record) -> float:
     """Median of the ratios within the turns."""
-    return median(a / b for a, b in zip(over.samples, under.samples, strict=True))
+    return median(ratios_by_turn(over, under))
 
 
 def share_of_peak(record: Record, peak: Record) -> float:
@@ -238,8 +255,23 @@ def _verdicts(tower: str, forms: Mapping[str, Record]) -> list[tuple[str, str, s
         found.append((f"int8 ≥ {PEAK_SHARE:.0%} of the peak", f"{share:.0%}", own, share >= PEAK_SHARE))
     if NNCF in forms:
         ratio = paired(forms[own], forms[NNCF])
-        found.append(("int8 ≥ NNCF's", f"{ratio:.3f}×", own, ratio >= 1.0))
+        low, high = interval(ratios_by_turn(forms[own], forms[NNCF]))
+        found.append(("int8 ≥ NNCF's", f"{ratio:.3f}× ({low:.3f}–{high:.3f})", own, ratio >= 1.0))
     return found
+
+
+def cells_to_keep(record: Path, towers: Sequence[str]) -> list[Record]:
+    """A record's cells of other towers than those that are measured anew.
+
+    Raises:
+        BabeltowerError: they were measured in another environment than this process's.
+    """
+    if not towers or not record.is_file():
+        return []
+    kept = [found for found in read_records(record) if found.cell["tower"] not in towers]
+    here = record_of({"tower": ", ".join(towers)}, [0.0], unit="", settings={})
+    require_one_environment([*kept, here])
+    return kept
 
 
 def main(
@@ -251,7 +283,9 @@ def main(
 ) -> None:
     """Time every precision in every engine; exit code 1 where a target is missed."""
     console = Console(width=140)
-    records: list[Record] = []
+    if unknown := set(towers or ()) - {case.tower for case in CASES}:
+        raise typer.BadParameter(f"{sorted(unknown)}; expected some of {[case.tower for case in CASES]}.")
+    records = [] if record is None or prepare else cells_to_keep(record, towers or [])
     for case in CASES:
         if towers and case.tower not in towers:
             continue

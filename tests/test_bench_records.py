@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.precision_speed import cells_to_keep
 from bench.records import (
     Record,
     artefact_sha256,
@@ -103,11 +104,22 @@ def test_samples_are_known_by_process(tmp_path: Path) -> None:
     assert record().by_process == ((3.0, 1.0, 2.0),)
 
 
-def test_the_first_schema_is_still_read() -> None:
-    committed = Path(__file__).parent.parent / "bench" / "results" / "precision_speed.json"
-    records = read_records(committed)
-    assert records
-    assert {r.error for r in records} == {None}
+def test_the_first_schema_is_still_read(tmp_path: Path) -> None:
+    cell = {k: v for k, v in dataclasses.asdict(record()).items() if k not in ("processes", "error")}
+    (tmp_path / "cells.json").write_text(json.dumps({"schema": 1, "cells": [cell]}))
+    assert read_records(tmp_path / "cells.json") == [record()]
+
+
+def test_cells_of_other_towers_stay_if_they_are_comparable(tmp_path: Path) -> None:
+    file, other = tmp_path / "cells.json", record(cell={"tower": "NLLB-600M", "form": "openvino int8"})
+    assert cells_to_keep(file, ["ViT-B/32"]) == []
+    write_records([record(), other], file)
+    assert cells_to_keep(file, []) == []
+    assert cells_to_keep(file, ["ViT-B/32"]) == [other]
+    write_records([record(), dataclasses.replace(other, commit="other")], file)
+    assert cells_to_keep(file, ["ViT-B/32", "NLLB-600M"]) == []
+    with pytest.raises(BabeltowerError, match="commit"):
+        cells_to_keep(file, ["ViT-B/32"])
 
 
 def test_folders_and_files_are_read_together(tmp_path: Path) -> None:
