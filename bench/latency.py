@@ -439,7 +439,11 @@ def latency(
     console = wide_console()
     plan = Plan(_numbers(batch), _numbers(tokens), threads, processes, turns)
     groups = chosen_groups(models or [], precisions=precision or [], engines=engine or [], console=console)
-    limits = read_records(peaks) if peaks is not None else measure_peaks(turns=5, threads=threads, gpu=False)
+    if peaks is not None:
+        limits = read_records(peaks)
+    else:
+        gpu = any(group.engine == Engine.TENSORRT.value for group in groups)
+        limits = measure_peaks(turns=5, threads=threads, gpu=gpu)
     records = measure_latency(groups, plan, console)
     write_records([*records, *(limits if peaks is None else [])], record)
     print_latencies(records, limits, console)

@@ -32,7 +32,7 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
 
     Percentiles are of all processes' runs together; p99 of a few dozen runs is nearly the slowest of them.
     """
-    limits = peaks_from_records(peaks)
+    limits = [peaks_from_records(peaks, gpu=gpu) for gpu in _devices(peaks)]
     tables: dict[str, Table] = {}
     for key, found in _by_key(records, _KEYS, ("wall", "cpu", "device")).items():
         table = tables.setdefault(key[0], _table(*_KEYS[1:], *_COLUMNS, title=key[0]))
@@ -42,7 +42,9 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
             continue
         p50, p90, p99 = np.percentile(wall.samples, (50, 90, 99))
         interval = bootstrap_median_interval(cpu.by_process)
-        share, cosine = share_of_limit(wall, limits), wall.settings["min_cosine"]
+        shares = [share_of_limit(found.get("device", wall), limit) for limit in limits]
+        share = next((share for share in shares if share is not None), None)
+        cosine = wall.settings["min_cosine"]
         table.add_row(
             *key[1:],
             *(f"{value:.3g}" for value in (p50, p90, p99)),
@@ -55,6 +57,11 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
     for table in tables.values():
         console.print(table)
     _print_errors(records, console)
+
+
+def _devices(peaks: Sequence[Record]) -> list[bool]:
+    """Whether it is a GPU's, of each kind of peaks among the records."""
+    return sorted({record.cell["engine"] == "cuda" for record in peaks if record.error is None})
 
 
 def _by_key(

@@ -6,6 +6,7 @@ bytes at the measured bandwidth of a working set of that size; the longer of the
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,12 @@ class Peaks:
     Attributes:
         products: GOP/s by precision.
         reads: GB/s of reading, by working set in bytes, ascending.
-        threads: That the peaks were measured with.
+        threads: That the peaks were measured with; ``None`` for a GPU.
     """
 
     products: Mapping[str, float]
     reads: Mapping[int, float]
-    threads: int
+    threads: int | None
 
     def read_rate(self, n_bytes: int) -> float:
         """GB/s of the smallest measured working set that holds so many bytes, or of the largest."""
@@ -37,18 +38,21 @@ class Peaks:
         return fitting[0] if fitting else list(self.reads.values())[-1]
 
 
-def peaks_from_records(records: Iterable[Record]) -> Peaks:
-    """Those of the processor among the records.
+def peaks_from_records(records: Iterable[Record], *, gpu: bool = False) -> Peaks:
+    """Those of the processor among the records, or of the GPU.
 
     Raises:
         BabeltowerError: there are none, or of several numbers of threads.
     """
-    products, reads, threads = {}, {}, set()
+    products: dict[str, float] = {}
+    reads: dict[int, float] = {}
+    threads: set[int | None] = set()
     for record in records:
         cell = record.cell
-        if cell.get("suite") != "peaks" or record.error is not None or cell["engine"] == "cuda":
+        of_gpu = cell["engine"] == "cuda" if cell.get("suite") == "peaks" else None
+        if of_gpu is not gpu or record.error is not None:
             continue
-        threads.add(int(record.settings["threads"]))
+        threads.add(record.settings.get("threads"))
         name = cell["precision"]
         if name.startswith("read "):
             reads[int(name.split()[1]) << 20] = record.median
@@ -56,7 +60,7 @@ def peaks_from_records(records: Iterable[Record]) -> Peaks:
             products[name] = record.median
     if len(threads) != 1 or not products or not reads:
         raise BabeltowerError(
-            f"There are no peaks of one number of threads among the records: threads {sorted(threads)}, "
+            f"There are no peaks of one number of threads among the records: threads {list(threads)}, "
             f"products {sorted(products)}, {len(reads)} working sets. Measure them with bench/peaks.py."
         )
     return Peaks(products, dict(sorted(reads.items())), threads.pop())
@@ -85,12 +89,23 @@ def limit_ms(settings: Mapping[str, Any], peaks: Peaks) -> float | None:
 def share_of_limit(record: Record, peaks: Peaks) -> float | None:
     """The limit's time as a share of the median run's: 1 is the best possible.
 
-    ``None`` where there is nothing to compare: an error, no cost, other threads, an unknown peak.
+    Rows a second on several cores are held by what a core did in its CPU time to the peaks of one thread.
+    ``None`` where there is nothing to compare: an error, no cost, other threads, an unknown peak, a GPU's
+    record against the processor's peaks.
     """
     settings = record.settings
     if record.error is not None or "bytes_per_run" not in settings:
         return None
-    if settings["threads"] != peaks.threads or record.unit != "ms":
+    if (record.cell["engine"] == "tensorrt") is not (peaks.threads is None):
         return None
     limit = limit_ms(settings, peaks)
-    return None if limit is None else limit / record.median
+    if limit is None:
+        return None
+    run_ms: float
+    if record.unit == "rows/s" and peaks.threads == 1:
+        run_ms = 1e3 * int(record.cell["batch"]) / statistics.median(settings["rows_per_core_s"])
+    elif record.unit == "ms" and peaks.threads in (None, settings["threads"]):
+        run_ms = record.median
+    else:
+        return None
+    return limit / run_ms

@@ -48,10 +48,15 @@ def steps_into(out: Path) -> tuple[Step, ...]:
         out / f"{name}.json" for name in ("peaks", "latency", "throughput", "corpus")
     )
     in_int8 = ("-m", "bench.retrieval", "nllb-clip", "--precision", "int8", "--engine", "openvino")
+    held = ("--peaks", str(peaks))
     steps = [
         Step("peaks", ("-m", "bench.peaks", "--json", str(peaks)), peaks),
-        Step("latency", ("-m", "bench.latency", "--peaks", str(peaks), "--json", str(latency)), latency),
-        Step("throughput", ("-m", "bench.throughput", "--json", str(throughput)), throughput),
+        Step("latency", ("-m", "bench.latency", *held, "--json", str(latency)), latency),
+        Step(
+            "throughput",
+            ("-m", "bench.throughput", *held, "--json", str(throughput)),
+            throughput,
+        ),
         Step("retrieval", ("-m", "bench.retrieval", "--json", str(out / "retrieval.json")), None),
         Step("retrieval in INT8", (*in_int8, "--json", str(out / "retrieval-int8.json")), None),
         Step("corpus", ("-m", "bench.corpus", "--json", str(corpus)), corpus),

@@ -37,8 +37,9 @@ from bench.latency import Group, Plan, chosen_groups, onnx_of, stored_shapes
 from bench.latency_tables import wide_console
 from bench.load_curve import draw_load_curve
 from bench.measured_inputs import Shape
-from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
-from bench.roofline import cost_settings
+from bench.peaks import measure_peaks
+from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
+from bench.roofline import Peaks, cost_settings, peaks_from_records, share_of_limit
 from bench.server_requests import open_loop
 from bench.statistics import bootstrap_median_interval
 from bench.timed_process import GraphSpec, Rates, TimedProcess
@@ -256,10 +257,10 @@ def _latency_record(
     )
 
 
-def print_throughput(records: Sequence[Record], console: Console) -> None:
+def print_throughput(records: Sequence[Record], peaks: Peaks, console: Console) -> None:
     """Rows a second in process; then latencies of the server, at the rate that was reached or offered."""
     keys = ("model", "tower", "precision", "engine", "batch", "tokens", "load")
-    table = Table(*keys, "rows/s", "95%", title="In process", box=box.SIMPLE_HEAD)
+    table = Table(*keys, "rows/s", "95%", "of limit", title="In process", box=box.SIMPLE_HEAD)
     served = Table(
         *("model", "tower", "precision", "load", "requests/s", "p50 ms", "p90", "p99"),
         title="Through Triton",
@@ -273,7 +274,13 @@ def print_throughput(records: Sequence[Record], console: Console) -> None:
         elif cell["suite"] == "throughput":
             interval = bootstrap_median_interval(record.by_process)
             row = [cell.get(key, "") for key in keys]
-            table.add_row(*row, f"{record.median:,.0f}", f"{interval.low:,.0f}–{interval.high:,.0f}")
+            share = share_of_limit(record, peaks)
+            table.add_row(
+                *row,
+                f"{record.median:,.0f}",
+                f"{interval.low:,.0f}–{interval.high:,.0f}",
+                "–" if share is None else f"{share:.0%}",
+            )
         elif cell["metric"] == "wall":
             rate = record.settings.get("offered_per_s") or rates[_by_load(record)].median
             shown = [f"{value:.1f}" for value in np.percentile(record.samples, (50, 90, 99))]
@@ -299,6 +306,9 @@ def throughput(
     env: Annotated[
         Path | None, typer.Option(envvar="BABELTOWER_SERVER_ENV", help="The server's environment.")
     ] = None,
+    peaks: Annotated[
+        Path | None, typer.Option(help="Records of bench/peaks.py; measured anew by default.")
+    ] = None,
     record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
         "build/bench/throughput.json"
     ),
@@ -308,13 +318,14 @@ def throughput(
     console = wide_console()
     names = models or ["nllb-clip"]
     groups = chosen_groups(names, precisions=precision or [], engines=engine or [], console=console)
+    limits = read_records(peaks) if peaks is not None else measure_peaks(turns=5, gpu=False)
     records = measure_in_process(groups, Saturation(), console)
     if server:
         for model in dict.fromkeys(group.model for group in groups):
             folder = env or default_folder()
             records += measure_server(model, folder, ServerLoad(), console, modalities=tuple(Modality))
-    write_records(records, record)
-    print_throughput(records, console)
+    write_records([*records, *(limits if peaks is None else [])], record)
+    print_throughput(records, peaks_from_records(limits), console)
     curve = plot or record.with_suffix(".svg")
     draw_load_curve(records, curve)
     console.print(f"records  {record}", markup=False, soft_wrap=True)

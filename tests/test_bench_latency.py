@@ -125,8 +125,31 @@ def test_a_share_wants_equal_threads() -> None:
     one, two = ([peak("fp32", 100, n), peak("read 1 MB", 1, n)] for n in (1, 2))
     assert share_of_limit(measured, peaks_from_records(one)) == pytest.approx(1 / 3)
     assert share_of_limit(measured, peaks_from_records(two)) is None
-    with pytest.raises(BabeltowerError, match=r"threads \[1, 2\]"):
+    with pytest.raises(BabeltowerError, match="of one number of threads"):
         peaks_from_records([*one, *two])
+
+
+def test_rows_a_second_are_held_by_what_a_core_did() -> None:
+    settings = {"threads": 2, "operations_by_precision": {"fp32": 10**8}, "bytes_per_run": 1}
+    cell = suite_cell(suite="throughput", metric="rate", engine="openvino", batch=8)
+    own = {**settings, "rows_per_core_s": [2_000.0, 4_000.0, 9_000.0]}
+    measured = record_of(cell, [8_000.0], unit="rows/s", settings=own)
+    peaks = peaks_from_records([peak("fp32", 100), peak("read 1 MB", 1)])
+    assert share_of_limit(measured, peaks) == pytest.approx(1 / 2)  # 2 ms of a core for 8 rows, 1 at the peak
+
+
+def test_a_gpu_is_held_to_its_own_peaks() -> None:
+    cells = [
+        suite_cell(suite="peaks", metric="rate", engine="cuda", precision=name)
+        for name in ("fp32", "read 1024 MB")
+    ]
+    gpu = [record_of(cell, [1_000.0], unit="GOP/s", settings={}) for cell in cells]
+    records = [*gpu, peak("fp32", 100), peak("read 1 MB", 1)]
+    settings = {"threads": 1, "operations_by_precision": {"fp32": 10**8}, "bytes_per_run": 1}
+    cell = suite_cell(suite="latency", metric="device", engine="tensorrt")
+    measured = record_of(cell, [0.2], unit="ms", settings=settings)
+    assert share_of_limit(measured, peaks_from_records(records, gpu=True)) == pytest.approx(0.5)
+    assert share_of_limit(measured, peaks_from_records(records)) is None
 
 
 def test_on_a_gpu_the_device_s_events_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
