@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _LOWER_IS_BETTER = frozenset({"ms", "s", "MB", "GB", "bytes"})
-_HIGHER_IS_BETTER = frozenset({"rows/s", "rows/core-second", "GOP/s", "GB/s"})
+_HIGHER_IS_BETTER = frozenset({"rows/s", "rows/core-second", "requests/s", "GOP/s", "GB/s"})
 _RETRIEVAL_SCHEMA = "babeltower-retrieval/1"
 _DIRECTIONS = ("text_to_image", "image_to_text")
 
