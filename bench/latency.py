@@ -34,7 +34,7 @@ from bench.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.peaks import measure_peaks
 from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
 from bench.roofline import cost_settings
-from bench.sample_exports import FAMILIES, sample_exports
+from bench.sample_exports import ENGINES_OF, FAMILIES, sample_exports
 from bench.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
 from export.limits import LIMITS
 from runtime.backends import Engine
@@ -153,10 +153,11 @@ def groups_of_model(
                 ]
     held = {(group.precision, group.engine) for group in found}
     for precision in precisions:
-        missing = [e.value for e in engines if (precision, e.value) not in held]
-        if not engines and not any(p is precision for p, _ in held):
-            missing = [""]
         reason = (errors or {}).get(precision)
+        wanted = engines or (ENGINES_OF[precision] if reason else ())
+        missing = [e.value for e in wanted if (precision, e.value) not in held]
+        if not wanted and not any(p is precision for p, _ in held):
+            missing = [""]
         for engine in missing:
             text = reason or f"{manifest.name} holds {sorted(manifest.variants)}: export what is missing."
             found += [Group(model, manifest, m, engine, precision, None, text) for m in Modality]

@@ -20,7 +20,15 @@ from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import BabeltowerError, DatasetError, ParityError
 from runtime.manifest import FORMAT, Manifest, Precision, manifest_path
 
-__all__ = ["FAMILIES", "REPOSITORY", "SAMPLES", "SampleExport", "sample_export", "sample_exports"]
+__all__ = [
+    "ENGINES_OF",
+    "FAMILIES",
+    "REPOSITORY",
+    "SAMPLES",
+    "SampleExport",
+    "sample_export",
+    "sample_exports",
+]
 
 _ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = _ROOT / "samples" / "checkpoints"
@@ -29,7 +37,7 @@ FAMILIES = ("nllb-clip", "capivara", "altclip")
 """One sample of each family; what is measured when nobody names a model."""
 
 _IMAGES_SHARE, _CAPTIONS = 6, 8
-_ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {
+ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {
     Precision.FP32: GRAPH_ENGINES,
     Precision.FP16: (Engine.ONNXRUNTIME,),
     Precision.BF16: (Engine.OPENVINO,),
@@ -124,7 +132,7 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
     errors: dict[Precision, str] = {}
     for precision in precisions:
         try:
-            forms = forms_for([precision], _ENGINES_OF[precision], installed=installed_engines())
+            forms = forms_for([precision], ENGINES_OF[precision], installed=installed_engines())
             options = ExportOptions(
                 forms=forms,
                 replace=True,
@@ -145,7 +153,7 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
 def _keys(precision: Precision) -> set[str]:
     from export.variants import FORMS
 
-    engines = _ENGINES_OF[precision]
+    engines = ENGINES_OF[precision]
     return {f.key for f in FORMS if f.precision is precision and set(f.opened_by) & set(engines)}
 
 

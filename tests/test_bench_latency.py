@@ -54,6 +54,16 @@ def test_a_sample_is_timed_in_every_cell(exported: Exported, tmp_path: Path) -> 
     assert all("holds ['fp32']" in r.error for r in missing if r.error)
 
 
+def test_what_could_not_be_exported_is_a_row_for_each_engine(exported: Exported) -> None:
+    errors = {Precision.INT8: "it retrieves worse than PyTorch"}
+    groups = groups_of_model(
+        exported("nllb-clip"), precisions=[Precision.FP32, Precision.INT8], errors=errors
+    )
+    failed = {(g.engine, g.modality.value) for g in groups if g.precision is Precision.INT8}
+    assert failed == {(e, m) for e in ("onnxruntime", "openvino") for m in ("text", "image")}
+    assert {g.error for g in groups} == {"", "it retrieves worse than PyTorch"}
+
+
 def test_operations_grow_with_the_rows(exported: Exported) -> None:
     (group, *_) = groups_of_model(exported("nllb-clip"), engines=[Engine.ONNXRUNTIME])
     plan = Plan(batches=(1, 8), tokens=(16,), processes=1, pace=Pace(0.0, min_runs=1))
