@@ -42,6 +42,7 @@ ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {
     Precision.FP16: (Engine.ONNXRUNTIME,),
     Precision.BF16: (Engine.OPENVINO,),
     Precision.INT8: GRAPH_ENGINES,
+    Precision.FP8: (Engine.TENSORRT,),
 }
 
 
