@@ -30,11 +30,11 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
 from bench.corpus_models import full_size_model
 from bench.corpus_stages import Corpus, measure_stages, print_stages
 from bench.environment import environment
+from bench.latency_tables import wide_console
 from bench.records import write_records
 from runtime.corpus.engines import n_cores
 from samples import dataset
@@ -255,7 +255,7 @@ def _image_cells(work: Path, n_images: int) -> list[Cell]:
 
 
 def _by_stage(sample: str, record: Path) -> None:
-    console = Console()
+    console = wide_console()
     records = measure_stages(sample, Corpus(), console)
     write_records(records, record)
     print_stages(records, console)

@@ -67,7 +67,7 @@ class Saturation:
     sharings: tuple[tuple[int, int], ...] = ()
     processes: int = 4
     turns: int = 2
-    seconds: float = 0.2
+    seconds: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class ServerLoad:
     """
 
     clients: tuple[int, ...] = (1, 8, 32)
-    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    seconds: float = 1.5
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    seconds: float = 2.0
     runs: int = 3
 
 
