@@ -26,6 +26,7 @@ from runtime.errors import ParityError
 from runtime.manifest import Modality
 
 PLAN = Plan(batches=(1, 8), tokens=(16,), processes=4, pace=Pace(seconds=0.0, min_runs=12))
+N_MORE = 1_000
 SLEEPING = (
     "-c",
     """
@@ -58,7 +59,7 @@ def with_more_products(model: Path, folder: Path) -> Path:
     width = int(str(vector.shape[-1]))  # type: ignore[index]
     identity = add_weight(graph, "identity", np.eye(width, dtype=np.float32))
     name, vector.name, value = vector.name, "vector_once", vector
-    for i in range(200):
+    for i in range(N_MORE):
         product = onnx_ir.node("MatMul", [value, identity], name=f"again/{i}")
         value = float_like(product, f"again_{i}", vector.shape)
         graph.append(product)
@@ -113,7 +114,7 @@ def test_a_slower_graph_is_found(model: Path, before: Path, tmp_path: Path) -> N
         new = by_batch[1][batch]
         assert new.artefact != old.artefact
         more = new.settings["operations_per_run"] - old.settings["operations_per_run"]
-        assert more == 200 * 2 * int(batch) * 128 * 128
+        assert more == N_MORE * 2 * int(batch) * 128 * 128
 
 
 def test_a_wrong_language_token_is_refused_by_the_gate(tmp_path: Path) -> None:
