@@ -76,7 +76,7 @@ def sample_export(
     wanted = _stamp(checkpoint)
     known_errors = _errors_of(stamp, wanted)
     errors = known_errors or {}
-    present = set(Manifest.read(model).variants) if known_errors is not None and _holds(model) else set()
+    present = _variants(model) if known_errors is not None else set()
     missing = [p for p in precisions if p not in errors and not _keys(p) <= present]
     if missing:
         errors = {**errors, **_export(checkpoint, repository, missing)}
@@ -158,8 +158,8 @@ def _keys(precision: Precision) -> set[str]:
     return {f.key for f in FORMS if f.precision is precision and set(f.opened_by) & set(engines)}
 
 
-def _holds(model: Path) -> bool:
-    return manifest_path(model).is_file()
+def _variants(model: Path) -> set[str]:
+    return set(Manifest.read(model).variants) if manifest_path(model).is_file() else set()
 
 
 def _errors_of(stamp: Path, wanted: str) -> dict[Precision, str] | None:
