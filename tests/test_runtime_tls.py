@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,19 @@ def test_a_certificate_that_does_not_check_out_is_said(
     with pytest.raises(ServerError, match=r"certificate.*ca_file") as failure:
         Encoder.open(address, connection=connection)
     assert TOKEN not in str(failure.value)
+
+
+@pytest.mark.parametrize("double", [grpc_double, https_double], ids=["grpcs", "https"])
+def test_a_server_that_asks_for_certificates_lets_those_in_that_have_one(
+    double: Callable[..., AbstractContextManager[str]], own: Authority, other: Authority
+) -> None:
+    with double(own, clients=other) as address:
+        mine = {"certificate_file": other.certificate, "key_file": other.key}
+        options = {"token": TOKEN, "ca_file": own.ca, "retry_for_s": 0, "timeout_s": 5}
+        with Encoder.open(address, connection=Connection(**options, **mine)) as encoder:
+            assert encoder.embed_texts(["gato"]).shape == (1, encoder.dim)
+        with pytest.raises(ServerError):
+            Encoder.open(address, connection=Connection(**options))
 
 
 def test_a_server_without_tls_is_no_secret_channel(tmp_path: Path) -> None:

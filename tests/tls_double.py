@@ -99,12 +99,14 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def grpc_double(own: Authority) -> Iterator[str]:
-    """Address of a double over gRPC and TLS."""
+def grpc_double(own: Authority, *, clients: Authority | None = None) -> Iterator[str]:
+    """Address of a double over gRPC and TLS; ``clients`` signs certificates that clients must have."""
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[_Guard()])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Double(), server)
     pair = (own.key.read_bytes(), own.certificate.read_bytes())
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    signed_by = None if clients is None else clients.ca.read_bytes()
+    credentials = grpc.ssl_server_credentials([pair], signed_by, require_client_auth=clients is not None)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield f"grpcs://127.0.0.1:{port}/double"
@@ -113,10 +115,13 @@ def grpc_double(own: Authority) -> Iterator[str]:
 
 
 @contextmanager
-def https_double(own: Authority) -> Iterator[str]:
-    """Address of a double over HTTPS."""
+def https_double(own: Authority, *, clients: Authority | None = None) -> Iterator[str]:
+    """Address of a double over HTTPS; ``clients`` as of ``grpc_double``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.certificate, own.key)
+    if clients is not None:
+        context.load_verify_locations(clients.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
     application = web.Application(middlewares=[_guarded])
     application.router.add_get("/v2/models/{model}/config", _config)
     application.router.add_post("/v2/models/{model}/infer", _infer)
