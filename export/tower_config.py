@@ -40,7 +40,7 @@ __all__ = [
 
 WARMUP_FOLDER = "warmup"
 _TEXT_SHAPES = ((32, 16), (8, 32), (8, 16), (8, 8), (1, 32), (1, 16), (1, 8))
-"""Rows × tokens that captions come in, the largest first; 1,000 tokens, a second or two of a large tower."""
+"""Rows × tokens that captions come in, the largest first: 1,000 tokens, 200 GFLOP of XLM-R base."""
 
 _IMAGE_ROWS = (8, 1)
 _OURS = "babeltower_"
