@@ -20,7 +20,7 @@ demo: $(READY)  ## Export a sample checkpoint, check parity, search in many lang
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.demo --out demo
 
 test: $(READY)  ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)  ## Format, lint, types, import directions
 	$(BIN)/ruff format --check .
