@@ -1,12 +1,12 @@
 """Does memory grow with the corpus? Peak of a small sample model over corpora of generated rows.
 
-python -m bench.corpus_memory --work FOLDER --rows 100000 --rows 10000000 --json RECORD.json
+    python -m bench.corpus_memory --work FOLDER --json bench/results/corpus_memory.json
+
+Every corpus has a process of its own; its rows are distinct, so that each of them is embedded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -15,47 +15,32 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from bench.environment import environment
+from bench.records import Record, record_of, suite_cell, write_records
 
-_MODEL = "capivara"
+_MODEL, _FAMILY = "capivara", "capivara"
 _CHECKPOINTS = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _GROUP = 50_000
-_WORDS = np.asarray(
-    [
-        "a",
-        "red",
-        "house",
-        "under",
-        "the",
-        "old",
-        "tree",
-        "by",
-        "small",
-        "river",
-        "with",
-        "two",
-        "birds",
-        "and",
-        "one",
-        "cat",
-    ]
-)
+_SENTENCE = "a red house under the old tree by small river with two birds and one cat"
+_WORDS = np.asarray(_SENTENCE.split())
+_LONGEST = 4
 
 
 def _write(path: Path, n_rows: int) -> None:
-    """Distinct texts of 2 to 9 words."""
+    """Distinct texts: the row's number, and one word to four."""
     import pyarrow
     import pyarrow.parquet
 
     schema = pyarrow.schema([("id", pyarrow.int64()), ("text", pyarrow.string())])
     random = np.random.default_rng(0)
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    draft = path.with_suffix(".draft")
+    with pyarrow.parquet.ParquetWriter(draft, schema) as writer:
         for start in range(0, n_rows, _GROUP):
             ids = range(start, min(start + _GROUP, n_rows))
-            words = random.choice(_WORDS, (len(ids), 8))
-            lengths = random.integers(1, 9, len(ids))
+            words = random.choice(_WORDS, (len(ids), _LONGEST))
+            lengths = random.integers(1, _LONGEST, len(ids), endpoint=True)
             texts = [f"{i} {' '.join(row[:n])}" for i, row, n in zip(ids, words, lengths, strict=True)]
             writer.write_table(pyarrow.table([list(ids), texts], schema=schema))
+    draft.replace(path)
 
 
 def _embed(model: Path, source: Path, out: Path) -> dict[str, Any]:
@@ -69,18 +54,37 @@ def _embed(model: Path, source: Path, out: Path) -> dict[str, Any]:
     record = embed_corpus(model, source, out, Options(engine=choice, encoding=Encoding.BINARY))
     return {
         "rows": record.total.rows,
+        "duplicates": record.total.duplicates,
         "peak_memory_bytes": record.peak_memory_bytes,
         "seconds": record.seconds,
         "cpu_seconds": record.cpu_seconds,
-        "cores": record.cores,
         "padding_share": record.padding_share,
     }
+
+
+def _record(found: dict[str, Any]) -> Record:
+    cell = suite_cell(
+        suite="corpus",
+        metric="resident",
+        model=_MODEL,
+        family=_FAMILY,
+        tower="text",
+        engine="openvino",
+        precision="fp32",
+    )
+    peak = found.pop("peak_memory_bytes") / 1e6
+    return record_of(
+        {**cell, "corpus": "generated, distinct", "way": "pipeline, peak", "rows": str(found["rows"])},
+        [peak],
+        unit="MB",
+        settings=found,
+    )
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the model and the corpora.")],
     rows: Annotated[list[int] | None, typer.Option(help="Rows of a corpus; may be repeated.")] = None,
-    record: Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
 ) -> None:
     """Measure each corpus in a process of its own."""
     from export.repository import repository_from_checkpoint
@@ -90,22 +94,23 @@ def main(
     model = work / "repository" / _MODEL
     if not manifest_path(model).is_file():
         repository_from_checkpoint(_CHECKPOINTS / _MODEL, model.parent, name=_MODEL)
-    found = []
+    records: list[Record] = []
     for n_rows in rows or [100_000, 10_000_000]:
         source, out = work / f"{n_rows}.parquet", work / f"out-{n_rows}"
         if not source.is_file():
             _write(source, n_rows)
         shutil.rmtree(out, ignore_errors=True)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found.append(pool.apply(_embed, (model, source, out)))
-        last = found[-1]
+            found = pool.apply(_embed, (model, source, out))
+        rate, padding = found["rows"] / found["seconds"], found["padding_share"]
+        records.append(_record(found))
+        times = records[-1].median / records[0].median
         typer.echo(
-            f"{last['rows']:>12,} rows: {last['peak_memory_bytes'] / 1e6:,.0f} MB at most, "
-            f"{last['rows'] / last['seconds']:,.0f} rows/s, padding {last['padding_share']:.1%}"
+            f"{n_rows:>12,} rows: {records[-1].median:,.0f} MB at most, {times:.2f} times the first; "
+            f"{rate:,.0f} rows/s, padding {padding:.1%}"
         )
-    if record is not None:
-        data = {"environment": dataclasses.asdict(environment()), "model": _MODEL, "runs": found}
-        record.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        if json is not None:
+            write_records(records, json)
 
 
 if __name__ == "__main__":
