@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from runtime.errors import InputError
 from runtime.gallery import ID_COLUMNS, image_bytes, images_from_paths, open_table
+from runtime.manifest import Modality
 
 __all__ = ["data_uri", "pictures_of_gallery", "pictures_of_ids"]
 
@@ -26,21 +27,39 @@ def pictures_of_ids(source: Path, ids: Collection[str], *, id_column: str | None
     """Encoded images by id; ids that the source does not know are left out.
 
     Args:
-        source: A folder, where ids are paths relative to it; or a Parquet file with a column ``image``.
-        ids: Only what they name is read.
+        source: A folder of images, where ids are paths relative to it; a Parquet file with a column
+            ``image``; or any other source of images that ``babeltower embed`` takes, such as a tar.
+        ids: Only what they name is read of a folder or a Parquet file.
         id_column: The Parquet file's column that holds the ids. By default the first known name among its
             columns that holds any of them, or else row numbers.
 
     Raises:
         InputError: there is no such source, or it holds no images.
     """
-    if source.is_dir():
-        return {one: path.read_bytes() for one in ids if (path := _file_in(source, one))}
+    if source.is_dir() and (found := {one: path for one in ids if (path := _file_in(source, one))}):
+        return {one: path.read_bytes() for one, path in found.items()}
     if source.suffix.lower() != ".parquet" or not source.is_file():
-        raise InputError(f"{source} is no source of pictures; pass a folder of images or a Parquet file.")
+        return _pictures_of_corpus(source, ids, id_column)
     with open_table(source) as table:
         rows = _rows_of_ids(source, table, set(ids), id_column)
         return {rows[row]: image_bytes(source, row, cell) for row, cell in _cells(table, rows)}
+
+
+def _pictures_of_corpus(source: Path, ids: Collection[str], id_column: str | None) -> dict[str, bytes]:
+    from runtime.corpus.lookup import items_of_ids
+    from runtime.corpus.rows import Columns
+    from runtime.corpus.sources import open_source
+
+    try:
+        opened = open_source(str(source), columns=Columns(id=id_column))
+    except InputError as error:
+        try:  # a tar's samples may have texts beside their images
+            opened = open_source(str(source), columns=Columns(id=id_column, image="image"))
+        except InputError:
+            raise InputError(f"{source} is no source of pictures: {error}") from None
+    if opened.modality is not Modality.IMAGE:
+        raise InputError(f"{source} is no source of pictures: it holds {opened.modality.value}s.")
+    return items_of_ids(opened, ids)
 
 
 def pictures_of_gallery(paths: Iterable[Path], names: Collection[str]) -> dict[str, bytes]:

@@ -35,21 +35,30 @@ ol { list-style: none; margin: .75rem 0 0; padding: 0; display: grid; gap: .75re
 li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
 .picture { aspect-ratio: 1; background: #fff; display: grid; place-items: center; padding: .5rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
-.none { background: var(--ground); color: var(--quiet); font-size: .8rem; text-align: center; padding: .5rem;
-} .what { padding: .4rem .6rem .5rem; font-size: .8rem; }
+.none { background: var(--ground); color: var(--quiet); font-size: .8rem; padding: .5rem;
+  text-align: center; }
+.text { padding: .6rem .6rem 0; overflow-wrap: anywhere; }
+.what { padding: .4rem .6rem .5rem; font-size: .8rem; }
 .what b { display: block; font-weight: 600; overflow-wrap: anywhere; }
 .what span { color: var(--quiet); font-variant-numeric: tabular-nums; }
 @media (max-width: 30rem) { ol { grid-template-columns: repeat(2, 1fr); } }
 """
 
 
-def write_page(path: Path, answers: Answers, pictures: Mapping[str, bytes], *, model: str) -> None:
+def write_page(
+    path: Path,
+    answers: Answers,
+    pictures: Mapping[str, bytes],
+    *,
+    model: str,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write the page, whole or not at all.
 
     Raises:
         InputError: it cannot be written.
     """
-    page = page_from_answers(answers, pictures, model=model)
+    page = page_from_answers(answers, pictures, model=model, texts=texts)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_text(page, encoding="utf-8")
@@ -60,16 +69,19 @@ def write_page(path: Path, answers: Answers, pictures: Mapping[str, bytes], *, m
         beside.unlink(missing_ok=True)
 
 
-def page_from_answers(answers: Answers, pictures: Mapping[str, bytes], *, model: str) -> str:
+def page_from_answers(
+    answers: Answers, pictures: Mapping[str, bytes], *, model: str, texts: Mapping[str, str] | None = None
+) -> str:
     """Render the page.
 
     Args:
         pictures: Encoded images by the ids of the hits; without any, hits are shown by their ids alone.
         model: Name of the model, for the head of the page.
+        texts: What the hits say, by their ids, where texts were searched.
     """
     n = len(answers.answers)
     title = answers.answers[0].query.text if n == 1 else f"{n} searches"
-    sections = "\n".join(_section(answer, pictures) for answer in answers.answers)
+    sections = "\n".join(_section(answer, pictures, texts or {}) for answer in answers.answers)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -92,10 +104,10 @@ def page_from_answers(answers: Answers, pictures: Mapping[str, bytes], *, model:
 """
 
 
-def _section(answer: Answer, pictures: Mapping[str, bytes]) -> str:
+def _section(answer: Answer, pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> str:
     query = answer.query
     tag, name = _language(query.language)
-    cards = "\n".join(_card(rank, hit, pictures) for rank, hit in enumerate(answer.hits, 1))
+    cards = "\n".join(_card(rank, hit, pictures, texts) for rank, hit in enumerate(answer.hits, 1))
     return f"""<section>
 <h2{f' lang="{escape(tag)}"' if tag else ""} dir="auto">{escape(query.text)}</h2>
 {f'<p class="quiet">{escape(name)}</p>' if name else ""}
@@ -105,10 +117,12 @@ def _section(answer: Answer, pictures: Mapping[str, bytes]) -> str:
 </section>"""
 
 
-def _card(rank: int, hit: Hit, pictures: Mapping[str, bytes]) -> str:
+def _card(rank: int, hit: Hit, pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> str:
     shown = ""
     if pictures:
         shown = _picture(hit, pictures.get(hit.id))
+    elif hit.id in texts:
+        shown = f'<p class="text" dir="auto">{escape(texts[hit.id])}</p>'
     return (
         f'<li>{shown}<div class="what"><b dir="auto">{escape(hit.id)}</b>'
         f"<span>{rank} · {hit.score:.3f}</span></div></li>"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus_runs import output_of
 from sample_models import Exported
 from stock_backends import require_accepted
 
@@ -21,6 +22,7 @@ from export.probes import probe_images
 from export.tower_config import TowerSettings, tower_config
 from runtime import Encoder
 from runtime.backends import Engine
+from runtime.corpus import EngineChoice, Options, embed_corpus
 from runtime.errors import (
     EngineError,
     ImageError,
@@ -37,6 +39,7 @@ from runtime.server import Server, ServerEnvironment, ServerOptions, running_ser
 from runtime.server.backends import write_backends
 
 NAME = "nllb-clip"
+LOCAL = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=1, threads=1)
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -65,6 +68,30 @@ def test_shared_memory_gives_the_same_vectors(address: str, exported: Exported) 
         Encoder.open(address, connection=Connection(shared_memory=True)) as shared,
     ):
         assert np.array_equal(plain.embed_images(images), shared.embed_images(images))
+
+
+def test_a_corpus_is_embedded_as_in_process(address: str, exported: Exported, tmp_path: Path) -> None:
+    texts = [f"gato {i % 40}" for i in range(60)] + [""]
+    rows = [
+        json.dumps({"text": text, "language": "pt" if i % 2 else "zho_Hans"}) for i, text in enumerate(texts)
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join([*rows, '{"text": "a", "language": "xx"}']))
+    (tmp_path / "images").mkdir()
+    for i, data in enumerate([png(), b"no image"]):
+        (tmp_path / "images" / f"{i}.png").write_bytes(data)
+    for name, kinds in (
+        ("texts.jsonl", {"empty-text": 1, "unknown-language": 1}),
+        ("images", {"corrupt-image": 1}),
+    ):
+        vectors = {}
+        for model, choice in ((exported(NAME), LOCAL), (address, EngineChoice())):
+            out = tmp_path / f"{name}-{len(vectors)}"
+            record = embed_corpus(model, tmp_path / name, out, Options(engine=choice))
+            assert record.bad_kinds == kinds
+            vectors[model] = output_of(out)
+        (ids, local), (remote_ids, remote) = vectors.values()
+        assert remote_ids == ids
+        assert np.abs(remote - local).max() <= 1e-6
 
 
 def test_a_bad_input_is_named_by_its_place(address: str) -> None:

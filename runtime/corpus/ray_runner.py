@@ -28,8 +28,9 @@ from runtime.local import LocalEncoder
 
 __all__ = ["ray_executor"]
 
-_TASK_CPUS, _ACTOR_CPUS = 0.2, 0.6
-"""Shares of a core that Ray reckons with: an actor's and a few tasks' fit on one."""
+_READER_CPUS, _TASK_CPUS, _ACTOR_CPUS = 0.1, 0.2, 0.6
+"""Shares of a core that Ray reckons with: an actor's and a few tasks' fit on one. Readers' differ from other
+tasks', since Ray runs steps of equal needs as one, in which a file would be decoded by its reader alone."""
 
 
 def ray_executor(n_workers: int | None = None) -> Executor:
@@ -162,7 +163,6 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
         raise CorpusError("Workers cannot read a Python iterable; write it to a file, or embed it locally.")
     if not ray.is_initialized():
         ray.init(num_cpus=None if _has_cluster() else max(n_cores(), n_workers or 0), log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     n_actors = n_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     counts = _rows_of_files(ray, job.source)
     job.n_rows = sum(counts)
@@ -177,19 +177,32 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
     ]
     if not items:
         return
-    done = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(_read_batch, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_TASK_CPUS)
-        .map_batches(_prepare, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_TASK_CPUS)
-        .map_batches(
-            _Embedder,
-            batch_size=1,
-            fn_constructor_args=(sent,),
-            compute=ray.data.ActorPoolStrategy(size=n_actors),
-            num_cpus=_ACTOR_CPUS,
+    with ray.data.DataContext.current(_context(ray)):
+        done = (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map_batches(_read_batch, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_READER_CPUS)
+            .map_batches(_prepare, batch_size=1, fn_kwargs={"sent": sent}, num_cpus=_TASK_CPUS)
+            .map_batches(
+                _Embedder,
+                batch_size=1,
+                fn_constructor_args=(sent,),
+                compute=ray.data.ActorPoolStrategy(size=n_actors),
+                num_cpus=_ACTOR_CPUS,
+            )
         )
-    )
     yield from _assembled(job, (pickle.loads(row["data"]) for row in done.iter_rows()))
+
+
+def _context(ray: Any) -> Any:
+    """A copy of the caller's settings of Ray Data, under which every slice is a block of its own.
+
+    Ray hands blocks, not rows, from worker to worker: with blocks of many slices, a file would be one
+    worker's work from its first row to its last.
+    """
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1
+    return context
 
 
 def _has_cluster() -> bool:
@@ -199,7 +212,7 @@ def _has_cluster() -> bool:
 def _rows_of_files(ray: Any, source: Source) -> list[int]:
     """Rows of each file; what only reading can tell is counted by tasks."""
     known = [source.n_rows(file) for file in range(source.n_files)]
-    count = ray.remote(num_cpus=_TASK_CPUS)(_count_rows)
+    count = ray.remote(num_cpus=_READER_CPUS)(_count_rows)
     asked = {file: count.remote(source, file) for file, n_rows in enumerate(known) if n_rows is None}
     return [ray.get(asked[file]) if n_rows is None else n_rows for file, n_rows in enumerate(known)]
 

@@ -136,11 +136,18 @@ def search(
         Path | None,
         typer.Option(
             rich_help_panel=_PAGE,
-            help="Folder or Parquet file of the pictures; by default what the vectors were made from.",
+            help="Folder, Parquet file or tars of the pictures; by default what the vectors were made from.",
         ),
     ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Print what the hits say: the source that their vectors were made from."
+        ),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of --texts that was embedded.")] = None,
     id_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_PAGE, help="Column of a Parquet file that holds the ids.")
+        str | None, typer.Option(help="Column of --pictures or --texts that holds the ids.")
     ] = None,
     engine: Annotated[
         Engine | None,
@@ -165,8 +172,10 @@ def search(
     from runtime.encoder import Encoder
     from runtime.searches import Query, answers_from_sources
 
-    if html is None and (pictures, id_column) != (None, None):
+    if html is None and (pictures is not None or (id_column is not None and texts is None)):
         raise InputError("--pictures and --id-column are for a page of pictures. Pass --html as well.")
+    if text_column is not None and texts is None:
+        raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
     queries = [Query(text, language), *(_query(one, language) for one in more or [])]
     with Encoder.open(model, engine=engine, precision=precision, threads=threads) as encoder:
         answers = answers_from_sources(
@@ -174,9 +183,33 @@ def search(
         )
     for problem in answers.skipped:
         typer.echo(f"skipped: {problem}", err=True)
+    said = {} if texts is None else _texts_of_hits(answers, texts, text_column, id_column)
     if html is not None:
-        _write_page(html, answers, sources, pictures, id_column, model=encoder.name)
-    typer.echo(_json(_as_json(answers)) if as_json else _as_text(answers))
+        _write_page(html, answers, sources, pictures, id_column, said, model=encoder.name)
+    typer.echo(_json(_as_json(answers, said)) if as_json else _as_text(answers, said))
+
+
+def _texts_of_hits(
+    answers: Any, source: str, text_column: str | None, id_column: str | None
+) -> dict[str, str]:
+    """What the hits say, from the source that they were embedded from."""
+    from runtime.corpus.lookup import items_of_ids
+    from runtime.corpus.rows import Columns
+    from runtime.corpus.sources import open_source
+
+    if answers.modality is not Modality.TEXT:
+        raise InputError("--texts is for vectors of texts, and images were searched. See --pictures.")
+    opened = open_source(source, columns=Columns(id=id_column, text=text_column))
+    if opened.modality is not Modality.TEXT:
+        raise InputError(f"{source} holds images where --texts wants texts. Name a --text-column.")
+    ids = {hit.id for answer in answers.answers for hit in answer.hits}
+    found: dict[str, str] = items_of_ids(opened, ids)
+    if ids and not found:
+        raise InputError(
+            f"{source} has none of the {len(ids)} texts found, such as {min(ids)!r}. Pass what the vectors "
+            "were made from, and --id-column as it was embedded with."
+        )
+    return found
 
 
 def _query(text: str, language: str | None) -> Any:
@@ -192,7 +225,14 @@ def _query(text: str, language: str | None) -> Any:
 
 
 def _write_page(
-    html: Path, answers: Any, sources: list[Path], pictures: Path | None, id_column: str | None, *, model: str
+    html: Path,
+    answers: Any,
+    sources: list[Path],
+    pictures: Path | None,
+    id_column: str | None,
+    texts: dict[str, str],
+    *,
+    model: str,
 ) -> None:
     from runtime.pictures import pictures_of_gallery, pictures_of_ids
     from runtime.search_page import write_page
@@ -213,15 +253,21 @@ def _write_page(
         found = pictures_of_ids(recorded, ids, id_column=id_column)
     else:
         found = {}
-    if len(found) < len(ids):
+    if len(found) < len(ids) and not texts:
         typer.echo(f"{len(ids) - len(found)} of {len(ids)} results have no picture; see --pictures", err=True)
-    write_page(html, answers, found, model=model)
+    write_page(html, answers, found, model=model, texts=texts)
     typer.echo(f"wrote {html}", err=True)
 
 
-def _as_json(answers: Any) -> Any:
+def _as_json(answers: Any, texts: dict[str, str]) -> Any:
     name = "image" if answers.is_gallery else "id"
-    found = [[{name: hit.id, "score": hit.score} for hit in answer.hits] for answer in answers.answers]
+    found = [
+        [
+            {name: hit.id, "score": hit.score, **({"text": texts.get(hit.id)} if texts else {})}
+            for hit in answer.hits
+        ]
+        for answer in answers.answers
+    ]
     if len(found) == 1:
         return found[0]
     return [
@@ -230,8 +276,12 @@ def _as_json(answers: Any) -> Any:
     ]
 
 
-def _as_text(answers: Any) -> str:
-    blocks = ["\n".join(f"{hit.score:.4f}  {hit.id}" for hit in answer.hits) for answer in answers.answers]
+def _as_text(answers: Any, texts: dict[str, str]) -> str:
+    def line(hit: Any) -> str:
+        said = f"  {' '.join(texts[hit.id].split())}" if hit.id in texts else ""
+        return f"{hit.score:.4f}  {hit.id}{said}"
+
+    blocks = ["\n".join(map(line, answer.hits)) for answer in answers.answers]
     if len(blocks) == 1:
         return blocks[0]
     queries = [answer.query for answer in answers.answers]

@@ -1,0 +1,95 @@
+"""What a second worker brings on Ray: the same corpus with one worker and with two, in turn.
+
+    python -m bench.corpus_ray --work FOLDER --json bench/results/corpus_ray.json
+
+XLM-R base with random weights in INT8, generated texts in small parts. A run's rate is taken from its first
+part written to its last, without the start of its workers; the whole run's is kept beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.corpus_inputs import LANGUAGE, texts_of
+from bench.corpus_models import full_size_model
+from bench.records import Record, record_of, suite_cell, write_records
+from runtime.backends import Engine
+from runtime.corpus import EngineChoice, Options, Watcher, embed_corpus
+from runtime.corpus.engines import n_cores
+from runtime.corpus.journal import PartRecord
+from runtime.corpus.ray_runner import ray_executor
+from runtime.manifest import Precision
+
+_MODEL, _FAMILY = "xlm-roberta-base-ViT-B-32", "capivara"
+_ROWS_PER_PART = 128
+
+
+def _run(model: Path, source: Path, n_workers: int) -> tuple[float, float]:
+    """Rows a second from the first part to the last, and of the whole run."""
+    written: list[tuple[float, int]] = []
+
+    def part_done(record: PartRecord) -> None:
+        written.append((time.perf_counter(), record.rows))
+
+    choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=1, threads=1)
+    options = Options(engine=choice, language=LANGUAGE, rows_per_part=_ROWS_PER_PART)
+    with tempfile.TemporaryDirectory() as out:
+        record = embed_corpus(
+            model, source, out, options, watcher=Watcher(part_done=part_done), execute=ray_executor(n_workers)
+        )
+    rows = sum(n for _, n in written[1:])
+    return rows / (written[-1][0] - written[0][0]), record.this_run.rows / record.seconds
+
+
+def _record(n_workers: int, rates: list[tuple[float, float]], n_rows: int) -> Record:
+    cell = suite_cell(
+        suite="corpus",
+        metric="rate",
+        model=_MODEL,
+        family=_FAMILY,
+        tower="text",
+        engine="openvino",
+        precision="int8",
+    )
+    return record_of(
+        {**cell, "corpus": "generated", "way": f"Ray, workers: {n_workers}"},
+        [steady for steady, _ in rates],
+        unit="rows/s",
+        settings={"workers": n_workers, "rows": n_rows, "whole_run": [whole for _, whole in rates]},
+    )
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder of the model, kept.")],
+    rows: Annotated[int, typer.Option(help="Texts of a run.")] = 3_072,
+    turns: Annotated[int, typer.Option(help="Runs with each number of workers.", min=1)] = 2,
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
+) -> None:
+    """Measure, print, keep."""
+    import pyarrow
+    import pyarrow.parquet
+    import ray
+
+    model = full_size_model(_MODEL, work)
+    ray.init(num_cpus=n_cores(), include_dashboard=False, log_to_driver=False)
+    rates: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    for turn in range(turns):
+        source = work / "ray.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts_of("generated", rows, seed=turn)}), source)
+        for n_workers, found in rates.items():
+            found.append(_run(model, source, n_workers))
+            typer.echo(f"{n_workers} workers: {found[-1][0]:.1f} rows/s, whole run {found[-1][1]:.1f}")
+    times = [two[0] / one[0] for one, two in zip(rates[1], rates[2], strict=True)]
+    typer.echo(f"two workers ÷ one, within turns: {statistics.median(times):.2f}")
+    if json is not None:
+        write_records([_record(n, found, rows) for n, found in rates.items()], json)
+
+
+if __name__ == "__main__":
+    typer.run(main)
