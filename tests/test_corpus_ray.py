@@ -93,14 +93,15 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
-def killed_while_running(n_kills: int) -> tuple[threading.Thread, list[int]]:
-    """A thread that kills an actor, waits for its successor, and kills again."""
+def killed_while_running(n_kills: int, out: Path, n_parts: int) -> tuple[threading.Thread, list[int]]:
+    """A thread that kills an actor once some parts are written, waits for its successor, and kills again."""
     killed: list[int] = []
 
     def kill() -> None:
         deadline = time.monotonic() + 120
         while len(killed) < n_kills and time.monotonic() < deadline:
-            if fresh := [pid for pid in actors() if pid not in killed]:
+            fresh = [pid for pid in actors() if pid not in killed]
+            if fresh and len(list(out.glob("part-*.parquet"))) >= n_parts:
                 os.kill(fresh[-1], signal.SIGKILL)
                 killed.append(fresh[-1])
                 time.sleep(1.5)
@@ -110,12 +111,13 @@ def killed_while_running(n_kills: int) -> tuple[threading.Thread, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("n_workers", "n_kills", "n_rows"), [(2, 1, 4_000), pytest.param(4, 2, 40_000, marks=pytest.mark.slow)]
+    ("n_workers", "n_kills", "n_rows", "n_parts"),
+    [(2, 1, 4_000, 0), pytest.param(4, 2, 40_000, 4, marks=pytest.mark.slow)],
 )
-def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows):
+def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows, n_parts):
     source = write_texts(tmp_path / "a.parquet", sentences(n_rows))
     embed_corpus(model, source, tmp_path / "local", options(rows_per_part=500))
-    thread, killed = killed_while_running(n_kills)
+    thread, killed = killed_while_running(n_kills, tmp_path / "ray", n_parts)
     thread.start()
     embed_corpus(model, source, tmp_path / "ray", options(rows_per_part=500), execute=ray_executor(n_workers))
     thread.join()

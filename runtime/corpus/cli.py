@@ -103,7 +103,12 @@ def embed(
         bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as a NumPy array.")
     ] = False,
     rows_per_part: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_OUTPUT, help="Source rows of one file.")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=_OUTPUT,
+            help="Source rows of one file; duplicates within it are embedded once.",
+        ),
     ] = 32_768,
     max_bad_share: Annotated[
         float,
