@@ -139,26 +139,24 @@ def measure_texts(
     import pyarrow
     import pyarrow.parquet
 
-    model, checkpoint = full_size_model(name, work), work / "checkpoints" / name
+    model = full_size_model(name, work)
     records: list[Record] = []
-    for corpus in CORPORA:
-        ways: dict[str, _Way] = {way: _Way() for way in ("pipeline", *LOOPS)}
-        with _process() as pipeline, _process() as loops:
+    with _process() as pipeline, _process() as loops:
+        for corpus in CORPORA:
+            ways: dict[str, _Way] = {way: _Way() for way in ("pipeline", *LOOPS)}
             for turn in range(turns):
                 texts = texts_of(corpus, n_rows, seed=turn)
                 source = work / f"{corpus}.parquet"
                 pyarrow.parquet.write_table(pyarrow.table({"text": texts}), source)
-                for way, measured in ways.items():
-                    if any(found.error for found in measured.turns):
-                        continue
-                    if way == "pipeline":
-                        found = pipeline(_pipeline, model, source, n_loop_rows)
-                    else:
-                        found = loops(timed_loop, way, checkpoint, texts[:n_loop_rows])
-                    measured.turns.append(found)
-                    _print(console, name, corpus, way, found)
-        records += [_text_record(name, corpus, way, ways) for way in ways]
-        _print_ratios(console, ways)
+                ways["pipeline"].turns.append(pipeline(_pipeline, model, source, n_loop_rows))
+                _print(console, name, corpus, "pipeline", ways["pipeline"].turns[-1])
+                for way in LOOPS:
+                    if not any(found.error for found in ways[way].turns):
+                        found = loops(timed_loop, way, work / "checkpoints" / name, texts[:n_loop_rows])
+                        ways[way].turns.append(found)
+                        _print(console, name, corpus, way, found)
+            records += [_text_record(name, corpus, way, ways) for way in ways]
+            _print_ratios(console, ways)
     return records
 
 
@@ -189,7 +187,7 @@ def _min_cosine(way: str, ways: dict[str, _Way]) -> float | None:
     """To the plain loop's vectors, over all turns; random weights say little of INT8's cost."""
     pairs = [
         (ours.vectors, plain.vectors)
-        for ours, plain in zip(ways[way].turns, ways["plain"].turns, strict=True)
+        for ours, plain in zip(ways[way].turns, ways["plain"].turns, strict=False)
     ]
     cosines = [float((a * b).sum(axis=1).min()) for a, b in pairs if a is not None and b is not None]
     return min(cosines) if cosines else None
