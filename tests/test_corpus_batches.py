@@ -12,6 +12,7 @@ from sample_models import Exported
 
 from runtime import Encoder
 from runtime.corpus import BatchEmbedder, Columns
+from runtime.corpus.prepare import _rows_of_batch
 from runtime.errors import InputError
 from samples import dataset
 
@@ -83,3 +84,17 @@ def test_columns_that_are_wrong(model):
         BatchEmbedder(model)
     with pytest.raises(InputError, match="has no column 'text'"):
         BatchEmbedder(model, text="text", language="pt")({"caption": np.asarray(["a"])})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "n_rows"),
+    [
+        ([16] * 100, 1_024, 64),
+        ([16] * 3, 1_024, 3),
+        ([300, 200], 128, 1),  # a text over the budget runs alone
+        ([60, 58, 50, 50, 50], 1_024, 2),  # with the third, 7% were padding
+        ([8] * 10 + [2] * 100, 1_024, 16),  # a small batch is filled, whatever it pads
+    ],
+)
+def test_a_batch_ends_at_the_budget_or_where_it_would_pad_too_much(lengths, max_tokens, n_rows):
+    assert _rows_of_batch(np.asarray(lengths), max_tokens) == n_rows

@@ -38,6 +38,9 @@ __all__ = [
 
 _TOKENISED_AT_ONCE = 4_096
 _READS_AT_ONCE = 16
+_MAX_PADDING = 0.05
+_SMALL_TOKENS = 128
+"""Tokens up to which a batch is filled whatever it pads: a smaller one would run slower by more than that."""
 BAD, SAME = -1, -2
 
 
@@ -245,15 +248,24 @@ class TextPreparation:
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
         """Longest first; equal lengths in the rows' order."""
         order = np.argsort(-tokens.lengths, kind="stable")
+        lengths = tokens.lengths[order]
         pad_id = self._encoder.manifest.text.pad_id
         batches: list[Batch] = []
         at = 0
         while at < len(order):
-            n_rows = max(1, self._max_batch_tokens // int(tokens.lengths[order[at]]))
+            n_rows = _rows_of_batch(lengths[at:], self._max_batch_tokens)
             positions = order[at : at + n_rows]
             batches.append(_TextBatch(tokens, positions, numbers[positions], pad_id))
             at += n_rows
         return batches
+
+
+def _rows_of_batch(lengths: NDArray[np.int64], max_tokens: int) -> int:
+    """How many rows, longest first, make a batch: to the budget, or until too much is padding."""
+    longest = int(lengths[0])
+    width = np.arange(longest, max(max_tokens, longest) + 1, longest)[: len(lengths)]
+    padding = width - np.cumsum(lengths[: len(width)])
+    return max(1, int(np.count_nonzero((padding <= _MAX_PADDING * width) | (width <= _SMALL_TOKENS))))
 
 
 def kind_of_language(code: str | None) -> str:
