@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from document_blocks import blocks_of, commands_of, make_targets, run_command, run_python
 from sample_models import ROOT, Exported
 from typer.testing import CliRunner
 
@@ -69,16 +71,13 @@ def test_help_tells_what_a_command_takes(command: list[str]) -> None:
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [c for block in blocks_of(README) if block.language == "bash" for c in commands_of(block)]
 
 
 def test_readme_targets_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = [shlex.split(c)[1] for c in readme_commands() if c.startswith("make ")]
     assert named[:2] == ["demo", "test"]
-    assert set(named) <= set(targets)
+    assert set(named) <= set(make_targets())
 
 
 def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,18 +86,17 @@ def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     commands = [c for c in readme_commands() if c.startswith("babeltower ") and " serve " not in c]
     assert len(commands) >= 8
     for command in commands:
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert result.exit_code == 0, (command, result.output)
+        run_command(command)
     assert (tmp_path / "page.html").is_file()
 
 
 def test_readme_python_runs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = [block for block in blocks_of(README) if block.language == "python"]
     assert blocks
     monkeypatch.chdir(ROOT)
     for block in blocks:
-        code = block.replace("models/nllb-clip", str(exported("nllb-clip")))
-        exec(compile(code, "README.md", "exec"), {})
+        code = block.text.replace("models/nllb-clip", str(exported("nllb-clip")))
+        run_python(dataclasses.replace(block, text=code), README, {})
 
 
 def test_no_trace_of_a_machine() -> None:
