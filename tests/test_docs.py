@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -33,8 +34,10 @@ def enter(folder: Path, model: Path | None, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "samples").symlink_to(ROOT / "samples")
     (folder / "models").mkdir()
     for entry in model.parent.iterdir() if model else ():
-        if entry.name.startswith((f"{model.name}.", f"{model.name}_")):
-            (folder / "models" / entry.name).symlink_to(entry)
+        if entry.is_dir() and entry.name.startswith(f"{model.name}_"):
+            shutil.copytree(entry, folder / "models" / entry.name)
+        elif entry.name.startswith(f"{model.name}."):
+            shutil.copy(entry, folder / "models")
     monkeypatch.chdir(folder)
 
 

@@ -1,0 +1,1 @@
+"""One module a library: ``opened(task)`` gives a function from inputs to unit vectors."""

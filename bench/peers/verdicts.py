@@ -1,0 +1,132 @@
+"""babeltower against its peers, from the records of a run: ratios within the turns, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rich.table import Table
+
+from bench.records import Record, interval, require_one_environment
+from runtime.errors import BabeltowerError
+
+__all__ = ["ANY", "Verdict", "error_table", "peer_table", "verdict_table", "verdicts_of"]
+
+ANY = "any"
+"""In the place of a precision: the best of all that pass the gate."""
+
+_PLACE = ("family", "model", "tower", "tokens", "batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """babeltower's fastest form beside one peer, in one place.
+
+    Attributes:
+        place: family, model, tower, tokens, batch.
+        precision: That both are measured at, or ``ANY``.
+        ratio: Time of the peer over time of babeltower: median of the ratios within the turns.
+        low, high: Its interval, of 95% where there are 6 turns or more.
+    """
+
+    place: tuple[str, ...]
+    precision: str
+    own: Record
+    peer: Record
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def word(self) -> str:
+        """``ahead`` or ``behind`` where the interval says so; else ``even``, within the noise."""
+        if self.low >= 1.0:
+            return "ahead"
+        return "behind" if self.high < 1.0 else "even"
+
+
+def verdicts_of(records: Sequence[Record]) -> list[Verdict]:
+    """Each peer's verdict at equal precision, then the best peer's at any precision, place by place.
+
+    Raises:
+        BabeltowerError: the records are of several environments, or a place has no time of babeltower.
+    """
+    require_one_environment(records)
+    found = []
+    for place in dict.fromkeys(_place(record) for record in records):
+        here = [record for record in records if _place(record) == place and record.error is None]
+        own = [record for record in here if record.cell["by"] == "babeltower"]
+        peers = [record for record in here if record.cell["by"] != "babeltower"]
+        if not own:
+            raise BabeltowerError(f"babeltower was not measured for {' '.join(place)}; measure again.")
+        for peer in peers:
+            equal = [record for record in own if record.cell["precision"] == peer.cell["precision"]]
+            if equal:
+                found.append(_verdict(place, peer.cell["precision"], _fastest(equal), peer))
+        if peers:
+            found.append(_verdict(place, ANY, _fastest(own), _fastest(peers)))
+    return found
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    """The best peer of each place and precision: one line each."""
+    best: dict[tuple[tuple[str, ...], str], Verdict] = {}
+    for verdict in verdicts:
+        key = verdict.place, verdict.precision
+        if key not in best or verdict.ratio < best[key].ratio:
+            best[key] = verdict
+    return _table(best.values(), "babeltower and the best peer; ms of CPU time a run, one thread")
+
+
+def peer_table(verdicts: Iterable[Verdict]) -> Table:
+    """Every peer: one line each."""
+    return _table(verdicts, "babeltower and every peer; ms of CPU time a run, one thread")
+
+
+def error_table(records: Iterable[Record]) -> Table:
+    """What could not run, with its error; batches of one error together."""
+    table = Table("family", "tower", "from", "peer", "error", title="What a peer cannot run")
+    batches: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        if record.error is not None:
+            cell = record.cell
+            key = (cell["family"], cell["tower"], cell["tokens"], _name(record), record.error)
+            batches.setdefault(key, []).append(cell["batch"])
+    for (family, tower, tokens, name, error), _ in batches.items():
+        table.add_row(family, tower, tokens, name, error[:240])
+    return table
+
+
+def _table(verdicts: Iterable[Verdict], title: str) -> Table:
+    columns = ("family", "tower", "from", "batch", "precision", "babeltower", "ms", "peer", "ms")
+    table = Table(*columns, "×", "95%", "verdict", title=title)
+    for v in verdicts:
+        family, _, tower, tokens, batch = v.place
+        table.add_row(
+            *(family, tower, tokens or "pixels", batch, v.precision),
+            *(f"{v.own.cell['engine']} {v.own.cell['precision']}", f"{v.own.median:.3g}"),
+            *(_name(v.peer), f"{v.peer.median:.3g}", f"{v.ratio:.2f}", f"{v.low:.2f}–{v.high:.2f}"),
+            {"behind": "[red]behind[/red]"}.get(v.word, v.word),
+        )
+    return table
+
+
+def _name(record: Record) -> str:
+    by, precision = record.cell["by"], record.cell["precision"]
+    if by == "babeltower":
+        return f"{by} {record.cell['engine']} {precision}"
+    return by if by.endswith(precision) else f"{by} ({precision})"
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    return tuple(record.cell[key] for key in _PLACE)
+
+
+def _fastest(records: Sequence[Record]) -> Record:
+    return min(records, key=lambda record: record.median)
+
+
+def _verdict(place: tuple[str, ...], precision: str, own: Record, peer: Record) -> Verdict:
+    ratios = [theirs / ours for theirs, ours in zip(peer.samples, own.samples, strict=True)]
+    return Verdict(place, precision, own, peer, median(ratios), *interval(ratios))
