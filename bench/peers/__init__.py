@@ -1,1 +1,1 @@
-"""Other ways to run the same models, side by side in one run; see docs/peers.md."""
+"""Other ways to run the same models, side by side in one run; see docs/adding/peer.md."""
