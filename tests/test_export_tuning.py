@@ -264,7 +264,7 @@ def test_load_counts_what_failed_and_why(served: Server) -> None:
     assert list(load.vectors) == [0]
     ((message, count),) = load.failures.items()
     assert count == 1
-    assert message.startswith("INVALID_ARGUMENT: text 0 is empty")
+    assert message.startswith("INVALID_ARGUMENT: InputError: text 0 is empty")
 
 
 def test_load_that_is_never_answered_is_an_error() -> None:

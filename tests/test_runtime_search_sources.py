@@ -146,7 +146,7 @@ def test_another_models_vectors_are_refused_before_anything_is_embedded(
         (["{flat}", "gato", "-q", "gato"], "is no LANGUAGE=TEXT"),
         (["{flat}", "gato", "-q", "xx=gato"], "'xx' is unknown"),
         (["{flat}", "gato", "--pictures", "{gallery}"], "Pass --html as well"),
-        (["{flat}", "gato", "--html", "{page}", "--pictures", "{flat}"], "has none of the 5 pictures"),
+        (["{flat}", "gato", "--html", "{page}", "--pictures", "{flat}"], "is no source of pictures"),
         (["{flat}", "gato", "--html", "{page}", "--pictures", "nowhere"], "no source of pictures"),
         (
             ["{flat}", "gato", "--html", "{page}", "--pictures", "{gallery}", "--id-column", "nothing"],
