@@ -3,8 +3,8 @@
     python -m bench.peers [MODEL …] [--peer NAME …] [--json bench/results/peers.json]
 
 Each peer runs in a process of an environment of its own, which is made on demand. A time counts only where
-the vectors are the reference's; what a peer cannot run is a row with its error. docs/adding/peer.md says how to
-add one. Exit code 1 where babeltower is behind.
+the vectors are the reference's; what a peer cannot run is a row with its error. docs/adding/peer.md says
+how to add one. Exit code 1 where babeltower is behind.
 """
 
 from __future__ import annotations
