@@ -15,9 +15,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -39,54 +37,28 @@ from bench.records import (
     write_records,
 )
 from bench.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
+from bench.speed_cells import (
+    CASES,
+    NNCF,
+    PEAK,
+    TORCH,
+    Case,
+    cells_by_shape,
+    paired,
+    share_of_peak,
+    verdicts_of_cells,
+)
 from export.matrix_products import operations_by_product
 from runtime.backends import open_backend
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality, Precision
 
-__all__ = ["CASES", "TARGETS", "Case", "Target", "cells_to_keep", "measure_case"]
+__all__ = ["cells_to_keep", "measure_case"]
 
-TORCH, NNCF = "torch fp32", "openvino int8 by NNCF"
 _LOWEST_COSINE_OF_NNCF = 0.95
 """NNCF's model is measured against, not published: it must compute the tower, no more."""
 _LOWEST_COSINE = {Precision.FP32: 0.99999, Precision.BF16: 0.999, Precision.INT8: 0.99}
 _SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A tower and the shapes (rows, tokens) that it is timed at; images have one shape of tokens."""
-
-    tower: str
-    variant: str
-    modality: Modality
-    shapes: tuple[tuple[int, int], ...]
-
-
-CASES = (
-    Case("ViT-B/32", "xlm-roberta-base-ViT-B-32", Modality.IMAGE, ((1, 1), (8, 1))),
-    Case("XLM-R base", "xlm-roberta-base-ViT-B-32", Modality.TEXT, ((1, 16), (8, 16))),
-    Case("NLLB-600M", "nllb-clip-base", Modality.TEXT, ((1, 16), (8, 16), (8, 64))),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the fastest engine must reach: a multiple of PyTorch, or a share of the INT8 peak."""
-
-    precision: Precision
-    rows: int
-    ratio: float
-
-
-TARGETS = (
-    Target(Precision.INT8, 8, 4.0),
-    Target(Precision.BF16, 8, 2.1),
-    Target(Precision.FP32, 8, 1.05),
-    Target(Precision.INT8, 1, 4.8),
-)
-PEAK_SHARE = 0.8
-_PEAK_SHAPES = {("ViT-B/32", (8, 1)), ("NLLB-600M", (8, 64))}
 
 
 class _Runs(Protocol):
@@ -136,7 +108,7 @@ def measure_case(case: Case, work: Path, *, turns: int) -> list[Record]:
         for name, samples in _turns(forms, inputs, rows, turns).items():
             shape = f"{rows}" if case.modality is Modality.IMAGE else f"{rows}×{tokens}"
             cell = {"tower": case.tower, "shape": shape, "form": name}
-            if name == "peak int8":
+            if name == PEAK:
                 records.append(record_of(cell, samples, unit="GOP/s", settings=settings))
                 continue
             own = {**settings, "cosine_to_torch": cosines[name], "rows": rows, "tokens": tokens}
@@ -158,14 +130,14 @@ def _turns(
     for name, form in forms.items():
         form.run(inputs, ["vector"])
         n_runs[name] = max(1, round(_SECONDS / max(_cpu_seconds(form, inputs, 1), 1e-4)))
-    found: dict[str, list[float]] = {name: [] for name in (*forms, "peak int8")}
+    found: dict[str, list[float]] = {name: [] for name in (*forms, PEAK)}
     names = list(forms)
     for turn in range(turns):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             form = forms[name]
             found[name].append(rows * n_runs[name] / _cpu_seconds(form, inputs, n_runs[name]))
-        found["peak int8"].append(peak())
+        found[PEAK].append(peak())
     return found
 
 
@@ -193,71 +165,27 @@ def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefac
             )
 
 
-def ratios_by_turn(over: Record, under: Record) -> list[float]:
-    """Of two cells that were measured in the same turns."""
-    return [a / b for a, b in zip(over.samples, under.samples, strict=True)]
-
-
-def paired(over: Record, under: Record) -> float:
-    """Median of the ratios within the turns."""
-    return median(ratios_by_turn(over, under))
-
-
-def share_of_peak(record: Record, peak: Record) -> float:
-    """Operations a second, as a part of the INT8 peak in the same turns."""
-    giga: float = record.settings["operations_per_run"] / record.settings["rows"] / 1e9
-    return paired(record, peak) * giga
-
-
 def print_tables(records: Sequence[Record], console: Console) -> bool:
     """Print every cell and the verdicts; whether all targets hold."""
-    cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in records:
-        if "form" in record.cell:
-            cells.setdefault((record.cell["tower"], record.cell["shape"]), {})[record.cell["form"]] = record
     table = Table("tower", "shape", "form", "rows/core-s", "95%", "× PyTorch", "of int8 peak", "cosine")
     verdicts = Table("tower", "shape", "target", "measured", "by", "holds")
     holds = True
-    for (tower, shape), forms in cells.items():
-        peak = forms["peak int8"]
+    for (tower, shape), forms in cells_by_shape(records).items():
+        peak = forms[PEAK]
         for name, record in forms.items():
             low, high = interval(record.samples)
-            if name == "peak int8":
+            if name == PEAK:
                 table.add_row(tower, shape, name, f"{record.median:.0f} GOP/s", f"{low:.0f}–{high:.0f}")
                 continue
             cosine = record.settings["cosine_to_torch"]
             ratio, share = paired(record, forms[TORCH]), share_of_peak(record, peak)
             figures = f"{record.median:.2f}", f"{low:.2f}–{high:.2f}", f"{ratio:.2f}", f"{share:.0%}"
             table.add_row(tower, shape, name, *figures, f"{cosine:.5f}")
-        for target, measured, name, held in _verdicts(tower, forms):
+        for target, measured, name, held in verdicts_of_cells(tower, forms):
             holds &= held
             verdicts.add_row(tower, shape, target, measured, name, "yes" if held else "[red]no[/red]")
     console.print(table, verdicts)
     return holds
-
-
-def _verdicts(tower: str, forms: Mapping[str, Record]) -> list[tuple[str, str, str, bool]]:
-    rows, tokens = (int(forms[TORCH].settings[key]) for key in ("rows", "tokens"))
-    found = []
-    ratios = {name: paired(record, forms[TORCH]) for name, record in forms.items() if name != "peak int8"}
-    for target in TARGETS:
-        if target.rows != rows or tokens > 16:
-            continue
-        best = max(
-            (n for n in ratios if n.split()[1] == target.precision and n not in (TORCH, NNCF)),
-            key=ratios.__getitem__,
-        )
-        label = f"{target.precision.value} ≥ {target.ratio}× PyTorch"
-        found.append((label, f"{ratios[best]:.2f}×", best, ratios[best] >= target.ratio))
-    own = "openvino int8"
-    if (tower, (rows, tokens)) in _PEAK_SHAPES:
-        share = share_of_peak(forms[own], forms["peak int8"])
-        found.append((f"int8 ≥ {PEAK_SHARE:.0%} of the peak", f"{share:.0%}", own, share >= PEAK_SHARE))
-    if NNCF in forms:
-        ratio = paired(forms[own], forms[NNCF])
-        low, high = interval(ratios_by_turn(forms[own], forms[NNCF]))
-        found.append(("int8 ≥ NNCF's", f"{ratio:.3f}× ({low:.3f}–{high:.3f})", own, ratio >= 1.0))
-    return found
 
 
 def cells_to_keep(record: Path, towers: Sequence[str]) -> list[Record]:

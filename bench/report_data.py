@@ -43,10 +43,6 @@ class Run:
         """The records of one suite."""
         return [record for record in self.records if record.cell.get("suite") == suite]
 
-    def full_size(self) -> list[Record]:
-        """The records of ``bench.precision_speed``, whose cells name a form."""
-        return [record for record in self.records if "form" in record.cell]
-
 
 @dataclass(frozen=True, slots=True)
 class Results:

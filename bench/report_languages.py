@@ -12,16 +12,41 @@ __all__ = ["LanguageRow", "Tile", "language_rows", "tiles_by_script"]
 
 _DIRECTIONS = ("text_to_image", "image_to_text")
 _SCRIPTS = {
-    "Latn": "Latin",
-    "Cyrl": "Cyrillic",
+    "Adlm": "Adlam",
     "Arab": "Arabic",
+    "Armn": "Armenian",
+    "Beng": "Bengali",
+    "Cakm": "Chakma",
+    "Cher": "Cherokee",
+    "Cyrl": "Cyrillic",
     "Deva": "Devanagari",
+    "Ethi": "Ethiopic",
+    "Geor": "Georgian",
+    "Grek": "Greek",
+    "Gujr": "Gujarati",
+    "Guru": "Gurmukhi",
+    "Hang": "Hangul",
     "Hans": "Chinese, simplified",
     "Hant": "Chinese, traditional",
     "Hebr": "Hebrew",
-    "Ethi": "Ethiopic",
-    "Beng": "Bengali",
+    "Jpan": "Japanese",
+    "Khmr": "Khmer",
+    "Knda": "Kannada",
+    "Laoo": "Lao",
+    "Latn": "Latin",
+    "Mlym": "Malayalam",
+    "Mymr": "Myanmar",
+    "Orya": "Odia",
+    "Rohg": "Hanifi Rohingya",
+    "Sinh": "Sinhala",
+    "Syrc": "Syriac",
+    "Taml": "Tamil",
+    "Telu": "Telugu",
+    "Tfng": "Tifinagh",
+    "Thai": "Thai",
+    "Tibt": "Tibetan",
 }
+"""Of every known language (ISO 15924)."""
 _LEVELS = (0.25, 0.5, 1.0)
 """Points lost at which a tile takes the next colour."""
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.precision_speed import _verdicts as verdicts_of_shape
 from bench.records import Record
 from bench.report_data import Results, Run
 from bench.report_languages import language_rows, tiles_by_script
@@ -22,6 +21,7 @@ from bench.report_plots import (
     trials_plot,
 )
 from bench.roofline import peaks_from_records
+from bench.speed_cells import cells_by_shape, verdicts_of_cells
 from bench.statistics import bootstrap_median_interval
 from runtime.errors import BabeltowerError
 
@@ -92,17 +92,9 @@ def _verdicts(results: Results) -> Iterator[Verdict]:
             verdict["passed"],
         )
     for run in results.runs:
-        for (tower, shape), forms in cells_by_shape(run.full_size()).items():
-            for target, measured, by, holds in verdicts_of_shape(tower, forms):
+        for (tower, shape), forms in cells_by_shape(run.records).items():
+            for target, measured, by, holds in verdicts_of_cells(tower, forms):
                 yield Verdict(f"{tower}, {shape}: {target}", f"{measured} by {by}", holds)
-
-
-def cells_by_shape(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Record]]:
-    """Forms of each tower and shape."""
-    cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in records:
-        cells.setdefault((record.cell["tower"], record.cell["shape"]), {})[record.cell["form"]] = record
-    return cells
 
 
 def _precision_verdicts(record: Mapping[str, Any]) -> Iterator[Verdict]:
@@ -173,7 +165,7 @@ def _speed_plots(
 
 def _full_size_table(run: Run) -> tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]:
     rows = []
-    for (tower, shape), forms in cells_by_shape(run.full_size()).items():
+    for (tower, shape), forms in cells_by_shape(run.records).items():
         for name, record in forms.items():
             interval = bootstrap_median_interval(record.by_process)
             rows.append(

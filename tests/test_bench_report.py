@@ -23,6 +23,7 @@ from bench.report_page import page_from_results
 from bench.turned import turned_path, write_turned
 from export.retrieval.verdict import RetrievalLimits
 from runtime.errors import BabeltowerError
+from runtime.languages import languages
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -155,6 +156,17 @@ def test_languages_are_worst_first_and_tiles_stand_under_their_script() -> None:
     assert list(tiles) == ["Latin", "Scripts of one language each"]
     assert [(tile.code, tile.level) for tile in tiles["Latin"]] == [("eng_Latn", 0), ("por_Latn", 0)]
     assert tiles["Scripts of one language each"][0].level == 3
+
+
+def test_every_script_has_a_readable_label() -> None:
+    scripts = {language.flores.rpartition("_")[2] for language in languages()}
+    assert len(scripts) > 30
+    one = language_rows([precisions()])[0]
+    rows = [dataclasses.replace(one, code=f"{x}_{script}") for script in scripts for x in ("aaa", "bbb")]
+    labels = tiles_by_script(rows)
+    assert len(labels) == len(scripts)
+    assert not labels.keys() & (scripts - {"Thai"})
+    assert [tile.code for tile in labels["Myanmar"]] == ["aaa_Mymr", "bbb_Mymr"]
 
 
 def test_what_is_missing_names_its_command(tmp_path: Path) -> None:
