@@ -1,0 +1,152 @@
+"""Render the tables of README.md and docs/ from the committed records.
+
+    python -m bench.readme_tables           write them
+    python -m bench.readme_tables --check   only say which pages are stale; exit code 1 if one is
+
+A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between them is
+replaced. ``TABLES`` names each table's record in bench/results/ and the command that measures it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.record_tables import (
+    corpus_table,
+    costs_table,
+    peer_errors_table,
+    peers_table,
+    precisions_table,
+    rates_table,
+    recall_table,
+    server_table,
+    speed_beside_nncf_table,
+    speed_table,
+)
+from bench.records import Record, read_records
+from runtime.commands import ErrorReportingCommand
+from runtime.errors import BabeltowerError
+
+__all__ = ["RESULTS", "ROOT", "TABLES", "Table", "app", "pages", "rendered", "table_from_results"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+_BEGIN = re.compile(r"<!-- table: (?P<name>[\w-]+) -->")
+_END = "<!-- end -->"
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A record, the command that measures it, and what makes Markdown of its file."""
+
+    record: str
+    command: str
+    render: Callable[[Path], str]
+
+
+def _of_records(render: Callable[[Sequence[Record]], str]) -> Callable[[Path], str]:
+    return lambda path: render(read_records(path))
+
+
+def _of_json(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Path], str]:
+    return lambda path: render(json.loads(path.read_text(encoding="utf-8")))
+
+
+_PRECISIONS = ("precisions.json", "python -m bench.precisions")
+_SPEED = ("precision_speed.json", "python -m bench.precision_speed")
+_CORPUS = ("corpus.json", "python -m bench.corpus --work FOLDER")
+_PEERS = ("peers.json", "python -m bench.peers")
+
+TABLES: Mapping[str, Table] = {
+    "recall": Table(*_PRECISIONS, _of_json(recall_table)),
+    "precisions": Table(*_PRECISIONS, _of_json(precisions_table)),
+    "speed": Table(*_SPEED, _of_records(speed_table)),
+    "speed-beside-nncf": Table(*_SPEED, _of_records(speed_beside_nncf_table)),
+    "corpus": Table(*_CORPUS, _of_records(corpus_table)),
+    "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
+    "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),
+    "server": Table("server_load.json", "python -m bench.server_load MODEL …", _of_records(server_table)),
+    "peers": Table(*_PEERS, _of_records(peers_table)),
+    "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
+}
+
+
+def table_from_results(name: str, results: Path) -> str:
+    """One table, from its record in a folder.
+
+    Raises:
+        BabeltowerError: there is no such table, or its record is missing or of another format.
+    """
+    if name not in TABLES:
+        raise BabeltowerError(f"There is no table {name!r}; there are {sorted(TABLES)}.")
+    table = TABLES[name]
+    path = results / table.record
+    if not path.is_file():
+        raise BabeltowerError(
+            f"The table {name!r} is rendered from {path}, which is not there; measure it: "
+            f"{table.command} --json {path}"
+        )
+    return table.render(path)
+
+
+def rendered(page: str, results: Path) -> str:
+    """A page's text with every marked table rendered anew.
+
+    Raises:
+        BabeltowerError: a mark has no end, or its table cannot be rendered.
+    """
+    lines, out = iter(page.splitlines()), []
+    for line in lines:
+        out.append(line)
+        if begin := _BEGIN.fullmatch(line):
+            _skip_to_end(lines, line)
+            out += ["", *table_from_results(begin["name"], results).splitlines(), "", _END]
+    return "\n".join(out) + "\n"
+
+
+def _skip_to_end(lines: Iterator[str], begin: str) -> None:
+    for line in lines:
+        if line == _END:
+            return
+        if _BEGIN.fullmatch(line):
+            break
+    raise BabeltowerError(f"{begin} has no {_END} after its table; add that line.")
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that hold marked tables."""
+    found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path for path in found if any(map(_BEGIN.fullmatch, path.read_text("utf-8").splitlines()))]
+
+
+@app.command(cls=ErrorReportingCommand)
+def readme_tables(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False,
+) -> None:
+    """Render the measured tables of README.md and docs/ from bench/results/."""
+    stale = {}
+    for path in pages(ROOT):
+        text = path.read_text(encoding="utf-8")
+        if (new := rendered(text, RESULTS)) != text:
+            stale[path] = new
+    for path, new in stale.items():
+        if not check:
+            draft = path.with_name(f".{path.name}.draft")
+            draft.write_text(new, encoding="utf-8")
+            draft.replace(path)
+        typer.echo(f"{'stale' if check else 'rendered'}  {path.relative_to(ROOT)}")
+    raise typer.Exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    app()
