@@ -27,7 +27,6 @@ from bench.record_tables import (
     rates_table,
     recall_table,
     server_table,
-    speed_beside_nncf_table,
     speed_table,
 )
 from bench.records import Record, read_records
@@ -63,15 +62,13 @@ def _of_json(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Path], str
 
 
 _PRECISIONS = ("precisions.json", "python -m bench.precisions")
-_SPEED = ("precision_speed.json", "python -m bench.precision_speed")
 _CORPUS = ("corpus.json", "python -m bench.corpus --work FOLDER")
 _PEERS = ("peers.json", "python -m bench.peers")
 
 TABLES: Mapping[str, Table] = {
     "recall": Table(*_PRECISIONS, _of_json(recall_table)),
     "precisions": Table(*_PRECISIONS, _of_json(precisions_table)),
-    "speed": Table(*_SPEED, _of_records(speed_table)),
-    "speed-beside-nncf": Table(*_SPEED, _of_records(speed_beside_nncf_table)),
+    "speed": Table("precision_speed.json", "python -m bench.precision_speed", _of_records(speed_table)),
     "corpus": Table(*_CORPUS, _of_records(corpus_table)),
     "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
     "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),

@@ -24,7 +24,6 @@ __all__ = [
     "rates_table",
     "recall_table",
     "server_table",
-    "speed_beside_nncf_table",
     "speed_table",
 ]
 
@@ -44,6 +43,7 @@ _VARIANTS = {
     "int8_openvino": "INT8, OpenVINO",
 }
 _FORMS = {
+    "onnxruntime fp32": "ONNX Runtime FP32",
     "openvino fp32": "OpenVINO FP32",
     "openvino bf16": "OpenVINO BF16",
     "onnxruntime int8": "ONNX Runtime INT8",
@@ -89,24 +89,24 @@ def precisions_table(record: Mapping[str, Any]) -> str:
 
 
 def speed_table(records: Sequence[Record]) -> str:
-    """Each form × PyTorch eager in FP32, and INT8's share of the measured peak."""
+    """Each form × PyTorch eager in FP32; INT8 as a share of the measured peak, and beside NNCF's."""
+    require_one_environment(records)
     rows = []
-    for (tower, shape), forms in _cells(records):
+    for (tower, shape), forms in cells_by_shape(records).items():
         ratios = [_ratio(forms, form, TORCH) for form in _FORMS]
-        rows.append((tower, shape, *ratios, f"{share_of_peak(forms['openvino int8'], forms[PEAK]):.0%}"))
-    return _markdown(("tower", "rows × tokens", *_FORMS.values(), "of the INT8 peak"), rows)
-
-
-def speed_beside_nncf_table(records: Sequence[Record]) -> str:
-    """The same with FP32 of ONNX Runtime and NNCF's own quantisation."""
-    forms_shown = {"onnxruntime fp32": "ONNX Runtime FP32", **_FORMS, NNCF: "NNCF's INT8"}
-    rows = []
-    for (tower, shape), forms in _cells(records):
-        ratios = [_ratio(forms, form, TORCH) for form in forms_shown]
-        share = f"{share_of_peak(forms['openvino int8'], forms[PEAK]):.0%}"
-        rows.append((tower, shape, *ratios, share, _ratio(forms, "openvino int8", NNCF, digits=3)))
-    head = ("tower", "rows × tokens", *forms_shown.values(), "of the INT8 peak", "OpenVINO INT8 ÷ NNCF's")
-    return _markdown(head, rows)
+        own = forms["openvino int8"]
+        rows.append(
+            (
+                tower,
+                shape,
+                *ratios,
+                f"{share_of_peak(own, forms[PEAK]):.0%}",
+                _ratio(forms, "openvino int8", NNCF),
+            )
+        )
+    return _markdown(
+        ("tower", "rows × tokens", *_FORMS.values(), "of the INT8 peak", "OpenVINO INT8 ÷ NNCF's"), rows
+    )
 
 
 def corpus_table(records: Sequence[Record]) -> str:
@@ -255,15 +255,10 @@ def _in_order(models: Iterable[str]) -> list[str]:
     return sorted(models, key=lambda model: (rank.get(model, len(rank)), model))
 
 
-def _cells(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str], dict[str, Record]]]:
-    require_one_environment(records)
-    return cells_by_shape(records).items()
-
-
-def _ratio(forms: Mapping[str, Record], over: str, under: str, *, digits: int = 2) -> str:
+def _ratio(forms: Mapping[str, Record], over: str, under: str) -> str:
     if over not in forms or under not in forms:
         return _NONE
-    return f"{paired(forms[over], forms[under]):.{digits}f}"
+    return f"{paired(forms[over], forms[under]):.2f}"
 
 
 def _ways(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str, str], dict[str, Record]]]:
