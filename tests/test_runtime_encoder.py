@@ -294,7 +294,7 @@ def test_stats_count_texts_tokens_padding_cuts_and_images(ort_encoder):
     ort_encoder.embed_images([colour(0, 0, 0)])
     stats = ort_encoder.stats
     assert (stats.texts, stats.truncated_texts, stats.images) == (3, 1, 1)
-    assert (stats.tokens, stats.padding_tokens) == (4 + 3 + 12, 8 + 9)
+    assert (stats.tokens, stats.padding_tokens) == (4 + 3 + 12, 1)  # the long one runs alone
 
 
 def test_texts_may_be_a_generator_and_are_read_lazily(ort_encoder):
@@ -477,6 +477,29 @@ def test_an_encoder_serves_several_threads(encoder):
         for found in pool.map(embed, range(6)):
             np.testing.assert_allclose(found, expected, atol=1e-6)
     assert encoder.stats.texts == 7 * 30
+
+
+FIRST_RUNS = """
+import sys, threading
+from runtime import Encoder
+
+start = threading.Barrier(2)
+with Encoder.open(sys.argv[1], engine=sys.argv[2], threads=1, verify=False) as encoder:
+    def embed():
+        start.wait()
+        encoder.embed_texts(["um gato"], "pt")
+    threads = [threading.Thread(target=embed) for _ in range(2)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_very_first_runs_may_be_two_at_once(model, engine):
+    """OpenVINO's bindings hang in one of ten such starts if two threads are the first to meet numpy there."""
+    pytest.importorskip(engine)
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", FIRST_RUNS, str(model), engine], check=True, timeout=120)
 
 
 def test_properties_come_from_the_manifest(ort_encoder, model):

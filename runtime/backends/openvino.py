@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = ["OpenVinoBackend"]
 
 _HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
 """Arithmetic of what is not quantised. Without a hint, OpenVINO computes fp32 graphs in bf16 where it can."""
+_FIRST_USE = threading.Lock()
 
 
 class OpenVinoBackend:
@@ -93,6 +95,9 @@ def _core() -> Any:
             f'OpenVINO is not installed ({error}). Install it with pip install "babeltower[openvino]", or '
             "pass engine='onnxruntime'."
         ) from error
+    with _FIRST_USE:
+        # The bindings look numpy up at their first use; two threads that do so at once wait for ever.
+        openvino.Type.f32.to_dtype()
     return openvino.Core()
 
 
