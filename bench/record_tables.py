@@ -165,6 +165,7 @@ def costs_table(records: Sequence[Record]) -> str:
 def server_table(records: Sequence[Record]) -> str:
     """Texts a second of a server, of one that does not batch, and in process, from ``bench.server_load``."""
     require_one_environment(records)
+    in_process = ("in process", "in process, as many at a time")
     models: dict[str, dict[str, Record]] = {}
     for record in records:
         by = record.cell["by"].removeprefix("babeltower ")
@@ -175,16 +176,24 @@ def server_table(records: Sequence[Record]) -> str:
         rows.append(
             (
                 f"`{model}`, {_form(server)}",
-                *(_rate(ways[way].median) for way in ("server", "server, unbatched", "in process")),
+                *(_rate(ways[way].median) for way in ("server", "server, unbatched", *in_process)),
                 f"{paired(server, ways['server, unbatched']):.2f}",
-                f"{paired(server, ways['in process']):.0%}",
+                " / ".join(f"{paired(server, ways[way]):.0%}" for way in in_process),
                 f"{found['tower_average_batch']:.1f}",
                 f"{found['padding_share']:.1%}",
                 f"{found['p50_ms']:.0f} / {found['p99_ms']:.0f}",
                 f"{found['max_error']:.0e}".replace("e-0", "e-").replace("e+00", ""),
             )
         )
-    rates = ("server, texts/s", "unbatched", "in process", "× unbatched", "of in process")
+    clients = " or ".join(sorted({str(record.settings["clients"]) for record in records}))
+    rates = (
+        "server, texts/s",
+        "unbatched",
+        "in process: all at once",
+        f"{clients} at a time",
+        "× unbatched",
+        "of both in process",
+    )
     counts = ("rows a run", "padding", "p50 / p99, ms", "largest error")
     return _markdown(("model", *rates, *counts), rows)
 

@@ -32,8 +32,10 @@ from runtime.server import Server, default_folder, environment_from_folder
 
 __all__ = ["LoadResult", "realistic_texts", "records_of_result"]
 
-_BUDGETS = (2_048, 512)
-"""Tokens of a run in process that are tried: the default, and fewer, which pad less."""
+SERVER, UNBATCHED = "babeltower server", "babeltower server, unbatched"
+IN_PROCESS, AT_A_TIME = "babeltower in process", "babeltower in process, as many at a time"
+_PAUSE_S = 0.5
+"""Before every stretch, so that none runs into what the one before left behind."""
 _METRICS_S = 1.5
 """The front ends publish their counters once a second."""
 
@@ -43,9 +45,9 @@ class LoadResult:
     """One model under load.
 
     Attributes:
-        rates: Texts a second, one a run: of the server, of the server without batching, and of one call of
-            the in-process runtime.
-        max_batch_tokens: Of a run in process: the faster of ``_BUDGETS``.
+        rates: Texts a second, one a run, by way: the server, the server without batching, one call of the
+            in-process runtime with all texts, and calls of it with as many texts as there are clients, which
+            is what the server has at a time.
         average_batch: Texts of one execution of the front end.
         tower_average_batch: Rows of one execution of the tower.
         padding_share: Padding ÷ all tokens that the tower computed.
@@ -58,7 +60,6 @@ class LoadResult:
     files: TunedFiles
     operation: Operation
     clients: int
-    max_batch_tokens: int
     n_texts: int
     mean_tokens: float
     rates: Mapping[str, Sequence[float]]
@@ -68,23 +69,23 @@ class LoadResult:
     latency_ms: Mapping[str, Sequence[float]]
     max_error: float
 
-    @property
-    def share_of_in_process(self) -> float:
-        """Server ÷ in-process, medians."""
-        return statistics.median(self.rates["batched"]) / statistics.median(self.rates["in process"])
+    def share_of(self, way: str) -> float:
+        """Server ÷ a way in process, medians."""
+        return statistics.median(self.rates[SERVER]) / statistics.median(self.rates[way])
 
     @property
     def gain_by_batching(self) -> float:
         """Server ÷ server without batching, medians."""
-        return statistics.median(self.rates["batched"]) / statistics.median(self.rates["unbatched"])
+        return self.share_of(UNBATCHED)
 
     def __str__(self) -> str:
         return (
-            f"{self.model} {self.files.tower}: {statistics.median(self.rates['batched']):.0f} texts/s, "
-            f"{self.share_of_in_process:.0%} of in-process, {self.gain_by_batching:.2f}× unbatched, "
-            f"batch {self.average_batch:.1f}, tower batch {self.tower_average_batch:.1f}, padding "
-            f"{self.padding_share:.1%}, p50/90/99 {[round(x) for x in self.latency_ms['batched']]} ms, error "
-            f"{self.max_error:.1e}"
+            f"{self.model} {self.files.tower}: {statistics.median(self.rates[SERVER]):.0f} texts/s, "
+            f"{self.share_of(IN_PROCESS):.0%} of in-process with all texts and "
+            f"{self.share_of(AT_A_TIME):.0%} with {self.clients} at a time, "
+            f"{self.gain_by_batching:.2f}× unbatched, batch {self.average_batch:.1f}, tower batch "
+            f"{self.tower_average_batch:.1f}, padding {self.padding_share:.1%}, p50/90/99 "
+            f"{[round(x) for x in self.latency_ms[SERVER]]} ms, error {self.max_error:.1e}"
         )
 
 
@@ -93,9 +94,8 @@ class _Turns:
     """What was measured in turns; ``counts`` are the batched server's, over all runs."""
 
     loads: Mapping[str, Sequence[Load]]
-    in_process: Sequence[float]
+    in_process: Mapping[str, Sequence[float]]
     expected: NDArray[np.float32]
-    max_batch_tokens: int
     counts: Mapping[str, float]
 
 
@@ -132,18 +132,17 @@ def measure(
         files=files,
         operation=operation,
         clients=clients,
-        max_batch_tokens=turns.max_batch_tokens,
         n_texts=n_texts,
         mean_tokens=mean_tokens,
         rates={
-            **{kind: [load.rate for load in found] for kind, found in turns.loads.items()},
-            "in process": turns.in_process,
+            **{way: [load.rate for load in found] for way, found in turns.loads.items()},
+            **turns.in_process,
         },
         average_batch=counts["front_rows"] / counts["front_runs"],
-        tower_average_batch=counts["tower_rows"] / counts["tower_runs"],
+        tower_average_batch=counts["front_rows"] / counts["tower_calls"],
         padding_share=counts["padding_tokens"] / (counts["tokens"] + counts["padding_tokens"]),
-        latency_ms={kind: _percentiles(found) for kind, found in turns.loads.items()},
-        max_error=_max_error(turns.loads["batched"], turns.expected),
+        latency_ms={way: _percentiles(found) for way, found in turns.loads.items()},
+        max_error=_max_error(turns.loads[SERVER], turns.expected),
     )
 
 
@@ -156,23 +155,29 @@ def _turns(
     runs: int,
 ) -> _Turns:
     known = [code for code in languages if code is not None] or None
-    loads: dict[str, list[Load]] = {"batched": [], "unbatched": []}
-    in_process = []
+    loads: dict[str, list[Load]] = {SERVER: [], UNBATCHED: []}
+    at_a_time = {IN_PROCESS: len(texts), AT_A_TIME: served.clients}
+    in_process: dict[str, list[float]] = {way: [] for way in at_a_time}
     with (
         served.serving(operation, warm_s=5) as batched,
         served.serving(replace(operation, max_batch_size=1), warm_s=3) as unbatched,
     ):
-        budget = _best_budget(encoder, texts, known)
+        expected = encoder.embed_texts(texts, known)
         before = _counts(batched, served.files)
         for _ in range(runs):
-            loads["batched"].append(served.load(batched, None))
-            loads["unbatched"].append(served.load(unbatched, None))
-            started = time.perf_counter()
-            expected = encoder.embed_texts(texts, known, max_batch_tokens=budget)
-            in_process.append(len(texts) / (time.perf_counter() - started))
+            for way, server in ((SERVER, batched), (UNBATCHED, unbatched)):
+                time.sleep(_PAUSE_S)
+                loads[way].append(served.load(server, None))
+            for way, size in at_a_time.items():
+                time.sleep(_PAUSE_S)
+                started = time.perf_counter()
+                for at in range(0, len(texts), size):
+                    part = slice(at, at + size)
+                    encoder.embed_texts(texts[part], known and known[part])
+                in_process[way].append(len(texts) / (time.perf_counter() - started))
         after = _counts(batched, served.files)
     counts = {key: after[key] - before[key] for key in after}
-    return _Turns(loads, in_process, expected, budget, counts)
+    return _Turns(loads, in_process, expected, counts)
 
 
 def records_of_result(result: LoadResult, model: Path) -> list[Record]:
@@ -192,7 +197,8 @@ def records_of_result(result: LoadResult, model: Path) -> list[Record]:
         "tower_average_batch": result.tower_average_batch,
         "padding_share": result.padding_share,
         "max_error": result.max_error,
-        "share_of_in_process": result.share_of_in_process,
+        "share_of_in_process": result.share_of(IN_PROCESS),
+        "share_of_as_many_at_a_time": result.share_of(AT_A_TIME),
         "gain_by_batching": result.gain_by_batching,
     }
     return [
@@ -207,31 +213,22 @@ def records_of_result(result: LoadResult, model: Path) -> list[Record]:
                 engine=result.files.engine,
                 precision=variant.precision.value,
             ),
-            result.rates[kind],
+            result.rates[by],
             unit="rows/s",
             settings={**common, **settings},
             artefact=artefact,
         )
-        for kind, by, settings in (
-            ("batched", "babeltower server", {**server, **_latency(result, "batched")}),
-            ("unbatched", "babeltower server, unbatched", _latency(result, "unbatched")),
-            ("in process", "babeltower in process", {"max_batch_tokens": result.max_batch_tokens}),
+        for by, settings in (
+            (SERVER, {**server, **_latency(result, SERVER)}),
+            (UNBATCHED, _latency(result, UNBATCHED)),
+            (IN_PROCESS, {}),
+            (AT_A_TIME, {}),
         )
     ]
 
 
-def _best_budget(encoder: Encoder, texts: Sequence[str], languages: Sequence[str] | None) -> int:
-    seconds = {}
-    for budget in _BUDGETS:
-        encoder.embed_texts(texts, languages, max_batch_tokens=budget)
-        started = time.perf_counter()
-        encoder.embed_texts(texts, languages, max_batch_tokens=budget)
-        seconds[budget] = time.perf_counter() - started
-    return min(_BUDGETS, key=seconds.__getitem__)
-
-
-def _latency(result: LoadResult, kind: str) -> dict[str, Any]:
-    return dict(zip(("p50_ms", "p90_ms", "p99_ms"), result.latency_ms[kind], strict=True))
+def _latency(result: LoadResult, way: str) -> dict[str, Any]:
+    return dict(zip(("p50_ms", "p90_ms", "p99_ms"), result.latency_ms[way], strict=True))
 
 
 def _percentiles(loads: Sequence[Load]) -> list[float]:
@@ -248,13 +245,12 @@ def _counts(server: Server, files: TunedFiles) -> dict[str, float]:
 
     time.sleep(_METRICS_S)
     page = server.metrics()
-    found = {n: _metric(page, f"babeltower_{n}_total", files.front) for n in ("tokens", "padding_tokens")}
+    names = ("tokens", "padding_tokens", "tower_calls")
+    found = {name: _metric(page, f"babeltower_{name}_total", files.front) for name in names}
     client = tritonclient.grpc.InferenceServerClient(server.addresses.grpc)
-    for key, of in (("front", files.front), ("tower", files.tower)):
-        stats = client.get_inference_statistics(of).model_stats[0]
-        found |= {f"{key}_rows": stats.inference_count, f"{key}_runs": stats.execution_count}
+    stats = client.get_inference_statistics(files.front).model_stats[0]
     client.close()
-    return found
+    return found | {"front_rows": stats.inference_count, "front_runs": stats.execution_count}
 
 
 def _metric(page: str, name: str, model: str) -> float:

@@ -1,4 +1,4 @@
-"""Token rows become padded batches: sorted by length, each within a budget of tokens."""
+"""Token rows become padded batches: split by length so that padding and runs together cost least."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["TokenBatch", "batches_from_rows", "padded_batch", "windows"]
+__all__ = ["RUN_OVERHEAD", "TokenBatch", "batches_from_rows", "padded_batch", "runs_from_lengths", "windows"]
 
 T = TypeVar("T")
+
+RUN_OVERHEAD = 8
+"""What a run of a tower costs beside its tokens, in tokens: on a CPU, its weights are read once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,12 @@ class TokenBatch:
 
 
 def batches_from_rows(
-    rows: Sequence[Sequence[int]], *, pad_id: int, max_batch_tokens: int, multiple_of: int = 1
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    max_batch_tokens: int,
+    multiple_of: int = 1,
+    overhead: int = RUN_OVERHEAD,
 ) -> Iterator[TokenBatch]:
     """Batch rows of token ids, longest first, so that the first batch needs the most memory.
 
@@ -49,6 +57,7 @@ def batches_from_rows(
         pad_id: What fills a row up to the batch's length.
         max_batch_tokens: Rows × padded length of a batch, in tokens; a longer row runs alone.
         multiple_of: The padded length is rounded up to a multiple of this.
+        overhead: See ``runs_from_lengths``.
 
     Yields:
         Every row exactly once; ``positions`` restore the order.
@@ -59,16 +68,59 @@ def batches_from_rows(
     for name, value in (("max_batch_tokens", max_batch_tokens), ("multiple_of", multiple_of)):
         if value < 1:
             raise InputError(f"{name} is {value}; expected at least 1.")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    while order:
-        length = -(-len(rows[order[0]]) // multiple_of) * multiple_of
-        n_rows = max(1, max_batch_tokens // max(1, length))
-        yield padded_batch(rows, order[:n_rows], length=length, pad_id=pad_id)
-        del order[:n_rows]
+    lengths = [-(-len(row) // multiple_of) * multiple_of for row in rows]
+    for run in runs_from_lengths(lengths, max_tokens=max_batch_tokens, overhead=overhead):
+        yield padded_batch(rows, run, length=max(lengths[i] for i in run), pad_id=pad_id)
+
+
+def runs_from_lengths(
+    lengths: Sequence[int], *, max_tokens: int, overhead: int, max_rows: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Split rows by length so that padding and runs together cost least.
+
+    Every run is padded to its longest row. Rows of one length stay together as far as the limits let them; of
+    all such splits, the one of the fewest tokens, plus ``overhead`` a run, is found by dynamic programming
+    over the lengths that occur.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Rows × longest row of a run; a row that is longer goes alone.
+        overhead: What a run costs beside its tokens, in tokens.
+        max_rows: Rows of a run.
+
+    Returns:
+        Positions of the rows, each in one run; longest first, equal lengths in the rows' order.
+    """
+    sizes = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    order = np.argsort(-sizes, kind="stable")
+    longest, starts = np.unique(-sizes[order], return_index=True)
+    longest, bounds = -longest, np.append(starts, len(order))
+    most = np.maximum(max_tokens // np.maximum(longest, 1), 1)
+    if max_rows is not None:
+        most = np.minimum(most, max_rows)
+    cost = np.zeros(len(longest) + 1, dtype=np.int64)
+    begin = np.zeros(len(longest) + 1, dtype=np.int64)
+    for end in range(1, len(longest) + 1):
+        n_rows = bounds[end] - bounds[:end]
+        total = cost[:end] + n_rows * longest[:end] + overhead * -(-n_rows // most[:end])
+        begin[end] = total.argmin()
+        cost[end] = total[begin[end]]
+    runs: list[NDArray[np.int64]] = []
+    end = len(longest)
+    while end:
+        first = int(begin[end])
+        rows = order[bounds[first] : bounds[end]]
+        runs = [*np.array_split(rows, -(-len(rows) // int(most[first]))), *runs]
+        end = first
+    return runs
 
 
 def padded_batch(
-    rows: Sequence[Sequence[int]], positions: Sequence[int], *, pad_id: int, length: int | None = None
+    rows: Sequence[Sequence[int]],
+    positions: Sequence[int] | NDArray[np.int64],
+    *,
+    pad_id: int,
+    length: int | None = None,
 ) -> TokenBatch:
     """One batch of the rows at ``positions``, padded to ``length``, or to the longest of them."""
     if length is None:

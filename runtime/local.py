@@ -271,7 +271,9 @@ class LocalEncoder(Encoder):
             self._require_open()
             if self._text is None:
                 backend = self._graphs.open(self._variant.text)
-                self._text = TextTower(self._tokenizer, backend, self.manifest.text.pad_id)
+                self._text = TextTower(
+                    self._tokenizer, backend, self.manifest.text.pad_id, self._graphs.run_overhead
+                )
             return self._text
 
     def _image_tower(self) -> ImageTower:

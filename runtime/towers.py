@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine, open_backend
-from runtime.batching import TokenBatch, batches_from_rows
+from runtime.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
 from runtime.errors import EngineError
 from runtime.image import ImageSource, decode, pixels_from_image
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
@@ -57,6 +57,12 @@ class GraphOpener:
     def n_threads(self) -> int:
         """Threads for work outside the engine."""
         return self.threads or os.cpu_count() or 1
+
+    @property
+    def run_overhead(self) -> int | None:
+        """What a run of the text tower costs beside its tokens; ``None`` on a GPU, where it is not known."""
+        on_cpu = self.engine is not Engine.TENSORRT and self.provider is None
+        return RUN_OVERHEAD if on_cpu else None
 
     def open(self, tower: TowerFiles) -> Backend:
         """Open a tower's graph.
@@ -102,11 +108,15 @@ class _InParts:
 
 @dataclass(frozen=True, slots=True)
 class TextTower:
-    """Tokenizer and graph of the text tower."""
+    """Tokenizer and graph of the text tower.
+
+    ``run_overhead`` is what a run costs beside its tokens; without one, runs are filled to their budget.
+    """
 
     tokenizer: Tokenizer
     backend: Backend
     pad_id: int
+    run_overhead: int | None = RUN_OVERHEAD
 
     def close(self) -> None:
         """Release the graph."""
@@ -131,7 +141,10 @@ class TextTower:
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         n_tokens = n_padding_tokens = 0
         batches = batches_from_rows(
-            [row.ids for row in rows], pad_id=self.pad_id, max_batch_tokens=max_batch_tokens
+            [row.ids for row in rows],
+            pad_id=self.pad_id,
+            max_batch_tokens=max_batch_tokens,
+            overhead=max_batch_tokens if self.run_overhead is None else self.run_overhead,
         )
         for batch in batches:
             vectors[batch.positions] = self.vectors_from_batch(batch, output=output, dim=dim)

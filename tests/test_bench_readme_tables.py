@@ -237,6 +237,7 @@ def test_a_corpus_by_stage_is_no_corpus_at_true_size() -> None:
 
 def test_a_server_beside_itself_unbatched_and_in_process() -> None:
     settings = {
+        "clients": 32,
         "tower_average_batch": 3.25,
         "padding_share": 0.0807,
         "p50_ms": 19.3,
@@ -254,9 +255,10 @@ def test_a_server_beside_itself_unbatched_and_in_process() -> None:
             ("babeltower server", [1000.0, 2000.0, 1500.0]),
             ("babeltower server, unbatched", [500.0, 800.0, 750.0]),
             ("babeltower in process", [2000.0, 8000.0, 3000.0]),
+            ("babeltower in process, as many at a time", [1000.0, 4000.0, 1000.0]),
         )
     ]
-    rates = ["1,500", "750", "3,000", "2.00", "50%"]
+    rates = ["1,500", "750", "3,000", "1,000", "2.00", "50% / 100%"]
     (row,) = rows_of(server_table(records))
     assert row == ["`m`, OpenVINO INT8", *rates, "3.2", "8.1%", "19 / 48", "1e-7"]
     exact = [dataclasses.replace(record, settings={**settings, "max_error": 0.0}) for record in records]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.batching import batches_from_rows, windows
+from runtime.batching import batches_from_rows, runs_from_lengths, windows
 from runtime.errors import InputError
 
 ROWS = st.lists(st.lists(st.integers(2, 99), min_size=1, max_size=20), max_size=40)
@@ -30,6 +30,42 @@ def test_batches_restore_every_row(rows, budget, multiple_of):
             assert restored[position] is None
             restored[position] = ids[mask == 1].tolist()
     assert restored == rows
+
+
+@given(st.lists(st.integers(1, 77), max_size=80), st.integers(1, 500), st.integers(1, 20), st.integers(1, 64))
+def test_runs_hold_every_row_within_the_limits(lengths, max_tokens, max_rows, overhead):
+    runs = runs_from_lengths(lengths, max_tokens=max_tokens, max_rows=max_rows, overhead=overhead)
+    assert sorted(i for run in runs for i in run) == list(range(len(lengths)))
+    for run in runs:
+        longest = max(lengths[i] for i in run)
+        assert len(run) <= max_rows
+        assert len(run) == 1 or len(run) * longest <= max_tokens
+
+
+def cost(lengths, runs, overhead):
+    return sum(len(run) * max(lengths[i] for i in run) + overhead for run in runs)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 40), st.integers(0, 12))
+def test_no_other_split_between_lengths_costs_less(lengths, max_tokens, overhead):
+    found = cost(lengths, runs_from_lengths(lengths, max_tokens=max_tokens, overhead=overhead), overhead)
+    groups = [list(rows) for _, rows in itertools.groupby(sorted(lengths, reverse=True))]
+    for cuts in itertools.product([False, True], repeat=len(groups) - 1):
+        parts = [list(groups[0])]
+        for cut, rows in zip(cuts, groups[1:], strict=True):
+            parts = [*parts, rows] if cut else [*parts[:-1], parts[-1] + rows]
+        fits = [max(1, max_tokens // part[0]) for part in parts]
+        others = sum(len(p) * p[0] + overhead * -(-len(p) // fit) for p, fit in zip(parts, fits, strict=True))
+        assert found <= others
+
+
+def test_runs_split_where_padding_costs_more_than_a_run():
+    def split(overhead):
+        runs = runs_from_lengths([5, 60, 5, 60], max_tokens=10_000, max_rows=64, overhead=overhead)
+        return [sorted(run.tolist()) for run in runs]
+
+    assert split(100) == [[1, 3], [0, 2]]
+    assert split(120) == [[0, 1, 2, 3]]
 
 
 def test_sorting_leaves_little_padding():

@@ -20,8 +20,6 @@ import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sample_models import NAMES, Exported
 from stock_backends import require_accepted
@@ -40,8 +38,7 @@ from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard
 from runtime.text import Tokenizer
 from triton_models.answers import Code, Failure, TowerError, Vectors
-from triton_models.buckets import bucket_label, buckets_from_lengths
-from triton_models.counters import DESCRIPTIONS, Counters
+from triton_models.counters import DESCRIPTIONS, Counters, bucket_label
 from triton_models.image_frontend import ImageFrontEnd, ImageRequest
 from triton_models.spec import (
     ImageLimits,
@@ -53,26 +50,6 @@ from triton_models.spec import (
 )
 from triton_models.text_frontend import TextFrontEnd, TextRequest
 from triton_models.tower import groups_by_shape
-
-
-@given(st.lists(st.integers(1, 77), max_size=80), st.integers(1, 500), st.integers(1, 20), st.integers(1, 64))
-def test_buckets_hold_every_row_within_the_limits(
-    lengths: list[int], budget: int, max_rows: int, overhead: int
-) -> None:
-    buckets = buckets_from_lengths(lengths, token_budget=budget, max_rows=max_rows, overhead=overhead)
-    assert sorted(i for bucket in buckets for i in bucket) == list(range(len(lengths)))
-    for bucket in buckets:
-        longest = max(lengths[i] for i in bucket)
-        assert len(bucket) <= max_rows
-        assert len(bucket) == 1 or len(bucket) * longest <= budget
-
-
-def test_buckets_split_where_padding_costs_more_than_a_call() -> None:
-    def split(overhead: int) -> list[list[int]]:
-        return buckets_from_lengths([5, 60, 5, 60], token_budget=10_000, max_rows=64, overhead=overhead)
-
-    assert [sorted(bucket) for bucket in split(100)] == [[1, 3], [0, 2]]
-    assert [sorted(bucket) for bucket in split(120)] == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(("length", "label"), [(1, "1-8"), (8, "1-8"), (9, "9-16"), (77, "65-128")])
@@ -254,7 +231,7 @@ def test_front_ends_import_without_the_project(exported: Exported) -> None:
 
 def test_the_code_of_a_model_is_what_it_imports(exported: Exported) -> None:
     code = code_of_module(exported("capivara").with_name("capivara_text") / "1" / "model.py")
-    assert {"runtime/text.py", "runtime/languages.csv", "triton_models/buckets.py"} <= set(code)
+    assert {"runtime/text.py", "runtime/languages.csv", "runtime/batching.py"} <= set(code)
     assert not [file for file in code if "image_frontend" in file or "server" in file or "encoder" in file]
 
 

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-__all__ = ["DESCRIPTIONS", "Counters", "LabelledName"]
+__all__ = ["DESCRIPTIONS", "Counters", "LabelledName", "bucket_label"]
 
 LabelledName = tuple[str, tuple[tuple[str, str], ...]]
 """Name of a counter, and its labels in order of their names."""
@@ -75,3 +75,11 @@ class Counters:
     def _run(self) -> None:
         while not self._closed.wait(self._interval_s):
             self.flush()
+
+
+def bucket_label(length: int) -> str:
+    """The range of lengths that a bucket is counted under: ``1-8``, ``9-16``, ``17-32``, …"""
+    upper = 8
+    while upper < length:
+        upper *= 2
+    return f"{1 if upper == 8 else upper // 2 + 1}-{upper}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtime.batching import RUN_OVERHEAD
 from runtime.errors import InputError, ManifestError
 from runtime.manifest import ImagePreprocessing, TextPreprocessing
 from runtime.typed_json import value_from_json
@@ -95,7 +96,7 @@ class TextLimits:
     """
 
     token_budget: int = 2_048
-    bucket_overhead: int = 8
+    bucket_overhead: int = RUN_OVERHEAD
     max_bytes: int = 65_536
     max_characters: int = 16_384
 

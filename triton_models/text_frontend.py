@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import TokenBatch, padded_batch
+from runtime.batching import TokenBatch, padded_batch, runs_from_lengths
 from runtime.errors import BabeltowerError, InputError
 from runtime.languages import flores_from_code
 from runtime.text import Text, Tokenizer, TokenRow
 from triton_models.answers import Code, Failure, Tower, Vectors, failure_from_error, require_vectors
-from triton_models.buckets import bucket_label, buckets_from_lengths
-from triton_models.counters import Counters
+from triton_models.counters import Counters, bucket_label
 from triton_models.spec import TextLimits, TextSpec
 from triton_models.tensors import one_width, text_rows
 
@@ -111,9 +110,9 @@ class TextFrontEnd:
     ) -> list[NDArray[np.float32] | Failure]:
         """A vector, or why there is none, for every row; buckets are in flight together."""
         found: list[NDArray[np.float32] | Failure] = [_UNANSWERED] * len(rows)
-        buckets = buckets_from_lengths(
+        buckets = runs_from_lengths(
             [len(row.ids) for row in rows],
-            token_budget=self._limits.token_budget,
+            max_tokens=self._limits.token_budget,
             max_rows=self._spec.tower.max_batch_size,
             overhead=self._limits.bucket_overhead,
         )
@@ -122,7 +121,7 @@ class TextFrontEnd:
 
     async def _embed(
         self,
-        bucket: Sequence[int],
+        bucket: NDArray[np.int64],
         rows: Sequence[TokenRow],
         widths: Sequence[int],
         found: list[NDArray[np.float32] | Failure],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import Engine
-from runtime.batching import batches_from_rows
+from runtime.batching import padded_batch
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
@@ -222,7 +222,5 @@ def _work(encoder: LocalEncoder, modality: Modality) -> tuple[Callable[[], Any],
         pixels = np.zeros((_IMAGES, 3, size.height, size.width), dtype=np.uint8)
         return lambda: encoder.vectors_from_pixels(pixels), _IMAGES
     rows = encoder.token_rows([Text(_TEXT, 0, None)]) * _TEXTS
-    (batch,) = batches_from_rows(
-        [row.ids for row in rows], pad_id=encoder.manifest.text.pad_id, max_batch_tokens=1 << 20
-    )
+    batch = padded_batch([row.ids for row in rows], range(_TEXTS), pad_id=encoder.manifest.text.pad_id)
     return lambda: encoder.vectors_from_tokens(batch), _TEXTS
