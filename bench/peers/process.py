@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from runtime.errors import BabeltowerError
 
 __all__ = ["PeerError", "PeerProcess"]
 
+_PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+")
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _WORKER = Path(__file__).resolve().parent / "isolated" / "worker.py"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -124,7 +126,7 @@ class PeerProcess:
             raise PeerError(f"the process of {self._loop} ended ({self._last_words()})")
         answer = json.loads(line)
         if "error" in answer:
-            raise PeerError(answer["error"])
+            raise PeerError(_without_folders(answer["error"]))
         ok: Mapping[str, Any] = answer["ok"]
         return ok
 
@@ -132,4 +134,9 @@ class PeerProcess:
         code = self._process.wait(timeout=10)
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        return f"exit code {code}; {lines[-1] if lines else 'no message'}"
+        return f"exit code {code}; {_without_folders(lines[-1]) if lines else 'no message'}"
+
+
+def _without_folders(message: str) -> str:
+    """Absolute paths by their last parts alone: a record does not tell where it was made."""
+    return _PATH.sub("…/", message)
