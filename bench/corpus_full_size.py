@@ -26,7 +26,9 @@ from bench.corpus_inputs import CORPORA, LANGUAGE, photographs, texts_of
 from bench.corpus_loops import LOOPS, Timed, timed_loop
 from bench.corpus_models import full_size_model
 from bench.records import Record, record_of, suite_cell
-from runtime.corpus.engines import n_cores
+from runtime.backends import Engine
+from runtime.corpus.engines import EngineChoice, n_cores, open_encoder, runs_at_once
+from runtime.manifest import Precision
 
 __all__ = ["IMAGE_MODEL", "TEXT_MODELS", "measure_images", "measure_texts"]
 
@@ -81,19 +83,23 @@ def _noted_each_second(busy: _Busy, opened: threading.Event) -> Iterator[None]:
         thread.join()
 
 
+def _choice() -> EngineChoice:
+    """INT8 on OpenVINO, one instance a core."""
+    return EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
+
+
 def _pipeline(model: Path, source: Path, n_vectors: int) -> Timed:
     """The corpus in INT8 on OpenVINO, one instance a core; vectors of the first rows are handed back."""
     import pyarrow.parquet
 
-    from runtime.backends import Engine
-    from runtime.corpus import EngineChoice, Options, Watcher, embed_corpus
-    from runtime.manifest import Precision
+    from runtime.corpus import Options, Watcher, embed_corpus
 
-    choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
     busy, opened = _Busy(), threading.Event()
     watcher = Watcher(started=lambda *_: opened.set(), observe=busy.batch_done)
     with tempfile.TemporaryDirectory() as out, _noted_each_second(busy, opened):
-        record = embed_corpus(model, source, out, Options(engine=choice, language=LANGUAGE), watcher=watcher)
+        record = embed_corpus(
+            model, source, out, Options(engine=_choice(), language=LANGUAGE), watcher=watcher
+        )
         vectors = None
         if n_vectors:
             table = pyarrow.parquet.read_table(Path(out) / "part-00000.parquet").slice(0, n_vectors)
@@ -248,35 +254,19 @@ def _tower_alone(model: Path) -> Timed:
     size = encoder.manifest.image
     shape = (_BATCH_IMAGES, 3, size.height, size.width)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    counts = [0] * n_cores()
     encoder.vectors_from_pixels(pixels)
     started, cpu_started = _now()
-
-    def loop(number: int) -> None:
-        while time.perf_counter() < started + _ALONE_S:
-            encoder.vectors_from_pixels(pixels)
-            counts[number] += _BATCH_IMAGES
-
-    threads = [threading.Thread(target=loop, args=(number,)) for number in range(len(counts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    n_runs = runs_at_once(lambda: encoder.vectors_from_pixels(pixels), instances=n_cores(), seconds=_ALONE_S)
     stopped, cpu_stopped = _now()
-    return Timed(sum(counts), stopped - started, cpu_stopped - cpu_started)
+    return Timed(n_runs * _BATCH_IMAGES, stopped - started, cpu_stopped - cpu_started)
 
 
 _towers: dict[Path, Any] = {}
 
 
 def _open_tower(model: Path) -> Any:
-    from runtime.backends import Engine
-    from runtime.corpus.engines import EngineChoice, open_encoder
-    from runtime.manifest import Precision
-
     if model not in _towers:
-        choice = EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
-        _towers[model] = open_encoder(model, choice, None, verify=False)
+        _towers[model] = open_encoder(model, _choice(), None, verify=False)
     return _towers[model]
 
 

@@ -31,6 +31,7 @@ from bench.records import (
     Record,
     artefact_sha256,
     interval,
+    paired,
     read_records,
     record_of,
     require_one_environment,
@@ -44,7 +45,6 @@ from bench.speed_cells import (
     TORCH,
     Case,
     cells_by_shape,
-    paired,
     share_of_peak,
     verdicts_of_cells,
 )

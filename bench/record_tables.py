@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from bench.peers.verdicts import ANY, Verdict, verdicts_of
-from bench.records import Record, require_one_environment
-from bench.speed_cells import NNCF, PEAK, TORCH, cells_by_shape, paired, share_of_peak
+from bench.peers.verdicts import ANY, Verdict, closest_of_verdicts, verdicts_of
+from bench.records import Record, paired, require_one_environment
+from bench.speed_cells import NNCF, PEAK, TORCH, cells_by_shape, share_of_peak
 from runtime.errors import BabeltowerError
 
 __all__ = [
@@ -204,10 +204,8 @@ def peers_table(records: Sequence[Record]) -> str:
     A ratio is the peer's time ÷ babeltower's, with its interval; where babeltower is not ahead, it says so.
     """
     best: dict[tuple[str, ...], dict[str, Verdict]] = {}
-    for verdict in verdicts_of(records):
-        place = best.setdefault(verdict.place, {})
-        if verdict.precision not in place or verdict.ratio < place[verdict.precision].ratio:
-            place[verdict.precision] = verdict
+    for verdict in closest_of_verdicts(verdicts_of(records)):
+        best.setdefault(verdict.place, {})[verdict.precision] = verdict
     rows = []
     for (family, _, tower, tokens, batch), verdicts in best.items():
         own = verdicts[ANY].own

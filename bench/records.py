@@ -55,6 +55,8 @@ __all__ = [
     "Record",
     "artefact_sha256",
     "interval",
+    "paired",
+    "ratios_by_turn",
     "read_records",
     "record_of",
     "require_one_environment",
@@ -201,6 +203,16 @@ def interval(samples: Sequence[float]) -> tuple[float, float]:
         k += 1
     k = max(k, 1)
     return ordered[k - 1], ordered[n - k]
+
+
+def ratios_by_turn(over: Record, under: Record) -> list[float]:
+    """Of two cells that were measured in the same turns."""
+    return [a / b for a, b in zip(over.samples, under.samples, strict=True)]
+
+
+def paired(over: Record, under: Record) -> float:
+    """Median of the ratios within the turns."""
+    return statistics.median(ratios_by_turn(over, under))
 
 
 def require_one_environment(records: Iterable[Record]) -> None:

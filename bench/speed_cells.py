@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median
 
-from bench.records import Record, interval
+from bench.records import Record, interval, paired, ratios_by_turn
 from runtime.manifest import Modality, Precision
 
 __all__ = [
@@ -22,8 +21,6 @@ __all__ = [
     "Case",
     "Target",
     "cells_by_shape",
-    "paired",
-    "ratios_by_turn",
     "share_of_peak",
     "verdicts_of_cells",
 ]
@@ -74,16 +71,6 @@ def cells_by_shape(records: Iterable[Record]) -> dict[tuple[str, str], dict[str,
         if "form" in record.cell:
             cells.setdefault((record.cell["tower"], record.cell["shape"]), {})[record.cell["form"]] = record
     return cells
-
-
-def ratios_by_turn(over: Record, under: Record) -> list[float]:
-    """Of two cells that were measured in the same turns."""
-    return [a / b for a, b in zip(over.samples, under.samples, strict=True)]
-
-
-def paired(over: Record, under: Record) -> float:
-    """Median of the ratios within the turns."""
-    return median(ratios_by_turn(over, under))
 
 
 def share_of_peak(record: Record, peak: Record) -> float:

@@ -95,7 +95,7 @@ def runs_from_lengths(
     order = np.argsort(-sizes, kind="stable")
     longest, starts = np.unique(-sizes[order], return_index=True)
     longest, bounds = -longest, np.append(starts, len(order))
-    most = np.maximum(max_tokens // np.maximum(longest, 1), 1)
+    most = np.maximum(max_tokens // longest, 1)
     if max_rows is not None:
         most = np.minimum(most, max_rows)
     cost = np.zeros(len(longest) + 1, dtype=np.int64)

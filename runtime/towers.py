@@ -61,7 +61,7 @@ class GraphOpener:
     @property
     def run_overhead(self) -> int | None:
         """What a run of the text tower costs beside its tokens; ``None`` on a GPU, where it is not known."""
-        on_cpu = self.engine is not Engine.TENSORRT and self.provider is None
+        on_cpu = self.engine is not Engine.TENSORRT and "CPU" in (self.provider or "CPU")
         return RUN_OVERHEAD if on_cpu else None
 
     def open(self, tower: TowerFiles) -> Backend:

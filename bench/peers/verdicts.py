@@ -8,10 +8,18 @@ from statistics import median
 
 from rich.table import Table
 
-from bench.records import Record, interval, require_one_environment
+from bench.records import Record, interval, ratios_by_turn, require_one_environment
 from runtime.errors import BabeltowerError
 
-__all__ = ["ANY", "Verdict", "error_table", "peer_table", "verdict_table", "verdicts_of"]
+__all__ = [
+    "ANY",
+    "Verdict",
+    "closest_of_verdicts",
+    "error_table",
+    "peer_table",
+    "verdict_table",
+    "verdicts_of",
+]
 
 ANY = "any"
 """In the place of a precision: the best of all that pass the gate."""
@@ -69,14 +77,21 @@ def verdicts_of(records: Sequence[Record]) -> list[Verdict]:
     return found
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> Table:
-    """The best peer of each place and precision: one line each."""
+def closest_of_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdict on the best peer of each place and precision."""
     best: dict[tuple[tuple[str, ...], str], Verdict] = {}
     for verdict in verdicts:
         key = verdict.place, verdict.precision
         if key not in best or verdict.ratio < best[key].ratio:
             best[key] = verdict
-    return _table(best.values(), "babeltower and the best peer; ms of CPU time a run, one thread")
+    return list(best.values())
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+    """The best peer of each place and precision: one line each."""
+    return _table(
+        closest_of_verdicts(verdicts), "babeltower and the best peer; ms of CPU time a run, one thread"
+    )
 
 
 def peer_table(verdicts: Iterable[Verdict]) -> Table:
@@ -128,5 +143,5 @@ def _fastest(records: Sequence[Record]) -> Record:
 
 
 def _verdict(place: tuple[str, ...], precision: str, own: Record, peer: Record) -> Verdict:
-    ratios = [theirs / ours for theirs, ours in zip(peer.samples, own.samples, strict=True)]
+    ratios = ratios_by_turn(peer, own)
     return Verdict(place, precision, own, peer, median(ratios), *interval(ratios))

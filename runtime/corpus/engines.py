@@ -19,7 +19,7 @@ from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.text import Text
 
-__all__ = ["EngineChoice", "choice_from_arguments", "n_cores", "open_encoder"]
+__all__ = ["EngineChoice", "choice_from_arguments", "n_cores", "open_encoder", "runs_at_once"]
 
 _MEASURED_S = 1.0
 _TEXTS, _IMAGES = 64, 8
@@ -193,27 +193,37 @@ def rows_per_second(model: str | os.PathLike[str], choice: EngineChoice, modalit
     with open_encoder(model, choice, language, verify=False) as encoder:
         run, n_rows = _work(encoder, modality)
         run()
-        counts = [0] * (choice.instances or 1)
-        deadline = time.perf_counter() + _MEASURED_S
-        failed: list[BabeltowerError] = []
-
-        def loop(number: int) -> None:
-            try:
-                while time.perf_counter() < deadline:
-                    run()
-                    counts[number] += n_rows
-            except BabeltowerError as error:
-                failed.append(error)
-
         started = time.perf_counter()
-        threads = [threading.Thread(target=loop, args=(number,)) for number in range(len(counts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-        return sum(counts) / (time.perf_counter() - started)
+        n_runs = runs_at_once(run, instances=choice.instances or 1, seconds=_MEASURED_S)
+        return n_rows * n_runs / (time.perf_counter() - started)
+
+
+def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> int:
+    """How often something ran, on a thread an instance, until the time was over.
+
+    Raises:
+        BabeltowerError: a run failed.
+    """
+    counts = [0] * instances
+    deadline = time.perf_counter() + seconds
+    failed: list[BabeltowerError] = []
+
+    def loop(number: int) -> None:
+        try:
+            while time.perf_counter() < deadline:
+                run()
+                counts[number] += 1
+        except BabeltowerError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=loop, args=(number,)) for number in range(instances)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return sum(counts)
 
 
 def _work(encoder: LocalEncoder, modality: Modality) -> tuple[Callable[[], Any], int]:
