@@ -8,6 +8,7 @@ its COUNT-th call, ``before`` or ``after`` it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -19,14 +20,14 @@ from runtime.corpus import Columns, embed_corpus
 
 def die_at(step: str, count: int, when: str) -> None:
     real = getattr(os, step)
-    calls = [0]
+    numbers = itertools.count(1)  # each call its own, also while another thread's call is under way
 
     def dying(*arguments, **keywords):
-        calls[0] += 1
-        if calls[0] == count and when == "before":
+        number = next(numbers)
+        if number == count and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(*arguments, **keywords)
-        if calls[0] == count:
+        if number == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
