@@ -6,6 +6,8 @@ refused.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 _NONE = "–"
+_COSINE = re.compile(r"cosine (-?[0-9.]+[0-9])")
+_WORST = "cosine …"
+_ERROR_WIDTH = 200
 _SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip")
 _FAMILIES = {"nllb-clip": "NLLB-CLIP", "capivara": "CAPIVARA", "altclip": "AltCLIP"}
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
@@ -222,15 +227,23 @@ def peers_table(records: Sequence[Record]) -> str:
 
 
 def peer_errors_table(records: Sequence[Record]) -> str:
-    """What a peer cannot run, in its own words."""
+    """What a peer cannot run, in its own words, cut where they go on; the worst cosine of a wrong answer."""
     where: dict[tuple[str, str], dict[str, None]] = {}
+    cosines: dict[tuple[str, str], list[float]] = {}
     for record in records:
         if record.error is not None:
             cell = record.cell
             start = _start(cell["family"], cell["tower"], cell["tokens"])
-            words = " ".join(record.error.replace("|", "\\|").split())
-            where.setdefault((cell["by"], words), {})[start] = None
-    rows = [(by, "; ".join(starts), words) for (by, words), starts in where.items()]
+            words = textwrap.shorten(record.error.replace("|", "\\|"), _ERROR_WIDTH, placeholder=" …")
+            key = (cell["by"], _COSINE.sub(_WORST, words))
+            where.setdefault(key, {})[start] = None
+            cosines.setdefault(key, []).extend(float(found) for found in _COSINE.findall(words))
+    rows = []
+    for key, starts in where.items():
+        by, words = key
+        if cosines[key]:
+            words = words.replace(_WORST, f"cosine {min(cosines[key]):.2f}")
+        rows.append((by, "; ".join(starts), words))
     return _markdown(("peer", "cannot run", "why"), rows)
 
 

@@ -310,6 +310,14 @@ def test_the_best_peer_stands_at_each_precision_and_at_any() -> None:
     ]
 
 
+def test_wrong_answers_of_a_peer_are_one_row_with_the_worst_cosine() -> None:
+    errors = [f"something else: cosine {cosine}, expected at least 0.9" for cosine in ("0.25", "-0.111351")]
+    records = [peer("Other", "fp32", tokens="strings", error=error) for error in errors]
+    assert rows_of(peer_errors_table(records)) == [
+        ["Other", "AltCLIP text, from strings", "something else: cosine -0.11, expected at least 0.9"]
+    ]
+
+
 @pytest.mark.parametrize("render", [speed_table, corpus_table, rates_table, costs_table])
 def test_other_environments_are_refused(render: Any) -> None:
     records = corpora() if render in (corpus_table, rates_table, costs_table) else speeds()

@@ -4,7 +4,7 @@
 
 Each peer runs in a process of an environment of its own, which is made on demand. A time counts only where
 the vectors are the reference's; what a peer cannot run is a row with its error. docs/adding/peer.md says
-how to add one. Exit code 1 where babeltower is behind.
+how to add one. What is behind is printed as such; with ``--require-ahead`` it is exit code 1 too.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def peers(
         Path, typer.Option(envvar="BABELTOWER_PEERS", help="Where the peers' environments lie or are made.")
     ] = FOLDER,
     every: Annotated[bool, typer.Option("--all", help="Print every peer, not the best alone.")] = False,
+    require_ahead: Annotated[
+        bool, typer.Option("--require-ahead", help="Exit code 1 where babeltower is behind.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records.")] = None,
 ) -> None:
     """Run every peer beside babeltower, and say where babeltower is behind."""
@@ -108,7 +111,7 @@ def peers(
     console.print(*tables)
     behind = [verdict for verdict in verdicts if verdict.word == "behind"]
     console.print(f"{len(verdicts)} comparisons, behind in {len(behind)}.")
-    raise typer.Exit(1 if behind else 0)
+    raise typer.Exit(int(require_ahead and bool(behind)))
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ def _laid_out(checkpoint: Path, folder: Path) -> Path:
     folder.mkdir()
     for file in checkpoint.resolve().iterdir():
         (folder / file.name).symlink_to(file)
+    _let_older_transformers_read(folder)
     config_file = folder / "open_clip_config.json"
     if config_file.is_file():
         from export.open_clip_checkpoint import text_config_of
@@ -204,6 +205,27 @@ def _laid_out(checkpoint: Path, folder: Path) -> Path:
         if not (folder / "config.json").is_file():
             _replace(folder / "config.json", dict(text_config))
     return folder.resolve()
+
+
+def _let_older_transformers_read(folder: Path) -> None:
+    """Names as in published checkpoints, which releases 4 and 5 both know; 5 saves under some of its own."""
+    from safetensors import numpy, safe_open
+
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if "extra_special_tokens" in config:
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+            _replace(file, config)
+    weights = folder / "model.safetensors"
+    ours, published = "vision_model.encoder.layer.", "vision_model.encoder.layers."
+    if weights.is_file():
+        with safe_open(weights, "np") as stored:
+            tensors = {name.replace(ours, published): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            renamed = set(tensors) != set(stored.keys())
+        if renamed:
+            weights.unlink()
+            numpy.save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def _replace(file: Path, data: Mapping[str, Any]) -> None:
@@ -229,6 +251,7 @@ def _text_encoder(towers: Towers, checkpoint: Path, folder: Path) -> Path:
     encoder.save_pretrained(folder)
     for file in checkpoint.glob("tokenizer*"):
         shutil.copy(file, folder)
+    _let_older_transformers_read(folder)
     arrays: dict[str, Any] = {}
     layers = []
     for i, layer in enumerate(tail):

@@ -1,23 +1,29 @@
-"""clip-retrieval's inference: the loader and the two methods that its workers call."""
+"""clip-retrieval's inference: the loader and the two methods that its workers call.
+
+It leaves open_clip's models in training mode, as they come; dropout then makes texts' vectors random.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """A checkpoint of transformers or open_clip in a local folder, by the loader's own prefixes."""
+    """A folder of transformers, or an architecture registered with open_clip and its file of weights."""
     from all_clip import load_clip
     from PIL import Image
 
-    if task["language"] is not None:
+    if task["tower"] == "text" and task["language"] is not None:
         raise ValueError("clip-retrieval's inference takes no language for a text; this tower needs one")
-    prefix = "hf_clip:" if task["family"] == "altclip" else "open_clip:local-dir:"
+    name = f"hf_clip:{task['checkpoint']}" if task["family"] == "altclip" else _registered(task)
     model, preprocess, tokenizer = load_clip(
-        clip_model=prefix + task["checkpoint"], use_jit=False, warmup_batch_size=1, device="cpu"
+        clip_model=name, use_jit=False, warmup_batch_size=1, device="cpu"
     )
 
     @torch.inference_mode()
@@ -30,3 +36,17 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
         return (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
 
     return run
+
+
+def _registered(task: Mapping[str, Any]) -> str:
+    """The loader's name of an open_clip checkpoint: its open_clip knows architectures, and no folders."""
+    import open_clip
+
+    folder = Path(task["checkpoint"])
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    architecture = f"local-{task['model']}"
+    with tempfile.TemporaryDirectory() as registered:
+        (Path(registered) / f"{architecture}.json").write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(registered)
+    (weights,) = (file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    return f"open_clip:{architecture}/{weights}"

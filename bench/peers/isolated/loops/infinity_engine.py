@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
         asked = (
             engine.embed([str(text) for text in inputs["texts"]])
             if "texts" in inputs
-            else (engine.image_embed(images=[str(file) for file in inputs["files"]]))
+            else (engine.image_embed(images=[Path(str(file)).read_bytes() for file in inputs["files"]]))
         )
         vectors, _ = loop.run_until_complete(asked)
         return np.stack(vectors).astype(np.float32)
