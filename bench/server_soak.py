@@ -5,7 +5,8 @@
 Texts and images are sent at an even rate. Every twentieth request is bad in one of fifteen ways and must be
 answered INVALID_ARGUMENT; every other with the vector of the in-process runtime. Memory counts as flat if a
 line through its samples, the first quarter of the time left out, grows by at most 1% over the time that is
-left; the upper end of the slope's 95% interval is held to that, not the slope.
+left; the upper end of the slope's 95% interval is held to that, not the slope. Memory is what the processes
+hold beside the files that they map.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from bench.soak_requests import BAD_EVERY, Request, requests_of_soak
 from runtime.manifest import Manifest
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 
-__all__ = ["SoakResult"]
+__all__ = ["SoakResult", "own_bytes"]
 
-_KIND = "babeltower-soak/1"
+_KIND = "babeltower-soak/2"
 _WARM_UP = 0.25
 _FLAT = 0.01
 _EVERY_S = 2.0
@@ -46,7 +47,7 @@ class SoakResult:
         bad_kinds: Requests that were refused as they should be, by what was wrong with them.
         messages: What the client was told, by the same.
         surprises: Answers that were not expected.
-        memory: Seconds since the start, and each process's proportional set size in bytes, by name.
+        memory: Seconds since the start, and each process's own bytes (anonymous and shared memory), by name.
     """
 
     n_requests: int = 0
@@ -126,10 +127,17 @@ def _name_of_process(pid: int, known: Mapping[int, str]) -> str:
     return f"{model} {taken}" if instance else model
 
 
-def _resident_bytes(pid: int) -> int:
-    """Proportional set size, so that what processes share counts once."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+def own_bytes(rollup: str) -> int:
+    """Anonymous and shared memory, what processes share in equal parts, from the text of ``smaps_rollup``.
+
+    Pages of mapped files are left out: they cannot leak, and a library's share falls and rises with whatever
+    other program maps it.
+    """
+    return sum(
+        int(line.split()[1]) * 1024
+        for line in rollup.splitlines()
+        if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+    )
 
 
 async def _watch(result: SoakResult, leader: int, started: float) -> None:
@@ -139,7 +147,7 @@ async def _watch(result: SoakResult, leader: int, started: float) -> None:
         for pid in _processes(leader):
             try:
                 names[pid] = _name_of_process(pid, names)
-                now[names[pid]] = _resident_bytes(pid)
+                now[names[pid]] = own_bytes(Path(f"/proc/{pid}/smaps_rollup").read_text())
             except OSError:
                 continue  # it ended in between; the list of processes at the end will tell
         result.memory.append((time.perf_counter() - started, now))
@@ -230,7 +238,7 @@ def _plot(result: SoakResult, path: Path) -> None:
     )
     axes.set(
         xlabel="minutes",
-        ylabel="MB (proportional set size)",
+        ylabel="MB of anonymous and shared memory",
         xlim=(0, minutes[-1]),
         ylim=(0, 1.5 * trend.mean_bytes / 1e6),
         title=f"{result.n_requests:,} requests, {result.n_bad:,} of them bad: "

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.memory_trend import trend_of_samples
-from bench.server_soak import SoakResult, _answered, _refused
+from bench.server_soak import SoakResult, _answered, _refused, own_bytes
 from bench.soak_requests import Request, bad_requests
 from runtime.errors import BabeltowerError
 
@@ -39,6 +39,11 @@ def test_flat_memory_is_flat_though_huge_requests_come_and_go() -> None:
     assert trend.is_flat(0.01)
     assert trend.minutes == pytest.approx(9, abs=0.1)
     assert trend.mean_bytes == pytest.approx(500 * MB, rel=0.01)
+
+
+def test_pages_of_files_do_not_count() -> None:
+    rollup = "5-7 ---p 00 00:00 0 [rollup]\nPss: 90 kB\nPss_Anon: 30 kB\nPss_File: 55 kB\nPss_Shmem: 5 kB\n"
+    assert own_bytes(rollup) == 35 * 1024
 
 
 def test_too_few_samples_are_an_error() -> None:
