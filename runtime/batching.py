@@ -74,7 +74,11 @@ def batches_from_rows(
 
 
 def runs_from_lengths(
-    lengths: Sequence[int], *, max_tokens: int, overhead: int, max_rows: int | None = None
+    lengths: Sequence[int] | NDArray[np.int64],
+    *,
+    max_tokens: int,
+    overhead: int,
+    max_rows: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """Split rows by length so that padding and runs together cost least.
 

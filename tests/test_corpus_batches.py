@@ -12,7 +12,8 @@ from sample_models import Exported
 
 from runtime import Encoder
 from runtime.corpus import BatchEmbedder, Columns
-from runtime.corpus.prepare import _rows_of_batch
+from runtime.corpus.prepare import Slice, TextPreparation
+from runtime.corpus.rows import Rows
 from runtime.errors import InputError
 from samples import dataset
 
@@ -86,15 +87,12 @@ def test_columns_that_are_wrong(model):
         BatchEmbedder(model, text="text", language="pt")({"caption": np.asarray(["a"])})
 
 
-@pytest.mark.parametrize(
-    ("lengths", "max_tokens", "n_rows"),
-    [
-        ([16] * 100, 1_024, 64),
-        ([16] * 3, 1_024, 3),
-        ([300, 200], 128, 1),  # a text over the budget runs alone
-        ([60, 58, 50, 50, 50], 1_024, 2),  # with the third, 7% were padding
-        ([8] * 10 + [2] * 100, 1_024, 16),  # a small batch is filled, whatever it pads
-    ],
-)
-def test_a_batch_ends_at_the_budget_or_where_it_would_pad_too_much(lengths, max_tokens, n_rows):
-    assert _rows_of_batch(np.asarray(lengths), max_tokens) == n_rows
+def test_a_part_is_split_within_its_budget_and_hardly_padded(encoder):
+    texts = [" ".join(["gato"] * (1 + 37 * i % 40) + [str(i)]) for i in range(400)]
+    preparation = TextPreparation(encoder, language="por_Latn", max_batch_tokens=256)
+    rows = Rows(start=0, ids=[str(i) for i in range(400)], items=texts)
+    batches = preparation.prepared(Slice(0, rows)).batches
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(400))
+    counts = [batch.counts for batch in batches]
+    assert all(c.tokens + c.padding_tokens <= 256 for c in counts)
+    assert sum(c.padding_tokens for c in counts) < 0.05 * sum(c.tokens for c in counts)

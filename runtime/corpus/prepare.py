@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import TokenBatch
+from runtime.batching import RUN_OVERHEAD, TokenBatch, runs_from_lengths
 from runtime.corpus.rows import ImageFile, Item, Problem, Rows
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
 from runtime.image import pixels_from_source
@@ -38,9 +38,6 @@ __all__ = [
 
 _TOKENISED_AT_ONCE = 4_096
 _READS_AT_ONCE = 16
-_MAX_PADDING = 0.05
-_SMALL_TOKENS = 128
-"""Tokens up to which a batch is filled whatever it pads: a smaller one would run slower by more than that."""
 BAD, SAME = -1, -2
 
 
@@ -163,7 +160,7 @@ class _TextBatch:
 
 
 class TextPreparation:
-    """Tokenises a whole part, sorts it by length, cuts it by a budget of tokens.
+    """Tokenises a whole part, and splits it by length as calls in process are.
 
     Args:
         language: Code of the rows that name none.
@@ -247,25 +244,9 @@ class TextPreparation:
 
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
         """Longest first; equal lengths in the rows' order."""
-        order = np.argsort(-tokens.lengths, kind="stable")
-        lengths = tokens.lengths[order]
         pad_id = self._encoder.manifest.text.pad_id
-        batches: list[Batch] = []
-        at = 0
-        while at < len(order):
-            n_rows = _rows_of_batch(lengths[at:], self._max_batch_tokens)
-            positions = order[at : at + n_rows]
-            batches.append(_TextBatch(tokens, positions, numbers[positions], pad_id))
-            at += n_rows
-        return batches
-
-
-def _rows_of_batch(lengths: NDArray[np.int64], max_tokens: int) -> int:
-    """How many rows, longest first, make a batch: to the budget, or until too much is padding."""
-    longest = int(lengths[0])
-    width = np.arange(longest, max(max_tokens, longest) + 1, longest)[: len(lengths)]
-    padding = width - np.cumsum(lengths[: len(width)])
-    return max(1, int(np.count_nonzero((padding <= _MAX_PADDING * width) | (width <= _SMALL_TOKENS))))
+        runs = runs_from_lengths(tokens.lengths, max_tokens=self._max_batch_tokens, overhead=RUN_OVERHEAD)
+        return [_TextBatch(tokens, positions, numbers[positions], pad_id) for positions in runs]
 
 
 def kind_of_language(code: str | None) -> str:
