@@ -3,14 +3,15 @@
     python -m bench.repeatability FIRST SECOND
 
 A cell agrees where the 95% intervals of its two medians share a value. Beside that stands the stricter count:
-cells whose interval of the ratio holds 1, which is what 95% of equal cells should do. Exit code 1 where less
-than the wanted share agrees.
+cells whose interval of the ratio holds 1, which is what 95% of equal cells should do. Of peers, what is
+stated are ratios within turns, and so are what is compared. Exit code 1 where less than the wanted share
+agrees.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.peers.verdicts import Verdict, verdicts_of
 from bench.records import Record, read_records, require_one_environment
 from bench.statistics import bootstrap_median_interval, bootstrap_ratio_interval
 from runtime.commands import ErrorReportingCommand
@@ -28,13 +30,15 @@ __all__ = ["Agreement", "agreements", "app"]
 
 app = typer.Typer(add_completion=False)
 
+_PEERS = "peers"
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """One cell of two runs.
 
     Attributes:
-        ratio: Second ÷ first, medians over the processes' medians.
+        ratio: Second ÷ first, medians over the processes' medians; of peers, of their ratios to babeltower.
         overlaps: Whether the intervals of the two medians share a value.
         holds_one: Whether the interval of the ratio holds 1.
         width: Of the interval of the ratio, high ÷ low - 1: what could have been told apart.
@@ -53,13 +57,13 @@ def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreem
     Raises:
         BabeltowerError: the runs are of different environments, or share no cell.
     """
-    measured = [record for record in (*first, *second) if record.error is None]
-    require_one_environment(measured)
-    by_cell = {tuple(sorted(r.cell.items())): r for r in second if r.error is None}
+    old_records, new_records = ([r for r in records if r.error is None] for records in (first, second))
+    require_one_environment([*old_records, *new_records])
+    by_cell = {tuple(sorted(r.cell.items())): r for r in new_records}
     found = []
-    for old in first:
+    for old in old_records:
         new = by_cell.get(tuple(sorted(old.cell.items())))
-        if new is None or old.error is not None:
+        if new is None or old.cell["suite"] == _PEERS:
             continue
         intervals = [bootstrap_median_interval(record.by_process) for record in (old, new)]
         ratio = bootstrap_ratio_interval(old.by_process, new.by_process)
@@ -73,9 +77,38 @@ def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreem
                 width=ratio.high / ratio.low - 1,
             )
         )
+    found += _agreements_of_peers(
+        *([r for r in rs if r.cell["suite"] == _PEERS] for rs in (old_records, new_records))
+    )
     if not found:
         raise BabeltowerError("The two runs share no measured cell; run the same command twice.")
     return found
+
+
+def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Agreement]:
+    """Ratios that both runs state, of the same two forms."""
+    if not (first and second):
+        return
+    stated = {_key(verdict): verdict for verdict in verdicts_of(second)}
+    for old in verdicts_of(first):
+        if new := stated.get(_key(old)):
+            overlaps = old.low <= new.high and new.low <= old.high
+            names = {f"{i}": word for i, word in enumerate(_key(old)[:-1])}
+            yield Agreement(
+                cell={"suite": _PEERS, "metric": "ratio", **names},
+                ratio=new.ratio / old.ratio,
+                overlaps=overlaps,
+                holds_one=overlaps,
+                width=old.high / old.low - 1,
+            )
+
+
+def _key(verdict: Verdict) -> tuple[str, ...]:
+    forms = (
+        " ".join(record.cell[k] for k in ("by", "engine", "precision"))
+        for record in (verdict.own, verdict.peer)
+    )
+    return *verdict.place, *forms, verdict.precision
 
 
 @app.command(cls=ErrorReportingCommand)

@@ -84,6 +84,26 @@ def test_two_runs_of_the_same_agree_and_a_slower_one_does_not() -> None:
     assert np.median([cell.ratio for cell in slower]) == pytest.approx(1.3, rel=0.05)
 
 
+def test_of_peers_the_stated_ratios_are_compared() -> None:
+    """A machine that is slower for everybody changes no ratio."""
+
+    def peers(own: float, torch: float) -> list[Record]:
+        return [
+            record_of(
+                suite_cell(suite="peers", metric="cpu", model="m", by=by, engine=by, precision="fp32"),
+                [level * x for x in (1.0, 1.01, 0.99, 1.02, 1.0, 0.98, 1.0)],
+                unit="ms",
+                settings={},
+            )
+            for by, level in (("babeltower", own), ("torch", torch))
+        ]
+
+    assert all(cell.overlaps for cell in agreements(peers(1, 2), peers(3, 6)))
+    moved = agreements(peers(1, 2), peers(1, 3))
+    assert [cell.overlaps for cell in moved] == [False, False]  # at fp32, and at any precision
+    assert moved[0].ratio == pytest.approx(1.5)
+
+
 def test_only_what_both_measured_in_one_environment_is_held_together() -> None:
     first, second = run_of(0, n_cells=2), run_of(1, n_cells=3)
     failed = replace(second[0], samples=(), processes=(), error="no such engine")
