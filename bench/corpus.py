@@ -4,8 +4,8 @@
     python -m bench.corpus --work FOLDER --json bench/results/corpus.json
 
 At true size: CLDR captions and generated texts through XLM-R base and NLLB-600M, JPEGs of 640×480 through
-ViT-B/32, INT8 in the pipeline, FP32 PyTorch in the loops. Records that the file holds of other models, or of
-images, stay in it.
+ViT-B/32, INT8 in the pipeline, FP32 PyTorch in the loops. With --only, the file's records of what is not
+measured anew stay in it, if they are of this machine and commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import typer
 from bench.corpus_full_size import TEXT_MODELS, measure_images, measure_texts
 from bench.corpus_stages import Corpus, measure_stages, print_stages
 from bench.latency_tables import wide_console
-from bench.records import Record, read_records, write_records
+from bench.records import Record, records_to_keep, write_records
 
 
 def _by_stage(sample: str, record: Path) -> None:
@@ -47,11 +47,9 @@ def _at_true_size(
     return records
 
 
-def _gathered(records: list[Record], path: Path) -> list[Record]:
-    """The new records, and those of the file that measure something else."""
-    before = read_records(path) if path.is_file() else []
-    measured = {(record.cell["model"], record.cell["tower"]) for record in records}
-    return [r for r in before if (r.cell["model"], r.cell["tower"]) not in measured] + records
+def _is_of(record: Record, only: str | None) -> bool:
+    image = record.cell["tower"] == "image"
+    return only is None or (image if only == "images" else not image and record.cell["model"] == only)
 
 
 def main(
@@ -73,9 +71,10 @@ def main(
     if work is None:
         _by_stage(sample, record or Path("build/bench/corpus.json"))
         return
+    kept = [] if record is None else records_to_keep(record, lambda old: _is_of(old, only))
     records = _at_true_size(work, only, texts, loop_texts, images, turns)
     if record is not None:
-        write_records(_gathered(records, record), record)
+        write_records([*kept, *records], record)
 
 
 if __name__ == "__main__":

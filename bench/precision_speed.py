@@ -32,9 +32,8 @@ from bench.records import (
     artefact_sha256,
     interval,
     paired,
-    read_records,
     record_of,
-    require_one_environment,
+    records_to_keep,
     write_records,
 )
 from bench.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
@@ -53,7 +52,7 @@ from runtime.backends import open_backend
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality, Precision
 
-__all__ = ["cells_to_keep", "measure_case"]
+__all__ = ["measure_case"]
 
 _LOWEST_COSINE_OF_NNCF = 0.95
 """NNCF's model is measured against, not published: it must compute the tower, no more."""
@@ -188,20 +187,6 @@ def print_tables(records: Sequence[Record], console: Console) -> bool:
     return holds
 
 
-def cells_to_keep(record: Path, towers: Sequence[str]) -> list[Record]:
-    """A record's cells of other towers than those that are measured anew.
-
-    Raises:
-        BabeltowerError: they were measured in another environment than this process's.
-    """
-    if not towers or not record.is_file():
-        return []
-    kept = [found for found in read_records(record) if found.cell["tower"] not in towers]
-    here = record_of({"tower": ", ".join(towers)}, [0.0], unit="", settings={})
-    require_one_environment([*kept, here])
-    return kept
-
-
 def main(
     towers: Annotated[list[str] | None, typer.Argument(help="Names of CASES; all by default.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for graphs, up to 8 GB; kept.")] = Path("full-size"),
@@ -213,7 +198,11 @@ def main(
     console = Console(width=140)
     if unknown := set(towers or ()) - {case.tower for case in CASES}:
         raise typer.BadParameter(f"{sorted(unknown)}; expected some of {[case.tower for case in CASES]}.")
-    records = [] if record is None or prepare else cells_to_keep(record, towers or [])
+    records = (
+        []
+        if record is None or prepare
+        else records_to_keep(record, lambda old: not towers or old.cell["tower"] in towers)
+    )
     for case in CASES:
         if towers and case.tower not in towers:
             continue

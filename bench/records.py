@@ -43,7 +43,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ __all__ = [
     "ratios_by_turn",
     "read_records",
     "record_of",
+    "records_to_keep",
     "require_one_environment",
     "suite_cell",
     "write_records",
@@ -279,6 +280,19 @@ def read_records(*paths: Path) -> list[Record]:
         for file, data in ours.items():
             found += _records_of(file, data)
     return found
+
+
+def records_to_keep(path: Path, measured_anew: Callable[[Record], bool]) -> list[Record]:
+    """A file's records of what is not measured anew, if there is such a file; ask before measuring.
+
+    Raises:
+        BabeltowerError: they are of another environment than this process's, so that no table may hold both.
+    """
+    if not path.is_file():
+        return []
+    kept = [old for old in read_records(path) if not measured_anew(old)]
+    require_one_environment([*kept, record_of({"by": "this process"}, [0.0], unit="", settings={})])
+    return kept
 
 
 def _data_of(path: Path) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.corpus import _gathered
+from bench.corpus import _is_of
 from bench.corpus_full_size import _Busy, _text_record, _Way
 from bench.corpus_inputs import texts_of
 from bench.corpus_loops import LOOPS, Timed, timed_loop
-from bench.records import record_of, suite_cell, write_records
+from bench.records import record_of
 from runtime.corpus.engines import n_cores
 
 
@@ -55,12 +55,12 @@ def test_a_way_that_cannot_run_is_a_record_that_says_why():
     assert (other.samples, other.error) == ((), "ValueError: no")
 
 
-def test_records_of_other_models_stay(tmp_path):
-    def record(model, tower, sample):
-        cell = suite_cell(suite="corpus", metric="rate", model=model, tower=tower)
-        return record_of(cell, [sample], unit="rows/core-second", settings={})
-
-    path = tmp_path / "corpus.json"
-    write_records([record("a", "text", 1.0), record("a", "image", 2.0), record("b", "text", 3.0)], path)
-    kept = _gathered([record("a", "text", 9.0)], path)
-    assert [r.samples for r in kept] == [(2.0,), (3.0,), (9.0,)]
+@pytest.mark.parametrize(("only", "measured"), [(None, "abc"), ("images", "b"), ("m", "a")])
+def test_what_is_measured_anew(only, measured):
+    cells = {"a": ("m", "text"), "b": ("m", "image"), "c": ("n", "text")}
+    found = [
+        name
+        for name, (model, tower) in cells.items()
+        if _is_of(record_of({"model": model, "tower": tower}, [1.0], unit="", settings={}), only)
+    ]
+    assert found == list(measured)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.precision_speed import cells_to_keep
 from bench.records import (
     Record,
     artefact_sha256,
     interval,
     read_records,
     record_of,
+    records_to_keep,
     require_one_environment,
     suite_cell,
     write_records,
@@ -110,16 +110,16 @@ def test_the_first_schema_is_still_read(tmp_path: Path) -> None:
     assert read_records(tmp_path / "cells.json") == [record()]
 
 
-def test_cells_of_other_towers_stay_if_they_are_comparable(tmp_path: Path) -> None:
+def test_what_is_not_measured_anew_stays_if_it_is_comparable(tmp_path: Path) -> None:
     file, other = tmp_path / "cells.json", record(cell={"tower": "NLLB-600M", "form": "openvino int8"})
-    assert cells_to_keep(file, ["ViT-B/32"]) == []
+    assert records_to_keep(file, lambda old: False) == []
     write_records([record(), other], file)
-    assert cells_to_keep(file, []) == []
-    assert cells_to_keep(file, ["ViT-B/32"]) == [other]
+    assert records_to_keep(file, lambda old: True) == []
+    assert records_to_keep(file, lambda old: old.cell["tower"] == "ViT-B/32") == [other]
     write_records([record(), dataclasses.replace(other, commit="other")], file)
-    assert cells_to_keep(file, ["ViT-B/32", "NLLB-600M"]) == []
+    assert records_to_keep(file, lambda old: old.cell["tower"] == "NLLB-600M") == [record()]
     with pytest.raises(BabeltowerError, match="commit"):
-        cells_to_keep(file, ["ViT-B/32"])
+        records_to_keep(file, lambda old: old.cell["tower"] == "ViT-B/32")
 
 
 def test_folders_and_files_are_read_together(tmp_path: Path) -> None:
