@@ -30,7 +30,7 @@ from runtime.server import ServerOptions, default_folder, environment_from_folde
 
 __all__ = ["SoakResult", "own_bytes"]
 
-_KIND = "babeltower-soak/2"
+_KIND = "babeltower-soak/3"
 _WARM_UP = 0.25
 _FLAT = 0.01
 _EVERY_S = 2.0

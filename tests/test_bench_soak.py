@@ -41,6 +41,17 @@ def test_flat_memory_is_flat_though_huge_requests_come_and_go() -> None:
     assert trend.mean_bytes == pytest.approx(500 * MB, rel=0.01)
 
 
+@pytest.mark.parametrize(("leak", "flat"), [(0.0, True), (0.6, False)])
+def test_a_heap_that_stands_higher_for_a_while_neither_leaks_nor_hides_a_leak(
+    leak: float, flat: bool
+) -> None:
+    def risen(at: float) -> bool:
+        return any(begin <= at < begin + 80 for begin in (300, 440, 560))
+
+    heap = [(at, n + 8 * MB * risen(at)) for at, n in samples(leak)]
+    assert trend_of_samples(heap, skip=0.25).is_flat(0.01) is flat
+
+
 def test_pages_of_files_do_not_count() -> None:
     rollup = "5-7 ---p 00 00:00 0 [rollup]\nPss: 90 kB\nPss_Anon: 30 kB\nPss_File: 55 kB\nPss_Shmem: 5 kB\n"
     assert own_bytes(rollup) == 35 * 1024
