@@ -200,8 +200,8 @@ def main(
         raise typer.BadParameter(f"{sorted(unknown)}; expected some of {[case.tower for case in CASES]}.")
     records = (
         []
-        if record is None or prepare
-        else records_to_keep(record, lambda old: not towers or old.cell["tower"] in towers)
+        if record is None or prepare or not towers
+        else records_to_keep(record, lambda old: old.cell["tower"] in towers)
     )
     for case in CASES:
         if towers and case.tower not in towers:

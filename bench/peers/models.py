@@ -219,13 +219,15 @@ def _let_older_transformers_read(folder: Path) -> None:
             _replace(file, config)
     weights = folder / "model.safetensors"
     ours, published = "vision_model.encoder.layer.", "vision_model.encoder.layers."
-    if weights.is_file():
-        with safe_open(weights, "np") as stored:
-            tensors = {name.replace(ours, published): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-            renamed = set(tensors) != set(stored.keys())
-        if renamed:
-            weights.unlink()
-            numpy.save_file(tensors, weights, metadata={"format": "pt"})
+    if not weights.is_file():
+        return
+    with safe_open(weights, "np") as stored:
+        names = {name: name.replace(ours, published) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+        if all(old == new for old, new in names.items()):
+            return
+        tensors = {new: stored.get_tensor(old) for old, new in names.items()}
+    weights.unlink()
+    numpy.save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def _replace(file: Path, data: Mapping[str, Any]) -> None:
