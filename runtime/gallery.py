@@ -92,7 +92,9 @@ def open_table(path: Path) -> Iterator[Any]:
                 )
             yield table
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}.") from error
+        raise InputError(
+            f"{path} cannot be read as Parquet ({error}). Restore it if it was cut short or damaged."
+        ) from error
 
 
 def _rows(path: Path, table: Any) -> Iterator[tuple[str, bytes]]:

@@ -76,7 +76,10 @@ class TableSource:
             with contextlib.closing(kind(self._files.filesystem, opened.path)) as table:
                 yield table
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{opened.path} cannot be read as {self.format.value}: {error}.") from error
+            raise InputError(
+                f"{opened.path} cannot be read as {self.format.value} ({error}). "
+                "Restore it if it was cut short or damaged."
+            ) from error
 
 
 class _ParquetTable:

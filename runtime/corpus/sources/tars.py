@@ -86,7 +86,9 @@ class TarSource:
                     content = tar.extractfile(member)
                     _add(sample, extension.lower(), content.read() if content is not None else b"")
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be read as a tar: {error}.") from error
+            raise InputError(
+                f"{path} cannot be read as a tar ({error}). Restore it if it was cut short or damaged."
+            ) from error
         if sample:
             yield sample
 
