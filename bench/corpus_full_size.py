@@ -27,7 +27,8 @@ from bench.corpus_loops import LOOPS, Timed, timed_loop
 from bench.corpus_models import full_size_model
 from bench.records import Record, record_of, suite_cell
 from runtime.backends import Engine
-from runtime.corpus.engines import EngineChoice, n_cores, open_encoder, runs_at_once
+from runtime.corpus.engines import EngineChoice, open_encoder, runs_at_once
+from runtime.machine import n_cores
 from runtime.manifest import Precision
 
 __all__ = ["IMAGE_MODEL", "TEXT_MODELS", "measure_images", "measure_texts"]

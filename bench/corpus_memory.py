@@ -46,8 +46,8 @@ def _write(path: Path, n_rows: int) -> None:
 def _embed(model: Path, source: Path, out: Path) -> dict[str, Any]:
     from runtime.backends import Engine
     from runtime.corpus import EngineChoice, Options, embed_corpus
-    from runtime.corpus.engines import n_cores
     from runtime.embeddings import Encoding
+    from runtime.machine import n_cores
     from runtime.manifest import Precision
 
     choice = EngineChoice(Engine.OPENVINO, Precision.FP32, instances=n_cores(), threads=1)

@@ -21,9 +21,9 @@ from bench.corpus_models import full_size_model
 from bench.records import Record, record_of, suite_cell, write_records
 from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options, Watcher, embed_corpus
-from runtime.corpus.engines import n_cores
 from runtime.corpus.journal import PartRecord
 from runtime.corpus.ray_runner import ray_executor
+from runtime.machine import n_cores
 from runtime.manifest import Precision
 
 _MODEL, _FAMILY = "xlm-roberta-base-ViT-B-32", "capivara"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from runtime.machine import cpu_model, n_cores
 
 __all__ = ["Environment", "environment"]
 
@@ -46,22 +47,13 @@ class Environment:
 def environment() -> Environment:
     """Describe this machine and this process."""
     return Environment(
-        cpu=_cpu_model(Path("/proc/cpuinfo")),
-        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu=cpu_model(),
+        n_cores=n_cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions=_versions(),
         commit=_commit(Path(__file__).resolve().parent),
     )
-
-
-def _cpu_model(cpuinfo: Path) -> str:
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -50,6 +50,7 @@ from typing import Any
 
 from bench.environment import environment
 from runtime.errors import BabeltowerError
+from runtime.machine import INSTRUCTION_SETS, instruction_sets
 
 __all__ = [
     "Record",
@@ -69,7 +70,6 @@ SCHEMA = 2
 _READ = (1, SCHEMA)
 _SUITES = frozenset({"latency", "throughput", "peers", "peaks", "corpus", "server"})
 _METRICS = frozenset({"wall", "cpu", "device", "rate", "resident", "load", "first"})
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -169,7 +169,7 @@ def record_of(
     here = environment()
     machine = {
         "cpu": here.cpu,
-        "flags": _flags(Path("/proc/cpuinfo")),
+        "flags": [name for name in INSTRUCTION_SETS if name in instruction_sets()],
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         "n_cores": here.n_cores,
         "n_cores_of_machine": os.cpu_count(),
@@ -314,14 +314,3 @@ def _records_of(path: Path, data: Any) -> list[Record]:
 def _record_from_json(cell: Mapping[str, Any]) -> Record:
     lists = {"samples": tuple(cell["samples"]), "processes": tuple(cell.get("processes", ()))}
     return Record(**{**cell, **lists})
-
-
-def _flags(cpuinfo: Path) -> list[str]:
-    """Those instruction sets that decide a matrix product's speed."""
-    if not cpuinfo.is_file():
-        return []
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    words = next(
-        (line.partition(":")[2].split() for line in text.splitlines() if line[:5] in ("flags", "Featu")), []
-    )
-    return [flag for flag in _FLAGS if flag in words]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import BabeltowerError, DatasetError, ParityError
+from runtime.machine import n_cores
 from runtime.manifest import FORMAT, Manifest, Precision, manifest_path
 
 __all__ = [
@@ -89,7 +89,7 @@ def sample_exports(
     names: Sequence[str], precisions: Sequence[Precision], *, repository: Path = REPOSITORY
 ) -> list[SampleExport]:
     """Several samples, one a core at a time; errors as of ``sample_export``."""
-    n_workers = min(len(names), len(os.sched_getaffinity(0)))
+    n_workers = min(len(names), n_cores())
     task = partial(sample_export, precisions=tuple(precisions), repository=repository)
     if n_workers < 2:
         return [task(name) for name in names]

@@ -13,7 +13,6 @@ drawn against the load. One text or image a request.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +47,7 @@ from export.retrieval.sample_set import sample_retrieval_set
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import BabeltowerError, EngineError
+from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 
@@ -87,9 +87,9 @@ class ServerLoad:
     runs: int = 3
 
 
-def sharings_of(n_cores: int) -> tuple[tuple[int, int], ...]:
+def sharings_of(cores: int) -> tuple[tuple[int, int], ...]:
     """All cores for one run, and a run for each core."""
-    return tuple(dict.fromkeys(((1, n_cores), (n_cores, 1))))
+    return tuple(dict.fromkeys(((1, cores), (cores, 1))))
 
 
 def measure_in_process(groups: Sequence[Group], plan: Saturation, console: Console) -> list[Record]:
@@ -105,7 +105,7 @@ def measure_in_process(groups: Sequence[Group], plan: Saturation, console: Conso
             name = f"{group.manifest.name} {group.modality.value} {group.precision.value} {group.engine}"
             console.print(f"{name} …", style="dim", highlight=False)
             shapes = stored_shapes(group, shape_plan, Path(scratch))
-            for instances, threads in plan.sharings or sharings_of(len(os.sched_getaffinity(0))):
+            for instances, threads in plan.sharings or sharings_of(n_cores()):
                 records += _saturated(group, shapes, (instances, threads), plan)
     return records
 

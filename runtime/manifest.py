@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ManifestError
-from runtime.typed_json import value_from_json
+from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "FORMAT",
@@ -166,7 +166,8 @@ class Variant:
 
     ``engines`` are those that parity was measured on, and the only ones that open the variant. ``recipe``
     says how the graphs were made from the FP32 ones, ``calibration`` what their scales were measured on;
-    both are empty where nothing was to be said.
+    both are empty where nothing was to be said. ``measured_on`` is the machine that parity was measured on:
+    ``cpu`` and its ``instruction_sets``; empty in manifests written before they were recorded.
     """
 
     precision: Precision
@@ -179,6 +180,7 @@ class Variant:
     calibration: Mapping[str, Any]
     versions: Mapping[str, str]
     created: str
+    measured_on: Mapping[str, Any] = field(default_factory=dict, metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
         if not self.engines:
@@ -232,8 +234,8 @@ class Manifest:
     image: ImagePreprocessing
     source: Mapping[str, Any]
     variants: Mapping[str, Variant]
-    front_ends: tuple[FrontEnds, ...] = ()
-    kept: tuple[KeptVersion, ...] = ()
+    front_ends: tuple[FrontEnds, ...] = field(default=(), metadata={OPTIONAL: True})
+    kept: tuple[KeptVersion, ...] = field(default=(), metadata={OPTIONAL: True})
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -305,9 +307,6 @@ class Manifest:
                 f"{origin} has format {data['format']!r}; this babeltower reads {FORMAT!r}. "
                 "Export the checkpoint again, or install the version that wrote it."
             )
-        if isinstance(data, dict):
-            data.setdefault("front_ends", [])
-            data.setdefault("kept", [])
         manifest: Manifest = value_from_json(cls, data, origin)
         return manifest
 

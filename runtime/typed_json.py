@@ -10,11 +10,14 @@ from typing import Any
 
 from runtime.errors import ManifestError
 
-__all__ = ["value_from_json"]
+__all__ = ["OPTIONAL", "value_from_json"]
+
+OPTIONAL = "optional"
+"""Key in a field's metadata: older files lack the field, and its default says so."""
 
 
 def value_from_json(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` from decoded JSON.
+    """Build ``kind`` from decoded JSON; a field whose metadata says ``OPTIONAL`` may be left out.
 
     Args:
         kind: A dataclass, ``tuple[…]``, ``Mapping[str, …]``, an ``Enum``, ``Any`` or a plain type.
@@ -56,13 +59,15 @@ def _dataclass_from_json(kind: Any, value: Any, where: str) -> Any:
         raise ManifestError(f"{where}: expected an object, found {type(value).__name__}.")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown, missing = sorted(value.keys() - fields), sorted(fields.keys() - value.keys())
+    required = {name for name, f in fields.items() if not f.metadata.get(OPTIONAL)}
+    unknown, missing = sorted(value.keys() - fields), sorted(required - value.keys())
     if unknown or missing:
         raise ManifestError(
             f"{where}: missing fields {missing}, unknown fields {unknown}. "
             "The manifest was edited or written by another version; export the checkpoint again."
         )
-    return kind(**{name: value_from_json(hints[name], value[name], f"{where}.{name}") for name in fields})
+    given = [name for name in fields if name in value]
+    return kind(**{name: value_from_json(hints[name], value[name], f"{where}.{name}") for name in given})
 
 
 def _tuple_from_json(arguments: tuple[Any, ...], value: Any, where: str) -> Any:

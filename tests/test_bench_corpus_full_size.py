@@ -10,7 +10,7 @@ from bench.corpus_full_size import _Busy, _text_record, _Way
 from bench.corpus_inputs import texts_of
 from bench.corpus_loops import LOOPS, Timed, timed_loop
 from bench.records import record_of
-from runtime.corpus.engines import n_cores
+from runtime.machine import n_cores
 
 
 def test_every_turn_has_other_texts():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from export.tuning.operation import Operation, operation_of_model, publish_opera
 from export.tuning.search import Trial, TrialLog, axes_for, best_first, searched
 from export.tuning.served import ServedModel
 from runtime.errors import ExportError
+from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality
 from runtime.server import ServerEnvironment
 
@@ -100,7 +100,7 @@ class _Run:
         self.startup_s = max(0.0, self._elapsed_s() - options.seconds)
         limit_ms = _SLACK * (first.p99_ms if options.p99_ms is None else options.p99_ms)
         log = TrialLog(self._measured, self._may_go_on, {default: first})
-        searched(default, axes_for(self.modality, _n_cores()), log, limit_ms=limit_ms)
+        searched(default, axes_for(self.modality, n_cores()), log, limit_ms=limit_ms)
         trials = list(log.trials.values())
         confirmations: list[Confirmation] = []
         for candidate in self._finalists(trials, first, limit_ms):
@@ -133,7 +133,7 @@ class _Run:
         return {
             "tower": files.tower,
             "engine": files.engine,
-            "cores": _n_cores(),
+            "cores": n_cores(),
             "clients": options.clients,
             "seconds": options.seconds,
             "rounds": options.rounds,
@@ -188,7 +188,3 @@ class _Run:
     def _show(self, *, done: bool = False) -> None:
         total = int(60 * self.options.minutes)
         self.progress(self.served.files.front, total if done else min(total, int(self._elapsed_s())), total)
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

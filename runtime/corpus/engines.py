@@ -16,10 +16,11 @@ from runtime.backends import Engine
 from runtime.batching import padded_batch
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
+from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.text import Text
 
-__all__ = ["EngineChoice", "choice_from_arguments", "n_cores", "open_encoder", "runs_at_once"]
+__all__ = ["EngineChoice", "choice_from_arguments", "open_encoder", "runs_at_once"]
 
 _MEASURED_S = 1.0
 _TEXTS, _IMAGES = 64, 8
@@ -67,11 +68,6 @@ class EngineChoice:
             "precision": None if self.precision is None else self.precision.value,
             "threads": self.threads,
         }
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_encoder(

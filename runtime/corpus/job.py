@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from runtime.corpus.engines import EngineChoice, n_cores
+from runtime.corpus.engines import EngineChoice
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_parts
 from runtime.corpus.prepare import ImagePreparation, Preparation, TextPreparation
@@ -15,6 +15,7 @@ from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
+from runtime.machine import n_cores
 from runtime.manifest import Modality
 
 __all__ = ["Executor", "Job", "parts_in_process"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.corpus.engines import EngineChoice, n_cores, open_encoder
+from runtime.corpus.engines import EngineChoice, open_encoder
 from runtime.corpus.job import Executor, Job, preparation_for, slices_of_rows
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
@@ -25,6 +25,7 @@ from runtime.corpus.prepare import Preparation, Prepared, Slice
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
+from runtime.machine import n_cores
 
 __all__ = ["ray_executor"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.corpus.atomic import write_atomically
-from runtime.corpus.engines import EngineChoice, choice_from_arguments, n_cores, open_encoder
+from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.job import Executor, Job, parts_in_process
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
@@ -24,6 +24,7 @@ from runtime.corpus.sources import Source, open_source
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
+from runtime.machine import n_cores
 
 __all__ = ["embed_corpus"]
 

@@ -1,0 +1,117 @@
+"""The machine: processor, cores and the instruction sets that decide how matrix products are computed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = [
+    "INSTRUCTION_SETS",
+    "cpu_model",
+    "has_vnni",
+    "instruction_sets",
+    "is_x86",
+    "machine_in_words",
+    "n_cores",
+]
+
+INSTRUCTION_SETS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+"""Names as Linux lists them in ``/proc/cpuinfo``; engines choose their kernels by these."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_DARWIN = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "AVX2": "avx2", "FMA": "fma"}
+
+
+def n_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_x86() -> bool:
+    """Tell an x86-64 machine from others."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+@lru_cache(maxsize=1)
+def cpu_model() -> str:
+    """Model name of the processor, or the architecture where the system does not tell."""
+    return _cpuinfo_field(("model name",)) or platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def instruction_sets() -> frozenset[str]:
+    """Members of ``INSTRUCTION_SETS`` that this processor has; empty where the system does not tell.
+
+    Source:
+        ``/proc/cpuinfo`` on Linux, ``sysctl`` on macOS. Other systems are not asked: what a model may do
+        there is decided by its opening check.
+    """
+    if platform.system() == "Darwin":
+        return frozenset(_darwin())
+    words = _cpuinfo_field(("flags", "Features")).split()
+    return frozenset(INSTRUCTION_SETS).intersection(words)
+
+
+def has_vnni() -> bool | None:
+    """Tell whether u8 × s8 products are summed in 32 bits on this x86 processor.
+
+    Without VNNI, engines use an instruction whose sums saturate at 16 bits.
+
+    Returns:
+        ``None`` where the instruction sets are unknown.
+    """
+    found = instruction_sets()
+    return bool(found & {"avx512_vnni", "avx_vnni", "amx_int8"}) if found else None
+
+
+def machine_in_words() -> str:
+    """Processor and its instruction sets, for messages: ``AMD EPYC (avx2, fma)``."""
+    found = instruction_sets()
+    known = ", ".join(name for name in INSTRUCTION_SETS if name in found) or "instruction sets unknown"
+    return f"{cpu_model()} ({known})"
+
+
+def _cpuinfo_field(names: tuple[str, ...]) -> str:
+    """First value of a field of ``/proc/cpuinfo``; empty where there is none."""
+    if not _CPUINFO.is_file():
+        return ""
+    for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _darwin() -> set[str]:
+    try:
+        listed = subprocess.run(
+            ["sysctl", "-a"], capture_output=True, text=True, check=False, timeout=10
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    found = set()
+    for line in listed.splitlines():
+        name, _, value = line.partition(":")
+        if name.startswith("hw.optional.arm.") and value.strip() == "1":
+            found.add(_DARWIN.get(name.rpartition(".")[2], ""))
+        elif name in ("machdep.cpu.features", "machdep.cpu.leaf7_features"):
+            found.update(_DARWIN.get(word, "") for word in value.split())
+    return found - {""}
