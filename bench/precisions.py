@@ -24,7 +24,7 @@ from export.limits import LIMITS
 from export.progress import progress_bars
 from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
 from export.retrieval.comparison import Direction
-from export.variants import forms_for
+from export.variants import forms_for, possible_forms
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import DatasetError
 from runtime.manifest import Manifest, Precision
@@ -84,8 +84,11 @@ def precisions(
     console = Console(width=140)
     rows: list[dict[str, Any]] = []
     languages: dict[str, Any] = {}
+    forms, refused = possible_forms(forms_for(_PRECISIONS, [], installed=installed_engines()))
+    for key, reason in refused.items():
+        console.print(f"{key} is left out: {reason}", markup=False)
     options = ExportOptions(
-        forms=forms_for(_PRECISIONS, [], installed=installed_engines()),
+        forms=forms,
         replace=True,
         captions_per_language=None,
         threads=threads,

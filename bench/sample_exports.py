@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from runtime.backends import GRAPH_ENGINES, Engine
-from runtime.errors import BabeltowerError, DatasetError, ParityError
+from runtime.errors import BabeltowerError, DatasetError, EngineError, ParityError
 from runtime.machine import n_cores
 from runtime.manifest import FORMAT, Manifest, Precision, manifest_path
 
@@ -107,7 +107,7 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
     from export.repository import ExportOptions, installed_engines, repository_from_towers
     from export.retrieval.sample_set import sample_retrieval_set
     from export.retrieval.sets import Captions, RetrievalSet
-    from export.variants import forms_for
+    from export.variants import forms_for, possible_forms
 
     def part_of(whole: RetrievalSet) -> RetrievalSet:
         place = {i: n for n, i in enumerate(range(0, len(whole.images), _IMAGES_SHARE))}
@@ -133,7 +133,10 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
     errors: dict[Precision, str] = {}
     for precision in precisions:
         try:
-            forms = forms_for([precision], ENGINES_OF[precision], installed=installed_engines())
+            wanted = forms_for([precision], ENGINES_OF[precision], installed=installed_engines())
+            forms, refused = possible_forms(wanted)
+            if not forms:
+                raise EngineError(" ".join(refused.values()))
             options = ExportOptions(
                 forms=forms,
                 replace=True,
@@ -152,10 +155,14 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
 
 
 def _keys(precision: Precision) -> set[str]:
-    from export.variants import FORMS
+    """Keys of the variants of a precision that can be made on this machine."""
+    from export.variants import FORMS, possible_forms
 
     engines = ENGINES_OF[precision]
-    return {f.key for f in FORMS if f.precision is precision and set(f.opened_by) & set(engines)}
+    forms, _ = possible_forms(
+        [f for f in FORMS if f.precision is precision and set(f.opened_by) & set(engines)]
+    )
+    return {form.key for form in forms}
 
 
 def _variants(model: Path) -> set[str]:

@@ -77,11 +77,12 @@ def export(
     """Export both towers, compare them with PyTorch, publish REPOSITORY/NAME.
 
     Exit code 0 means that parity was measured and held, and that the model is published. A variant that
-    does not hold is not published, and its report is kept as REPOSITORY/NAME.VARIANT.refused.json.
+    does not hold is not published, and its report is kept as REPOSITORY/NAME.VARIANT.refused.json. One that
+    this machine cannot build or measure is refused at once; the others are published.
     """
     try:
         from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
-        from export.variants import forms_for
+        from export.variants import forms_for, possible_forms
     except ModuleNotFoundError as error:
         raise ExportError(
             f"Exporting needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
@@ -90,8 +91,16 @@ def export(
 
     from export.progress import progress_bars
 
+    wanted = forms_for(precision, engine or [], installed=installed_engines())
+    forms, refused = possible_forms(wanted)
+    for key, reason in refused.items():
+        typer.echo(f"{key} cannot be made here: {reason}", err=True)
+    made = {form.precision for form in forms}
+    missing = [form.key for form in wanted if form.key in refused and (engine or form.precision not in made)]
+    if not forms:
+        raise ExportError(f"Nothing was exported: {' '.join(refused.values())}")
     options = ExportOptions(
-        forms=forms_for(precision, engine or [], installed=installed_engines()),
+        forms=forms,
         replace=replace,
         texts_per_language=texts_per_language,
         captions_per_language=None if all_captions else captions_per_language,
@@ -110,6 +119,11 @@ def export(
             progress=progress,
         )
     typer.echo(json.dumps(_record(done), ensure_ascii=False) if as_json else _summary(done))
+    if missing:
+        raise ExportError(
+            f"{', '.join(missing)} cannot be made on this machine, for the reason above, and was not "
+            f"published. Published were {', '.join(done.parity)}."
+        )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from runtime.errors import ExportError
 
-__all__ = ["ClipMethod", "Extent", "channel_magnitudes", "clip_extents"]
+__all__ = ["Batches", "ClipMethod", "Extent", "channel_magnitudes", "clip_extents", "tensors_of_batches"]
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 Floats = NDArray[np.float32]
@@ -96,6 +96,21 @@ def channel_magnitudes(
     return {name: np.maximum(np.abs(lows[name]), np.abs(highs[name])) for name in names}
 
 
+def tensors_of_batches(
+    model: onnx_ir.Model, folder: Path, names: Sequence[str], batches: Batches
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Run an FP32 graph and hand out some of its tensors, a batch at a time.
+
+    Raises:
+        ExportError: no batches.
+    """
+    graph = onnx_ir.to_proto(model)
+    del graph.graph.output[:]
+    for name in names:
+        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    yield from _runs(graph, folder, batches)
+
+
 def _extremes(
     model: onnx_ir.Model, folder: Path, names: Collection[str], batches: Batches, *, by_channel: bool
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
@@ -129,12 +144,8 @@ def _histograms(
     model: onnx_ir.Model, folder: Path, magnitudes: Mapping[str, float], batches: Batches
 ) -> dict[str, NDArray[np.int64]]:
     """int64 (bins,) by tensor: how often each magnitude comes, from 0 to the largest."""
-    graph = onnx_ir.to_proto(model)
-    del graph.graph.output[:]
-    for name in magnitudes:
-        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     counts = {name: np.zeros(_BINS, np.int64) for name in magnitudes}
-    for run in _runs(graph, folder, batches):
+    for run in tensors_of_batches(model, folder, list(magnitudes), batches):
         for name, largest in magnitudes.items():
             place = np.abs(run[name].ravel()) * np.float32(_BINS / (largest or 1.0))
             counts[name] += np.bincount(np.minimum(place.astype(np.int32), _BINS - 1), minlength=_BINS)
@@ -189,7 +200,7 @@ def _ranks(model: onnx_ir.Model, names: Collection[str]) -> dict[str, int]:
     return {name: ranks[name] for name in names}
 
 
-def _runs(graph: onnx.ModelProto, folder: Path, batches: Batches) -> Any:
+def _runs(graph: onnx.ModelProto, folder: Path, batches: Batches) -> Iterator[dict[str, NDArray[Any]]]:
     if not batches:
         raise ExportError("No calibration batches were given; pass at least one for each tower.")
     options = onnxruntime.SessionOptions()

@@ -1,9 +1,10 @@
 """FP32 graph → INT8 graph: static Q/DQ around every matrix product.
 
 Scales are constants, so that a row alone and in any batch are the same row. Weights are symmetric, one
-scale for each output channel; activations have one scale for each tensor, measured on calibration batches.
-One Q/DQ pair stands at a tensor, however many products read it. Products of two activations (attention)
-are quantised too: the engines then fuse a whole attention in int8.
+scale for each output channel, and rounded so that their errors cancel on the calibration inputs.
+Activations have one scale for each tensor, measured on calibration batches. One Q/DQ pair stands at a
+tensor, however many products read it. Products of two activations (attention) are quantised too: the
+engines then fuse a whole attention in int8.
 
 The recipe is one for all engines; only how an activation is *encoded* differs, since each engine has a fast
 path for another form. For OpenVINO, the attention of texts is written so that its sums are exact, and in few
@@ -28,12 +29,22 @@ from export.exact_softmax import sum_exactly
 from export.folding import PIXEL_CENTRE, fold
 from export.graph_edits import add_weight, constant, drop_unused, float_like
 from export.graph_files import save_graph
+from export.input_moments import Seen, input_moments
 from export.matrix_products import operations_by_product, products
 from export.packed_attention import pack_attention
 from export.smoothing import smooth
+from export.weight_rounding import FULL_CODE, PORTABLE_CODE, RoundedWeight, Rounding, rounded_weight
 from runtime.errors import ExportError
 
-__all__ = ["Encoding", "Int8Recipe", "Int8Report", "Target", "int8_from_onnx", "recipe_for"]
+__all__ = [
+    "Encoding",
+    "Int8Recipe",
+    "Int8Report",
+    "Measured",
+    "Target",
+    "int8_from_onnx",
+    "recipe_for",
+]
 
 _UINT8, _INT8 = onnx_ir.DataType.UINT8, onnx_ir.DataType.INT8
 
@@ -65,6 +76,13 @@ ENCODINGS: Mapping[Target, Encoding] = {
 }
 """What each engine runs fastest; TensorRT reads nothing else."""
 
+LARGEST_CODES: Mapping[Target, int] = {
+    Target.ONNXRUNTIME: PORTABLE_CODE,
+    Target.OPENVINO: FULL_CODE,
+    Target.TENSORRT: FULL_CODE,
+}
+"""Largest magnitude of a weight's code. ONNX Runtime runs the graph on CPUs that saturate in 16 bits too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Int8Recipe:
@@ -77,6 +95,7 @@ class Int8Recipe:
         kept: Names of matrix products that stay FP32.
         smooth: SmoothQuant's alpha; ``None`` moves no outliers.
         table: How the token table is stored.
+        rounding: How weights are rounded.
     """
 
     target: Target = Target.ONNXRUNTIME
@@ -85,6 +104,7 @@ class Int8Recipe:
     kept: tuple[str, ...] = ()
     smooth: float | None = None
     table: EmbeddingTable = EmbeddingTable.INT8
+    rounding: Rounding = Rounding.COMPENSATED
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -96,26 +116,46 @@ class Int8Recipe:
 
     @property
     def encoding(self) -> Encoding:
-        """The target's."""
+        """How the target's activations become codes."""
         return ENCODINGS[self.target]
+
+    @property
+    def largest_code(self) -> int:
+        """Largest magnitude of a weight's code, for the target."""
+        return LARGEST_CODES[self.target]
 
 
 def recipe_for(target: Target) -> Int8Recipe:
     """The default recipe of an engine."""
     table = EmbeddingTable.FP16 if target is Target.TENSORRT else EmbeddingTable.INT8
-    return Int8Recipe(target=target, table=table)
+    # Where weights have all 8 bits, rounding to the nearest loses less than activations do.
+    rounding = Rounding.COMPENSATED if target is Target.ONNXRUNTIME else Rounding.NEAREST
+    return Int8Recipe(target=target, table=table, rounding=rounding)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Results of calibration, which hold whatever products are kept.
+
+    Attributes:
+        extents: Range that is kept of each activation, by the tensor's name.
+        weights: Rounded weights, by the product's name.
+    """
+
+    extents: Mapping[str, Extent]
+    weights: Mapping[str, RoundedWeight]
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Report:
-    """What became INT8.
+    """Summary of a quantised graph.
 
     Attributes:
         share_int8: Of the multiply–adds of all matrix products, at ``matrix_products.NOMINAL_SIZES``.
         n_int8: Products in INT8.
         kept: Products in FP32.
         n_smoothed: Tensors whose outliers were moved.
-        extents: (low, high) that was kept of each quantised activation.
+        measured: Ranges and rounded weights, to quantise the tower again without measuring anew.
     """
 
     recipe: Int8Recipe
@@ -123,7 +163,7 @@ class Int8Report:
     n_int8: int
     kept: tuple[str, ...]
     n_smoothed: int
-    extents: Mapping[str, tuple[float, float]] = field(repr=False)
+    measured: Measured = field(repr=False, compare=False)
 
 
 def int8_from_onnx(
@@ -133,7 +173,7 @@ def int8_from_onnx(
     data_name: str,
     calibration: Sequence[Mapping[str, NDArray[Any]]],
     recipe: Int8Recipe,
-    extents: Mapping[str, tuple[float, float]] | None = None,
+    measured: Measured | None = None,
 ) -> Int8Report:
     """Quantise a tower's FP32 graph.
 
@@ -141,7 +181,8 @@ def int8_from_onnx(
         source: Graph written by ``onnx_from_tower``.
         target: ONNX file to write; large weights go beside it as ``data_name``.
         calibration: Batches of real inputs by name, see ``export.calibration``.
-        extents: What an earlier call with the same clipping and smoothing reported; measured if ``None``.
+        measured: From an earlier report of the same tower, clipping, smoothing and rounding that kept no
+            product that is quantised now; measured here if ``None``.
 
     Raises:
         ExportError: no calibration batches, a name in ``recipe.kept`` that is no matrix product, or an
@@ -158,8 +199,8 @@ def int8_from_onnx(
         n_smoothed = smooth(model, folder, calibration, alpha=recipe.smooth)
     chosen = [node for node in products(model) if node.name not in recipe.kept]
     activations = _activations(chosen)
-    if extents is None:
-        kept_extents = clip_extents(
+    if measured is None:
+        extents = clip_extents(
             model,
             folder,
             [str(value.name) for value in activations],
@@ -167,12 +208,12 @@ def int8_from_onnx(
             method=recipe.method,
             percentile=recipe.percentile,
         )
-    else:
-        kept_extents = {str(value.name): Extent(*extents[str(value.name)]) for value in activations}
+        weights = _rounded_weights(model, folder, activations, extents, calibration, recipe)
+        measured = Measured(extents, weights)
     for value in activations:
-        _quantise_activation(model.graph, value, activations[value], kept_extents, recipe.encoding)
+        _quantise_activation(model.graph, value, activations[value], measured.extents, recipe.encoding)
     for node in chosen:
-        _quantise_weight(model.graph, node)
+        _quantise_weight(model.graph, node, measured.weights)
     if recipe.target is Target.OPENVINO:
         sum_exactly(model)
         pack_attention(model)
@@ -187,7 +228,7 @@ def int8_from_onnx(
         n_int8=len(names),
         kept=tuple(name for name in operations if name not in names),
         n_smoothed=n_smoothed,
-        extents={name: (e.low, e.high) for name, e in kept_extents.items()},
+        measured=measured,
     )
 
 
@@ -264,25 +305,83 @@ def _scale_and_zero(extent: Extent, encoding: Encoding) -> tuple[np.float32, NDA
     return np.float32(extent.magnitude / 127 or 1.0), np.array(0, np.int8)
 
 
-def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+def _rounded_weights(
+    model: onnx_ir.Model,
+    folder: Path,
+    activations: Mapping[onnx_ir.Value, Reads],
+    extents: Mapping[str, Extent],
+    calibration: Sequence[Mapping[str, NDArray[Any]]],
+    recipe: Int8Recipe,
+) -> dict[str, RoundedWeight]:
+    """Round the weights of all products, by the product's name."""
+    readers = {
+        str(value.name): (
+            value,
+            [node for node, i in reads if i == 0 and constant(node.inputs[1]) is not None],
+        )
+        for value, reads in activations.items()
+    }
+    found: dict[str, RoundedWeight] = {}
+    seen: dict[str, Seen] = {}
+    for name, (value, nodes) in readers.items():
+        for node in nodes:
+            if recipe.rounding is Rounding.NEAREST or node.op_type == "Conv":
+                found[str(node.name)] = _rounded(node, recipe)
+            else:
+                seen[name] = _codes_as_seen(value, extents, recipe.encoding)
+    for name, moments in input_moments(model, folder, seen, calibration):
+        for node in readers[name][1]:
+            if node.op_type != "Conv":
+                found[str(node.name)] = _rounded(node, recipe, moments)
+    return found
+
+
+def _codes_as_seen(value: onnx_ir.Value, extents: Mapping[str, Extent], encoding: Encoding) -> Seen:
+    """Give rows of an activation as they are after quantising; pixels are exact."""
+    if _pixel_codes(value) is not None:
+        return lambda rows: rows
+    scale, zero = _scale_and_zero(extents[str(value.name)], encoding)
+    limits, offset = np.iinfo(zero.dtype), np.float32(zero)
+
+    def seen(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        codes = np.clip(np.rint(rows / scale) + offset, limits.min, limits.max)
+        dequantised: NDArray[np.float32] = ((codes - offset) * scale).astype(np.float32)
+        return dequantised
+
+    return seen
+
+
+def _rounded(
+    node: onnx_ir.Node, recipe: Int8Recipe, moments: NDArray[np.float64] | None = None
+) -> RoundedWeight:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    return rounded_weight(weight, _output_axis(node), largest_code=recipe.largest_code, moments=moments)
+
+
+def _output_axis(node: onnx_ir.Node) -> int:
+    """Axis of a product's weight that its output channels lie on."""
+    by_row = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
+    return 0 if by_row else -1
+
+
+def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node, weights: Mapping[str, RoundedWeight]) -> None:
     """Store a product's weights as int8, one scale for each output channel."""
     weight = constant(node.inputs[1])
     if weight is None:
         return
     name = str(node.inputs[1].name) if node.inputs[1] is not None else str(node.name)
-    by_row = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
-    axis = 0 if by_row else weight.ndim - 1
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    codes = np.rint(weight / scales).astype(np.int8)
+    rounded = weights[str(node.name)]
     inputs = [
-        add_weight(graph, f"{name}/int8", codes),
-        add_weight(graph, f"{name}/scale", scales.ravel()),
-        add_weight(graph, f"{name}/zero", np.zeros(scales.size, np.int8)),
+        add_weight(graph, f"{name}/int8", rounded.codes),
+        add_weight(graph, f"{name}/scale", rounded.scales),
+        add_weight(graph, f"{name}/zero", np.zeros(rounded.scales.size, np.int8)),
     ]
     dequantise = onnx_ir.node(
-        "DequantizeLinear", inputs, attributes={"axis": axis}, name=f"{node.name}/weight"
+        "DequantizeLinear",
+        inputs,
+        attributes={"axis": _output_axis(node) % weight.ndim},
+        name=f"{node.name}/weight",
     )
     graph.insert_before(node, dequantise)
     node.replace_input_with(1, float_like(dequantise, f"{node.name}/weight", weight.shape))

@@ -34,6 +34,7 @@ from export.towers import Towers
 from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
+from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
 from runtime.manifest import (
     FrontEnds,
     Manifest,
@@ -202,12 +203,14 @@ class _Run:
             gate = self._gate()
         reports: dict[str, ParityReport] = {}
         refused: dict[str, ParityReport] = {}
-        for form in self.options.forms:
-            report = self._variant(form, sources, calibration, expected, gate)
-            (refused if report.violations() else reports)[form.key] = report
-        if reports:
-            with self._timed("front ends"):
-                self._front_ends(first=next(iter(reports)))
+        try:
+            for form in self.options.forms:
+                report = self._variant(form, sources, calibration, expected, gate)
+                (refused if report.violations() else reports)[form.key] = report
+        finally:  # what is published is published wholly, also where a later form fails
+            if reports:
+                with self._timed("front ends"):
+                    self._front_ends(first=next(iter(reports)))
         if refused:
             raise ParityError(self._refusal(refused, published=list(reports)))
         return Export(
@@ -332,6 +335,10 @@ class _Run:
             recipe={modality: how for modality, how in recipes.items() if how},
             calibration=calibration.as_json() if calibration and form.needs_calibration else {},
             versions=_versions(),
+            measured_on={
+                "cpu": cpu_model(),
+                "instruction_sets": [name for name in INSTRUCTION_SETS if name in instruction_sets()],
+            },
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -410,11 +417,11 @@ def require_free(repository: Path, name: str, options: ExportOptions) -> None:
     Raises:
         ExportError: the repository holds one of the variants, and it may not be replaced.
         ManifestError: the name cannot be a model's, or its manifest is malformed.
-        EngineError: a form cannot be made on this machine.
+        EngineError: a form cannot be made or measured on this machine.
     """
     require_name(name)
-    for require in {form.require for form in options.forms if form.require is not None}:
-        require()
+    for form in options.forms:
+        form.require_here()
     if repository.exists() and not repository.is_dir():
         raise ExportError(f"{repository} is a file; a repository is a folder.")
     published = _published(repository, name, replace=options.replace)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from export.calibration import CalibrationSet
 from export.embedding_table import EmbeddingTable
-from export.int8 import Int8Recipe, int8_from_onnx
+from export.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.matrix_products import operations_by_product
 from export.retrieval.vectors import Progress
 from runtime.backends import Engine, open_backend
@@ -117,20 +117,20 @@ def costs_of_products(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
 
-        def quantise(kept: tuple[str, ...], extents: Mapping[str, tuple[float, float]] | None) -> Any:
+        def quantise(kept: tuple[str, ...], measured: Measured | None) -> Any:
             return int8_from_onnx(
                 source,
                 graph,
                 data_name="model.data",
                 calibration=calibration,
                 recipe=dataclasses.replace(recipe, kept=kept),
-                extents=extents,
+                measured=measured,
             )
 
-        extents = quantise((), None).extents
+        measured = quantise((), None).measured
         for done, name in enumerate(operations):
             progress(f"{modality.value} products", done, len(operations))
-            quantise(tuple(other for other in operations if other != name), extents)
+            quantise(tuple(other for other in operations if other != name), measured)
             vectors = _vectors(graph, probe.inputs.batches(modality), Precision.INT8)
             found.append(
                 ProductCost(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from export.calibration import CalibrationSet
 from export.gate import GateReference
-from export.int8 import Int8Recipe, int8_from_onnx
+from export.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.retrieval.comparison import Direction, compare_language
 from export.retrieval.metrics import Protocol, agreement
 from export.retrieval.vectors import Vectors
@@ -129,7 +129,7 @@ class Trials:
     limits: RetrievalLimits
     done: list[Trial] = field(default_factory=list)
     _towers: dict[tuple[Modality, frozenset[str]], _TowerRun] = field(default_factory=dict)
-    _extents: dict[Modality, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    _measurements: dict[Modality, Measured] = field(default_factory=dict)
 
     def trial(self, kept: Sequence[Product]) -> Trial:
         """Quantise, embed the retrieval set and compare; remembered in ``done``."""
@@ -180,10 +180,10 @@ class Trials:
                     data_name="model.data",
                     calibration=self.calibration.batches(modality),
                     recipe=dataclasses.replace(self.recipe, kept=tuple(sorted(kept))),
-                    extents=self._extents.get(modality),
+                    measured=self._measurements.get(modality),
                 )
                 if not kept:
-                    self._extents[modality] = report.extents
+                    self._measurements[modality] = report.measured
                 vectors, seconds = embedded(graph, self.inputs.batches[modality], engine=self.engine)
             self._towers[key] = _TowerRun(vectors, report.share_int8, seconds / len(vectors))
         return self._towers[key]

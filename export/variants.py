@@ -19,11 +19,11 @@ from export.fp16 import fp16_from_onnx
 from export.graph_files import copy_graph
 from export.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
 from export.tensorrt_variant import TensorRtGraph, plan_maker, require_gpu
-from runtime.backends import Engine
-from runtime.errors import ExportError
+from runtime.backends import GRAPH_ENGINES, Engine, require_computes
+from runtime.errors import EngineError, ExportError
 from runtime.manifest import Modality, Precision, variant_name
 
-__all__ = ["FORMS", "FP32", "Form", "Making", "forms_for"]
+__all__ = ["FORMS", "FP32", "Form", "Making", "forms_for", "possible_forms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Form:
         engine: The one engine that the graphs are made for; ``None`` where they are made for any.
         opened_by: Engines that may open the variant.
         make: Writes a tower's graph and says how, in plain values.
-        require: Raises where the form cannot be made on this machine; asked before any work.
+        require: Raises where the form cannot be made on this machine; see ``require_here``.
     """
 
     precision: Precision
@@ -74,6 +74,18 @@ class Form:
     def key(self) -> str:
         """What the manifest calls the variant."""
         return variant_name(self.precision, None if self.engine is None else self.engine.value)
+
+    def require_here(self) -> None:
+        """Check, before any work, that this machine can make the form and measure it on every engine.
+
+        Raises:
+            EngineError: it cannot; the message names the processor and what to use instead.
+        """
+        if self.require is not None:
+            self.require()
+        for engine in self.opened_by:
+            if engine in GRAPH_ENGINES:
+                require_computes(engine, self.precision)
 
 
 def forms_for(
@@ -110,6 +122,23 @@ def forms_for(
             )
         chosen += possible
     return tuple(chosen)
+
+
+def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str, str]]:
+    """Split forms into those that this machine can make and measure, and the others.
+
+    Returns:
+        The possible forms, in order, and for each of the others its key and the reason.
+    """
+    possible, refused = [], {}
+    for form in forms:
+        try:
+            form.require_here()
+        except EngineError as error:
+            refused[form.key] = str(error)
+        else:
+            possible.append(form)
+    return tuple(possible), refused
 
 
 def _fp32(making: Making) -> dict[str, Any]:
@@ -160,6 +189,8 @@ def _int8_json(report: Int8Report) -> dict[str, Any]:
         "smooth": recipe.smooth,
         "table": recipe.table.value,
         "activations": recipe.encoding.value,
+        "largest_weight_code": recipe.largest_code,
+        "rounding": recipe.rounding.value,
     }
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "TensorType",
     "open_backend",
     "open_graph",
+    "require_computes",
 ]
 
 
@@ -142,6 +143,28 @@ def open_graph(
             for _ in range(instances)
         ]
     )
+
+
+def require_computes(engine: Engine, precision: Precision, provider: str | None = None) -> None:
+    """Check that one of ``GRAPH_ENGINES`` computes in a precision on this machine, before any work.
+
+    Args:
+        provider: See ``open_backend``.
+
+    Raises:
+        EngineError: the engine is not installed, or does not compute in the precision here; the message
+            names the processor and what to use instead.
+    """
+    if engine is Engine.OPENVINO:
+        from runtime.backends import openvino
+
+        openvino.require_computes(precision, provider)
+    elif engine is Engine.ONNXRUNTIME:
+        from runtime.backends import onnxruntime
+
+        onnxruntime.require_computes(precision, provider)
+    else:
+        raise EngineError(f"{engine.value} reads no ONNX file; expected one of {[*GRAPH_ENGINES]}.")
 
 
 def _require_sane(graph: Path, threads: int | None, instances: int) -> None:

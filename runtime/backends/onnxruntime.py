@@ -13,7 +13,7 @@ from runtime.backends import Signature, TensorType
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "require_computes"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
@@ -83,6 +83,15 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(uint8)": "uint8",
 }
+
+
+def require_computes(precision: Precision, provider: str | None = None) -> None:
+    """Check that a provider is here and computes in a precision, before a graph is read.
+
+    Raises:
+        EngineError: it is not, or it does not.
+    """
+    _provider(provider, precision)
 
 
 def _provider(asked: str | None, precision: Precision) -> str:

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from runtime.backends import Signature, TensorType
 from runtime.errors import EngineError
+from runtime.machine import has_vnni, is_x86, machine_in_words
 from runtime.manifest import Precision
 
-__all__ = ["OpenVinoBackend"]
+__all__ = ["OpenVinoBackend", "require_computes"]
+
+_CPU = "CPU"
 
 _HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
 """Arithmetic of what is not quantised. Without a hint, OpenVINO computes fp32 graphs in bf16 where it can."""
@@ -39,7 +42,7 @@ class OpenVinoBackend:
         instances: int = 1,
     ) -> None:
         self._graph = graph
-        self._model: Any = _compiled(_core(), graph, device or "CPU", precision, threads, instances)
+        self._model: Any = _compiled(_core(), graph, device or _CPU, precision, threads, instances)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @property
@@ -125,6 +128,16 @@ def _compiled(
         ) from error
 
 
+def require_computes(precision: Precision, device: str | None = None) -> None:
+    """Check that OpenVINO computes in a precision here, and rightly, before a graph is read.
+
+    Raises:
+        EngineError: OpenVINO or the device is missing, the device does not compute in the precision, or it
+            is a CPU on which INT8 products saturate.
+    """
+    _require_capability(_core(), device or _CPU, precision)
+
+
 def _require_capability(core: Any, device: str, precision: Precision) -> None:
     if device not in core.available_devices:
         raise EngineError(
@@ -132,8 +145,15 @@ def _require_capability(core: Any, device: str, precision: Precision) -> None:
             "Pass one of them as provider=..., or none."
         )
     capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    where = machine_in_words() if device == _CPU else f"{device} of {machine_in_words()}"
     if precision in (Precision.FP16, Precision.BF16) and precision.value.upper() not in capabilities:
         raise EngineError(
-            f"OpenVINO does not compute in {precision.value} on this {device}; it offers "
-            f"{sorted(capabilities)}. Open the model with precision='fp32' or 'int8'."
+            f"OpenVINO does not compute in {precision.value} on {where}; it offers {sorted(capabilities)}. "
+            "Use fp32 on any engine, or int8 on engine onnxruntime."
+        )
+    if precision is Precision.INT8 and device == _CPU and is_x86() and has_vnni() is False:
+        raise EngineError(
+            f"OpenVINO's int8 is not right on {where}: without VNNI it sums products in 16 bits, which "
+            "saturate, and it is slower than fp32. Use engine onnxruntime with int8, which is right on "
+            "every CPU, or fp32 on either engine."
         )
