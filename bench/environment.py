@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from runtime.machine import cpu_model, n_cores
+from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets, n_cores
 
 __all__ = ["Environment", "environment"]
 
@@ -31,12 +31,14 @@ class Environment:
 
     Attributes:
         cpu: Model name of the processor.
+        instruction_sets: Those that decide how matrix products are computed, separated by spaces.
         n_cores: Logical cores that this process may use.
         versions: By distribution name; those not installed are left out.
         commit: Commit of the source tree, with ``-dirty`` where it was changed; ``None`` outside a checkout.
     """
 
     cpu: str
+    instruction_sets: str
     n_cores: int
     system: str
     python: str
@@ -48,6 +50,7 @@ def environment() -> Environment:
     """Describe this machine and this process."""
     return Environment(
         cpu=cpu_model(),
+        instruction_sets=" ".join(name for name in INSTRUCTION_SETS if name in instruction_sets()),
         n_cores=n_cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

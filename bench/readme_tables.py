@@ -23,6 +23,7 @@ from bench.record_tables import (
     costs_table,
     peer_errors_table,
     peers_table,
+    portable_speed_table,
     precisions_table,
     rates_table,
     recall_table,
@@ -61,14 +62,24 @@ def _of_json(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Path], str
     return lambda path: render(json.loads(path.read_text(encoding="utf-8")))
 
 
+def _precisions(path: Path) -> str:
+    """One table of two machines' records, the second one's in the folder ``avx2`` beside the first."""
+    beside = path.parent / "avx2" / path.name
+    record, avx2 = (json.loads(found.read_text(encoding="utf-8")) for found in (path, beside))
+    return precisions_table(record, avx2)
+
+
 _PRECISIONS = ("precisions.json", "python -m bench.precisions")
 _CORPUS = ("corpus.json", "python -m bench.corpus --work FOLDER")
 _PEERS = ("peers.json", "python -m bench.peers")
 
 TABLES: Mapping[str, Table] = {
     "recall": Table(*_PRECISIONS, _of_json(recall_table)),
-    "precisions": Table(*_PRECISIONS, _of_json(precisions_table)),
+    "precisions": Table(*_PRECISIONS, _precisions),
     "speed": Table("precision_speed.json", "python -m bench.precision_speed", _of_records(speed_table)),
+    "speed-avx2": Table(
+        "avx2/precision_speed.json", "python -m bench.precision_speed", _of_records(portable_speed_table)
+    ),
     "corpus": Table(*_CORPUS, _of_records(corpus_table)),
     "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
     "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),

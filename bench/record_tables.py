@@ -22,6 +22,7 @@ __all__ = [
     "costs_table",
     "peer_errors_table",
     "peers_table",
+    "portable_speed_table",
     "precisions_table",
     "rates_table",
     "recall_table",
@@ -44,9 +45,9 @@ _TOWERS = {
 _VARIANTS = {
     "fp16": "FP16",
     "bf16_openvino": "BF16, OpenVINO",
-    "int8_onnxruntime": "INT8, ONNX Runtime",
     "int8_openvino": "INT8, OpenVINO",
 }
+_VARIANTS_AVX2 = {"int8_onnxruntime": "INT8, ONNX Runtime, on AVX2"}
 _FORMS = {
     "onnxruntime fp32": "ONNX Runtime FP32",
     "openvino fp32": "OpenVINO FP32",
@@ -85,12 +86,42 @@ def recall_table(record: Mapping[str, Any]) -> str:
     )
 
 
-def precisions_table(record: Mapping[str, Any]) -> str:
-    """Points of R@1 lost: in the mean of the worse direction / by the language that loses most in either."""
-    lost = {(row["model"], row["variant"]): _lost(row) for row in record["rows"]}
-    models = _in_order({model for model, _ in lost})
-    rows = [(f"`{model}`", *(lost.get((model, variant), _NONE) for variant in _VARIANTS)) for model in models]
-    return _markdown(("checkpoint", *_VARIANTS.values()), rows)
+def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
+    """Points of R@1 lost: in the mean of the worse direction / by the language that loses most in either.
+
+    Args:
+        record: From a machine with VNNI and BF16.
+        avx2: From one with AVX2 alone, where the form that is right on every CPU is measured.
+    """
+    lost, lost_avx2 = (
+        {(row["model"], row["variant"]): _lost(row) for row in found["rows"]} for found in (record, avx2)
+    )
+    rows = [
+        (
+            f"`{model}`",
+            *(lost.get((model, variant), _NONE) for variant in _VARIANTS),
+            *(lost_avx2.get((model, variant), _NONE) for variant in _VARIANTS_AVX2),
+        )
+        for model in _in_order({model for model, _ in lost})
+    ]
+    return _markdown(("checkpoint", *_VARIANTS.values(), *_VARIANTS_AVX2.values()), rows)
+
+
+def portable_speed_table(records: Sequence[Record]) -> str:
+    """Forms that are right without VNNI × PyTorch eager in FP32, and INT8 beside ONNX Runtime's own FP32."""
+    require_one_environment(records)
+    forms_here = ("onnxruntime fp32", "openvino fp32", "onnxruntime int8")
+    rows = [
+        (
+            tower,
+            shape,
+            *(_ratio(forms, form, TORCH) for form in forms_here),
+            _ratio(forms, "onnxruntime int8", "onnxruntime fp32"),
+        )
+        for (tower, shape), forms in cells_by_shape(records).items()
+    ]
+    headings = (_FORMS[form] for form in forms_here)
+    return _markdown(("tower", "rows × tokens", *headings, "INT8 ÷ FP32, ONNX Runtime"), rows)
 
 
 def speed_table(records: Sequence[Record]) -> str:

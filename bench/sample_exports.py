@@ -77,7 +77,7 @@ def sample_export(
     known_errors = _errors_of(stamp, wanted)
     errors = known_errors or {}
     present = _variants(model) if known_errors is not None else set()
-    missing = [p for p in precisions if p not in errors and not _keys(p) <= present]
+    missing = [p for p in precisions if p not in errors and not (_keys(p) and _keys(p) <= present)]
     if missing:
         errors = {**errors, **_export(checkpoint, repository, missing)}
         record = {"stamp": wanted, "errors": {p.value: error for p, error in errors.items()}}

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
+from runtime.backends import Engine, require_computes
+from runtime.errors import EngineError
 from runtime.manifest import Modality, Precision
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class Artefact:
 
 
 def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Artefact]:
-    """Write what is missing of a tower's forms, and name them ``engine precision``."""
+    """Write what is missing of a tower's forms, and name them ``engine precision``.
+
+    Forms that are not right on this processor are left out.
+    """
     fp32 = fp32_graph(variant, modality, work)
     folder = fp32.parent
     forms = {}
@@ -50,17 +54,29 @@ def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Arte
         (Engine.ONNXRUNTIME, Precision.INT8, "int8_onnxruntime", "onnx"),
         (Engine.OPENVINO, Precision.INT8, "int8_openvino", "onnx"),
     ):
+        if not _computes(engine, precision):
+            continue
         graph = folder / f"{stem}.{suffix}"
         if not graph.is_file():
             _convert(fp32, graph, engine, precision)
         forms[f"{engine.value} {precision.value}"] = Artefact(
             engine, precision, graph, graph.with_suffix(".data")
         )
+    if not _computes(Engine.OPENVINO, Precision.INT8):
+        return forms
     nncf = folder / "nncf.xml"
     if not nncf.is_file():
         _quantise_with_nncf(fp32, nncf)
     forms["openvino int8 by NNCF"] = Artefact(Engine.OPENVINO, Precision.INT8, nncf, nncf.with_suffix(".bin"))
     return forms
+
+
+def _computes(engine: Engine, precision: Precision) -> bool:
+    try:
+        require_computes(engine, precision)
+    except EngineError:
+        return False
+    return True
 
 
 def fp32_graph(variant: str, modality: Modality, work: Path) -> Path:

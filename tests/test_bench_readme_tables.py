@@ -17,6 +17,7 @@ from bench.record_tables import (
     costs_table,
     peer_errors_table,
     peers_table,
+    portable_speed_table,
     precisions_table,
     rates_table,
     recall_table,
@@ -24,6 +25,7 @@ from bench.record_tables import (
     speed_table,
 )
 from bench.records import Record, record_of, suite_cell, write_records
+from bench.speed_cells import cells_by_shape, verdicts_of_cells
 from runtime.errors import BabeltowerError
 
 
@@ -139,9 +141,11 @@ def test_recall_is_the_mean_over_the_languages() -> None:
 
 
 def test_precisions_show_the_worse_direction_and_gains_as_zero() -> None:
-    assert rows_of(precisions_table(precisions())) == [
+    portable = precisions()
+    portable["rows"] = [{**portable["rows"][2], "variant": "int8_onnxruntime"}]
+    assert rows_of(precisions_table(precisions(), portable)) == [
         ["`nllb-clip`", "0.00 / 0.75", "–", "–", "–"],
-        ["`altclip`", "–", "–", "–", "0.34 / 0.75"],
+        ["`altclip`", "–", "–", "0.34 / 0.75", "0.34 / 0.75"],
         ["`zebra`", "0.00 / 0.75", "–", "–", "–"],
     ]
 
@@ -178,6 +182,21 @@ def test_speed_is_a_ratio_within_the_turns() -> None:
         ["XLM-R base", "8×16", *cells, "1.25"],
         ["ViT-B/32", "8", *cells, "–"],
     ]
+
+
+def test_speed_without_vnni_is_beside_onnx_runtime_s_own_fp32() -> None:
+    records = [r for r in speeds() if not r.cell.get("form", "").startswith("openvino int8")]
+    for tower, shape in (("XLM-R base", "8×16"), ("ViT-B/32", "8")):
+        cell = {"tower": tower, "shape": shape, "form": "onnxruntime fp32"}
+        settings = {"rows": 8, "tokens": 16, "operations_per_run": 8 * 10**9}
+        records.append(record_of(cell, [15.0, 22.5, 7.5], unit="rows/core-second", settings=settings))
+    cells = ["1.50", "1.25", "3.00", "2.00"]
+    assert rows_of(portable_speed_table(records)) == [
+        ["XLM-R base", "8×16", *cells],
+        ["ViT-B/32", "8", *cells],
+    ]
+    (verdict,) = verdicts_of_cells("XLM-R base", cells_by_shape(records)["XLM-R base", "8×16"])
+    assert verdict == ("int8 ≥ 1.75× fp32, both on ONNX Runtime", "2.00×", "onnxruntime int8", True)
 
 
 def corpora() -> list[Record]:
