@@ -198,7 +198,9 @@ def test_the_record_is_json_with_every_field():
     assert record["verdict"] == {"passed": False, "failures": list(report.failures)}
     assert record["model"]["fingerprint"] == "f" * 64
     assert (record["language_map"], record["protocol"]) == ("paper", "any")
-    assert {"cpu", "n_cores", "versions", "commit", "python", "system"} == set(record["environment"])
+    assert {"cpu", "instruction_sets", "n_cores", "versions", "commit", "python", "system"} == set(
+        record["environment"]
+    )
     english = record["languages"][0]
     assert set(english["text_to_image"]["reference"]["at"]) == {"1", "5", "10"}
     assert english["texts"]["cosine_min"] == report.languages[0].texts.cosine_min
