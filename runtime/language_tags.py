@@ -95,6 +95,7 @@ class _Facts:
     defaults: Mapping[str, str]
     regions: Mapping[str, str]
     likely: Mapping[str, str]
+    extended: Mapping[str, str]
     macrolanguages: Mapping[str, str]
     countries: Mapping[str, str]
     assigned: Mapping[str, str]
@@ -137,7 +138,7 @@ def _tag_from_subtags(subtags: list[str]) -> Tag | None:
     if not _LANGUAGE.fullmatch(rest[0]):
         return None
     language = rest.pop(0)
-    while rest and len(rest[0]) == 3 and _encompasses(language, rest[0]):
+    while rest and len(rest[0]) == 3 and _is_language_of(rest[0], language):
         language = rest.pop(0)
     script = rest.pop(0).title() if rest and _SCRIPT.fullmatch(rest[0]) else next(iter(named), "")
     region = rest.pop(0).upper() if rest and _is_region(rest[0]) else ""
@@ -179,9 +180,13 @@ def _public_subtags(replacement: str) -> list[str]:
     return replacement.lower().split("-x-")[0].split("-")
 
 
-def _encompasses(language: str, extended: str) -> bool:
-    members = members_of_macrolanguage(language)
-    return language == "sgn" or bool({extended, canonical_language(extended, macro=False)} & set(members))
+def _is_language_of(extended: str, prefix: str) -> bool:
+    """Whether three letters after a language name one that it encompasses, and not a country: ``zh-yue``."""
+    prefix = canonical_language(prefix, macro=False)
+    if extended in _facts().extended.get(prefix, "").split():
+        return True
+    members = {extended, canonical_language(extended, macro=False)} & set(members_of_macrolanguage(prefix))
+    return bool(members) and not _is_region(extended)
 
 
 def _is_region(subtag: str) -> bool:
@@ -222,6 +227,7 @@ def _region(tag: Tag) -> str:
     return home if home in choices else choices[0]
 
 
+@lru_cache(maxsize=1024)
 def canonical_language(language: str, *, macro: bool = True) -> str:
     """CLDR's code of a language: ``por`` → ``pt``, and with ``macro`` ``arb`` → ``ar``."""
     facts = _facts()
@@ -244,6 +250,7 @@ def readable_script(script: str, known: Mapping[str, str]) -> str | None:
     return next((one for one in (script, _READ_AS.get(script)) if one is not None and one in known), None)
 
 
+@lru_cache(maxsize=1024)
 def macrolanguage_of(language: str) -> str | None:
     """CLDR's code of the language around another: its macrolanguage, or the one whose variant it was."""
     known = {language, canonical_language(language, macro=False)}
@@ -256,7 +263,7 @@ def macrolanguage_of(language: str) -> str | None:
 
 def members_of_macrolanguage(language: str) -> tuple[str, ...]:
     """The languages that a macrolanguage encompasses."""
-    return tuple(_facts().macrolanguages.get(canonical_language(language), "").split())
+    return tuple(_facts().macrolanguages.get(canonical_language(language, macro=False), "").split())
 
 
 def official_languages(country: str) -> tuple[str, ...]:

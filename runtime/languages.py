@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -31,11 +31,12 @@ from runtime.language_tags import (
 
 __all__ = [
     "Language",
-    "close_languages",
+    "code_among",
     "english_name",
     "flores_from_code",
     "languages",
     "languages_from_codes",
+    "spoken_language",
 ]
 
 _N_CLOSE = 4
@@ -113,11 +114,41 @@ def flores_from_code(code: str) -> str:
     return found
 
 
-def close_languages(flores: str, among: Iterable[str]) -> tuple[str, ...]:
-    """Codes out of ``among`` of the same language in another script, or else of the same macrolanguage."""
-    known = frozenset(among)
-    (row,) = (row for row in languages() if row.flores == flores)
-    return _kin(Tag(canonical_language(_language(row.bcp47)), flores[4:]), known)[:_N_CLOSE]
+def code_among(code: str, known: Collection[str]) -> str | None:
+    """The one of ``known`` that a code means: itself, or what it resolves to; ``None`` if there is none."""
+    if code in known:
+        return code
+    try:
+        flores = flores_from_code(code)
+    except LanguageError:
+        return None
+    return flores if flores in known else None
+
+
+def spoken_language(code: str, known: Collection[str]) -> str:
+    """A code as a tower has it, out of the tower's ``known`` codes.
+
+    Raises:
+        LanguageError: it is unknown, or not spoken by the tower; the message names the closest that are.
+    """
+    found = code_among(code, known)
+    if found is None:
+        flores = flores_from_code(code)
+        close = _close_to_row(flores, known)
+        raise LanguageError(
+            f"This text tower does not speak {english_name(flores)} ({flores}){_listed(close)}; it knows "
+            f"{len(known)} languages. `babeltower languages REPOSITORY/NAME` lists them."
+        )
+    return found
+
+
+def _close_to_row(flores: str, known: Collection[str]) -> tuple[str, ...]:
+    (row,) = languages_from_codes([flores])
+    return _kin(Tag(_language(row.bcp47), flores[4:]), frozenset(known))
+
+
+def _listed(close: Sequence[str]) -> str:
+    return f" (close to it: {', '.join(close[:_N_CLOSE])})" if close else ""
 
 
 def _key(code: str) -> str:
@@ -201,8 +232,7 @@ def _row_of_form(tag: Tag) -> str | None:
 def _refusal(code: str, tag: Tag | None) -> str:
     if tag is not None:
         tag, _ = next(forms_of_tag(tag))
-    found = _close_to_code(_key(code), tag)[:_N_CLOSE]
-    close = f" (close to it: {', '.join(found)})" if found else ""
+    close = _listed(_close_to_code(_key(code), tag))
     return (
         f"Language {code!r} is unknown{_reason(tag)}{close}. Pass a FLORES-200 code or a BCP-47 tag; "
         "`babeltower languages` lists them."
@@ -248,9 +278,14 @@ def _kin(tag: Tag, known: frozenset[str]) -> tuple[str, ...]:
 
 
 def _rows_of_language(language: str) -> tuple[str, ...]:
-    scripts = _index().scripts
-    own = scripts.get(language, {}).values()
-    return tuple(dict.fromkeys([*own, *scripts.get(canonical_language(language), {}).values()]))
+    """Rows of a language and of what CLDR calls it, the one of its bare code first."""
+    index = _index()
+    found: list[str] = []
+    for one in (language, canonical_language(language)):
+        rows = tuple(index.scripts.get(one, {}).values())
+        found += [index.bare[one]] if index.bare.get(one) in rows else []
+        found += rows
+    return tuple(dict.fromkeys(found))
 
 
 def _spelled_alike(language: str, key: str) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
     - ``defaults``: individual language → the macrolanguage that CLDR uses for it; ``arb`` → ``ar``
     - ``regions``: region → the regions that replace it; ``TWN`` → ``TW``, ``YU`` → ``RS ME``
     - ``likely``: language → ``Script-REGION``, language and region → another script; ``uz-AF`` → ``Arab``
+    - ``extended``: language → the extended language subtags that IANA registered after it; ``zh`` → ``yue``
     - ``macrolanguages``: macrolanguage → the languages that it encompasses
     - ``countries``: country code that is no language code → official languages
     - ``assigned``: the first two letters of language codes → their third letters, or ``-`` for none
@@ -66,6 +67,7 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
         "defaults": defaults,
         "regions": {old: new["_replacement"] for old, new in metadata["territoryAlias"].items()},
         "likely": likely_scripts(likely, ours),
+        "extended": extended_languages(subtags),
         "macrolanguages": macrolanguages(subtags, ours, {**aliases, **defaults}),
         "countries": official_languages(territories, ours, set(assigned)),
         "assigned": by_first_letters(assigned),
@@ -106,6 +108,15 @@ def likely_scripts(likely: Mapping[str, str], ours: set[str]) -> dict[str, str]:
         if language in ours and len(region) != 4:
             found[tag] = maximal.split("-")[1] if region else maximal.partition("-")[2]
     return found
+
+
+def extended_languages(subtags: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Extended language subtags by their prefix."""
+    found: dict[str, list[str]] = {}
+    for one in subtags:
+        if one["Type"] == "extlang":
+            found.setdefault(one["Prefix"][0], []).append(one["Subtag"])
+    return {prefix: " ".join(sorted(codes)) for prefix, codes in found.items()}
 
 
 def macrolanguages(
