@@ -10,7 +10,10 @@ from pathlib import Path
 __all__ = ["code_of_module"]
 
 _PACKAGES = ("runtime", "triton_models")
-_DATA = {"runtime/languages.py": ("runtime/languages.csv",)}
+_DATA = {
+    "runtime/languages.py": ("runtime/languages.csv",),
+    "runtime/language_tags.py": ("runtime/language_tags.json",),
+}
 """Files that a module reads from beside it."""
 
 

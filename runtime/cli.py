@@ -50,12 +50,15 @@ def languages(
     model: Annotated[
         str | None, typer.Argument(metavar="[REPOSITORY/NAME]", help="List only this model's languages.")
     ] = None,
+    code: Annotated[
+        list[str] | None, typer.Option(help="Only the language that this code stands for; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List language codes: FLORES-200, BCP-47 and the English name."""
-    from runtime.summary import languages_of_model, text_from_languages
+    from runtime.summary import languages_of_codes, languages_of_model, text_from_languages
 
-    found = languages_of_model(model)
+    found = languages_of_codes(code, model) if code else languages_of_model(model)
     if as_json:
         typer.echo(_json([{"flores": row.flores, "bcp47": row.bcp47, "name": row.name} for row in found]))
     else:

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import LanguageError
-from runtime.languages import Language, flores_from_code, languages
+from runtime.languages import Language, flores_from_code, languages, spoken_language
 from runtime.manifest import Manifest, TowerFiles, Variant
 
-__all__ = ["languages_of_model", "summary_from_model", "text_from_languages", "text_from_summary"]
+__all__ = [
+    "languages_of_codes",
+    "languages_of_model",
+    "summary_from_model",
+    "text_from_languages",
+    "text_from_summary",
+]
 
 
 def summary_from_model(model: str) -> dict[str, Any]:
@@ -111,6 +117,16 @@ def languages_of_model(model: str | None) -> tuple[Language, ...]:
         return languages()
     rows = {language.flores: language for language in languages()}
     return tuple(_row(rows, code) for code in Manifest.read(model).languages)
+
+
+def languages_of_codes(codes: Sequence[str], model: str | None) -> tuple[Language, ...]:
+    """The rows that codes resolve to, in the given order.
+
+    Raises:
+        LanguageError: a code is unknown, or ``REPOSITORY/NAME`` does not speak its language.
+    """
+    rows = {row.flores: row for row in languages_of_model(model)}
+    return tuple(rows[spoken_language(code, rows)] for code in codes)
 
 
 def _row(rows: dict[str, Language], code: str) -> Language:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Subwords
 
 from runtime.cleaning import clean_whitespace, whole_characters
 from runtime.errors import InputError, LanguageError, ManifestError
-from runtime.languages import flores_from_code, languages_from_codes
+from runtime.languages import flores_from_code, spoken_language
 from runtime.manifest import TextPreprocessing
 
 __all__ = ["Text", "TokenRow", "Tokenizer", "texts_with_languages"]
@@ -144,14 +144,7 @@ class Tokenizer:
                 "language='por_Latn' or one code per text, or open the Encoder with default_language=...."
             )
         ids = self._preprocessing.language_ids
-        flores = code if code in ids else flores_from_code(code)
-        if flores not in ids:
-            (found,) = languages_from_codes([flores])
-            raise LanguageError(
-                f"This text tower does not speak {found.name} ({flores}); it knows {len(ids)} languages. "
-                "`babeltower languages REPOSITORY/NAME` lists them."
-            )
-        return (ids[flores],)
+        return (ids[spoken_language(code, ids)],)
 
 
 def _subwords_from_file(path: Path) -> Subwords:

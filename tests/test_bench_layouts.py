@@ -381,9 +381,15 @@ def small_set() -> RetrievalSet:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kept"), [(["en"], ("en",)), (["zho_Hans"], ("cn", "zhm")), (["zhm", "cn"], ("cn", "zhm"))]
+    ("wanted", "kept"),
+    [
+        (["en"], ("en",)),
+        (["zho_Hans"], ("cn", "zhm")),
+        (["zhm", "cn"], ("cn", "zhm")),
+        (["zh-CN", "en-US"], ("cn", "zhm", "en")),
+    ],
 )
-def test_languages_are_selected_by_own_or_flores_code(wanted, kept):
+def test_languages_are_selected_by_own_or_any_language_code(wanted, kept):
     assert small_set().select(wanted).codes == kept
 
 

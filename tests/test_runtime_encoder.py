@@ -665,6 +665,17 @@ def test_languages_lists_the_table_or_a_models_own(model):
     ]
 
 
+def test_languages_shows_what_a_code_stands_for(model):
+    found = invoke("languages", "--code", "zh-TW", "--code", "sr_RS@latin").stdout.splitlines()
+    assert [line.split()[:2] for line in found] == [["zho_Hant", "zh-Hant"], ["srp_Latn", "sr-Latn"]]
+    own = invoke("languages", model, "--code", "pt-BR", "--json")
+    assert [row["flores"] for row in json.loads(own.stdout)] == ["por_Latn"]
+    unspoken = invoke("languages", model, "--code", "zh-TW")
+    assert unspoken.exit_code == 1
+    assert "does not speak" in unspoken.stderr
+    assert "(close to it: zho_Hans)" in unspoken.stderr
+
+
 def test_the_package_exports_what_it_says():
     assert all(getattr(runtime, name) is not None for name in runtime.__all__)
     assert sorted(runtime.__all__) == list(runtime.__all__)

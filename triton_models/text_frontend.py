@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.batching import TokenBatch, padded_batch, runs_from_lengths
 from runtime.errors import BabeltowerError, InputError
-from runtime.languages import flores_from_code
+from runtime.languages import code_among, flores_from_code
 from runtime.text import Text, Tokenizer, TokenRow
 from triton_models.answers import Code, Failure, Tower, Vectors, failure_from_error, require_vectors
 from triton_models.counters import Counters, bucket_label
@@ -156,8 +156,9 @@ class TextFrontEnd:
         counters.add("babeltower_tokens_total", sum(len(row.ids) for row in rows))
         counters.add("babeltower_truncated_texts_total", sum(row.truncated for row in rows))
         codes = Counter(text.language for job in jobs for text in job.texts)
+        known = self._spec.preprocessing.language_ids
         for code, amount in codes.items():
-            language = "none" if code is None else flores_from_code(code)
+            language = "none" if code is None else code_among(code, known) or flores_from_code(code)
             counters.add("babeltower_texts_by_language_total", amount, language=language)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from export.retrieval.metrics import Int, Relevance
 from export.retrieval.sets import ImageSource
 from runtime.errors import DatasetError
+from runtime.languages import code_among
 
 __all__ = ["BARE_LABEL", "ClassNames", "ClassificationSet", "Prompts"]
 
@@ -106,13 +107,14 @@ class ClassificationSet:
         return tuple(names.code for names in self.languages)
 
     def select(self, codes: Sequence[str]) -> ClassificationSet:
-        """The same set in some languages, named by own or FLORES-200 code, in the set's order.
+        """The same set in some languages, named by own or any language code, in the set's order.
 
         Raises:
             DatasetError: a code that the set does not hold.
         """
-        wanted = set(codes)
-        unknown = wanted - set(self.codes) - {names.language for names in self.languages}
+        known = set(self.codes) | {names.language for names in self.languages if names.language}
+        wanted = {code_among(code, known) or code for code in codes}
+        unknown = wanted - known
         if unknown:
             raise DatasetError(
                 f"{self.name} has no class names in {sorted(unknown)}; it has {list(self.codes)}. "

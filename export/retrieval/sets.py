@@ -13,6 +13,7 @@ import numpy as np
 
 from export.retrieval.metrics import Int, Relevance
 from runtime.errors import DatasetError
+from runtime.languages import code_among
 
 __all__ = [
     "CaptionChoice",
@@ -176,13 +177,14 @@ class RetrievalSet:
         return Relevance(np.arange(len(images), dtype=np.int64), images, len(images), len(self.images))
 
     def select(self, codes: Sequence[str]) -> RetrievalSet:
-        """The same set in some languages, named by own or FLORES-200 code, in the set's order.
+        """The same set in some languages, named by own or any language code, in the set's order.
 
         Raises:
             DatasetError: a code that the set does not hold.
         """
-        wanted = set(codes)
-        unknown = wanted - {c.code for c in self.captions} - {c.language for c in self.captions}
+        known = {c.code for c in self.captions} | {c.language for c in self.captions}
+        wanted = {code_among(code, known) or code for code in codes}
+        unknown = wanted - known
         if unknown:
             raise DatasetError(
                 f"{self.name} has no captions in {sorted(unknown)}; it has {list(self.codes)}. "
