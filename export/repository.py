@@ -24,7 +24,7 @@ from export.int8 import Int8Recipe
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
-from export.probe_set import probes_from_expected
+from export.probe_set import machine_facts, probes_from_expected, with_opening_probes
 from export.publishing import publish, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
@@ -41,6 +41,7 @@ from runtime.manifest import (
     Precision,
     Variant,
     manifest_path,
+    record_of_file,
     require_name,
     tower_folder_name,
 )
@@ -301,9 +302,19 @@ class _Run:
             for tower in (draft.text, draft.image):
                 shutil.rmtree(self.stage / tower.model)
             return report
-        variant = dataclasses.replace(draft, parity=report.as_json())
-        manifest = self._manifest({**self._kept(), form.key: variant})
-        probes_from_expected(expected, self.towers).save(probes_path(self.repository / self.name))
+        with self._timed(f"{form.key} opening probes"):
+            variant = with_opening_probes(
+                dataclasses.replace(draft, parity=report.as_json()),
+                expected,
+                self.towers,
+                self.stage,
+                engines=form.opened_by,
+            )
+        probes = probes_path(self.stage / self.name)
+        probes_from_expected(expected, self.towers).save(probes)
+        manifest = dataclasses.replace(
+            self._manifest({**self._kept(), form.key: variant}), probes=(record_of_file(self.stage, probes),)
+        )
         publish(self.stage, self.repository, manifest, variant)
         return report
 
@@ -333,6 +344,7 @@ class _Run:
             calibration=calibration.as_json() if calibration and form.needs_calibration else {},
             versions=_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            measured_on=machine_facts(),
         )
 
     def _manifest(self, variants: Mapping[str, Variant]) -> Manifest:
