@@ -26,6 +26,7 @@ from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
+from runtime.opening import Checks
 
 __all__ = ["ray_executor"]
 
@@ -83,14 +84,17 @@ class _Work:
 
 
 @lru_cache(maxsize=2)
-def _cached_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
-    return open_encoder(model, choice, language, verify=False)
+def _tokenizing_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
+    """An encoder that opens no graph; of its files, the tokenizer alone is compared with its checksum."""
+    encoder = open_encoder(model, choice, language, checks=Checks.OPENING)
+    encoder.verify_tokenizer()
+    return encoder
 
 
 def _preparation(work: _Work) -> Preparation:
     """A worker's own; its encoder opens no graph as long as it only tokenises."""
-    choice = replace(work.choice, measured=None)
-    encoder = _cached_encoder(work.model, choice, work.options.language)
+    choice = replace(work.choice, measured=None, reasons=())
+    encoder = _tokenizing_encoder(work.model, choice, work.options.language)
     return preparation_for(encoder, work.source.modality, work.options)
 
 
@@ -113,12 +117,15 @@ def _prepare(batch: dict[str, Any], sent: Any) -> dict[str, Any]:
 
 
 class _Embedder:
-    """An actor: one model, opened once."""
+    """An actor: one model, opened once, after this machine's copy of its files was checked.
+
+    The tower proves itself on this machine before its first batch.
+    """
 
     def __init__(self, sent: Any) -> None:
         work = _unpacked(sent)
         choice = replace(work.choice, instances=1)
-        self._encoder = open_encoder(work.model, choice, work.options.language, verify=False)
+        self._encoder = open_encoder(work.model, choice, work.options.language, cache=work.options.cache)
         self._dim = work.dim
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
