@@ -219,10 +219,14 @@ class _Run:
         )
 
     def _front_ends(self, *, first: str) -> None:
-        """Write the front ends anew: for the variant that they served before, else for the first."""
+        """Write the front ends anew: for the variant that they served before, else for FP32, else the first.
+
+        A lower precision is served where somebody names it: ``babeltower frontends --variant``.
+        """
         served = [front_ends.variant for front_ends in self.front_ends]
         variants = Manifest.read(self.repository / self.name).variants
-        variant = served[0] if served and served[0] in variants else first
+        kept = [key for key in (*served, FP32.key) if key in variants]
+        variant = kept[0] if kept else first
         frontends_from_model(self.repository / self.name, variant=variant)
 
     def _sources(self) -> Iterator[tuple[Modality, Path]]:
