@@ -267,7 +267,7 @@ _towers: dict[Path, Any] = {}
 
 def _open_tower(model: Path) -> Any:
     if model not in _towers:
-        _towers[model] = open_encoder(model, _choice(), None, verify=False)
+        _towers[model] = open_encoder(model, _choice(), None)
     return _towers[model]
 
 

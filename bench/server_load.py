@@ -111,9 +111,7 @@ def measure(
     precision = manifest.variants[manifest.front_ends[0].variant].precision
     with (
         tempfile.TemporaryDirectory(dir=model.parent.parent) as stage,
-        Encoder.open(
-            model, engine=files.engine, precision=precision, threads=threads, verify=False
-        ) as encoder,
+        Encoder.open(model, engine=files.engine, precision=precision, threads=threads) as encoder,
     ):
         served = ServedModel(
             model.parent,

@@ -27,8 +27,9 @@ from export.retrieval.vectors import (
 )
 from export.towers import Towers
 from runtime.backends import Engine
-from runtime.encoder import Encoder
+from runtime.local import LocalEncoder
 from runtime.manifest import Precision
+from runtime.opening import Checks
 
 __all__ = ["GateReference", "NoiseFloor", "RetrievalFigures", "gate_reference", "measure_retrieval"]
 
@@ -155,7 +156,9 @@ def measure_retrieval(
         model: ``REPOSITORY/NAME``; its files were verified before.
     """
     dataset = reference.dataset
-    with Encoder.open(model, engine=engine, precision=precision, threads=threads, verify=False) as encoder:
+    with LocalEncoder.from_repository(
+        model, engine=engine, precision=precision, threads=threads, verify=Checks.NONE
+    ) as encoder:
         found = exported_vectors(encoder, dataset, reference.index, dim=reference.dim, progress=progress)
     return RetrievalFigures(
         dataset=dataset.name,

@@ -27,10 +27,11 @@ from export.retrieval.comparison import Direction
 from export.retrieval.vectors import Progress
 from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
-from runtime import Encoder
 from runtime.backends import Engine, open_backend
 from runtime.image import pixels_from_image
+from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
+from runtime.opening import Checks
 from runtime.text import Tokenizer, texts_with_languages
 
 __all__ = ["Agreement", "ParityReport", "agreement", "measure_parity"]
@@ -219,10 +220,14 @@ def _figures(
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
     model = repository / manifest.name
     # An encoder for each tower: a graph that is done with leaves memory before the next one is opened.
-    with Encoder.open(model, engine=engine, precision=precision, verify=False) as encoder:
+    with LocalEncoder.from_repository(
+        model, engine=engine, precision=precision, verify=Checks.NONE
+    ) as encoder:
         text = {dim: encoder.embed_texts(texts, codes, dim=dim) for dim in expected.texts}
         alone = np.concatenate([encoder.embed_texts([t], [c]) for t, c in _spread(texts, codes)])
-    with Encoder.open(model, engine=engine, precision=precision, verify=False) as encoder:
+    with LocalEncoder.from_repository(
+        model, engine=engine, precision=precision, verify=Checks.NONE
+    ) as encoder:
         image = {dim: encoder.embed_images(expected.images, dim=dim) for dim in expected.texts}
     batched = np.stack([row for row, _ in _spread(text[manifest.dim], codes)])
     names = [f"probe image {i}" for i in range(len(expected.images))]

@@ -48,12 +48,14 @@ def staging(repository: Path) -> Iterator[Path]:
 
 
 def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant) -> None:
-    """Rename a variant's towers in, then the manifest: whoever reads it finds all that it lists."""
+    """Rename a variant's towers and probes in, then the manifest: its readers find all that it lists."""
     for tower in (variant.text, variant.image):
         target = repository / tower.model
         if target.exists():
             target.rename(stage / f"replaced-{tower.model}")
         (stage / tower.model).rename(target)
+    for probes in manifest.probes:
+        (stage / probes.path).replace(repository / probes.path)
     draft = manifest_path(stage / manifest.name)
     draft.write_text(manifest.to_json(), encoding="utf-8")
     draft.replace(manifest_path(repository / manifest.name))

@@ -24,7 +24,7 @@ from export.int8 import Int8Recipe
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
-from export.probe_set import probes_from_expected
+from export.probe_set import machine_facts, probes_from_expected, with_opening_probes
 from export.publishing import publish, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
@@ -34,7 +34,6 @@ from export.towers import Towers
 from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
-from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
 from runtime.manifest import (
     FrontEnds,
     Manifest,
@@ -42,6 +41,7 @@ from runtime.manifest import (
     Precision,
     Variant,
     manifest_path,
+    record_of_file,
     require_name,
     tower_folder_name,
 )
@@ -221,10 +221,14 @@ class _Run:
         )
 
     def _front_ends(self, *, first: str) -> None:
-        """Write the front ends anew: for the variant that they served before, else for the first."""
+        """Write the front ends anew: for the variant that they served before, else for FP32, else the first.
+
+        A lower precision is served where somebody names it: ``babeltower frontends --variant``.
+        """
         served = [front_ends.variant for front_ends in self.front_ends]
         variants = Manifest.read(self.repository / self.name).variants
-        variant = served[0] if served and served[0] in variants else first
+        kept = [key for key in (*served, FP32.key) if key in variants]
+        variant = kept[0] if kept else first
         frontends_from_model(self.repository / self.name, variant=variant)
 
     def _sources(self) -> Iterator[tuple[Modality, Path]]:
@@ -304,9 +308,19 @@ class _Run:
             for tower in (draft.text, draft.image):
                 shutil.rmtree(self.stage / tower.model)
             return report
-        variant = dataclasses.replace(draft, parity=report.as_json())
-        manifest = self._manifest({**self._kept(), form.key: variant})
-        probes_from_expected(expected, self.towers).save(probes_path(self.repository / self.name))
+        with self._timed(f"{form.key} opening probes"):
+            variant = with_opening_probes(
+                dataclasses.replace(draft, parity=report.as_json()),
+                expected,
+                self.towers,
+                self.stage,
+                engines=form.opened_by,
+            )
+        probes = probes_path(self.stage / self.name)
+        probes_from_expected(expected, self.towers).save(probes)
+        manifest = dataclasses.replace(
+            self._manifest({**self._kept(), form.key: variant}), probes=(record_of_file(self.stage, probes),)
+        )
         publish(self.stage, self.repository, manifest, variant)
         return report
 
@@ -335,11 +349,8 @@ class _Run:
             recipe={modality: how for modality, how in recipes.items() if how},
             calibration=calibration.as_json() if calibration and form.needs_calibration else {},
             versions=_versions(),
-            measured_on={
-                "cpu": cpu_model(),
-                "instruction_sets": [name for name in INSTRUCTION_SETS if name in instruction_sets()],
-            },
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            measured_on=machine_facts(),
         )
 
     def _manifest(self, variants: Mapping[str, Variant]) -> Manifest:

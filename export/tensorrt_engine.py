@@ -88,6 +88,7 @@ def engine_from_onnx(
         plan_bytes=plan.stat().st_size,
         onnx=kept.name,
         onnx_sha256=sha256_of_file(kept),
+        onnx_data={path.name: sha256_of_file(kept.with_name(path.name)) for path in external_files(model)},
         note=AHEAD_OF_TIME if options.compiler is Compiler.TENSORRT_RTX else "",
     )
     manifest.write(plan)

@@ -1,7 +1,7 @@
 """Commands that need only the runtime: ``inspect``, ``languages``, ``embed``, ``index`` and ``search``.
 
-Environment variables are read here and nowhere else: ``BABELTOWER_ENGINE``, ``BABELTOWER_PRECISION`` and
-``BABELTOWER_THREADS`` stand in for the options of the same names.
+Environment variables are read here and nowhere else: ``BABELTOWER_ENGINE``, ``BABELTOWER_PRECISION``,
+``BABELTOWER_THREADS`` and ``BABELTOWER_CACHE`` stand in for the options of the same names.
 """
 
 from __future__ import annotations

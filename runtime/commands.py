@@ -1,7 +1,11 @@
-"""How every command of the project ends: a deliberate error is one message on stderr, and exit code 1."""
+"""How every command of the project ends: a deliberate error is one message on stderr, and exit code 1.
+
+Warnings of the library are printed there too.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,13 +18,25 @@ from runtime.errors import BabeltowerError
 __all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
 
 
+class _Printed(logging.Handler):
+    """Prints log records as commands print errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        typer.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
 @contextmanager
 def _errors_reported() -> Iterator[None]:
+    logger, handler = logging.getLogger("babeltower"), _Printed(logging.WARNING)
+    logger.addHandler(handler)
     try:
         yield
     except BabeltowerError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+    finally:
+        logger.removeHandler(handler)
 
 
 class ErrorReportingGroup(TyperGroup):

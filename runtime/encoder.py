@@ -47,6 +47,7 @@ class Encoder(ABC):
         provider: str | None = None,
         max_pixels: int | None = None,
         instances: int = 1,
+        cache: str | os.PathLike[str] | None = None,
         connection: Connection | None = None,
     ) -> Encoder:
         """Open ``REPOSITORY/NAME`` in process, or ``grpc://HOST:PORT/NAME`` on a server.
@@ -61,19 +62,24 @@ class Encoder(ABC):
                 default whatever it holds.
             threads: Threads of one run; ``None`` takes every physical core.
             default_language: Language of the texts that name none.
-            verify: Compare every file with its recorded sha256 first.
+            verify: Compare every file with its recorded sha256, and, where a tower is first opened on this
+                machine, its vectors of a few probes with PyTorch's. ``False`` skips both, and logs a warning.
             provider: ONNX Runtime's execution provider or OpenVINO's device; the CPU by default.
             max_pixels: Width × height above which an image is refused; Pillow's limit by default.
             instances: Runs that may go on at once, on ``threads`` threads each, when several threads embed.
+            cache: Folder in which it is remembered which towers gave PyTorch's vectors here; in the user's
+                cache by default. One that cannot be written is no error: towers are checked each time.
             connection: How to reach a server: TLS, token, concurrency, retries; for addresses only.
 
-        ``threads``, ``provider``, ``max_pixels`` and ``instances`` are the server's matter: with an address
-        they are refused. ``verify`` concerns files, and an address has none.
+        ``threads``, ``provider``, ``max_pixels``, ``instances`` and ``cache`` are set on the server: with an
+        address they are refused. ``verify`` concerns files and their towers; a server has checked its own
+        before it was ready, and its fingerprint is read at every new connection.
 
         Raises:
             ManifestError: there is no such model or precision, or a file does not fit its manifest.
             EngineError: an unknown engine or precision, or not what the server runs. In process a graph is
-                opened at the tower's first use: what the engine refuses is raised there.
+                opened at the tower's first use: what the engine refuses is raised there, and so is an
+                OpeningCheckError where the tower's vectors are not PyTorch's on this machine.
             LanguageError: the default language is unknown, or not spoken by the tower.
             ServerError: the server cannot be reached, does not serve the model, or another embedding space.
             InputError: an option that does not go with a path, or with an address.
@@ -91,6 +97,7 @@ class Encoder(ABC):
                     "provider": provider,
                     "max_pixels": max_pixels,
                     "instances": None if instances == 1 else instances,
+                    "cache": cache,
                 },
             )
         if connection is not None:
@@ -109,6 +116,7 @@ class Encoder(ABC):
             provider=provider,
             max_pixels=max_pixels,
             instances=instances,
+            cache=cache,
         )
 
     @property

@@ -6,6 +6,7 @@
     ├── ExportError            a graph or repository could not be written
     │   └── ParityError        the exported model does not agree with PyTorch
     ├── EngineError            an engine, provider or precision that was asked for is not to be had
+    │   └── OpeningCheckError  an opened tower does not give PyTorch's vectors on this machine
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not spoken by the tower
     │   └── ImageError         bytes that are no decodable image
@@ -37,6 +38,7 @@ __all__ = [
     "InputError",
     "LanguageError",
     "ManifestError",
+    "OpeningCheckError",
     "ParityError",
     "RolloutError",
     "ServerError",
@@ -66,6 +68,29 @@ class ParityError(ExportError):
 
 class EngineError(BabeltowerError):
     """An engine, provider or precision that was asked for is not to be had; no other is chosen silently."""
+
+
+class OpeningCheckError(EngineError):
+    """An opened tower does not give PyTorch's vectors on this machine, within what its export measured.
+
+    Attributes:
+        tower: Name of its Triton model.
+        probe: The worst probe.
+        cosine: Its vector's cosine with PyTorch's; NaN where it has none.
+        required: The least that passes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tower: str = "",
+        probe: str = "",
+        cosine: float = float("nan"),
+        required: float = float("nan"),
+    ) -> None:
+        super().__init__(message)
+        self.tower, self.probe, self.cosine, self.required = tower, probe, cosine, required
 
 
 class InputError(BabeltowerError, ValueError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
+from runtime.backends import Backend, Engine
 from runtime.batching import TokenBatch, windows
 from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding, encoded_from_float
@@ -20,6 +20,9 @@ from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError
 from runtime.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.manifest import Manifest, Modality, Precision, Variant
+from runtime.opening import LOGGER, Checks
+from runtime.opening_cache import PassCache, default_cache_folder
+from runtime.opening_check import OpeningCheck
 from runtime.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
 
@@ -37,7 +40,8 @@ _WINDOW_TEXTS = 4_096
 class LocalEncoder(Encoder):
     """A model opened in process.
 
-    A tower's graph is opened at its first use, so that who embeds only texts never loads the image tower.
+    A tower's graph is opened, and checked, at its first use, so that who embeds only texts never loads the
+    image tower. ``opening`` is the check; without one, nothing is held to PyTorch's vectors.
     """
 
     def __init__(
@@ -47,12 +51,14 @@ class LocalEncoder(Encoder):
         variant: Variant,
         graphs: GraphOpener,
         max_pixels: int | None,
+        opening: OpeningCheck | None = None,
     ) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._variant = variant
         self._graphs = graphs
         self._max_pixels = max_pixels
+        self._opening = opening
         self._text: TextTower | None = None
         self._image: ImageTower | None = None
         self._stats = Stats()
@@ -68,26 +74,45 @@ class LocalEncoder(Encoder):
         precision: Precision | str | None = None,
         threads: int | None = None,
         default_language: str | None = None,
-        verify: bool = True,
+        verify: bool | Checks = True,
         provider: str | None = None,
         max_pixels: int | None = None,
         instances: int = 1,
+        cache: str | os.PathLike[str] | None = None,
     ) -> LocalEncoder:
-        """Open ``REPOSITORY/NAME``; arguments and errors as of ``Encoder.open``."""
+        """Open ``REPOSITORY/NAME``; arguments and errors as of ``Encoder.open``.
+
+        Args:
+            verify: ``Checks`` for callers that have compared the files, or measure what has no figures yet;
+                these say nothing, where ``False`` warns.
+        """
         chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
         runs_on = choice_from_value(Engine, Engine.ONNXRUNTIME if engine is None else engine, "Engine")
         manifest = Manifest.read(model)
         variant = manifest.variant(chosen, runs_on.value)
         repository = Path(model).parent
-        if verify:
+        checks = _checks(verify, os.fspath(model))
+        if checks is Checks.ALL:
             manifest.verify(repository, variant)
+        passes = PassCache(default_cache_folder() if cache is None else Path(cache))
         return cls(
             manifest,
             Tokenizer(repository / variant.tokenizer, manifest.text, default_language=default_language),
             variant,
             GraphOpener(repository, runs_on, chosen, threads, provider, instances),
             max_pixels,
+            None
+            if checks is Checks.NONE
+            else OpeningCheck(repository, manifest, variant, runs_on, threads, provider, passes),
         )
+
+    def verify_tokenizer(self) -> None:
+        """Compare the tokenizer's file alone with its checksum.
+
+        Raises:
+            ManifestError: it was changed, or has no checksum.
+        """
+        self.manifest.verify_tokenizer(self._graphs.repository, self._variant)
 
     @property
     def name(self) -> str:
@@ -202,10 +227,11 @@ class LocalEncoder(Encoder):
         return pixels_from_image(image, self.manifest.image).transpose(1, 2, 0)
 
     def open_tower(self, modality: Modality) -> None:
-        """Open a tower's graph now rather than at its first use.
+        """Open and check a tower now rather than at its first use.
 
         Raises:
             EngineError: see ``Encoder.open``.
+            OpeningCheckError: its vectors are not PyTorch's on this machine.
         """
         if modality is Modality.TEXT:
             self._text_tower()
@@ -270,7 +296,7 @@ class LocalEncoder(Encoder):
         with self._lock:
             self._require_open()
             if self._text is None:
-                backend = self._graphs.open(self._variant.text)
+                backend = self._opened(Modality.TEXT)
                 self._text = TextTower(
                     self._tokenizer, backend, self.manifest.text.pad_id, self._graphs.run_overhead
                 )
@@ -280,10 +306,21 @@ class LocalEncoder(Encoder):
         with self._lock:
             self._require_open()
             if self._image is None:
-                backend = self._graphs.open(self._variant.image)
+                backend = self._opened(Modality.IMAGE)
                 decoders = ThreadPoolExecutor(self._graphs.n_threads, "babeltower-decode")
                 self._image = ImageTower(self.manifest.image, backend, decoders, self._max_pixels)
             return self._image
+
+    def _opened(self, modality: Modality) -> Backend:
+        """A tower's graph, which has proved itself."""
+        backend = self._graphs.open(self._variant.tower(modality))
+        if self._opening is not None:
+            try:
+                self._opening.require(modality, backend)
+            except BaseException:
+                backend.close()
+                raise
+        return backend
 
     def _require_open(self) -> None:
         if self._closed:
@@ -305,3 +342,21 @@ class LocalEncoder(Encoder):
                 "ones are heads of their own: a cut vector is none of them."
             )
         return outputs[str(width)], width
+
+
+_unverified: set[str] = set()
+"""Models of which it was said that they were opened without checks."""
+
+
+def _checks(verify: bool | Checks, model: str) -> Checks:
+    """The checks that are meant; that a caller wants none is said once for each model."""
+    if isinstance(verify, Checks):
+        return verify
+    if not verify and model not in _unverified:
+        _unverified.add(model)
+        LOGGER.warning(
+            "%s is opened with verify=False: its files are not compared with their checksums, nor its "
+            "vectors with PyTorch's on this machine.",
+            model,
+        )
+    return Checks.ALL if verify else Checks.NONE

@@ -49,6 +49,7 @@ __all__ = [
     "tower_folder_name",
     "triple",
     "variant_name",
+    "verify_file",
 ]
 
 FORMAT = "babeltower/2"
@@ -219,7 +220,8 @@ class Manifest:
 
     ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing): vectors may be
     compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes. ``front_ends`` is
-    empty, or has one entry; ``kept`` are versions that they served before.
+    empty, or has one entry; ``kept`` are versions that they served before. ``probes`` is the record of
+    NAME.probes.npz, or empty in manifests of before.
     """
 
     name: str
@@ -236,6 +238,7 @@ class Manifest:
     variants: Mapping[str, Variant]
     front_ends: tuple[FrontEnds, ...] = field(default=(), metadata={OPTIONAL: True})
     kept: tuple[KeptVersion, ...] = field(default=(), metadata={OPTIONAL: True})
+    probes: tuple[FileRecord, ...] = field(default=(), metadata={OPTIONAL: True})
     format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -333,19 +336,36 @@ class Manifest:
         return manifest
 
     def verify(self, repository: str | os.PathLike[str], variant: Variant) -> None:
-        """Compare every file of a variant with its recorded size and sha256.
+        """Compare every file of a variant with its recorded size and sha256: graphs, weights, tokenizer.
 
         Raises:
-            ManifestError: a file is missing, cut short or changed.
+            ManifestError: a file is missing, cut short or changed, or one that is opened has no record.
         """
-        for record in (*variant.text.files, *variant.image.files):
-            _verify_file(Path(repository), record)
+        records = (*variant.text.files, *variant.image.files)
+        opened = [f"{t.model}/{t.version}/{t.graph}" for t in (variant.text, variant.image)]
+        if missing := {*opened, variant.tokenizer} - {record.path for record in records}:
+            raise ManifestError(self._without_checksum(sorted(missing)[0]))
+        for record in records:
+            verify_file(Path(repository), record)
+
+    def verify_tokenizer(self, repository: str | os.PathLike[str], variant: Variant) -> None:
+        """Compare the tokenizer alone with its record; errors as of ``verify``."""
+        records = [record for record in variant.text.files if record.path == variant.tokenizer]
+        if not records:
+            raise ManifestError(self._without_checksum(variant.tokenizer))
+        verify_file(Path(repository), records[0])
+
+    def _without_checksum(self, path: str) -> str:
+        return (
+            f"The manifest of {self.name!r} has no checksum of {path}, so that file cannot be trusted. Copy "
+            "the repository again, or export the checkpoint again."
+        )
 
     def verify_front_ends(self, repository: str | os.PathLike[str]) -> None:
         """Compare every file of the front ends with its record; errors as of ``verify``."""
         for front_ends in self.front_ends:
             for record in front_ends.files:
-                _verify_file(Path(repository), record)
+                verify_file(Path(repository), record)
 
 
 def require_name(name: str) -> None:
@@ -402,7 +422,8 @@ def record_of_file(repository: Path, path: Path) -> FileRecord:
     return FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
 
 
-def _verify_file(repository: Path, record: FileRecord) -> None:
+def verify_file(repository: Path, record: FileRecord) -> None:
+    """Compare one file of a repository with its record; errors as of ``Manifest.verify``."""
     path = repository / record.path
     if not path.resolve().is_relative_to(repository.resolve()):
         raise ManifestError(f"The manifest lists {record.path!r}, which lies outside {repository}.")

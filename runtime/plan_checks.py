@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import EngineError
-from runtime.manifest import Precision
+from runtime.manifest import Precision, TowerFiles
 from runtime.plans import AHEAD_OF_TIME, Compiler, DeviceFacts, PlanManifest, Portability, Profile, TensorSpec
 
-__all__ = ["profile_for", "require_fit", "sizes_of_inputs"]
+__all__ = ["profile_for", "require_fit", "require_plan_of_tower", "sizes_of_inputs"]
 
 
 def require_fit(manifest: PlanManifest, precision: Precision, version: str, device: DeviceFacts) -> None:
@@ -42,6 +43,28 @@ def require_fit(manifest: PlanManifest, precision: Precision, version: str, devi
             f"portability {manifest.portability!r}); this is {device.name} ({device.compute_capability}). "
             f"Build it here from {manifest.onnx}."
         )
+
+
+def require_plan_of_tower(repository: Path, tower: TowerFiles) -> None:
+    """Hold a plan to the graph and weights that its tower was measured with.
+
+    Raises:
+        EngineError: it was built from another graph, or after the manifest was written.
+        ManifestError: its own manifest is missing, or is another plan's.
+    """
+    plan = repository / tower.model / str(tower.version) / tower.graph
+    manifest = PlanManifest.read(plan)
+    folder = f"{tower.model}/{tower.version}/"
+    recorded = {r.path.removeprefix(folder): r.sha256 for r in tower.files if r.path.startswith(folder)}
+    built = {plan.name: manifest.plan_sha256, manifest.onnx: manifest.onnx_sha256, **manifest.onnx_data}
+    for name, sha256 in built.items():
+        if recorded.get(name) != sha256:
+            what = "is another plan" if name == plan.name else f"was built from another {name}"
+            raise EngineError(
+                f"The plan {plan} {what} than the one that the model was measured with (sha256 "
+                f"{sha256[:16]}…; the model's manifest says {recorded.get(name, 'nothing')[:16]}…). It is "
+                "stale: export the checkpoint again on this machine, or copy the repository again."
+            )
 
 
 def _runs_version(manifest: PlanManifest, version: str) -> bool:

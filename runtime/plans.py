@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.errors import ManifestError
 from runtime.manifest import sha256_of_file
-from runtime.typed_json import value_from_json
+from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "AHEAD_OF_TIME",
@@ -137,7 +137,10 @@ class KernelSummary:
 
 @dataclass(frozen=True, slots=True)
 class PlanManifest:
-    """Facts of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used."""
+    """Facts of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used.
+
+    ``onnx_data`` has the sha256 of each file of the graph's weights; none in manifests of before.
+    """
 
     compiler: str
     compiler_version: str
@@ -155,6 +158,7 @@ class PlanManifest:
     plan_bytes: int
     onnx: str
     onnx_sha256: str
+    onnx_data: Mapping[str, str] = field(default_factory=dict, metadata={OPTIONAL: True})
     note: str = ""
     format: str = PLAN_FORMAT
 

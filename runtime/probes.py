@@ -1,11 +1,13 @@
 """The probe set of a model: texts in every language and images, with the vectors that PyTorch made of them.
 
-``NAME.probes.npz`` lies beside the manifest; a server can be asked the same questions at any time.
+``NAME.probes.npz`` lies beside the manifest; a server can be asked the same questions at any time. A few of
+the probes are asked of every tower that is opened: ``opening_texts`` and ``opening_images`` choose them.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,15 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.batching import padded_batch
 from runtime.errors import ManifestError
+from runtime.manifest import FileRecord, verify_file
 
-__all__ = ["Probes", "probes_path"]
+__all__ = ["Probes", "opening_images", "opening_texts", "probes_path", "token_runs"]
+
+_N_SHORT_TEXTS, _N_IMAGES = 3, 3
+_LONGEST, _SHORT = 96, 24
+"""Tokens of the long opening text and of the others, at most: the check is a part of opening a model."""
 
 
 def probes_path(model: str | os.PathLike[str]) -> Path:
@@ -65,13 +73,18 @@ class Probes:
             beside.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, model: str | os.PathLike[str]) -> Probes:
+    def read(cls, model: str | os.PathLike[str], record: FileRecord | None = None) -> Probes:
         """Read the probes of ``REPOSITORY/NAME``.
 
+        Args:
+            record: The manifest's, if it has one: the file must fit it.
+
         Raises:
-            ManifestError: there are none, or they are damaged.
+            ManifestError: there are none, they are damaged, or they are not those of the manifest.
         """
         path = probes_path(model)
+        if record is not None:
+            verify_file(path.parent, record)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 probes = cls(
@@ -105,3 +118,57 @@ def _packed(name: str, items: tuple[bytes, ...] | list[bytes]) -> dict[str, Any]
 def _unpacked(name: str, arrays: np.lib.npyio.NpzFile) -> tuple[bytes, ...]:
     data, ends = arrays[name].tobytes(), np.cumsum(arrays[f"{name}_lengths"]).tolist()
     return tuple(data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)) if ends else ()
+
+
+def opening_texts(
+    texts: Sequence[str], languages: Sequence[str], lengths: Sequence[int], vectors: NDArray[np.float32]
+) -> list[int]:
+    """Rows that every opened text tower is asked: three short texts and, as the last, a long one.
+
+    The short ones are of three lengths and, where possible, of languages of their own; of those that qualify,
+    each is the text whose vector is least like the ones that were taken before.
+
+    Args:
+        lengths: In tokens.
+        vectors: PyTorch's, (texts, dim).
+    """
+    visible = [row for row, text in enumerate(texts) if text.strip()]
+    within = [row for row in visible if lengths[row] <= _LONGEST] or visible or list(range(len(texts)))
+    if not within:
+        return []
+    longest = max(within, key=lambda row: (lengths[row], -row))
+    short = sorted(
+        (row for row in within if row != longest and lengths[row] <= _SHORT),
+        key=lambda row: (lengths[row], row),
+    )
+    chosen = [longest]
+    for part in np.array_split(np.asarray(short, dtype=np.int64), _N_SHORT_TEXTS):
+        spoken = {languages[row] for row in chosen}
+        rows = part.tolist()
+        fresh = [row for row in rows if languages[row] not in spoken] or rows
+        if fresh:
+            chosen.append(_least_alike(fresh, chosen, vectors))
+    return [*sorted(chosen[1:]), longest]
+
+
+def opening_images(vectors: NDArray[np.float32]) -> list[int]:
+    """Rows that every opened image tower is asked: those whose vectors (images, dim) are least alike."""
+    rows, chosen = list(range(len(vectors))), list[int]()
+    while rows and len(chosen) < _N_IMAGES:
+        chosen.append(_least_alike(rows, chosen or rows, vectors))
+        rows.remove(chosen[-1])
+    return sorted(chosen)
+
+
+def _least_alike(rows: Sequence[int], others: Sequence[int], vectors: NDArray[np.float32]) -> int:
+    """The row whose nearest of the other rows is farthest; its mean distance where it is among them."""
+    likeness = vectors[list(rows)] @ vectors[list(others)].T
+    score = likeness.mean(axis=1) if set(rows) <= set(others) else likeness.max(axis=1)
+    return int(rows[int(score.argmin())])
+
+
+def token_runs(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Mapping[str, NDArray[Any]], ...]:
+    """Inputs of the text tower for token rows: the short ones in one run, the last alone in another."""
+    parts = [list(range(len(rows) - 1)), [len(rows) - 1]] if len(rows) > 1 else [list(range(len(rows)))]
+    batches = [padded_batch(rows, part, pad_id=pad_id) for part in parts if part]
+    return tuple({"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in batches)

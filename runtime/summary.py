@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.errors import LanguageError
 from runtime.languages import Language, flores_from_code, languages, spoken_language
-from runtime.manifest import Manifest, TowerFiles, Variant
+from runtime.manifest import Manifest, TowerFiles, Variant, verify_file
 
 __all__ = [
     "languages_of_codes",
@@ -28,6 +28,9 @@ def summary_from_model(model: str) -> dict[str, Any]:
     manifest = Manifest.read(model)
     for variant in manifest.variants.values():
         manifest.verify(Path(model).parent, variant)
+    manifest.verify_front_ends(Path(model).parent)
+    for record in manifest.probes:
+        verify_file(Path(model).parent, record)
     return {
         "name": manifest.name,
         "family": manifest.family,

@@ -17,6 +17,7 @@ from runtime.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
 from runtime.errors import EngineError
 from runtime.image import ImageSource, decode, pixels_from_image
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
+from runtime.plan_checks import require_plan_of_tower
 from runtime.text import Text, Tokenizer
 
 __all__ = ["GraphOpener", "ImageTower", "Stats", "TextTower"]
@@ -68,8 +69,10 @@ class GraphOpener:
         """Open a tower's graph.
 
         Raises:
-            EngineError: see ``open_backend``.
+            EngineError: see ``open_backend``; also a plan that was built from another graph.
         """
+        if self.engine is Engine.TENSORRT:
+            require_plan_of_tower(self.repository, tower)
         backend = open_backend(
             self.engine,
             self.repository / tower.model / str(tower.version) / tower.graph,

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from altered_models import computing_otherwise, copied, graph_of, overwritten
 from corpus_runs import bytes_of, options, sentences, write_texts
 from sample_models import Exported
 
 from runtime.corpus import embed_corpus
 from runtime.errors import CorpusError
+from runtime.manifest import Modality
 from samples import dataset
 
 ray = pytest.importorskip("ray")
@@ -123,3 +125,24 @@ def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows, n_
     thread.join()
     assert len(killed) == n_kills
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda model: overwritten(graph_of(model, Modality.TEXT)), r"model\.onnx has sha256"),
+        (lambda model: computing_otherwise(model, Modality.TEXT), "does not give PyTorch's vectors on this"),
+    ],
+    ids=["damaged", "computes otherwise"],
+)
+def test_a_worker_proves_its_own_copy(damage, message, model, source, tmp_path):
+    """The driver's is right: a worker's machine has another copy, or another CPU."""
+    own = copied(model, tmp_path / "own")
+
+    def execute(job):
+        damage(own)
+        yield from ray_executor(1)(job)
+
+    with pytest.raises(CorpusError, match=rf"The worker on .* does not embed: .*{message}"):
+        embed_corpus(own, source, tmp_path / "out", options(), execute=execute)
+    assert not list((tmp_path / "out").glob("part-*"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from altered_models import copied
 from google.protobuf import text_format
 from sample_models import CHECKPOINTS
 from stock_backends import require_accepted
@@ -26,8 +27,10 @@ from export.repository import Export
 from export.variants import forms_for
 from runtime import Encoder
 from runtime.backends import Engine
-from runtime.errors import EngineError, ExportError, ManifestError, ParityError
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.errors import EngineError, ExportError, ManifestError, OpeningCheckError, ParityError
+from runtime.local import LocalEncoder
+from runtime.manifest import Manifest, Modality, Precision, sha256_of_file
+from runtime.opening import Checks
 from runtime.plans import PlanManifest
 
 NAME = "capivara"
@@ -87,7 +90,7 @@ def test_a_tower_is_a_plan_its_manifest_and_the_graph_beside_it(
 ) -> None:
     folder = folder_of(planned, modality, precision)
     version = {path.name for path in (folder / "1").iterdir()}
-    assert version == {"model.plan", "model.plan.json", "model.onnx"}
+    assert version == {"model.plan", "model.plan.json", "model.onnx", "opening.npz"}
     plan = PlanManifest.read(folder / "1" / "model.plan")
     assert (plan.precision, plan.onnx) == (precision.value, "model.onnx")
     tower = planned.manifest.variant(precision, "tensorrt").tower(modality)
@@ -190,3 +193,51 @@ def test_the_command_publishes_a_plan(library: RunningTensorRt, tmp_path: Path) 
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert set(Manifest.read(tmp_path / NAME).variants) == {"fp16_tensorrt"}
+
+
+def opened(model: Path, **arguments: object) -> None:
+    with LocalEncoder.from_repository(model, engine="tensorrt", precision="fp16", **arguments) as encoder:
+        for modality in Modality:
+            encoder.open_tower(modality)
+
+
+def test_a_plan_that_computes_otherwise_on_this_gpu_is_refused(
+    library: RunningTensorRt, planned: Export
+) -> None:
+    opened(planned.model)
+    library.noise = 0.02
+    with pytest.raises(OpeningCheckError, match=r"capivara_text_tower_fp16_tensorrt does not give") as error:
+        opened(planned.model)
+    assert "precision='fp32' with engine='tensorrt'" in str(error.value)
+
+
+@pytest.mark.parametrize("stale", ["graph", "plan", "weights"])
+def test_a_stale_plan_is_refused(
+    stale: str, library: RunningTensorRt, planned: Export, tmp_path: Path
+) -> None:
+    """A plan of an older export in place of the one that was measured, whole with its own manifest."""
+    model = copied(planned.model, tmp_path / "r")
+    plan = folder_of(planned, Modality.TEXT, Precision.FP16).name
+    path = model.parent / plan / "1" / "model.plan"
+    manifest = PlanManifest.read(path)
+    if stale == "plan":
+        path.write_bytes(path.read_bytes() + b"\n")
+        facts = {"plan_sha256": sha256_of_file(path), "plan_bytes": path.stat().st_size}
+        replace(manifest, **facts).write(path)
+    elif stale == "graph":
+        replace(manifest, onnx_sha256="0" * 64).write(path)
+    else:
+        replace(manifest, onnx_data={"other.data": "0" * 64}).write(path)
+    with pytest.raises(ManifestError, match=r"model\.plan.* (has sha256|bytes)"):
+        opened(model)
+    said = "is another plan" if stale == "plan" else "was built from another"
+    with pytest.raises(EngineError, match=rf"{said}.*It is stale"):
+        opened(model, verify=Checks.OPENING)
+
+
+def test_a_plan_of_another_library_is_refused(
+    library: RunningTensorRt, planned: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "__version__", "10.9.0")
+    with pytest.raises(EngineError, match=r"built with TensorRT 10\.16\.1; this is 10\.9\.0"):
+        opened(planned.model)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from altered_models import computing_otherwise, copied, graph_of, overwritten, rerecorded
 from corpus_runs import output_of
 from sample_models import Exported
 from stock_backends import require_accepted
@@ -32,7 +33,7 @@ from runtime.errors import (
     UnansweredError,
 )
 from runtime.manifest import Manifest, Modality, Precision
-from runtime.probes import Probes
+from runtime.probes import Probes, probes_path
 from runtime.remote import Connection
 from runtime.rollout import roll_out
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
@@ -112,13 +113,6 @@ def png() -> bytes:
 def alone(exported: Exported, tmp_path: Path) -> Path:
     """One sample in a repository of its own, which a test may change."""
     return copied(exported(NAME), tmp_path / "served")
-
-
-def copied(model: Path, repository: Path) -> Path:
-    repository.mkdir()
-    for path in model.parent.glob(f"{NAME}[._]*"):
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, repository / path.name)
-    return repository / NAME
 
 
 def test_towers_for_openvino_are_served_as_their_stock_backend_wants_them(
@@ -313,6 +307,7 @@ def test_a_version_with_wrong_language_tokens_is_taken_back(
     ids = spec["preprocessing"]["language_ids"]
     ids["por_Latn"], ids["swh_Latn"] = ids["swh_Latn"], ids["por_Latn"]
     spec_path.write_text(json.dumps(spec))
+    rerecorded(new)
     before = sorted((p.relative_to(model.parent), p.read_bytes()) for p in model.parent.rglob("*.pbtxt"))
     with (
         Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
@@ -353,9 +348,42 @@ def test_an_int8_calibrated_on_noise_is_taken_back(controlled: tuple[Path, str],
         for file in graph.parent.iterdir():
             file.unlink()
         shutil.copyfile(tmp_path / f"{modality.value}.onnx", graph)
+    rerecorded(new)
     with (
         Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
         pytest.raises(RolloutError, match="languages are under a mean cosine"),
     ):
         roll_out(model, new, url=url)
     assert traffic.errors == []
+
+
+def test_a_version_whose_towers_compute_otherwise_here_does_not_load(
+    controlled: tuple[Path, str], tmp_path: Path
+) -> None:
+    model, url = controlled
+    new = computing_otherwise(copied(model, tmp_path / "new"), Modality.IMAGE)
+    with (
+        Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
+        pytest.raises(RolloutError, match=r"taken back.*_image_tower_fp32 does not give PyTorch's vectors"),
+    ):
+        roll_out(model, new, url=url)
+    assert traffic.errors == []
+
+
+@pytest.mark.parametrize("damage", ["weights", "front end", "kept probes"])
+def test_a_version_whose_files_were_changed_is_not_touched(
+    damage: str, controlled: tuple[Path, str], tmp_path: Path
+) -> None:
+    model, url = controlled
+    new = copied(model, tmp_path / "new")
+    if damage == "weights":
+        overwritten(graph_of(new, Modality.TEXT))
+    path = (
+        new.parent / f"{NAME}_text" / "1" / "frontend.json" if damage == "front end" else probes_path(model)
+    )
+    if damage != "weights":
+        path.write_bytes(path.read_bytes() + b"\n")
+    before = sorted(p.relative_to(model.parent) for p in model.parent.rglob("*"))
+    with pytest.raises(ManifestError, match=r"(has sha256|bytes; the manifest says)"):
+        roll_out(model, new, url=url)
+    assert sorted(p.relative_to(model.parent) for p in model.parent.rglob("*")) == before

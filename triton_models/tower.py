@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine, Signature, TensorType, open_graph
+from runtime.backends import Backend, Engine, Signature, TensorType, open_graph
 from runtime.errors import EngineError
 from runtime.manifest import Precision
+from runtime.opening import require_opening
+from runtime.opening_probes import OPENING_FILE, OpeningProbes
 
 __all__ = ["TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
 
@@ -28,6 +30,7 @@ class TowerConfig:
     ``batched`` is whether Triton puts requests together, and leaves the batch out of the tensors' dimensions.
     """
 
+    name: str
     graph: str
     precision: Precision
     threads: int | None
@@ -51,6 +54,7 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
             "unknown, and none is guessed. Export the checkpoint again."
         )
     return TowerConfig(
+        name=config["name"],
         graph=config["default_model_filename"],
         precision=Precision(named[1]),
         threads=_threads(parameters, config.get("instance_group") or [{}], engine),
@@ -76,13 +80,24 @@ def _threads(
 
 
 class TowerServer:
-    """An opened tower that runs requests of equal shape together."""
+    """An opened tower that runs requests of equal shape together.
+
+    Raises:
+        EngineError: the graph cannot be opened, or does not fit its configuration.
+        OpeningCheckError: its vectors of the probes beside it are not PyTorch's on this machine.
+        ManifestError: the probes are damaged.
+    """
 
     def __init__(self, folder: Path, config: TowerConfig, engine: Engine) -> None:
         self._backend = open_graph(
             engine, folder / config.graph, precision=config.precision, threads=config.threads
         )
-        check_tensors(config, self._backend.signature)
+        try:
+            check_tensors(config, self._backend.signature)
+            _require_opening(folder / OPENING_FILE, self._backend, config, engine)
+        except BaseException:
+            self._backend.close()
+            raise
         self._outputs = list(config.outputs)
 
     def close(self) -> None:
@@ -114,6 +129,19 @@ class TowerServer:
                 rows = slice(int(starts[at]), int(starts[at + 1]))
                 found[i] = {n: o[rows] for n, o in zip(names, outputs, strict=True) if n in wanted[i]}
         return found
+
+
+def _require_opening(path: Path, backend: Backend, config: TowerConfig, engine: Engine) -> None:
+    """A folder of an older export has no probes; there, who started the server asks the whole of it."""
+    if path.is_file():
+        require_opening(
+            backend,
+            OpeningProbes.read(path),
+            tower=config.name,
+            engine=engine,
+            precision=config.precision,
+            others="another variant (`babeltower frontends --variant`)",
+        )
 
 
 def groups_by_shape(inputs: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[int]]:

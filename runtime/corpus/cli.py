@@ -129,6 +129,15 @@ def embed(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Serve Prometheus metrics.")
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="BABELTOWER_CACHE",
+            rich_help_panel=_SCALE,
+            help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Embed a corpus of texts or images into Parquet files, exactly once.
@@ -155,6 +164,7 @@ def embed(
         max_bad_share=max_bad_share,
         shard=Shard(*_shard(shard)),
         npy=npy,
+        cache=cache,
     )
     with metrics_served(metrics_port) as watcher, progress_bar(inner=watcher) as (_, shown):
         execute = None

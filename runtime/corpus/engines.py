@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from runtime.backends import Engine
 from runtime.batching import padded_batch
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
+from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision
+from runtime.opening import Checks
 from runtime.text import Text
 
 __all__ = ["EngineChoice", "choice_from_arguments", "open_encoder", "runs_at_once"]
@@ -35,6 +38,7 @@ class EngineChoice:
         instances: Runs that go on at once.
         threads: Threads of one run.
         measured: ``engine precision instances×threads`` → rows a second, where it was measured.
+        reasons: Why it was chosen, and why others were not; a sentence each.
     """
 
     engine: Engine | None = None
@@ -42,6 +46,7 @@ class EngineChoice:
     instances: int | None = None
     threads: int | None = None
     measured: Mapping[str, float] | None = None
+    reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
@@ -71,9 +76,14 @@ class EngineChoice:
 
 
 def open_encoder(
-    model: str | os.PathLike[str], choice: EngineChoice, language: str | None, *, verify: bool = True
+    model: str | os.PathLike[str],
+    choice: EngineChoice,
+    language: str | None,
+    *,
+    checks: Checks = Checks.ALL,
+    cache: Path | None = None,
 ) -> LocalEncoder:
-    """Open a model as chosen."""
+    """Open a model as chosen; ``cache`` as of ``Encoder.open``."""
     if choice.engine is None or choice.precision is None:
         raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
     return LocalEncoder.from_repository(
@@ -83,7 +93,8 @@ def open_encoder(
         threads=choice.threads,
         instances=choice.instances or 1,
         default_language=language,
-        verify=verify,
+        verify=checks,
+        cache=cache,
     )
 
 
@@ -93,11 +104,16 @@ def choice_from_arguments(
     *,
     model: str | os.PathLike[str],
     modality: Modality,
+    cache: Path | None = None,
 ) -> EngineChoice:
     """Fill in what is open: from the journal of the run that is gone on with, or by measuring.
 
+    A precision that nobody asked for is taken only where the manifest's measured loss is within the limits
+    of its precision, and where the tower gives PyTorch's vectors on this machine.
+
     Args:
         known: The journal's arguments.
+        cache: As of ``Encoder.open``.
 
     Raises:
         CorpusError: nothing that is installed can run any variant of the model.
@@ -113,10 +129,12 @@ def choice_from_arguments(
         choice = replace(choice, instances=max(1, n_cores() // choice.threads))
     if choice.threads is None and choice.instances is not None:
         choice = replace(choice, threads=max(1, n_cores() // choice.instances))
-    return choice if choice.is_whole else _measured(choice, model, modality)
+    return choice if choice.is_whole else _measured(choice, model, modality, cache)
 
 
-def _measured(choice: EngineChoice, model: str | os.PathLike[str], modality: Modality) -> EngineChoice:
+def _measured(
+    choice: EngineChoice, model: str | os.PathLike[str], modality: Modality, cache: Path | None
+) -> EngineChoice:
     """The fastest of all candidates, first by engine and precision, then by instances × threads."""
     rates: dict[str, float] = {}
     failures: list[str] = []
@@ -124,13 +142,14 @@ def _measured(choice: EngineChoice, model: str | os.PathLike[str], modality: Mod
     def rate(candidate: EngineChoice) -> float:
         if candidate.name not in rates:
             try:
-                rates[candidate.name] = rows_per_second(model, candidate, modality)
+                rates[candidate.name] = rows_per_second(model, candidate, modality, cache=cache)
             except BabeltowerError as error:
-                failures.append(f"{candidate.name}: {error}")
+                failures.append(f"{candidate.name} was dropped: {error}")
                 rates[candidate.name] = 0.0
         return rates[candidate.name]
 
-    candidates = _candidates(choice, model)
+    manifest = Manifest.read(model)
+    candidates, left_out = _candidates(choice, manifest, os.fspath(model))
     if len(candidates) > 1 or choice.instances is None:
         shapes = _shapes(choice)
         best = max((_shaped(c, shapes[0]) for c in candidates), key=rate)
@@ -139,25 +158,47 @@ def _measured(choice: EngineChoice, model: str | os.PathLike[str], modality: Mod
         best = candidates[0]
     if rates and not any(rates.values()):
         raise CorpusError(f"No engine here runs {os.fspath(model)}: {' '.join(failures)}")
-    return replace(best, measured={name: round(value, 1) for name, value in rates.items() if value})
+    return replace(
+        best,
+        measured={name: round(value, 1) for name, value in rates.items() if value},
+        reasons=(_why(best, manifest, rates.get(best.name)), *left_out, *failures),
+    )
 
 
-def _candidates(choice: EngineChoice, model: str | os.PathLike[str]) -> list[EngineChoice]:
-    manifest = Manifest.read(model)
-    found = [
-        replace(choice, engine=engine, precision=precision)
-        for precision, engine in manifest_pairs(manifest)
-        if choice.engine in (None, engine)
-        and choice.precision in (None, precision)
-        and (engine is choice.engine or importlib.util.find_spec(engine.value) is not None)
-    ]
+def _why(best: EngineChoice, manifest: Manifest, rate: float | None) -> str:
+    assert best.engine is not None, "a candidate has an engine"
+    assert best.precision is not None, "a candidate has a precision"
+    variant = manifest.variant(best.precision, best.engine.value)
+    measured = "the only candidate" if rate is None else f"{rate:,.1f} rows/s, the most that was measured"
+    return f"chose {best.name}: {measured}; {loss_in_words(variant, best.engine.value)}"
+
+
+def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[list[EngineChoice], list[str]]:
+    """What may be chosen, and why other variants that an installed engine runs may not."""
+    found: list[EngineChoice] = []
+    left_out: list[str] = []
+    for precision, engine in manifest_pairs(manifest):
+        if choice.engine not in (None, engine) or choice.precision not in (None, precision):
+            continue
+        if engine is not choice.engine and importlib.util.find_spec(engine.value) is None:
+            continue
+        reason = None
+        if choice.precision is None:
+            reason = reason_against(manifest.variant(precision, engine.value), engine.value)
+        if reason is None:
+            found.append(replace(choice, engine=engine, precision=precision))
+        else:
+            left_out.append(
+                f"{engine.value} {precision.value} was not considered: {reason}; --precision "
+                f"{precision.value} asks for it"
+            )
     if not found:
         pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
         raise CorpusError(
-            f"{os.fspath(model)} has no variant for {choice.name} that an installed engine runs; it "
-            f"has {pairs}."
+            f"{model} has no variant for {choice.name} that an installed engine runs; it has {pairs}."
+            + "".join(f" {line}." for line in left_out)
         )
-    return found
+    return found, left_out
 
 
 def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:
@@ -182,11 +223,18 @@ def _shapes(choice: EngineChoice) -> list[tuple[int, int]]:
     return [(max(1, cores // n), n) for n in threads]
 
 
-def rows_per_second(model: str | os.PathLike[str], choice: EngineChoice, modality: Modality) -> float:
-    """Measure one candidate for about a second, on all its instances at once."""
+def rows_per_second(
+    model: str | os.PathLike[str], choice: EngineChoice, modality: Modality, *, cache: Path | None = None
+) -> float:
+    """Measure one candidate for about a second, on all its instances at once.
+
+    Raises:
+        OpeningCheckError: its vectors are not PyTorch's on this machine. Its files are compared with their
+            checksums once it is chosen.
+    """
     manifest = Manifest.read(model)
     language = manifest.languages[0] if manifest.text.needs_language else None
-    with open_encoder(model, choice, language, verify=False) as encoder:
+    with open_encoder(model, choice, language, checks=Checks.OPENING, cache=cache) as encoder:
         run, n_rows = _work(encoder, modality)
         run()
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from runtime.corpus.engines import EngineChoice
@@ -39,6 +40,7 @@ class Options:
         max_bad_share: Share of bad rows above which the run stops.
         shard: Which parts are this run's own.
         npy: Also write the vectors as NumPy arrays.
+        cache: As of ``Encoder.open``.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -53,6 +55,7 @@ class Options:
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
     npy: bool = False
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows_per_part", "max_batch_tokens"):

@@ -100,6 +100,8 @@ def progress_bar(
                 f"{source.name}: {source.format.value}, {rows}, columns {columns or 'none'}; {choice.name}"
                 + (f"; measured rows/s {dict(choice.measured)}" if choice.measured else "")
                 + (f"; {done:,} rows are done" if done else ""),
+                *choice.reasons,
+                sep="\n",
                 file=stream,
                 flush=True,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -23,9 +24,10 @@ from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
 from runtime.corpus.prepare import Preparation, Prepared, Slice
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
-from runtime.errors import CorpusError
+from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
+from runtime.opening import Checks
 
 __all__ = ["ray_executor"]
 
@@ -83,14 +85,17 @@ class _Work:
 
 
 @lru_cache(maxsize=2)
-def _cached_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
-    return open_encoder(model, choice, language, verify=False)
+def _tokenizing_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
+    """An encoder that opens no graph; of its files, the tokenizer alone is compared with its checksum."""
+    encoder = open_encoder(model, choice, language, checks=Checks.OPENING)
+    encoder.verify_tokenizer()
+    return encoder
 
 
 def _preparation(work: _Work) -> Preparation:
     """A worker's own; its encoder opens no graph as long as it only tokenises."""
-    choice = replace(work.choice, measured=None)
-    encoder = _cached_encoder(work.model, choice, work.options.language)
+    choice = replace(work.choice, measured=None, reasons=())
+    encoder = _tokenizing_encoder(work.model, choice, work.options.language)
     return preparation_for(encoder, work.source.modality, work.options)
 
 
@@ -113,22 +118,57 @@ def _prepare(batch: dict[str, Any], sent: Any) -> dict[str, Any]:
 
 
 class _Embedder:
-    """An actor: one model, opened once."""
+    """An actor: one model, opened once, after this machine's copy of its files was checked.
+
+    The tower proves itself on this machine before its first batch.
+    """
 
     def __init__(self, sent: Any) -> None:
         work = _unpacked(sent)
         choice = replace(work.choice, instances=1)
-        self._encoder = open_encoder(work.model, choice, work.options.language, verify=False)
         self._dim = work.dim
+        self._refusal: _Refusal | None = None
+        try:
+            self._encoder = open_encoder(work.model, choice, work.options.language, cache=work.options.cache)
+            self._encoder.open_tower(work.source.modality)
+        except BabeltowerError as error:  # raised here, Ray would bury it under an actor's death
+            self._refusal = _Refusal(platform.node(), error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (data,) = batch["data"]
-        prepared: Prepared = pickle.loads(data)
-        vectors = [
-            _Computed(found.rows, found.counts, found.run(self._encoder, self._dim))
-            for found in prepared.batches
-        ]
-        return {"data": _column(pickle.dumps(replace(prepared, batches=vectors), protocol=5))}
+        return {
+            "data": _column(pickle.dumps(self._refusal or self._embedded(pickle.loads(data)), protocol=5))
+        }
+
+    def _embedded(self, prepared: Prepared) -> Prepared | _Refusal:
+        try:
+            vectors = [
+                _Computed(found.rows, found.counts, found.run(self._encoder, self._dim))
+                for found in prepared.batches
+            ]
+        except BabeltowerError as error:
+            return _Refusal(platform.node(), error)
+        return replace(prepared, batches=vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Sent in place of vectors by a worker whose model is not right on its machine, or that failed."""
+
+    machine: str
+    error: BabeltowerError
+
+
+def _sent_back(data: bytes) -> Prepared:
+    """What a worker made of a slice.
+
+    Raises:
+        CorpusError: the worker refused.
+    """
+    found: Prepared | _Refusal = pickle.loads(data)
+    if isinstance(found, _Refusal):
+        raise CorpusError(f"The worker on {found.machine} does not embed: {found.error}") from found.error
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +231,7 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
                 num_cpus=_ACTOR_CPUS,
             )
         )
-    yield from _assembled(job, (pickle.loads(row["data"]) for row in done.iter_rows()))
+    yield from _assembled(job, (_sent_back(row["data"]) for row in done.iter_rows()))
 
 
 def _context(ray: Any) -> Any:

@@ -87,8 +87,10 @@ def _opened(
         from runtime.corpus.served import open_served
 
         return open_served(model, options.engine)
-    choice = choice_from_arguments(options.engine, known, model=model, modality=source.modality)
-    return open_encoder(model, choice, options.language), choice
+    choice = choice_from_arguments(
+        options.engine, known, model=model, modality=source.modality, cache=options.cache
+    )
+    return open_encoder(model, choice, options.language, cache=options.cache), choice
 
 
 def _arguments(encoder: Encoder, source: Source, options: Options, choice: EngineChoice) -> dict[str, Any]:

@@ -163,6 +163,15 @@ def search(
             min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Every physical core by default."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="BABELTOWER_CACHE",
+            rich_help_panel=_TOWER,
+            help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what a text describes best: images, or whatever was embedded.
@@ -177,7 +186,7 @@ def search(
     if text_column is not None and texts is None:
         raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
     queries = [Query(text, language), *(_query(one, language) for one in more or [])]
-    with Encoder.open(model, engine=engine, precision=precision, threads=threads) as encoder:
+    with Encoder.open(model, engine=engine, precision=precision, threads=threads, cache=cache) as encoder:
         answers = answers_from_sources(
             encoder, sources, queries, k=k, dim=dim, effort=effort, threads=threads, skip_bad=skip_bad
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import ManifestError
-from runtime.manifest import KeptVersion, Manifest, Modality, Variant
+from runtime.manifest import KeptVersion, Manifest, Modality, Variant, verify_file
 from runtime.rollout.release import Release, config_of_folder, copy_whole, served_version
 
 __all__ = ["KeptRelease", "release_from_version"]
@@ -36,6 +36,17 @@ class KeptRelease(Release):
     def tower_version(self, modality: Modality) -> int:
         """The version of the tower that its front ends call."""
         return self.kept.variant.tower(modality).version
+
+    def verify(self) -> None:
+        """Compare its towers' files with their checksums; configurations have been written anew since."""
+        for modality in Modality:
+            for record in self.variant.tower(modality).files:
+                if not record.path.endswith("config.pbtxt"):
+                    verify_file(self.repository, record)
+        self._verify_plans(self.repository)
+
+    def verify_copies(self) -> None:
+        """There are none."""
 
     def put_towers_in(self) -> None:
         """They are in."""

@@ -27,7 +27,9 @@ from runtime.manifest import (
     manifest_path,
     record_of_file,
     tower_folder_name,
+    verify_file,
 )
+from runtime.plan_checks import require_plan_of_tower
 
 __all__ = [
     "Release",
@@ -101,6 +103,37 @@ class Release:
             for modality in Modality
             for folder in (self.tower_folder(modality), self.front_end_folder(modality))
         )
+
+    def verify(self) -> None:
+        """Compare the version's files, where they are, with their checksums.
+
+        Raises:
+            ManifestError: a file is missing, cut short or changed.
+            EngineError: a plan was built from another graph.
+        """
+        repository = self.source.parent
+        self.candidate.verify(repository, self.variant)
+        self.candidate.verify_front_ends(repository)
+        self._verify_plans(repository)
+
+    def _verify_plans(self, repository: Path) -> None:
+        if "tensorrt" in self.variant.engines:
+            for modality in Modality:
+                require_plan_of_tower(repository, self.variant.tower(modality))
+
+    def verify_copies(self) -> None:
+        """Compare what was copied of both towers' version with the checksums of what it was copied from.
+
+        Raises:
+            ManifestError: a copy is cut short or damaged.
+        """
+        for modality in Modality:
+            tower, folder = self.variant.tower(modality), self.tower_folder(modality)
+            origin = f"{tower.model}/{tower.version}/"
+            for record in tower.files:
+                if record.path.startswith(origin):
+                    path = f"{folder.name}/{self.version}/{record.path.removeprefix(origin)}"
+                    verify_file(self.repository, dataclasses.replace(record, path=path))
 
     def put_towers_in(self) -> None:
         """Copy both towers in, beside those that are served."""

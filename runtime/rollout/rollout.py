@@ -43,7 +43,8 @@ def roll_out(
 ) -> Rollout:
     """Switch a served model to a new version, under traffic, if its answers are right.
 
-    The new towers are loaded beside the old ones, with front ends under another name that nobody asks. These
+    Its files are compared with their checksums first. The new towers are loaded beside the old ones, where
+    our own backends ask them their opening probes, with front ends under another name that nobody asks. These
     are asked the probes of REPOSITORY/NAME. If the answers hold, the front ends are switched, asked again,
     and the old towers unloaded; their files stay. Otherwise everything is put back as it was.
 
@@ -57,16 +58,21 @@ def roll_out(
 
     Raises:
         RolloutError: the version's answers are wrong, or it does not load; the old one is served.
-        ManifestError: it is of another embedding space, or files are missing.
+        ManifestError: it is of another embedding space, or files are missing or changed; nothing was touched.
+        EngineError: a plan was built from another graph.
         ServerError: the server cannot be reached, or does not let its models be loaded.
     """
     model, connection = Path(model), connection or Connection()
-    probes, release = Probes.read(model), _planned(model, to, variant)
+    release = _planned(model, to, variant)
+    records = release.manifest.probes
+    probes = Probes.read(model, records[0] if records else None)
     if probes.fingerprint != release.manifest.fingerprint:
         raise ManifestError(
             f"The probes of {model} are of the space {probes.fingerprint!r}, the model of "
             f"{release.manifest.fingerprint!r}. Export the checkpoint again."
         )
+    say("comparing its files with their checksums")
+    release.verify()
     base = url.rstrip("/")
     control = Control(address_from_text(f"{base}/{release.manifest.name}"), connection)
     try:
@@ -132,6 +138,7 @@ class _Run:
         release = self.release
         served = {folder: served_version(folder) for folder in release.folders() if folder.exists()}
         release.put_towers_in()
+        release.verify_copies()
         for modality in Modality:
             folder, version = release.tower_folder(modality), release.tower_version(modality)
             release.pin(folder, sorted({served.get(folder, version), version}))

@@ -61,6 +61,9 @@ def serve(
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
 
+    Every file is compared with its checksum, and every tower's vectors of a few probes with PyTorch's, before
+    the models are listed.
+
     Runs until it is interrupted (Ctrl-C or SIGTERM); running requests are answered first.
     """
     if target is Target.GPU or write is not None:

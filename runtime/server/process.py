@@ -23,6 +23,7 @@ from typing import Any
 
 from runtime.errors import EngineError
 from runtime.server.backends import write_backends
+from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.environment import ServerEnvironment
 
 __all__ = ["Addresses", "Server", "ServerOptions", "running_server"]
@@ -52,6 +53,8 @@ class ServerOptions:
         backends: Folder of Triton's own backends, used in place of those that come with us; see
             ``write_backends``.
         log: File for the server's messages; without one they are kept only while it runs.
+        verify: Compare files with their checksums first, and answers to the opening probes with PyTorch's
+            before the server is handed over.
         arguments: Further arguments of ``tritonserver``.
     """
 
@@ -65,6 +68,7 @@ class ServerOptions:
     ready_s: float = 300.0
     backends: Path | None = None
     log: Path | None = None
+    verify: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
 
@@ -148,7 +152,7 @@ def running_server(
     options: ServerOptions | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Server]:
-    """Start a server, wait until every model is ready, and stop it on the way out.
+    """Start a server, wait until every model is ready and right, and stop it on the way out.
 
     Args:
         stop: Once it is set, loading is no longer waited for.
@@ -156,10 +160,14 @@ def running_server(
     Raises:
         EngineError: a port is taken, a model does not load, or the server ends or takes too long; the message
             has the server's own words.
+        OpeningCheckError: it answers the opening probes with other vectors than PyTorch's.
+        ManifestError: a file that it would load does not fit its checksum.
     """
     repository, options = Path(repository).resolve(), options or ServerOptions()
     if not repository.is_dir():
         raise EngineError(f"{repository} is not a folder. Pass the folder that `babeltower export` wrote to.")
+    if options.verify:
+        verify_served_files(repository, _models(options))
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
         backends = Path(scratch) / "backends"
         write_backends(environment, backends, stock=options.backends)
@@ -167,6 +175,8 @@ def running_server(
         server = _started(repository, environment, options, backends=backends, log=log)
         try:
             _wait_until_ready(server, options.ready_s, stop or threading.Event())
+            if options.verify:
+                require_right_answers(server.addresses.http, repository, _ready_models(server))
             yield server
         finally:
             server.stop()
@@ -211,10 +221,20 @@ def _started(
     return Server(addresses, process, log)
 
 
+def _models(options: ServerOptions) -> tuple[str, ...] | None:
+    """Triton models that are loaded at the start; ``None`` for all."""
+    return options.models if options.models or options.explicit else None
+
+
+def _ready_models(server: Server) -> set[str]:
+    return {str(model["name"]) for model in server.models() if model.get("state") == "READY"}
+
+
 def _model_arguments(options: ServerOptions) -> list[str]:
-    if not options.models and not options.explicit:
+    models = _models(options)
+    if models is None:
         return []
-    return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in options.models)]
+    return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
 
 
 def _variables(environment: ServerEnvironment) -> dict[str, str]:

@@ -1,0 +1,220 @@
+"""Checks of a server: its files before it starts, its answers to the opening probes once it is ready."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Engine
+from runtime.errors import EngineError, ManifestError, OpeningCheckError
+from runtime.manifest import Manifest, Modality, TowerFiles, Variant, verify_file
+from runtime.opening import cosines_of_rows, message_of_shortfall, others_in_words, worst_shortfall
+from runtime.opening_check import probes_of_tower
+from runtime.opening_probes import OpeningProbes
+from runtime.plan_checks import require_plan_of_tower
+from runtime.remote.tensors import bytes_from_tensor
+
+__all__ = ["require_right_answers", "verify_served_files"]
+
+_ANSWER_S = 300.0
+_HEADER = "Inference-Header-Content-Length"
+_DATATYPES = {"int64": "INT64", "uint8": "UINT8", "object": "BYTES"}
+
+
+def verify_served_files(repository: Path, models: Collection[str] | None) -> None:
+    """Compare every file of the towers and front ends that a server will load with its checksum.
+
+    Args:
+        models: Triton models that it loads; all of the repository if ``None``.
+
+    Raises:
+        ManifestError: a file is missing, cut short or changed.
+        EngineError: a plan was built from another graph.
+    """
+    for manifest in manifests_of_repository(repository):
+        for variant in manifest.variants.values():
+            for modality in Modality:
+                tower = variant.tower(modality)
+                if _is_loaded(tower.model, models) and (repository / tower.model).is_dir():
+                    for record in tower.files:
+                        verify_file(repository, record)
+                    if engine_of_tower(repository, tower) is Engine.TENSORRT:
+                        require_plan_of_tower(repository, tower)
+        for front_ends in manifest.front_ends:
+            for record in front_ends.files:
+                if _is_loaded(record.path.partition("/")[0], models):
+                    verify_file(repository, record)
+
+
+def manifests_of_repository(repository: Path) -> Iterator[Manifest]:
+    """Every model's."""
+    for path in sorted(repository.glob("*.babeltower.json")):
+        yield Manifest.read(path.with_name(path.name.removesuffix(".babeltower.json")))
+
+
+def _is_loaded(model: str, models: Collection[str] | None) -> bool:
+    return models is None or model in models
+
+
+def require_right_answers(address: str, repository: Path, loaded: Collection[str]) -> None:
+    """Ask a server the opening probes: front ends as strings and image files, other towers as tensors.
+
+    Whatever backend runs a tower, Triton's own included, its vectors must be PyTorch's.
+
+    Args:
+        address: ``HOST:PORT`` of HTTP.
+        loaded: Names of the Triton models that are ready.
+
+    Raises:
+        OpeningCheckError: a vector is farther from PyTorch's than the export's figures allow.
+        EngineError: a probe is not answered.
+        ManifestError: probes are missing or damaged.
+    """
+    for manifest in manifests_of_repository(repository):
+        for key, variant in manifest.variants.items():
+            for modality in Modality:
+                tower = variant.tower(modality)
+                if tower.model not in loaded:
+                    continue
+                probes = probes_of_tower(repository, manifest, variant, modality)
+                if probes is None:
+                    continue
+                front = _front_end_of(manifest, key, modality)
+                if front in loaded:
+                    found = _asked_front_end(address, front, probes, tower.outputs[str(manifest.dim)])
+                else:
+                    front, found = tower.model, _asked_tower(address, tower.model, probes)
+                _require(front, found, probes, manifest, variant, engine_of_tower(repository, tower))
+
+
+def _front_end_of(manifest: Manifest, key: str, modality: Modality) -> str:
+    """The front end before a variant's tower; empty where there is none."""
+    for served in manifest.front_ends:
+        if served.variant == key:
+            return served.text if modality is Modality.TEXT else served.image
+    return ""
+
+
+def _require(
+    model: str,
+    found: Mapping[str, NDArray[Any]],
+    probes: OpeningProbes,
+    manifest: Manifest,
+    variant: Variant,
+    engine: Engine,
+) -> None:
+    cosines = {name: cosines_of_rows(rows, probes.vectors[name], name) for name, rows in found.items()}
+    worst = worst_shortfall(cosines, probes, engine=engine.value, precision=variant.precision)
+    if worst is None:
+        return
+    message = message_of_shortfall(
+        worst,
+        probes,
+        tower=f"The server's {model}",
+        computed=f"its {engine.value} backend in {variant.precision.value}",
+        precision=variant.precision,
+        others=f"{others_in_words(manifest, engine, variant.precision)} (`babeltower frontends --variant`)",
+    )
+    raise OpeningCheckError(
+        message, tower=model, probe=worst.probe, cosine=worst.found, required=worst.required
+    )
+
+
+def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
+    """The engine whose backend a tower's ``config.pbtxt`` names.
+
+    Raises:
+        ManifestError: the file is missing, or names none.
+    """
+    path = repository / tower.model / "config.pbtxt"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
+    found = re.search(r'^(?:backend|platform): "([a-z]+)(?:_plan)?"', text, re.MULTILINE)
+    try:
+        return Engine(found[1] if found else "")
+    except ValueError:
+        raise ManifestError(f"{path} names no backend of a tower. Export the checkpoint again.") from None
+
+
+def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:
+    names = list(probes.vectors)
+    parts = [_inferred(address, model, run, names) for run in probes.runs]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _asked_front_end(address: str, model: str, probes: OpeningProbes, output: str) -> dict[str, NDArray[Any]]:
+    """A request for each row; ``output`` is the tower's name of what the front end gives at full width."""
+    rows: list[dict[str, bytes]]
+    if probes.modality is Modality.IMAGE:
+        rows = [{"image": image} for image in probes.images]
+    else:
+        pairs = zip(probes.texts, probes.languages, strict=True)
+        rows = [{"text": text.encode(), "language": language.encode()} for text, language in pairs]
+    answers = [
+        _inferred(address, model, {name: _bytes_tensor(value) for name, value in row.items()}, ["vector"])
+        for row in rows
+    ]
+    return {output: np.concatenate([answer["vector"] for answer in answers])}
+
+
+def _bytes_tensor(value: bytes) -> NDArray[Any]:
+    tensor = np.empty((1, 1), dtype=np.object_)
+    tensor[0, 0] = value
+    return tensor
+
+
+def _inferred(
+    address: str, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    """One request in KServe v2's binary form."""
+    contents = [
+        bytes_from_tensor(a) if a.dtype == np.object_ else np.ascontiguousarray(a).tobytes()
+        for a in inputs.values()
+    ]
+    said = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": _DATATYPES[array.dtype.name],
+                "parameters": {"binary_data_size": len(content)},
+            }
+            for (name, array), content in zip(inputs.items(), contents, strict=True)
+        ],
+        "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+    }
+    head = json.dumps(said).encode()
+    request = urllib.request.Request(
+        f"http://{address}/v2/models/{model}/infer",
+        data=b"".join([head, *contents]),
+        headers={_HEADER: str(len(head)), "Content-Type": "application/octet-stream"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
+            return _tensors(answer.read(), int(answer.headers[_HEADER]))
+    except urllib.error.HTTPError as error:
+        reason = error.read().decode(errors="replace")
+        raise EngineError(f"{model} does not answer its opening probes: {reason}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{model} does not answer its opening probes: {error}.") from error
+
+
+def _tensors(body: bytes, head_bytes: int) -> dict[str, NDArray[Any]]:
+    found, start = {}, head_bytes
+    for output in json.loads(body[:head_bytes])["outputs"]:
+        size = int(output["parameters"]["binary_data_size"])
+        if output["datatype"] != "FP32":
+            raise ValueError(f"its {output['name']} is {output['datatype']}, expected FP32")
+        array = np.frombuffer(body[start : start + size], np.dtype("<f4"))
+        found[output["name"]], start = array.reshape(output["shape"]), start + size
+    return found
