@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bench.records import Record
+from bench.records import Record, no_figure
 from bench.statistics import (
     Interval,
     bootstrap_ratio_interval,
@@ -169,7 +169,7 @@ def retrieval_records(path: Path) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_figure)
             if isinstance(data, dict) and data.get("schema") == _RETRIEVAL_SCHEMA:
                 model = data["model"]
                 key = " ".join((model["name"], model["precision"], model["engine"], data["dataset"]))

@@ -34,7 +34,7 @@ from bench.changes import (
     require_comparable,
     retrieval_records,
 )
-from bench.records import Record, read_records
+from bench.records import NoRecordsError, Record, read_records
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
@@ -98,8 +98,8 @@ def compare(
 def _records(path: Path, reports: object) -> list[Record]:
     """Records of a run; none where it consists of retrieval reports alone."""
     try:
-        return read_records(path)
-    except BabeltowerError:
+        return [] if reports and path.is_file() else read_records(path)
+    except NoRecordsError:
         if reports:
             return []
         raise

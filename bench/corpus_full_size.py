@@ -28,6 +28,8 @@ from bench.corpus_models import full_size_model
 from bench.records import Record, record_of, suite_cell
 from runtime.backends import Engine
 from runtime.corpus.engines import EngineChoice, open_encoder, runs_at_once
+from runtime.cosines import lowest_cosine
+from runtime.errors import InputError
 from runtime.machine import n_cores
 from runtime.manifest import Precision
 
@@ -180,23 +182,32 @@ def _text_record(name: str, corpus: str, way: str, ways: dict[str, _Way]) -> Rec
         precision="int8" if is_ours else "fp32",
         batch=None if is_ours else 32,
     )
-    error = measured.turns[0].error
+    error, cosine = measured.turns[0].error, None
+    if error is None:
+        try:
+            cosine = _min_cosine(way, ways)
+        except InputError as undefined:
+            error = str(undefined)
     return record_of(
         {**cell, "corpus": corpus, "way": way},
         [] if error else measured.rates,
         unit="rows/core-second",
-        settings={} if error else {**measured.settings, "min_cosine": _min_cosine(way, ways)},
+        settings={} if error else {**measured.settings, "min_cosine": cosine},
         error=error,
     )
 
 
 def _min_cosine(way: str, ways: dict[str, _Way]) -> float | None:
-    """To the plain loop's vectors, over all turns; random weights say little of INT8's cost."""
+    """To the plain loop's vectors, over all turns; random weights say little of INT8's cost.
+
+    Raises:
+        InputError: a vector is zero or not finite.
+    """
     pairs = [
         (ours.vectors, plain.vectors)
         for ours, plain in zip(ways[way].turns, ways["plain"].turns, strict=False)
     ]
-    cosines = [float((a * b).sum(axis=1).min()) for a, b in pairs if a is not None and b is not None]
+    cosines = [lowest_cosine(a, b) for a, b in pairs if a is not None and b is not None]
     return min(cosines) if cosines else None
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.published import VARIANTS
+from runtime.cosines import highest, lowest
 from runtime.errors import BabeltowerError
 
 __all__ = ["FullSizeResult", "checkpoint_from_variant", "in_process", "measure_variant"]
@@ -111,8 +112,8 @@ def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
         **counts,
         "image_bytes": sum(record.size_bytes for record in variant.image.files),
         "text_bytes": sum(record.size_bytes for record in variant.text.files),
-        "min_cosine": min(a.min_cosine for a in parts),
-        "max_abs_error": max(a.max_abs_error for a in parts),
+        "min_cosine": lowest(a.min_cosine for a in parts),
+        "max_abs_error": highest(a.max_abs_error for a in parts),
         "dims": towers.dims,
     }
 

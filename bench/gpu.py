@@ -31,6 +31,7 @@ from export.tensorrt_engine import require_compiler
 from export.tensorrt_options import EngineOptions
 from export.variants import FORMS, Form
 from runtime.backends import Engine, open_backend
+from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError, ParityError
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles
 from runtime.plans import DeviceFacts, PlanManifest
@@ -141,8 +142,9 @@ def _seconds(backend: Any, inputs: dict[str, NDArray[Any]], tower: TowerFiles, g
     found = []
     for _ in range(grid.repeats):
         started = time.perf_counter()
-        backend.run(inputs, outputs)
+        (vectors,) = backend.run(inputs, outputs)
         found.append(time.perf_counter() - started)
+        require_directions(vectors, what="timed vectors")
     return found
 
 

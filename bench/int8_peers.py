@@ -30,11 +30,12 @@ from export.int8 import Target, int8_from_onnx, recipe_for
 from export.progress import progress_bars
 from export.quantise import QuantiseOptions, Study, study_of_towers
 from export.retrieval.comparison import Direction, compare_language
-from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.metrics import Protocol
 from export.retrieval.vectors import Vectors
 from export.sensitivity_trials import embedded
 from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.commands import ErrorReportingCommand
+from runtime.cosines import mean_cosine
 from runtime.errors import DatasetError, EngineError
 from runtime.manifest import Modality
 
@@ -127,8 +128,8 @@ def peer_figures(study: Study, quantise: Quantise, engine: Engine, folder: Path)
     return {
         "mean_drop_points": {d: float(np.mean(list(found.values()))) for d, found in drops.items()},
         "worst_drop_points": {d: max(found.values()) for d, found in drops.items()},
-        "text_cosine": agreement(reference.vectors.texts, found.texts).cosine_mean,
-        "image_cosine": agreement(reference.vectors.images, found.images).cosine_mean,
+        "text_cosine": mean_cosine(found.texts, reference.vectors.texts),
+        "image_cosine": mean_cosine(found.images, reference.vectors.images),
         "per_core_second": {modality.value: 1 / took for modality, took in seconds.items()},
         "drop_points": drops,
     }

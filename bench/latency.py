@@ -39,6 +39,7 @@ from bench.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, T
 from export.limits import LIMITS
 from runtime.backends import Engine
 from runtime.commands import ErrorReportingCommand
+from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
 
@@ -289,10 +290,10 @@ def _compare(
                 reference = references[inputs]
                 if reference is None:
                     continue
-                cosine = _lowest_cosine(process.vectors(inputs), reference)
+                cosine = lowest_cosine(process.vectors(inputs), reference)
                 found[group].cosines[shape] = cosine
                 limit = LIMITS[group.precision].min_cosine
-                if cosine < limit:
+                if not cosine >= limit:
                     raise BabeltowerError(
                         f"It computes something else than FP32 at {shape}: cosine {cosine:.5f}, expected "
                         f"at least {limit}. Its speed means nothing; export it again."
@@ -317,11 +318,6 @@ def _reference(
         return process.vectors(inputs)
     finally:
         process.close()
-
-
-def _lowest_cosine(vectors: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (vectors, reference)]
-    return float((unit[0] * unit[1]).sum(axis=1).min())
 
 
 def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from bench.chart import dot_columns
 from bench.published_figures import published_figures
@@ -17,6 +16,8 @@ from bench.retrieval_report import Evaluation
 from bench.search import Search, turned_searches
 from export.retrieval.comparison import Direction
 from export.retrieval.metrics import KS
+from runtime.image import decode
+from runtime.image_formats import open_image
 from runtime.languages import english_name, languages
 
 __all__ = ["page_from_evaluation", "pictures_of", "write_page"]
@@ -78,14 +79,14 @@ def pictures_of(evaluation: Evaluation) -> Callable[[int], str]:
 
 
 def _data_uri(data: bytes) -> str:
-    kind = (Image.open(io.BytesIO(data)).format or "").lower()
+    kind = (open_image(data, name="of the page").format or "").lower()
     if len(data) > _INLINE_BYTES or kind not in ("png", "jpeg", "gif", "webp"):
         data, kind = _thumbnail(data), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _thumbnail(data: bytes) -> bytes:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = decode(data, name="of the page").convert("RGB")
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)

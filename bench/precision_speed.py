@@ -49,7 +49,8 @@ from bench.speed_cells import (
 )
 from export.matrix_products import operations_by_product
 from runtime.backends import open_backend
-from runtime.errors import BabeltowerError
+from runtime.cosines import lowest_cosine
+from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import Modality, Precision
 
 __all__ = ["measure_case"]
@@ -148,16 +149,25 @@ def _cpu_seconds(form: _Runs, inputs: Mapping[str, NDArray[Any]], n_runs: int) -
 
 
 def _cosines(forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Lowest cosine of any row to PyTorch's."""
-    vectors = {name: form.run(inputs, ["vector"])[0].astype(np.float64) for name, form in forms.items()}
-    unit = {name: v / np.linalg.norm(v, axis=1, keepdims=True) for name, v in vectors.items()}
-    return {name: float((v * unit[TORCH]).sum(axis=1).min()) for name, v in unit.items()}
+    """Lowest cosine of any row to PyTorch's.
+
+    Raises:
+        BabeltowerError: a form gives a vector that is zero or not finite.
+    """
+    vectors = {name: form.run(inputs, ["vector"])[0] for name, form in forms.items()}
+    cosines = {}
+    for name, found in vectors.items():
+        try:
+            cosines[name] = lowest_cosine(found, vectors[TORCH])
+        except InputError as error:
+            raise BabeltowerError(f"{name}: {error}") from error
+    return cosines
 
 
 def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefact]) -> None:
     for name, artefact in artefacts.items():
         limit = _LOWEST_COSINE_OF_NNCF if name == NNCF else _LOWEST_COSINE[artefact.precision]
-        if cosines[name] < limit:
+        if not cosines[name] >= limit:
             raise BabeltowerError(
                 f"{name} computes something else than PyTorch: cosine {cosines[name]:.5f}, expected at least "
                 f"{limit}. Its speed means nothing; remove {artefact.graph.parent} and measure again."

@@ -26,6 +26,7 @@ from export.repository import ExportOptions, installed_engines, repository_from_
 from export.retrieval.comparison import Direction
 from export.variants import forms_for, possible_forms
 from runtime.commands import ErrorReportingCommand
+from runtime.cosines import lowest
 from runtime.errors import DatasetError
 from runtime.manifest import Manifest, Precision
 
@@ -48,7 +49,7 @@ def rows_from_manifest(manifest: Manifest) -> Iterator[dict[str, Any]]:
                 "variant": key,
                 "engine": engine,
                 "int8_share": min(shares, default=0.0),
-                "min_cosine": min(e["cosine_min"] for e in found["languages"].values()),
+                "min_cosine": lowest(e["cosine_min"] for e in found["languages"].values()),
                 "row_alone": variant.parity["engines"][engine]["row_alone"],
                 **{direction.value: _side(found, direction) for direction in Direction},
             }

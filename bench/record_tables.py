@@ -15,6 +15,7 @@ from typing import Any
 from bench.peers.verdicts import ANY, Verdict, closest_of_verdicts, verdicts_of
 from bench.records import Record, paired, require_one_environment
 from bench.speed_cells import NNCF, PEAK, TORCH, cells_by_shape, share_of_peak
+from runtime.cosines import lowest
 from runtime.errors import BabeltowerError
 
 __all__ = [
@@ -80,7 +81,7 @@ def recall_table(record: Mapping[str, Any]) -> str:
             )
             for side in ("reference", "exported")
         ]
-        rows.append((f"`{model}`", *recalls, f"{min(cosines):.8f}"))
+        rows.append((f"`{model}`", *recalls, f"{lowest(cosines):.8f}"))
     return _markdown(
         ("checkpoint", "text→image R@1 / R@10, PyTorch", "exported", "lowest cosine of any vector"), rows
     )

@@ -41,9 +41,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ from runtime.errors import BabeltowerError
 from runtime.machine import INSTRUCTION_SETS, instruction_sets
 
 __all__ = [
+    "NoRecordsError",
     "Record",
     "artefact_sha256",
     "interval",
+    "no_figure",
     "paired",
     "ratios_by_turn",
     "read_records",
@@ -71,6 +74,10 @@ _READ = (1, SCHEMA)
 _SUITES = frozenset({"latency", "throughput", "peers", "peaks", "corpus", "server"})
 _METRICS = frozenset({"wall", "cpu", "device", "rate", "resident", "load", "first"})
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+class NoRecordsError(BabeltowerError):
+    """A folder holds no file of records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,20 @@ class Record:
             )
         if self.error is None and not self.samples:
             raise BabeltowerError(f"The record of {dict(self.cell)} has no samples; nothing was measured.")
+        if faulty := [name for name, value in self._figures() if not math.isfinite(value)]:
+            raise BabeltowerError(
+                f"The record of {dict(self.cell)} has {', '.join(dict.fromkeys(faulty))} that are not "
+                "finite; such a figure compares as neither better nor worse. Measure again."
+            )
         if self.processes and (sum(self.processes) != len(self.samples) or min(self.processes) < 1):
             raise BabeltowerError(
                 f"The record of {dict(self.cell)} has {len(self.samples)} samples, and its processes gave "
                 f"{list(self.processes)}."
             )
+
+    def _figures(self) -> Iterator[tuple[str, float]]:
+        yield from (("samples", value) for value in self.samples)
+        yield from _floats("settings", self.settings)
 
     @property
     def median(self) -> float:
@@ -119,6 +135,17 @@ class Record:
         ends = list(itertools.accumulate(self.processes or (len(self.samples),)))
         starts = [0, *ends[:-1]]
         return tuple(self.samples[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def _floats(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _floats(f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _floats(name, part)
 
 
 def suite_cell(
@@ -262,7 +289,8 @@ def read_records(*paths: Path) -> list[Record]:
     JSON files in a folder that state no number as their ``schema`` are of other kinds, and are passed over.
 
     Raises:
-        BabeltowerError: a file is not of a known schema, or a folder holds no file of records.
+        BabeltowerError: a file is not of a known schema, or a figure in it is not finite.
+        NoRecordsError: a folder holds no file of records.
     """
     found: list[Record] = []
     for path in paths:
@@ -276,7 +304,7 @@ def read_records(*paths: Path) -> list[Record]:
             if isinstance(data, dict) and isinstance(data.get("schema"), int)
         }
         if not ours:
-            raise BabeltowerError(f"{path} holds no file of benchmark records; measure first.")
+            raise NoRecordsError(f"{path} holds no file of benchmark records; measure first.")
         for file, data in ours.items():
             found += _records_of(file, data)
     return found
@@ -295,9 +323,18 @@ def records_to_keep(path: Path, measured_anew: Callable[[Record], bool]) -> list
     return kept
 
 
+def no_figure(constant: str) -> float:
+    """Refuse NaN and the infinities, which Python writes into JSON although it has none; for ``json.loads``.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"it holds {constant}, which is no measured figure")
+
+
 def _data_of(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=no_figure)
     except (OSError, ValueError) as error:
         raise BabeltowerError(f"{path} holds no benchmark records ({error}); measure again.") from error
 

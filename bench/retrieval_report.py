@@ -15,6 +15,7 @@ from export.retrieval.metrics import KS, Agreement, Protocol
 from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from runtime.backends import Engine
+from runtime.cosines import lowest
 from runtime.manifest import Precision
 
 __all__ = [
@@ -98,7 +99,7 @@ class RetrievalReport:
     @property
     def min_cosine(self) -> float:
         """The lowest cosine of any text or image with itself."""
-        return min(self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages))
+        return lowest([self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages)])
 
     def mean_recall_at(self, direction: Direction, k: int) -> tuple[float, float]:
         """Mean over languages of PyTorch's recall at k, and of the exported model's."""

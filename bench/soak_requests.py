@@ -16,6 +16,7 @@ from PIL import Image
 
 from bench.server_load import realistic_texts
 from runtime.encoder import Encoder
+from runtime.image import decode
 from runtime.manifest import Manifest
 
 __all__ = ["BAD_EVERY", "Request", "bad_requests", "requests_of_soak"]
@@ -136,5 +137,5 @@ def _in_all_formats(images: Sequence[bytes]) -> Iterator[bytes]:
             yield image
             continue
         packed = io.BytesIO()
-        Image.open(io.BytesIO(image)).convert("RGB").save(packed, kind)
+        decode(image).convert("RGB").save(packed, kind)
         yield packed.getvalue()

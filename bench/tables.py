@@ -14,6 +14,7 @@ from bench.retrieval_report import ModelFacts, RetrievalReport
 from export.retrieval.comparison import Direction, LanguageFigures
 from export.retrieval.metrics import KS
 from export.retrieval.verdict import RetrievalLimits
+from runtime.cosines import lowest
 
 __all__ = [
     "WIDE_COLUMNS",
@@ -165,8 +166,8 @@ def _mean_cells(report: RetrievalReport, *, wide: bool) -> list[str]:
     texts = [figures.texts for figures in report.languages]
     overlaps = [f.comparison(direction).top10_overlap for f in report.languages for direction in Direction]
     cosines = (
-        min(t.cosine_min for t in texts),
-        min(t.cosine_p1 for t in texts),
+        lowest(t.cosine_min for t in texts),
+        lowest(t.cosine_p1 for t in texts),
         sum(t.cosine_mean for t in texts) / len(texts),
     )
     overlap = sum(overlaps) / len(overlaps)

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError
 
 __all__ = ["WORKER", "GraphSpec", "Opened", "Pace", "Rates", "TimedProcess", "Times", "timed_runs"]
@@ -202,8 +203,9 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
         instances=spec.instances,
     )
     opened = time.perf_counter()
-    backend.run(inputs[str(first)], [spec.output])
+    (vectors,) = backend.run(inputs[str(first)], [spec.output])
     answered = time.perf_counter()
+    require_directions(vectors, what="vectors of the first answer")
     yield asdict(Opened((opened - started) * 1e3, (answered - opened) * 1e3, _resident_bytes() / 1e6))
     for line in sys.stdin:
         request = json.loads(line)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import DatasetError, ImageError, LanguageError
 from runtime.image import decode, pixels_from_image
+from runtime.image_formats import IMAGE_SUFFIXES
 from runtime.languages import flores_from_code
 from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
 from runtime.text import Text, Tokenizer
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 _TEXT_BATCH, _IMAGE_BATCH = 32, 16
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _CAPTIONS, _DRAWINGS = "captions.parquet", "train.parquet"
 
 Batch = Mapping[str, NDArray[Any]]
@@ -201,9 +201,9 @@ def calibration_from_folder(
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; pass a folder of images, or a .parquet file.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise DatasetError(f"{folder} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))}).")
+        raise DatasetError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     captions = columns_of_parquet(samples_folder() / _CAPTIONS, ("caption", "flores"))
     texts = list(zip(captions["caption"], captions["flores"], strict=True))
     source = f"{folder.name}, texts of the samples"

@@ -13,6 +13,7 @@ from export.frontends_cli import frontends
 from export.tuning_cli import tune
 from runtime.backends import Engine
 from runtime.cli import app
+from runtime.cosines import nan_first
 from runtime.errors import ExportError
 from runtime.manifest import Precision, Variant
 
@@ -258,7 +259,7 @@ def _variant_lines(variant: Variant, key: str, report: ParityReport) -> Iterator
         f"pixels within {report.max_pixel_error * 255:.2f}/255"
     )
     for engine, figures in report.engines.items():
-        language, worst = min(figures.languages.items(), key=lambda item: item[1].min_cosine)
+        language, worst = min(figures.languages.items(), key=lambda item: nan_first(item[1].min_cosine))
         yield f"  {engine}"
         yield f"    text       {_agreement(figures.text)}"
         yield f"    image      {_agreement(figures.image)}"

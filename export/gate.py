@@ -27,6 +27,7 @@ from export.retrieval.vectors import (
 )
 from export.towers import Towers
 from runtime.backends import Engine
+from runtime.cosines import lowest
 from runtime.local import LocalEncoder
 from runtime.manifest import Precision
 from runtime.opening import Checks
@@ -179,7 +180,7 @@ def _noise_floor(dataset: RetrievalSet, first: Vectors, second: Vectors) -> Nois
     images = agreement(first.images, second.images)
     return NoiseFloor(
         languages=dataset.codes,
-        min_cosine=min(images.cosine_min, *(figures.texts.cosine_min for figures in languages)),
+        min_cosine=lowest([images.cosine_min, *(figures.texts.cosine_min for figures in languages)]),
         max_abs_drop=max(abs(side.drop(1)) for side in sides),
         top10_overlap=min(side.top10_overlap for side in sides),
     )

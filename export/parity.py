@@ -28,6 +28,7 @@ from export.retrieval.vectors import Progress
 from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
 from runtime.backends import Engine, open_backend
+from runtime.cosines import highest, lowest, row_cosines, worst_rows
 from runtime.image import pixels_from_image
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
@@ -181,16 +182,18 @@ def measure_parity(
 
 
 def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str]) -> Agreement:
-    """Compare float (rows, dim) with float (rows, dim); ``names`` tells the rows apart."""
+    """Compare float (rows, dim) with float (rows, dim); ``names`` tells the rows apart.
+
+    Where a vector is zero or not finite, the cosines are NaN, which no limit passes; ``worst`` names them.
+    """
     a, b = found.astype(np.float64), expected.astype(np.float64)
-    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    worst = int(np.nanargmin(cosines)) if np.isfinite(cosines).any() else 0
+    cosines = row_cosines(a, b)
     return Agreement(
         n=len(a),
         max_abs_error=float(np.abs(a - b).max()),
         min_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
-        worst=names[worst],
+        worst=worst_rows(cosines, names),
     )
 
 
@@ -273,10 +276,10 @@ def _worst(parts: Iterable[Agreement]) -> Agreement:
     measured = list(parts)
     return Agreement(
         n=measured[0].n,
-        max_abs_error=max(a.max_abs_error for a in measured),
-        min_cosine=min(a.min_cosine for a in measured),
-        mean_cosine=min(a.mean_cosine for a in measured),
-        worst=min(measured, key=lambda a: a.min_cosine).worst,
+        max_abs_error=highest(a.max_abs_error for a in measured),
+        min_cosine=lowest(a.min_cosine for a in measured),
+        mean_cosine=lowest(a.mean_cosine for a in measured),
+        worst=measured[int(np.argmin([a.min_cosine for a in measured]))].worst,
     )
 
 

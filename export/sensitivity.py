@@ -29,6 +29,7 @@ from export.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.matrix_products import operations_by_product
 from export.retrieval.vectors import Progress
 from runtime.backends import Engine, open_backend
+from runtime.cosines import mean_cosine
 from runtime.errors import DatasetError
 from runtime.manifest import Modality, Precision
 
@@ -137,7 +138,7 @@ def costs_of_products(
                     product=Product(modality, name),
                     share=operations[name] / sum(operations.values()),
                     turned=probe.turned_by(modality, vectors),
-                    cosine=float(np.einsum("rd,rd->r", vectors, probe.vectors[modality]).mean()),
+                    cosine=mean_cosine(vectors, probe.vectors[modality]),
                 )
             )
         progress(f"{modality.value} products", len(operations), len(operations))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import unit_rows
 from runtime.errors import InputError
 
 __all__ = [
@@ -121,16 +122,12 @@ def cosine_similarity(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[n
 
     Returns:
         float32 (queries, vectors), in -1..1; 0 where a vector is all zero.
+
+    Raises:
+        InputError: a component is not finite.
     """
-    similarity: NDArray[np.float32] = _unit(queries) @ _unit(vectors).T
+    similarity: NDArray[np.float32] = unit_rows(queries) @ unit_rows(vectors).T
     return similarity
-
-
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    floats = vectors.astype(np.float32)
-    norms = np.linalg.norm(floats, axis=-1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
-    return unit
 
 
 def hamming_distance(queries: NDArray[np.uint8], vectors: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -209,7 +209,10 @@ class Encoder(ABC):
         """Embed images; see ``iter_images`` for a corpus that does not fit in memory.
 
         Args:
-            images: Paths, bytes of image files, PIL images or uint8 (height, width, 3) arrays.
+            images: Paths, bytes of image files, PIL images or uint8 (height, width, 3) arrays. Files are of
+                the formats of ``runtime.image_formats.FORMATS``. Paths and bytes are decoded on all threads;
+                PIL images and arrays are copied on the calling one, before the next image is asked for, and
+                a file is read when its batch is.
             dim: One of ``dims``; the full width by default.
             encoding: See ``runtime.embeddings``.
             batch_size: Images of one run, or of one request.

@@ -16,6 +16,7 @@ from runtime.batching import windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, InputError
 from runtime.image import ImageSource
+from runtime.image_formats import IMAGE_SUFFIXES
 from runtime.search import Hit, Index
 
 __all__ = [
@@ -31,9 +32,6 @@ __all__ = [
 ]
 
 _BATCH_IMAGES = 32
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Files of a folder that are taken for images; a file named itself may have any suffix."""
 
 ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
 """Columns of a Parquet file that name its images; the first of them that is there."""

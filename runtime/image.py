@@ -7,26 +7,41 @@ there leaves out work, never changes it.
 
 from __future__ import annotations
 
-import io
 import os
+import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from runtime.errors import ImageError, InputError
+from runtime.image_formats import open_image, require_bounded, require_openable, require_whole_decoding
 from runtime.jpeg import image_from_jpeg
 from runtime.manifest import ImagePreprocessing
 
-__all__ = ["ImageSource", "decode", "pixels_from_image", "pixels_from_source", "require_several"]
+__all__ = [
+    "ImageSource",
+    "Snapshot",
+    "decode",
+    "pixels_from_image",
+    "pixels_from_source",
+    "require_several",
+    "require_size",
+    "snapshot_from_source",
+]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
 )
 """A path, an encoded file's bytes, a Pillow image, or uint8 (height, width, 3) RGB."""
+
+_callers_images = threading.RLock()
+"""Held while a caller's Pillow image is decoded or copied. One for all: images share files without showing it
+(members of a tar, frames of one GIF), and Pillow guards neither an image nor a file."""
 
 _LARGEST_RESIZED_PIXELS = 1 << 27
 """Width × height (0.5 GB): a long thin image grows as its shortest side is fitted, and Pillow's own way of
@@ -49,25 +64,70 @@ _RESAMPLING = {
 }
 
 
-def decode(source: ImageSource, *, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An image as it was when it was taken: a path, bytes or pixels that its caller can no longer change.
+
+    Attributes:
+        name: What errors call the image.
+    """
+
+    content: str | bytes | Image.Image | NDArray[np.uint8]
+    name: str
+
+
+def snapshot_from_source(
+    source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
+) -> Snapshot:
+    """Take what belongs to a caller out of their reach, so that other threads may work on it.
+
+    A Pillow image is decoded, if it is not yet, and copied: on the calling thread, one at a time in the whole
+    process, since two images may stand in one file. Its frame is the one that its caller has sought. Buffers
+    and arrays are copied; a file is read later, when it is decoded.
+
+    Args:
+        source: See ``ImageSource``; a snapshot is returned as it is.
+        name: What errors call the image; a path by default.
+        max_pixels: See ``decode``.
+
+    Raises:
+        ImageError: of no known type, or a Pillow image or array that ``decode`` refuses.
+    """
+    if isinstance(source, Snapshot):
+        return source
+    name = name or _name_of(source)
+    try:
+        return Snapshot(_own_content(source, name, max_pixels), name)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
+
+
+def decode(
+    source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """Decode an image fully; files are closed again, a caller's own Pillow image is left open.
 
     Args:
-        source: See ``ImageSource``. Of an animation the first frame is taken.
+        source: See ``ImageSource``. Of a file's animation the first frame is taken, of a Pillow image the one
+            that it shows.
         name: What errors call the image; a path by default.
         max_pixels: Width × height above which an image is refused; ``PIL.Image.MAX_IMAGE_PIXELS`` by
             default. Pillow itself refuses more than twice its own limit.
 
     Returns:
-        The image in the mode of its file, unrotated.
+        The image in the mode of its file, unrotated; never a caller's own object.
 
     Raises:
-        ImageError: missing, empty, cut short, no image, of no pixels, or of more than ``max_pixels``.
+        ImageError: missing, empty, cut short, no image, of a format that is not one of
+            ``runtime.image_formats.FORMATS``, of no pixels, or of more than ``max_pixels``.
     """
-    name = name or _name_of(source)
+    snapshot = snapshot_from_source(source, name=name, max_pixels=max_pixels)
+    name = snapshot.name
     try:
-        image = _opened(source)
-        _require_size(image, name, max_pixels)
+        image = _opened(snapshot)
+        require_size(image.size, name, max_pixels)
         image.load()
     except ImageError:
         raise
@@ -79,7 +139,7 @@ def decode(source: ImageSource, *, name: str | None = None, max_pixels: int | No
 
 
 def pixels_from_source(
-    source: ImageSource,
+    source: ImageSource | Snapshot,
     preprocessing: ImagePreprocessing,
     *,
     name: str | None = None,
@@ -90,10 +150,16 @@ def pixels_from_source(
     Returns:
         uint8 (3, height, width), C-contiguous.
     """
-    image = image_from_jpeg(source) if isinstance(source, bytes) else None
+    image = _from_fast_jpeg(source, name or _name_of(source)) if isinstance(source, bytes) else None
     if image is None or (max_pixels is not None and image.width * image.height > max_pixels):
         image = decode(source, name=name, max_pixels=max_pixels)
     return pixels_from_image(image, preprocessing)
+
+
+def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:
+    require_whole_decoding(name)
+    require_bounded(data, name)
+    return image_from_jpeg(data)
 
 
 def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -108,54 +174,98 @@ def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
     return images
 
 
-def _name_of(source: ImageSource) -> str:
+def _name_of(source: ImageSource | Snapshot) -> str:
+    if isinstance(source, Snapshot):
+        return source.name
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"of {len(source)} bytes"
+        return f"of {_n_bytes(source)} bytes"
     return f"of type {type(source).__name__}"
 
 
-def _opened(source: ImageSource) -> Image.Image:
+def _n_bytes(data: bytes | bytearray | memoryview) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def _own_content(
+    source: ImageSource, name: str, max_pixels: int | None
+) -> str | bytes | Image.Image | NDArray[np.uint8]:
     if isinstance(source, Image.Image):
-        return source
+        return _copied_image(source, name, max_pixels)
     if isinstance(source, np.ndarray):
-        return _image_from_array(source)
+        return _copied_array(source, name, max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        source = Path(source).read_bytes()
-    if not isinstance(source, (bytes, bytearray, memoryview)):
-        raise ImageError(
-            f"An image is of type {type(source).__name__}; expected a path, the bytes of an image file, "
-            "a PIL image or a uint8 array (height, width, 3)."
-        )
-    if not len(source):
-        raise ValueError("it is empty (0 bytes)")
-    return Image.open(io.BytesIO(source))
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    remedy = " Pass what its read() returns." if hasattr(source, "read") else ""
+    subject = "An image" if name == _name_of(source) else f"Image {name}"
+    raise ImageError(
+        f"{subject} is of type {type(source).__name__}; expected a path, the bytes of an image file, "
+        f"a PIL image or a uint8 array (height, width, 3).{remedy}"
+    )
 
 
-def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
+def _copied_image(image: Image.Image, name: str, max_pixels: int | None) -> Image.Image:
+    with _callers_images:
+        require_openable(image, name)
+        require_size(image.size, name, max_pixels)
+        try:
+            image.load()
+            require_size(image.size, name, max_pixels)
+            return image.copy()
+        except (AssertionError, AttributeError, ValueError) as error:
+            file = getattr(image, "fp", None)
+            if file is not None and not getattr(file, "closed", False):
+                raise
+            raise ImageError(
+                f"Image {name} cannot be decoded: it was closed before ({_reason(error)}). Keep it and its "
+                "file open until it is embedded, or call image.load() before its file is closed."
+            ) from error
+
+
+def _copied_array(array: NDArray[np.uint8], name: str, max_pixels: int | None) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise ImageError(
-            f"The array is {array.dtype} {array.shape}; expected uint8 (height, width, 3), RGB, not empty."
+            f"Image {name} is an array of {array.dtype} {array.shape}; expected uint8 (height, width, 3), "
+            "RGB, not empty."
         )
-    return Image.fromarray(np.ascontiguousarray(array))
+    require_size((array.shape[1], array.shape[0]), name, max_pixels)
+    return np.array(array, order="C")
 
 
-def _require_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
+def _opened(snapshot: Snapshot) -> Image.Image:
+    content = snapshot.content
+    if isinstance(content, Image.Image):
+        return content
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content)
+    data = Path(content).read_bytes() if isinstance(content, str) else content
+    if not data:
+        raise ValueError("it is empty (0 bytes)")
+    return open_image(data, name=snapshot.name)
+
+
+def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
+    """Refuse an image by its width and height; see ``decode``.
+
+    Raises:
+        ImageError: no pixels, or too many.
+    """
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    n_pixels = image.width * image.height
+    width, height = size
+    n_pixels = width * height
     if not n_pixels:
-        raise ImageError(f"Image {name} is {image.width}×{image.height}: it has no pixels.")
+        raise ImageError(f"Image {name} is {width}×{height}: it has no pixels.")
     if limit is not None and n_pixels > limit:
         raise ImageError(
-            f"Image {name} has {image.width}×{image.height} = {n_pixels} pixels; the limit is {limit}, "
+            f"Image {name} has {width}×{height} = {n_pixels} pixels; the limit is {limit}, "
             "against decompression bombs. Pass a larger max_pixels if you trust the file."
         )
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no image format recognises its bytes"
     return str(error).rstrip(".") or type(error).__name__
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,10 +172,13 @@ class LocalEncoder(Encoder):
         """See ``Encoder.iter_images``."""
         output, width = self._output(Modality.IMAGE, dim)
         no_vectors(width, encoding)
-        batches = windows(enumerate(require_several(images)), batch_size)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+        numbered = enumerate(require_several(images))
 
         def parts() -> Iterator[NDArray[Any]]:
-            for batch in batches:
+            for first in numbered:
+                batch = chain([first], islice(numbered, batch_size - 1))
                 vectors, stats = self._image_tower().vectors_from_images(batch, output=output, dim=width)
                 self._count(stats)
                 yield encoded_from_float(vectors, encoding)
@@ -254,7 +258,8 @@ class LocalEncoder(Encoder):
         """Embed a corpus lazily: read, prepare and run at once, on threads; bad rows do not stop it.
 
         Args:
-            source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings.
+            source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings,
+                which is read ahead on another thread.
             columns: Which columns hold what; looked for under their usual names by default.
             format: How the source is stored; told from suffixes by default.
             language: Code of the texts that name none.

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from runtime.errors import InputError
 from runtime.gallery import ID_COLUMNS, image_bytes, images_from_paths, open_table
+from runtime.image import require_size
+from runtime.image_formats import open_image
 from runtime.manifest import Modality
 
 __all__ = ["data_uri", "pictures_of_gallery", "pictures_of_ids"]
@@ -76,9 +78,11 @@ def data_uri(data: bytes) -> str:
     """An image as an address that holds it: small ones unchanged, others as a JPEG of up to 320 pixels.
 
     Raises:
-        OSError: the bytes are no image that Pillow decodes.
+        ImageError: the bytes are no image of an accepted format.
+        OSError: the image is cut short or damaged.
     """
-    image = Image.open(io.BytesIO(data))
+    image = open_image(data, name="to show")
+    require_size(image.size, "to show", None)
     kind = (image.format or "").lower()
     if len(data) > _INLINE_BYTES or kind not in _INLINE_FORMATS:
         data, kind = _thumbnail(image), "jpeg"

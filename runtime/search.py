@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
 from runtime.errors import InputError
 
@@ -75,7 +76,8 @@ class Index:
             k: Results a query; fewer if the index is smaller.
 
         Raises:
-            InputError: another embedding space, another width or encoding, or ``k`` below 1.
+            InputError: another embedding space, another width or encoding, ``k`` below 1, a query that is
+                zero or not finite, or a row that is not finite. A row of zeros scores 0.
         """
         self._require_fitting(queries, fingerprint, k)
         nearest = Nearest(len(queries), k)
@@ -93,6 +95,8 @@ class Index:
         if self.encoding in (Encoding.FLOAT16, Encoding.INT8):
             return cosine_similarity(queries, block)
         cosines: NDArray[np.float32] = queries @ block.T
+        if not np.isfinite(cosines).all():
+            unit_rows(block)  # names the rows
         return cosines
 
     def _require_fitting(self, queries: NDArray[Any], fingerprint: str, k: int) -> None:
@@ -109,6 +113,8 @@ class Index:
             )
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")
+        if self.encoding is not Encoding.BINARY:
+            require_directions(queries, what="queries")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file, whole or not at all."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.cosines import nan_first
 from runtime.errors import LanguageError
 from runtime.languages import Language, flores_from_code, languages, spoken_language
 from runtime.manifest import Manifest, TowerFiles, Variant, verify_file
@@ -106,7 +107,7 @@ def _parity_lines(parity: dict[str, Any]) -> Iterator[str]:
     if engines:
         yield f"compared with {parity['reference']}"
     for engine, figures in engines.items():
-        language, worst = min(figures["languages"].items(), key=lambda item: float(item[1]["min_cosine"]))
+        language, worst = min(figures["languages"].items(), key=lambda item: nan_first(item[1]["min_cosine"]))
         yield (
             f"{engine}: cosine of texts ≥ {figures['text']['min_cosine']:.7f}, of images "
             f"≥ {figures['image']['min_cosine']:.7f}; worst of {len(figures['languages'])} languages: "

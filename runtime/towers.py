@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine, open_backend
 from runtime.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
-from runtime.errors import EngineError
-from runtime.image import ImageSource, decode, pixels_from_image
+from runtime.errors import EngineError, ImageError
+from runtime.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
 from runtime.plan_checks import require_plan_of_tower
 from runtime.text import Text, Tokenizer
 
 __all__ = ["GraphOpener", "ImageTower", "Stats", "TextTower"]
+
+
+_COPIES_AHEAD = 16
+"""Images that may wait to be decoded; copies of a caller's large images would fill the memory otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,11 @@ class TextTower:
 
 @dataclass(frozen=True, slots=True)
 class ImageTower:
-    """Preprocessing and graph of the image tower; images are decoded on a pool of threads."""
+    """Preprocessing and graph of the image tower; images are decoded on a pool of threads.
+
+    What belongs to a caller is taken on the calling thread, image by image as the caller gives them, so that
+    no object of theirs is touched by two threads, or after they have gone on to the next image.
+    """
 
     preprocessing: ImagePreprocessing
     backend: Backend
@@ -192,23 +200,44 @@ class ImageTower:
             ImageError: an image that cannot be decoded; nothing of the batch is embedded then.
             EngineError: the graph failed, or returned numbers that are not finite.
         """
-        pixels = np.stack(list(self.decoders.map(self._pixels, images)))
+        pixels = np.stack(self._decoded(images))
         return self.vectors_from_pixels(pixels, output=output, dim=dim), Stats(images=len(pixels))
 
     def vectors_from_pixels(self, pixels: NDArray[np.uint8], *, output: str, dim: int) -> NDArray[np.float32]:
         """Embed uint8 (images, 3, height, width): float32 (images, dim)."""
         return _vectors(self.backend, {"pixels": pixels}, output, dim)
 
-    def _pixels(self, numbered: tuple[int, ImageSource]) -> NDArray[np.uint8]:
-        number, source = numbered
-        image = decode(source, name=_name(number, source), max_pixels=self.max_pixels)
-        return pixels_from_image(image, self.preprocessing)
+    def _decoded(self, images: Iterable[tuple[int, ImageSource]]) -> list[NDArray[np.uint8]]:
+        decoding: list[Future[NDArray[np.uint8]]] = []
+        try:
+            for number, source in images:
+                if len(decoding) >= _COPIES_AHEAD:
+                    wait([decoding[-_COPIES_AHEAD]])
+                decoding.append(self._taken(number, source))
+            return [pixels.result() for pixels in decoding]
+        finally:
+            for pixels in decoding:
+                pixels.cancel()
+
+    def _taken(self, number: int, source: ImageSource) -> Future[NDArray[np.uint8]]:
+        """A fault waits for its turn, so that the first bad image of a batch is the one that is named."""
+        try:
+            snapshot = snapshot_from_source(source, name=_name(number, source), max_pixels=self.max_pixels)
+        except ImageError as error:
+            failed: Future[NDArray[np.uint8]] = Future()
+            failed.set_exception(error)
+            return failed
+        return self.decoders.submit(self._pixels, snapshot)
+
+    def _pixels(self, snapshot: Snapshot) -> NDArray[np.uint8]:
+        return pixels_from_image(decode(snapshot, max_pixels=self.max_pixels), self.preprocessing)
 
 
 def _name(number: int, source: ImageSource) -> str | None:
     """What errors call an image: its path, or its place in the caller's input."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"{number} of the batch, {len(source)} bytes,"
+        n_bytes = source.nbytes if isinstance(source, memoryview) else len(source)
+        return f"{number} of the batch, {n_bytes} bytes,"
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         return None
     return f"{number} of the batch"

@@ -11,6 +11,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import require_directions, unit_rows
 from runtime.encoder import Encoder
 from runtime.errors import InputError, LanguageError
 from runtime.image import ImageSource
@@ -68,10 +69,14 @@ def prompts_from_labels(labels: Sequence[str], templates: Sequence[str]) -> list
 
 
 def class_vectors_from_prompts(vectors: NDArray[np.float32], *, n_labels: int) -> NDArray[np.float32]:
-    """Unit vectors (labels × templates, dim), label by label → (labels, dim): the means, normalised."""
-    means: NDArray[np.float32] = vectors.reshape(n_labels, -1, vectors.shape[-1]).mean(axis=1)
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return means
+    """Unit vectors (labels × templates, dim), label by label → (labels, dim): the means, normalised.
+
+    Raises:
+        InputError: the prompts of a label cancel each other out, or are not finite.
+    """
+    means = vectors.reshape(n_labels, -1, vectors.shape[-1]).mean(axis=1)
+    require_directions(means, what="labels' mean prompts")
+    return unit_rows(means)
 
 
 @dataclass(frozen=True, slots=True)

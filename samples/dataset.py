@@ -55,7 +55,7 @@ class Drawing:
 
     def image(self) -> Image.Image:
         """Decode to an RGB image, 64 × 64."""
-        return Image.open(io.BytesIO(self.png)).convert("RGB")
+        return Image.open(io.BytesIO(self.png), formats=("PNG",)).convert("RGB")
 
 
 def load_captions(flores: str | None = None) -> list[Caption]:

@@ -136,7 +136,7 @@ def on_white(encoded: bytes) -> Image.Image:
     CLIP's preprocessing does ``convert("RGB")``, which drops alpha and shows whatever colour lies beneath it,
     so transparency must be gone before a drawing is stored.
     """
-    image = Image.open(io.BytesIO(encoded)).convert("RGBA")
+    image = Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")).convert("RGBA")
     ground = Image.new("RGBA", image.size, "white")
     ground.alpha_composite(image)
     return ground.convert("RGB")

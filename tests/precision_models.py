@@ -13,6 +13,7 @@ from sample_models import NAMES
 
 from export.probes import probe_images, probe_texts
 from runtime.batching import batches_from_rows
+from runtime.cosines import row_cosines
 from runtime.image import pixels_from_image
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.text import Tokenizer, texts_with_languages
@@ -64,6 +65,4 @@ def vectors(graph: Path, batches: Sequence[Batch], *, exact: bool = True) -> NDA
 
 def cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine of each row with its counterpart."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    cosine: NDArray[np.float64] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return cosine
+    return row_cosines(found, expected)

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from runtime.corpus import Columns, SourceFormat, open_source
 from runtime.corpus.rows import ImageFile, Problem, Rows, slices_from_rows
 from runtime.corpus.sources import NumberedRows
 from runtime.errors import InputError
+from runtime.image import decode
 from runtime.manifest import Modality
 
 TEXTS = ["a cat", "um gato, preto", 'a "quoted" dog\nover two lines', None, "  ", "猫", "ένα σκυλί"]
@@ -224,11 +225,36 @@ def test_iterables(items, columns, modality, expected):
 
 
 def test_images_of_an_iterable_may_be_opened_already(tmp_path):
-    image, array = Image.new("RGB", (4, 4)), np.zeros((4, 4, 3), np.uint8)
-    _, items, _ = rows_of(open_source([image, array, tmp_path / "a.png"]))
-    assert items[0] is image
-    assert items[1] is array
+    image, array = Image.new("RGB", (4, 4), "red"), np.zeros((4, 4, 3), np.uint8)
+    _, items, _ = rows_of(open_source([image, array, tmp_path / "a.png", bytearray(b"png"), 3.5]))
+    assert decode(items[0]).tobytes() == image.tobytes()
+    assert decode(items[1]).tobytes() == array.tobytes()
     assert isinstance(items[2], ImageFile)
+    assert items[3] == b"png"
+    assert (items[4].kind, items[4].reason) == ("not-image", "The image is of type float.")
+
+
+@pytest.mark.parametrize("are_mappings", [False, True])
+def test_images_of_an_iterable_are_taken_one_by_one(are_mappings):
+    """An iterator of frames gives one object again and again."""
+    file = io.BytesIO()
+    colours = [(i * 40, 0, 0) for i in range(6)]
+    first, *others = [Image.new("RGB", (4, 4), colour) for colour in colours]
+    first.save(file, "WEBP", save_all=True, append_images=others, lossless=True)
+    frames = ImageSequence.Iterator(Image.open(file))
+    source = ({"id": f"{i}", "image": frame} for i, frame in enumerate(frames)) if are_mappings else frames
+    ids, items, _ = rows_of(open_source(source))
+    assert [decode(item).getpixel((0, 0))[:3] for item in items] == colours
+    if are_mappings:
+        assert ids == [f"{i}" for i in range(6)]
+
+
+def test_a_lazy_image_of_another_format_is_a_bad_row():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "QOI")
+    _, items, _ = rows_of(open_source([Image.new("RGB", (4, 4)), Image.open(file)]))
+    assert items[1].kind == "corrupt-image"
+    assert "Image of row 1 is of the format QOI" in items[1].reason
 
 
 @pytest.mark.parametrize(

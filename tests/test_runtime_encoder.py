@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from PIL import Image, ImageSequence
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Subwords
 from typer.testing import CliRunner
@@ -695,3 +695,48 @@ print(sorted(heavy & set(sys.modules)), time.process_time() < 1)
 def test_importing_the_runtime_is_light():
     found = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[0] == "[] True"
+
+
+def frames_of_one_image(n, kind):
+    file = io.BytesIO()
+    first, *others = [Image.new("RGB", (20, 20), (i * 30 + 5, 255 - i * 30, i * 7)) for i in range(n)]
+    first.save(file, kind, save_all=True, append_images=others)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_frames_of_one_image_are_embedded_each(ort_encoder, kind, batch_size):
+    """The iterator gives one object, at another frame each time."""
+    file = frames_of_one_image(7, kind)
+    alone = [frame.copy() for frame in ImageSequence.Iterator(Image.open(file))]
+    expected = np.concatenate([ort_encoder.embed_images([frame]) for frame in alone])
+    found = ort_encoder.embed_images(ImageSequence.Iterator(Image.open(file)), batch_size=batch_size)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(np.unique(found.round(4), axis=0)) == 7
+
+
+def test_images_are_taken_no_earlier_than_their_batch(ort_encoder):
+    arrays = [np.full((20, 20, 3), (9, level, 90), np.uint8) for level in (0, 120, 240, 30)]
+    expected = ort_encoder.embed_images([arrays[0], arrays[1], arrays[0], arrays[1]])
+    asked = []
+
+    def given():
+        for array in arrays:
+            asked.append(len(asked))
+            yield array
+
+    parts = ort_encoder.iter_images(given(), batch_size=2)
+    assert asked == []
+    found = [next(parts)]
+    assert asked == [0, 1]
+    arrays[0][:] = arrays[1][:] = 255  # embedded already
+    arrays[2][:], arrays[3][:] = (9, 0, 90), (9, 120, 90)
+    found += parts
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_of_nothing_is_an_error(ort_encoder, batch_size):
+    with pytest.raises(InputError, match=rf"batch_size is {batch_size}; expected at least 1"):
+        ort_encoder.embed_images([colour(0, 0, 0)], batch_size=batch_size)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from server_double import DIM, NARROW, Double, Running, vector_of
 
 from export.probes import probe_images
@@ -215,6 +215,22 @@ def test_a_closed_encoder_says_so(server: Running) -> None:
     encoder.close()
     with pytest.raises(EngineError, match="closed"):
         encoder.embed_texts(texts(1))
+
+
+def test_frames_of_one_image_are_sent_each_and_counted_when_the_server_is_lost(server: Running) -> None:
+    file = io.BytesIO()
+    first, *others = [Image.new("RGB", (9, 9), (i * 20, 0, 0)) for i in range(12)]
+    first.save(file, "WEBP", save_all=True, append_images=others, lossless=True)
+    alone = [frame.copy() for frame in ImageSequence.Iterator(Image.open(file))]
+    sent = [vector_of(bytes_from_image(frame, name="0")) for frame in alone]
+    with Encoder.open(server.address, connection=Connection(concurrency=1, retry_for_s=0.2)) as encoder:
+        assert np.array_equal(
+            encoder.embed_images(ImageSequence.Iterator(Image.open(file)), batch_size=2), np.stack(sent)
+        )
+        server.double.die_after = len(server.double.batches) + 2
+        with pytest.raises(UnansweredError) as lost:
+            encoder.embed_images(ImageSequence.Iterator(Image.open(file)), batch_size=2)
+    assert sorted([*lost.value.answered, *lost.value.unanswered]) == list(range(12))
 
 
 def test_images_through_shared_memory(server: Running) -> None:

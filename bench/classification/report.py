@@ -14,6 +14,7 @@ from bench.retrieval_report import ModelFacts
 from export.retrieval.comparison import Comparison
 from export.retrieval.metrics import KS, Agreement
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
+from runtime.cosines import lowest
 
 __all__ = ["SCHEMA", "ClassFigures", "ClassificationReport"]
 
@@ -97,7 +98,7 @@ class ClassificationReport:
     @property
     def min_cosine(self) -> float:
         """The lowest cosine of any class or image with itself."""
-        return min(self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages))
+        return lowest([self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages)])
 
     def mean_accuracy_at(self, k: int) -> tuple[float, float]:
         """Mean over languages of PyTorch's accuracy within k, and of the exported model's."""

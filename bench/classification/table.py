@@ -10,6 +10,7 @@ from bench.classification.report import ClassFigures, ClassificationReport
 from bench.classification.sets import Prompts
 from bench.published_figures import PublishedFigures, published_beside, published_figures
 from bench.tables import WIDE_COLUMNS, Order, print_model, print_verdict, published_cell, share_cell
+from runtime.cosines import lowest
 
 __all__ = ["print_classification"]
 
@@ -83,6 +84,6 @@ def _mean_cells(report: ClassificationReport) -> list[str]:
         f"mean of {n}",
         *("", "", f"{sum(100 / figures.n_classes for figures in languages) / n:.2f}"),
         *(share_cell(*report.mean_accuracy_at(k)) for k in _KS),
-        f"{min(figures.texts.cosine_min for figures in languages):.7f}",
+        f"{lowest(figures.texts.cosine_min for figures in languages):.7f}",
         f"{sum(figures.classification.top10_overlap for figures in languages) / n:.4f}",
     ]

@@ -19,6 +19,7 @@ from bench.peers.process import PeerError, PeerProcess
 from bench.peers.registry import Peer, Stage
 from bench.records import Record, record_of, suite_cell
 from export.limits import LIMITS
+from runtime.cosines import row_cosines, worst_rows
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality
 
@@ -143,14 +144,13 @@ def require_equal(vectors: NDArray[np.float32], reference: NDArray[np.float32], 
     """
     if vectors.shape != reference.shape:
         raise PeerError(f"gave vectors {list(vectors.shape)}; expected {list(reference.shape)}")
-    found, wanted = vectors.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosine = float(np.min((found * wanted).sum(axis=1) / np.maximum(norms, 1e-12)))
+    cosines = row_cosines(vectors, reference)
+    cosine = float(cosines.min())
     limit = LIMITS[peer.precision].min_cosine
     if not cosine >= limit:
         raise PeerError(
             f"computes something else than the reference: cosine {cosine:.6f}, expected at least {limit} "
-            f"in {peer.precision.value}"
+            f"in {peer.precision.value}, at {worst_rows(cosines)}"
         )
     return cosine
 

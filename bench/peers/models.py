@@ -172,7 +172,7 @@ def _image_files(folder: Path, n: int) -> list[str]:
 def _reference_vectors(
     towers: Towers, modality: Modality, stage: Stage, arrays: Mapping[str, NDArray[Any]], language: str | None
 ) -> NDArray[np.float32]:
-    from PIL import Image
+    from runtime.image import decode
 
     reference = towers.reference
     if stage is Stage.PREPARED:
@@ -182,7 +182,7 @@ def _reference_vectors(
     if modality is Modality.TEXT:
         ids = reference.token_ids([str(t) for t in arrays["texts"]], [language] * len(arrays["texts"]))
         return reference.text_vectors(ids)[towers.dim]
-    pixels = np.stack([reference.pixels(Image.open(str(file))) for file in arrays["files"]])
+    pixels = np.stack([reference.pixels(decode(str(file))) for file in arrays["files"]])
     return reference.image_vectors(pixels)[towers.dim]
 
 

@@ -22,6 +22,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import row_cosines
+
 __all__ = [
     "KS",
     "Agreement",
@@ -204,14 +206,16 @@ def top_overlap(reference: Int, exported: Int) -> float:
 def agreement(reference: Float, exported: Float) -> Agreement:
     """Compare two sets of vectors (rows, dim) row by row, in float64.
 
+    Where a vector is zero or not finite, the cosines are NaN, which no limit passes, and ``worst_row`` is the
+    first such row.
+
     Raises:
         ValueError: the shapes differ, or there are no rows.
     """
     if reference.shape != exported.shape or reference.ndim != 2 or not len(reference):
         raise ValueError(f"Vectors to compare have shapes {reference.shape} and {exported.shape}.")
     left, right = reference.astype(np.float64), exported.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosine = np.einsum("rd,rd->r", left, right) / norms
+    cosine = row_cosines(left, right)
     return Agreement(
         n_rows=len(cosine),
         cosine_min=float(cosine.min()),

@@ -7,19 +7,19 @@ to the whole context, which takes up to ten times as long and moves a vector by 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from export.retrieval.metrics import Float, Int
 from export.retrieval.sets import Captions, ImageSource, RetrievalSet
 from runtime.batching import batches_from_rows, windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, LanguageError, ParityError
+from runtime.image import decode
 
 if TYPE_CHECKING:  # they come with torch, which a page of finished figures does not need
     from export.towers import Reference, Towers
@@ -248,11 +248,9 @@ def _joined(parts: Iterator[Float], items: Sequence[object], stage: str, progres
 
 def _decoded(source: ImageSource) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(source.read()))
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(f"{source.key} is no decodable image: {error}. Fetch the data set again.") from error
-    return image
+        return decode(source.read(), name=source.key)
+    except ImageError as error:
+        raise ImageError(f"{error} Fetch the data set again.") from error
 
 
 def _length(row: Int, pad_id: int) -> int:

@@ -98,8 +98,9 @@ def _mean_failures(languages: Sequence[Compared], limits: RetrievalLimits) -> It
 
 def _cosine_failures(what: str, found: Agreement, limits: RetrievalLimits) -> Iterator[str]:
     if not found.cosine_min >= limits.min_cosine:
+        undefined = " (a vector that is zero or not finite)" if math.isnan(found.cosine_min) else ""
         yield (
-            f"{what}: cosine {found.cosine_min:.8f} at row {found.worst_row}; "
+            f"{what}: cosine {found.cosine_min:.8f} at row {found.worst_row}{undefined}; "
             f"the limit is {limits.min_cosine}."
         )
     if not found.cosine_mean >= limits.min_mean_cosine:

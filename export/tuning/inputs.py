@@ -10,13 +10,14 @@ from pathlib import Path
 from export.calibration import columns_of_parquet, samples_folder
 from export.load import image_requests, text_requests
 from runtime.errors import InputError
+from runtime.image import decode
+from runtime.image_formats import IMAGE_SUFFIXES
 from runtime.manifest import Manifest, Modality
 
 __all__ = ["image_files", "languages_for", "realistic_texts", "requests_for"]
 
 _N_TEXTS, _N_IMAGES = 1_000, 64
 _SIZE = (640, 480)
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 def requests_for(
@@ -72,9 +73,9 @@ def image_files(folder: Path | None) -> list[bytes]:
     if folder is None:
         drawings = columns_of_parquet(samples_folder() / "train.parquet", ("image",))["image"]
         return [_jpeg(drawing) for drawing in drawings[:_N_IMAGES]]
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+        raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return [path.read_bytes() for path in paths[: 4 * _N_IMAGES]]
 
 
@@ -89,9 +90,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _jpeg(drawing: bytes) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
-    with Image.open(io.BytesIO(drawing)) as image:
-        image.convert("RGB").resize(_SIZE).save(file, "JPEG", quality=90)
+    decode(drawing).convert("RGB").resize(_SIZE).save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from export.load import Load, load_of_server
 from export.tuning.operation import Operation, TunedFiles, write_operation
 from export.tuning.search import Trial
+from runtime.cosines import row_cosines
 from runtime.errors import ExportError
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
 
@@ -71,7 +72,7 @@ class ServedModel:
         load = load_of_server(server.addresses.grpc, self.requests, clients=self.clients, seconds=seconds)
         self.told = next(iter(load.failures), self.told)
         for i, vector in load.vectors.items():
-            cosine = float(self._seen.setdefault(i, vector) @ vector)
+            cosine = float(row_cosines(self._seen.setdefault(i, vector)[None], vector[None])[0])
             if not cosine >= _MIN_COSINE:
                 raise ExportError(
                     f"Request {i} was answered with another vector than before (cosine {cosine:.4f}): what "

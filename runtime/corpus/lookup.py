@@ -6,10 +6,9 @@ import io
 from collections.abc import Collection
 from typing import Any
 
-from PIL import Image
-
 from runtime.corpus.rows import ImageFile, Problem
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
+from runtime.image import Snapshot, decode
 
 __all__ = ["items_of_ids"]
 
@@ -46,8 +45,8 @@ def _shown(item: Any) -> str | bytes | None:
     """The item as a text or an encoded image; ``None`` for what could not be embedded either."""
     if isinstance(item, ImageFile):
         item = item.read()
-    if isinstance(item, Image.Image):
+    if isinstance(item, Snapshot):
         file = io.BytesIO()
-        item.convert("RGB").save(file, "PNG")
+        decode(item).convert("RGB").save(file, "PNG")
         return file.getvalue()
     return None if isinstance(item, Problem) else item

@@ -50,7 +50,7 @@ class ImageFile:
 
 
 Item: TypeAlias = Any
-"""A text, bytes, an ``ImageFile``, a Pillow image, or a ``Problem``."""
+"""A text, bytes, an ``ImageFile``, a ``runtime.image.Snapshot``, or a ``Problem``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Rows:
     Attributes:
         start: Number of the first, from 0.
         ids: One a row; ``None`` only where the item is a problem.
-        items: A text; an encoded image, a file that holds one, or a Pillow image; or a problem.
+        items: A text; an encoded image, a file that holds one, or a snapshot of a caller's; or a problem.
         languages: One code a row (``None``: not given), or ``None`` for no languages at all.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, bits_from_float, float_from_encoded
 from runtime.encoder import Encoder
 from runtime.errors import InputError
@@ -61,7 +62,7 @@ class Space:
             float32 (n, dim) of unit length; in a binary space their signs, ±1.
 
         Raises:
-            InputError: another width or dtype, or components that are not finite.
+            InputError: another width or dtype, or a query that is zero or not finite.
         """
         if queries.ndim != 2 or not self._fits(queries):
             raise InputError(
@@ -71,13 +72,10 @@ class Space:
         if queries.dtype == np.uint8:
             return self.decoded(queries)
         floats = self.decoded(queries) if queries.dtype == np.int8 else queries.astype(np.float32)
-        if not np.isfinite(floats).all():
-            raise InputError("A query has components that are not finite; embed it again.")
+        require_directions(floats, what="queries")
         if self.encoding is Encoding.BINARY:
             return self.decoded(bits_from_float(floats))
-        norms = np.linalg.norm(floats, axis=1, keepdims=True)
-        unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
-        return unit
+        return unit_rows(floats)
 
     def _fits(self, queries: NDArray[Any]) -> bool:
         if self.encoding is Encoding.BINARY and queries.dtype == np.uint8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError, UnansweredError
-from runtime.image import ImageSource, decode, require_several
+from runtime.image import ImageSource, decode, require_several, snapshot_from_source
 from runtime.manifest import Modality, Precision
 from runtime.remote.calls import Caller, NoAnswerError, event_loop
 from runtime.remote.options import Address, Connection, address_from_text
@@ -138,7 +138,7 @@ class RemoteEncoder(Encoder):
         parts = self.iter_texts(
             known, language, dim=dim, encoding=encoding, max_batch_tokens=max_batch_tokens
         )
-        return self._all(parts, len(known), dim, encoding)
+        return self._all(parts, lambda: len(known), dim, encoding)
 
     def iter_texts(
         self,
@@ -168,9 +168,9 @@ class RemoteEncoder(Encoder):
         batch_size: int = 32,
     ) -> NDArray[Any]:
         """See ``Encoder.embed_images``."""
-        known = list(require_several(images))
-        parts = self.iter_images(known, dim=dim, encoding=encoding, batch_size=batch_size)
-        return self._all(parts, len(known), dim, encoding)
+        counted = _Counted(require_several(images))
+        parts = self.iter_images(counted, dim=dim, encoding=encoding, batch_size=batch_size)
+        return self._all(parts, counted.n_items, dim, encoding)
 
     def iter_images(
         self,
@@ -191,8 +191,9 @@ class RemoteEncoder(Encoder):
 
     def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
         """See ``Encoder.checked_image``; decoded here, and sent as it is."""
-        decode(source, name=name)
-        return bytes_from_image(source, name=name or "")
+        taken = snapshot_from_source(source, name=name)
+        decode(taken)
+        return bytes_from_image(taken, name=taken.name)
 
     def close(self) -> None:
         """Drop the connection."""
@@ -255,7 +256,11 @@ class RemoteEncoder(Encoder):
             self._stats += Stats(texts=len(rows)) if is_text else Stats(images=len(rows))
 
     def _all(
-        self, parts: Iterator[NDArray[Any]], n_inputs: int, dim: int | None, encoding: Encoding | str
+        self,
+        parts: Iterator[NDArray[Any]],
+        n_inputs: Callable[[], int],
+        dim: int | None,
+        encoding: Encoding | str,
     ) -> NDArray[Any]:
         """All parts together; if the server goes away, what was answered and what was not, of all inputs."""
         found = [no_vectors(self._width(dim), encoding)]
@@ -267,11 +272,28 @@ class RemoteEncoder(Encoder):
             answered = [*range(n_before), *error.answered]
             raise UnansweredError(
                 error.reason,
-                unanswered=sorted(set(range(n_inputs)).difference(answered)),
+                unanswered=sorted(set(range(n_inputs())).difference(answered)),
                 answered=answered,
                 vectors=np.concatenate([*found, error.vectors]),
             ) from error
         return np.concatenate(found)
+
+
+class _Counted:
+    """An iterable that is read once, item by item: a caller may use one object for all of them."""
+
+    def __init__(self, items: Iterable[ImageSource]) -> None:
+        self._items = iter(items)
+        self._n_items = 0
+
+    def __iter__(self) -> Iterator[ImageSource]:
+        for item in self._items:
+            self._n_items += 1
+            yield item
+
+    def n_items(self) -> int:
+        """Number of all items; reads those that are left."""
+        return self._n_items + sum(1 for _ in self._items)
 
 
 def _unanswered(

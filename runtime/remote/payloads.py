@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from PIL import Image
 from runtime.batching import windows
 from runtime.cleaning import whole_characters
 from runtime.errors import ImageError
-from runtime.image import ImageSource, decode
+from runtime.image import ImageSource, Snapshot, decode, snapshot_from_source
+from runtime.image_formats import open_image
 from runtime.manifest import Modality
 from runtime.text import Text
 
@@ -76,42 +76,44 @@ def rows_from_texts(
 
 
 def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[Rows]:
-    """Cut images in requests, lazily.
+    """Cut images in requests, lazily; each is taken before the next is asked for.
 
     Raises:
         ImageError: a file that is missing, or an image that cannot be sent as it is.
     """
-    for window in windows(enumerate(images), per_request):
-        files = tuple(bytes_from_image(image, name=f"{i}") for i, image in window)
-        yield Rows(Modality.IMAGE, tuple(i for i, _ in window), {"image": files})
+    files = ((i, bytes_from_image(image, name=f"{i}")) for i, image in enumerate(images))
+    for window in windows(files, per_request):
+        yield Rows(Modality.IMAGE, tuple(i for i, _ in window), {"image": tuple(file for _, file in window)})
 
 
-def bytes_from_image(source: ImageSource, *, name: str) -> bytes:
+def bytes_from_image(source: ImageSource | Snapshot, *, name: str) -> bytes:
     """An image file: a caller's own bytes unchanged, decoded pixels without loss.
 
     Raises:
         ImageError: missing, empty, no image, or of a mode that no file keeps.
     """
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+    taken = snapshot_from_source(source, name=name)
+    content = taken.content
+    if isinstance(content, str):
+        path = Path(content)
         try:
-            source = path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
             raise ImageError(f"Image {name}, {path}, does not exist.") from None
         except OSError as error:
             raise ImageError(f"Image {name} cannot be read: {error}.") from error
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source):
+    if isinstance(content, bytes):
+        if not content:
             raise ImageError(f"Image {name} cannot be decoded: it is empty (0 bytes).")
-        return bytes(source)
-    image = decode(source, name=name)
+        return content
+    image = decode(taken)
     file = io.BytesIO()
     try:
         if image.mode in _PNG_MODES:
             image.save(file, "PNG", compress_level=1)
         else:
             image.save(file, "TIFF")
-            _require_same(image, file)
+            _require_same(image, file.getvalue())
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(
             f"Image {name} is of mode {image.mode}, which cannot be sent without loss ({error}). Convert it "
@@ -120,10 +122,10 @@ def bytes_from_image(source: ImageSource, *, name: str) -> bytes:
     return file.getvalue()
 
 
-def _require_same(image: Image.Image, file: io.BytesIO) -> None:
-    with Image.open(file) as read:
-        if read.mode != image.mode or read.tobytes() != image.tobytes():
-            raise ValueError(f"a file gives mode {read.mode} back")
+def _require_same(image: Image.Image, file: bytes) -> None:
+    read = open_image(file, name="as it is sent")
+    if read.mode != image.mode or read.tobytes() != image.tobytes():
+        raise ValueError(f"a file gives mode {read.mode} back")
 
 
 def concatenated(parts: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.cosines import row_cosines
 from runtime.encoder import Encoder
 from runtime.errors import ManifestError
 from runtime.manifest import Variant
@@ -124,7 +125,9 @@ def verdict_of_vectors(
     means = {code: float(found.mean()) for code, found in by_language.items()}
     lowest = {code: float(found.min()) for code, found in by_language.items()}
     image_cosines = _cosines(images, probes.image_vectors)
-    bad = [c for c in means if means[c] < limits.min_language_mean(c) or lowest[c] < limits.min_cosine]
+    bad = [
+        c for c in means if not (means[c] >= limits.min_language_mean(c) and lowest[c] >= limits.min_cosine)
+    ]
     faults = []
     if bad:
         worst = sorted(bad, key=lambda code: means[code])[:_SHOWN]
@@ -133,7 +136,7 @@ def verdict_of_vectors(
             f"{len(bad)} of {len(means)} languages are under a mean cosine of {limits.min_mean} (or what the "
             f"export measured) or a lowest of {limits.min_cosine}; the worst: {figures}"
         )
-    if image_cosines.mean() < limits.min_images_mean or image_cosines.min() < limits.min_cosine:
+    if not (image_cosines.mean() >= limits.min_images_mean and image_cosines.min() >= limits.min_cosine):
         worst_image = int(image_cosines.argmin())
         faults.append(
             f"images are at a mean cosine of {image_cosines.mean():.4f}, the worst, number {worst_image}, at "
@@ -144,7 +147,5 @@ def verdict_of_vectors(
 
 
 def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a vector of zeros has no cosine; it counts as -1
-        cosines: NDArray[np.float64] = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return np.nan_to_num(cosines, nan=-1.0)
+    """A vector that is zero or not finite has no cosine; it counts as -1."""
+    return np.nan_to_num(row_cosines(found, expected), nan=-1.0)

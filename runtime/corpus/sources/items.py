@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -14,10 +14,17 @@ from runtime.batching import windows
 from runtime.corpus.rows import Columns, IdType, ImageFile, Item, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_IMAGES, PIECE_TEXTS, SourceFormat, chosen_columns
 from runtime.corpus.sources.records import Cells, modality_of
-from runtime.errors import InputError
+from runtime.errors import ImageError, InputError
+from runtime.image import Snapshot, snapshot_from_source
 from runtime.manifest import Modality
 
 __all__ = ["ItemSource"]
+
+
+class _Cell(NamedTuple):
+    value: Any
+    id: Any = None
+    language: Any = None
 
 
 class ItemSource:
@@ -48,6 +55,11 @@ class ItemSource:
             self.columns = Columns(image="image")
         self.modality = modality_of(self.columns)
         self._are_mappings = isinstance(first, Mapping)
+        self._local: Any = None
+        if self.modality is Modality.IMAGE:
+            import pyarrow.fs
+
+            self._local = pyarrow.fs.LocalFileSystem()
 
     def identity(self) -> str:
         """The same for every iterable: its content cannot be known before it is read."""
@@ -60,40 +72,49 @@ class ItemSource:
         """All items; a second reading finds none left."""
         start = 0
         is_text = self.modality is Modality.TEXT
-        for items in windows(self._items, PIECE_TEXTS if is_text else PIECE_IMAGES):
-            yield self._rows(start, items)
-            start += len(items)
+        for cells in windows(self._cells(), PIECE_TEXTS if is_text else PIECE_IMAGES):
+            yield self._rows(start, cells)
+            start += len(cells)
 
-    def _rows(self, start: int, items: list[Any]) -> Rows:
+    def _cells(self) -> Iterator[_Cell]:
+        """Each item's own cells, taken before the next item is asked for: the caller may change it then."""
         columns = self.columns
-        name = columns.text or columns.image or ""
-        values, ids, codes = items, None, None
-        if self._are_mappings:
-            records = [item if isinstance(item, Mapping) else {} for item in items]
-            values = [record.get(name) for record in records]
-            ids = None if columns.id is None else [record.get(columns.id) for record in records]
-            codes = None if columns.language is None else [record.get(columns.language) for record in records]
-        local: Any = None
-        if self.modality is Modality.IMAGE:
-            import pyarrow.fs
+        for number, item in enumerate(self._items):
+            cell = _Cell(item)
+            if self._are_mappings:
+                record = item if isinstance(item, Mapping) else {}
+                wanted = (columns.text or columns.image, columns.id, columns.language)
+                cell = _Cell(*(None if name is None else record.get(name) for name in wanted))
+            if self.modality is Modality.IMAGE:
+                cell = cell._replace(value=_image(cell.value, number, self._local))
+            yield cell
 
-            local = pyarrow.fs.LocalFileSystem()
-            values = [_image(value, local) for value in values]
-            objects = {i: value for i, value in enumerate(values) if not isinstance(value, (bytes, Problem))}
-            values = [b"" if i in objects else value for i, value in enumerate(values)]
-            rows = Cells(columns, self.id_type, local, "").rows(start, ids, values, codes)
-            checked: list[Item] = [objects.get(i, item) for i, item in enumerate(rows.items)]
-            return Rows(start, rows.ids, checked, rows.languages)
-        return Cells(columns, self.id_type, local, "").rows(start, ids, values, codes)
+    def _rows(self, start: int, cells: list[_Cell]) -> Rows:
+        columns = self.columns
+        values = [cell.value for cell in cells]
+        ids = [cell.id for cell in cells] if self._are_mappings and columns.id is not None else None
+        codes = [cell.language for cell in cells] if self._are_mappings and columns.language else None
+        taken = {i: value for i, value in enumerate(values) if isinstance(value, (ImageFile, Snapshot))}
+        values = [b"" if i in taken else value for i, value in enumerate(values)]
+        rows = Cells(columns, self.id_type, self._local, "").rows(start, ids, values, codes)
+        checked: list[Item] = [
+            item if isinstance(item, Problem) else taken.get(i, item) for i, item in enumerate(rows.items)
+        ]
+        return Rows(start, rows.ids, checked, rows.languages)
 
 
-def _image(value: Any, local: Any) -> Item:
+def _image(value: Any, number: int, local: Any) -> Item:
     if isinstance(value, (str, os.PathLike)):
         return ImageFile(local, str(Path(value).absolute()))
     if value is None:
         return Problem("null-image", "The image is null.")
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
-    if isinstance(value, (bytes, Image.Image)) or hasattr(value, "__array_interface__"):
+    if isinstance(value, bytes):
         return value
-    return Problem("not-image", f"The image is of type {type(value).__name__}.")
+    known = isinstance(value, (Image.Image, bytearray, memoryview))  # asking an image for more decodes it
+    if not known and not hasattr(value, "__array_interface__"):
+        return Problem("not-image", f"The image is of type {type(value).__name__}.")
+    try:
+        taken = snapshot_from_source(value, name=f"of row {number}")
+    except ImageError as error:
+        return Problem("corrupt-image", str(error))
+    return taken.content if isinstance(taken.content, bytes) else taken

@@ -13,10 +13,11 @@ from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_IMAGES, SourceFormat, chosen_columns
 from runtime.corpus.sources.records import Cells, modality_of
 from runtime.errors import InputError
+from runtime.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["TarSource"]
 
-_IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class TarSource:

@@ -17,7 +17,8 @@ import torch
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     """A folder of transformers, or an architecture registered with open_clip and its file of weights."""
     from all_clip import load_clip
-    from PIL import Image
+
+    from .pictures import opened_picture
 
     if task["tower"] == "text" and task["language"] is not None:
         raise ValueError("clip-retrieval's inference takes no language for a text; this tower needs one")
@@ -31,7 +32,7 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
         if "texts" in inputs:
             vectors = model.encode_text(tokenizer([str(text) for text in inputs["texts"]]))
         else:
-            images = [preprocess(Image.open(str(file)).convert("RGB")) for file in inputs["files"]]
+            images = [preprocess(opened_picture(str(file)).convert("RGB")) for file in inputs["files"]]
             vectors = model.encode_image(torch.stack(images))
         return (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .library import open_clip_parts
+from .pictures import opened_picture
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
@@ -23,7 +23,7 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
 
     @torch.inference_mode()
     def images(inputs: Mapping[str, Any]) -> Any:
-        batch = torch.stack([transform(Image.open(file)) for file in inputs["files"]])
+        batch = torch.stack([transform(opened_picture(file)) for file in inputs["files"]])
         return model.encode_image(batch, normalize=True).numpy()
 
     return texts if task["tower"] == "text" else images

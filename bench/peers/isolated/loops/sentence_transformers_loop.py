@@ -68,13 +68,14 @@ def _one_thread() -> Any:
 
 
 def _images(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    from PIL import Image
     from sentence_transformers import SentenceTransformer
+
+    from .pictures import opened_picture
 
     model = SentenceTransformer(task["checkpoint"], device="cpu", backend=task["backend"])
 
     def run(inputs: Mapping[str, Any]) -> Any:
-        images = [Image.open(file) for file in inputs["files"]]
+        images = [opened_picture(file) for file in inputs["files"]]
         return model.encode(
             images, batch_size=len(images), normalize_embeddings=True, show_progress_bar=False
         )

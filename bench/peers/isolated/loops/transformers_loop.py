@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .library import transformers_model
+from .pictures import opened_picture
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
@@ -31,7 +31,7 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     @torch.inference_mode()
     def images(inputs: Mapping[str, Any]) -> Any:
         assert processor is not None
-        images = [Image.open(file) for file in inputs["files"]]
+        images = [opened_picture(file) for file in inputs["files"]]
         features = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
         return torch.nn.functional.normalize(features, dim=-1).numpy()
 

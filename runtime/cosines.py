@@ -1,0 +1,162 @@
+"""Cosines of rows: the one place that says what they are where a vector has no direction.
+
+A vector has no direction where it is zero or not finite. Its cosine is NaN, which no limit passes
+(``not cosine >= limit``), and it is never left out of a minimum or a mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError
+
+__all__ = [
+    "highest",
+    "lowest",
+    "lowest_cosine",
+    "mean_cosine",
+    "nan_first",
+    "require_directions",
+    "row_cosines",
+    "rows_without_direction",
+    "unit_rows",
+    "worst_rows",
+]
+
+_SHOWN = 5
+"""Rows that an error names."""
+
+
+def row_cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine of each row with the row of the same number, in float64.
+
+    Args:
+        found: Numbers (rows, dim), of any length.
+        expected: The same shape.
+
+    Returns:
+        float64 (rows,), in -1..1; NaN where either vector is zero or not finite.
+
+    Raises:
+        InputError: the shapes differ, are not (rows, dim), or hold nothing.
+    """
+    if found.shape != expected.shape or found.ndim != 2 or not found.size:
+        raise InputError(
+            f"Vectors to compare have shapes {found.shape} and {expected.shape}; expected the same (rows, "
+            "dim), not empty."
+        )
+    cosines: NDArray[np.float64] = np.clip((_unit(found) * _unit(expected)).sum(axis=1), -1, 1)
+    return cosines
+
+
+def lowest_cosine(
+    found: NDArray[Any], expected: NDArray[Any], *, names: Sequence[str] | None = None
+) -> float:
+    """Lowest cosine of any row, where every vector must have a direction.
+
+    Raises:
+        InputError: as of ``row_cosines``, or a vector is zero or not finite; it names the rows.
+    """
+    cosines = row_cosines(found, expected)
+    require_directions(found, names=names, what="compared vectors")
+    require_directions(expected, names=names, what="reference vectors")
+    return float(cosines.min())
+
+
+def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Mean cosine of the rows, where every vector must have a direction; errors as of ``lowest_cosine``."""
+    lowest_cosine(found, expected)
+    return float(row_cosines(found, expected).mean())
+
+
+def require_directions(vectors: NDArray[Any], *, what: str, names: Sequence[str] | None = None) -> None:
+    """Refuse vectors that have no direction.
+
+    Args:
+        vectors: Numbers (rows, dim).
+        what: What the rows are, for the error.
+        names: What the error calls the rows; by default their numbers.
+
+    Raises:
+        InputError: a row is zero or not finite.
+    """
+    rows = rows_without_direction(vectors)
+    if len(rows):
+        raise InputError(
+            f"{len(rows)} of {len(vectors)} {what} are zero or not finite, and have no cosine: "
+            f"{_listed(rows, names)}. A precision that overflows gives such vectors."
+        )
+
+
+def rows_without_direction(vectors: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers of the rows that are zero or not finite."""
+    return np.flatnonzero(np.isnan(_unit(vectors)).any(axis=1))
+
+
+def worst_rows(cosines: NDArray[np.float64], names: Sequence[str] | None = None) -> str:
+    """The rows without a cosine, if any; else the one with the lowest."""
+    undefined = np.flatnonzero(np.isnan(cosines))
+    return _listed(undefined if len(undefined) else np.asarray([cosines.argmin()]), names)
+
+
+def highest(values: Iterable[float]) -> float:
+    """The highest value; NaN where any is, which Python's ``max`` may pass over.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return float(np.max(np.asarray(list(values), dtype=np.float64)))
+
+
+def lowest(values: Iterable[float]) -> float:
+    """The lowest value; NaN where any is, which Python's ``min`` may pass over.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return float(np.min(np.asarray(list(values), dtype=np.float64)))
+
+
+def nan_first(value: float) -> float:
+    """A key for ``min`` and ``sorted`` by which NaN is lower than everything."""
+    return -math.inf if math.isnan(value) else float(value)
+
+
+def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows of length 1; a row of zeros stays so, and scores 0 with everything.
+
+    Returns:
+        float32 (rows, dim).
+
+    Raises:
+        InputError: a component is not finite.
+    """
+    floats = vectors.astype(np.float32)
+    if not np.isfinite(floats).all():
+        rows = np.flatnonzero(~np.isfinite(floats).all(axis=1))
+        raise InputError(
+            f"{len(rows)} of {len(floats)} vectors are not finite: {_listed(rows, None)}. Embed them again."
+        )
+    norms = np.linalg.norm(floats, axis=-1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
+    return unit
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows of length 1; all NaN where a row has no direction. Scaled first: squares of 1e-200 are zero."""
+    rows = vectors.astype(np.float64)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    scales = np.where(np.isfinite(largest) & (largest > 0), largest, np.nan)
+    rows = rows / scales
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def _listed(rows: NDArray[np.int64], names: Sequence[str] | None) -> str:
+    shown = [f"row {row}" if names is None else names[row] for row in rows[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")

@@ -1,0 +1,296 @@
+"""Image formats that are decoded, and the only place where Pillow opens a file.
+
+Pillow knows over forty formats. Some start another program (EPS: Ghostscript), some decode another image than
+the one whose size they state (ICO, ICNS), and many are read by nobody but an attacker. So Pillow is asked for
+those of ``FORMATS`` and no other, and what a file's length does not bound is refused before it is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from runtime.errors import ImageError
+
+with contextlib.suppress(ImportError):  # Pillow below 11.3 has no AVIF
+    from PIL import AvifImagePlugin  # noqa: F401
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "format_of_bytes",
+    "open_image",
+    "require_bounded",
+    "require_openable",
+    "require_whole_decoding",
+]
+
+FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        "JPEG": "most photographs; decoded by libjpeg-turbo",
+        "MPO": "photographs of phones and stereo cameras: JPEGs in a row, of which the first counts",
+        "PNG": "drawings and screenshots, APNG included; also how a remote encoder sends pixels",
+        "GIF": "the web's animations, of which the first frame counts",
+        "WEBP": "what data sets of the web are stored in",
+        "BMP": "uncompressed files of cameras and of Windows",
+        "TIFF": "scans, 16 bits and floats; how a remote encoder sends the modes that no PNG keeps",
+        "AVIF": "what browsers and phones write today",
+        "PPM": "uncompressed files of research data sets (GTSRB, for one)",
+    }
+)
+"""Formats that are decoded, by Pillow's name, each with what it is here for.
+
+Left out on purpose: EPS (runs Ghostscript); ICO, CUR and ICNS (may decode an image of another size than they
+state); JPEG 2000 (rare, and its size does not bound the work); PSD, FITS, DDS, TGA and other formats of one
+field each. See ``docs/decisions/0022-image-formats.md``.
+"""
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Files of a folder that are taken for images; a file named itself may have any suffix."""
+
+_PLUGINS = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+"""Imported above: Pillow imports what it lacks when a file is opened, which two threads may do at once."""
+
+_OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
+"""MPO is left out: Pillow opens it as JPEG."""
+
+_MAX_SCANS = 100
+"""Of a JPEG. Encoders write up to 20; each decodes the whole picture again, however short it is."""
+
+_SHARED_TAG_BYTES = 1 << 20
+"""Bytes of a TIFF's tags beyond its length: a few writers let tags share values."""
+
+_TAG_UNITS = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+"""Bytes of a value by the type of a TIFF's tag."""
+
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+    (0, b"%!PS", "EPS or PostScript"),
+    (0, b"\xc5\xd0\xd3\xc6", "EPS"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "PSD"),
+    (0, b"SIMPLE  =", "FITS"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (4, b"ftyphe", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypcrx ", "Canon CR3"),
+    (4, b"ftyp", "MP4 video"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"icns", "ICNS"),
+    (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"),
+    (0, b"BLP", "BLP"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF"),
+    (40, b" EMF", "EMF"),
+    (0, b"\x89HDF", "HDF5"),
+    (0, b"GRIB", "GRIB"),
+    (0, b"BUFR", "BUFR"),
+    (0, b"\xb1\x68\xde\x3a", "DCX"),
+    (0, b"DanM", "MSP"),
+    (0, b"LinS", "MSP"),
+    (0, b"/* XPM */", "XPM"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"v/1\1", "OpenEXR"),
+    (0, b"gimp xcf", "XCF"),
+    (0, b"\0\0\1\xb3", "MPEG video"),
+    (0, b"\x1a\x45\xdf\xa3", "Matroska or WebM video"),
+    (0, b"\xd0\xcf\x11\xe0", "OLE (FlashPix, MIC)"),
+    (0, b"PAR1", "Parquet"),
+    (0, b"PK\3\4", "ZIP"),
+    (0, b"\x1f\x8b", "gzip"),
+)
+"""Offset, bytes and name; the first that fits."""
+
+_MARKUP = ((b"<svg", "SVG"), (b"<!doctype html", "HTML page"), (b"<html", "HTML page"), (b"<?xml", "XML"))
+_BROWSED = 1_024
+"""Bytes in which markup and a PDF's start are looked for."""
+
+
+def open_image(data: bytes, *, name: str) -> ImageFile.ImageFile:
+    """Read an image's header; the pixels are decoded when they are asked for.
+
+    Args:
+        name: What errors call the image.
+
+    Raises:
+        ImageError: of none of ``FORMATS``, damaged, over twice Pillow's own limit of pixels, or of a
+            form whose work its length does not bound.
+    """
+    require_whole_decoding(name)
+    require_bounded(data, name)
+    try:
+        return Image.open(io.BytesIO(data), formats=_OPENED)
+    except UnidentifiedImageError:
+        raise ImageError(f"Image {name} cannot be decoded: {_unidentified(data)}.") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"Image {name} is refused, against decompression bombs: {str(error).rstrip('.')}. Raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        ) from error
+    except (
+        Exception
+    ) as error:  # plugins raise OSError, ValueError, zlib.error, warnings turned to errors, ...
+        raise ImageError(
+            f"Image {name} cannot be decoded: {str(error).rstrip('.') or type(error).__name__}."
+        ) from error
+
+
+def require_openable(image: Image.Image, name: str) -> None:
+    """Refuse a caller's image that Pillow has yet to decode, unless its format is one of ``FORMATS``.
+
+    Raises:
+        ImageError: of another format.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or not _is_undecoded(image):
+        return
+    if image.format not in FORMATS:
+        raise ImageError(
+            f"Image {name} is of the format {image.format or type(image).__name__} and not decoded yet; "
+            f"{_accepted()}. Decode it first if you trust it: image.load()."
+        )
+    require_whole_decoding(name)
+
+
+def require_whole_decoding(name: str) -> None:
+    """Refuse to decode while Pillow is told to fill in what a file lacks.
+
+    Raises:
+        ImageError: ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(
+            f"Image {name} is not decoded: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, under which a "
+            "truncated file becomes a picture with grey in it, and its vector one of that picture. Set it to "
+            "False; or decode the image yourself (image.load()) and pass it."
+        )
+
+
+def require_bounded(data: bytes, name: str) -> None:
+    """Refuse what takes far more work or memory than its length and its size in pixels tell.
+
+    Raises:
+        ImageError: a JPEG of more than 100 scans, or a TIFF whose tags are longer than its file.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        n_scans = data.count(b"\xff\xda")
+        if n_scans > _MAX_SCANS:
+            raise ImageError(
+                f"Image {name} is a JPEG of {n_scans} scans; the limit is {_MAX_SCANS}, since each decodes "
+                "the whole picture again. Save it anew."
+            )
+    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        n_bytes = sum(_tag_bytes(data))
+        if n_bytes > len(data) + _SHARED_TAG_BYTES:
+            raise ImageError(
+                f"Image {name} is a TIFF of {len(data)} bytes whose tags claim {n_bytes} bytes. Save it anew."
+            )
+
+
+def format_of_bytes(data: bytes) -> str | None:
+    """Name of a file's format by its first bytes; ``None`` where they tell nothing."""
+    for offset, signature, name in _SIGNATURES:
+        if data.startswith(signature, offset):
+            return name
+    start = data[:_BROWSED].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for tag, name in _MARKUP:
+        if start.startswith(tag):
+            return "SVG" if b"<svg" in start else name
+    return "PDF" if b"%pdf-" in start else None
+
+
+def _unidentified(data: bytes) -> str:
+    found = format_of_bytes(data)
+    if found is None:
+        return f"no image format recognises its bytes; {_accepted()}"
+    if found in FORMATS:
+        return (
+            f"it starts as {found}, but its header is damaged, or this Pillow was built without {found}"
+            if found in _OPENED
+            else f"it is {found}, which this Pillow cannot decode. Install a newer one"
+        )
+    return f"it is {found}; {_accepted()}. Convert it to PNG, or decode it yourself and pass the PIL image"
+
+
+def _accepted() -> str:
+    return f"accepted are {', '.join(sorted(FORMATS))}"
+
+
+def _is_undecoded(image: ImageFile.ImageFile) -> bool:
+    state = vars(image)
+    return bool(image.tile) or state.get("_im", state.get("im")) is None
+
+
+def _tag_bytes(data: bytes) -> Iterator[int]:
+    """Bytes that the tags of a TIFF's first directory claim outside of it."""
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    header, count, entry = ("Q", "Q", "HHQ8x") if is_big else ("L", "H", "HHL4x")
+    try:
+        (at,) = struct.unpack_from(order + header, data, 8 if is_big else 4)
+        (n_tags,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count)
+        step = struct.calcsize(order + entry)
+        for place in range(at, min(at + n_tags * step, len(data) - step + 1), step):
+            _, kind, n_values = struct.unpack_from(order + entry, data, place)
+            size = n_values * _TAG_UNITS.get(kind, 1)
+            yield size if size > (8 if is_big else 4) else 0
+    except (struct.error, OverflowError):
+        return  # cut short: Pillow says so
