@@ -173,17 +173,20 @@ def _merged_weights(model: nn.Module, adapter: Adapter, place: _Place) -> dict[s
     merged: dict[str, Tensor] = {}
     for path, tensors in parts.items():
         module = model.get_submodule(place.full(path))
+        owner, _, last = path.rpartition(".")
+        # peft adds the output's share twice where a whole nn.MultiheadAttention is adapted, in training too
+        times = 2 if last == "out_proj" and owner in parts else 1
         merged |= {
             f"{place.full(path)}.{name}": tensor
-            for name, tensor in _merged_module(module, path, tensors, adapter).items()
+            for name, tensor in _merged_module(module, path, tensors, adapter, times=times).items()
         }
     return merged
 
 
 def _merged_module(
-    module: nn.Module, path: str, tensors: Mapping[str, Tensor], adapter: Adapter
+    module: nn.Module, path: str, tensors: Mapping[str, Tensor], adapter: Adapter, *, times: int
 ) -> dict[str, Tensor]:
-    scale = _scale(adapter, path, tensors)
+    scale = times * _scale(adapter, path, tensors)
     name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
     weight = module.get_parameter(name).detach()
     try:
@@ -264,10 +267,11 @@ def _unmerged_twin(model: nn.Module, adapter: Adapter, place: _Place) -> tuple[n
     try:
         with _quiet():
             adapted = peft.PeftModel(_wrapped(root, place.prefix), _peft_config(adapter))
-            expected = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
-            adapter = _without_base_copies(adapter, model, place, expected)
-            _check_names(adapter, expected)
-            peft.set_peft_model_state_dict(adapted, {_peft_name(t): t.tensor for t in adapter.tensors})
+            expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            names = {_plain(name): name for name in expected}  # peft's own, for the same tensors
+            adapter = _without_base_copies(adapter, model, place, names)
+            _check_names(adapter, names)
+            peft.set_peft_model_state_dict(adapted, {names[_key(t)]: t.tensor for t in adapter.tensors})
             _check_loaded(adapter, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     except CheckpointError:
         raise
@@ -298,18 +302,26 @@ def _twin(model: nn.Module, adapter: Adapter, place: _Place) -> nn.Module:
     return copy.deepcopy(model, memo=cast("dict[int, Any]", shared))
 
 
-def _without_base_copies(adapter: Adapter, model: nn.Module, place: _Place, expected: set[str]) -> Adapter:
-    """Leave out weights of the base that were saved along, where they are the base's own to the last bit."""
-    asked = {_plain(name) for name in expected}
-
-    def is_copy(found: AdapterTensor) -> bool:
-        if found.part is not None or _plain(_peft_name(found)) in asked:
-            return False
+def _without_base_copies(
+    adapter: Adapter, model: nn.Module, place: _Place, names: Mapping[str, str]
+) -> Adapter:
+    """Leave out weights of the base that were saved along; they must be this base's own, to the last bit."""
+    kept = []
+    for found in adapter.tensors:
+        kept_beside = ".original_module." in found.name
+        if found.part is not None or (_key(found) in names and not kept_beside):
+            kept.append(found)
+            continue
         own = model.get_parameter(place.full(found.module))
-        return own.shape == found.tensor.shape and torch.equal(own.to(found.tensor.dtype), found.tensor)
-
-    kept = tuple(found for found in adapter.tensors if not is_copy(found))
-    return Adapter(adapter.folder, adapter.file, adapter.config, kept)
+        if own.shape == found.tensor.shape and torch.equal(own.to(found.tensor.dtype), found.tensor):
+            continue
+        if kept_beside:
+            raise CheckpointError(
+                f"The adapter in {adapter.folder} does not fit its base: it was made on other weights "
+                f"({found.name} differs). Pass the base it was trained on with --base FOLDER."
+            )
+        kept.append(found)
+    return Adapter(adapter.folder, adapter.file, adapter.config, tuple(kept))
 
 
 class _Nest(nn.Module):
@@ -342,30 +354,26 @@ def _peft_config(adapter: Adapter) -> Any:
     )
 
 
-def _peft_name(tensor: AdapterTensor) -> str:
-    if tensor.part is None:
-        return f"base_model.model.{tensor.module}"
-    dot = tensor.part.partition(".")
-    kind = {"lora_A": ".weight", "lora_B": ".weight"}.get(tensor.part, ".bias" if dot[1] else "")
-    return f"base_model.model.{tensor.module}.{dot[0]}{kind}"
-
-
 def _plain(name: str) -> str:
-    """A name without what differs between peft's own versions and layers."""
-    return re.sub(r"\.base_layer(?=\.)", "", name).removesuffix(".weight")
+    """A name without what differs between peft's versions and layers."""
+    name = re.sub(r"\.base_layer(?=\.)", "", name).removeprefix("base_model.model.")
+    return name.removesuffix(".weight")
 
 
-def _check_names(adapter: Adapter, expected: set[str]) -> None:
+def _key(tensor: AdapterTensor) -> str:
+    return _plain(f"{tensor.module}.{tensor.part}" if tensor.part else tensor.module)
+
+
+def _check_names(adapter: Adapter, asked: Mapping[str, str]) -> None:
     """Every tensor that the configuration asks for is in the file, and every one in the file is asked for."""
-    asked = {_plain(name) for name in expected}
-    held = {_plain(_peft_name(t)): t.name for t in adapter.tensors}
-    missing = [name.removeprefix("base_model.model.") for name in asked - held.keys()]
+    held = {_key(t): t.name for t in adapter.tensors}
+    missing = [asked[name].removeprefix("base_model.model.") for name in asked.keys() - held.keys()]
     if missing:
         raise CheckpointError(
             f"{adapter.file} is incomplete: adapter_config.json asks for {len(asked)} tensors, and "
             f"{len(missing)} are missing ({names_in_short(missing)}). Copy or save the adapter again."
         )
-    extra = [held[name] for name in held.keys() - asked]
+    extra = [held[name] for name in held.keys() - asked.keys()]
     if extra:
         raise CheckpointError(
             f"{adapter.file} holds {len(extra)} tensors that adapter_config.json does not ask for "
@@ -379,7 +387,7 @@ def _check_loaded(adapter: Adapter, loaded: Mapping[str, Tensor]) -> None:
     lost = [
         t.name
         for t in adapter.tensors
-        if (found := arrived.get(_plain(_peft_name(t)))) is None
+        if (found := arrived.get(_key(t))) is None
         or found.shape != t.tensor.shape
         or not torch.equal(found.float(), t.tensor.float())
     ]

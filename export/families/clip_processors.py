@@ -18,20 +18,23 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def tokenizer_of(folder: Path, kind: str, **options: Any) -> Any:
+def tokenizer_of(folder: Path, kind: str, *, published: str | None = None, **options: Any) -> Any:
     """The folder's own tokenizer, of class ``kind`` where its files name none.
+
+    ``published`` is the hub name that its authors take the tokenizer from; the local cache may have it.
 
     Raises:
         CheckpointError: there is none, or transformers cannot read it.
     """
     from transformers import AutoTokenizer
 
-    if not has_tokenizer(folder):  # transformers would make an empty one up
+    if not has_tokenizer(folder) and published is None:  # transformers would make an empty one up
         raise CheckpointError(
             f"{folder} has no usable tokenizer: none of {list(TOKENIZER_FILES)} is there. "
             "Copy the checkpoint folder again, whole."
         )
-    with tokenizer_errors(str(folder), folder), complete_tokenizer(str(folder), kind) as source:
+    origin = str(folder) if has_tokenizer(folder) else str(published)
+    with tokenizer_errors(origin, folder), complete_tokenizer(origin, kind) as source:
         return AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
 
 

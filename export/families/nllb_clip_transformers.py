@@ -2,14 +2,16 @@
 
 The folder's own code (``modeling_nllb_clip.py``) is never run. The model is put together here from
 transformers' own parts, under the published names: M2M100's encoder, one more layer norm over position 0, a
-projection without bias; CLIP's image tower. Where the folder has no preprocessing of its own, the image is
-prepared as the author's examples do it, with the processor of ``openai/clip-vit-base-patch32``.
+projection without bias; CLIP's image tower. Where the folder has no tokenizer or preprocessing of its own,
+they are those of the author's examples: NLLB-200's, and the one of ``openai/clip-vit-base-patch32``.
 
 Source: ``NLLBCLIPModel`` and ``NLLBCLIPConfig`` of github.com/visheratin/nllb-clip.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +47,7 @@ from runtime.errors import CheckpointError
 __all__ = ["claims", "load"]
 
 CONTEXT_LENGTH = 77
+_PUBLISHED_TOKENIZER = "facebook/nllb-200-distilled-600M"
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -133,7 +136,7 @@ def load(path: Path, options: LoadOptions) -> Towers:
         reference = cast("NllbClip", merge_adapter(model, options.adapter, _probe(model)))
         source |= {"adapter": options.adapter.folder.resolve().name, "base": folder.resolve().name}
         licence = licence_with_adapter(licence, options.adapter.folder)
-    tokenizer = tokenizer_of(folder, "NllbTokenizer", legacy_behaviour=False)
+    tokenizer = tokenizer_of(folder, "NllbTokenizer", published=_PUBLISHED_TOKENIZER, legacy_behaviour=False)
     processor = _image_processor(folder, model)
     encoder = m2m_encoder_from_transformers(model.text_model.encoder)
     context_length = options.context_length or CONTEXT_LENGTH
@@ -219,12 +222,15 @@ def _image_processor(folder: Path, model: NllbClip) -> Any:
     """The folder's own, else the one that the author's page names: CLIP's, at the image tower's size."""
     if any((folder / name).is_file() for name in PROCESSOR_FILES):
         return image_processor_of(folder)
-    from transformers import AutoImageProcessor
-
     side = int(model.vision_model.config.image_size)
-    return AutoImageProcessor.for_model(
-        "clip", backend="pil", size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
+    published = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
+    with tempfile.TemporaryDirectory() as stage:
+        (Path(stage) / PROCESSOR_FILES[0]).write_text(json.dumps(published), encoding="utf-8")
+        return image_processor_of(Path(stage))
 
 
 def _probe(model: NllbClip) -> Probe:
