@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from export.adapters import Adapter, AdapterTensor
-from export.weights import names_in_short
+from export.weights import in_one_line, names_in_short
 from runtime.errors import CheckpointError
 
 __all__ = ["Probe", "merge_adapter", "random_inputs"]
@@ -280,7 +280,7 @@ def _unmerged_twin(model: nn.Module, adapter: Adapter, place: _Place) -> tuple[n
             raise
         raise CheckpointError(
             f"The adapter in {adapter.folder} does not fit its base: peft says "
-            f"{str(error).strip().partition(chr(10))[0][:300]!r}. "
+            f"{in_one_line(error)!r}. "
             "Pass the base it was trained on with --base FOLDER, or copy the adapter again."
         ) from error
     adapted.eval().requires_grad_(False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from export.adapters import Adapter, adapter_from_folder, is_adapter, named_base
 from export.families import FAMILIES, Family, LoadOptions
 from export.towers import Towers
-from export.weights import WEIGHT_SUFFIXES
+from export.weights import WEIGHT_SUFFIXES, in_one_line
 from runtime.errors import BabeltowerError, CheckpointError
 
 __all__ = ["family_of_checkpoint", "folder_from_name", "towers_from_checkpoint"]
@@ -44,15 +47,16 @@ def towers_from_checkpoint(
         )
     family = family_of_checkpoint(path)
     try:
-        return family.load(path, LoadOptions(adapter=adapter, context_length=context_length))
+        towers = family.load(path, LoadOptions(adapter=adapter, context_length=context_length))
+        _check_reference(towers, path)
+        return towers
     except (BabeltowerError, MemoryError):
         raise
     except Exception as error:  # three libraries read the configurations, each with errors of its own
-        said = str(error).strip().partition("\n")[0][:200]
         raise CheckpointError(
-            f"{path} cannot be read as {family.name}: {type(error).__name__}: {said}. A value in its "
-            "configuration files is missing or of the wrong kind; compare them with the published "
-            "checkpoint's."
+            f"{path} cannot be read as {family.name}: {type(error).__name__}: {in_one_line(error)}. A "
+            "value in its configuration files is missing or of the wrong kind; compare them with the "
+            "published checkpoint's."
         ) from error
 
 
@@ -95,8 +99,24 @@ def folder_from_name(name: str | Path) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is neither a local folder nor a hub repository that can be had from here "
-            f"({str(error).strip().splitlines()[0]}). Download it first, and pass the folder."
+            f"({in_one_line(error)}). Download it first, and pass the folder."
         ) from error
+
+
+def _check_reference(towers: Towers, path: Path) -> None:
+    """Embed one short text and one grey image: a configuration may build a model that cannot compute."""
+    ids = np.full((1, 3), towers.text_preprocessing.suffix_ids[-1], np.int64)
+    image = Image.new("RGB", (64, 48), (128, 128, 128))
+    found = {
+        "text": towers.reference.text_vectors(ids)[towers.dim],
+        "image": towers.reference.image_vectors(towers.reference.pixels(image)[None])[towers.dim],
+    }
+    for tower, vectors in found.items():
+        if not np.isfinite(vectors).all():
+            raise CheckpointError(
+                f"The {tower} tower of {path} gives values that are not finite: its weights are damaged, "
+                "or hold NaN from a training that diverged. Copy the file again, or take an earlier one."
+            )
 
 
 def _base_of_adapter(path: Path, given: str | Path | None) -> Path:

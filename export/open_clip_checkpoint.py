@@ -24,6 +24,7 @@ from export.tokenizers import has_tokenizer
 from export.weights import (
     chosen_weights,
     config_from_file,
+    in_one_line,
     load_strictly,
     state_dict_from_file,
     without_still_buffers,
@@ -152,11 +153,10 @@ def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str,
         except Exception as error:  # open_clip, timm and transformers each have errors of their own
             if isinstance(error, MemoryError):
                 raise
-            said = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"open_clip cannot build this model: {type(error).__name__}: {said}. Its "
-                "open_clip_config.json names an architecture or an option that this version of open_clip "
-                "and timm does not have."
+                f"open_clip cannot build this model: {type(error).__name__}: {in_one_line(error)}. Its "
+                "open_clip_config.json or config.json names an architecture, an option or a value that this "
+                "version of open_clip, timm and transformers does not have."
             ) from error
 
 

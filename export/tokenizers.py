@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.weights import config_from_file
+from export.weights import config_from_file, in_one_line
 from runtime.errors import BabeltowerError, CheckpointError
 from runtime.manifest import TextPreprocessing
 
@@ -63,10 +63,10 @@ def tokenizer_errors(source: str, folder: Path) -> Iterator[None]:
     except (BabeltowerError, MemoryError):
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0][:200]
         raise CheckpointError(
             f"{folder} has no usable tokenizer: {source!r} cannot be loaded ({type(error).__name__}: "
-            f"{said}). Put tokenizer.json or sentencepiece.bpe.model of the checkpoint into {folder}."
+            f"{in_one_line(error)}). Put tokenizer.json or sentencepiece.bpe.model of the checkpoint "
+            f"into {folder}."
         ) from error
 
 
@@ -90,16 +90,17 @@ def tokenizer_json(tokenizer: Any) -> str:
 
 
 def preprocessing_from_tokenizer(
-    tokenizer: Any, *, n_tokens: int, context_length: int, clean: str
+    tokenizer: Any, *, n_tokens: int, pad_id: int | None, context_length: int, clean: str
 ) -> TextPreprocessing:
     """Find which ids stand before and after a text's own.
 
     Args:
         n_tokens: Rows of the embedding table.
+        pad_id: Token that the text model masks.
 
     Raises:
-        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad, or
-            ids that the table has no rows for.
+        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad or
+            another than the model's, or ids that the table has no rows for.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest >= n_tokens:
@@ -108,7 +109,14 @@ def preprocessing_from_tokenizer(
             "The tokenizer files belong to another checkpoint."
         )
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{type(tokenizer).__name__} has no padding token.")
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} has no padding token. Name it in tokenizer_config.json (pad_token)."
+        )
+    if tokenizer.pad_token_id != pad_id:
+        raise CheckpointError(
+            f"The tokenizer pads with id {tokenizer.pad_token_id}, the text model masks id {pad_id} "
+            "(pad_token_id). The tokenizer files or the config.json belong to another checkpoint."
+        )
     language_ids = _language_ids(tokenizer)
     empty = list(tokenizer("")["input_ids"])
     if language_ids:

@@ -19,6 +19,7 @@ __all__ = [
     "WEIGHT_SUFFIXES",
     "chosen_weights",
     "config_from_file",
+    "in_one_line",
     "is_index_file",
     "load_strictly",
     "names_in_short",
@@ -148,7 +149,8 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
     it. Tensors outside the wrappers keep their names, so that a strict load names them.
 
     Raises:
-        CheckpointError: two models (a teacher and its student), or a LoRA adapter that was never merged.
+        CheckpointError: no such model, two of them (a teacher and its student), or a LoRA adapter in it that
+            was never merged.
     """
     names = {
         re.sub(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", n): n for n in state
@@ -163,6 +165,12 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
     found = {
         name[: i.start()] for name in names for i in re.finditer(rf"(?:(?<=\.)|^){re.escape(anchor)}", name)
     }
+    if not found:
+        raise CheckpointError(
+            f"{origin} holds another kind of model: none of its {len(state)} tensors is named {anchor}… "
+            f"(they are {names_in_short(list(names), n=3)}). Put the configuration that belongs to it "
+            "beside it."
+        )
     prefixes = {prefix for prefix in found if not any(prefix != p and prefix.startswith(p) for p in found)}
     if len(prefixes) > 1:
         shown = ", ".join(repr(p) for p in sorted(prefixes))
@@ -213,6 +221,11 @@ def names_in_short(names: list[str], separator: str = ", ", *, n: int = 4) -> st
     return shown + (f"{separator}and {len(names) - n} more" if len(names) > n and separator == ", " else "")
 
 
+def in_one_line(error: BaseException) -> str:
+    """A library's words for its error, without line breaks and not without end."""
+    return " ".join(str(error).split())[:240] or type(error).__name__
+
+
 def config_from_file(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -236,7 +249,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read: {_first_line(error)}. "
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read: {in_one_line(error)}. "
             "The file is cut short or corrupt: copy it again."
         ) from error
 
@@ -320,7 +333,3 @@ def _same_positions(saved: Tensor, computed: Tensor) -> bool:
     n = min(len(saved), len(computed))
     tolerance = 1e-5 if saved.dtype in (torch.float32, torch.float64) else 1e-2
     return torch.allclose(saved[:n].float(), computed[:n].float(), atol=tolerance, rtol=0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

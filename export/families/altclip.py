@@ -24,6 +24,7 @@ from export.towers import ImageTower, MrlHeads, TextTower, Towers
 from export.weights import (
     chosen_weights,
     config_from_file,
+    in_one_line,
     names_in_short,
     state_dict_from_file,
     without_still_buffers,
@@ -86,7 +87,11 @@ def load(path: Path, options: LoadOptions) -> Towers:
     context_length = options.context_length or CONTEXT_LENGTH
     encoder = roberta_encoder_from_transformers(model.text_model.roberta)
     text_preprocessing = preprocessing_from_tokenizer(
-        tokenizer, n_tokens=encoder.tokens.num_embeddings, context_length=context_length, clean="none"
+        tokenizer,
+        n_tokens=encoder.tokens.num_embeddings,
+        pad_id=encoder.pad_id,
+        context_length=context_length,
+        clean="none",
     )
     image_preprocessing = image_preprocessing_of(image_processor, folder)
     serialised = tokenizer_json(tokenizer)
@@ -143,7 +148,7 @@ def _model(folder: Path, weights: Path) -> Any:
             raise
         raise CheckpointError(
             f"transformers cannot load {folder}: "
-            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}. Its config.json or "
+            f"{in_one_line(error)}. Its config.json or "
             "weights are damaged, or of another transformers version."
         ) from error
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.tokenizers import TOKENIZER_FILES, complete_tokenizer, has_tokenizer, tokenizer_errors
+from export.weights import in_one_line
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 
@@ -57,10 +58,9 @@ def image_processor_of(folder: Path) -> Any:
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
-        said = (str(error).strip().splitlines() or [""])[0][:200]
         raise CheckpointError(
-            f"{folder} has no usable {' or '.join(PROCESSOR_FILES)} ({type(error).__name__}: {said}). "
-            "Copy the checkpoint folder again, whole."
+            f"{folder} has no usable {' or '.join(PROCESSOR_FILES)} ({type(error).__name__}: "
+            f"{in_one_line(error)}). Copy the checkpoint folder again, whole."
         ) from error
     if not type(processor).__name__.startswith("CLIPImageProcessor"):
         raise CheckpointError(
@@ -97,9 +97,9 @@ def image_preprocessing_of(processor: Any, folder: Path) -> ImagePreprocessing:
     if not usual:
         raise CheckpointError(
             f"{folder} asks for a preprocessing that is not CLIP's (resize of the shortest side to the "
-            f"crop's size, centre crop, RGB, division by 255, normalise): size {size}, crop_size {crop}, "
-            f"resample {resample}, rescale_factor {factor}, image_mean {processor.image_mean}, image_std "
-            f"{processor.image_std}, off: {off}."
+            "crop's size, centre crop, RGB, division by 255, normalise): "
+            f"shortest side {side!r}, crop {height!r} x {width!r}, resample {resample!r}, rescale_factor "
+            f"{factor!r}, image_mean {processor.image_mean!r}, image_std {processor.image_std!r}, off {off}."
         )
     return ImagePreprocessing(
         height=int(height),

@@ -37,6 +37,7 @@ from export.towers import ImageTower, MrlHeads, TextTower, Towers
 from export.weights import (
     chosen_weights,
     config_from_file,
+    in_one_line,
     load_strictly,
     state_dict_from_file,
     without_still_buffers,
@@ -115,7 +116,8 @@ def claims(folder: Path) -> bool:
     path = folder / "config.json"
     config = config_from_file(path) if path.is_file() else {}
     text = config.get("text_config") or config.get("text_config_dict")
-    named = "NLLBCLIPModel" in (config.get("architectures") or [])
+    architectures = config.get("architectures")
+    named = isinstance(architectures, list) and "NLLBCLIPModel" in architectures
     return (
         config.get("model_type") == "clip" and isinstance(text, dict) and (named or "encoder_ffn_dim" in text)
     )
@@ -141,7 +143,11 @@ def load(path: Path, options: LoadOptions) -> Towers:
     encoder = m2m_encoder_from_transformers(model.text_model.encoder)
     context_length = options.context_length or CONTEXT_LENGTH
     text = preprocessing_from_tokenizer(
-        tokenizer, n_tokens=encoder.tokens.num_embeddings, context_length=context_length, clean="none"
+        tokenizer,
+        n_tokens=encoder.tokens.num_embeddings,
+        pad_id=encoder.pad_id,
+        context_length=context_length,
+        clean="none",
     )
     if not text.needs_language:
         raise CheckpointError(
@@ -191,7 +197,7 @@ def _model(folder: Path, weights: Path) -> NllbClip:
             raise
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe an NLLB-CLIP model that can be built: "
-            f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}. Copy it again."
+            f"{type(error).__name__}: {in_one_line(error)}. Copy it again."
         ) from error
     state = without_wrappers(state_dict_from_file(weights), "vision_model.", origin=weights)
     state = without_still_buffers(state, model, origin=weights)

@@ -77,6 +77,7 @@ def towers_from_open_clip(
     text_preprocessing = preprocessing_from_tokenizer(
         tokenizer.tokenizer,
         n_tokens=encoder.tokens.num_embeddings,
+        pad_id=encoder.pad_id,
         context_length=context_length,
         clean="whitespace",
     )
