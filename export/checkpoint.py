@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from export.adapters import Adapter, adapter_from_folder, is_adapter, named_base
 from export.families import FAMILIES, Family, LoadOptions
 from export.towers import Towers
-from runtime.errors import CheckpointError
+from export.weights import WEIGHT_SUFFIXES, in_one_line
+from runtime.errors import BabeltowerError, CheckpointError
 
 __all__ = ["family_of_checkpoint", "folder_from_name", "towers_from_checkpoint"]
 
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.ckpt", "*.model", "*.txt", "README.md"]
+_HUB_PATTERNS = ["*.json", *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES), "*.model", "*.txt", "README.md"]
+_PUBLISHED_BASE = "laion/CLIP-ViT-B-32-xlm-roberta-base-laion5B-s13B-b90k"
 
 
 def towers_from_checkpoint(
     checkpoint: str | Path, *, base: str | Path | None = None, context_length: int | None = None
 ) -> Towers:
-    """Read both towers of a checkpoint: a local folder, a ``.ckpt`` file, or a hub name.
+    """Read both towers of a checkpoint: a local folder, a weight file in one, or a hub name.
+
+    An adapter folder (peft's LoRA) becomes its base with the adapter merged: family, languages, MRL heads and
+    licence are the base's.
 
     Args:
         base: The checkpoint below a LoRA adapter that does not say where its base lies.
@@ -27,12 +36,28 @@ def towers_from_checkpoint(
         CheckpointError: there is no such checkpoint, no family claims it, or it cannot be read faithfully.
     """
     path = folder_from_name(checkpoint)
+    adapter: Adapter | None = None
+    if is_adapter(path):
+        adapter = adapter_from_folder(path)
+        path = _base_of_adapter(path, base)
+    elif base is not None:
+        raise CheckpointError(
+            f"A base ({base}) was given for {path}, which is no LoRA adapter: it holds no "
+            "adapter_config.json. Leave --base out, or pass the adapter's folder."
+        )
     family = family_of_checkpoint(path)
-    options = LoadOptions(
-        base=None if base is None else folder_from_name(base),
-        context_length=context_length,
-    )
-    return family.load(path, options)
+    try:
+        towers = family.load(path, LoadOptions(adapter=adapter, context_length=context_length))
+        _check_reference(towers, path)
+        return towers
+    except (BabeltowerError, MemoryError):
+        raise
+    except Exception as error:  # three libraries read the configurations, each with errors of its own
+        raise CheckpointError(
+            f"{path} cannot be read as {family.name}: {type(error).__name__}: {in_one_line(error)}. A "
+            "value in its configuration files is missing or of the wrong kind; compare them with the "
+            "published checkpoint's."
+        ) from error
 
 
 def family_of_checkpoint(path: Path) -> Family:
@@ -56,10 +81,16 @@ def folder_from_name(name: str | Path) -> Path:
         CheckpointError: neither a path nor a hub name that can be had.
     """
     path = Path(str(name).removeprefix("hf-hub:"))
-    if path.exists():
+    if path.is_dir() or (path.name.endswith(WEIGHT_SUFFIXES) and path.is_file()):
         return path
+    if path.exists():
+        raise CheckpointError(
+            f"{path} is no checkpoint: expected a folder, or a weight file ({', '.join(WEIGHT_SUFFIXES)})."
+        )
     if str(path).count("/") != 1 or path.is_absolute() or str(path).startswith("."):
-        raise CheckpointError(f"There is no checkpoint at {path}. Pass a folder, a .ckpt file or a hub name.")
+        raise CheckpointError(
+            f"There is no checkpoint at {path}. Pass a folder, a weight file or a hub name."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -68,5 +99,49 @@ def folder_from_name(name: str | Path) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is neither a local folder nor a hub repository that can be had from here "
-            f"({str(error).strip().splitlines()[0]}). Download it first, and pass the folder."
+            f"({in_one_line(error)}). Download it first, and pass the folder."
         ) from error
+
+
+def _check_reference(towers: Towers, path: Path) -> None:
+    """Embed one short text and one grey image: a configuration may build a model that cannot compute."""
+    ids = np.full((1, 3), towers.text_preprocessing.suffix_ids[-1], np.int64)
+    image = Image.new("RGB", (64, 48), (128, 128, 128))
+    found = {
+        "text": towers.reference.text_vectors(ids)[towers.dim],
+        "image": towers.reference.image_vectors(towers.reference.pixels(image)[None])[towers.dim],
+    }
+    for tower, vectors in found.items():
+        if not np.isfinite(vectors).all():
+            raise CheckpointError(
+                f"The {tower} tower of {path} gives values that are not finite: its weights are damaged, "
+                "or hold NaN from a training that diverged. Copy the file again, or take an earlier one."
+            )
+
+
+def _base_of_adapter(path: Path, given: str | Path | None) -> Path:
+    named = named_base(path)
+    if given is not None:
+        base = folder_from_name(given)
+    elif named is None:
+        raise _without_base(path, named)
+    elif (path / named).is_dir():
+        base = (path / named).resolve()
+    else:
+        try:
+            base = folder_from_name(named)
+        except CheckpointError as error:
+            raise _without_base(path, named) from error
+    if is_adapter(base) and base.resolve() != path.resolve():
+        raise CheckpointError(
+            f"The base of {path} is {base}, itself a LoRA adapter. Merge that one into its own base "
+            "first, and pass the merged checkpoint with --base FOLDER."
+        )
+    return base
+
+
+def _without_base(path: Path, named: str | None) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a LoRA adapter whose base is not at hand (it names {named!r}). "
+        f"Pass --base FOLDER with the checkpoint below it; CAPIVARA's published one is {_PUBLISHED_BASE}."
+    )

@@ -7,15 +7,36 @@ from pathlib import Path
 
 from export.published import LICENCES
 
-__all__ = ["licence_of_folder"]
+__all__ = ["licence_of_folder", "licence_with_adapter"]
 
-_FRONT_MATTER = re.compile(r"\A---\s*\n.*?^license:\s*(\S+).*?^---", re.MULTILINE | re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 
 
 def licence_of_folder(folder: Path, family: str) -> str:
-    """What the folder's model card states in its front matter, else the published weights' licence."""
+    """The licence in the folder's model card, else that of the family's published weights."""
+    return _stated(folder) or LICENCES[family]
+
+
+def licence_with_adapter(base: str, adapter: Path) -> str:
+    """Licence of a base with an adapter merged: the base's binds, the adapter's own is named beside it."""
+    own = _stated(adapter)
+    return base if own is None or own.lower() == base.lower() else f"{base} (base), {own} (adapter)"
+
+
+def _stated(folder: Path) -> str | None:
+    """The front matter's ``license``, or ``license_name`` where that is ``other``."""
     card = folder / "README.md"
-    found = (
-        _FRONT_MATTER.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    )
-    return found.group(1) if found else LICENCES[family]
+    if not card.is_file():
+        return None
+    found = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
+    if found is None:
+        return None
+    fields: dict[str, str] = {
+        key: value.strip("'\"[] \t")
+        for key, value in re.findall(
+            r"^(license|license_name):\s*(?:- *)?([^\r\n]*)", found.group(1), re.MULTILINE
+        )
+    }
+    if fields.get("license") == "other" and fields.get("license_name"):
+        return fields["license_name"]
+    return fields.get("license") or None

@@ -10,29 +10,53 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from export.published import TEXT_CONFIGS
 from export.tokenizers import has_tokenizer
-from export.weights import config_from_file, load_strictly, state_dict_from_file, without_prefix
+from export.weights import (
+    chosen_weights,
+    config_from_file,
+    in_one_line,
+    load_strictly,
+    state_dict_from_file,
+    without_still_buffers,
+    without_wrappers,
+)
 from runtime.errors import CheckpointError
 
-__all__ = ["OpenClipCheckpoint", "architecture_config", "checkpoint_from_folder", "model_from_config"]
+__all__ = [
+    "WEIGHT_FILES",
+    "OpenClipCheckpoint",
+    "architecture_config",
+    "checkpoint_from_folder",
+    "find_weights",
+    "model_from_config",
+    "text_config_of",
+    "text_model_type",
+]
 
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
+    "open_clip_model.safetensors.index.json",
+    "open_clip_pytorch_model.safetensors.index.json",
     "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.pth",
     "open_clip_pytorch_model.pt",
 )
-_POSITION_IDS = "text.transformer.embeddings.position_ids"  # in weights saved by transformers < 4.31
-_PREFIXES = ("model.model.", "model.", "module.")  # Lightning's, the MRL wrapper's, DataParallel's
+"""In the order of ``open_clip``'s own choice."""
+
+_SEQ2SEQ_REST = ("text.transformer.decoder.", "text.transformer.lm_head.", "text.lm_head.")
+"""What a whole M2M100 holds beyond its encoder: nothing of it is embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +73,34 @@ class OpenClipCheckpoint:
 
 
 def checkpoint_from_folder(
-    folder: Path, *, architecture: str | None = None, weights: Path | None = None
+    folder: Path,
+    *,
+    architecture: str | None = None,
+    weights: Path | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> OpenClipCheckpoint:
-    """Build the model that a folder describes and load its weights.
+    """Build the model that a folder describes and load its weights, to the last tensor.
 
     ``architecture`` is an open_clip name for a folder without ``open_clip_config.json`` (CAPIVARA's
-    Lightning checkpoint, an MRL folder); ``weights`` picks the file.
+    Lightning checkpoint, an MRL folder); ``weights`` picks the file, ``state`` is its content where it was
+    read before.
 
     Raises:
         CheckpointError: a missing or unreadable file, an unknown text model, or weights that do not fit.
     """
     config = _config_of_folder(folder, architecture)
     model_config = _with_own_trunk(config["model_cfg"], folder)
-    preprocess_config = config.get("preprocess_cfg", {})
+    preprocess_config = config.get("preprocess_cfg") or {}
+    if not isinstance(preprocess_config, dict):
+        raise CheckpointError(
+            f"{folder / 'open_clip_config.json'} has a preprocess_cfg that is {preprocess_config!r}; "
+            "expected an object with mean, std, interpolation and resize_mode."
+        )
     weights = weights or find_weights(folder)
     text_config = text_config_of(folder, str(model_config["text_cfg"]["hf_model_name"]))
-    state = open_clip_state(state_dict_from_file(weights))
     model = model_from_config(model_config, text_config)
-    _load(model, state, weights)
-    tokenizer_name = str(model_config["text_cfg"].get("hf_tokenizer_name", ""))
+    _load(model, state_dict_from_file(weights) if state is None else state, weights)
+    tokenizer_name = str(model_config["text_cfg"].get("hf_tokenizer_name") or "")
     return OpenClipCheckpoint(
         model=model.eval().requires_grad_(False),
         model_config=model_config,
@@ -117,27 +150,41 @@ def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str,
         }
         try:
             return CustomTextCLIP(**config).float()
-        except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
+        except Exception as error:  # open_clip, timm and transformers each have errors of their own
+            if isinstance(error, MemoryError):
+                raise
             raise CheckpointError(
-                f"open_clip cannot build this model: {error}. Its open_clip_config.json names an "
-                "architecture or an option that this version of open_clip and timm does not have."
+                f"open_clip cannot build this model: {type(error).__name__}: {in_one_line(error)}. Its "
+                "open_clip_config.json or config.json names an architecture, an option or a value that this "
+                "version of open_clip, timm and transformers does not have."
             ) from error
 
 
-def find_weights(folder: Path) -> Path:
+def find_weights(folder: Path, *, apart_from: Sequence[str] = ()) -> Path:
     """The open_clip weight file of a folder, safetensors first.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or several of which none has an open_clip name.
     """
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".ckpt"))
-    raise CheckpointError(
-        f"{folder} holds no open_clip weights; expected one of {list(WEIGHT_FILES)}, found {found}. "
-        "Copy the checkpoint folder again, whole."
-    )
+    try:
+        return chosen_weights(folder, WEIGHT_FILES, apart_from=apart_from)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("holds no weights", "holds no open_clip weights")) from None
+
+
+def text_model_type(folder: Path) -> str | None:
+    """Model type of the text tower that a folder's ``open_clip_config.json`` names; ``None`` without one.
+
+    Raises:
+        CheckpointError: a configuration cannot be read.
+    """
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
+        return None
+    model = config_from_file(path).get("model_cfg")
+    text = model.get("text_cfg") if isinstance(model, dict) else None
+    name = text.get("hf_model_name") if isinstance(text, dict) else None
+    return str(text_config_of(folder, str(name)).get("model_type")) if name else None
 
 
 def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
@@ -157,7 +204,7 @@ def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
 
     try:
         found: Mapping[str, Any] = AutoConfig.from_pretrained(name, local_files_only=True).to_dict()
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"The text model {name!r} is unknown here: {own} does not describe it, it is none of "
             f"{sorted(TEXT_CONFIGS)}, and the local hub cache has no copy. Put its config.json into {folder}."
@@ -165,23 +212,36 @@ def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
     return found
 
 
-def open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as open_clip has them: wrappers' prefixes and obsolete buffers dropped."""
-    for prefix in _PREFIXES:
-        if any(name.startswith(f"{prefix}visual.") for name in state):
-            state = without_prefix(state, prefix)
-            break
-    return {name: tensor for name, tensor in state.items() if name != _POSITION_IDS}
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], origin: Path) -> None:
+def _load(model: nn.Module, found: Mapping[str, Tensor], origin: Path) -> None:
+    state = _encoder_alone(without_wrappers(found, "visual.", origin=origin), model, origin)
+    state = without_still_buffers(state, model, origin=origin)
     wanted = model.state_dict()
     for name in ("logit_scale", "logit_bias"):  # scalar or (1,), and absent from some: neither is embedded
-        if name in wanted:
+        if name in wanted and state.get(name, wanted[name]).numel() == 1:
             state[name] = state.get(name, wanted[name]).reshape(wanted[name].shape)
-        else:
+        elif name not in wanted:
             state.pop(name, None)
     load_strictly(model, state, origin=origin)
+
+
+def _encoder_alone(state: dict[str, Tensor], model: nn.Module, origin: Path) -> dict[str, Tensor]:
+    """The encoder of a text tower that was saved as a whole M2M100, under the encoder's own names."""
+    whole = any(name.startswith("text.transformer.encoder.layers.") for name in state)
+    if not whole or "text.transformer.layer_norm.weight" not in model.state_dict():
+        return state
+    shared = state.pop("text.transformer.shared.weight", None)
+    kept = {
+        name.replace("text.transformer.encoder.", "text.transformer.", 1): tensor
+        for name, tensor in state.items()
+        if not name.startswith(_SEQ2SEQ_REST)
+    }
+    tokens = "text.transformer.embed_tokens.weight"
+    if shared is not None and not torch.equal(kept.setdefault(tokens, shared), shared):
+        raise CheckpointError(
+            f"{origin} holds two different token tables, text.transformer.shared and encoder.embed_tokens. "
+            "Save the encoder alone."
+        )
+    return kept
 
 
 def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
@@ -193,9 +253,10 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
     if (
         not isinstance(model_config, dict)
         or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_config.keys()
+        or not all(isinstance(model_config[part], dict) for part in ("vision_cfg", "text_cfg"))
     ):
         raise CheckpointError(f"{path} describes no model: 'model_cfg' with its towers is missing.")
-    if "hf_model_name" not in model_config["text_cfg"]:
+    if not model_config["text_cfg"].get("hf_model_name"):
         raise CheckpointError(
             f"{path} describes an open_clip model whose text tower is not a Hugging Face encoder. "
             "Only NLLB (m2m_100) and XLM-R text towers are supported."

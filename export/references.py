@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.towers import Float, Int, MrlHeads, unit
 from runtime.errors import LanguageError
 
-__all__ = ["AltClipReference", "OpenClipReference"]
+__all__ = ["AltClipReference", "NllbClipReference", "OpenClipReference"]
 
 _BATCH = 32
 
@@ -134,11 +134,39 @@ class AltClipReference(_Embedding):
         return np.asarray(self.image_processor(image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def _text_features(self, ids: Tensor) -> Tensor:
-        # Trailing pads only: the tokenizer's own mask lets a "<pad>" that a text spells out stand.
-        mask = (ids != self.tokenizer.pad_token_id).long().flip(1).cummax(dim=1).values.flip(1)
+        mask = _mask_of_trailing_pads(ids, self.tokenizer.pad_token_id)
         features: Tensor = self.model.get_text_features(ids, attention_mask=mask).pooler_output
         return features
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.model.get_image_features(pixels).pooler_output
         return features
+
+
+class NllbClipReference(AltClipReference):
+    """transformers' tokenizer, image processor and parts, as the author's first form puts them together."""
+
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+        """int64 (texts, context length); a language is set on the tokenizer once per language."""
+        rows = np.empty((len(texts), self.context_length), np.int64)
+        for language in dict.fromkeys(languages):
+            if language is None:
+                raise LanguageError("An NLLB text without a language; pass its FLORES-200 code.")
+            chosen = [i for i, own in enumerate(languages) if own == language]
+            self.tokenizer.src_lang = language
+            rows[chosen] = super().token_ids([texts[i] for i in chosen], [language] * len(chosen))
+        return rows
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        mask = _mask_of_trailing_pads(ids, self.tokenizer.pad_token_id)
+        features: Tensor = self.model.text_features(ids, mask)
+        return features
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.image_features(pixels)
+        return features
+
+
+def _mask_of_trailing_pads(ids: Tensor, pad_id: int) -> Tensor:
+    """1 up to the last token: the tokenizer's own mask lets a "<pad>" that a text spells out stand."""
+    return (ids != pad_id).long().flip(1).cummax(dim=1).values.flip(1)

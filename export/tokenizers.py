@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import CheckpointError
+from export.weights import config_from_file, in_one_line
+from runtime.errors import BabeltowerError, CheckpointError
 from runtime.manifest import TextPreprocessing
 
-__all__ = ["TOKENIZER_FILES", "has_tokenizer", "preprocessing_from_tokenizer", "tokenizer_json"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "complete_tokenizer",
+    "has_tokenizer",
+    "preprocessing_from_tokenizer",
+    "tokenizer_errors",
+    "tokenizer_json",
+]
 
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model")
 _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
@@ -20,6 +31,43 @@ _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer of the families."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+@contextmanager
+def complete_tokenizer(source: str, kind: str) -> Iterator[str]:
+    """A tokenizer folder as transformers reads it: ``tokenizer_config.json`` must name a class.
+
+    A folder that holds ``tokenizer.json`` alone is read as ``kind``, its family's; without that transformers
+    takes a class from ``config.json`` that may need other files. Hub names pass as they are.
+    """
+    folder = Path(source)
+    own = folder / "tokenizer_config.json"
+    config = config_from_file(own) if own.is_file() else {}
+    if not folder.is_dir() or config.get("tokenizer_class"):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as stage:
+        for name in (*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, Path(stage) / name)
+        stated = {key: value for key, value in config.items() if value is not None}
+        (Path(stage) / own.name).write_text(json.dumps({**stated, "tokenizer_class": kind}), encoding="utf-8")
+        yield stage
+
+
+@contextmanager
+def tokenizer_errors(source: str, folder: Path) -> Iterator[None]:
+    """Turn what transformers and tokenizers raise into one error; their own kinds are many."""
+    try:
+        yield
+    except (BabeltowerError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} has no usable tokenizer: {source!r} cannot be loaded ({type(error).__name__}: "
+            f"{in_one_line(error)}). Put tokenizer.json or sentencepiece.bpe.model of the checkpoint "
+            f"into {folder}."
+        ) from error
 
 
 def tokenizer_json(tokenizer: Any) -> str:
@@ -42,16 +90,17 @@ def tokenizer_json(tokenizer: Any) -> str:
 
 
 def preprocessing_from_tokenizer(
-    tokenizer: Any, *, n_tokens: int, context_length: int, clean: str
+    tokenizer: Any, *, n_tokens: int, pad_id: int | None, context_length: int, clean: str
 ) -> TextPreprocessing:
     """Find which ids stand before and after a text's own.
 
     Args:
         n_tokens: Rows of the embedding table.
+        pad_id: Token that the text model masks.
 
     Raises:
-        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad, or
-            ids that the table has no rows for.
+        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad or
+            another than the model's, or ids that the table has no rows for.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest >= n_tokens:
@@ -60,7 +109,14 @@ def preprocessing_from_tokenizer(
             "The tokenizer files belong to another checkpoint."
         )
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{type(tokenizer).__name__} has no padding token.")
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} has no padding token. Name it in tokenizer_config.json (pad_token)."
+        )
+    if tokenizer.pad_token_id != pad_id:
+        raise CheckpointError(
+            f"The tokenizer pads with id {tokenizer.pad_token_id}, the text model masks id {pad_id} "
+            "(pad_token_id). The tokenizer files or the config.json belong to another checkpoint."
+        )
     language_ids = _language_ids(tokenizer)
     empty = list(tokenizer("")["input_ids"])
     if language_ids:

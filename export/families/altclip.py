@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import roberta_encoder_from_transformers
-from export.families.family import Family, LoadOptions
+from export.families.clip_processors import image_preprocessing_of, image_processor_of, tokenizer_of
+from export.families.family import Family, LoadOptions, file_of, folder_of
 from export.fingerprints import embedding_space_fingerprint
 from export.image_encoders import ClipVisionEncoder
-from export.licences import licence_of_folder
+from export.licences import licence_of_folder, licence_with_adapter
 from export.published import LICENCES, XLM_R_LANGUAGES
 from export.references import AltClipReference
-from export.tokenizers import TOKENIZER_FILES, has_tokenizer, preprocessing_from_tokenizer, tokenizer_json
+from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
-from export.weights import config_from_file, state_dict_from_file
+from export.weights import (
+    chosen_weights,
+    config_from_file,
+    in_one_line,
+    names_in_short,
+    state_dict_from_file,
+    without_still_buffers,
+    without_wrappers,
+)
 from runtime.errors import CheckpointError
-from runtime.manifest import ImagePreprocessing, triple
 
 __all__ = ["FAMILY"]
 
@@ -32,7 +43,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_UNUSED = "text_model.roberta.pooler."
+"""XLM-R's own pooler, which AltCLIP's files keep and its vectors do not pass."""
 
 
 class AltPool(nn.Module):
@@ -50,7 +62,7 @@ class AltPool(nn.Module):
 
 def claims(path: Path) -> bool:
     """A transformers folder of model type altclip."""
-    config = path / "config.json"
+    config = folder_of(path) / "config.json"
     return config.is_file() and config_from_file(config).get("model_type") == "altclip"
 
 
@@ -58,30 +70,39 @@ def load(path: Path, options: LoadOptions) -> Towers:
     """Read both towers.
 
     Raises:
-        CheckpointError: a missing or unreadable file, weights that do not fill the architecture, or a
-            preprocessing that CLIP's image processor does not have.
+        CheckpointError: a missing or unreadable file, weights that do not fill the architecture to the last
+            tensor, a preprocessing that CLIP's image processor does not have, or an adapter that
+            ``merge_adapter`` refuses.
     """
-    model = _model(path)
-    tokenizer, image_processor = _processors(path)
+    folder = folder_of(path)
+    weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
+    model = _model(folder, weights)
+    licence, source, reference = licence_of_folder(folder, "altclip"), {"weights": weights.name}, model
+    if options.adapter is not None:
+        reference = merge_adapter(model, options.adapter, _probe(model))
+        source |= {"adapter": options.adapter.folder.resolve().name, "base": folder.resolve().name}
+        licence = licence_with_adapter(licence, options.adapter.folder)
+    tokenizer = tokenizer_of(folder, "XLMRobertaTokenizer")
+    image_processor = image_processor_of(folder)
     context_length = options.context_length or CONTEXT_LENGTH
     encoder = roberta_encoder_from_transformers(model.text_model.roberta)
     text_preprocessing = preprocessing_from_tokenizer(
-        tokenizer, n_tokens=encoder.tokens.num_embeddings, context_length=context_length, clean="none"
+        tokenizer,
+        n_tokens=encoder.tokens.num_embeddings,
+        pad_id=encoder.pad_id,
+        context_length=context_length,
+        clean="none",
     )
-    image_preprocessing = _image_preprocessing(path)
+    image_preprocessing = image_preprocessing_of(image_processor, folder)
     serialised = tokenizer_json(tokenizer)
     heads = MrlHeads({})
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
     return Towers(
         family="altclip",
         architecture=_architecture(model.config),
-        licence=licence_of_folder(path, "altclip"),
+        licence=licence,
         dim=int(model.config.projection_dim),
-        text=TextTower(
-            encoder,
-            AltPool(model.text_model, model.text_projection),
-            heads,
-        ).eval(),
+        text=TextTower(encoder, AltPool(model.text_model, model.text_projection), heads).eval(),
         image=ImageTower(
             ClipVisionEncoder(model.vision_model, model.visual_projection),
             heads,
@@ -93,43 +114,42 @@ def load(path: Path, options: LoadOptions) -> Towers:
         image_preprocessing=image_preprocessing,
         languages=XLM_R_LANGUAGES,
         reference=AltClipReference(
-            tokenizer=tokenizer, image_processor=image_processor, model=model, context_length=context_length
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            model=reference,
+            context_length=context_length,
         ),
         fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
-        source={"weights": next(name for name in _WEIGHT_FILES if (path / name).is_file())},
+        source=source,
     )
 
 
-def _model(path: Path) -> Any:
-    import torch
-    from transformers import AltCLIPModel
+def _model(folder: Path, weights: Path) -> Any:
+    from transformers import AltCLIPConfig, AltCLIPModel
     from transformers.utils import logging as transformers_logging
 
-    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
-    if weights is None:
-        raise CheckpointError(
-            f"{path} holds no weights; expected one of {list(_WEIGHT_FILES)}. Copy the folder again, whole."
-        )
+    state = _state(weights)
     logger = logging.getLogger("transformers")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)  # its report of faults is repeated below as an error
     transformers_logging.disable_progress_bar()
     try:
         model, info = AltCLIPModel.from_pretrained(
-            str(path),
+            None,
+            config=AltCLIPConfig.from_pretrained(str(folder), local_files_only=True),
+            state_dict=state,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,
-            local_files_only=True,
-            weights_only=True,
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        if weights.suffix != ".json":
-            state_dict_from_file(weights)  # says which file is cut short or corrupt, and why
+        if isinstance(error, MemoryError):
+            raise
         raise CheckpointError(
-            f"transformers cannot load {path}: {str(error).strip().splitlines()[0]}. "
-            "Its config.json or weights are damaged, or of another transformers version."
+            f"transformers cannot load {folder}: "
+            f"{in_one_line(error)}. Its config.json or "
+            "weights are damaged, or of another transformers version."
         ) from error
     finally:
         logger.setLevel(level)
@@ -139,69 +159,47 @@ def _model(path: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _check_loading(info: dict[str, Any], weights: Path) -> None:
-    obsolete = ("position_ids", "token_type_ids", "text_model.roberta.pooler.")
-    faults = [f"{name} is missing" for name in info["missing_keys"]]
-    faults += [
-        f"{name} is unexpected" for name in info["unexpected_keys"] if not any(x in name for x in obsolete)
-    ]
+def _state(weights: Path) -> dict[str, Tensor]:
+    """What the file holds, without what moves no vector: each tensor left is loaded or refused."""
+    state = without_wrappers(state_dict_from_file(weights), "vision_model.", origin=weights)
+    state = without_still_buffers(state, nn.Module(), origin=weights)
+    integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    if integers:
+        raise CheckpointError(
+            f"{weights} stores {names_in_short(integers)} as integers, which need a scale to be read. "
+            "Save the weights in FP32 or FP16."
+        )
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
+
+
+def _check_loading(info: Mapping[str, Any], weights: Path) -> None:
+    faults = [f"{name} is missing" for name in info["missing_keys"] if name != "logit_scale"]
+    faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
     faults += [f"{fault} has another shape" for fault in info["mismatched_keys"]]
+    faults += [str(message) for message in info["error_msgs"]]
     if faults:
         raise CheckpointError(
-            f"{weights} does not fit its architecture: {'; '.join(sorted(faults)[:4])}; {len(faults)} faults "
-            "in all. The config.json beside it belongs to another checkpoint, or the file to another model."
+            f"{weights} does not fit its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
+            "faults in all. The config.json beside it belongs to another checkpoint, or the file to "
+            "another model."
         )
 
 
-def _processors(path: Path) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    if not has_tokenizer(path):  # transformers would make an empty one up
-        raise CheckpointError(
-            f"{path} has no usable tokenizer: none of {list(TOKENIZER_FILES)} is there. "
-            "Copy the checkpoint folder again, whole."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        # PIL's resize is what the checkpoints were trained with; torchvision's differs in the last bit.
-        image_processor = AutoImageProcessor.from_pretrained(str(path), backend="pil", local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"{path} has no usable tokenizer or preprocessor_config.json "
-            f"({str(error).strip().splitlines()[0]}). Copy the checkpoint folder again, whole."
-        ) from error
-    return tokenizer, image_processor
-
-
-def _image_preprocessing(path: Path) -> ImagePreprocessing:
-    config = config_from_file(path / "preprocessor_config.json")
-    size, crop = config.get("size", 224), config.get("crop_size", 224)
-    side = size.get("shortest_edge") if isinstance(size, dict) else size
-    height, width = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
-    steps = {
-        step: config.get(step, True)
-        for step in ("do_resize", "do_center_crop", "do_normalize", "do_convert_rgb")
-    }
-    if (
-        not all(steps.values())
-        or side != height
-        or height != width
-        or config.get("resample", 3) not in _PIL_RESAMPLING
-    ):
-        raise CheckpointError(
-            f"{path / 'preprocessor_config.json'} asks for a preprocessing that is not CLIP's (resize of the "
-            f"shortest side to the crop's size, centre crop, RGB, normalise): {config}."
-        )
-    return ImagePreprocessing(
-        height=int(height),
-        width=int(width),
-        resize="shortest",
-        interpolation=_PIL_RESAMPLING[config.get("resample", 3)],
-        order="convert-resize",
-        crop_rounding="floor",
-        mean=triple(config["image_mean"]),
-        std=triple(config["image_std"]),
+def _probe(model: Any) -> Probe:
+    pad_id = int(model.config.text_config.pad_token_id)
+    ids, pixels = random_inputs(
+        n_tokens=int(model.config.text_config.vocab_size),
+        pad_id=pad_id,
+        image_size=model.config.vision_config.image_size,
     )
+
+    @torch.inference_mode()
+    def vectors(candidate: nn.Module) -> dict[str, Tensor]:
+        found: Any = candidate
+        texts = found.get_text_features(ids, attention_mask=(ids != pad_id).long())
+        return {"text": texts.pooler_output, "image": found.get_image_features(pixels).pooler_output}
+
+    return vectors
 
 
 def _architecture(config: Any) -> str:

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.adapters import Adapter
 from export.towers import Towers
 
-__all__ = ["Family", "LoadOptions"]
+__all__ = ["Family", "LoadOptions", "file_of", "folder_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """What a checkpoint may leave open.
 
-    ``base`` is the checkpoint below a LoRA adapter; ``context_length`` (tokens) replaces the family's.
+    ``adapter`` is a LoRA adapter to merge; ``context_length`` (tokens) replaces the family's.
     """
 
-    base: Path | None = None
+    adapter: Adapter | None = None
     context_length: int | None = None
 
 
@@ -26,8 +27,8 @@ class LoadOptions:
 class Family:
     """A kind of checkpoint.
 
-    ``claims`` says whether a folder or file holds one; it reads configuration files only. ``load`` raises
-    CheckpointError for anything it cannot read faithfully.
+    ``claims`` says whether a folder, or the folder around a weight file, holds one; it reads configuration
+    files only. ``load`` raises CheckpointError for anything it cannot read faithfully.
     """
 
     name: str
@@ -35,3 +36,13 @@ class Family:
     load: Callable[[Path, LoadOptions], Towers]
     licence: str
     forms: str
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a checkpoint that was named by its folder or by its weight file."""
+    return path if path.is_dir() else path.parent
+
+
+def file_of(path: Path) -> Path | None:
+    """The weight file that was named; ``None`` for a folder, whose own is to be found."""
+    return None if path.is_dir() else path

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import TextEncoder, m2m_encoder_from_transformers, roberta_encoder_from_transformers
+from export.families.family import LoadOptions
 from export.fingerprints import embedding_space_fingerprint
 from export.image_encoders import image_encoder_from_open_clip
-from export.licences import licence_of_folder
+from export.licences import licence_of_folder, licence_with_adapter
 from export.open_clip_checkpoint import OpenClipCheckpoint
 from export.published import XLM_R_LANGUAGES
 from export.references import OpenClipReference
-from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
+from export.tokenizers import (
+    complete_tokenizer,
+    preprocessing_from_tokenizer,
+    tokenizer_errors,
+    tokenizer_json,
+)
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
@@ -44,25 +53,31 @@ def towers_from_open_clip(
     checkpoint: OpenClipCheckpoint,
     *,
     family: str,
-    text: nn.Module | None = None,
-    reference_text: nn.Module | None = None,
+    options: LoadOptions,
     heads: Mapping[int, nn.Linear] | None = None,
-    context_length: int | None = None,
-    source: Mapping[str, Any],
 ) -> Towers:
-    """Assemble towers; ``text`` and ``reference_text`` replace the model's own (a merged and unmerged LoRA).
+    """Assemble towers; an adapter is merged first, and the reference keeps it unmerged.
 
     Raises:
-        CheckpointError: a pooler, text model, tokenizer or preprocessing that no family has.
+        CheckpointError: a pooler, text model, tokenizer or preprocessing that no family has; or an adapter
+            that ``merge_adapter`` refuses.
     """
-    text = text or checkpoint.model.text
+    model, source = checkpoint.model, {"weights": checkpoint.weights.name}
+    folder = checkpoint.weights.parent
+    licence = licence_of_folder(folder, family)
+    reference_model = model
+    if options.adapter is not None:
+        reference_model = merge_adapter(model, options.adapter, _probe(checkpoint))
+        source |= {"adapter": options.adapter.folder.resolve().name, "base": folder.resolve().name}
+        licence = licence_with_adapter(licence, options.adapter.folder)
     mrl = MrlHeads(heads or {})
-    context_length = context_length or int(checkpoint.model_config["text_cfg"].get("context_length", 77))
+    context_length = options.context_length or _context_length(checkpoint)
     tokenizer = _tokenizer(checkpoint, context_length)
-    encoder = _text_encoder(text)
+    encoder = _text_encoder(model.text)
     text_preprocessing = preprocessing_from_tokenizer(
         tokenizer.tokenizer,
         n_tokens=encoder.tokens.num_embeddings,
+        pad_id=encoder.pad_id,
         context_length=context_length,
         clean="whitespace",
     )
@@ -74,15 +89,15 @@ def towers_from_open_clip(
     preprocess = _preprocess_config(checkpoint)
     image_preprocessing = _image_preprocessing(preprocess)
     serialised = tokenizer_json(tokenizer.tokenizer)
-    state = {**_named(text, "text."), **_named(checkpoint.model.visual, "visual."), **_named(mrl, "mrl.")}
+    state = {**_named(model.text, "text."), **_named(model.visual, "visual."), **_named(mrl, "mrl.")}
     return Towers(
         family=family,
         architecture=checkpoint.architecture,
-        licence=licence_of_folder(checkpoint.weights.parent, family),
+        licence=licence,
         dim=int(checkpoint.model_config["embed_dim"]),
-        text=TextTower(encoder, _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
+        text=TextTower(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
         image=ImageTower(
-            image_encoder_from_open_clip(checkpoint.model.visual),
+            image_encoder_from_open_clip(model.visual),
             mrl,
             mean=image_preprocessing.mean,
             std=image_preprocessing.std,
@@ -94,14 +109,41 @@ def towers_from_open_clip(
         reference=OpenClipReference(
             tokenizer=tokenizer,
             transform=_transform(preprocess),
-            text=(reference_text or text).eval(),
-            visual=checkpoint.model.visual,
+            text=reference_model.text.eval(),
+            visual=reference_model.visual.eval(),
             heads=mrl,
             needs_language=text_preprocessing.needs_language,
         ),
         fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
         source=source,
     )
+
+
+def _probe(checkpoint: OpenClipCheckpoint) -> Probe:
+    """Vectors of four random texts, two of them padded, and two random images."""
+    ids, pixels = random_inputs(
+        n_tokens=int(checkpoint.text_config["vocab_size"]),
+        pad_id=int(checkpoint.text_config["pad_token_id"]),
+        image_size=checkpoint.model.visual.image_size,
+    )
+
+    @torch.inference_mode()
+    def vectors(model: nn.Module) -> dict[str, Tensor]:
+        adapted: Any = model
+        return {"text": adapted.text(ids), "image": adapted.visual(pixels)}
+
+    return vectors
+
+
+def _context_length(checkpoint: OpenClipCheckpoint) -> int:
+    found = checkpoint.model_config["text_cfg"].get("context_length")
+    found = 77 if found is None else found
+    if type(found) is not int or found < 1:
+        raise CheckpointError(
+            f"open_clip_config.json has a context_length of {found!r}; expected a number of tokens such "
+            "as 77."
+        )
+    return found
 
 
 def _named(module: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -127,54 +169,80 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
     from open_clip.tokenizer import HFTokenizer
 
     nllb = checkpoint.text_config["model_type"] == "m2m_100"
-    configured = dict(checkpoint.model_config["text_cfg"].get("tokenizer_kwargs", {}))
+    configured = checkpoint.model_config["text_cfg"].get("tokenizer_kwargs") or {}
+    if not isinstance(configured, dict):
+        raise CheckpointError(
+            f"open_clip_config.json has tokenizer_kwargs {configured!r}; expected an object."
+        )
+    configured = dict(configured)
     if configured.pop("clean", "whitespace") != "whitespace" or configured.pop("strip_sep_token", False):
         raise CheckpointError(
             "A tokenizer with other cleaning than open_clip's 'whitespace' is not supported."
         )
     if nllb:  # else the language token stands last and position 0 is no language (transformers#22313)
         configured["legacy_behaviour"] = False
-    try:
-        return HFTokenizer(checkpoint.tokenizer_source, context_length=context_length, **configured)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"The tokenizer {checkpoint.tokenizer_source!r} cannot be loaded ({str(error).splitlines()[0]}). "
-            f"Put tokenizer.json or sentencepiece.bpe.model into {checkpoint.weights.parent}."
-        ) from error
+    kind = "NllbTokenizer" if nllb else "XLMRobertaTokenizer"
+    with (
+        tokenizer_errors(checkpoint.tokenizer_source, checkpoint.weights.parent),
+        complete_tokenizer(checkpoint.tokenizer_source, kind) as source,
+    ):
+        return HFTokenizer(source, context_length=context_length, **configured)
 
 
 def _preprocess_config(checkpoint: OpenClipCheckpoint) -> Any:
-    from open_clip.transform import PreprocessCfg
+    """open_clip's own reading: unknown keys dropped, defaults for null ones, size from the image tower."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+    stated = dict(checkpoint.preprocess_config)
     try:
-        return PreprocessCfg(**{"size": checkpoint.model.visual.image_size, **checkpoint.preprocess_config})
+        # open_clip's transform takes its defaults for empty values too
+        merged = merge_preprocess_dict(PreprocessCfg(), {key: value or None for key, value in stated.items()})
+        return PreprocessCfg(**{**merged, "size": checkpoint.model.visual.image_size})
     except (TypeError, AssertionError) as error:
-        raise CheckpointError(
-            f"preprocess_cfg {dict(checkpoint.preprocess_config)} is not open_clip's: {error}."
-        ) from error
+        raise _no_preprocessing(stated) from error
+
+
+def _no_preprocessing(stated: object) -> CheckpointError:
+    return CheckpointError(
+        f"preprocess_cfg {stated} is not open_clip's; expected mean and std of three numbers, mode 'RGB', an "
+        "interpolation of 'bicubic' or 'bilinear', and a resize_mode of 'shortest' or 'squash'."
+    )
 
 
 def _transform(config: Any) -> Any:
     from open_clip.transform import image_transform_v2
 
-    return image_transform_v2(config, is_train=False)
+    try:
+        return image_transform_v2(config, is_train=False)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise _no_preprocessing(config) from error
 
 
 def _image_preprocessing(config: Any) -> ImagePreprocessing:
-    if config.mode != "RGB":
-        raise CheckpointError(f"Image mode {config.mode!r} is not supported; expected 'RGB'.")
     size = config.size if isinstance(config.size, (tuple, list)) else (config.size, config.size)
     if config.resize_mode not in ("shortest", "squash"):
         raise CheckpointError(
             f"resize_mode {config.resize_mode!r} is not supported; expected shortest or squash."
         )
+    if config.interpolation not in ("bicubic", "bilinear", "random"):
+        raise _no_preprocessing(config)
     return ImagePreprocessing(
         height=int(size[0]),
         width=int(size[1]),
         resize=config.resize_mode,
-        interpolation=config.interpolation,
+        # "random" is for training: open_clip resizes with bicubic otherwise
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
         order="resize-convert",
         crop_rounding="round",
-        mean=triple(config.mean),
-        std=triple(config.std),
+        mean=_three(config.mean, config),
+        std=_three(config.std, config),
     )
+
+
+def _three(values: Any, config: Any) -> tuple[float, float, float]:
+    """One value a channel; a single number stands for all three, as in open_clip."""
+    found = list(values) if isinstance(values, (list, tuple)) else [values] * 3
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in found)
+    if len(found) != 3 or not numbers:
+        raise _no_preprocessing(config)
+    return triple(found)
