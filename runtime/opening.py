@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine
+from runtime.cosines import row_cosines
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.machine import has_vnni, machine_in_words
 from runtime.manifest import Manifest, Precision
@@ -116,10 +117,7 @@ def cosines_of_rows(
             f"Output {output!r} has shape {found.shape} for probes of shape {expected.shape}: the graph and "
             "its probes do not belong together. Export the checkpoint again."
         )
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return tuple(np.where(np.isfinite(cosines), cosines, np.nan).tolist())
+    return tuple(row_cosines(found, expected).tolist())
 
 
 def worst_shortfall(
