@@ -13,7 +13,7 @@ from PIL import Image
 
 from runtime.manifest import TextPreprocessing
 
-__all__ = ["ProbeText", "probe_images", "probe_texts"]
+__all__ = ["ProbeText", "names_by_language", "probe_images", "probe_texts"]
 
 AWKWARD = (
     "",
@@ -46,7 +46,7 @@ def probe_texts(preprocessing: TextPreprocessing, *, per_language: int) -> list[
     A language of the tower without names of its own is probed with English ones, so that its token is
     compared too.
     """
-    names = _names()
+    names = names_by_language()
     known = preprocessing.language_ids or names
     probes = [
         ProbeText(text, language)
@@ -78,7 +78,8 @@ def probe_images(seed: int = 0) -> list[Image.Image]:
 
 
 @cache
-def _names() -> dict[str, Sequence[str]]:
+def names_by_language() -> dict[str, Sequence[str]]:
+    """Names of everyday things by language (FLORES-200); fingerprints are computed of them."""
     data = json.loads(resources.files("export").joinpath("probes.json").read_text(encoding="utf-8"))
     texts: dict[str, Sequence[str]] = data["texts"]
     return texts

@@ -21,11 +21,12 @@ from export.expectations import Expected, expected_of_reference
 from export.frontends import frontends_from_model
 from export.gate import GateReference, gate_reference
 from export.int8 import Int8Recipe
+from export.kept_variants import Kept, kept_variants
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
 from export.probe_set import probes_from_expected
-from export.publishing import publish, staging
+from export.publishing import publish, remove_unlisted, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import Progress
@@ -35,7 +36,6 @@ from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import (
-    FrontEnds,
     Manifest,
     Modality,
     Precision,
@@ -119,12 +119,17 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published: its path, its manifest, each variant's parity, the seconds each step took."""
+    """What was published: its path, its manifest, each variant's parity, the seconds each step took.
+
+    ``dropped`` are variants of an earlier export that were removed, since they are not proven to embed into
+    the same space, each with the reason.
+    """
 
     model: Path
     manifest: Manifest
     parity: Mapping[str, ParityReport]
     seconds: Mapping[str, float]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 def repository_from_checkpoint(
@@ -177,8 +182,7 @@ def repository_from_towers(
     require_free(repository, name, options)
     with staging(repository) as stage:
         published = _published(repository, name, replace=options.replace)
-        front_ends = published.front_ends if published else ()
-        return _Run(towers, repository, name, options, progress, stage, front_ends).export()
+        return _Run(towers, repository, name, options, progress, stage, published).export()
 
 
 @dataclass(slots=True)
@@ -191,7 +195,9 @@ class _Run:
     options: ExportOptions
     progress: Progress
     stage: Path
-    front_ends: tuple[FrontEnds, ...]
+    published: Manifest | None
+    kept: Kept = field(default_factory=Kept)
+    variants: dict[str, Variant] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def export(self) -> Export:
@@ -200,6 +206,8 @@ class _Run:
         with self._timed("PyTorch"):
             expected = expected_of_reference(self.towers, self.options.texts_per_language)
             gate = self._gate()
+            self.kept = kept_variants(self.published, self.repository, self.towers, expected)
+        self.variants = dict(self.kept.variants)
         reports: dict[str, ParityReport] = {}
         refused: dict[str, ParityReport] = {}
         for form in self.options.forms:
@@ -208,18 +216,27 @@ class _Run:
         if reports:
             with self._timed("front ends"):
                 self._front_ends(first=next(iter(reports)))
+        dropped = self._dropped() if reports else {}
         if refused:
-            raise ParityError(self._refusal(refused, published=list(reports)))
+            raise ParityError(self._refusal(refused, published=list(reports), dropped=dropped))
         return Export(
             self.repository / self.name,
             Manifest.read(self.repository / self.name),
             reports,
             self.seconds,
+            dropped,
         )
+
+    def _dropped(self) -> dict[str, str]:
+        """Remove towers that are not listed any more; each variant, or folder of none, with the reason."""
+        removed = remove_unlisted(self.stage, self.repository, Manifest.read(self.repository / self.name))
+        dropped = {key: why for key, why in self.kept.dropped.items() if key not in self.variants}
+        known = {tower_folder_name(self.name, modality, key) for key in dropped for modality in Modality}
+        return {**dropped, **{name: "no manifest lists it" for name in removed if name not in known}}
 
     def _front_ends(self, *, first: str) -> None:
         """Write the front ends anew: for the variant that they served before, else for the first."""
-        served = [front_ends.variant for front_ends in self.front_ends]
+        served = [front_ends.variant for front_ends in self.published.front_ends] if self.published else []
         variants = Manifest.read(self.repository / self.name).variants
         variant = served[0] if served and served[0] in variants else first
         frontends_from_model(self.repository / self.name, variant=variant)
@@ -302,7 +319,8 @@ class _Run:
                 shutil.rmtree(self.stage / tower.model)
             return report
         variant = dataclasses.replace(draft, parity=report.as_json())
-        manifest = self._manifest({**self._kept(), form.key: variant})
+        self.variants[form.key] = variant
+        manifest = self._manifest(self.variants)
         probes_from_expected(expected, self.towers).save(probes_path(self.repository / self.name))
         publish(self.stage, self.repository, manifest, variant)
         return report
@@ -352,14 +370,9 @@ class _Run:
             variants=variants,
         )
 
-    def _kept(self) -> Mapping[str, Variant]:
-        """Variants of the same embedding space stay; of another one they would be lies."""
-        published = _published(self.repository, self.name, replace=self.options.replace)
-        if published is None or published.fingerprint != self.towers.fingerprint:
-            return {}
-        return published.variants
-
-    def _refusal(self, refused: Mapping[str, ParityReport], *, published: Sequence[str]) -> str:
+    def _refusal(
+        self, refused: Mapping[str, ParityReport], *, published: Sequence[str], dropped: Mapping[str, str]
+    ) -> str:
         """Keep the reports, and say what is in them."""
         lines = []
         for key, report in refused.items():
@@ -379,6 +392,7 @@ class _Run:
             )
         if published:
             lines.append(f"Published were {', '.join(published)}.")
+        lines += [f"The earlier {key} was removed: {why}." for key, why in dropped.items()]
         return " ".join(lines)
 
     @contextlib.contextmanager

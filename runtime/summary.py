@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import LanguageError
+from runtime.fingerprints import remark_on_kind
 from runtime.languages import Language, flores_from_code, languages
 from runtime.manifest import Manifest, TowerFiles, Variant
 
@@ -68,7 +69,7 @@ def text_from_summary(summary: dict[str, Any]) -> str:
     facts = {
         "family": f"{summary['family']} ({summary['architecture']})",
         "licence": summary["licence"],
-        "fingerprint": summary["fingerprint"],
+        "fingerprint": summary["fingerprint"] + remark_on_kind(summary["fingerprint"]),
         "widths": ", ".join(map(str, widths)),
         "languages": _languages_line(summary),
         "text": f"up to {summary['context_length']} tokens, cleaning: {summary['cleaning']}",

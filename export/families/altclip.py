@@ -71,31 +71,36 @@ def load(path: Path, options: LoadOptions) -> Towers:
     image_preprocessing = _image_preprocessing(path)
     serialised = tokenizer_json(tokenizer)
     heads = MrlHeads({})
-    state = {name: tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
+    text_tower = TextTower(encoder, AltPool(model.text_model, model.text_projection), heads).eval()
+    image_tower = ImageTower(
+        ClipVisionEncoder(model.vision_model, model.visual_projection),
+        heads,
+        mean=image_preprocessing.mean,
+        std=image_preprocessing.std,
+    ).eval()
+    reference = AltClipReference(
+        tokenizer=tokenizer, image_processor=image_processor, model=model, context_length=context_length
+    )
     return Towers(
         family="altclip",
         architecture=_architecture(model.config),
         licence=licence_of_folder(path, "altclip"),
         dim=int(model.config.projection_dim),
-        text=TextTower(
-            encoder,
-            AltPool(model.text_model, model.text_projection),
-            heads,
-        ).eval(),
-        image=ImageTower(
-            ClipVisionEncoder(model.vision_model, model.visual_projection),
-            heads,
-            mean=image_preprocessing.mean,
-            std=image_preprocessing.std,
-        ).eval(),
+        text=text_tower,
+        image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
         languages=XLM_R_LANGUAGES,
-        reference=AltClipReference(
-            tokenizer=tokenizer, image_processor=image_processor, model=model, context_length=context_length
+        reference=reference,
+        fingerprint=embedding_space_fingerprint(
+            text_tower,
+            image_tower,
+            tokenizer_json=serialised,
+            text_preprocessing=text_preprocessing,
+            image_preprocessing=image_preprocessing,
+            reference=reference,
         ),
-        fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
         source={"weights": next(name for name in _WEIGHT_FILES if (path / name).is_file())},
     )
 

@@ -80,7 +80,7 @@ def _load_adapter(path: Path, options: LoadOptions) -> Towers:
     base = _base_of_adapter(path, options)
     checkpoint = _checkpoint(base)
     unmerged = _with_adapter(checkpoint.model.text, path)
-    merged = copy.deepcopy(unmerged).merge_and_unload().eval()
+    merged = _merged(unmerged)
     _check_merge(unmerged, merged, checkpoint)
     return towers_from_open_clip(
         checkpoint,
@@ -114,6 +114,16 @@ def _with_adapter(text: nn.Module, path: Path) -> Any:
             f"The adapter in {path} does not fit its base: {str(error).strip().splitlines()[0]}. "
             "Pass the base it was trained on with --base FOLDER, or copy the adapter again."
         ) from error
+
+
+def _merged(unmerged: Any) -> Any:
+    """Merge in float64 and round once: the same weights on every processor."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(unmerged)
+    for layer in (module for module in merged.modules() if isinstance(module, BaseTunerLayer)):
+        layer.double()
+    return merged.merge_and_unload().float().eval()
 
 
 @torch.inference_mode()

@@ -74,38 +74,52 @@ def towers_from_open_clip(
     preprocess = _preprocess_config(checkpoint)
     image_preprocessing = _image_preprocessing(preprocess)
     serialised = tokenizer_json(tokenizer.tokenizer)
-    state = {**_named(text, "text."), **_named(checkpoint.model.visual, "visual."), **_named(mrl, "mrl.")}
+    text_tower = TextTower(encoder, _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval()
+    image_tower = ImageTower(
+        image_encoder_from_open_clip(checkpoint.model.visual),
+        mrl,
+        mean=image_preprocessing.mean,
+        std=image_preprocessing.std,
+    ).eval()
+    reference = OpenClipReference(
+        tokenizer=tokenizer,
+        transform=_transform(preprocess),
+        text=(reference_text or text).eval(),
+        visual=checkpoint.model.visual,
+        heads=mrl,
+        needs_language=text_preprocessing.needs_language,
+    )
     return Towers(
         family=family,
         architecture=checkpoint.architecture,
         licence=licence_of_folder(checkpoint.weights.parent, family),
         dim=int(checkpoint.model_config["embed_dim"]),
-        text=TextTower(encoder, _pool(text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
-        image=ImageTower(
-            image_encoder_from_open_clip(checkpoint.model.visual),
-            mrl,
-            mean=image_preprocessing.mean,
-            std=image_preprocessing.std,
-        ).eval(),
+        text=text_tower,
+        image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
         languages=tuple(text_preprocessing.language_ids) or XLM_R_LANGUAGES,
-        reference=OpenClipReference(
-            tokenizer=tokenizer,
-            transform=_transform(preprocess),
-            text=(reference_text or text).eval(),
-            visual=checkpoint.model.visual,
-            heads=mrl,
-            needs_language=text_preprocessing.needs_language,
+        reference=reference,
+        fingerprint=embedding_space_fingerprint(
+            text_tower,
+            image_tower,
+            tokenizer_json=serialised,
+            text_preprocessing=text_preprocessing,
+            image_preprocessing=image_preprocessing,
+            reference=reference,
+            weights=_unmerged_weights(reference),
         ),
-        fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
         source=source,
     )
 
 
-def _named(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+def _unmerged_weights(reference: OpenClipReference) -> list[Tensor] | None:
+    """Weights of a model with its adapter's layers beside the base's; ``None`` without an adapter."""
+    parts = (reference.text, reference.visual, reference.heads)
+    if not any(type(module).__module__.startswith("peft.") for part in parts for module in part.modules()):
+        return None
+    return [tensor for part in parts for tensor in part.state_dict().values()]
 
 
 def _text_encoder(text: Any) -> TextEncoder:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from runtime.embeddings import Encoding, bits_from_float, float_from_encoded
 from runtime.encoder import Encoder
 from runtime.errors import InputError
+from runtime.fingerprints import remark_on_vectors
 
 __all__ = ["Space", "queries_from_texts"]
 
@@ -40,6 +41,7 @@ class Space:
             raise InputError(
                 f"{holder} holds vectors of the space {self.fingerprint!r}, the queries are of "
                 f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+                + remark_on_vectors(self.fingerprint, fingerprint)
             )
 
     def decoded(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
