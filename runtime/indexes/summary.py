@@ -48,6 +48,11 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
             f"note         trained on {trained:,} rows; FAISS asks for {record.n_well_trained_rows:,} to "
             "train lists and codes well"
         )
+    if len(record.computations) > 1:
+        lines.append(
+            f"note         the vectors were computed in {len(record.computations)} ways, as accepted "
+            "when they were embedded; index.json names them"
+        )
     return "\n".join(lines)
 
 
