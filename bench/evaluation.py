@@ -38,6 +38,7 @@ from export.towers import Towers
 from export.variants import forms_for
 from runtime.backends import Engine
 from runtime.errors import InputError, ManifestError
+from runtime.fingerprints import remark_on_models
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Precision, manifest_path
 
@@ -211,7 +212,8 @@ def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) ->
     if manifest.fingerprint != towers.fingerprint:
         raise ManifestError(
             f"{model} has fingerprint {manifest.fingerprint[:16]}…; the checkpoint has "
-            f"{towers.fingerprint[:16]}…. It was exported from other weights: export this checkpoint."
+            f"{towers.fingerprint[:16]}…. It was exported from another checkpoint: export this one."
+            + remark_on_models(manifest.fingerprint, towers.fingerprint)
         )
 
 

@@ -165,11 +165,14 @@ def _resolves(model: nn.Module, path: str, *, whole: bool) -> bool:
 
 
 def _merged_weights(model: nn.Module, adapter: Adapter, place: _Place) -> dict[str, Tensor]:
-    """New weights by name, of every module that the adapter touches."""
+    """New weights by name, of every module that the adapter touches.
+
+    In float64, and rounded once when they are set: the same weights on every processor.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     for found in adapter.tensors:
         if found.part is not None:
-            parts.setdefault(found.module, {})[found.part] = found.tensor.float()
+            parts.setdefault(found.module, {})[found.part] = found.tensor.double()
     merged: dict[str, Tensor] = {}
     for path, tensors in parts.items():
         module = model.get_submodule(place.full(path))
@@ -188,7 +191,7 @@ def _merged_module(
 ) -> dict[str, Tensor]:
     scale = times * _scale(adapter, path, tensors)
     name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-    weight = module.get_parameter(name).detach()
+    weight = module.get_parameter(name).detach().double()
     try:
         changed = weight + _delta(module, tensors).reshape(weight.shape) * scale
     except RuntimeError as error:
@@ -202,7 +205,7 @@ def _merged_module(
             )
         found[name] = changed * (magnitude.reshape(-1, 1) / changed.norm(dim=1, keepdim=True))
     if (extra := tensors.get("lora_B.bias")) is not None:
-        found["bias"] = module.get_parameter("bias").detach() + extra * scale
+        found["bias"] = module.get_parameter("bias").detach().double() + extra * scale
     return found
 
 

@@ -228,6 +228,7 @@ def _record(done: Export) -> dict[str, object]:
         "fingerprint": done.manifest.fingerprint,
         "family": done.manifest.family,
         "dims": [done.manifest.dim, *done.manifest.mrl_dims],
+        "dropped": dict(done.dropped),
         "parity": {key: report.as_json() for key, report in done.parity.items()},
         "seconds": {step: round(seconds, 2) for step, seconds in done.seconds.items()},
     }
@@ -244,6 +245,7 @@ def _summary(done: Export) -> str:
     ]
     for key, report in done.parity.items():
         lines += _variant_lines(manifest.variants[key], key, report)
+    lines += [f"removed      {key} of an earlier export: {why}" for key, why in done.dropped.items()]
     lines.append(
         "seconds      " + ", ".join(f"{step} {seconds:.1f}" for step, seconds in done.seconds.items())
     )

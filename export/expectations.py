@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.probes import ProbeText, probe_images, probe_texts
+from export.probes import ProbeText, one_token_words, probe_files, probe_texts
 from export.towers import Float, Int, Towers
 from runtime.manifest import ImagePreprocessing, Modality
 
@@ -39,7 +40,7 @@ class Expected:
     probes: Sequence[ProbeText]
     ids: Int
     texts: Mapping[int, Float]
-    images: Sequence[Image.Image]
+    images: Sequence[Image.Image | bytes]
     pixels: Float
     image_vectors: Mapping[int, Float]
     cells: Sequence[Cell]
@@ -47,10 +48,14 @@ class Expected:
 
 def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
     """Run the library over the probes, and over the grid of batch and sequence sizes."""
-    probes = probe_texts(towers.text_preprocessing, per_language=texts_per_language)
+    probes = probe_texts(
+        towers.text_preprocessing,
+        per_language=texts_per_language,
+        words=one_token_words(towers.tokenizer_json),
+    )
     ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
-    images = probe_images()
-    pixels = np.stack([towers.reference.pixels(image) for image in images])
+    images = probe_files(towers.image_preprocessing)
+    pixels = np.stack([towers.reference.pixels(_opened(image)) for image in images])
     return Expected(
         probes=probes,
         ids=ids,
@@ -60,6 +65,11 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
         image_vectors=towers.reference.image_vectors(pixels),
         cells=[*_text_cells(towers), *_image_cells(towers)],
     )
+
+
+def _opened(image: Image.Image | bytes) -> Image.Image:
+    """A file as a user of the library opens it."""
+    return Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
 
 
 def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:

@@ -29,7 +29,7 @@ from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
 from runtime.backends import Engine, open_backend
 from runtime.cosines import highest, lowest, row_cosines, worst_rows
-from runtime.image import pixels_from_image
+from runtime.image import pixels_from_source
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision
 from runtime.opening import Checks
@@ -213,7 +213,7 @@ def _max_pixel_error(towers: Towers, expected: Expected) -> float:
     """Largest difference on the scale 0 to 1, before normalisation."""
     image = towers.image_preprocessing
     mean, std = channel_statistics(image)
-    ours = np.stack([pixels_from_image(source, image) for source in expected.images])
+    ours = np.stack([pixels_from_source(source, image) for source in expected.images])
     return float(np.abs(ours / 255 - (expected.pixels * std + mean)).max())
 
 

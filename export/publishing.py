@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.backends import Engine
 from runtime.errors import BabeltowerError, ExportError
-from runtime.manifest import Manifest, Variant, manifest_path
+from runtime.manifest import Manifest, Modality, Precision, Variant, manifest_path
 
-__all__ = ["publish", "staging"]
+__all__ = ["publish", "remove_unlisted", "staging"]
 
 
 @contextlib.contextmanager
@@ -59,3 +61,28 @@ def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant)
     draft = manifest_path(stage / manifest.name)
     draft.write_text(manifest.to_json(), encoding="utf-8")
     draft.replace(manifest_path(repository / manifest.name))
+
+
+def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[str]:
+    """Rename towers of the model that its manifest does not list into ``stage``: Triton would load them.
+
+    Done last, once nothing refers to them; what a killed export left is removed by the next one.
+
+    Returns:
+        Names of the folders.
+    """
+    listed = {
+        tower.model
+        for variant in (*manifest.variants.values(), *(kept.variant for kept in manifest.kept))
+        for tower in (variant.text, variant.image)
+    }
+    modalities, precisions, engines = ("|".join(m.value for m in e) for e in (Modality, Precision, Engine))
+    tower = re.compile(f"{re.escape(manifest.name)}_({modalities})_tower_({precisions})(_({engines}))?")
+    unlisted = [
+        folder
+        for folder in sorted(repository.iterdir())
+        if folder.is_dir() and tower.fullmatch(folder.name) and folder.name not in listed
+    ]
+    for folder in unlisted:
+        folder.rename(stage / f"unlisted-{folder.name}")
+    return [folder.name for folder in unlisted]

@@ -21,11 +21,12 @@ from export.expectations import Expected, expected_of_reference
 from export.frontends import frontends_from_model
 from export.gate import GateReference, gate_reference
 from export.int8 import Int8Recipe
+from export.kept_variants import Kept, kept_variants
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
 from export.probe_set import machine_facts, probes_from_expected, with_opening_probes
-from export.publishing import publish, staging
+from export.publishing import publish, remove_unlisted, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import Progress
@@ -35,7 +36,6 @@ from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import (
-    FrontEnds,
     Manifest,
     Modality,
     Precision,
@@ -120,12 +120,17 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published: its path, its manifest, each variant's parity, the seconds each step took."""
+    """What was published: its path, its manifest, each variant's parity, the seconds each step took.
+
+    ``dropped`` are variants of an earlier export that were removed, since they are not proven to embed into
+    the same space, each with the reason.
+    """
 
     model: Path
     manifest: Manifest
     parity: Mapping[str, ParityReport]
     seconds: Mapping[str, float]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 def repository_from_checkpoint(
@@ -178,8 +183,7 @@ def repository_from_towers(
     require_free(repository, name, options)
     with staging(repository) as stage:
         published = _published(repository, name, replace=options.replace)
-        front_ends = published.front_ends if published else ()
-        return _Run(towers, repository, name, options, progress, stage, front_ends).export()
+        return _Run(towers, repository, name, options, progress, stage, published).export()
 
 
 @dataclass(slots=True)
@@ -192,7 +196,9 @@ class _Run:
     options: ExportOptions
     progress: Progress
     stage: Path
-    front_ends: tuple[FrontEnds, ...]
+    published: Manifest | None
+    kept: Kept = field(default_factory=Kept)
+    variants: dict[str, Variant] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def export(self) -> Export:
@@ -201,8 +207,11 @@ class _Run:
         with self._timed("PyTorch"):
             expected = expected_of_reference(self.towers, self.options.texts_per_language)
             gate = self._gate()
+            self.kept = kept_variants(self.published, self.repository, self.towers, expected)
+        self.variants = dict(self.kept.variants)
         reports: dict[str, ParityReport] = {}
         refused: dict[str, ParityReport] = {}
+        dropped: Mapping[str, str] = {}
         try:
             for form in self.options.forms:
                 report = self._variant(form, sources, calibration, expected, gate)
@@ -211,21 +220,30 @@ class _Run:
             if reports:
                 with self._timed("front ends"):
                     self._front_ends(first=next(iter(reports)))
+                dropped = self._dropped()
         if refused:
-            raise ParityError(self._refusal(refused, published=list(reports)))
+            raise ParityError(self._refusal(refused, published=list(reports), dropped=dropped))
         return Export(
             self.repository / self.name,
             Manifest.read(self.repository / self.name),
             reports,
             self.seconds,
+            dropped,
         )
+
+    def _dropped(self) -> dict[str, str]:
+        """Remove towers that are not listed any more; each variant, or folder of none, with the reason."""
+        removed = remove_unlisted(self.stage, self.repository, Manifest.read(self.repository / self.name))
+        dropped = {key: why for key, why in self.kept.dropped.items() if key not in self.variants}
+        known = {tower_folder_name(self.name, modality, key) for key in dropped for modality in Modality}
+        return {**dropped, **{name: "no manifest lists it" for name in removed if name not in known}}
 
     def _front_ends(self, *, first: str) -> None:
         """Write the front ends anew: for the variant that they served before, else for FP32, else the first.
 
         A lower precision is served where somebody names it: ``babeltower frontends --variant``.
         """
-        served = [front_ends.variant for front_ends in self.front_ends]
+        served = [front_ends.variant for front_ends in self.published.front_ends] if self.published else []
         variants = Manifest.read(self.repository / self.name).variants
         kept = [key for key in (*served, FP32.key) if key in variants]
         variant = kept[0] if kept else first
@@ -316,10 +334,11 @@ class _Run:
                 self.stage,
                 engines=form.opened_by,
             )
+        self.variants[form.key] = variant
         probes = probes_path(self.stage / self.name)
         probes_from_expected(expected, self.towers).save(probes)
         manifest = dataclasses.replace(
-            self._manifest({**self._kept(), form.key: variant}), probes=(record_of_file(self.stage, probes),)
+            self._manifest(self.variants), probes=(record_of_file(self.stage, probes),)
         )
         publish(self.stage, self.repository, manifest, variant)
         return report
@@ -370,14 +389,9 @@ class _Run:
             variants=variants,
         )
 
-    def _kept(self) -> Mapping[str, Variant]:
-        """Variants of the same embedding space stay; of another one they would be lies."""
-        published = _published(self.repository, self.name, replace=self.options.replace)
-        if published is None or published.fingerprint != self.towers.fingerprint:
-            return {}
-        return published.variants
-
-    def _refusal(self, refused: Mapping[str, ParityReport], *, published: Sequence[str]) -> str:
+    def _refusal(
+        self, refused: Mapping[str, ParityReport], *, published: Sequence[str], dropped: Mapping[str, str]
+    ) -> str:
         """Keep the reports, and say what is in them."""
         lines = []
         for key, report in refused.items():
@@ -397,6 +411,7 @@ class _Run:
             )
         if published:
             lines.append(f"Published were {', '.join(published)}.")
+        lines += [f"The earlier {key} was removed: {why}." for key, why in dropped.items()]
         return " ".join(lines)
 
     @contextlib.contextmanager

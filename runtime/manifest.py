@@ -218,10 +218,10 @@ class KeptVersion:
 class Manifest:
     """Everything that is known of REPOSITORY/NAME.
 
-    ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing): vectors may be
-    compared exactly when their fingerprints are equal. ``languages`` are FLORES-200 codes. ``front_ends`` is
-    empty, or has one entry; ``kept`` are versions that they served before. ``probes`` is the record of
-    NAME.probes.npz, or empty in manifests of before.
+    ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing and what the towers make
+    of them, see ``runtime/fingerprints.py``): vectors may be compared exactly when theirs are equal.
+    ``languages`` are FLORES-200 codes. ``front_ends`` is empty, or has one entry; ``kept`` are versions that
+    they served before. ``probes`` is the record of NAME.probes.npz, or empty in older manifests.
     """
 
     name: str

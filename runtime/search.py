@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
 from runtime.errors import InputError
+from runtime.fingerprints import remark_on_vectors
 
 __all__ = ["Hit", "Index", "Nearest"]
 
@@ -104,6 +105,7 @@ class Index:
             raise InputError(
                 f"The index holds vectors of the space {self.fingerprint!r}, the queries are of "
                 f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+                + remark_on_vectors(self.fingerprint, fingerprint)
             )
         expected = self.vectors.shape[1]
         if queries.ndim != 2 or queries.shape[1] != expected or queries.dtype != self.vectors.dtype:

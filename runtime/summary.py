@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.cosines import nan_first
 from runtime.errors import LanguageError
+from runtime.fingerprints import remark_on_kind
 from runtime.languages import Language, flores_from_code, languages, spoken_language
 from runtime.manifest import Manifest, TowerFiles, Variant, verify_file
 
@@ -78,7 +79,7 @@ def text_from_summary(summary: dict[str, Any]) -> str:
     facts = {
         "family": f"{summary['family']} ({summary['architecture']})",
         "licence": summary["licence"],
-        "fingerprint": summary["fingerprint"],
+        "fingerprint": summary["fingerprint"] + remark_on_kind(summary["fingerprint"]),
         "widths": ", ".join(map(str, widths)),
         "languages": _languages_line(summary),
         "text": f"up to {summary['context_length']} tokens, cleaning: {summary['cleaning']}",

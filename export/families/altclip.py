@@ -14,7 +14,7 @@ from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import roberta_encoder_from_transformers
 from export.families.clip_processors import image_preprocessing_of, image_processor_of, tokenizer_of
 from export.families.family import Family, LoadOptions, file_of, folder_of
-from export.fingerprints import embedding_space_fingerprint
+from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
 from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder, licence_with_adapter
 from export.published import LICENCES, XLM_R_LANGUAGES
@@ -60,6 +60,10 @@ class AltPool(nn.Module):
         return cast("Tensor", self.projection(self.transformation(self.norm(hidden[:, 0]))))
 
 
+_PARTS = ("text_model", "text_projection", "vision_model", "visual_projection")
+"""Modules of ``AltCLIPModel`` that vectors come from."""
+
+
 def claims(path: Path) -> bool:
     """A transformers folder of model type altclip."""
     config = folder_of(path) / "config.json"
@@ -77,9 +81,9 @@ def load(path: Path, options: LoadOptions) -> Towers:
     folder = folder_of(path)
     weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
     model = _model(folder, weights)
-    licence, source, reference = licence_of_folder(folder, "altclip"), {"weights": weights.name}, model
+    licence, source, reference_model = licence_of_folder(folder, "altclip"), {"weights": weights.name}, model
     if options.adapter is not None:
-        reference = merge_adapter(model, options.adapter, _probe(model))
+        reference_model = merge_adapter(model, options.adapter, _probe(model))
         source |= {"adapter": options.adapter.folder.resolve().name, "base": folder.resolve().name}
         licence = licence_with_adapter(licence, options.adapter.folder)
     tokenizer = tokenizer_of(folder, "XLMRobertaTokenizer")
@@ -96,30 +100,41 @@ def load(path: Path, options: LoadOptions) -> Towers:
     image_preprocessing = image_preprocessing_of(image_processor, folder)
     serialised = tokenizer_json(tokenizer)
     heads = MrlHeads({})
-    state = {name: tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
+    text_tower = TextTower(encoder, AltPool(model.text_model, model.text_projection), heads).eval()
+    image_tower = ImageTower(
+        ClipVisionEncoder(model.vision_model, model.visual_projection),
+        heads,
+        mean=image_preprocessing.mean,
+        std=image_preprocessing.std,
+    ).eval()
+    reference = AltClipReference(
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        model=reference_model,
+        context_length=context_length,
+    )
+    parts = [getattr(reference_model, name) for name in _PARTS]
     return Towers(
         family="altclip",
         architecture=_architecture(model.config),
         licence=licence,
         dim=int(model.config.projection_dim),
-        text=TextTower(encoder, AltPool(model.text_model, model.text_projection), heads).eval(),
-        image=ImageTower(
-            ClipVisionEncoder(model.vision_model, model.visual_projection),
-            heads,
-            mean=image_preprocessing.mean,
-            std=image_preprocessing.std,
-        ).eval(),
+        text=text_tower,
+        image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
         languages=XLM_R_LANGUAGES,
-        reference=AltClipReference(
-            tokenizer=tokenizer,
-            image_processor=image_processor,
-            model=reference,
-            context_length=context_length,
+        reference=reference,
+        fingerprint=embedding_space_fingerprint(
+            text_tower,
+            image_tower,
+            tokenizer_json=serialised,
+            text_preprocessing=text_preprocessing,
+            image_preprocessing=image_preprocessing,
+            reference=reference,
+            weights=None if options.adapter is None else tensors_of_modules(parts),
         ),
-        fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
         source=source,
     )
 

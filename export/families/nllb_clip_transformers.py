@@ -28,7 +28,7 @@ from export.families.clip_processors import (
     tokenizer_of,
 )
 from export.families.family import LoadOptions, file_of, folder_of
-from export.fingerprints import embedding_space_fingerprint
+from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
 from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder, licence_with_adapter
 from export.references import NllbClipReference
@@ -133,9 +133,10 @@ def load(path: Path, options: LoadOptions) -> Towers:
     folder = folder_of(path)
     weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
     model = _model(folder, weights)
-    licence, source, reference = licence_of_folder(folder, "nllb-clip"), {"weights": weights.name}, model
+    licence, source = licence_of_folder(folder, "nllb-clip"), {"weights": weights.name}
+    reference_model = model
     if options.adapter is not None:
-        reference = cast("NllbClip", merge_adapter(model, options.adapter, _probe(model)))
+        reference_model = cast("NllbClip", merge_adapter(model, options.adapter, _probe(model)))
         source |= {"adapter": options.adapter.folder.resolve().name, "base": folder.resolve().name}
         licence = licence_with_adapter(licence, options.adapter.folder)
     tokenizer = tokenizer_of(folder, "NllbTokenizer", published=_PUBLISHED_TOKENIZER, legacy_behaviour=False)
@@ -156,30 +157,38 @@ def load(path: Path, options: LoadOptions) -> Towers:
         )
     image = image_preprocessing_of(processor, folder)
     serialised, heads = tokenizer_json(tokenizer), MrlHeads({})
+    text_tower = TextTower(
+        encoder,
+        NormedPool(cast("nn.Module", model.text_model.final_layer_norm), model.text_projection),
+        heads,
+    ).eval()
+    image_tower = ImageTower(
+        ClipVisionEncoder(model.vision_model, model.visual_projection), heads, mean=image.mean, std=image.std
+    ).eval()
+    reference = NllbClipReference(
+        tokenizer=tokenizer, image_processor=processor, model=reference_model, context_length=context_length
+    )
     return Towers(
         family="nllb-clip",
         architecture=_architecture(model),
         licence=licence,
         dim=model.dim,
-        text=TextTower(
-            encoder,
-            NormedPool(cast("nn.Module", model.text_model.final_layer_norm), model.text_projection),
-            heads,
-        ).eval(),
-        image=ImageTower(
-            ClipVisionEncoder(model.vision_model, model.visual_projection),
-            heads,
-            mean=image.mean,
-            std=image.std,
-        ).eval(),
+        text=text_tower,
+        image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text,
         image_preprocessing=image,
         languages=tuple(text.language_ids),
-        reference=NllbClipReference(
-            tokenizer=tokenizer, image_processor=processor, model=reference, context_length=context_length
+        reference=reference,
+        fingerprint=embedding_space_fingerprint(
+            text_tower,
+            image_tower,
+            tokenizer_json=serialised,
+            text_preprocessing=text,
+            image_preprocessing=image,
+            reference=reference,
+            weights=None if options.adapter is None else tensors_of_modules([reference_model]),
         ),
-        fingerprint=embedding_space_fingerprint(model.state_dict(), serialised, text, image),
         source=source,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import TextEncoder, m2m_encoder_from_transformers, roberta_encoder_from_transformers
 from export.families.family import LoadOptions
-from export.fingerprints import embedding_space_fingerprint
+from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
 from export.image_encoders import image_encoder_from_open_clip
 from export.licences import licence_of_folder, licence_with_adapter
 from export.open_clip_checkpoint import OpenClipCheckpoint
@@ -89,32 +89,43 @@ def towers_from_open_clip(
     preprocess = _preprocess_config(checkpoint)
     image_preprocessing = _image_preprocessing(preprocess)
     serialised = tokenizer_json(tokenizer.tokenizer)
-    state = {**_named(model.text, "text."), **_named(model.visual, "visual."), **_named(mrl, "mrl.")}
+    text_tower = TextTower(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval()
+    image_tower = ImageTower(
+        image_encoder_from_open_clip(model.visual),
+        mrl,
+        mean=image_preprocessing.mean,
+        std=image_preprocessing.std,
+    ).eval()
+    reference = OpenClipReference(
+        tokenizer=tokenizer,
+        transform=_transform(preprocess),
+        text=reference_model.text.eval(),
+        visual=reference_model.visual.eval(),
+        heads=mrl,
+        needs_language=text_preprocessing.needs_language,
+    )
+    parts = (reference.text, reference.visual, mrl)
     return Towers(
         family=family,
         architecture=checkpoint.architecture,
         licence=licence,
         dim=int(checkpoint.model_config["embed_dim"]),
-        text=TextTower(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval(),
-        image=ImageTower(
-            image_encoder_from_open_clip(model.visual),
-            mrl,
-            mean=image_preprocessing.mean,
-            std=image_preprocessing.std,
-        ).eval(),
+        text=text_tower,
+        image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
         image_preprocessing=image_preprocessing,
         languages=tuple(text_preprocessing.language_ids) or XLM_R_LANGUAGES,
-        reference=OpenClipReference(
-            tokenizer=tokenizer,
-            transform=_transform(preprocess),
-            text=reference_model.text.eval(),
-            visual=reference_model.visual.eval(),
-            heads=mrl,
-            needs_language=text_preprocessing.needs_language,
+        reference=reference,
+        fingerprint=embedding_space_fingerprint(
+            text_tower,
+            image_tower,
+            tokenizer_json=serialised,
+            text_preprocessing=text_preprocessing,
+            image_preprocessing=image_preprocessing,
+            reference=reference,
+            weights=None if options.adapter is None else tensors_of_modules(parts),
         ),
-        fingerprint=embedding_space_fingerprint(state, serialised, text_preprocessing, image_preprocessing),
         source=source,
     )
 
@@ -144,10 +155,6 @@ def _context_length(checkpoint: OpenClipCheckpoint) -> int:
             "as 77."
         )
     return found
-
-
-def _named(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
 
 
 def _text_encoder(text: Any) -> TextEncoder:

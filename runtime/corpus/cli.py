@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from runtime.backends import Engine
+from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
 from runtime.manifest import Precision
@@ -120,6 +121,14 @@ def embed(
             metavar="I/N", rich_help_panel=_SCALE, help="Do every N-th part, from the I-th (0…) on."
         ),
     ] = "0/1",
+    accept_changed: Annotated[
+        str,
+        typer.Option(
+            metavar="engine,cpu,libraries",
+            rich_help_panel=_SCALE,
+            help="Go on although these are others than in the parts that are there; the journal says so.",
+        ),
+    ] = "",
     runner: Annotated[
         Runner, typer.Option(rich_help_panel=_SCALE, help="This process, or Ray Data on a cluster.")
     ] = Runner.LOCAL,
@@ -148,6 +157,7 @@ def embed(
     if engine == "ray":  # an engine of the run, not of the tower
         engine, runner = None, Runner.RAY
     from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
+    from runtime.corpus.computation import Change
     from runtime.corpus.metrics import metrics_served
     from runtime.corpus.progress import progress_bar, summary_of_run
     from runtime.corpus.sources import source_format
@@ -163,6 +173,7 @@ def embed(
         max_batch_tokens=max_batch_tokens,
         max_bad_share=max_bad_share,
         shard=Shard(*_shard(shard)),
+        accept_changed=tuple(choice_from_value(Change, name, "Change") for name in _names(accept_changed)),
         npy=npy,
         cache=cache,
     )
@@ -178,6 +189,10 @@ def embed(
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         typer.echo(summary_of_run(record))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _engine(name: str | None) -> Engine | None:

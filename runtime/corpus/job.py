@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from runtime.corpus.computation import Computation
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_parts
@@ -31,6 +32,7 @@ class Job:
         dim: Width of the vectors.
         pending: Whether a part is to be done.
         observe: Is told of each batch.
+        computation: What makes the vectors; workers elsewhere must make them so too.
         n_rows: Rows of the whole source; whoever executes the job sets it at the end.
     """
 
@@ -42,6 +44,7 @@ class Job:
     dim: int
     pending: Callable[[int], bool]
     observe: Observer
+    computation: Computation = field(default_factory=dict)
     n_rows: int = 0
 
     @property

@@ -1,23 +1,29 @@
 """The journal: which parts of a run are done, so that each row is written exactly once.
 
-A file of JSON lines beside the parts. The first line holds the arguments that decide what the output is; each
-further line says that a part's files are whole and in place. A line is written only after the files are on
-the disk under their final names, so whatever stops a run, a part is either in the journal or done again.
+A file of JSON lines beside the parts. The first line holds the arguments that decide what the output is; a
+further line says what computes the parts that follow, or that a part's files are whole and in place. A
+part's line is written only after its files are on the disk under their final names, so whatever stops a run,
+a part is either in the journal or done again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from runtime.corpus.atomic import write_atomically
+from runtime.corpus.computation import Change, Computation, require_acceptable
 from runtime.errors import CorpusError
+from runtime.fingerprints import remark_on_vectors
 
-__all__ = ["Journal", "PartRecord", "Shard", "header_of_journal"]
+__all__ = ["VERSION", "Journal", "PartRecord", "Shard", "computations_of_folder", "header_of_journal"]
+
+VERSION = 2
+"""Of the journal; version 1 did not say what computed its parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,9 @@ class Journal:
         self.path = folder / f"journal{shard.suffix}.jsonl"
         self.done: dict[int, PartRecord] = {}
         self.n_rows: int | None = None
+        self.computations: list[Computation] = []
+        self._has_begun = False
+        self.is_former = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / f".{self.path.name}.lock").open("wb")
@@ -101,7 +110,7 @@ class Journal:
             if header is not None:
                 _require_same(path, header, arguments)
         if not self.path.exists():
-            header_line = json.dumps({"journal": 1, "arguments": arguments}, ensure_ascii=False) + "\n"
+            header_line = _header_line(arguments)
             write_atomically(self.path, lambda path: path.write_text(header_line, encoding="utf-8"))
 
     def _load(self) -> None:
@@ -114,6 +123,8 @@ class Journal:
                 record = json.loads(line)
                 if number:
                     self._take(record)
+                else:
+                    self.is_former = record["journal"] < VERSION
             except (ValueError, TypeError, KeyError):
                 break
             good += len(line)
@@ -124,14 +135,52 @@ class Journal:
         if "end" in record:
             self.n_rows = record["end"]
             return
+        if "computation" in record:
+            self._begin(dict(record["computation"]))
+            return
+        self._has_begun = True
         done = PartRecord(**record)
         if all(_size(self._folder / name) == size for name, size in done.files.items()):
             self.done[done.part] = done
+
+    def begin(self, computation: Computation, accepted: Collection[Change]) -> None:
+        """Note what computes the parts from now on, if it may go on with those that are there.
+
+        Raises:
+            CorpusError: parts in the folder were computed otherwise, and that was not accepted.
+        """
+        own = self.computations if self._has_begun else self.computations[:-1]
+        known = [*own, *computations_of_folder(self._folder, but=self.path)]
+        require_acceptable(known, computation, accepted, holder=self._folder)
+        if self.is_former:
+            self._renew()
+        if not self.computations or self.computations[-1] != computation:
+            self._append({"computation": computation})
+            self._begin(computation)
+
+    def _begin(self, computation: Computation) -> None:
+        """Add a computation; one that made no part is replaced."""
+        if self.computations and not self._has_begun:
+            self.computations.pop()
+        self.computations.append(computation)
+        self._has_begun = False
+
+    def _renew(self) -> None:
+        """Give a journal of version 1 today's header; an older reader would cut off what it cannot read."""
+        arguments = header_of_journal(self.path)
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n", 1)[1]
+        content = _header_line(arguments or {}).encode() + lines
+        self._file.close()
+        write_atomically(self.path, lambda path: path.write_bytes(content))
+        self._file = self.path.open("r+b", buffering=0)
+        self._file.seek(0, os.SEEK_END)
 
     def add(self, record: PartRecord) -> None:
         """Note a part whose files are in place."""
         self._append(asdict(record))
         self.done[record.part] = record
+        self._has_begun = True
 
     def end(self, n_rows: int) -> None:
         """Note that the source ends after ``n_rows`` rows."""
@@ -169,7 +218,7 @@ def header_of_journal(path: Path) -> dict[str, Any] | None:
     try:
         with path.open(encoding="utf-8") as file:
             header = json.loads(file.readline())
-        if header["journal"] != 1:
+        if header["journal"] not in (1, VERSION):
             raise ValueError(f"it is of version {header['journal']}")
         arguments: dict[str, Any] = header["arguments"]
     except FileNotFoundError:
@@ -193,10 +242,37 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
         if found.get(name) != asked.get(name)
     ]
     if differing:
+        remark = remark_on_vectors(str(found.get("fingerprint")), str(asked.get("fingerprint")))
         raise CorpusError(
             f"{path} belongs to a run with other arguments: {'; '.join(differing)}. Run the first command "
-            "again to go on with it, or choose another output folder."
+            f"again to go on with it, or choose another output folder.{remark}"
         )
+
+
+def _header_line(arguments: Mapping[str, Any]) -> str:
+    return json.dumps({"journal": VERSION, "arguments": arguments}, ensure_ascii=False) + "\n"
+
+
+def computations_of_folder(folder: Path, *, but: Path | None = None) -> list[Computation]:
+    """Each computation that a folder's journals name, once; none of journals that were written before."""
+    found: list[Computation] = []
+    for path in sorted(folder.glob("journal*.jsonl")):
+        if path != but:
+            found += [each for each in _computations_of_journal(path) if each not in found]
+    return found
+
+
+def _computations_of_journal(path: Path) -> list[Computation]:
+    """What computed the parts of a journal; a line that is cut short ends it."""
+    found: list[Computation] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(record, dict) and isinstance(record.get("computation"), dict):
+            found.append(record["computation"])
+    return found
 
 
 def _size(path: Path) -> int | None:

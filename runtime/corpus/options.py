@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.corpus.computation import Change, Computation
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.journal import PartRecord, Shard
 from runtime.corpus.pipeline import Observer
@@ -39,6 +40,8 @@ class Options:
         max_pixels: Width × height above which an image is bad; Pillow's limit by default.
         max_bad_share: Share of bad rows above which the run stops.
         shard: Which parts are this run's own.
+        accept_changed: What may be another one than in the parts that are there: engine version, processor
+            or libraries. Their vectors then differ a little from those made now; the journal says so.
         npy: Also write the vectors as NumPy arrays.
         cache: As of ``Encoder.open``.
     """
@@ -54,6 +57,7 @@ class Options:
     max_pixels: int | None = None
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
+    accept_changed: tuple[Change, ...] = ()
     npy: bool = False
     cache: Path | None = None
 
@@ -75,6 +79,9 @@ class RunRecord:
         total: Of all parts in the folder that are this shard's own, also those of earlier runs.
         this_run: Of the parts that this process embedded.
         bad_kinds: Kind of problem → rows, of all parts.
+        computations: What computed the parts, in the order of their beginning; of parts of a journal that was
+            written before this was recorded, nothing is known.
+        notes: What the reader of the vectors should know of how they were computed.
         seconds: Wall clock and CPU of this process, from the first row read to the last part written.
     """
 
@@ -91,6 +98,8 @@ class RunRecord:
     cores: int
     peak_memory_bytes: int
     finished: str
+    computations: tuple[Computation, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def padding_share(self) -> float:

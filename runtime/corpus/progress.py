@@ -179,6 +179,7 @@ def summary_of_run(record: RunRecord) -> str:
         busy = record.cpu_seconds / (seconds * record.cores)
         lines.append(f"time        {_duration(seconds)}; {rate}; {record.cores} cores {busy:.0%} busy")
     lines.append(f"memory      {record.peak_memory_bytes / 1e6:,.0f} MB at most")
+    lines += [f"note        {note}" for note in record.notes]
     return "\n".join(lines)
 
 

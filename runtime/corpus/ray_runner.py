@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.computation import Computation, computation_of, require_acceptable
 from runtime.corpus.engines import EngineChoice, open_encoder
 from runtime.corpus.job import Executor, Job, preparation_for, slices_of_rows
 from runtime.corpus.options import Options
@@ -64,6 +65,7 @@ class _Work:
     choice: EngineChoice
     dim: int
     pending: frozenset[int]
+    computation: Computation
 
     def pieces(self, first_file: int, first_row: int, n_rows: int) -> Iterator[Slice]:
         """Slices of the pending parts that begin in one file; the last part may reach into the next files."""
@@ -131,6 +133,9 @@ class _Embedder:
         try:
             self._encoder = open_encoder(work.model, choice, work.options.language, cache=work.options.cache)
             self._encoder.open_tower(work.source.modality)
+            own = computation_of(self._encoder, work.model, choice, work.source.modality)
+            accepted = work.options.accept_changed
+            require_acceptable([work.computation], own, accepted, holder="Another worker")
         except BabeltowerError as error:  # raised here, Ray would bury it under an actor's death
             self._refusal = _Refusal(platform.node(), error)
 
@@ -209,7 +214,9 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
     job.n_rows = sum(counts)
     size = job.options.rows_per_part
     parts = frozenset(part for part in range(-(-job.n_rows // size)) if job.pending(part))
-    sent = pickle.dumps(_Work(job.model, job.source, job.options, job.choice, job.dim, parts))
+    sent = pickle.dumps(
+        _Work(job.model, job.source, job.options, job.choice, job.dim, parts, job.computation)
+    )
     starts = [sum(counts[:i]) for i in range(len(counts))]
     items = [
         {"file": i, "first_row": start, "n_rows": count}

@@ -7,13 +7,14 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from runtime.corpus.atomic import write_atomically
+from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.job import Executor, Job, parts_in_process
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
@@ -50,8 +51,8 @@ def embed_corpus(
         execute: Where the work is done; on threads of this process by default.
 
     Raises:
-        CorpusError: the folder belongs to a run with other arguments, the disk is full, or too
-            many rows are bad.
+        CorpusError: the folder belongs to a run with other arguments, or its parts were computed otherwise;
+            the disk is full, or too many rows are bad.
         InputError: the source cannot be read.
         ManifestError, EngineError, LanguageError: as of ``Encoder.open``.
     """
@@ -72,6 +73,7 @@ def embed_corpus(
                 int(arguments["dim"]),
                 lambda part: options.shard.has(part) and part not in journal.done,
                 watcher.observe,
+                computation_of(encoder, model, choice, opened.modality),
             )
             run = _Run(job, journal, arguments, folder, watcher, execute or parts_in_process)
             return run.record()
@@ -124,7 +126,9 @@ class _Run:
     execute: Executor
 
     def record(self) -> RunRecord:
-        before = set(self.journal.done)
+        before, was_former = set(self.journal.done), self.journal.is_former
+        if not self._is_finished():
+            self.journal.begin(self.job.computation, self.job.options.accept_changed)
         encoder = self.job.encoder if self.execute is parts_in_process else None
         if isinstance(encoder, LocalEncoder) and not self._is_finished():
             encoder.open_tower(self.job.source.modality)  # rates are of the work after it
@@ -154,6 +158,8 @@ class _Run:
             cores=n_cores(),
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            computations=tuple(self.journal.computations),
+            notes=tuple(_notes(self.journal, was_former=was_former)),
         )
         self._save(record)
         return record
@@ -229,6 +235,16 @@ class _Run:
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
         path = self.folder / f"run{self.job.options.shard.suffix}.json"
         write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def _notes(journal: Journal, *, was_former: bool) -> Iterator[str]:
+    if was_former:
+        yield (
+            "the journal was begun by an older babeltower, which did not record graphs, engine version and "
+            "processor: that all parts were computed alike cannot be told"
+        )
+    for changed in map(differences, journal.computations, journal.computations[1:]):
+        yield f"parts were computed in more than one way, as was accepted: {'; '.join(changed.values())}"
 
 
 def _counts(part: PartRecord) -> Counts:

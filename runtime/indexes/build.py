@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.journal import computations_of_folder
 from runtime.errors import InputError
+from runtime.fingerprints import remark_on_vectors
 from runtime.indexes import faiss_index
 from runtime.indexes.folder import IdsFile, folder_beside, require_free
 from runtime.indexes.libraries import faiss
@@ -100,6 +102,7 @@ def _questions_from_folder(folder: Path, shards: VectorShards, n: int, seed: int
         raise InputError(
             f"The queries are of another space: {folder} has {questions.space}, {shards.location} has "
             f"{shards.space}. Embed both with the same model, width and encoding."
+            + remark_on_vectors(shards.space.fingerprint, questions.space.fingerprint)
         )
     chance = np.random.default_rng(seed)
     numbers = np.sort(chance.choice(len(questions), min(n, len(questions)), replace=False))
@@ -222,4 +225,5 @@ class _Build:
             seed=self.plan.seed,
             faiss=str(faiss().__version__),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            computations=tuple(computations_of_folder(shards.location)),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from runtime.embeddings import Encoding
 from runtime.errors import InputError, ManifestError
 from runtime.indexes.plan import Kind
 from runtime.indexes.space import Space
-from runtime.typed_json import value_from_json
+from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = ["IDS_FILE", "INDEX_FILE", "RECORD_FILE", "VERSION", "IndexRecord", "OperatingPoint", "Recall"]
 
@@ -84,6 +84,7 @@ class IndexRecord:
         seed: Of everything drawn by chance.
         faiss: Version of FAISS.
         created: UTC, ISO 8601.
+        computations: What computed the vectors, as the journals of their folder say.
     """
 
     version: int
@@ -104,6 +105,7 @@ class IndexRecord:
     seed: int
     faiss: str
     created: str
+    computations: tuple[Mapping[str, Any], ...] = field(default=(), metadata={OPTIONAL: True})
 
     @property
     def space(self) -> Space:

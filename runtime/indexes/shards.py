@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
+from runtime.fingerprints import remark_on_vectors
 from runtime.indexes.libraries import parquet, pyarrow
 from runtime.indexes.space import Space
 from runtime.search import Hit, Nearest
@@ -288,6 +289,7 @@ def _require_alike(first: Shard, other: Shard) -> None:
             raise InputError(
                 f"The shards do not belong together: {first.path} has the {name} {one!r}, {other.path} has "
                 f"{two!r}. Keep vectors of one model, width and encoding in one folder."
+                + (remark_on_vectors(*sorted((str(one), str(two)))) if name == "fingerprint" else "")
             )
 
 

@@ -13,6 +13,7 @@ from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, bits_from_float, float_from_encoded
 from runtime.encoder import Encoder
 from runtime.errors import InputError
+from runtime.fingerprints import remark_on_vectors
 
 __all__ = ["Space", "queries_from_texts"]
 
@@ -41,6 +42,7 @@ class Space:
             raise InputError(
                 f"{holder} holds vectors of the space {self.fingerprint!r}, the queries are of "
                 f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+                + remark_on_vectors(self.fingerprint, fingerprint)
             )
 
     def decoded(self, vectors: NDArray[Any]) -> NDArray[np.float32]:

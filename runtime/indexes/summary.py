@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.fingerprints import remark_on_kind
 from runtime.indexes.build import Progress
 from runtime.indexes.plan import Kind
 from runtime.indexes.record import IndexRecord
@@ -35,7 +36,7 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
     lines = [
         f"{folder}: {record.kind} index of {record.n_rows:,} {record.modality}s, {record.dim} wide, "
         f"{record.encoding}",
-        f"fingerprint  {record.fingerprint} ({record.model})",
+        f"fingerprint  {record.fingerprint} ({record.model}){remark_on_kind(record.fingerprint)}",
         f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes a row",
         *([f"settings     {parameters}"] if parameters else []),
         *_measured(record),
@@ -46,6 +47,11 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
         lines.append(
             f"note         trained on {trained:,} rows; FAISS asks for {record.n_well_trained_rows:,} to "
             "train lists and codes well"
+        )
+    if len(record.computations) > 1:
+        lines.append(
+            f"note         the vectors were computed in {len(record.computations)} ways, as accepted "
+            "when they were embedded; index.json names them"
         )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from runtime.backends import Engine
 from runtime.errors import EngineError, ServerError
+from runtime.fingerprints import remark_on_vectors
 from runtime.manifest import Modality, Precision
 from runtime.remote.transport import ModelConfig, Transport
 
@@ -110,7 +111,7 @@ def require_served(
         raise ServerError(
             f"The server's {served.name} embeds into the space {served.fingerprint!r}; expected was "
             f"{fingerprint!r}. Vectors of the two cannot be compared: serve the other release, or embed "
-            "everything again."
+            f"everything again.{remark_on_vectors(fingerprint, served.fingerprint)}"
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.errors import EngineError, ManifestError
+from runtime.fingerprints import remark_on_models
 from runtime.manifest import (
     FileRecord,
     FrontEnds,
@@ -252,6 +253,7 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
             f"{source} embeds into the space {candidate.fingerprint!r}, {model} into "
             f"{manifest.fingerprint!r}. Its vectors could not be compared with those that were made so far: "
             "serve it under a name of its own, and embed everything again."
+            + remark_on_models(candidate.fingerprint, manifest.fingerprint)
         )
     if key is None and len(candidate.variants) > 1:
         raise ManifestError(f"{source} holds {sorted(candidate.variants)}; pass --variant.")

@@ -1,0 +1,126 @@
+"""Identity of the computation that makes vectors: graphs, engine, processor, libraries before the tower.
+
+Vectors of one fingerprint may be compared, but they are equal to the last bit only under one computation. A
+corpus is embedded by one, unless its owner accepts a change by name; its graphs never change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Collection, Iterable, Mapping
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from runtime.backends import Engine
+from runtime.corpus.engines import EngineChoice
+from runtime.encoder import Encoder
+from runtime.errors import CorpusError
+from runtime.local import LocalEncoder
+from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
+from runtime.manifest import Manifest, Modality
+
+if TYPE_CHECKING:
+    from runtime.remote import RemoteEncoder
+
+__all__ = ["Change", "Computation", "computation_of", "differences", "require_acceptable"]
+
+Computation: TypeAlias = "Mapping[str, Any]"
+"""Plain values under ``graphs`` and the members of ``Change``, as the journal keeps them."""
+
+_LIBRARIES = {Modality.TEXT: ("tokenizers", "ftfy"), Modality.IMAGE: ("pillow", "simplejpeg")}
+"""What makes token ids and pixels."""
+
+
+class Change(str, Enum):
+    """Parts of a computation that may be other ones in a resumed run, where that is asked for."""
+
+    ENGINE = "engine"
+    CPU = "cpu"
+    LIBRARIES = "libraries"
+
+
+def computation_of(
+    encoder: Encoder, model: str | os.PathLike[str], choice: EngineChoice, modality: Modality
+) -> Computation:
+    """Describe what will make the vectors of a modality on this machine.
+
+    A server's graphs, engine version and processor are its own: only the variant is known here.
+    """
+    if not isinstance(encoder, LocalEncoder):
+        served = cast("RemoteEncoder", encoder).served
+        return {"graphs": {}, "engine": f"{served.engine} of a server, {served.variant}"}
+    if choice.engine is None or choice.precision is None:
+        raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
+    variant = Manifest.read(model).variant(choice.precision, choice.engine.value)
+    tower = variant.tower(modality)
+    version = PurePosixPath(tower.model) / str(tower.version)
+    files = {record.path: record.sha256 for record in tower.files}
+    graphs = {
+        PurePosixPath(path).name: sha256
+        for path, sha256 in files.items()
+        if PurePosixPath(path).is_relative_to(version) or path == variant.tokenizer
+    }
+    found = instruction_sets()
+    return {
+        "graphs": dict(sorted(graphs.items())),
+        "engine": f"{choice.engine.value} {_engine_version(choice.engine)}",
+        "cpu": f"{cpu_model()}: {' '.join(name for name in INSTRUCTION_SETS if name in found)}",
+        "libraries": ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES[modality] if _version(name)),
+    }
+
+
+def differences(one: Computation, other: Computation) -> dict[str, str]:
+    """Parts that differ, each with what it was and is."""
+    found = {
+        change.value: f"{change.value} was {one.get(change.value)!r} and is now {other.get(change.value)!r}"
+        for change in Change
+        if one.get(change.value) != other.get(change.value)
+    }
+    before, after = one.get("graphs", {}), other.get("graphs", {})
+    names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    if names:
+        found["graphs"] = "; ".join(
+            f"{name} had the sha256 {str(before.get(name))[:12]}… and has {str(after.get(name))[:12]}…"
+            for name in names
+        )
+    return found
+
+
+def require_acceptable(
+    known: Iterable[Computation], own: Computation, accepted: Collection[Change], *, holder: Path | str
+) -> None:
+    """Refuse to add vectors of another computation to those that are there.
+
+    Args:
+        known: Computations of the vectors so far; one of them must be ``own`` but for what is accepted.
+        holder: What holds the vectors, for errors.
+
+    Raises:
+        CorpusError: naming all that changed and what can be done.
+    """
+    apart = [differences(computation, own) for computation in known]
+    if not apart or any(set(found) <= {change.value for change in accepted} for found in apart):
+        return
+    nearest = min(apart, key=len)
+    refused = [name for name in nearest if name not in {change.value for change in accepted}]
+    remedy = "Go on with what the run was begun with, or choose another output folder"
+    if "graphs" not in nearest:
+        remedy += f"; --accept-changed {','.join(refused)} goes on all the same, and the journal will say so"
+    raise CorpusError(
+        f"{holder} holds vectors that were computed otherwise: {'; '.join(nearest.values())}. Vectors made "
+        f"now would differ from them a little. {remedy}."
+    )
+
+
+def _engine_version(engine: Engine) -> str:
+    return _version(engine.value) or str(importlib.import_module(engine.value).__version__)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
