@@ -276,8 +276,7 @@ def unlike(changes: Callable[[State], Mapping[str, Any]]) -> Callable[[Path, Sta
 
 REFUSED: dict[str, tuple[Callable[[Path, State], object], str]] = {
     "an EMA copy": (unlike(lambda s: {"state_dict": s, "state_dict_ema": s}), "2 sets of weights"),
-    "EMA within": (unlike(lambda s: {**s, "ema.visual.proj": s["visual.proj"]}), "2 models, under '', "
-    "'ema.'"),
+    "EMA within": (unlike(lambda s: {**s, "ema.proj": s["visual.proj"]}), "ema.proj is unexpected"),
     "teacher and student": (
         unlike(lambda s: {f"{who}.{k}": v for who in ("teacher", "student") for k, v in s.items()}),
         "2 models, under 'student.', 'teacher.'",
