@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from export.probes import ProbeText, one_token_words, probe_files, probe_texts
 from export.towers import Float, Int, Towers
+from runtime.image_formats import open_image
 from runtime.manifest import ImagePreprocessing, Modality
 
 __all__ = ["Cell", "Expected", "channel_statistics", "expected_of_reference"]
@@ -69,7 +69,7 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
 
 def _opened(image: Image.Image | bytes) -> Image.Image:
     """A file as a user of the library opens it."""
-    return Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+    return open_image(image, name="of a probe") if isinstance(image, bytes) else image
 
 
 def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
