@@ -118,7 +118,7 @@ def test_text_probes_are_of_several_languages_and_lengths_the_long_one_alone(mod
     lengths = [run["attention_mask"].sum(axis=1).tolist() for run in probes.runs]
     assert lengths[1][0] > 3 * max(lengths[0])
     assert sum(run["input_ids"].size for run in probes.runs) <= 4 * 32
-    assert probes.texts[-1].startswith("x x x")
+    assert len(set(probes.texts[-1].split())) > 50
 
 
 def test_probes_come_back_whole(model: Path, tmp_path: Path) -> None:
