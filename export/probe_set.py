@@ -18,7 +18,7 @@ from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
 from runtime.manifest import Modality, TowerFiles, Variant, record_of_file
 from runtime.opening import opening_cosines
 from runtime.opening_check import opening_path
-from runtime.opening_probes import OpeningProbes
+from runtime.opening_probes import OpeningProbes, space_of_manifest
 from runtime.probes import Probes, opening_images, opening_texts, token_runs
 from runtime.remote.payloads import bytes_from_image
 
@@ -95,7 +95,8 @@ def _opening_probes(
         size = towers.image_preprocessing
         pixels = np.stack([pixels_from_image(decode(image), size) for image in images])
         vectors = _of_rows(rows, expected.image_vectors, widths)
-        return OpeningProbes(modality, ({"pixels": pixels},), vectors, images=images)
+        space = space_of_manifest(towers.fingerprint, size)
+        return OpeningProbes(modality, ({"pixels": pixels},), vectors, images=images, space=space)
     texts, languages = [p.text for p in expected.probes], [p.language for p in expected.probes]
     pad_id = towers.text_preprocessing.pad_id
     lengths = (expected.ids.shape[1] - (expected.ids != pad_id)[:, ::-1].argmax(axis=1)).tolist()
@@ -107,6 +108,7 @@ def _opening_probes(
         _of_rows(rows, expected.texts, widths),
         texts=tuple(texts[row] for row in rows),
         languages=tuple(languages[row] for row in rows),
+        space=space_of_manifest(towers.fingerprint, towers.text_preprocessing),
     )
 
 

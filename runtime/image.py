@@ -241,10 +241,17 @@ def _opened(snapshot: Snapshot) -> Image.Image:
         return content
     if isinstance(content, np.ndarray):
         return Image.fromarray(content)
-    data = Path(content).read_bytes() if isinstance(content, str) else content
+    data = _file_bytes(Path(content)) if isinstance(content, str) else content
     if not data:
         raise ValueError("it is empty (0 bytes)")
     return open_image(data, name=snapshot.name)
+
+
+def _file_bytes(path: Path) -> bytes:
+    """Content of a regular file; a pipe or a device would be waited for, or read without end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    return path.read_bytes()
 
 
 def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:

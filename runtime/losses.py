@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from runtime.cosines import highest
 from runtime.manifest import Precision, Variant
 
 __all__ = ["loss_in_words", "reason_against", "retrieval_loss_points"]
@@ -18,7 +20,8 @@ def retrieval_loss_points(variant: Variant, engine: str) -> float | None:
     measured = _figures(variant, "retrieval", engine)
     try:
         means = measured["mean_recall_at_1"].values()
-        return max(100 * (float(m["reference"]) - float(m["exported"])) for m in means)
+        loss = highest(100 * (float(m["reference"]) - float(m["exported"])) for m in means)
+        return loss if math.isfinite(loss) else None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
@@ -44,7 +47,7 @@ def reason_against(variant: Variant, engine: str) -> str | None:
         limit = 100 * float(limits["retrieval"]["max_mean_drop"])
     except (KeyError, TypeError, ValueError):
         return "its manifest names no limit for its loss in retrieval"
-    if loss > limit:
+    if not loss <= limit:
         return f"it loses {loss:.2f} points of R@1, over the limit of {limit:g}"
     return None
 

@@ -301,7 +301,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(
                 f"{origin} is not valid JSON ({error}). It may be cut short; export the checkpoint again."
             ) from error

@@ -38,6 +38,10 @@ def kernel_facts() -> dict[str, Any]:
     }
 
 
+_MAX_BYTES = 1 << 20
+"""A larger file is none of ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassCache:
     """A folder of passed checks; where it cannot be read or written, nothing is remembered.
@@ -53,8 +57,10 @@ class PassCache:
         if path is None:
             return False
         try:
+            if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+                return False
             return bool(json.loads(path.read_bytes()) == _plain(facts))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
 
     def add(self, facts: Mapping[str, Any]) -> None:

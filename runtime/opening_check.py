@@ -16,11 +16,11 @@ from runtime.image import decode, pixels_from_image
 from runtime.manifest import FileRecord, Manifest, Modality, TowerFiles, Variant, sha256_of_file
 from runtime.opening import LOGGER, engine_version, others_in_words, require_opening
 from runtime.opening_cache import PassCache, kernel_facts
-from runtime.opening_probes import OPENING_FILE, OpeningProbes
+from runtime.opening_probes import OPENING_FILE, OpeningProbes, space_of_manifest
 from runtime.probes import Probes, opening_images, opening_texts, probes_path, token_runs
 from runtime.text import Tokenizer, texts_with_languages
 
-__all__ = ["OpeningCheck", "opening_path", "probes_of_tower"]
+__all__ = ["OpeningCheck", "opening_path", "probes_of_tower", "require_same_space"]
 
 _OLD = (
     " The model was exported before figures were kept for each probe; it is held to the lowest cosine that "
@@ -109,6 +109,36 @@ def _chosen(
     )
 
 
+def require_same_space(
+    repository: Path, manifest: Manifest, variant: Variant, modality: Modality, probes: OpeningProbes
+) -> None:
+    """Refuse a manifest whose fingerprint or preprocessing is not what a tower was exported with.
+
+    Probes of before do not say, and pass.
+
+    Raises:
+        ManifestError: it was changed after the export.
+    """
+    if not probes.space:
+        return
+    found, exported = _space(manifest, modality), probes.space
+    ours, theirs = found["preprocessing"], exported.get("preprocessing", {})
+    differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    if found["fingerprint"] != exported.get("fingerprint"):
+        differing.insert(0, "fingerprint")
+    if differing:
+        raise ManifestError(
+            f"The manifest of {repository / manifest.name} has another {', '.join(differing)} "
+            f"({modality.value}) than {variant.tower(modality).model} was exported with: it was changed "
+            "after the export. Copy the repository again, or export the checkpoint again."
+        )
+
+
+def _space(manifest: Manifest, modality: Modality) -> dict[str, Any]:
+    preprocessing = manifest.text if modality is Modality.TEXT else manifest.image
+    return space_of_manifest(manifest.fingerprint, preprocessing)
+
+
 @dataclass(frozen=True, slots=True)
 class OpeningCheck:
     """Holds each tower of an opened model to its probes, at its first opening under the same circumstances.
@@ -146,6 +176,7 @@ class OpeningCheck:
                 modality.value,
             )
             return
+        require_same_space(self.repository, self.manifest, self.variant, modality, probes)
         precision = self.variant.precision
         tower = self.variant.tower(modality)
         require_opening(
@@ -174,8 +205,8 @@ class OpeningCheck:
                 return None
             probes = sha256_of_file(path)
         return {
-            "format": "babeltower-pass/1",
-            "fingerprint": self.manifest.fingerprint,
+            "format": "babeltower-pass/2",
+            "space": _space(self.manifest, modality),
             "files": {record.path.rpartition("/")[2]: record.sha256 for record in records},
             "probes": probes,
             "figure": None if has_opening_file(tower) else self._least(modality),

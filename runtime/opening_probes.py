@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import ManifestError
-from runtime.manifest import Modality
+from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
 
-__all__ = ["OPENING_FILE", "OpeningProbes"]
+__all__ = ["OPENING_FILE", "OpeningProbes", "space_of_manifest"]
 
 OPENING_FILE = "opening.npz"
 """In a tower's version folder, beside its graph; Triton's own backends read nothing but the graph there."""
@@ -36,6 +37,8 @@ class OpeningProbes:
         vectors: PyTorch's, by the graph's output: float32 (rows, width).
         figures: Engine → output → cosine of each row with PyTorch's vector, as measured at export.
         measured_on: Machine of the figures; see ``Variant``.
+        space: Facts of the manifest that decide the runs' inputs, see ``space_of_manifest``; empty in older
+            files.
     """
 
     modality: Modality
@@ -46,6 +49,7 @@ class OpeningProbes:
     images: tuple[bytes, ...] = ()
     figures: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     measured_on: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -72,6 +76,7 @@ class OpeningProbes:
             "outputs": list(self.vectors),
             "figures": self.figures,
             "measured_on": self.measured_on,
+            "space": self.space,
         }
         arrays: dict[str, Any] = {
             f"run{i}.{name}": array for i, run in enumerate(self.runs) for name, array in run.items()
@@ -97,11 +102,20 @@ class OpeningProbes:
                 f"{path} is missing, and without it no opened tower can be told right from wrong. Copy the "
                 "repository again, or export the checkpoint again."
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, BadZipFile) as error:
             raise ManifestError(
                 f"{path} cannot be read: {type(error).__name__}: {error}. Copy the repository again, or "
                 "export the checkpoint again."
             ) from error
+
+
+def space_of_manifest(
+    fingerprint: str, preprocessing: TextPreprocessing | ImagePreprocessing
+) -> dict[str, Any]:
+    """Facts that a tower's inputs and the use of its vectors depend on, as JSON gives them back."""
+    facts = {"fingerprint": fingerprint, "preprocessing": dataclasses.asdict(preprocessing)}
+    plain: dict[str, Any] = json.loads(json.dumps(facts, sort_keys=True))
+    return plain
 
 
 def _probes_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> OpeningProbes:
@@ -125,4 +139,5 @@ def _probes_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> OpeningProbes:
             for engine, outputs in about["figures"].items()
         },
         measured_on=about["measured_on"],
+        space=about.get("space", {}),
     )

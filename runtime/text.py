@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,11 @@ def texts_with_languages(texts: Iterable[str], language: str | Iterable[str] | N
         raise InputError("texts is a single string; pass a list of strings, e.g. embed_texts([text]).")
     if language is None or isinstance(language, str):
         return (_text(text, i, language) for i, text in enumerate(texts))
+    if not isinstance(language, Iterable) or isinstance(language, (bytes, Set)):
+        raise LanguageError(
+            f"language is of type {type(language).__name__}; expected one code, such as 'por_Latn', or a "
+            "sequence with one code per text."
+        )
     return _one_language_per_text(texts, language)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import struct
 import time
 import zlib
@@ -365,3 +366,10 @@ def test_images_are_opened_in_one_place() -> None:
     for calls in opened.values():
         assert len(calls) == 1
         assert [keyword.arg for keyword in calls[0].keywords] == ["formats"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "x.png")
+    with pytest.raises(ImageError, match=r"x\.png cannot be decoded: it is no regular file"):
+        decode(tmp_path / "x.png")

@@ -38,6 +38,7 @@ from runtime.corpus import EngineChoice, embed_corpus
 from runtime.corpus.journal import Shard
 from runtime.errors import CorpusError, EngineError, ManifestError, OpeningCheckError
 from runtime.local import LocalEncoder
+from runtime.losses import reason_against
 from runtime.machine import cpu_model, machine_in_words
 from runtime.manifest import Manifest, Modality, Precision, manifest_path
 from runtime.opening import Checks, opening_cosines, require_opening, worst_shortfall
@@ -45,6 +46,7 @@ from runtime.opening_cache import PassCache, default_cache_folder
 from runtime.opening_check import has_opening_file, opening_path, probes_of_tower
 from runtime.opening_probes import OpeningProbes
 from runtime.probes import Probes, opening_images, opening_texts, probes_path
+from runtime.server.checks import verify_served_files
 
 NAME = "nllb-siglip-mrl"
 
@@ -670,3 +672,68 @@ def test_the_check_is_of_the_backend_that_was_opened(model: Path) -> None:
         backend.close()
         for name, cosines in found.items():
             np.testing.assert_allclose(cosines, probes.figures["onnxruntime"][name], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("text", "suffix_ids", []),
+        ("text", "context_length", 8),
+        ("text", "pad_id", 0),
+        ("text", "clean", "none"),
+        ("image", "interpolation", "bilinear"),
+        ("image", "height", 32),
+        ("image", "crop_rounding", "floor"),
+        ("image", "mean", [0.4, 0.4, 0.4]),
+        ("text", "language_ids", {"por_Latn": 7, "eng_Latn": 5}),
+        (None, "fingerprint", "bt2-" + "0" * 32),
+    ],
+)
+def test_an_edited_manifest_is_refused_whatever_was_remembered(
+    part: str | None, field: str, value: object, own: Path
+) -> None:
+    """The manifest says how inputs are made: it must say what the towers were exported with."""
+    with Encoder.open(own) as encoder:  # remembered as passed
+        for modality in Modality:
+            encoder.open_tower(modality)
+    path = manifest_path(own)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    target = data if part is None else data[part]
+    assert target[field] != value
+    target[field] = value
+    path.write_text(json.dumps(data), encoding="utf-8")
+    modality = Modality.IMAGE if part == "image" else Modality.TEXT
+    with (
+        Encoder.open(own) as encoder,
+        pytest.raises(ManifestError, match=f"another {field}.*changed after the export"),
+    ):
+        encoder.open_tower(modality)
+    with pytest.raises(ManifestError, match=f"another {field}"):
+        verify_served_files(own.parent, None)
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf, None, "0.2"])
+def test_a_loss_that_is_no_number_was_not_measured(model: Path, figure: object) -> None:
+    variant = Manifest.read(model).variants["fp32"]
+    means = {key: {"reference": 0.2, "exported": 0.2} for key in ("text_to_image", "image_to_text")}
+    parity = {
+        "limits": {"retrieval": {"max_mean_drop": 0.005}},
+        "retrieval": {"onnxruntime 1": {"mean_recall_at_1": means}},
+    }
+    int8 = dataclasses.replace(variant, precision=Precision.INT8, parity=parity)
+    assert reason_against(int8, "onnxruntime") is None
+    means["image_to_text"] = {"reference": 0.2, "exported": figure}
+    if figure == "0.2":
+        assert reason_against(int8, "onnxruntime") is None
+    else:
+        assert reason_against(int8, "onnxruntime") == "its loss in retrieval was not measured"
+
+
+def test_a_cache_of_nested_lists_counts_as_none(own: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with LocalEncoder.from_repository(own, cache=folder) as encoder:
+        encoder.open_tower(Modality.TEXT)
+    for path in folder.rglob("*.json"):
+        path.write_bytes(b"[" * 100_000)
+    with LocalEncoder.from_repository(own, cache=folder) as encoder:
+        encoder.open_tower(Modality.TEXT)

@@ -346,3 +346,9 @@ def test_a_broken_tokenizer_is_an_error(tmp_path, xlmr, content):
         path.write_text(content)
     with pytest.raises(ManifestError, match=r"Tokenizer .*tokenizer\.json (is missing|cannot be read)"):
         Tokenizer(path, xlmr[2])
+
+
+@pytest.mark.parametrize("language", [5, 1.5, b"por_Latn", {"por_Latn", "eng_Latn"}, object()])
+def test_languages_are_a_code_or_a_sequence_of_codes(language: object) -> None:
+    with pytest.raises(LanguageError, match="expected one code, such as 'por_Latn', or a sequence"):
+        texts_with_languages(["a", "b"], language)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from runtime.backends import Engine
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.manifest import Manifest, Modality, TowerFiles, Variant, verify_file
 from runtime.opening import cosines_of_rows, message_of_shortfall, others_in_words, worst_shortfall
-from runtime.opening_check import probes_of_tower
+from runtime.opening_check import has_opening_file, probes_of_tower, require_same_space
 from runtime.opening_probes import OpeningProbes
 from runtime.plan_checks import require_plan_of_tower
 from runtime.remote.tensors import bytes_from_tensor
@@ -48,6 +48,10 @@ def verify_served_files(repository: Path, models: Collection[str] | None) -> Non
                         verify_file(repository, record)
                     if engine_of_tower(repository, tower) is Engine.TENSORRT:
                         require_plan_of_tower(repository, tower)
+                    if has_opening_file(tower):
+                        probes = probes_of_tower(repository, manifest, variant, modality)
+                        if probes is not None:
+                            require_same_space(repository, manifest, variant, modality, probes)
         for front_ends in manifest.front_ends:
             for record in front_ends.files:
                 if _is_loaded(record.path.partition("/")[0], models):
