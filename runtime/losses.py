@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from runtime.cosines import highest
 from runtime.manifest import Precision, Variant
 
 __all__ = ["loss_in_words", "reason_against", "retrieval_loss_points"]
@@ -20,8 +19,8 @@ def retrieval_loss_points(variant: Variant, engine: str) -> float | None:
     measured = _figures(variant, "retrieval", engine)
     try:
         means = measured["mean_recall_at_1"].values()
-        loss = highest(100 * (float(m["reference"]) - float(m["exported"])) for m in means)
-        return loss if math.isfinite(loss) else None
+        losses = [100 * (float(m["reference"]) - float(m["exported"])) for m in means]
+        return max(losses) if all(map(math.isfinite, losses)) else None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
