@@ -68,7 +68,8 @@ def probe_texts(
         for text in names.get(language, names["eng_Latn"])[:per_language]
     ]
     any_language = "eng_Latn" if "eng_Latn" in known else next(iter(known))
-    awkward = (*AWKWARD, *_long_texts(preprocessing, words))
+    # a vocabulary may have no word of one token: its texts then fit less exactly
+    awkward = (*AWKWARD, *_long_texts(preprocessing, words or names["eng_Latn"]))
     return probes + [ProbeText(text, any_language) for text in awkward]
 
 

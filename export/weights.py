@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,15 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
         CheckpointError: no such model, two of them (a teacher and its student), or a LoRA adapter in it that
             was never merged.
     """
-    names = {
-        re.sub(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", n): n for n in state
-    }
+    names: dict[str, str] = {}
+    for stored in state:
+        name = re.sub(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", stored)
+        twin = names.setdefault(name, stored)
+        if twin != stored and not torch.equal(state[twin], state[stored]):
+            raise CheckpointError(
+                f"{origin} holds {twin} and {stored} with other values, and nothing says which one is meant. "
+                "Save the model's state_dict() anew, without the wrapper."
+            )
     unmerged = [name for name in names if ".lora_A." in name or ".lora_B." in name]
     if unmerged:
         raise CheckpointError(
@@ -268,6 +274,11 @@ def _only_state(data: Any, path: Path) -> dict[str, Tensor]:
             f"meant. Save the one you want alone, with torch.save(checkpoint[{named[-1]!r}], FILE)."
         )
     state = data[named[0]] if named else data
+    if named and (second := next(_other_sets(data, state), None)):
+        raise CheckpointError(
+            f"{path} holds another set of weights in {second!r} beside {named[0]!r}, and nothing says which "
+            f"one is meant. Save the one you want alone, with torch.save(checkpoint[{named[0]!r}], FILE)."
+        )
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in state):
         raise CheckpointError(
@@ -280,6 +291,28 @@ def _only_state(data: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds sparse tensors ({names_in_short(strange)}); expected dense ones."
         )
     return dict(state)
+
+
+_AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|teacher|averaged?)([^a-z]|$)")
+
+
+def _other_sets(data: Any, chosen: Mapping[Any, Any], path: str = "", depth: int = 4) -> Iterator[str]:
+    """Places in a training checkpoint that hold the chosen weights' names, or an average of weights."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(data, Mapping):
+        items = data.items()
+    elif isinstance(data, (list, tuple)):
+        items = enumerate(data)
+    for key, value in items:
+        if value is chosen or depth == 0:
+            continue
+        place = f"{path}.{key}" if path else str(key)
+        tensors = value.values() if isinstance(value, Mapping) else value
+        if isinstance(value, (Mapping, list, tuple)) and any(isinstance(t, Tensor) for t in tensors):
+            known = sum(name in chosen for name in value) if isinstance(value, Mapping) else 0
+            if 2 * known >= len(chosen) or _AVERAGED.search(place.lower()):
+                yield place
+        yield from _other_sets(value, chosen, place, depth - 1)
 
 
 def _state_of_shards(index: Path) -> dict[str, Tensor]:

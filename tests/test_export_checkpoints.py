@@ -263,3 +263,34 @@ def test_an_unknown_folder_lists_the_known_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match=r"nllb-clip.*capivara.*altclip"):
         towers_from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "path", "value", "message"),
+    [
+        (
+            "capivara", "open_clip_config.json", ("model_cfg", "text_cfg", "tokenizer_mode"), "clips",
+            "tokenizer_mode 'clips'",
+        ),
+        ("nllb-clip", "tokenizer_config.json", ("legacy_behaviour",), True, "legacy_behaviour"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_setting_that_would_be_overruled_is_refused(
+    name: str,
+    file: str,
+    path: tuple[str, ...],
+    value: object,
+    message: str,
+    checkpoints: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(checkpoints / name, folder)
+    data = json.loads((folder / file).read_text(encoding="utf-8"))
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (folder / file).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        towers_from_checkpoint(folder)

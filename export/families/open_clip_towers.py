@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from export.tokenizers import (
     tokenizer_json,
 )
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
+from export.weights import config_from_file
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 
@@ -176,6 +178,12 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
     from open_clip.tokenizer import HFTokenizer
 
     nllb = checkpoint.text_config["model_type"] == "m2m_100"
+    mode = checkpoint.model_config["text_cfg"].get("tokenizer_mode")
+    if mode is not None:
+        raise CheckpointError(
+            f"open_clip_config.json sets tokenizer_mode {mode!r}, under which open_clip makes other token "
+            "ids than the tokenizer itself; only null is supported."
+        )
     configured = checkpoint.model_config["text_cfg"].get("tokenizer_kwargs") or {}
     if not isinstance(configured, dict):
         raise CheckpointError(
@@ -187,6 +195,7 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
             "A tokenizer with other cleaning than open_clip's 'whitespace' is not supported."
         )
     if nllb:  # else the language token stands last and position 0 is no language (transformers#22313)
+        _require_language_first(checkpoint)
         configured["legacy_behaviour"] = False
     kind = "NllbTokenizer" if nllb else "XLMRobertaTokenizer"
     with (
@@ -194,6 +203,15 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
         complete_tokenizer(checkpoint.tokenizer_source, kind) as source,
     ):
         return HFTokenizer(source, context_length=context_length, **configured)
+
+
+def _require_language_first(checkpoint: OpenClipCheckpoint) -> None:
+    path = Path(checkpoint.tokenizer_source) / "tokenizer_config.json"
+    if path.is_file() and config_from_file(path).get("legacy_behaviour"):
+        raise CheckpointError(
+            f"{path} sets legacy_behaviour, with which the language token stands last, while NLLB-CLIP pools "
+            "position 0. Set it to false, if the checkpoint was trained so (the published ones were)."
+        )
 
 
 def _preprocess_config(checkpoint: OpenClipCheckpoint) -> Any:
