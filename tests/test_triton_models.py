@@ -324,7 +324,7 @@ def test_serve_runs_until_it_is_told_to_stop(
             break
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(180) == 0
     assert children
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
