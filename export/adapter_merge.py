@@ -38,7 +38,7 @@ _WRAPPERS = ("module", "model", "clip_model", "clip", "base_model")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an adapter sits: below ``root`` of the model, under names that begin with ``prefix``."""
+    """Place of an adapter: below ``root`` of the model, under names that begin with ``prefix``."""
 
     root: str
     prefix: tuple[str, ...]
@@ -436,7 +436,7 @@ def _check(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What peft and transformers would warn about is checked here, and raised."""
+    """Silence warnings of peft and transformers: their causes are checked here, and raised."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -109,7 +109,7 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter rather than a model."""
+    """Tell a folder that holds an adapter from one that holds a model."""
     return (path / CONFIG_FILE).is_file()
 
 

@@ -94,7 +94,7 @@ def tensors_of_modules(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True)
 class FixedInputs:
-    """What both towers are asked: batches of token rows with their masks, and normalised float64 pixels."""
+    """Inputs of both towers: batches of token rows with their masks, and normalised float64 pixels."""
 
     tokens: Sequence[tuple[Int, Int]]
     pixels: NDArray[np.float64]

@@ -116,7 +116,7 @@ class Int8Recipe:
 
     @property
     def encoding(self) -> Encoding:
-        """How the target's activations become codes."""
+        """Form of the target's activation codes."""
         return ENCODINGS[self.target]
 
     @property

@@ -138,7 +138,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Any] = {
 
 
 def objects_from_torch_file(path: Path) -> Any:
-    """What ``torch.save`` wrote, with tensors on the CPU and ``Unread`` for every object of another kind.
+    """Read a ``torch.save`` file: tensors on the CPU, and ``Unread`` for every object of another kind.
 
     Raises:
         CheckpointError: the file is no pickle of torch's, would run code, or is cut short.

@@ -31,7 +31,7 @@ Float64 = NDArray[np.float64]
 
 
 class Rounding(str, Enum):
-    """How weights become codes."""
+    """Ways to round weights to codes."""
 
     NEAREST = "nearest"
     COMPENSATED = "compensated"

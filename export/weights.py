@@ -83,7 +83,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_index_file(path: Path) -> bool:
-    """Whether a file lists the shards of a split checkpoint."""
+    """Tell a file that lists the shards of a split checkpoint."""
     return path.name.endswith(_INDEX_SUFFIXES)
 
 
@@ -360,7 +360,7 @@ def _refuse_placeholders(path: Path) -> None:
 
 
 def _same_positions(saved: Tensor, computed: Tensor) -> bool:
-    """Whether saved sinusoids are the computed ones, as far as the saved precision tells."""
+    """Compare saved sinusoids with the computed ones, as far as the saved precision tells."""
     if saved.ndim != 2 or saved.shape[1] != computed.shape[1] or not saved.is_floating_point():
         return False
     n = min(len(saved), len(computed))

@@ -181,7 +181,7 @@ def _public_subtags(replacement: str) -> list[str]:
 
 
 def _is_language_of(extended: str, prefix: str) -> bool:
-    """Whether three letters after a language name one that it encompasses, and not a country: ``zh-yue``."""
+    """Tell an extended language (``zh-yue``) from a country of three letters."""
     prefix = canonical_language(prefix, macro=False)
     if extended in _facts().extended.get(prefix, "").split():
         return True
@@ -215,7 +215,7 @@ def forms_of_tag(tag: Tag) -> Iterator[tuple[Tag, bool]]:
 
 
 def _replaced(tag: Tag, replacement: str) -> Tag:
-    """What the replacement says, and what only the tag says."""
+    """Replacement of a tag, with what only the tag says."""
     new = _tag_from_subtags(_public_subtags(replacement)) or Tag("und")
     return Tag(new.language, tag.script or new.script, tag.region or new.region, tag.variants)
 
@@ -273,6 +273,6 @@ def official_languages(country: str) -> tuple[str, ...]:
 
 
 def is_assigned(language: str) -> bool:
-    """Whether two or three letters are a code of ISO 639."""
+    """Tell codes of ISO 639 from other two or three letters."""
     facts = _facts()
     return (language[2:] or "-") in facts.assigned.get(language[:2], "") or language in facts.aliases

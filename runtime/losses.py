@@ -26,7 +26,7 @@ def retrieval_loss_points(variant: Variant, engine: str) -> float | None:
 
 
 def reason_against(variant: Variant, engine: str) -> str | None:
-    """Why a variant is taken only where its precision is asked for; ``None`` if it may be chosen.
+    """Reason to take a variant only where its precision is asked for; ``None`` if it may be chosen.
 
     FP32 is the baseline. Another precision must have been measured in retrieval, and have kept the limits of
     its precision: a drop that somebody accepted at export was accepted by them, not by whoever embeds.

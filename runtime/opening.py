@@ -57,7 +57,7 @@ kernels around them moved a cosine by 1e-5 at most; saturating ones lose 3 to 33
 
 
 class Checks(Enum):
-    """What an opened model has to prove.
+    """Proofs that an opened model owes.
 
     Attributes:
         ALL: Files fit their checksums, and each tower gives PyTorch's vectors when it is opened.
@@ -225,7 +225,7 @@ def _machine_of(measured_on: Mapping[str, Any]) -> str:
 
 
 def others_in_words(manifest: Manifest, engine: Engine, precision: Precision) -> str:
-    """What else a model can be opened in: ``precision='fp32' with engine='onnxruntime' or …``."""
+    """Other ways to open a model, in words: ``precision='fp32' with engine='onnxruntime' or …``."""
     pairs = sorted(
         {
             (variant.precision is not Precision.FP32, variant.precision.value, name)

@@ -30,7 +30,7 @@ def default_cache_folder() -> Path | None:
 
 
 def kernel_facts() -> dict[str, Any]:
-    """What decides, beside graph and engine, how a CPU computes."""
+    """Facts that decide, beside graph and engine, how a CPU computes."""
     return {
         "cpu": cpu_model(),
         "instruction_sets": sorted(instruction_sets()),
@@ -52,7 +52,7 @@ class PassCache:
     folder: Path | None
 
     def has(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a check under these very facts passed before; a damaged file counts as none."""
+        """Tell if a check under these very facts passed before; a damaged file counts as none."""
         path = self._path(facts)
         if path is None:
             return False

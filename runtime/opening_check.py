@@ -34,14 +34,14 @@ def opening_path(repository: Path, tower: TowerFiles) -> Path:
 
 
 def has_opening_file(tower: TowerFiles) -> bool:
-    """Whether the manifest lists the file; a model that was exported before has none."""
+    """Tell if the manifest lists the file; a model that was exported before has none."""
     return any(record.path == f"{tower.model}/{tower.version}/{OPENING_FILE}" for record in tower.files)
 
 
 def probes_of_tower(
     repository: Path, manifest: Manifest, variant: Variant, modality: Modality
 ) -> OpeningProbes | None:
-    """What a tower is asked: its own file, or a choice from NAME.probes.npz where an older export wrote none.
+    """Opening probes of a tower: its own file, or some of NAME.probes.npz where an older export wrote none.
 
     Returns:
         ``None`` where the model has no probes at all, or no figures to hold them to.

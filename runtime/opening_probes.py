@@ -28,7 +28,7 @@ _SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class OpeningProbes:
-    """What a tower is asked when it is opened, and what it has to answer.
+    """Inputs for a tower that is opened, and the answers that it must give.
 
     Attributes:
         texts, languages: Of a text tower's rows; empty for images.

@@ -49,7 +49,7 @@ def vectors(tower: ImageTower, images: Any) -> Any:
 
 
 def vector(image: Any) -> Any:
-    """What an image gives by itself, by Pillow alone."""
+    """Pixels of an image by itself, by Pillow alone."""
     return pixels_from_image(image, PREPROCESSING).reshape(-1).astype(np.float32)
 
 

@@ -636,7 +636,7 @@ def test_a_warning_of_the_library_is_printed_by_commands(own: Path, source: Path
 
 
 def test_saturated_sums_fall_short_where_exact_ones_hold() -> None:
-    """What CPUs without VNNI make of full-range weights: sums of two products, clipped at 16 bits."""
+    """Full-range weights on CPUs without VNNI: sums of two products, clipped at 16 bits."""
     random = np.random.default_rng(0)
     x, w = (
         random.integers(0, 256, (4, 256)),

@@ -175,7 +175,7 @@ def _model(folder: Path, weights: Path) -> Any:
 
 
 def _state(weights: Path) -> dict[str, Tensor]:
-    """What the file holds, without what moves no vector: each tensor left is loaded or refused."""
+    """Read the file's tensors but for those that move no vector: each one left is loaded or refused."""
     state = without_wrappers(state_dict_from_file(weights), "vision_model.", origin=weights)
     state = without_still_buffers(state, nn.Module(), origin=weights)
     integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]

@@ -174,7 +174,7 @@ def _why(best: EngineChoice, manifest: Manifest, rate: float | None) -> str:
 
 
 def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[list[EngineChoice], list[str]]:
-    """What may be chosen, and why other variants that an installed engine runs may not."""
+    """Candidates, and the reasons against other variants that an installed engine runs."""
     found: list[EngineChoice] = []
     left_out: list[str] = []
     for precision, engine in manifest_pairs(manifest):

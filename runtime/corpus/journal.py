@@ -263,7 +263,7 @@ def computations_of_folder(folder: Path, *, but: Path | None = None) -> list[Com
 
 
 def _computations_of_journal(path: Path) -> list[Computation]:
-    """What computed the parts of a journal; a line that is cut short ends it."""
+    """Computations of a journal's parts; a line that is cut short ends the journal."""
     found: list[Computation] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -165,7 +165,7 @@ class _Refusal:
 
 
 def _sent_back(data: bytes) -> Prepared:
-    """What a worker made of a slice.
+    """Unpack a worker's result of a slice.
 
     Raises:
         CorpusError: the worker refused.
