@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets, n_cores
+from runtime.machine import cpu_model, instruction_sets, n_cores
 
 __all__ = ["Environment", "environment"]
 
@@ -50,7 +50,7 @@ def environment() -> Environment:
     """Describe this machine and this process."""
     return Environment(
         cpu=cpu_model(),
-        instruction_sets=" ".join(name for name in INSTRUCTION_SETS if name in instruction_sets()),
+        instruction_sets=" ".join(instruction_sets()),
         n_cores=n_cores(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

@@ -51,7 +51,7 @@ from typing import Any
 
 from bench.environment import environment
 from runtime.errors import BabeltowerError
-from runtime.machine import INSTRUCTION_SETS, instruction_sets
+from runtime.machine import instruction_sets
 
 __all__ = [
     "NoRecordsError",
@@ -196,7 +196,7 @@ def record_of(
     here = environment()
     machine = {
         "cpu": here.cpu,
-        "flags": [name for name in INSTRUCTION_SETS if name in instruction_sets()],
+        "flags": list(instruction_sets()),
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         "n_cores": here.n_cores,
         "n_cores_of_machine": os.cpu_count(),

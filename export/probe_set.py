@@ -14,7 +14,6 @@ from export.expectations import Expected
 from export.towers import Towers
 from runtime.backends import Engine, open_backend
 from runtime.image import decode, pixels_from_image
-from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
 from runtime.manifest import Modality, TowerFiles, Variant, record_of_file
 from runtime.opening import opening_cosines
 from runtime.opening_check import opening_path
@@ -22,7 +21,7 @@ from runtime.opening_probes import OpeningProbes, space_of_manifest
 from runtime.probes import Probes, opening_images, opening_texts, token_runs
 from runtime.remote.payloads import bytes_from_image
 
-__all__ = ["machine_facts", "probes_from_expected", "with_opening_probes"]
+__all__ = ["probes_from_expected", "with_opening_probes"]
 
 
 def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
@@ -35,12 +34,6 @@ def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
         text_vectors=expected.texts[towers.dim],
         image_vectors=expected.image_vectors[towers.dim],
     )
-
-
-def machine_facts() -> dict[str, Any]:
-    """What ``Variant.measured_on`` records of this machine."""
-    found = instruction_sets()
-    return {"cpu": cpu_model(), "instruction_sets": [name for name in INSTRUCTION_SETS if name in found]}
 
 
 def with_opening_probes(

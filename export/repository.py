@@ -25,7 +25,7 @@ from export.kept_variants import Kept, kept_variants
 from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
 from export.parity import ParityReport, measure_parity
-from export.probe_set import machine_facts, probes_from_expected, with_opening_probes
+from export.probe_set import probes_from_expected, with_opening_probes
 from export.publishing import publish, remove_unlisted, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
@@ -35,6 +35,7 @@ from export.towers import Towers
 from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
+from runtime.machine import machine_facts
 from runtime.manifest import (
     Manifest,
     Modality,

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "INSTRUCTION_SETS",
@@ -14,6 +15,7 @@ __all__ = [
     "has_vnni",
     "instruction_sets",
     "is_x86",
+    "machine_facts",
     "machine_in_words",
     "n_cores",
 ]
@@ -57,17 +59,16 @@ def cpu_model() -> str:
 
 
 @lru_cache(maxsize=1)
-def instruction_sets() -> frozenset[str]:
-    """Members of ``INSTRUCTION_SETS`` that this processor has; empty where the system does not tell.
+def instruction_sets() -> tuple[str, ...]:
+    """Members of ``INSTRUCTION_SETS`` that this processor has, in their order; empty where none are told.
 
     Source:
         ``/proc/cpuinfo`` on Linux, ``sysctl`` on macOS. Other systems are not asked: what a model may do
         there is decided by its opening check.
     """
-    if platform.system() == "Darwin":
-        return frozenset(_darwin())
-    words = _cpuinfo_field(("flags", "Features")).split()
-    return frozenset(INSTRUCTION_SETS).intersection(words)
+    is_macos = platform.system() == "Darwin"
+    found = _darwin() if is_macos else _cpuinfo_field(("flags", "Features")).split()
+    return tuple(name for name in INSTRUCTION_SETS if name in found)
 
 
 def has_vnni() -> bool | None:
@@ -79,14 +80,17 @@ def has_vnni() -> bool | None:
         ``None`` where the instruction sets are unknown.
     """
     found = instruction_sets()
-    return bool(found & {"avx512_vnni", "avx_vnni", "amx_int8"}) if found else None
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(found) if found else None
 
 
 def machine_in_words() -> str:
     """Processor and its instruction sets, for messages: ``AMD EPYC (avx2, fma)``."""
-    found = instruction_sets()
-    known = ", ".join(name for name in INSTRUCTION_SETS if name in found) or "instruction sets unknown"
-    return f"{cpu_model()} ({known})"
+    return f"{cpu_model()} ({', '.join(instruction_sets()) or 'instruction sets unknown'})"
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor and instruction sets as plain values, for records of where something was measured."""
+    return {"cpu": cpu_model(), "instruction_sets": list(instruction_sets())}
 
 
 def _cpuinfo_field(names: tuple[str, ...]) -> str:

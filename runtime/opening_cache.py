@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.machine import cpu_model, instruction_sets
+from runtime.machine import machine_facts
 
 __all__ = ["PassCache", "default_cache_folder", "kernel_facts"]
 
@@ -32,8 +32,7 @@ def default_cache_folder() -> Path | None:
 def kernel_facts() -> dict[str, Any]:
     """Facts that decide, beside graph and engine, how a CPU computes."""
     return {
-        "cpu": cpu_model(),
-        "instruction_sets": sorted(instruction_sets()),
+        **machine_facts(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_KERNEL_VARIABLES)},
     }
 

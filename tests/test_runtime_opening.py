@@ -29,9 +29,8 @@ from corpus_runs import options, write_texts
 from sample_models import Exported
 from typer.testing import CliRunner
 
-import runtime.opening_cache as cache_module
 import runtime.opening_check as check_module
-from runtime import Encoder
+from runtime import Encoder, machine
 from runtime.backends import Engine, open_backend
 from runtime.cli import app
 from runtime.corpus import EngineChoice, embed_corpus
@@ -403,8 +402,8 @@ def test_a_pass_is_remembered_and_costs_no_run(model: Path, asked: list[str], tm
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
-        (cache_module, "cpu_model", lambda: "Another CPU"),
-        (cache_module, "instruction_sets", lambda: frozenset({"avx2", "avx512_vnni"})),
+        (machine, "cpu_model", lambda: "Another CPU"),
+        (machine, "instruction_sets", lambda: ("avx2", "avx512_vnni")),
         (check_module, "engine_version", lambda engine: "9.9"),
     ],
 )

@@ -19,7 +19,7 @@ from runtime.corpus.engines import EngineChoice
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
-from runtime.machine import INSTRUCTION_SETS, cpu_model, instruction_sets
+from runtime.machine import cpu_model, instruction_sets
 from runtime.manifest import Manifest, Modality
 
 if TYPE_CHECKING:
@@ -63,11 +63,10 @@ def computation_of(
         for path, sha256 in files.items()
         if PurePosixPath(path).is_relative_to(version) or path == variant.tokenizer
     }
-    found = instruction_sets()
     return {
         "graphs": dict(sorted(graphs.items())),
         "engine": f"{choice.engine.value} {_engine_version(choice.engine)}",
-        "cpu": f"{cpu_model()}: {' '.join(name for name in INSTRUCTION_SETS if name in found)}",
+        "cpu": f"{cpu_model()}: {' '.join(instruction_sets())}",
         "libraries": ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES[modality] if _version(name)),
     }
 
