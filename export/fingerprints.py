@@ -8,6 +8,7 @@ See docs/decisions/0005-fingerprint.md.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from export.double_precision import in_double
 from export.fixed_inputs import fixed_images, fixed_pixels, fixed_texts, fixed_token_rows
-from export.towers import ImageTower, Int, Reference, TextTower, unit
+from export.towers import ImageTower, Int, Reference, TextTower, Towers, unit
 from runtime.fingerprints import KIND
 from runtime.image import pixels_from_image
 from runtime.manifest import ImagePreprocessing, TextPreprocessing
@@ -30,8 +31,7 @@ __all__ = [
     "STEP",
     "FixedInputs",
     "behaviour_vectors",
-    "embedding_space_fingerprint",
-    "tensors_of_modules",
+    "with_fingerprint",
 ]
 
 STEP = 1e-6
@@ -46,50 +46,38 @@ _MAX_SINUSOID_ERROR = 1e-3
 """Largest error of a sinusoidal position computed in float32, at position 10,000 or so."""
 
 
-def embedding_space_fingerprint(
-    text: TextTower,
-    image: ImageTower,
-    *,
-    tokenizer_json: str,
-    text_preprocessing: TextPreprocessing,
-    image_preprocessing: ImagePreprocessing,
-    reference: Reference,
-    weights: Iterable[Tensor] | None = None,
-) -> str:
-    """``bt2-`` and 32 hex digits of a sha256 over weights, settings, token ids and vectors.
+def with_fingerprint(towers: Towers, *, unmerged: Iterable[nn.Module] | None = None) -> Towers:
+    """Add the fingerprint: ``bt2-`` and 32 hex digits of a sha256 over weights, settings, token ids, vectors.
 
     Weights count as FP32 values, under no names: a checkpoint has one fingerprint whether it is stored as
     safetensors or ``.bin``, in FP16 or FP32, under old or new names. Precision variants share it.
 
     Args:
-        weights: What both towers' weights were computed from, where they were not read from a file: a merged
-            adapter's sums may differ in their last bit from one processor to another.
+        unmerged: Modules with an adapter's layers beside the base's, hashed in place of merged weights: a
+            merge's sums may differ in their last bit from one processor to another.
     """
+    text, image = towers.text, towers.image
     positions = exact_positions(text)
     digest = hashlib.sha256(b"babeltower embedding space 2\n")
-    if weights is None:
-        weights = (*_text_weights(text, positions), *_image_weights(image))
+    weights: Iterable[Tensor] = (*_text_weights(text, positions), *_image_weights(image))
+    if unmerged is not None:
+        weights = (tensor for module in unmerged for tensor in module.state_dict().values())
     digest.update(json.dumps(sorted(map(_digest_of_tensor, weights))).encode())
     settings = {
-        "vocabulary": _vocabulary(tokenizer_json),
-        "text": _settings(text_preprocessing),
-        "image": _image_settings(image_preprocessing),
+        "vocabulary": _vocabulary(towers.tokenizer_json),
+        "text": _settings(towers.text_preprocessing),
+        "image": _image_settings(towers.image_preprocessing),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    texts, languages = fixed_texts(text_preprocessing)
-    _update(digest, reference.token_ids(texts, languages))
-    inputs = FixedInputs.of(text, text_preprocessing, image_preprocessing)
+    texts, languages = fixed_texts(towers.text_preprocessing)
+    _update(digest, towers.reference.token_ids(texts, languages))
+    inputs = FixedInputs.of(text, towers.text_preprocessing, towers.image_preprocessing)
     vectors = list(behaviour_vectors(text, image, inputs))
     for found in vectors:
         _update(digest, np.rint(found / STEP))
-    for deviation in _deviations(reference, vectors, inputs, image_preprocessing):
+    for deviation in _deviations(towers.reference, vectors, inputs, towers.image_preprocessing):
         _update(digest, deviation)
-    return f"{KIND}-{digest.hexdigest()[:32]}"
-
-
-def tensors_of_modules(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:
-    """Parameters and buffers of some modules, an adapter's layers beside the base's."""
-    return tuple(tensor for module in modules for tensor in module.state_dict().values())
+    return dataclasses.replace(towers, fingerprint=f"{KIND}-{digest.hexdigest()[:32]}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,8 @@ class Towers:
     """A checkpoint, read: both towers, how to feed them, and the library's own model beside them.
 
     ``tokenizer_json`` is the text of a ``tokenizers`` file; ``languages`` are FLORES-200 codes.
-    ``source`` records where the weights came from.
+    ``source`` records where the weights came from. ``fingerprint`` is empty until
+    ``export.fingerprints.with_fingerprint`` has computed it.
     """
 
     family: str
@@ -129,8 +130,8 @@ class Towers:
     image_preprocessing: ImagePreprocessing
     languages: tuple[str, ...]
     reference: Reference
-    fingerprint: str
     source: Mapping[str, Any]
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         n_positions = int(self.text.encoder.get_buffer("positions").shape[0])

@@ -14,7 +14,7 @@ from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import roberta_encoder_from_transformers
 from export.families.clip_processors import image_preprocessing_of, image_processor_of, tokenizer_of
 from export.families.family import Family, LoadOptions, file_of, folder_of
-from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
+from export.fingerprints import with_fingerprint
 from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder, licence_with_adapter
 from export.published import LICENCES, XLM_R_LANGUAGES
@@ -114,7 +114,7 @@ def load(path: Path, options: LoadOptions) -> Towers:
         context_length=context_length,
     )
     parts = [getattr(reference_model, name) for name in _PARTS]
-    return Towers(
+    towers = Towers(
         family="altclip",
         architecture=_architecture(model.config),
         licence=licence,
@@ -126,17 +126,9 @@ def load(path: Path, options: LoadOptions) -> Towers:
         image_preprocessing=image_preprocessing,
         languages=XLM_R_LANGUAGES,
         reference=reference,
-        fingerprint=embedding_space_fingerprint(
-            text_tower,
-            image_tower,
-            tokenizer_json=serialised,
-            text_preprocessing=text_preprocessing,
-            image_preprocessing=image_preprocessing,
-            reference=reference,
-            weights=None if options.adapter is None else tensors_of_modules(parts),
-        ),
         source=source,
     )
+    return with_fingerprint(towers, unmerged=None if options.adapter is None else parts)
 
 
 def _model(folder: Path, weights: Path) -> Any:

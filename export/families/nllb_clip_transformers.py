@@ -28,7 +28,7 @@ from export.families.clip_processors import (
     tokenizer_of,
 )
 from export.families.family import LoadOptions, file_of, folder_of
-from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
+from export.fingerprints import with_fingerprint
 from export.image_encoders import ClipVisionEncoder
 from export.licences import licence_of_folder, licence_with_adapter
 from export.references import NllbClipReference
@@ -168,7 +168,7 @@ def load(path: Path, options: LoadOptions) -> Towers:
     reference = NllbClipReference(
         tokenizer=tokenizer, image_processor=processor, model=reference_model, context_length=context_length
     )
-    return Towers(
+    towers = Towers(
         family="nllb-clip",
         architecture=_architecture(model),
         licence=licence,
@@ -180,17 +180,9 @@ def load(path: Path, options: LoadOptions) -> Towers:
         image_preprocessing=image,
         languages=tuple(text.language_ids),
         reference=reference,
-        fingerprint=embedding_space_fingerprint(
-            text_tower,
-            image_tower,
-            tokenizer_json=serialised,
-            text_preprocessing=text,
-            image_preprocessing=image,
-            reference=reference,
-            weights=None if options.adapter is None else tensors_of_modules([reference_model]),
-        ),
         source=source,
     )
+    return with_fingerprint(towers, unmerged=None if options.adapter is None else [reference_model])
 
 
 def _model(folder: Path, weights: Path) -> NllbClip:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.adapter_merge import Probe, merge_adapter, random_inputs
 from export.encoders import TextEncoder, m2m_encoder_from_transformers, roberta_encoder_from_transformers
 from export.families.family import LoadOptions
-from export.fingerprints import embedding_space_fingerprint, tensors_of_modules
+from export.fingerprints import with_fingerprint
 from export.image_encoders import image_encoder_from_open_clip
 from export.licences import licence_of_folder, licence_with_adapter
 from export.open_clip_checkpoint import OpenClipCheckpoint
@@ -107,7 +107,7 @@ def towers_from_open_clip(
         needs_language=text_preprocessing.needs_language,
     )
     parts = (reference.text, reference.visual, mrl)
-    return Towers(
+    towers = Towers(
         family=family,
         architecture=checkpoint.architecture,
         licence=licence,
@@ -119,17 +119,9 @@ def towers_from_open_clip(
         image_preprocessing=image_preprocessing,
         languages=tuple(text_preprocessing.language_ids) or XLM_R_LANGUAGES,
         reference=reference,
-        fingerprint=embedding_space_fingerprint(
-            text_tower,
-            image_tower,
-            tokenizer_json=serialised,
-            text_preprocessing=text_preprocessing,
-            image_preprocessing=image_preprocessing,
-            reference=reference,
-            weights=None if options.adapter is None else tensors_of_modules(parts),
-        ),
         source=source,
     )
+    return with_fingerprint(towers, unmerged=None if options.adapter is None else parts)
 
 
 def _probe(checkpoint: OpenClipCheckpoint) -> Probe:
