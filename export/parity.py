@@ -9,7 +9,6 @@ alone equal to the row in a batch. A fifth, what all that means for retrieval, i
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from export.retrieval.comparison import Direction
 from export.retrieval.vectors import Progress
 from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
-from runtime.backends import Engine, open_backend
+from runtime.backends import Engine, open_backend, version_of_engine
 from runtime.cosines import highest, lowest, row_cosines, worst_rows
 from runtime.image import pixels_from_source
 from runtime.local import LocalEncoder
@@ -151,7 +150,7 @@ def measure_parity(
     """
     variant = manifest.variant(precision, engines[0].value)
     tokenizer = Tokenizer(repository / variant.tokenizer, manifest.text)
-    names = {engine: f"{engine.value} {_versions(engine.value)}" for engine in engines}
+    names = {engine: f"{engine.value} {version_of_engine(engine)}" for engine in engines}
     return ParityReport(
         reference=_versions("open_clip_torch", "transformers", "torch"),
         precision=precision.value,
@@ -284,14 +283,4 @@ def _worst(parts: Iterable[Agreement]) -> Agreement:
 
 
 def _versions(*packages: str) -> str:
-    if len(packages) == 1:
-        return _version(packages[0])
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
-
-
-def _version(package: str) -> str:
-    """A distribution's, or the module's own where the distribution has another name (``tensorrt-cu12``)."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module(package).__version__)

@@ -156,7 +156,7 @@ def test_a_fingerprint_of_the_former_kind_is_said_to_be_one(
 
 def test_both_towers_have_graphs_of_their_own(model: Path) -> None:
     with Encoder.open(model) as encoder:
-        text, image = (computation_of(encoder, model, BY_HAND, modality) for modality in Modality)
+        text, image = (computation_of(encoder, BY_HAND, modality) for modality in Modality)
     assert {*differences(text, image)} == {"graphs", "libraries"}
     with pytest.raises(CorpusError, match="Another worker holds vectors"):
         require_acceptable([text], image, tuple(Change), holder="Another worker")

@@ -5,6 +5,8 @@ An engine's own package is imported when a backend of it is opened, not before.
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ __all__ = [
     "open_backend",
     "open_graph",
     "require_computes",
+    "version_of_engine",
 ]
 
 
@@ -40,6 +43,14 @@ class Engine(str, Enum):
 
 GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
 """Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
+
+
+def version_of_engine(engine: Engine) -> str:
+    """Version of an installed engine: its distribution's, else its module's (``tensorrt-cu12``)."""
+    try:
+        return importlib.metadata.version(engine.value)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(engine.value).__version__)
 
 
 class Backend(Protocol):

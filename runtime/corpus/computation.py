@@ -6,21 +6,20 @@ corpus is embedded by one, unless its owner accepts a change by name; its graphs
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import os
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from runtime.backends import Engine
+from runtime.backends import version_of_engine
 from runtime.corpus.engines import EngineChoice
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import cpu_model, instruction_sets
-from runtime.manifest import Manifest, Modality
+from runtime.manifest import Modality
+from runtime.opening_probes import OPENING_FILE
 
 if TYPE_CHECKING:
     from runtime.remote import RemoteEncoder
@@ -42,9 +41,7 @@ class Change(str, Enum):
     LIBRARIES = "libraries"
 
 
-def computation_of(
-    encoder: Encoder, model: str | os.PathLike[str], choice: EngineChoice, modality: Modality
-) -> Computation:
+def computation_of(encoder: Encoder, choice: EngineChoice, modality: Modality) -> Computation:
     """Describe what will make the vectors of a modality on this machine.
 
     A server's graphs, engine version and processor are its own: only the variant is known here.
@@ -54,20 +51,21 @@ def computation_of(
         return {"graphs": {}, "engine": f"{served.engine} of a server, {served.variant}"}
     if choice.engine is None or choice.precision is None:
         raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
-    variant = Manifest.read(model).variant(choice.precision, choice.engine.value)
+    variant = encoder.manifest.variant(choice.precision, choice.engine.value)
     tower = variant.tower(modality)
     version = PurePosixPath(tower.model) / str(tower.version)
     files = {record.path: record.sha256 for record in tower.files}
     graphs = {
         PurePosixPath(path).name: sha256
         for path, sha256 in files.items()
-        if PurePosixPath(path).is_relative_to(version) or path == variant.tokenizer
+        if (PurePosixPath(path).is_relative_to(version) and PurePosixPath(path).name != OPENING_FILE)
+        or path == variant.tokenizer
     }
     return {
         "graphs": dict(sorted(graphs.items())),
-        "engine": f"{choice.engine.value} {_engine_version(choice.engine)}",
+        "engine": f"{choice.engine.value} {version_of_engine(choice.engine)}",
         "cpu": f"{cpu_model()}: {' '.join(instruction_sets())}",
-        "libraries": ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES[modality] if _version(name)),
+        "libraries": ", ".join(filter(None, map(_installed, _LIBRARIES[modality]))),
     }
 
 
@@ -114,12 +112,8 @@ def require_acceptable(
     )
 
 
-def _engine_version(engine: Engine) -> str:
-    return _version(engine.value) or str(importlib.import_module(engine.value).__version__)
-
-
-def _version(distribution: str) -> str:
+def _installed(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version(distribution)
+        return f"{distribution} {importlib.metadata.version(distribution)}"
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return None

@@ -133,7 +133,7 @@ class _Embedder:
         try:
             self._encoder = open_encoder(work.model, choice, work.options.language, cache=work.options.cache)
             self._encoder.open_tower(work.source.modality)
-            own = computation_of(self._encoder, work.model, choice, work.source.modality)
+            own = computation_of(self._encoder, choice, work.source.modality)
             accepted = work.options.accept_changed
             require_acceptable([work.computation], own, accepted, holder="Another worker")
         except BabeltowerError as error:  # raised here, Ray would bury it under an actor's death

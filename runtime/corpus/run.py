@@ -73,7 +73,7 @@ def embed_corpus(
                 int(arguments["dim"]),
                 lambda part: options.shard.has(part) and part not in journal.done,
                 watcher.observe,
-                computation_of(encoder, model, choice, opened.modality),
+                computation_of(encoder, choice, opened.modality),
             )
             run = _Run(job, journal, arguments, folder, watcher, execute or parts_in_process)
             return run.record()
