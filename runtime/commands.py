@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from runtime.errors import BabeltowerError
 
-__all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
+__all__ = ["ErrorReportingCommand", "ErrorReportingGroup", "cache_option"]
 
 
 class _Printed(logging.Handler):
@@ -24,6 +24,16 @@ class _Printed(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
         typer.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def cache_option(panel: str) -> Any:
+    """Option of every command that opens a model in process: where passed opening checks are remembered."""
+    return typer.Option(
+        metavar="FOLDER",
+        envvar="BABELTOWER_CACHE",
+        rich_help_panel=panel,
+        help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 
 from runtime.backends import Engine
 from runtime.choices import choice_from_value
+from runtime.commands import cache_option
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
 from runtime.manifest import Precision
@@ -138,15 +139,7 @@ def embed(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Serve Prometheus metrics.")
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="BABELTOWER_CACHE",
-            rich_help_panel=_SCALE,
-            help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
-        ),
-    ] = None,
+    cache: Annotated[Path | None, cache_option(_SCALE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Embed a corpus of texts or images into Parquet files, exactly once.

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from runtime.backends import Engine
+from runtime.commands import cache_option
 from runtime.errors import InputError
 from runtime.indexes.plan import Kind, Refinement, Settings
 from runtime.manifest import Modality, Precision
@@ -163,15 +164,7 @@ def search(
             min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Every physical core by default."
         ),
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="BABELTOWER_CACHE",
-            rich_help_panel=_TOWER,
-            help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
-        ),
-    ] = None,
+    cache: Annotated[Path | None, cache_option(_TOWER)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what a text describes best: images, or whatever was embedded.
