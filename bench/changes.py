@@ -7,15 +7,14 @@ changed, chance alone puts some beyond any interval that looks at one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from bench.records import Record, no_figure
+from bench.records import Record
+from bench.retrieval_records import DIRECTIONS
 from bench.statistics import (
     Interval,
     bootstrap_ratio_interval,
@@ -32,13 +31,10 @@ __all__ = [
     "changes_of_retrieval",
     "judged",
     "require_comparable",
-    "retrieval_records",
 ]
 
 _LOWER_IS_BETTER = frozenset({"ms", "s", "MB", "GB", "bytes"})
 _HIGHER_IS_BETTER = frozenset({"rows/s", "rows/core-second", "requests/s", "GOP/s", "GB/s"})
-_RETRIEVAL_SCHEMA = "babeltower-retrieval/1"
-_DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 class Outcome(str, Enum):
@@ -97,6 +93,7 @@ def changes_of_retrieval(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     """
     for what in ("dataset", "protocol", "n_images", "n_texts"):
         _require_equal(what, old[what], new[what])
+    _require_equal("language_map", old.get("language_map"), new.get("language_map"))
     for what in ("name", "fingerprint"):
         _require_equal(f"the model's {what}", old["model"][what], new["model"][what])
     label = f"{new['model']['name']} {new['model']['precision']} on {new['model']['engine']}"
@@ -107,7 +104,7 @@ def changes_of_retrieval(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         if code not in after:
             found.append(_lacking(f"{label}, {code}", "%", Outcome.MISSING))
             continue
-        for direction in _DIRECTIONS:
+        for direction in DIRECTIONS:
             sides = language[direction], after[code][direction]
             found += _recall_changes(f"{label}, {code}, {direction}", *sides)
     return found
@@ -160,26 +157,6 @@ def require_comparable(old: Sequence[Record], new: Sequence[Record]) -> None:
                 )
 
 
-def retrieval_records(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The reports of ``bench/retrieval.py`` in a file or folder, by model, precision, engine and data set.
-
-    Raises:
-        BabeltowerError: a file is no JSON, or a report lacks what a comparison needs.
-    """
-    found: dict[str, Mapping[str, Any]] = {}
-    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_figure)
-            if isinstance(data, dict) and data.get("schema") == _RETRIEVAL_SCHEMA:
-                model = data["model"]
-                key = " ".join((model["name"], model["precision"], model["engine"], data["dataset"]))
-                _ = data["verdict"]["passed"], data["languages"][0]["text_to_image"]["turned"]
-                found[key] = data
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise BabeltowerError(f"{file} holds no benchmark records ({error!r}); measure again.") from error
-    return found
-
-
 def _by_cell(records: Sequence[Record]) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for record in records:
@@ -208,6 +185,9 @@ def _change(name: str, old: Record | None, new: Record | None) -> Change:
             outcome = Outcome.SAME
         return dataclasses.replace(_lacking(name, new.unit, outcome), note=new.error or "")
     _require_equal(f"the unit of {name}", old.unit, new.unit)
+    interval = bootstrap_ratio_interval(
+        old.by_process, new.by_process
+    )  # refuses samples that are not positive
     medians = [statistics.median(map(statistics.median, r.by_process)) for r in (old, new)]
     ratio = medians[1] / medians[0]
     worse_by = ratio - 1 if new.unit in _LOWER_IS_BETTER else 1 / ratio - 1
@@ -217,7 +197,7 @@ def _change(name: str, old: Record | None, new: Record | None) -> Change:
         old=medians[0],
         new=medians[1],
         worse_by=worse_by,
-        interval=bootstrap_ratio_interval(old.by_process, new.by_process),
+        interval=interval,
         chance=chance_of_ratio(old.by_process, new.by_process),
         outcome=_sign(worse_by),
     )
@@ -227,6 +207,7 @@ def _recall_changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -
     n_queries = old["reference"]["n_queries"]
     _require_equal(f"the number of queries of {name}", n_queries, new["reference"]["n_queries"])
     for k in old["reference"]["at"]:
+        _require_equal(f"R@{k} of {name}, measured", True, k in new["reference"]["at"])
         turned = [
             {t["query"]: t["reference_hits"] for t in side["turned"] if str(t["k"]) == k}
             for side in (old, new)

@@ -32,9 +32,9 @@ from bench.changes import (
     changes_of_retrieval,
     judged,
     require_comparable,
-    retrieval_records,
 )
 from bench.records import NoRecordsError, Record, read_records
+from bench.retrieval_records import retrieval_records
 from runtime.commands import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 

@@ -108,6 +108,10 @@ class Record:
                 f"The record of {dict(self.cell)} has {', '.join(dict.fromkeys(faulty))} that are not "
                 "finite; such a figure compares as neither better nor worse. Measure again."
             )
+        if any(isinstance(value, bool) for value in self.samples):
+            raise BabeltowerError(
+                f"The record of {dict(self.cell)} has samples that are no numbers. Measure again."
+            )
         if self.processes and (sum(self.processes) != len(self.samples) or min(self.processes) < 1):
             raise BabeltowerError(
                 f"The record of {dict(self.cell)} has {len(self.samples)} samples, and its processes gave "

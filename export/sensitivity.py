@@ -29,7 +29,7 @@ from export.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.matrix_products import operations_by_product
 from export.retrieval.vectors import Progress
 from runtime.backends import Engine, open_backend
-from runtime.cosines import mean_cosine
+from runtime.cosines import row_cosines
 from runtime.errors import DatasetError
 from runtime.manifest import Modality, Precision
 
@@ -54,7 +54,7 @@ class ProductCost:
     Attributes:
         share: Of its tower's multiply–adds.
         turned: Expected share of the probe's nearest neighbours that change, mean of both directions.
-        cosine: Mean over the probe, with the FP32 tower's vectors.
+        cosine: Mean over the probe, with the FP32 tower's vectors; a zero or NaN vector counts as 0.
     """
 
     product: Product
@@ -133,12 +133,15 @@ def costs_of_products(
             progress(f"{modality.value} products", done, len(operations))
             quantise(tuple(other for other in operations if other != name), measured)
             vectors = _vectors(graph, probe.inputs.batches(modality), Precision.INT8)
+            # A product that leaves no vector is what is looked for here: the most expensive, not an error.
+            vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, np.float32(0))
+            cosines = row_cosines(vectors, probe.vectors[modality])
             found.append(
                 ProductCost(
                     product=Product(modality, name),
                     share=operations[name] / sum(operations.values()),
                     turned=probe.turned_by(modality, vectors),
-                    cosine=mean_cosine(vectors, probe.vectors[modality]),
+                    cosine=float(np.nan_to_num(cosines, nan=0.0).mean()),
                 )
             )
         progress(f"{modality.value} products", len(operations), len(operations))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.changes import Outcome, changes_of_retrieval, judged
+from bench.changes import Outcome, changes_of_records, changes_of_retrieval, judged
 from bench.compare import app, compare_runs
 from bench.records import Record, record_of, suite_cell, write_records
 from bench.statistics import chance_of_binomial, chance_of_ratio, discoveries
@@ -182,6 +182,75 @@ def test_reports_of_other_models_are_not_compared() -> None:
     other["model"]["fingerprint"] = "bt1-1"
     with pytest.raises(BabeltowerError, match="the model's fingerprint is bt1-0 in one and bt1-1"):
         changes_of_retrieval(report_of({}), other)
+
+
+def edited(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    """A report with limits and cosines, one figure of which was changed; ``None`` removes it."""
+    report = copy.deepcopy(report_of({"por_Latn": lost(1, 2)}))
+    report |= {"images": {"cosine_min": 1.0}, "limits": {"min_cosine": 0.9}, "language_map": "right"}
+    for language in report["languages"]:
+        language["texts"] = {"cosine_min": 0.95}
+    inner: Any = report
+    for key in path[:-1]:
+        inner = inner[key]
+    if path and value is None:
+        del inner[path[-1]]
+    elif path:
+        inner[path[-1]] = value
+    return report
+
+
+LANGUAGE = ("languages", 0)
+RECALL = (*LANGUAGE, "text_to_image")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((*RECALL, "exported", "at", "1"), 0.0, "0 hits of 500, where 298 add up"),
+        ((*RECALL, "exported", "at", "1"), 2.0, "expected shares between 0 and 1"),
+        ((*RECALL, "exported", "at", "1"), True, "hits of 500|expected shares"),
+        ((*RECALL, "reference", "at", "1"), 0.9, "298 hits of 500, where 448 add up"),
+        ((*RECALL, "turned"), [], "298 hits of 500, where 300 add up"),
+        ((*RECALL, "reference", "n_queries"), 0, "measured on 0 queries"),
+        ((*LANGUAGE, "texts", "cosine_min"), -1, "por_Latn passed with a cosine of -1, under 0.9"),
+        (("images", "cosine_min"), -1, "images passed with a cosine of -1"),
+        (("languages",), [], "it has no language"),
+        ((*RECALL, "exported", "at", "1"), None, "KeyError"),
+        ((*RECALL, "reference", "at"), {}, "KeyError"),
+        ((*RECALL, "exported", "at"), "x", "holds no benchmark records"),
+        (("images",), None, "KeyError"),
+    ],
+)
+def test_a_report_that_contradicts_itself_is_refused(
+    path: tuple[str | int, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(edited((), None)))
+    (tmp_path / "bad.json").write_text(json.dumps(edited(path, value)))
+    assert {c.outcome for c in compare_runs(tmp_path / "good.json", tmp_path / "good.json")} == {Outcome.SAME}
+    for old, new in (("good", "bad"), ("bad", "good")):
+        with pytest.raises(BabeltowerError, match=message):
+            compare_runs(tmp_path / f"{old}.json", tmp_path / f"{new}.json")
+
+
+def test_reports_of_other_language_maps_are_not_compared() -> None:
+    with pytest.raises(BabeltowerError, match="language_map is right in one and paper in the other"):
+        changes_of_retrieval(edited((), None), edited(("language_map",), "paper"))
+
+
+@pytest.mark.parametrize("sample", [0.0, -1.0])
+def test_samples_that_are_not_positive_are_not_compared(sample: float) -> None:
+    (record, *_) = run_of(1)
+    broken = dataclasses.replace(record, samples=(sample,) * len(record.samples))
+    for pair in ((record, broken), (broken, record)):
+        with pytest.raises(BabeltowerError, match="positive samples"):
+            changes_of_records(*([each] for each in pair))
+
+
+def test_a_sample_is_a_number() -> None:
+    (record, *_) = run_of(1)
+    with pytest.raises(BabeltowerError, match="samples that are no numbers"):
+        dataclasses.replace(record, samples=(True, *record.samples[1:]))
 
 
 def test_chances() -> None:

@@ -145,7 +145,7 @@ def test_languages_without_a_token_are_left_out_or_refused(
 
 def test_another_checkpoint_is_refused(drawings: ClassificationSet, exported: Exported) -> None:
     asked = drawings.asked_by(Prompts.LABELS)
-    with pytest.raises(ManifestError, match="other weights"):
+    with pytest.raises(ManifestError, match="exported from another checkpoint"):
         classify(CHECKPOINTS / "altclip", exported("capivara"), asked, Settings())
 
 

@@ -318,9 +318,10 @@ def test_weights_beside_the_fp32_graphs_reach_every_variant(
         }
         for key, variant in done.manifest.variants.items()
     }
-    assert files["fp32"] == {"config.pbtxt", "tokenizer.json", "model.onnx", "m_text_tower_fp32.data"}
+    common = {"config.pbtxt", "tokenizer.json", "model.onnx", "opening.npz"}
+    assert files["fp32"] == {*common, "m_text_tower_fp32.data"}
     own = {"m_text_tower_int8_onnxruntime.data"} if beside else set()
-    assert files["int8_onnxruntime"] == {"config.pbtxt", "tokenizer.json", "model.onnx", *own}
+    assert files["int8_onnxruntime"] == {*common, *own}
 
 
 def test_several_precisions_of_weights_that_lie_beside_the_graph(

@@ -14,7 +14,6 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from bench.changes import retrieval_records
 from bench.compare import compare_runs
 from bench.corpus_full_size import _text_record, _Way
 from bench.corpus_loops import Timed
@@ -24,6 +23,7 @@ from bench.peers.measure import require_equal
 from bench.peers.process import PeerError
 from bench.precision_speed import TORCH, _cosines, _require_close
 from bench.records import read_records, record_of, write_records
+from bench.retrieval_records import retrieval_records
 from export.limits import LIMITS
 from export.parity import Agreement, _worst
 from export.parity import agreement as parity_agreement
@@ -339,13 +339,15 @@ def test_a_record_of_no_figure_is_refused(tmp_path: Path, value: float) -> None:
 
 
 def test_records_beside_a_report_are_not_passed_over(tmp_path: Path) -> None:
-    sides = {"turned": []}
+    recall = {"at": {"1": 0.5}, "n_queries": 4}
+    side = {"reference": recall, "exported": recall, "turned": []}
     report = {
         "schema": "babeltower-retrieval/1",
+        "protocol": "any",
         "model": {"name": "m", "precision": "fp32", "engine": "e"},
         "dataset": "d",
         "verdict": {"passed": True},
-        "languages": [{"text_to_image": sides}],
+        "languages": [{"code": "por", "text_to_image": side, "image_to_text": side}],
     }
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert len(retrieval_records(tmp_path)) == 1
