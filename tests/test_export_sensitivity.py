@@ -163,7 +163,9 @@ def test_a_sample_is_quantised_through_the_gate(tmp_path: Path, monkeypatch: pyt
         return trial([Product(Modality.TEXT, costly)])
 
     monkeypatch.setattr("export.quantise.fewest_kept", fewest)
-    options = lean(monkeypatch, Engine.ONNXRUNTIME, calibration_size=CalibrationSize(300, 40, seed=3))
+    # Of a dozen drawings, one query is eight points: the true limit would judge chance.
+    limits = {"calibration_size": CalibrationSize(300, 40, seed=3), "max_recall_drop": 0.02}
+    options = lean(monkeypatch, Engine.ONNXRUNTIME, **limits)
     done = quantised_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path, options, name="m")
     variant = Manifest.read(tmp_path / "m").variants["int8_onnxruntime"]
     assert variant.recipe["text"]["kept_products"] == [costly]
