@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.changes import (
+from bench.records.changes import (
     Change,
     Outcome,
     changes_of_records,
@@ -33,9 +33,9 @@ from bench.changes import (
     judged,
     require_comparable,
 )
-from bench.records import NoRecordsError, Record, read_records
-from bench.retrieval_records import retrieval_records
-from runtime.commands import ErrorReportingCommand
+from bench.records.record import NoRecordsError, Record, read_records
+from bench.records.retrieval import retrieval_records
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
 __all__ = ["app", "compare_runs"]

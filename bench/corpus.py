@@ -19,10 +19,10 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 
 import typer
 
-from bench.corpus_full_size import TEXT_MODELS, measure_images, measure_texts
-from bench.corpus_stages import Corpus, measure_stages, print_stages
-from bench.latency_tables import wide_console
-from bench.records import Record, records_to_keep, write_records
+from bench.corpora.full_size import TEXT_MODELS, measure_images, measure_texts
+from bench.corpora.stages import Corpus, measure_stages, print_stages
+from bench.records.record import Record, records_to_keep, write_records
+from bench.reporting.latency_tables import wide_console
 
 
 def _by_stage(sample: str, record: Path) -> None:

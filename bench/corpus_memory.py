@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from bench.records import Record, record_of, suite_cell, write_records
+from bench.models.samples import sample_checkpoint
+from bench.records.record import Record, record_of, suite_cell, write_records
 
 _MODEL, _FAMILY = "capivara", "capivara"
-_CHECKPOINTS = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _GROUP = 50_000
 _SENTENCE = "a red house under the old tree by small river with two birds and one cat"
 _WORDS = np.asarray(_SENTENCE.split())
@@ -93,7 +93,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     model = work / "repository" / _MODEL
     if not manifest_path(model).is_file():
-        repository_from_checkpoint(_CHECKPOINTS / _MODEL, model.parent, name=_MODEL)
+        repository_from_checkpoint(sample_checkpoint(_MODEL), model.parent, name=_MODEL)
     records: list[Record] = []
     for n_rows in rows or [100_000, 10_000_000]:
         source, out = work / f"{n_rows}.parquet", work / f"out-{n_rows}"

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import typer
 
-from bench.corpus_inputs import LANGUAGE, texts_of
-from bench.corpus_models import full_size_model
-from bench.records import Record, record_of, suite_cell, write_records
+from bench.corpora.inputs import LANGUAGE, texts_of
+from bench.models.corpus_models import full_size_model
+from bench.records.record import Record, record_of, suite_cell, write_records
 from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options, Watcher, embed_corpus
 from runtime.corpus.journal import PartRecord

@@ -17,18 +17,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.evaluation import Settings, evaluate_towers
-from bench.layouts import read
-from bench.page import write_page
-from bench.retrieval_report import RetrievalReport
-from bench.search import Search, named_searches
-from bench.tables import Order, print_report
+from bench.accuracy.evaluation import Settings, evaluate_towers
+from bench.accuracy.retrieval_report import RetrievalReport
+from bench.accuracy.searches import Search, named_searches
+from bench.datasets import read
+from bench.reporting.retrieval_page import write_page
+from bench.reporting.retrieval_table import Order, print_report
 from export.checkpoint import towers_from_checkpoint
-from export.progress import progress_bars
+from export.commands.progress import progress_bars
 from export.repository import Export, ExportOptions, repository_from_towers
 from export.variants import FP32
-from runtime.commands import ErrorReportingCommand
-from runtime.languages import english_name
+from runtime.commands.errors import ErrorReportingCommand
+from runtime.preprocessing.languages import english_name
 
 __all__ = ["SEARCHES", "app"]
 

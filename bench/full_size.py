@@ -2,8 +2,8 @@
 
     python -m bench.full_size [VARIANT …] --work FOLDER
 
-No network is needed: architectures come from open_clip, transformers and ``export/published.py``, the
-tokenizers from the sample checkpoints (a tokenizer's size changes nothing in a tower). Each variant is
+No network is needed: architectures come from open_clip, transformers and ``export/families/published.py``,
+the tokenizers from the sample checkpoints (a tokenizer's size changes nothing in a tower). Each variant is
 built, exported and removed in processes of its own, so that peak memory is that variant's alone.
 """
 
@@ -24,13 +24,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from export.published import VARIANTS
+from bench.models.samples import CHECKPOINTS
+from export.families.published import VARIANTS
 from runtime.cosines import highest, lowest
 from runtime.errors import BabeltowerError
 
 __all__ = ["FullSizeResult", "checkpoint_from_variant", "in_process", "measure_variant"]
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -55,7 +55,7 @@ class FullSizeResult:
     dims: tuple[int, ...]
 
 
-def checkpoint_from_variant(name: str, folder: Path, *, samples: Path = SAMPLES, seed: int = 0) -> None:
+def checkpoint_from_variant(name: str, folder: Path, *, samples: Path = CHECKPOINTS, seed: int = 0) -> None:
     """Write a published variant with random weights in its published format.
 
     Raises:
@@ -121,7 +121,7 @@ def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
 def _write_open_clip(facts: Mapping[str, Any], folder: Path, samples: Path) -> None:
     from safetensors.torch import save_file
 
-    from export.open_clip_checkpoint import architecture_config, model_from_config, text_config_of
+    from export.families.open_clip_checkpoint import architecture_config, model_from_config, text_config_of
 
     config = architecture_config(facts["open_clip"])
     text_config = text_config_of(folder, str(config["text_cfg"]["hf_model_name"]))

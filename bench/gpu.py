@@ -25,20 +25,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.records import Record, artefact_sha256, interval, record_of, write_records
+from bench.models.samples import sample_checkpoints
+from bench.records.record import Record, artefact_sha256, interval, record_of, write_records
 from export.repository import ExportOptions, repository_from_checkpoint
-from export.tensorrt_engine import require_compiler
-from export.tensorrt_options import EngineOptions
+from export.tensorrt.engine import require_compiler
+from export.tensorrt.options import EngineOptions
 from export.variants import FORMS, Form
 from runtime.backends import Engine, open_backend
+from runtime.backends.plans import DeviceFacts, PlanManifest
 from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError, ParityError
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles
-from runtime.plans import DeviceFacts, PlanManifest
 
-__all__ = ["Grid", "checkpoints_of_samples", "forms_of_gpu", "qualify"]
+__all__ = ["Grid", "forms_of_gpu", "qualify"]
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _FP8_SINCE = (8, 9)
 
 
@@ -50,11 +50,6 @@ class Grid:
     sequences: tuple[int, ...] = (16, 32, 77)
     repeats: int = 50
     warm_up: int = 5
-
-
-def checkpoints_of_samples() -> list[Path]:
-    """The checkpoints that come with the source tree."""
-    return sorted(path for path in SAMPLES.iterdir() if path.is_dir())
 
 
 def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
@@ -187,7 +182,7 @@ def main(
     options = ExportOptions(captions_per_language=captions_per_language)
     records: list[Record] = []
     faults: list[str] = []
-    for checkpoint in [*(checkpoints_of_samples() if samples else ()), *(checkpoints or ())]:
+    for checkpoint in [*(sample_checkpoints() if samples else ()), *(checkpoints or ())]:
         console.print(f"{checkpoint.name} …")
         try:
             found, refusal = qualify(checkpoint, repository, device, grid=Grid(), options=options)

@@ -23,16 +23,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import environment
+from bench.models.samples import ROOT, sample_checkpoint
+from bench.records.environment import environment
 from runtime.backends import Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
 from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
 from runtime.manifest import Modality, Precision
 
 __all__ = ["Cell", "app", "cells_from_vectors", "vectors_from_samples"]
 
-_ROOT = Path(__file__).resolve().parents[1]
 _SAMPLE = "nllb-clip"
 
 VARIANTS: Mapping[str, tuple[Kind, Settings]] = {
@@ -63,7 +63,7 @@ class Cell:
 
 def vectors_from_samples(model: str | Path, folder: Path, *, threads: int) -> dict[Modality, Path]:
     """Embed the samples' captions, of all languages, and their held-out pictures in FP32 on ONNX Runtime."""
-    emoji = _ROOT / "samples" / "emoji"
+    emoji = ROOT / "samples" / "emoji"
     engine = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=1, threads=threads)
     captions = Options(columns=Columns(text="caption", language="flores"), engine=engine)
     pictures = Options(columns=Columns(id="emoji", image="image"), engine=engine)
@@ -125,9 +125,9 @@ def index(
 def _sample_model() -> Path:
     from export import repository_from_checkpoint
 
-    model = _ROOT / "build" / "repository" / _SAMPLE
+    model = ROOT / "build" / "repository" / _SAMPLE
     if not model.with_name(f"{_SAMPLE}.babeltower.json").is_file():
-        repository_from_checkpoint(_ROOT / "samples" / "checkpoints" / _SAMPLE, model.parent, name=_SAMPLE)
+        repository_from_checkpoint(sample_checkpoint(_SAMPLE), model.parent, name=_SAMPLE)
     return model
 
 

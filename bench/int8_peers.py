@@ -24,25 +24,25 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import environment
+from bench.models.samples import ROOT, sample_checkpoints
+from bench.records.environment import environment
 from export.checkpoint import towers_from_checkpoint
-from export.int8 import Target, int8_from_onnx, recipe_for
-from export.progress import progress_bars
-from export.quantise import QuantiseOptions, Study, study_of_towers
+from export.commands.progress import progress_bars
+from export.precision.int8 import Target, int8_from_onnx, recipe_for
 from export.retrieval.comparison import Direction, compare_language
 from export.retrieval.metrics import Protocol
 from export.retrieval.vectors import Vectors
-from export.sensitivity_trials import embedded
+from export.sensitivity.quantize import QuantiseOptions, Study, study_of_towers
+from export.sensitivity.trials import embedded
 from runtime.backends import GRAPH_ENGINES, Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.cosines import mean_cosine
-from runtime.errors import DatasetError, EngineError
+from runtime.errors import EngineError
 from runtime.manifest import Modality
 
 __all__ = ["SCHEMA", "app", "peer_figures"]
 
 SCHEMA = "babeltower-int8-peers/1"
-SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 Quantise = Callable[[Path, Path, Batches], Path]
@@ -96,7 +96,7 @@ def by_modelopt(python: Path, method: str) -> Quantise:
         arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
         data = graph.with_suffix(".npz")
         np.savez(data, **arrays)  # type: ignore[arg-type]
-        script = Path(__file__).with_name("modelopt_graph.py")
+        script = ROOT / "bench" / "peers" / "isolated" / "modelopt_graph.py"
         command = [str(python), str(script), str(source), str(graph), str(data), method]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not graph.is_file():
@@ -150,14 +150,13 @@ def int8_peers(
     """Quantise the samples with every library, and print what each loses."""
     console = Console()
     rows = []
-    for name in samples or sorted(path.name for path in SAMPLES.iterdir() if path.is_dir()):
-        if not (SAMPLES / name).is_dir():
-            raise DatasetError(f"No sample checkpoint {name!r} in {SAMPLES.name}; run from a checkout.")
+    for checkpoint in sample_checkpoints(samples or ()):
+        name = checkpoint.name
         options = QuantiseOptions(
             engine=Engine.ONNXRUNTIME,
             captions_per_language=None if all_captions else captions_per_language,
         )
-        towers = towers_from_checkpoint(SAMPLES / name)
+        towers = towers_from_checkpoint(checkpoint)
         with tempfile.TemporaryDirectory() as work, progress_bars(console) as progress:
             study = study_of_towers(towers, name, Path(work), options, progress)
             for engine in GRAPH_ENGINES:

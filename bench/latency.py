@@ -7,7 +7,7 @@
 Every tower × engine × precision is opened in processes of its own, several times; the processes that are
 open together take turns, so that a drift of the machine hits all of them alike. Wall time tells what a
 caller waits, CPU time what a core pays. No time counts before the vectors were compared with FP32's. Each
-result stands beside the limit of this machine (``bench/roofline.py``).
+result stands beside the limit of this machine (``bench/timing/roofline.py``).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.graph_costs import cost_of_graph
-from bench.latency_tables import print_footprints, print_latencies, wide_console
-from bench.measured_inputs import Shape, inputs_of_shape, shapes_of
+from bench.models.sample_exports import ENGINES_OF, FAMILIES, sample_exports
 from bench.peaks import measure_peaks
-from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
-from bench.roofline import cost_settings
-from bench.sample_exports import ENGINES_OF, FAMILIES, sample_exports
-from bench.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
-from export.limits import LIMITS
+from bench.records.record import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
+from bench.reporting.latency_tables import print_footprints, print_latencies, wide_console
+from bench.timing.graph_costs import cost_of_graph
+from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
+from bench.timing.roofline import cost_settings
+from bench.timing.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
+from export.parity.limits import LIMITS
 from runtime.backends import Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
@@ -70,7 +70,7 @@ class Plan:
     Attributes:
         processes: Times that every graph is opened anew; intervals come from what these differ by.
         turns: Of each process over its shapes.
-        worker: What is started as a process; see ``bench.timed_process``.
+        worker: What is started as a process; see ``bench.timing.timed_process``.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)

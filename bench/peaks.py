@@ -27,7 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.records import Record, interval, record_of, suite_cell, write_records
+from bench.records.record import Record, interval, record_of, suite_cell, write_records
 from runtime.errors import BabeltowerError
 
 __all__ = ["PEAKS", "READ_MB", "Sampler", "measure_peaks", "peak_samplers", "print_peaks"]

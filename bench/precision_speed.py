@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bench.footprint import footprint_of
+from bench.models.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
 from bench.peaks import peak_samplers
-from bench.records import (
+from bench.records.record import (
     Record,
     artefact_sha256,
     interval,
@@ -36,8 +36,8 @@ from bench.records import (
     records_to_keep,
     write_records,
 )
-from bench.speed_artefacts import Artefact, artefacts_of, random_inputs, torch_towers
-from bench.speed_cells import (
+from bench.timing.footprint import footprint_of
+from bench.timing.speed_cells import (
     CASES,
     NNCF,
     PEAK,
@@ -47,7 +47,7 @@ from bench.speed_cells import (
     share_of_peak,
     verdicts_of_cells,
 )
-from export.matrix_products import operations_by_product
+from export.graphs.matrix_products import operations_by_product
 from runtime.backends import open_backend
 from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError

@@ -19,21 +19,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import environment
-from export.limits import LIMITS
-from export.progress import progress_bars
+from bench.models.samples import sample_checkpoints
+from bench.records.environment import environment
+from export.commands.progress import progress_bars
+from export.parity.limits import LIMITS
 from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
 from export.retrieval.comparison import Direction
 from export.variants import forms_for, possible_forms
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.cosines import lowest
-from runtime.errors import DatasetError
 from runtime.manifest import Manifest, Precision
 
 __all__ = ["SCHEMA", "app", "rows_from_manifest"]
 
 SCHEMA = "babeltower-precisions/1"
-SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "checkpoints"
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 
 app = typer.Typer(add_completion=False)
@@ -94,14 +93,11 @@ def precisions(
         captions_per_language=None,
         threads=threads,
     )
-    for name in samples or sorted(path.name for path in SAMPLES.iterdir() if path.is_dir()):
-        if not (SAMPLES / name).is_dir():
-            raise DatasetError(f"No sample checkpoint {name!r} in {SAMPLES.name}; run from a checkout.")
+    for checkpoint in sample_checkpoints(samples or ()):
+        name = checkpoint.name
         console.rule(name)
         with progress_bars(console) as progress:
-            done = repository_from_checkpoint(
-                SAMPLES / name, work, name=name, options=options, progress=progress
-            )
+            done = repository_from_checkpoint(checkpoint, work, name=name, options=options, progress=progress)
         rows += rows_from_manifest(done.manifest)
         languages[name] = {
             key: variant.parity["retrieval"] for key, variant in done.manifest.variants.items()

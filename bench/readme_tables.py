@@ -18,7 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.record_tables import (
+from bench.models.samples import ROOT
+from bench.records.record import Record, read_records
+from bench.reporting.record_tables import (
     corpus_table,
     costs_table,
     peer_errors_table,
@@ -30,13 +32,11 @@ from bench.record_tables import (
     server_table,
     speed_table,
 )
-from bench.records import Record, read_records
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
-__all__ = ["RESULTS", "ROOT", "TABLES", "Table", "app", "pages", "rendered", "table_from_results"]
+__all__ = ["RESULTS", "TABLES", "Table", "app", "pages", "rendered", "table_from_results"]
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 _BEGIN = re.compile(r"<!-- table: (?P<name>[\w-]+) -->")

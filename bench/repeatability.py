@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.peers.verdicts import Verdict, verdicts_of
-from bench.records import Record, read_records, require_one_environment
-from bench.statistics import bootstrap_median_interval, bootstrap_ratio_interval
-from runtime.commands import ErrorReportingCommand
+from bench.records.record import Record, read_records, require_one_environment
+from bench.records.statistics import bootstrap_median_interval, bootstrap_ratio_interval
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
 __all__ = ["Agreement", "agreements", "app"]

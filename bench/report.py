@@ -17,13 +17,13 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 
 import typer
 
-from bench.report_data import results_from_paths
-from bench.report_page import page_from_results
-from runtime.commands import ErrorReportingCommand
+from bench.models.samples import ROOT
+from bench.reporting.suite_data import results_from_paths
+from bench.reporting.suite_page import page_from_results
+from runtime.commands.errors import ErrorReportingCommand
 
 __all__ = ["app"]
 
-_ROOT = Path(__file__).resolve().parents[1]
 
 app = typer.Typer(add_completion=False)
 
@@ -37,12 +37,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Page to write; index.html beside the results.")] = None,
 ) -> None:
     """Write the page."""
-    measured = _ROOT / "build" / "bench"
-    paths = results or [measured if any(measured.glob("*.json")) else _ROOT / "bench" / "results"]
+    measured = ROOT / "build" / "bench"
+    paths = results or [measured if any(measured.glob("*.json")) else ROOT / "bench" / "results"]
     found = results_from_paths(paths)
     if out is None:
         beside = paths[0] if paths[0].is_dir() else paths[0].parent
-        out = measured / "index.html" if beside == _ROOT / "bench" / "results" else beside / "index.html"
+        out = measured / "index.html" if beside == ROOT / "bench" / "results" else beside / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.draft")
     draft.write_text(page_from_results(found), encoding="utf-8")

@@ -21,9 +21,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.evaluation import Settings, evaluate, evaluate_sample
-from bench.language_maps import LanguageMap
-from bench.layouts import (
+from bench.accuracy.evaluation import Settings, evaluate, evaluate_sample
+from bench.accuracy.retrieval_report import Evaluation, RetrievalReport
+from bench.accuracy.searches import sample_searches
+from bench.datasets import (
     LAYOUTS,
     CaptionChoice,
     MissingImages,
@@ -32,16 +33,15 @@ from bench.layouts import (
     Translator,
     read,
 )
-from bench.page import write_page
-from bench.retrieval_report import Evaluation, RetrievalReport
-from bench.sample_jobs import SAMPLE_REPOSITORY, jobs_of, numbered
-from bench.search import sample_searches
-from bench.tables import Order, print_report
-from bench.turned import write_turned
-from export.progress import progress_bars
+from bench.datasets.language_maps import LanguageMap
+from bench.models.samples import SAMPLE_REPOSITORY, jobs_of, numbered
+from bench.reporting.retrieval_page import write_page
+from bench.reporting.retrieval_table import Order, print_report
+from bench.reporting.turned import write_turned
+from export.commands.progress import progress_bars
 from export.retrieval.metrics import Protocol
 from runtime.backends import Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.manifest import Precision
 
 __all__ = ["app", "retrieval_report"]
@@ -63,7 +63,7 @@ def retrieval_report(
     Args:
         checkpoint: Folder, ``.ckpt`` file or hub name.
         model: ``REPOSITORY/NAME``, exported from that checkpoint.
-        dataset: From ``bench.layouts.read``.
+        dataset: From ``bench.datasets.read``.
 
     Raises:
         BabeltowerError: the checkpoint, the model or an image cannot be read, or they do not belong together.

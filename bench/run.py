@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.records import read_records
-from runtime.commands import ErrorReportingCommand
+from bench.models.samples import ROOT
+from bench.records.record import read_records
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError, InputError
 
 __all__ = ["Outcome", "Step", "app", "run_steps", "steps_into"]
 
-_ROOT = Path(__file__).resolve().parents[1]
 
 app = typer.Typer(add_completion=False)
 
@@ -87,7 +87,7 @@ def run_steps(steps: Sequence[Step], console: Console) -> list[Outcome]:
         if step.records is not None:
             step.records.unlink(missing_ok=True)
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, *step.arguments], check=False, cwd=_ROOT)
+        done = subprocess.run([sys.executable, *step.arguments], check=False, cwd=ROOT)
         outcomes.append(Outcome(step.name, time.perf_counter() - started, _fault(step, done.returncode)))
     return outcomes
 

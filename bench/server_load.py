@@ -21,9 +21,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from bench.records import Record, artefact_sha256, record_of, suite_cell, write_records
-from export.load import Load, text_requests
+from bench.records.record import Record, artefact_sha256, record_of, suite_cell, write_records
 from export.tuning.inputs import languages_for, realistic_texts
+from export.tuning.load_generator import Load, text_requests
 from export.tuning.operation import Operation, TunedFiles, operation_of_model, tuned_files
 from export.tuning.served import ServedModel
 from runtime.encoder import Encoder

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from bench.environment import environment
-from bench.memory_trend import Trend, trend_of_samples
-from bench.soak_requests import BAD_EVERY, Request, requests_of_soak
+from bench.records.environment import environment
+from bench.records.memory_trend import Trend, trend_of_samples
+from bench.timing.soak_requests import BAD_EVERY, Request, requests_of_soak
 from runtime.manifest import Manifest
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 

@@ -23,15 +23,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.full_size import in_process
-from bench.records import Record, record_of, write_records
-from bench.speed_artefacts import calibration_batches, fp32_graph
-from export.tensorrt_engine import engine_from_onnx
-from export.tensorrt_kernels import expected_types
-from export.tensorrt_options import EngineOptions, default_profiles
-from export.tensorrt_variant import tensorrt_graph
+from bench.models.speed_artefacts import calibration_batches, fp32_graph
+from bench.records.record import Record, record_of, write_records
+from export.tensorrt.engine import engine_from_onnx
+from export.tensorrt.kernels import expected_types
+from export.tensorrt.options import EngineOptions, default_profiles
+from export.tensorrt.variant import tensorrt_graph
+from runtime.backends.plans import AHEAD_OF_TIME, Compiler
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality, Precision
-from runtime.plans import AHEAD_OF_TIME, Compiler
 
 __all__ = ["TOWERS", "Build", "Tower", "build"]
 

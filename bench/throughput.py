@@ -31,21 +31,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.graph_costs import cost_of_graph
 from bench.latency import Group, Plan, chosen_groups, onnx_of, stored_shapes
-from bench.latency_tables import wide_console
-from bench.load_curve import draw_load_curve
-from bench.measured_inputs import Shape
 from bench.peaks import measure_peaks
-from bench.records import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
-from bench.roofline import Peaks, cost_settings, peaks_from_records, share_of_limit
-from bench.server_requests import open_loop
-from bench.statistics import bootstrap_median_interval
-from bench.timed_process import GraphSpec, Rates, TimedProcess
-from export.load import Load, image_requests, load_of_server, text_requests
+from bench.records.record import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
+from bench.records.statistics import bootstrap_median_interval
+from bench.reporting.latency_tables import wide_console
+from bench.reporting.load_curve import draw_load_curve
+from bench.timing.graph_costs import cost_of_graph
+from bench.timing.measured_inputs import Shape
+from bench.timing.roofline import Peaks, cost_settings, peaks_from_records, share_of_limit
+from bench.timing.server_requests import open_loop
+from bench.timing.timed_process import GraphSpec, Rates, TimedProcess
 from export.retrieval.sample_set import sample_retrieval_set
+from export.tuning.load_generator import Load, image_requests, load_of_server, text_requests
 from runtime.backends import Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError, EngineError
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision

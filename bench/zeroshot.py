@@ -21,17 +21,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.classification.evaluation import classify, classify_sample
-from bench.classification.sets import Prompts
-from bench.classification.table import print_classification
-from bench.evaluation import Settings
-from bench.language_maps import LanguageMap
-from bench.layouts import CLASS_LAYOUTS, read_classes
-from bench.sample_jobs import SAMPLE_REPOSITORY, jobs_of, numbered
-from bench.tables import Order
-from export.progress import progress_bars
+from bench.accuracy.classification import classify, classify_sample
+from bench.accuracy.evaluation import Settings
+from bench.datasets import CLASS_LAYOUTS, read_classes
+from bench.datasets.class_sets import Prompts
+from bench.datasets.language_maps import LanguageMap
+from bench.models.samples import SAMPLE_REPOSITORY, jobs_of, numbered
+from bench.reporting.classification_table import print_classification
+from bench.reporting.retrieval_table import Order
+from export.commands.progress import progress_bars
 from runtime.backends import Engine
-from runtime.commands import ErrorReportingCommand
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.manifest import Precision
 
 __all__ = ["app"]

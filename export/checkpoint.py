@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export.adapters import Adapter, adapter_from_folder, is_adapter, named_base
 from export.families import FAMILIES, Family, LoadOptions
 from export.towers import Towers
-from export.weights import WEIGHT_SUFFIXES, in_one_line
+from export.weights.adapters import Adapter, adapter_from_folder, is_adapter, named_base
+from export.weights.tensors import WEIGHT_SUFFIXES, in_one_line
 from runtime.errors import BabeltowerError, CheckpointError
 
 __all__ = ["family_of_checkpoint", "folder_from_name", "towers_from_checkpoint"]

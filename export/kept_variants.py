@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.expectations import Expected
-from export.limits import LIMITS
+from export.parity.expectations import Expected
+from export.parity.limits import LIMITS
 from export.towers import Towers
 from runtime.errors import BabeltowerError, ManifestError
 from runtime.fingerprints import is_former
-from runtime.image import decode
 from runtime.manifest import Manifest, Precision, Variant
+from runtime.preprocessing.image import decode
 from runtime.probes import Probes
 
 __all__ = ["Kept", "kept_variants"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from export.published import LICENCES
+from export.families.published import LICENCES
 
 __all__ = ["licence_of_folder", "licence_with_adapter"]
 

@@ -15,23 +15,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.checkpoint import towers_from_checkpoint
-from export.expectations import Expected, expected_of_reference
-from export.frontends import frontends_from_model
-from export.gate import GateReference, gate_reference
-from export.int8 import Int8Recipe
 from export.kept_variants import Kept, kept_variants
-from export.limits import LIMITS
 from export.onnx_graph import onnx_from_tower
-from export.parity import ParityReport, measure_parity
-from export.probe_set import probes_from_expected, with_opening_probes
+from export.parity.expectations import Expected, expected_of_reference
+from export.parity.gate import GateReference, gate_reference
+from export.parity.limits import LIMITS
+from export.parity.measure import ParityReport, measure_parity
+from export.parity.probe_set import probes_from_expected, with_opening_probes
+from export.precision.calibration import CalibrationSet, CalibrationSize, calibration_from_path
+from export.precision.int8 import Int8Recipe
 from export.publishing import publish, remove_unlisted, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import Progress
-from export.tower_folders import TOKENIZER, tower_metadata, write_tower
 from export.towers import Towers
+from export.triton.frontends import frontends_from_model
+from export.triton.tower_folders import TOKENIZER, tower_metadata, write_tower
 from export.variants import FP32, Form
 from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
@@ -46,8 +46,8 @@ from runtime.manifest import (
     require_name,
     tower_folder_name,
 )
+from runtime.preprocessing.text import Tokenizer
 from runtime.probes import probes_path
-from runtime.text import Tokenizer
 
 __all__ = [
     "Export",

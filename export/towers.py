@@ -116,7 +116,7 @@ class Towers:
 
     ``tokenizer_json`` is the text of a ``tokenizers`` file; ``languages`` are FLORES-200 codes.
     ``source`` records where the weights came from. ``fingerprint`` is empty until
-    ``export.fingerprints.with_fingerprint`` has computed it.
+    ``export.fingerprint.fingerprints.with_fingerprint`` has computed it.
     """
 
     family: str

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.activation_ranges import activation_ranges
-from export.bf16 import bf16_from_onnx
-from export.calibration import CalibrationSet
-from export.fp16 import fp16_from_onnx
-from export.graph_files import copy_graph
-from export.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
-from export.tensorrt_variant import TensorRtGraph, plan_maker, require_gpu
+from export.graphs.files import copy_graph
+from export.precision.activation_ranges import activation_ranges
+from export.precision.bf16 import bf16_from_onnx
+from export.precision.calibration import CalibrationSet
+from export.precision.fp16 import fp16_from_onnx
+from export.precision.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import GRAPH_ENGINES, Engine, require_computes
 from runtime.errors import EngineError, ExportError
 from runtime.manifest import Modality, Precision, variant_name

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from runtime.backends import Engine
     from runtime.embeddings import Encoding
     from runtime.encoder import Encoder
+    from runtime.indexes.exact import Index
     from runtime.indexes.vector_index import VectorIndex
-    from runtime.languages import flores_from_code
     from runtime.manifest import Manifest, Modality, Precision
-    from runtime.search import Index
+    from runtime.preprocessing.languages import flores_from_code
     from runtime.zeroshot import Classifier
 
 __all__ = [
@@ -56,12 +56,12 @@ _MODULES = {
     "Encoder": "runtime.encoder",
     "Encoding": "runtime.embeddings",
     "Engine": "runtime.backends",
-    "Index": "runtime.search",
+    "Index": "runtime.indexes.exact",
     "Manifest": "runtime.manifest",
     "Modality": "runtime.manifest",
     "Precision": "runtime.manifest",
     "VectorIndex": "runtime.indexes.vector_index",
-    "flores_from_code": "runtime.languages",
+    "flores_from_code": "runtime.preprocessing.languages",
 }
 
 

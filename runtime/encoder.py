@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from runtime.backends import Engine
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import InputError
-from runtime.image import ImageSource
 from runtime.manifest import Precision
+from runtime.preprocessing.image import ImageSource
 from runtime.towers import Stats
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Encoder(ABC):
             UnansweredError: the server went away; it names the texts without an answer.
 
         Source:
-            Tokens: ``runtime/text.py``. Pooling and projection: ``export/families/``.
+            Tokens: ``runtime/preprocessing/text.py``. Pooling and projection: ``export/families/``.
         """
         parts = self.iter_texts(
             texts, language, dim=dim, encoding=encoding, max_batch_tokens=max_batch_tokens
@@ -210,7 +210,8 @@ class Encoder(ABC):
 
         Args:
             images: Paths, bytes of image files, PIL images or uint8 (height, width, 3) arrays. Files are of
-                the formats of ``runtime.image_formats.FORMATS``. Paths and bytes are decoded on all threads;
+                the formats of ``runtime.preprocessing.image_formats.FORMATS``.
+                Paths and bytes are decoded on all threads;
                 PIL images and arrays are copied on the calling one, before the next image is asked for, and
                 a file is read when its batch is.
             dim: One of ``dims``; the full width by default.
@@ -228,7 +229,7 @@ class Encoder(ABC):
             UnansweredError: the server went away; it names the images without an answer.
 
         Source:
-            Pixels: ``runtime/image.py``. Normalisation and tower: ``export/families/``.
+            Pixels: ``runtime/preprocessing/image.py``. Normalisation and tower: ``export/families/``.
         """
         parts = self.iter_images(images, dim=dim, encoding=encoding, batch_size=batch_size)
         return np.concatenate([no_vectors(dim or self.dim, encoding), *parts])

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine
-from runtime.batching import TokenBatch, windows
 from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError
-from runtime.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.manifest import Manifest, Modality, Precision, Variant
-from runtime.opening import LOGGER, Checks
-from runtime.opening_cache import PassCache, default_cache_folder
-from runtime.opening_check import OpeningCheck
-from runtime.text import Text, Tokenizer, TokenRow, texts_with_languages
+from runtime.opening.cache import PassCache, default_cache_folder
+from runtime.opening.model_check import OpeningCheck
+from runtime.opening.tower_check import LOGGER, Checks
+from runtime.preprocessing.batching import TokenBatch, windows
+from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
+from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class LocalEncoder(Encoder):
     def vectors_from_pixels(
         self, pixels: NDArray[np.uint8], *, dim: int | None = None
     ) -> NDArray[np.float32]:
-        """Second stage of images, after ``runtime.image``: one run of the image tower.
+        """Second stage of images, after ``runtime.preprocessing.image``: one run of the image tower.
 
         Args:
             pixels: uint8 (images, 3, height, width).

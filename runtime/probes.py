@@ -16,9 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import padded_batch
 from runtime.errors import ManifestError
 from runtime.manifest import FileRecord, verify_file
+from runtime.preprocessing.batching import padded_batch
 
 __all__ = ["Probes", "opening_images", "opening_texts", "probes_path", "token_runs"]
 

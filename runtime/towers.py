@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, Engine, open_backend
-from runtime.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
+from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ImageError
-from runtime.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
-from runtime.plan_checks import require_plan_of_tower
-from runtime.text import Text, Tokenizer
+from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
+from runtime.preprocessing.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
+from runtime.preprocessing.text import Text, Tokenizer
 
 __all__ = ["GraphOpener", "ImageTower", "Stats", "TextTower"]
 

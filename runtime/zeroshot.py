@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from runtime.cosines import require_directions, unit_rows
 from runtime.encoder import Encoder
 from runtime.errors import InputError, LanguageError
-from runtime.image import ImageSource
-from runtime.languages import flores_from_code
+from runtime.preprocessing.image import ImageSource
+from runtime.preprocessing.languages import flores_from_code
 
 __all__ = [
     "Classifier",

@@ -31,7 +31,7 @@ from samples.sources import (
 )
 
 ROOT = Path(__file__).resolve().parent
-LANGUAGES = ROOT.parent / "runtime" / "languages.csv"
+LANGUAGES = ROOT.parent / "runtime" / "preprocessing" / "languages.csv"
 N_EMOJI = 1911
 N_LANGUAGES = 106
 N_LOCALES_WITH_NAMES = 160

@@ -1,8 +1,9 @@
-"""Build ``runtime/language_tags.json``, CLDR's and IANA's facts about language codes, from npm packages.
+"""Build ``runtime/preprocessing/language_tags.json``, facts of CLDR and IANA from npm.
 
     python -m samples.languages [--npm-folder FOLDER]
 
-Kept is only what can decide or explain a row of ``runtime/languages.csv``; run it again when a row is added.
+Kept is only what can decide or explain a row of ``runtime/preprocessing/languages.csv``; run it again when a
+row is added.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TAGS = LANGUAGES.with_name("language_tags.json")
 
 def main() -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(description="Build runtime/language_tags.json from npm packages.")
+    parser = argparse.ArgumentParser(description="Build the file of language tags from npm packages.")
     parser.add_argument(
         "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it"
     )

@@ -1,4 +1,4 @@
-"""Write ``export/probes.json``: eight emoji names a language, which every export is compared on.
+"""Write ``export/parity/probes.json``: eight emoji names a language, which every export is compared on.
 
 python -m samples.probes
 """
@@ -13,7 +13,7 @@ from samples import dataset
 _PROBED = ("🐈", "🌋", "🚲", "🍇", "👩‍🚀", "🏳️‍🌈", "🎻", "🇧🇷")
 """Short and long names, compounds and place names; most languages name all eight."""
 
-TARGET = Path(__file__).resolve().parent.parent / "export" / "probes.json"
+TARGET = Path(__file__).resolve().parent.parent / "export" / "parity" / "probes.json"
 
 
 def main() -> None:

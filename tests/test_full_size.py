@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.full_size import checkpoint_from_variant, measure_variant
-from export.published import VARIANTS
+from export.families.published import VARIANTS
 from runtime.errors import BabeltowerError
 
 

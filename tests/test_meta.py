@@ -19,7 +19,7 @@ from document_blocks import blocks_of, commands_of, make_targets, run_command, r
 from sample_models import ROOT, Exported
 from typer.testing import CliRunner
 
-from export.cli import app
+from export.commands.export import app
 
 PACKAGES = ("runtime", "export", "bench", "samples")  # what a server alone imports is left out
 HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
@@ -45,7 +45,7 @@ def test_all_names_what_is_there(name: str) -> None:
         assert hasattr(module, public)
 
 
-@pytest.mark.parametrize("module", ["runtime", "export", "export.cli"])
+@pytest.mark.parametrize("module", ["runtime", "export", "export.commands.export"])
 def test_imports_are_light(module: str) -> None:
     code = f"import {module}, sys, time, json; print(json.dumps([time.process_time(), sorted(sys.modules)]))"
     seconds, loaded = json.loads(fresh_python(code))
@@ -150,6 +150,6 @@ def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None
 
 
 def test_the_base_install_says_what_exporting_needs(clean_python: Path, tmp_path: Path) -> None:
-    result = run_clean(clean_python, "-m", "export.cli", "export", str(ROOT), str(tmp_path / "r"))
+    result = run_clean(clean_python, "-m", "export.commands.export", "export", str(ROOT), str(tmp_path / "r"))
     assert result.returncode == 1
     assert "babeltower[export]" in result.stderr

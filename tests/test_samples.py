@@ -10,8 +10,8 @@ import pytest
 import torch
 from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
 
-from bench.evaluation import Settings, evaluate
-from bench.layouts import read
+from bench.accuracy.evaluation import Settings, evaluate
+from bench.datasets import read
 from export.retrieval.comparison import Direction
 from samples import dataset
 
@@ -95,7 +95,7 @@ def test_mrl_heads_retrieve_too(name: str, exported: Exported) -> None:
 
 
 def test_captions_know_their_language_table() -> None:
-    from runtime.languages import flores_from_code
+    from runtime.preprocessing.languages import flores_from_code
 
     pairs = {(c.flores, c.bcp47) for c in dataset.load_captions()}
     assert all(flores_from_code(bcp47) == flores for flores, bcp47 in pairs)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import windows
 from runtime.errors import BabeltowerError, ImageError
-from runtime.image import decode, pixels_from_image
+from runtime.preprocessing.batching import windows
+from runtime.preprocessing.image import decode, pixels_from_image
 from triton_models.answers import Failure, Tower, Vectors, failure_from_error, require_vectors
 from triton_models.counters import Counters
 from triton_models.spec import ImageLimits, ImageSpec

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtime.batching import RUN_OVERHEAD
 from runtime.errors import InputError, ManifestError
 from runtime.manifest import ImagePreprocessing, TextPreprocessing
+from runtime.preprocessing.batching import RUN_OVERHEAD
 from runtime.typed_json import value_from_json
 
 __all__ = [

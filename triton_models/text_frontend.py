@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import TokenBatch, padded_batch, runs_from_lengths
 from runtime.errors import BabeltowerError, InputError
-from runtime.languages import code_among, flores_from_code
-from runtime.text import Text, Tokenizer, TokenRow
+from runtime.preprocessing.batching import TokenBatch, padded_batch, runs_from_lengths
+from runtime.preprocessing.languages import code_among, flores_from_code
+from runtime.preprocessing.text import Text, Tokenizer, TokenRow
 from triton_models.answers import Code, Failure, Tower, Vectors, failure_from_error, require_vectors
 from triton_models.counters import Counters, bucket_label
 from triton_models.spec import TextLimits, TextSpec

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from runtime.backends import Backend, Engine, Signature, TensorType, open_graph
 from runtime.errors import EngineError
 from runtime.manifest import Precision
-from runtime.opening import require_opening
-from runtime.opening_probes import OPENING_FILE, OpeningProbes
+from runtime.opening.probes import OPENING_FILE, OpeningProbes
+from runtime.opening.tower_check import require_opening
 
 __all__ = ["TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
 

@@ -18,14 +18,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.models.sample_exports import FAMILIES, sample_export
+from bench.models.samples import CHECKPOINTS
 from bench.peers.environments import FOLDER
 from bench.peers.measure import Processes, measure_case, processes
 from bench.peers.models import GivenModel, given_model
 from bench.peers.registry import OWN, PEERS, Peer
 from bench.peers.verdicts import error_table, peer_table, verdict_table, verdicts_of
-from bench.records import Record, write_records
-from bench.sample_exports import FAMILIES, SAMPLES, sample_export
-from runtime.commands import ErrorReportingCommand
+from bench.records.record import Record, write_records
+from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Modality, Precision
 
@@ -95,7 +96,7 @@ def peers(
             for precision, error in export.errors.items():
                 say(f"{name}: no {precision.value}: {error}")
             given = given_model(
-                SAMPLES / name, export.model, FOLDER / "models" / name, batches=batch or (1, 8, 32)
+                CHECKPOINTS / name, export.model, FOLDER / "models" / name, batches=batch or (1, 8, 32)
             )
             for modality in tower or Modality:
                 say(f"{name}: {modality.value}")

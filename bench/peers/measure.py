@@ -17,8 +17,8 @@ from bench.peers.environments import pins_of, python_of
 from bench.peers.models import N_TOKENS, Case, GivenModel
 from bench.peers.process import PeerError, PeerProcess
 from bench.peers.registry import Peer, Stage
-from bench.records import Record, record_of, suite_cell
-from export.limits import LIMITS
+from bench.records.record import Record, record_of, suite_cell
+from export.parity.limits import LIMITS
 from runtime.cosines import row_cosines, worst_rows
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality

@@ -1,6 +1,6 @@
 """What all peers of a run are given: the same weights, the same inputs, and the vectors that they must give.
 
-The reference is the library that the checkpoint is made for, in FP32 (``export/references.py``).
+The reference is the library that the checkpoint is made for, in FP32 (``export/families/references.py``).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _token_rows(towers: Towers, n: int) -> dict[str, NDArray[Any]]:
 
 def _pixel_rows(towers: Towers, n: int) -> dict[str, NDArray[Any]]:
     from export.retrieval.sample_set import sample_retrieval_set
-    from runtime.image import decode, pixels_from_image
+    from runtime.preprocessing.image import decode, pixels_from_image
 
     sources = sample_retrieval_set().images[:n]
     pixels = np.stack(
@@ -172,7 +172,7 @@ def _image_files(folder: Path, n: int) -> list[str]:
 def _reference_vectors(
     towers: Towers, modality: Modality, stage: Stage, arrays: Mapping[str, NDArray[Any]], language: str | None
 ) -> NDArray[np.float32]:
-    from runtime.image import decode
+    from runtime.preprocessing.image import decode
 
     reference = towers.reference
     if stage is Stage.PREPARED:
@@ -194,7 +194,7 @@ def _laid_out(checkpoint: Path, folder: Path) -> Path:
     _let_older_transformers_read(folder)
     config_file = folder / "open_clip_config.json"
     if config_file.is_file():
-        from export.open_clip_checkpoint import text_config_of
+        from export.families.open_clip_checkpoint import text_config_of
 
         config = json.loads(config_file.read_text(encoding="utf-8"))
         text = config["model_cfg"]["text_cfg"]
@@ -278,8 +278,8 @@ def _plain_roberta(roberta: Any) -> Any:
 
 def _calibration(towers: Towers, work: Path) -> dict[Modality, Path]:
     """The batches that this project's own INT8 graphs are calibrated on."""
-    from export.calibration import CalibrationSize, calibration_from_samples
-    from runtime.text import Tokenizer
+    from export.precision.calibration import CalibrationSize, calibration_from_samples
+    from runtime.preprocessing.text import Tokenizer
 
     tokenizer_file = work / "tokenizer.json"
     tokenizer_file.write_text(towers.tokenizer_json, encoding="utf-8")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.models.samples import ROOT
 from runtime.errors import BabeltowerError
 
 __all__ = ["PeerError", "PeerProcess"]
 
 _PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+")
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _WORKER = Path(__file__).resolve().parent / "isolated" / "worker.py"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _ONE_THREAD = {**dict.fromkeys(_THREADS, "1"), "TOKENIZERS_PARALLELISM": "false"}
@@ -46,7 +46,7 @@ class PeerProcess:
         environment = {**os.environ, **_ONE_THREAD, **_OFFLINE}
         environment.pop("PYTHONPATH", None)
         if sees_project:
-            environment["PYTHONPATH"] = str(_ROOT)
+            environment["PYTHONPATH"] = str(ROOT)
         self._process = subprocess.Popen(
             [str(python), str(worker), loop],
             stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ class PeerProcess:
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
-            cwd=_ROOT,
+            cwd=ROOT,
             env=environment,
         )
 

@@ -8,7 +8,7 @@ from statistics import median
 
 from rich.table import Table
 
-from bench.records import Record, interval, ratios_by_turn, require_one_environment
+from bench.records.record import Record, interval, ratios_by_turn, require_one_environment
 from runtime.errors import BabeltowerError
 
 __all__ = [

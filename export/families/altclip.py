@@ -10,18 +10,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from export.adapter_merge import Probe, merge_adapter, random_inputs
-from export.encoders import roberta_encoder_from_transformers
 from export.families.clip_processors import image_preprocessing_of, image_processor_of, tokenizer_of
+from export.families.encoders import roberta_encoder_from_transformers
 from export.families.family import Family, LoadOptions, file_of, folder_of
-from export.fingerprints import with_fingerprint
-from export.image_encoders import ClipVisionEncoder
+from export.families.image_encoders import ClipVisionEncoder
+from export.families.published import LICENCES, XLM_R_LANGUAGES
+from export.families.references import AltClipReference
+from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
+from export.fingerprint.fingerprints import with_fingerprint
 from export.licences import licence_of_folder, licence_with_adapter
-from export.published import LICENCES, XLM_R_LANGUAGES
-from export.references import AltClipReference
-from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
-from export.weights import (
+from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
+from export.weights.tensors import (
     chosen_weights,
     config_from_file,
     in_one_line,

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.families.family import Family, LoadOptions, file_of, folder_of
+from export.families.open_clip_checkpoint import checkpoint_from_folder, find_weights, text_model_type
 from export.families.open_clip_towers import towers_from_open_clip
-from export.open_clip_checkpoint import checkpoint_from_folder, find_weights, text_model_type
-from export.published import LICENCES
+from export.families.published import LICENCES
 from export.towers import Towers
-from export.weights import weight_files
+from export.weights.tensors import weight_files
 
 __all__ = ["FAMILY"]
 

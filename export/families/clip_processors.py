@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from export.tokenizers import TOKENIZER_FILES, complete_tokenizer, has_tokenizer, tokenizer_errors
-from export.weights import in_one_line
+from export.families.tokenizers import TOKENIZER_FILES, complete_tokenizer, has_tokenizer, tokenizer_errors
+from export.weights.tensors import in_one_line
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.adapters import Adapter
 from export.towers import Towers
+from export.weights.adapters import Adapter
 
 __all__ = ["Family", "LoadOptions", "file_of", "folder_of"]
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from export.families import nllb_clip_transformers
 from export.families.family import Family, LoadOptions, file_of, folder_of
+from export.families.open_clip_checkpoint import checkpoint_from_folder, find_weights, text_model_type
 from export.families.open_clip_towers import towers_from_open_clip
-from export.open_clip_checkpoint import checkpoint_from_folder, find_weights, text_model_type
-from export.published import LICENCES
+from export.families.published import LICENCES
 from export.towers import Towers
-from export.weights import config_from_file, names_in_short, state_dict_from_file, without_prefix
+from export.weights.tensors import config_from_file, names_in_short, state_dict_from_file, without_prefix
 from runtime.errors import CheckpointError
 
 __all__ = ["FAMILY"]

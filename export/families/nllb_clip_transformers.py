@@ -19,22 +19,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from export.adapter_merge import Probe, merge_adapter, random_inputs
-from export.encoders import m2m_encoder_from_transformers
 from export.families.clip_processors import (
     PROCESSOR_FILES,
     image_preprocessing_of,
     image_processor_of,
     tokenizer_of,
 )
+from export.families.encoders import m2m_encoder_from_transformers
 from export.families.family import LoadOptions, file_of, folder_of
-from export.fingerprints import with_fingerprint
-from export.image_encoders import ClipVisionEncoder
+from export.families.image_encoders import ClipVisionEncoder
+from export.families.references import NllbClipReference
+from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
+from export.fingerprint.fingerprints import with_fingerprint
 from export.licences import licence_of_folder, licence_with_adapter
-from export.references import NllbClipReference
-from export.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
-from export.weights import (
+from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
+from export.weights.tensors import (
     chosen_weights,
     config_from_file,
     in_one_line,

@@ -10,23 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.adapter_merge import Probe, merge_adapter, random_inputs
-from export.encoders import TextEncoder, m2m_encoder_from_transformers, roberta_encoder_from_transformers
+from export.families.encoders import (
+    TextEncoder,
+    m2m_encoder_from_transformers,
+    roberta_encoder_from_transformers,
+)
 from export.families.family import LoadOptions
-from export.fingerprints import with_fingerprint
-from export.image_encoders import image_encoder_from_open_clip
-from export.licences import licence_of_folder, licence_with_adapter
-from export.open_clip_checkpoint import OpenClipCheckpoint
-from export.published import XLM_R_LANGUAGES
-from export.references import OpenClipReference
-from export.tokenizers import (
+from export.families.image_encoders import image_encoder_from_open_clip
+from export.families.open_clip_checkpoint import OpenClipCheckpoint
+from export.families.published import XLM_R_LANGUAGES
+from export.families.references import OpenClipReference
+from export.families.tokenizers import (
     complete_tokenizer,
     preprocessing_from_tokenizer,
     tokenizer_errors,
     tokenizer_json,
 )
+from export.fingerprint.fingerprints import with_fingerprint
+from export.licences import licence_of_folder, licence_with_adapter
 from export.towers import ImageTower, MrlHeads, TextTower, Towers
-from export.weights import config_from_file
+from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
+from export.weights.tensors import config_from_file
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 

@@ -25,7 +25,7 @@ from export.retrieval.metrics import (
 )
 from export.retrieval.sets import Captions, RetrievalSet
 from export.retrieval.vectors import Vectors
-from runtime.languages import english_name
+from runtime.preprocessing.languages import english_name
 
 __all__ = [
     "Comparison",

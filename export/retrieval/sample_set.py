@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.calibration import columns_of_parquet, samples_folder
+from export.precision.calibration import columns_of_parquet, samples_folder
 from export.retrieval.sets import Captions, ImageBytes, RetrievalSet
 
 __all__ = ["sample_retrieval_set"]

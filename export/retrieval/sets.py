@@ -13,7 +13,7 @@ import numpy as np
 
 from export.retrieval.metrics import Int, Relevance
 from runtime.errors import DatasetError
-from runtime.languages import code_among
+from runtime.preprocessing.languages import code_among
 
 __all__ = [
     "CaptionChoice",

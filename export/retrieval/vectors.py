@@ -16,10 +16,10 @@ from PIL import Image
 
 from export.retrieval.metrics import Float, Int
 from export.retrieval.sets import Captions, ImageSource, RetrievalSet
-from runtime.batching import batches_from_rows, windows
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, LanguageError, ParityError
-from runtime.image import decode
+from runtime.preprocessing.batching import batches_from_rows, windows
+from runtime.preprocessing.image import decode
 
 if TYPE_CHECKING:  # they come with torch, which a page of finished figures does not need
     from export.towers import Reference, Towers

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from export.load import Load
+from export.tuning.load_generator import Load
 from export.tuning.operation import Operation
 
 __all__ = ["Confirmation", "confirmation_of_loads", "median_interval", "paired_loads"]

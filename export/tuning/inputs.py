@@ -7,12 +7,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.calibration import columns_of_parquet, samples_folder
-from export.load import image_requests, text_requests
+from export.precision.calibration import columns_of_parquet, samples_folder
+from export.tuning.load_generator import image_requests, text_requests
 from runtime.errors import InputError
-from runtime.image import decode
-from runtime.image_formats import IMAGE_SUFFIXES
 from runtime.manifest import Manifest, Modality
+from runtime.preprocessing.image import decode
+from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["image_files", "languages_for", "realistic_texts", "requests_for"]
 

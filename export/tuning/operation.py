@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.tower_config import TowerSettings, resettle, settings_of_config
+from export.triton.tower_config import TowerSettings, resettle, settings_of_config
 from runtime.backends import GRAPH_ENGINES
 from runtime.errors import ExportError
 from runtime.manifest import Manifest, Modality, Precision

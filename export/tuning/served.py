@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.load import Load, load_of_server
+from export.tuning.load_generator import Load, load_of_server
 from export.tuning.operation import Operation, TunedFiles, write_operation
 from export.tuning.search import Trial
 from runtime.cosines import row_cosines

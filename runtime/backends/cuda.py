@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError
-from runtime.plans import DeviceFacts
 
 __all__ = ["CudaDevice", "open_device"]
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.cuda import CudaDevice, open_device
+from runtime.backends.plan_checks import profile_for, require_fit, sizes_of_inputs
+from runtime.backends.plans import PlanManifest
 from runtime.errors import EngineError
 from runtime.manifest import Precision
-from runtime.plan_checks import profile_for, require_fit, sizes_of_inputs
-from runtime.plans import PlanManifest
 
 __all__ = ["MAX_CAPTURED", "TensorRtBackend"]
 

@@ -19,7 +19,7 @@ from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import cpu_model, instruction_sets
 from runtime.manifest import Modality
-from runtime.opening_probes import OPENING_FILE
+from runtime.opening.probes import OPENING_FILE
 
 if TYPE_CHECKING:
     from runtime.remote import RemoteEncoder

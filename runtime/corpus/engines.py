@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import Engine
-from runtime.batching import padded_batch
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision
-from runtime.opening import Checks
-from runtime.text import Text
+from runtime.opening.tower_check import Checks
+from runtime.preprocessing.batching import padded_batch
+from runtime.preprocessing.text import Text
 
 __all__ = ["EngineChoice", "choice_from_arguments", "open_encoder", "runs_at_once"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.corpus.rows import ImageFile, Problem
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
-from runtime.image import Snapshot, decode
+from runtime.preprocessing.image import Snapshot, decode
 
 __all__ = ["items_of_ids"]
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batching import RUN_OVERHEAD, TokenBatch, runs_from_lengths
 from runtime.corpus.rows import ImageFile, Item, Problem, Rows
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
-from runtime.image import pixels_from_source
-from runtime.languages import flores_from_code
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
-from runtime.text import Text
+from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, runs_from_lengths
+from runtime.preprocessing.image import pixels_from_source
+from runtime.preprocessing.languages import flores_from_code
+from runtime.preprocessing.text import Text
 
 __all__ = [
     "Batch",

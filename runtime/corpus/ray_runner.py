@@ -28,7 +28,7 @@ from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
-from runtime.opening import Checks
+from runtime.opening.tower_check import Checks
 
 __all__ = ["ray_executor"]
 

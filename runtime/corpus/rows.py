@@ -50,7 +50,7 @@ class ImageFile:
 
 
 Item: TypeAlias = Any
-"""A text, bytes, an ``ImageFile``, a ``runtime.image.Snapshot``, or a ``Problem``."""
+"""A text, bytes, an ``ImageFile``, a ``runtime.preprocessing.image.Snapshot``, or a ``Problem``."""
 
 
 @dataclass(frozen=True, slots=True)

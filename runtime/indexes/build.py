@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from runtime.corpus.journal import computations_of_folder
 from runtime.errors import InputError
+from runtime.extras import faiss
 from runtime.fingerprints import remark_on_vectors
 from runtime.indexes import faiss_index
+from runtime.indexes.exact import Nearest
 from runtime.indexes.folder import IdsFile, folder_beside, require_free
-from runtime.indexes.libraries import faiss
 from runtime.indexes.memory import require_memory
 from runtime.indexes.plan import Kind, Plan, Settings
 from runtime.indexes.recall import K, Rows, best_point, points_from_index
 from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecord, OperatingPoint, Recall
 from runtime.indexes.shards import VectorShards
-from runtime.search import Nearest
 
 __all__ = ["Progress", "index_from_vectors"]
 

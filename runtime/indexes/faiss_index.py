@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
 from runtime.errors import InputError
-from runtime.indexes.libraries import faiss
+from runtime.extras import faiss
 from runtime.indexes.plan import Kind, Plan, Refinement
 from runtime.indexes.space import Space
 

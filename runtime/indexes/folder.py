@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.indexes.libraries import pyarrow
+from runtime.extras import pyarrow
 from runtime.indexes.record import RECORD_FILE
 
 __all__ = ["IdsFile", "folder_beside", "ids_from_file", "ids_of_rows", "require_free"]

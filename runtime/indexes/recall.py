@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.indexes.exact import Nearest
 from runtime.indexes.faiss_index import neighbours
 from runtime.indexes.plan import Plan
 from runtime.indexes.record import OperatingPoint
 from runtime.indexes.shards import VectorShards
 from runtime.indexes.space import Space
-from runtime.search import Nearest
 
 __all__ = ["K", "Rows", "best_point", "points_from_index"]
 

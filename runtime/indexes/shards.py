@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
+from runtime.extras import parquet, pyarrow
 from runtime.fingerprints import remark_on_vectors
-from runtime.indexes.libraries import parquet, pyarrow
+from runtime.indexes.exact import Hit, Nearest
 from runtime.indexes.space import Space
-from runtime.search import Hit, Nearest
 
 __all__ = ["Block", "Shard", "VectorShards", "holds_vectors"]
 

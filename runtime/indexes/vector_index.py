@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.indexes import faiss_index
+from runtime.indexes.exact import Hit
 from runtime.indexes.folder import ids_from_file, ids_of_rows
 from runtime.indexes.record import IDS_FILE, INDEX_FILE, IndexRecord
 from runtime.indexes.space import Space, queries_from_texts
-from runtime.search import Hit
 
 __all__ = ["VectorIndex"]
 

@@ -17,8 +17,9 @@ from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError, UnansweredError
-from runtime.image import ImageSource, decode, require_several, snapshot_from_source
 from runtime.manifest import Modality, Precision
+from runtime.preprocessing.image import ImageSource, decode, require_several, snapshot_from_source
+from runtime.preprocessing.text import texts_with_languages
 from runtime.remote.calls import Caller, NoAnswerError, event_loop
 from runtime.remote.options import Address, Connection, address_from_text
 from runtime.remote.payloads import (
@@ -30,7 +31,6 @@ from runtime.remote.payloads import (
 )
 from runtime.remote.served import Served, require_served
 from runtime.remote.transport import open_transport
-from runtime.text import texts_with_languages
 from runtime.towers import Stats
 
 __all__ = ["RemoteEncoder"]

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.batching import windows
-from runtime.cleaning import whole_characters
 from runtime.errors import ImageError
-from runtime.image import ImageSource, Snapshot, decode, snapshot_from_source
-from runtime.image_formats import open_image
 from runtime.manifest import Modality
-from runtime.text import Text
+from runtime.preprocessing.batching import windows
+from runtime.preprocessing.cleaning import whole_characters
+from runtime.preprocessing.image import ImageSource, Snapshot, decode, snapshot_from_source
+from runtime.preprocessing.image_formats import open_image
+from runtime.preprocessing.text import Text
 
 __all__ = ["Rows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
 

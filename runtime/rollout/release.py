@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ManifestError
 from runtime.fingerprints import remark_on_models
 from runtime.manifest import (
@@ -30,7 +31,6 @@ from runtime.manifest import (
     tower_folder_name,
     verify_file,
 )
-from runtime.plan_checks import require_plan_of_tower
 
 __all__ = [
     "Release",

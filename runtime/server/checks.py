@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Engine
+from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.manifest import Manifest, Modality, TowerFiles, Variant, verify_file
-from runtime.opening import cosines_of_rows, message_of_shortfall, others_in_words, worst_shortfall
-from runtime.opening_check import has_opening_file, probes_of_tower, require_same_space
-from runtime.opening_probes import OpeningProbes
-from runtime.plan_checks import require_plan_of_tower
+from runtime.opening.model_check import has_opening_file, probes_of_tower, require_same_space
+from runtime.opening.probes import OpeningProbes
+from runtime.opening.tower_check import (
+    cosines_of_rows,
+    message_of_shortfall,
+    others_in_words,
+    worst_shortfall,
+)
 from runtime.remote.tensors import bytes_from_tensor
 
 __all__ = ["require_right_answers", "verify_served_files"]

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
 
-from runtime.text import Tokenizer
+from runtime.preprocessing.text import Tokenizer
 from triton_models.adapter import (
     TritonTower,
     counters_of_model,

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from runtime.batching import windows
 from runtime.corpus.rows import Columns, IdType, ImageFile, Item, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_IMAGES, PIECE_TEXTS, SourceFormat, chosen_columns
 from runtime.corpus.sources.records import Cells, modality_of
 from runtime.errors import ImageError, InputError
-from runtime.image import Snapshot, snapshot_from_source
 from runtime.manifest import Modality
+from runtime.preprocessing.batching import windows
+from runtime.preprocessing.image import Snapshot, snapshot_from_source
 
 __all__ = ["ItemSource"]
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from runtime.batching import windows
 from runtime.corpus.files import FileSet, digest_of_files
 from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_TEXTS, SourceFormat, chosen_columns
 from runtime.corpus.sources.records import Cells, modality_of
 from runtime.errors import InputError
+from runtime.preprocessing.batching import windows
 
 __all__ = ["LineSource"]
 

@@ -7,13 +7,13 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from runtime.batching import windows
 from runtime.corpus.files import FileSet, digest_of_files
 from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_IMAGES, SourceFormat, chosen_columns
 from runtime.corpus.sources.records import Cells, modality_of
 from runtime.errors import InputError
-from runtime.image_formats import IMAGE_SUFFIXES
+from runtime.preprocessing.batching import windows
+from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["TarSource"]
 

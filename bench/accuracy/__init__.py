@@ -1,0 +1,1 @@
+"""Accuracy: retrieval, zero-shot classification and search."""

@@ -1,0 +1,208 @@
+"""One checkpoint, one exported model, one classification set → the report.
+
+The images are embedded once by each, then the classes' prompts language by language, so that only the
+classes' vectors are kept: 80 prompts of 1,000 classes in 90 languages would not fit. The classes' vectors are
+made by ``runtime.zeroshot``, as a ``Classifier`` makes them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.accuracy.classification_report import ClassFigures, ClassificationReport
+from bench.accuracy.evaluation import (
+    Settings,
+    chosen_dim,
+    facts_of,
+    require_same_space,
+    sample_model,
+    timed,
+)
+from bench.accuracy.retrieval_report import ModelFacts
+from bench.datasets.class_sets import ClassificationSet, ClassNames
+from bench.records.environment import environment
+from export.checkpoint import towers_from_checkpoint
+from export.parity.limits import LIMITS
+from export.retrieval.comparison import compare_retrieval
+from export.retrieval.metrics import Float, Protocol, agreement
+from export.retrieval.vectors import (
+    REFERENCE_PADDING,
+    Progress,
+    TextIndex,
+    exported_image_vectors,
+    exported_text_vectors,
+    reference_image_vectors,
+    reference_text_vectors,
+    silent,
+)
+from export.towers import Towers
+from runtime.errors import LanguageError
+from runtime.local import LocalEncoder
+from runtime.preprocessing.languages import english_name
+from runtime.zeroshot import class_vectors_from_prompts, prompts_from_labels
+
+__all__ = ["classify", "classify_sample", "classify_towers"]
+
+_Embed = Callable[[TextIndex], Float]
+
+
+def classify(
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: ClassificationSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> ClassificationReport:
+    """Classify with an exported model beside its checkpoint.
+
+    Args:
+        dataset: With the templates to ask by (``asked_by``).
+
+    Raises:
+        ManifestError: the model was exported from other weights, or not in that precision.
+        BabeltowerError: whatever reading the checkpoint, the model or an image raises.
+    """
+    return classify_towers(towers_from_checkpoint(checkpoint), checkpoint, model, dataset, settings, progress)
+
+
+def classify_sample(
+    checkpoint: str | Path,
+    repository: Path,
+    dataset: ClassificationSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> ClassificationReport:
+    """The same, after exporting the checkpoint where the repository does not hold these very weights."""
+    towers = towers_from_checkpoint(checkpoint)
+    model = sample_model(towers, Path(checkpoint).name, repository, settings, progress)
+    return classify_towers(towers, checkpoint, model, dataset, settings, progress)
+
+
+def classify_towers(
+    towers: Towers,
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: ClassificationSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> ClassificationReport:
+    """The same, with towers that were read before."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dim = chosen_dim(towers, settings)
+    dataset, unspoken = _spoken_part(dataset, towers)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "exported"):
+        facts, exported = _by_exported(towers, checkpoint, model, dataset, settings, progress)
+    with timed(seconds, "pytorch"):
+        reference = _by_reference(towers, dataset, dim, progress)
+    with timed(seconds, "classification"):
+        figures = tuple(_figures(dataset, names, reference, exported) for names in dataset.languages)
+    return ClassificationReport(
+        model=facts,
+        dataset=dataset.name,
+        prompts=dataset.prompts,
+        notes=dataset.notes,
+        language_map=settings.language_map,
+        reference_padding=REFERENCE_PADDING,
+        n_images=len(dataset.images),
+        unspoken=unspoken,
+        languages=figures,
+        images=agreement(reference.images, exported.images),
+        limits=LIMITS[settings.precision].retrieval,
+        seconds=seconds,
+        environment=environment(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Embedded:
+    """float32 unit vectors: images (images, dim), and by language the classes (classes, dim)."""
+
+    images: Float
+    classes: Mapping[str, Float]
+
+
+def _by_exported(
+    towers: Towers,
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: ClassificationSet,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[ModelFacts, _Embedded]:
+    dim = chosen_dim(towers, settings)
+    with LocalEncoder.from_repository(
+        model, engine=settings.engine, precision=settings.precision, threads=settings.threads
+    ) as encoder:
+        require_same_space(encoder.manifest, towers, model)
+
+        def texts(index: TextIndex) -> Float:
+            return exported_text_vectors(encoder, index, dim=dim, progress=silent)
+
+        images = exported_image_vectors(encoder, dataset.images, dim=dim, progress=progress)
+        classes = _class_vectors(towers, dataset, texts, "exported classes", progress)
+        return facts_of(encoder.manifest, checkpoint, settings), _Embedded(images, classes)
+
+
+def _by_reference(towers: Towers, dataset: ClassificationSet, dim: int, progress: Progress) -> _Embedded:
+    reference, pad_id = towers.reference, towers.text_preprocessing.pad_id
+
+    def texts(index: TextIndex) -> Float:
+        return reference_text_vectors(reference, index, dim=dim, pad_id=pad_id, progress=silent)
+
+    images = reference_image_vectors(reference, dataset.images, dim=dim, progress=progress)
+    return _Embedded(images, _class_vectors(towers, dataset, texts, "PyTorch classes", progress))
+
+
+def _class_vectors(
+    towers: Towers, dataset: ClassificationSet, embed: _Embed, stage: str, progress: Progress
+) -> Mapping[str, Float]:
+    """float32 (classes, dim) by the language's code."""
+    found = {}
+    for done, names in enumerate(dataset.languages):
+        progress(stage, done, len(dataset.languages))
+        language = names.language if towers.text_preprocessing.needs_language else None
+        prompts = prompts_from_labels(names.labels, names.templates)
+        index = TextIndex.of_texts(names.code, prompts, language)
+        vectors = embed(index)[index.rows[names.code]]
+        found[names.code] = class_vectors_from_prompts(vectors, n_labels=len(names.labels))
+    progress(stage, len(dataset.languages), len(dataset.languages))
+    return found
+
+
+def _figures(
+    dataset: ClassificationSet, names: ClassNames, reference: _Embedded, exported: _Embedded
+) -> ClassFigures:
+    rows = dataset.rows(names)
+    images = reference.images[rows], exported.images[rows]
+    classes = reference.classes[names.code], exported.classes[names.code]
+    return ClassFigures(
+        code=names.code,
+        language=names.language,
+        name=english_name(names.language) if names.language else names.code,
+        n_classes=len(names.classes),
+        n_images=len(rows),
+        n_templates=len(names.templates),
+        classification=compare_retrieval(images, classes, dataset.relevance(names), Protocol.ANY),
+        texts=agreement(*classes),
+    )
+
+
+def _spoken_part(dataset: ClassificationSet, towers: Towers) -> tuple[ClassificationSet, tuple[str, ...]]:
+    if not towers.text_preprocessing.needs_language:
+        return dataset, ()
+    known = towers.text_preprocessing.language_ids
+    spoken = [names.code for names in dataset.languages if names.language in known]
+    if not spoken:
+        raise LanguageError(
+            f"The text tower has language tokens for none of {list(dataset.codes)}; it has {sorted(known)}. "
+            "Choose another language map or data set."
+        )
+    return dataset.select(spoken), tuple(code for code in dataset.codes if code not in spoken)

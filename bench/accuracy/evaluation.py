@@ -1,0 +1,242 @@
+"""One checkpoint, one exported model, one retrieval set → vectors of both, and the report."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.accuracy.retrieval_report import (
+    Evaluation,
+    ModelFacts,
+    RetrievalReport,
+)
+from bench.datasets import RetrievalSet
+from bench.datasets.language_maps import LanguageMap
+from bench.records.environment import environment
+from export.checkpoint import towers_from_checkpoint
+from export.parity.limits import LIMITS
+from export.repository import ExportOptions, installed_engines, repository_from_towers
+from export.retrieval.comparison import LanguageFigures, compare_language
+from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.vectors import (
+    REFERENCE_PADDING,
+    Progress,
+    TextIndex,
+    Vectors,
+    exported_vectors,
+    reference_vectors,
+    silent,
+    spoken_part,
+)
+from export.towers import Towers
+from export.variants import forms_for
+from runtime.backends import Engine
+from runtime.errors import InputError, ManifestError
+from runtime.fingerprints import remark_on_models
+from runtime.local import LocalEncoder
+from runtime.manifest import Manifest, Precision, manifest_path
+
+__all__ = [
+    "Settings",
+    "chosen_dim",
+    "evaluate",
+    "evaluate_sample",
+    "evaluate_towers",
+    "facts_of",
+    "require_same_space",
+    "sample_model",
+    "timed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to run.
+
+    Attributes:
+        threads: Of PyTorch and of the engine; ``None`` leaves both their defaults. The sample towers are so
+            small that a second thread slows them down.
+        dim: Width of the vectors, one of the model's MRL heads; the full width by default.
+        language_map: What the set was read with; it goes into the report.
+    """
+
+    engine: Engine = Engine.ONNXRUNTIME
+    precision: Precision = Precision.FP32
+    threads: int | None = 1
+    protocol: Protocol = Protocol.ANY
+    language_map: LanguageMap = LanguageMap.RIGHT
+    dim: int | None = None
+
+
+_GATED_CAPTIONS = 16
+"""For the exporter's own gate: what is measured afterwards is all of them."""
+
+
+def evaluate(
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Evaluate an exported model beside its checkpoint.
+
+    Raises:
+        ManifestError: the model was exported from other weights, or not in that precision.
+        BabeltowerError: whatever reading the checkpoint, the model or an image raises.
+    """
+    return evaluate_towers(towers_from_checkpoint(checkpoint), checkpoint, model, dataset, settings, progress)
+
+
+def evaluate_sample(
+    checkpoint: str | Path,
+    repository: Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> Evaluation:
+    """The same, after exporting the checkpoint where the repository does not hold these very weights."""
+    towers = towers_from_checkpoint(checkpoint)
+    model = sample_model(towers, Path(checkpoint).name, repository, settings, progress)
+    return evaluate_towers(towers, checkpoint, model, dataset, settings, progress)
+
+
+def sample_model(
+    towers: Towers, name: str, repository: Path, settings: Settings, progress: Progress = silent
+) -> Path:
+    """``REPOSITORY/NAME`` in the asked variant, exported unless the repository holds these very weights."""
+    if not _holds(repository / name, towers, settings):
+        forms = forms_for([settings.precision], [settings.engine], installed=installed_engines())
+        few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
+        options = ExportOptions(
+            forms=forms, replace=True, captions_per_language=few, threads=settings.threads
+        )
+        repository_from_towers(towers, repository, name=name, options=options, progress=progress)
+    return repository / name
+
+
+def evaluate_towers(
+    towers: Towers,
+    checkpoint: str | Path,
+    model: str | Path,
+    dataset: RetrievalSet,
+    settings: Settings,
+    progress: Progress = silent,
+) -> Evaluation:
+    """The same, with towers that were read before."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dim = chosen_dim(towers, settings)
+    dataset, unspoken = spoken_part(dataset, towers)
+    index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
+    seconds: dict[str, float] = {}
+    with LocalEncoder.from_repository(
+        model, engine=settings.engine, precision=settings.precision, threads=settings.threads
+    ) as encoder:
+        require_same_space(encoder.manifest, towers, model)
+        facts = facts_of(encoder.manifest, checkpoint, settings)
+        with timed(seconds, "exported"):
+            exported = exported_vectors(encoder, dataset, index, dim=dim, progress=progress)
+    pad_id = towers.text_preprocessing.pad_id
+    with timed(seconds, "pytorch"):
+        reference = reference_vectors(
+            towers.reference, dataset, index, dim=dim, pad_id=pad_id, progress=progress
+        )
+    with timed(seconds, "retrieval"):
+        figures = tuple(_figures(dataset, reference, exported, settings.protocol, progress))
+    report = RetrievalReport(
+        model=facts,
+        dataset=dataset.name,
+        notes=dataset.notes,
+        language_map=settings.language_map,
+        protocol=settings.protocol,
+        reference_padding=REFERENCE_PADDING,
+        n_images=len(dataset.images),
+        n_texts=len(index.texts),
+        unspoken=unspoken,
+        languages=figures,
+        images=agreement(reference.images, exported.images),
+        limits=LIMITS[settings.precision].retrieval,
+        seconds=seconds,
+        environment=environment(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    return Evaluation(dataset, reference, exported, report)
+
+
+def _figures(
+    dataset: RetrievalSet, reference: Vectors, exported: Vectors, protocol: Protocol, progress: Progress
+) -> Iterator[LanguageFigures]:
+    n = len(dataset.captions)
+    for done, captions in enumerate(dataset.captions):
+        progress("languages", done, n)
+        yield compare_language(dataset, captions, reference, exported, protocol)
+    progress("languages", n, n)
+
+
+def chosen_dim(towers: Towers, settings: Settings) -> int:
+    """The width to compare.
+
+    Raises:
+        InputError: the towers have no vectors of the asked width.
+    """
+    dim = settings.dim or towers.dim
+    if dim not in towers.dims:
+        raise InputError(f"The towers have no vectors of width {dim}; they have {sorted(towers.dims)}.")
+    return dim
+
+
+def _holds(model: Path, towers: Towers, settings: Settings) -> bool:
+    if not manifest_path(model).is_file():
+        return False
+    try:
+        manifest = Manifest.read(model)
+        manifest.variant(settings.precision, settings.engine.value)
+    except ManifestError:
+        return False
+    return manifest.fingerprint == towers.fingerprint
+
+
+def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) -> None:
+    """Refuse a model that was exported from other weights.
+
+    Raises:
+        ManifestError: its fingerprint is not the checkpoint's.
+    """
+    if manifest.fingerprint != towers.fingerprint:
+        raise ManifestError(
+            f"{model} has fingerprint {manifest.fingerprint[:16]}…; the checkpoint has "
+            f"{towers.fingerprint[:16]}…. It was exported from another checkpoint: export this one."
+            + remark_on_models(manifest.fingerprint, towers.fingerprint)
+        )
+
+
+def facts_of(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:
+    """What was compared, for a report."""
+    is_local = Path(checkpoint).exists()
+    return ModelFacts(
+        name=manifest.name,
+        family=manifest.family,
+        architecture=manifest.architecture,
+        licence=manifest.licence,
+        dim=settings.dim or manifest.dim,
+        fingerprint=manifest.fingerprint,
+        checkpoint=Path(checkpoint).resolve().name if is_local else str(checkpoint),
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads,
+    )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's wall-clock seconds to ``seconds``."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,1 @@
+"""Benchmark records, their statistics and comparison."""

@@ -1,0 +1,345 @@
+"""The tables of the README and of the documentation, each from one committed record, as Markdown.
+
+Every ratio of speeds is the median of the ratios within the turns. Records of different environments are
+refused.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from bench.models.samples import SAMPLES
+from bench.peers.verdicts import ANY, Verdict, closest_of_verdicts, verdicts_of
+from bench.records.record import Record, paired, require_one_environment
+from bench.timing.speed_cells import NNCF, PEAK, TORCH, cells_by_shape, share_of_peak
+from runtime.cosines import lowest
+from runtime.errors import BabeltowerError
+
+__all__ = [
+    "corpus_table",
+    "costs_table",
+    "peer_errors_table",
+    "peers_table",
+    "portable_speed_table",
+    "precisions_table",
+    "rates_table",
+    "recall_table",
+    "server_table",
+    "speed_table",
+]
+
+_NONE = "–"
+_COSINE = re.compile(r"cosine (-?[0-9.]+[0-9])")
+_WORST = "cosine …"
+_ERROR_WIDTH = 200
+_FAMILIES = {"nllb-clip": "NLLB-CLIP", "capivara": "CAPIVARA", "altclip": "AltCLIP"}
+_ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+_TOWERS = {
+    ("xlm-roberta-base-ViT-B-32", "text"): "XLM-R base",
+    ("xlm-roberta-base-ViT-B-32", "image"): "ViT-B/32",
+    ("nllb-clip-base", "text"): "NLLB-600M",
+}
+_VARIANTS = {
+    "fp16": "FP16",
+    "bf16_openvino": "BF16, OpenVINO",
+    "int8_openvino": "INT8, OpenVINO",
+}
+_VARIANTS_AVX2 = {"int8_onnxruntime": "INT8, ONNX Runtime, on AVX2"}
+_FORMS = {
+    "onnxruntime fp32": "ONNX Runtime FP32",
+    "openvino fp32": "OpenVINO FP32",
+    "openvino bf16": "OpenVINO BF16",
+    "onnxruntime int8": "ONNX Runtime INT8",
+    "openvino int8": "OpenVINO INT8",
+}
+_LOOPS = {"plain": "PyTorch", "open_clip": "open_clip", "sentence-transformers": "sentence-transformers"}
+_CORPORA = {
+    "captions": "CLDR captions",
+    "generated": "generated texts (9 words at the median)",
+    "JPEG 640×480": "JPEGs of 640×480",
+}
+_COSTED = {"generated": "generated texts", "JPEG 640×480": "JPEGs of 640×480"}
+_CORES, _DOLLARS_A_CORE_HOUR = 1_000, 0.04
+
+
+def recall_table(record: Mapping[str, Any]) -> str:
+    """Recall of PyTorch and of FP32 on ONNX Runtime, mean over the languages, from ``bench.precisions``."""
+    rows = []
+    for model in _in_order(record["retrieval"]):
+        engines = record["retrieval"][model]["fp32"]
+        found = next(found for engine, found in engines.items() if engine.startswith("onnxruntime "))
+        languages = found["languages"].values()
+        cosines = [entry["cosine_min"] for entry in (*languages, found["images"])]
+        recalls = [
+            " / ".join(
+                f"{100 * fmean(entry['text_to_image'][side][k] for entry in languages):.1f}"
+                for k in ("1", "10")
+            )
+            for side in ("reference", "exported")
+        ]
+        rows.append((f"`{model}`", *recalls, f"{lowest(cosines):.8f}"))
+    return _markdown(
+        ("checkpoint", "text→image R@1 / R@10, PyTorch", "exported", "lowest cosine of any vector"), rows
+    )
+
+
+def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
+    """Points of R@1 lost: in the mean of the worse direction / by the language that loses most in either.
+
+    Args:
+        record: From a machine with VNNI and BF16.
+        avx2: From one with AVX2 alone, where the form that is right on every CPU is measured.
+    """
+    lost, lost_avx2 = (
+        {(row["model"], row["variant"]): _lost(row) for row in found["rows"]} for found in (record, avx2)
+    )
+    rows = [
+        (
+            f"`{model}`",
+            *(lost.get((model, variant), _NONE) for variant in _VARIANTS),
+            *(lost_avx2.get((model, variant), _NONE) for variant in _VARIANTS_AVX2),
+        )
+        for model in _in_order({model for model, _ in lost})
+    ]
+    return _markdown(("checkpoint", *_VARIANTS.values(), *_VARIANTS_AVX2.values()), rows)
+
+
+def portable_speed_table(records: Sequence[Record]) -> str:
+    """Forms that are right without VNNI × PyTorch eager in FP32, and INT8 beside ONNX Runtime's own FP32."""
+    require_one_environment(records)
+    forms_here = ("onnxruntime fp32", "openvino fp32", "onnxruntime int8")
+    rows = [
+        (
+            tower,
+            shape,
+            *(_ratio(forms, form, TORCH) for form in forms_here),
+            _ratio(forms, "onnxruntime int8", "onnxruntime fp32"),
+        )
+        for (tower, shape), forms in cells_by_shape(records).items()
+    ]
+    headings = (_FORMS[form] for form in forms_here)
+    return _markdown(("tower", "rows × tokens", *headings, "INT8 ÷ FP32, ONNX Runtime"), rows)
+
+
+def speed_table(records: Sequence[Record]) -> str:
+    """Each form × PyTorch eager in FP32; INT8 as a share of the measured peak, and beside NNCF's."""
+    require_one_environment(records)
+    rows = []
+    for (tower, shape), forms in cells_by_shape(records).items():
+        ratios = [_ratio(forms, form, TORCH) for form in _FORMS]
+        own = forms["openvino int8"]
+        rows.append(
+            (
+                tower,
+                shape,
+                *ratios,
+                f"{share_of_peak(own, forms[PEAK]):.0%}",
+                _ratio(forms, "openvino int8", NNCF),
+            )
+        )
+    return _markdown(
+        ("tower", "rows × tokens", *_FORMS.values(), "of the INT8 peak", "OpenVINO INT8 ÷ NNCF's"), rows
+    )
+
+
+def corpus_table(records: Sequence[Record]) -> str:
+    """Rows a core-second of the pipeline in INT8, and how many times those of each loop in FP32."""
+    require_one_environment(records)
+    rows = []
+    for (model, tower, corpus), ways in _ways(records):
+        ours = ways["pipeline"]
+        times = [
+            f"{paired(ours, ways[way]):.1f}" if way in ways and ways[way].error is None else _NONE
+            for way in _LOOPS
+        ]
+        rows.append((_tower(model, tower), _CORPORA.get(corpus, corpus), _rate(ours.median), *times))
+    loops = (f"× {name}" for name in _LOOPS.values())
+    return _markdown(("tower, INT8", "corpus", "rows a core-second", *loops), rows)
+
+
+def rates_table(records: Sequence[Record]) -> str:
+    """What a core does in a second, and the cell that says so."""
+    require_one_environment(records)
+    rows = []
+    for (model, tower, corpus), ways in _ways(records):
+        name = _tower(model, tower)
+        works = {"pipeline": f"{name} INT8, {_CORPORA.get(corpus, corpus)}, whole pipeline"}
+        works |= {
+            "tower alone": f"{name} INT8, the tower alone",
+            "preprocessing": "decoding and preprocessing",
+        }
+        for way, work in works.items():
+            if way in ways:
+                rows.append((work, _rate(ways[way].median), f"`{model}`, {corpus}, {way}"))
+    return _markdown(("work", "rows a core-second", "cell of `bench/results/corpus.json`"), rows)
+
+
+def costs_table(records: Sequence[Record]) -> str:
+    """A billion rows at the measured rates."""
+    require_one_environment(records)
+    rows = []
+    for (model, tower, corpus), ways in _ways(records):
+        if corpus not in _COSTED:
+            continue
+        rate = ways["pipeline"].median
+        core_s = 1e9 / rate
+        rows.append(
+            (
+                f"10⁹ {_COSTED[corpus]}, {_tower(model, tower)}, {_rate(rate)} a core-second",
+                f"{core_s / 1e6:.1f} million",
+                f"{core_s / _CORES / 3600:.1f} hours",
+                f"${core_s / 3600 * _DOLLARS_A_CORE_HOUR:,.0f}",
+            )
+        )
+    head = ("", "core-seconds", f"on {_CORES:,} cores", f"at ${_DOLLARS_A_CORE_HOUR:.2f} a core-hour")
+    return _markdown(head, rows)
+
+
+def server_table(records: Sequence[Record]) -> str:
+    """Texts a second of a server, of one that does not batch, and in process, from ``bench.server_load``."""
+    require_one_environment(records)
+    in_process = ("in process", "in process, as many at a time")
+    models: dict[str, dict[str, Record]] = {}
+    for record in records:
+        by = record.cell["by"].removeprefix("babeltower ")
+        models.setdefault(record.cell["model"], {})[by] = record
+    rows = []
+    for model, ways in models.items():
+        server, found = ways["server"], ways["server"].settings
+        rows.append(
+            (
+                f"`{model}`, {_form(server)}",
+                *(_rate(ways[way].median) for way in ("server", "server, unbatched", *in_process)),
+                f"{paired(server, ways['server, unbatched']):.2f}",
+                " / ".join(f"{paired(server, ways[way]):.0%}" for way in in_process),
+                f"{found['tower_average_batch']:.1f}",
+                f"{found['padding_share']:.1%}",
+                f"{found['p50_ms']:.0f} / {found['p99_ms']:.0f}",
+                f"{found['max_error']:.0e}".replace("e-0", "e-").replace("e+00", ""),
+            )
+        )
+    clients = " or ".join(sorted({str(record.settings["clients"]) for record in records}))
+    rates = (
+        "server, texts/s",
+        "unbatched",
+        "in process: all at once",
+        f"{clients} at a time",
+        "× unbatched",
+        "of both in process",
+    )
+    counts = ("rows a run", "padding", "p50 / p99, ms", "largest error")
+    return _markdown(("model", *rates, *counts), rows)
+
+
+def peers_table(records: Sequence[Record]) -> str:
+    """babeltower beside the best peer, at each precision and at any: a row a family, tower, start and batch.
+
+    A ratio is the peer's time ÷ babeltower's, with its interval; where babeltower is not ahead, it says so.
+    """
+    best: dict[tuple[str, ...], dict[str, Verdict]] = {}
+    for verdict in closest_of_verdicts(verdicts_of(records)):
+        best.setdefault(verdict.place, {})[verdict.precision] = verdict
+    rows = []
+    for (family, _, tower, tokens, batch), verdicts in best.items():
+        own = verdicts[ANY].own
+        rows.append(
+            (
+                _start(family, tower, tokens),
+                batch,
+                f"{_rate(1000 * int(batch) / own.median)}, {_form(own)}",
+                *(_beside(verdicts.get(precision)) for precision in ("fp32", "bf16", "int8", ANY)),
+            )
+        )
+    head = ("tower", "rows", "babeltower's best, rows a core-second", "× at FP32", "× at BF16", "× at INT8")
+    return _markdown((*head, "× at any precision"), rows)
+
+
+def peer_errors_table(records: Sequence[Record]) -> str:
+    """What a peer cannot run, in its own words, cut where they go on; the worst cosine of a wrong answer."""
+    where: dict[tuple[str, str], dict[str, None]] = {}
+    cosines: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if record.error is not None:
+            cell = record.cell
+            start = _start(cell["family"], cell["tower"], cell["tokens"])
+            words = textwrap.shorten(record.error.replace("|", "\\|"), _ERROR_WIDTH, placeholder=" …")
+            key = (cell["by"], _COSINE.sub(_WORST, words))
+            where.setdefault(key, {})[start] = None
+            cosines.setdefault(key, []).extend(float(found) for found in _COSINE.findall(words))
+    rows = []
+    for key, starts in where.items():
+        by, words = key
+        if cosines[key]:
+            words = words.replace(_WORST, f"cosine {min(cosines[key]):.2f}")
+        rows.append((by, "; ".join(starts), words))
+    return _markdown(("peer", "cannot run", "why"), rows)
+
+
+def _start(family: str, tower: str, tokens: str) -> str:
+    begins = {"": "pixels", "strings": "strings", "files": "files"}.get(tokens, f"{tokens} tokens")
+    return f"{_FAMILIES.get(family, family)} {tower}, from {begins}"
+
+
+def _beside(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return _NONE
+    peer = verdict.peer.cell
+    name = peer["by"]
+    if verdict.precision == ANY and peer["precision"] not in name:
+        name += f", {peer['precision'].upper()}"
+    ratio = f"{verdict.ratio:.2f} ({verdict.low:.2f}–{verdict.high:.2f})"
+    return f"{ratio} {name}" if verdict.word == "ahead" else f"**{ratio}, {verdict.word}** {name}"
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    sides = [row[side] for side in ("text_to_image", "image_to_text")]
+    mean, worst = (max(side[f"{kind}_drop_points"] for side in sides) for kind in ("mean", "worst"))
+    return f"{max(mean, 0):.2f} / {worst:.2f}"
+
+
+def _in_order(models: Iterable[str]) -> list[str]:
+    """The samples in the README's order, others behind them."""
+    rank = {model: i for i, model in enumerate(SAMPLES)}
+    return sorted(models, key=lambda model: (rank.get(model, len(rank)), model))
+
+
+def _ratio(forms: Mapping[str, Record], over: str, under: str) -> str:
+    if over not in forms or under not in forms:
+        return _NONE
+    return f"{paired(forms[over], forms[under]):.2f}"
+
+
+def _ways(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str, str], dict[str, Record]]]:
+    """The ways of each model, tower and corpus."""
+    found: dict[tuple[str, str, str], dict[str, Record]] = {}
+    for record in records:
+        cell = record.cell
+        if "way" not in cell:
+            raise BabeltowerError(
+                f"{dict(cell)} is no cell of a corpus at true size; measure with --work FOLDER."
+            )
+        found.setdefault((cell["model"], cell["tower"], cell["corpus"]), {})[cell["way"]] = record
+    return found.items()
+
+
+def _tower(model: str, tower: str) -> str:
+    return _TOWERS.get((model, tower), f"{model} {tower}")
+
+
+def _form(record: Record) -> str:
+    engine = record.cell["engine"]
+    return f"{_ENGINES.get(engine, engine)} {record.cell['precision'].upper()}"
+
+
+def _rate(value: float) -> str:
+    """Three digits are what such a rate can say."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |\n" for line in (head, *rows)]
+    return "".join([lines[0], "|---" * len(head) + "|\n", *lines[1:]])

@@ -1,0 +1,1 @@
+"""Timing of processes, requests and graphs."""

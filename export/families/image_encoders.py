@@ -1,0 +1,101 @@
+"""Image encoders with plain attention, sharing their weights with the library's own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from export.families.encoders import Block, PlainAttention, plain_attention_from_packed
+from runtime.errors import CheckpointError
+
+__all__ = ["ClipVisionEncoder", "image_encoder_from_open_clip"]
+
+
+class ClipVisionEncoder(nn.Module):
+    """transformers' CLIP-style vision tower: pixels (batch, 3, height, width) → features (batch, dim).
+
+    Source: transformers' ``modeling_altclip.py`` (``AltCLIPVisionModel`` and ``visual_projection``).
+    """
+
+    positions: Tensor
+
+    def __init__(self, model: Any, projection: nn.Linear) -> None:
+        super().__init__()
+        embeddings = model.embeddings
+        self.patches = embeddings.patch_embedding
+        self.class_token = embeddings.class_embedding
+        self.register_buffer("positions", embeddings.position_embedding.weight.detach(), persistent=False)
+        self.first_norm = model.pre_layrnorm  # the library's spelling
+        n_heads = model.config.num_attention_heads
+        self.blocks = nn.ModuleList([_clip_block(layer, n_heads) for layer in model.encoder.layers])
+        self.last_norm = model.post_layernorm
+        self.projection = projection
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels; the class token is pooled."""
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)
+        token = self.class_token.expand(patches.shape[0], 1, -1)
+        x = self.first_norm(torch.cat([token, patches], dim=1) + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        return cast("Tensor", self.projection(self.last_norm(x[:, 0])))
+
+
+def _clip_block(layer: Any, n_heads: int) -> Block:
+    inner = layer.self_attn
+    return Block(
+        PlainAttention(inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj, n_heads=n_heads),
+        layer.layer_norm1,
+        layer.mlp.fc1,
+        layer.mlp.activation_fn,
+        layer.mlp.fc2,
+        layer.layer_norm2,
+        norm_first=True,
+    )
+
+
+class _PlainMultihead(nn.Module):
+    """Stands in for ``nn.MultiheadAttention`` where it is called with query = key = value."""
+
+    def __init__(self, packed: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.plain = plain_attention_from_packed(packed)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, None]:
+        if options.get("attn_mask") is not None:
+            raise CheckpointError("The image tower masks its attention, which no known family does.")
+        return self.plain(query), None
+
+
+def image_encoder_from_open_clip(visual: nn.Module) -> nn.Module:
+    """A twin of an open_clip image tower that shares its weights and attends plainly.
+
+    Raises:
+        CheckpointError: an image tower that is neither open_clip's ``VisionTransformer`` nor a timm one.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    if not isinstance(visual, (TimmModel, VisionTransformer)):
+        raise CheckpointError(
+            f"Image tower {type(visual).__name__} is not supported; expected open_clip's VisionTransformer "
+            "or a timm vision transformer (SigLIP). Open an issue with the checkpoint's name."
+        )
+    twin = _twin(visual)
+    for module in twin.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    for parent in list(twin.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.MultiheadAttention):
+                setattr(parent, name, _PlainMultihead(child))
+    return twin
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """Copy the structure, not the tensors."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo=cast("dict[int, Any]", shared))

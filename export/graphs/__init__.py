@@ -1,0 +1,1 @@
+"""ONNX graphs: files, edits and rewrites."""

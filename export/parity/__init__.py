@@ -1,0 +1,1 @@
+"""Parity with PyTorch: measurements, limits and the gate."""

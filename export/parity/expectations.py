@@ -1,0 +1,115 @@
+"""What the family's own library makes of the probes: the expectation that an export is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.parity.probes import ProbeText, one_token_words, probe_files, probe_texts
+from export.towers import Float, Int, Towers
+from runtime.manifest import ImagePreprocessing, Modality
+from runtime.preprocessing.image_formats import open_image
+
+__all__ = ["Cell", "Expected", "channel_statistics", "expected_of_reference"]
+
+SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
+"""Batch × sequence of the grid; a sequence is cut to the context length."""
+
+_REFERENCE_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a graph on random inputs, and what the reference makes of them."""
+
+    modality: Modality
+    name: str
+    inputs: Mapping[str, NDArray[Any]]
+    expected: Mapping[int, Float]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """All that the library makes of the probes; ``texts`` and ``image_vectors`` by width."""
+
+    probes: Sequence[ProbeText]
+    ids: Int
+    texts: Mapping[int, Float]
+    images: Sequence[Image.Image | bytes]
+    pixels: Float
+    image_vectors: Mapping[int, Float]
+    cells: Sequence[Cell]
+
+
+def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
+    """Run the library over the probes, and over the grid of batch and sequence sizes."""
+    probes = probe_texts(
+        towers.text_preprocessing,
+        per_language=texts_per_language,
+        words=one_token_words(towers.tokenizer_json),
+    )
+    ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
+    images = probe_files(towers.image_preprocessing)
+    pixels = np.stack([towers.reference.pixels(_opened(image)) for image in images])
+    return Expected(
+        probes=probes,
+        ids=ids,
+        texts=_text_vectors(towers, ids),
+        images=images,
+        pixels=pixels,
+        image_vectors=towers.reference.image_vectors(pixels),
+        cells=[*_text_cells(towers), *_image_cells(towers)],
+    )
+
+
+def _opened(image: Image.Image | bytes) -> Image.Image:
+    """A file as a user of the library opens it."""
+    return open_image(image, name="of a probe") if isinstance(image, bytes) else image
+
+
+def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
+    """Reference vectors in batches of similar length: padding is most of the cost, and changes nothing."""
+    stands = ids != towers.text_preprocessing.pad_id
+    lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    vectors = {dim: np.empty((len(ids), dim), np.float32) for dim in towers.dims}
+    for start in range(0, len(ids), _REFERENCE_BATCH):
+        rows = order[start : start + _REFERENCE_BATCH]
+        for dim, batch in towers.reference.text_vectors(ids[rows, : lengths[rows].max()]).items():
+            vectors[dim][rows] = batch
+    return vectors
+
+
+def _text_cells(towers: Towers) -> Iterator[Cell]:
+    random = np.random.default_rng(1)
+    text = towers.text_preprocessing
+    n_tokens = towers.n_tokens
+    for batch, sequence in SHAPES:
+        sequence = min(sequence, text.context_length)
+        ids = random.integers(text.pad_id + 1, n_tokens, (batch, sequence))
+        for row in range(1, batch, 2):
+            ids[row, max(2, sequence * row // batch) :] = text.pad_id
+        inputs = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
+        yield Cell(Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids))
+
+
+def _image_cells(towers: Towers) -> Iterator[Cell]:
+    random = np.random.default_rng(2)
+    image = towers.image_preprocessing
+    mean, std = channel_statistics(image)
+    for batch in (1, 2, 7):
+        pixels = random.integers(0, 256, (batch, 3, image.height, image.width), dtype=np.uint8)
+        normalised = (pixels.astype(np.float32) / 255 - mean) / std
+        expected = towers.reference.image_vectors(normalised.astype(np.float32))
+        yield Cell(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
+
+
+def channel_statistics(image: ImagePreprocessing) -> tuple[Float, Float]:
+    """Mean and standard deviation of the normalisation, float32 (3, 1, 1) each."""
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (image.mean, image.std))
+    return mean, std

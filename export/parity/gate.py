@@ -1,0 +1,210 @@
+"""Does a variant retrieve what PyTorch retrieves? Measured per language and direction, before publishing.
+
+The probes of ``export/parity/measure.py`` tell whether single vectors agree; a lower precision moves all of
+them a little, and what that costs shows only in retrieval. The reference's vectors are made once for all
+variants of an export, and repeated for some languages in batches of other sizes: what differs between the
+two is the noise that no variant can be better than.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.retrieval.comparison import Comparison, Direction, LanguageFigures, compare_language
+from export.retrieval.metrics import Agreement, Protocol, agreement
+from export.retrieval.sets import RetrievalSet
+from export.retrieval.vectors import (
+    Progress,
+    TextIndex,
+    Vectors,
+    exported_vectors,
+    reference_vectors,
+    spoken_part,
+)
+from export.towers import Towers
+from runtime.backends import Engine
+from runtime.cosines import lowest
+from runtime.local import LocalEncoder
+from runtime.manifest import Precision
+from runtime.opening.tower_check import Checks
+
+__all__ = ["GateReference", "NoiseFloor", "RetrievalFigures", "gate_reference", "measure_retrieval"]
+
+_REPEATED_LANGUAGES = 8
+_REPEATED_BATCH_TOKENS, _REPEATED_BATCH_IMAGES = 192, 7
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """The reference against itself, in batches of other sizes.
+
+    Attributes:
+        languages: Codes of the repeated languages, spread over the set.
+        min_cosine: Of any text or image with itself.
+        max_abs_drop: Largest change of recall at 1 in a language and direction; a share.
+        top10_overlap: Lowest of any language and direction.
+    """
+
+    languages: tuple[str, ...]
+    min_cosine: float
+    max_abs_drop: float
+    top10_overlap: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateReference:
+    """What PyTorch makes of a retrieval set, ``sampled`` where only some of its captions were asked."""
+
+    dataset: RetrievalSet
+    index: TextIndex
+    vectors: Vectors
+    dim: int
+    noise: NoiseFloor
+    sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalFigures:
+    """One engine's retrieval beside PyTorch's."""
+
+    dataset: str
+    n_images: int
+    n_texts: int
+    sampled: bool
+    images: Agreement
+    languages: tuple[LanguageFigures, ...]
+
+    def mean_recall_at_1(self, direction: Direction) -> tuple[float, float]:
+        """PyTorch's and the variant's, mean over the languages; shares."""
+        chosen = [figures.comparison(direction) for figures in self.languages]
+        n = len(chosen)
+        return sum(c.reference.at[1] for c in chosen) / n, sum(c.exported.at[1] for c in chosen) / n
+
+    def worst_language(self, direction: Direction) -> LanguageFigures:
+        """The language whose recall at 1 dropped most."""
+        return max(self.languages, key=lambda figures: figures.comparison(direction).drop(1))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for the manifest: recalls and cosines of each language, not the single hits."""
+        means = {direction.value: self.mean_recall_at_1(direction) for direction in Direction}
+        return {
+            "dataset": self.dataset,
+            "n_images": self.n_images,
+            "n_texts": self.n_texts,
+            "sampled": self.sampled,
+            "mean_recall_at_1": {d: {"reference": r, "exported": e} for d, (r, e) in means.items()},
+            "images": dataclasses.asdict(self.images),
+            "languages": {figures.code: _language_json(figures) for figures in self.languages},
+        }
+
+
+def gate_reference(
+    towers: Towers,
+    dataset: RetrievalSet,
+    *,
+    captions_per_language: int | None,
+    progress: Progress,
+) -> GateReference:
+    """Embed a retrieval set with the family's own library, and some of it twice.
+
+    Args:
+        captions_per_language: Asked in each language, drawn with a fixed seed; ``None`` for all.
+
+    Raises:
+        LanguageError: the tower speaks none of the set's languages.
+        ParityError: a vector is not finite.
+    """
+    spoken, _ = spoken_part(dataset, towers)
+    asked = spoken if captions_per_language is None else spoken.sampled(captions_per_language)
+    needs_language = towers.text_preprocessing.needs_language
+    index = TextIndex.of(asked, with_language=needs_language)
+    pad_id = towers.text_preprocessing.pad_id
+    vectors = reference_vectors(
+        towers.reference, asked, index, dim=towers.dim, pad_id=pad_id, progress=progress
+    )
+    step = max(1, len(asked.codes) // _REPEATED_LANGUAGES)
+    some = asked.select(asked.codes[::step][:_REPEATED_LANGUAGES])
+    repeated = reference_vectors(
+        towers.reference,
+        some,
+        TextIndex.of(some, with_language=needs_language),
+        dim=towers.dim,
+        pad_id=pad_id,
+        progress=_renamed(progress, "PyTorch", "PyTorch again:"),
+        max_batch_tokens=_REPEATED_BATCH_TOKENS,
+        batch_images=_REPEATED_BATCH_IMAGES,
+    )
+    noise = _noise_floor(some, vectors, repeated)
+    return GateReference(asked, index, vectors, towers.dim, noise, captions_per_language is not None)
+
+
+def measure_retrieval(
+    reference: GateReference,
+    model: Path,
+    *,
+    engine: Engine,
+    precision: Precision,
+    threads: int | None,
+    progress: Progress,
+) -> RetrievalFigures:
+    """Retrieve with an exported model, strings and images in, and compare with the reference.
+
+    Args:
+        model: ``REPOSITORY/NAME``; its files were verified before.
+    """
+    dataset = reference.dataset
+    with LocalEncoder.from_repository(
+        model, engine=engine, precision=precision, threads=threads, verify=Checks.NONE
+    ) as encoder:
+        found = exported_vectors(encoder, dataset, reference.index, dim=reference.dim, progress=progress)
+    return RetrievalFigures(
+        dataset=dataset.name,
+        n_images=len(dataset.images),
+        n_texts=len(reference.index.texts),
+        sampled=reference.sampled,
+        images=agreement(reference.vectors.images, found.images),
+        languages=tuple(
+            compare_language(dataset, captions, reference.vectors, found, Protocol.ANY)
+            for captions in dataset.captions
+        ),
+    )
+
+
+def _noise_floor(dataset: RetrievalSet, first: Vectors, second: Vectors) -> NoiseFloor:
+    languages = [compare_language(dataset, c, first, second, Protocol.ANY) for c in dataset.captions]
+    sides: Sequence[Comparison] = [f.comparison(direction) for f in languages for direction in Direction]
+    images = agreement(first.images, second.images)
+    return NoiseFloor(
+        languages=dataset.codes,
+        min_cosine=lowest([images.cosine_min, *(figures.texts.cosine_min for figures in languages)]),
+        max_abs_drop=max(abs(side.drop(1)) for side in sides),
+        top10_overlap=min(side.top10_overlap for side in sides),
+    )
+
+
+def _language_json(figures: LanguageFigures) -> Mapping[str, Any]:
+    sides = {direction.value: figures.comparison(direction) for direction in Direction}
+    return {
+        "n_captions": figures.n_captions,
+        "cosine_min": figures.texts.cosine_min,
+        "cosine_mean": figures.texts.cosine_mean,
+        **{
+            name: {
+                "reference": {str(k): share for k, share in side.reference.at.items()},
+                "exported": {str(k): share for k, share in side.exported.at.items()},
+                "top10_overlap": side.top10_overlap,
+            }
+            for name, side in sides.items()
+        },
+    }
+
+
+def _renamed(progress: Progress, old: str, new: str) -> Progress:
+    def show(stage: str, done: int, total: int) -> None:
+        progress(stage.replace(old, new), done, total)
+
+    return show

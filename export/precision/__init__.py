@@ -1,0 +1,1 @@
+"""Lower precisions of an FP32 graph."""

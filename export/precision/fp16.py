@@ -1,0 +1,264 @@
+"""FP32 graph → FP16 graph: every node whose measured activations fit computes in half precision.
+
+The types are explicit, so that an engine that honours types (TensorRT, strongly typed) has no choice left:
+a node is FP16 throughout or FP32 throughout, and a Cast stands between the two. FP32 stay
+
+- nodes with an activation within a factor of two of the largest half (``LARGEST_ACTIVATION``),
+- nodes with a constant that a half cannot hold (the 1e-12 that guards a norm),
+- sums over an axis and norms, whose accumulator an engine chooses by the type,
+- what comes before the first product (pixel normalisation, mask) and after the last (the final L2 norm):
+  it costs nothing, and its rounding would touch every component.
+
+LayerNormalization and Softmax take halves and give halves; their statistics are FP32 inside
+(``stash_type`` says so for the one, every engine here does so for the other).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from export.graphs.files import bytes_on_disk, save_graph
+from export.graphs.float_types import float_values, halve
+from export.graphs.matrix_products import PRODUCTS, operations_by_product
+from export.precision.tensorrt_form import QUANTISERS, suit_tensorrt
+from runtime.errors import ExportError
+
+__all__ = [
+    "LARGEST_ACTIVATION",
+    "HalfReport",
+    "Halved",
+    "KeptNode",
+    "Reason",
+    "fp16_from_onnx",
+    "halve_model",
+]
+
+LARGEST_ACTIVATION = 65_504 / 2
+"""Largest measured magnitude of an FP16 activation: unseen inputs may double it. The mask's -30,000 fits."""
+
+_CLAMP = 64_504.0
+"""Where transformers' ``M2M100EncoderLayer`` clamps its output, when and only when it computes in FP16."""
+
+_CLAMPED_TOWERS = {("nllb-clip", "text")}
+_BLOCK = re.compile(r"encoder\.blocks\.\d+")
+_SUMS = frozenset(
+    {
+        "CumSum",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+    }
+)
+_FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
+
+
+class Reason(str, Enum):
+    """Why a node stays FP32."""
+
+    RANGE = "range"
+    CONSTANT = "constant"
+    SUM = "sum"
+    BEFORE = "before the first product"
+    AFTER = "after the last product"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNode:
+    """A node that stays FP32; ``magnitude`` is its largest measured activation."""
+
+    name: str
+    op_type: str
+    reason: Reason
+    magnitude: float
+
+
+@dataclass(frozen=True, slots=True)
+class HalfReport:
+    """What became of a graph; ``half_share`` is the part of the products' multiply–adds that is FP16."""
+
+    kept: tuple[KeptNode, ...]
+    n_half: int
+    n_clamps: int
+    half_share: float
+    source_bytes: int
+    target_bytes: int
+
+    @property
+    def kept_products(self) -> tuple[KeptNode, ...]:
+        """Matrix products that stay FP32."""
+        return tuple(node for node in self.kept if node.op_type in PRODUCTS)
+
+
+def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping[str, float]) -> HalfReport:
+    """Write the FP16 form of an FP32 graph, or of one with Q/DQ nodes; inputs and outputs keep their types.
+
+    Args:
+        source: ONNX file; float weights become FP16, quantised ones stay.
+        target: Written, with its weights beside it as ``data_name`` where they are large.
+        ranges: Largest magnitude of each float activation, from ``activation_ranges``. What Q/DQ nodes add
+            to a graph takes the range of what they quantise.
+
+    Raises:
+        ExportError: the ranges are another graph's.
+    """
+    model = onnx_ir.load(source)
+    if any(node.op_type in QUANTISERS for node in model.graph):
+        ranges = {**ranges, **suit_tensorrt(model)}
+    operations = operations_by_product(model)
+    halved = halve_model(model, ranges)
+    if model.metadata_props.get("babeltower.precision") != "int8":
+        model.metadata_props["babeltower.precision"] = "fp16"
+    save_graph(model, target, data_name=data_name)
+    half = sum(count for node, count in operations.items() if node not in halved.kept)
+    return HalfReport(
+        kept=tuple(halved.kept.values()),
+        n_half=halved.n_half,
+        n_clamps=halved.n_clamps,
+        half_share=half / max(1, sum(operations.values())),
+        source_bytes=bytes_on_disk(source),
+        target_bytes=bytes_on_disk(target),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Halved:
+    """What ``halve_model`` did: the nodes that stay FP32, and counts of the rest."""
+
+    kept: Mapping[onnx_ir.Node, KeptNode]
+    n_half: int
+    n_clamps: int
+
+
+def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Halved:
+    """Choose what stays FP32 and retype the rest, in place; see ``fp16_from_onnx``."""
+    kept = _kept_nodes(model.graph, ranges)
+    n_half = sum(bool(float_values(node)) for node in model.graph) - len(kept)
+    n_clamps = _restore_clamps(model, kept)
+    halve(model, kept)
+    return Halved(kept, n_half, n_clamps)
+
+
+def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_ir.Node, KeptNode]:
+    """The nodes that stay FP32, in order, with the reasons."""
+    before, after = _before_products(graph), _after_products(graph)
+    kept = {}
+    for node in graph:
+        floats = float_values(node)
+        if not floats:
+            continue
+        magnitude = max((_magnitude(value, ranges) for value in floats), default=0.0)
+        if node in before:
+            reason = Reason.BEFORE
+        elif node in after:
+            reason = Reason.AFTER
+        elif node.op_type in _SUMS:
+            reason = Reason.SUM
+        elif magnitude > LARGEST_ACTIVATION:
+            reason = Reason.RANGE
+        elif any(map(_unfit, floats)):
+            reason = Reason.CONSTANT
+        else:
+            continue
+        kept[node] = KeptNode(str(node.name), node.op_type, reason, magnitude)
+    return kept
+
+
+def _before_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
+    """Nodes that compute on integers turned to floats, before any product or table look-up."""
+    found: set[onnx_ir.Node] = set()
+    learned: set[onnx_ir.Node] = set()
+    for node in graph:
+        sources = {value.producer() for value in node.inputs if value is not None}
+        if node.op_type in PRODUCTS | QUANTISERS or _looks_up(node) or sources & learned:
+            learned.add(node)
+        elif float_values(node) and (node.op_type == "Cast" or sources & found):
+            found.add(node)
+    return found
+
+
+def _looks_up(node: onnx_ir.Node) -> bool:
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    return table is not None and table.const_value is not None and table.dtype in (_FLOAT, _HALF)
+
+
+def _after_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
+    """Nodes from which no product is reached."""
+    before: set[onnx_ir.Node] = set()
+    for node in reversed(graph):
+        if node.op_type in PRODUCTS or any(reader in before for reader in node.successors()):
+            before.add(node)
+    return {node for node in graph if node not in before}
+
+
+def _magnitude(value: onnx_ir.Value, ranges: Mapping[str, float]) -> float:
+    """Largest magnitude of a tensor; a quantised one takes what was quantised."""
+    if value.const_value is not None or value.dtype is _HALF:
+        return 0.0
+    producer = value.producer()
+    if str(value.name) in ranges:
+        return ranges[str(value.name)]
+    if producer is not None and producer.op_type in QUANTISERS and producer.inputs[0] is not None:
+        return _magnitude(producer.inputs[0], ranges)
+    raise ExportError(
+        f"The ranges do not name activation {value.name!r}: they were measured on another graph. Measure "
+        "the graph that is to be converted."
+    )
+
+
+def _unfit(value: onnx_ir.Value) -> bool:
+    """Whether a half cannot hold a constant: too large, or a number that would become zero."""
+    if value.const_value is None:
+        return False
+    numbers = np.abs(value.const_value.numpy())
+    if numbers.size == 1 and 0 < numbers.item() < np.finfo(np.float16).tiny:
+        return True
+    return bool(numbers.max(initial=0) > np.finfo(np.float16).max)
+
+
+def _restore_clamps(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> int:
+    """Clamp the output of every FP16 encoder layer that PyTorch clamps; returns how many."""
+    facts = model.metadata_props
+    if (facts.get("babeltower.family"), facts.get("babeltower.modality")) not in _CLAMPED_TOWERS:
+        return 0
+    ends = {}
+    for node in model.graph:
+        block = str(node.name).partition("/")[0]
+        if node.op_type == "Add" and _BLOCK.fullmatch(block):
+            ends[block] = node
+    halves = [node for node in ends.values() if node not in kept]
+    if halves:
+        limits = [_scalar(model.graph, "lowest_fp16", -_CLAMP), _scalar(model.graph, "largest_fp16", _CLAMP)]
+    for node in halves:
+        _clamp(model.graph, node, limits)
+    return len(halves)
+
+
+def _scalar(graph: onnx_ir.Graph, name: str, number: float) -> onnx_ir.Value:
+    tensor = onnx_ir.tensor(np.float32(number), name=name)
+    value = onnx_ir.Value(
+        name=name, shape=onnx_ir.Shape([]), type=onnx_ir.TensorType(_FLOAT), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _clamp(graph: onnx_ir.Graph, node: onnx_ir.Node, limits: Sequence[onnx_ir.Value]) -> None:
+    """Put a Clip behind a node, before all its readers."""
+    (end,) = node.outputs
+    clip = onnx_ir.node("Clip", [end, *limits], name=f"{str(node.name).partition('/')[0]}/Clip")
+    (clamped,) = clip.outputs
+    clamped.name, clamped.shape, clamped.type = f"{end.name}_clamped", end.shape, end.type
+    end.replace_all_uses_with(clamped)
+    clip.replace_input_with(0, end)
+    graph.insert_after(node, clip)

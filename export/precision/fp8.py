@@ -1,0 +1,140 @@
+"""FP32 graph → FP8 graph for TensorRT: linear layers multiply E4M3 numbers, the rest computes in FP16.
+
+One scale for each activation (its measured range), one for each output channel of a weight. Attention's own
+products stay FP16, so that TensorRT keeps its fused attention. FP8 needs opset 19 and, to run, a GPU of
+compute capability 8.9 or newer; on a CPU, ONNX Runtime runs such a graph only without its extended
+optimisations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from export.graphs.edits import add_weight, constant, drop_unused, float_like
+from export.graphs.files import bytes_on_disk, save_graph
+from export.graphs.matrix_products import operations_by_product, products
+from export.precision.fp16 import KeptNode, halve_model
+from export.precision.tensorrt_form import suit_tensorrt
+from runtime.errors import ExportError
+
+__all__ = ["LARGEST_E4M3", "Fp8Report", "fp8_from_onnx"]
+
+LARGEST_E4M3 = 448.0
+"""Largest finite E4M3 number."""
+
+_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+_E4M3 = onnx_ir.DataType.FLOAT8E4M3FN
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Report:
+    """What became of a graph; ``share_fp8`` is the part of the products' multiply–adds that is FP8."""
+
+    share_fp8: float
+    n_fp8: int
+    kept: tuple[KeptNode, ...]
+    opset: int
+    source_bytes: int
+    target_bytes: int
+
+
+def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping[str, float]) -> Fp8Report:
+    """Quantise every linear layer to E4M3 and write the rest in FP16.
+
+    Args:
+        source: FP32 ONNX file.
+        target: Written, with its weights beside it as ``data_name`` where they are large.
+        ranges: Largest magnitude of each float activation, from ``activation_ranges``.
+
+    Raises:
+        ExportError: the ranges are another graph's, or the graph has no linear layer.
+    """
+    model = onnx_ir.load(source)
+    operations = operations_by_product(model)
+    linear = [node for node in products(model) if _is_linear(node)]
+    if not linear:
+        raise ExportError(f"{source} has no linear layer that FP8 could hold.")
+    suit_tensorrt(model)
+    quantised: dict[onnx_ir.Value, onnx_ir.Value] = {}
+    for node in linear:
+        _quantise_input(model.graph, node, ranges, quantised)
+        _quantise_weight(model.graph, node)
+    drop_unused(model)
+    halved = halve_model(model, ranges)
+    model.metadata_props["babeltower.precision"] = "fp8"
+    save_graph(model, target, data_name=data_name)
+    return Fp8Report(
+        share_fp8=sum(operations[node] for node in linear) / sum(operations.values()),
+        n_fp8=len(linear),
+        kept=tuple(halved.kept.values()),
+        opset=model.opset_imports[""],
+        source_bytes=bytes_on_disk(source),
+        target_bytes=bytes_on_disk(target),
+    )
+
+
+def _is_linear(node: onnx_ir.Node) -> bool:
+    is_product = node.op_type in ("MatMul", "Gemm") and constant(node.inputs[1]) is not None
+    return is_product and not _is_learned(node.inputs[0])
+
+
+def _is_learned(rows: onnx_ir.Value | None) -> bool:
+    """Whether rows are the same for every input (SigLIP's pooling query): TensorRT multiplies them once,
+    in FP16, while it builds."""
+    expand = None if rows is None else rows.producer()
+    return expand is not None and expand.op_type == "Expand" and constant(expand.inputs[0]) is not None
+
+
+def _quantise_input(
+    graph: onnx_ir.Graph,
+    node: onnx_ir.Node,
+    ranges: Mapping[str, float],
+    quantised: dict[onnx_ir.Value, onnx_ir.Value],
+) -> None:
+    """Put one Q/DQ pair at a tensor, however many products read it."""
+    value = node.inputs[0]
+    assert value is not None
+    if value not in quantised:
+        name = str(value.name)
+        if name not in ranges:
+            raise ExportError(f"The ranges do not name activation {name!r}; measure this graph.")
+        scale = np.float32(max(ranges[name] / LARGEST_E4M3, _SMALLEST_SCALE))
+        steps = [add_weight(graph, f"{name}/scale", scale), _zeros(graph, f"{name}/zero", ())]
+        quantise = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
+        codes = quantise.outputs[0]
+        codes.name, codes.shape, codes.dtype = f"{name}/codes", value.shape, _E4M3
+        dequantise = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
+        quantised[value] = float_like(dequantise, f"{name}/quantised", _dims(value))
+        graph.insert_before(node, [quantise, dequantise])
+    node.replace_input_with(0, quantised[value])
+
+
+def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    axis = 0 if node.attributes.get_int("transB", 0) else 1
+    largest = np.abs(weight).max(axis=1 - axis, keepdims=True)
+    scales = np.where(largest > 0, np.maximum(largest / LARGEST_E4M3, _SMALLEST_SCALE), 1).astype(np.float32)
+    codes = np.clip(weight / scales, -LARGEST_E4M3, LARGEST_E4M3).astype(_E4M3.numpy())
+    name = f"{node.name}/weight"
+    inputs = [
+        add_weight(graph, f"{name}/e4m3", codes),
+        add_weight(graph, f"{name}/scale", scales.ravel()),
+        _zeros(graph, f"{name}/zero", scales.shape[axis : axis + 1]),
+    ]
+    dequantise = onnx_ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=name)
+    graph.insert_before(node, dequantise)
+    node.replace_input_with(1, float_like(dequantise, name, weight.shape))
+
+
+def _zeros(graph: onnx_ir.Graph, name: str, shape: tuple[int, ...]) -> onnx_ir.Value:
+    return add_weight(graph, name, np.zeros(shape, _E4M3.numpy()))
+
+
+def _dims(value: onnx_ir.Value) -> onnx_ir.Shape | None:
+    return None if value.shape is None else onnx_ir.Shape(list(value.shape))

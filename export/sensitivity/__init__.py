@@ -1,0 +1,1 @@
+"""INT8 sensitivity: what each matrix product costs in retrieval."""

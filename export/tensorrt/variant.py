@@ -1,0 +1,170 @@
+"""FP32 graph → a variant for TensorRT: the graph in its precision, and the plan that this GPU builds of it.
+
+The ONNX file stays beside the plan, so that another machine can build its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+
+from export.graphs.files import copy_graph
+from export.precision.activation_ranges import activation_ranges
+from export.precision.fp8 import fp8_from_onnx
+from export.precision.fp16 import fp16_from_onnx
+from export.precision.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from export.tensorrt.engine import engine_from_onnx, require_compiler
+from export.tensorrt.options import EngineOptions, default_profiles
+from runtime.backends.plans import PlanManifest
+from runtime.errors import EngineError, ExportError
+from runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from export.variants import Making
+
+__all__ = ["PLAN", "TensorRtGraph", "plan_maker", "require_gpu", "tensorrt_graph"]
+
+PLAN = "model.plan"
+"""What Triton's TensorRT backend and ours open; it lies beside the ONNX file."""
+
+Batches = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRtGraph:
+    """How a graph for TensorRT was made: the share of its products in the precision, or ``int8``'s report."""
+
+    share: float
+    kept_products: tuple[str, ...]
+    int8: Int8Report | None = None
+
+
+def tensorrt_graph(
+    precision: Precision,
+    source: Path,
+    target: Path,
+    *,
+    data_name: str,
+    batches: Batches,
+    recipe: Int8Recipe | None = None,
+    threads: int | None = None,
+) -> TensorRtGraph:
+    """Write the graph that TensorRT builds: its types are the precision, since networks are strongly typed.
+
+    Args:
+        source: FP32 ONNX file.
+        target: Written, its large weights beside it as ``data_name``.
+        batches: What ranges are measured on; FP32 needs none.
+        recipe: How to quantise to INT8; TensorRT's own by default.
+
+    Raises:
+        ExportError: there is no such form for TensorRT, or the graph could not be converted.
+    """
+    match precision:
+        case Precision.FP32:
+            copy_graph(source, target)
+            return TensorRtGraph(1.0, ())
+        case Precision.FP16:
+            ranges = activation_ranges(source, batches, threads=threads)
+            halved = fp16_from_onnx(source, target, data_name=data_name, ranges=ranges)
+            return TensorRtGraph(halved.half_share, tuple(node.name for node in halved.kept_products))
+        case Precision.INT8:
+            return _int8(source, target, data_name=data_name, batches=batches, recipe=recipe, threads=threads)
+        case Precision.FP8:
+            ranges = activation_ranges(source, batches, threads=threads)
+            report = fp8_from_onnx(source, target, data_name=data_name, ranges=ranges)
+            return TensorRtGraph(report.share_fp8, tuple(node.name for node in report.kept))
+    raise ExportError(
+        f"TensorRT has no form of {precision.value} here; choose one of fp32, fp16, int8 and fp8."
+    )
+
+
+def _int8(
+    source: Path,
+    target: Path,
+    *,
+    data_name: str,
+    batches: Batches,
+    recipe: Int8Recipe | None,
+    threads: int | None,
+) -> TensorRtGraph:
+    """Quantise, then let everything that is not quantised compute in FP16."""
+    quantised = target.with_name(f"quantised-{target.name}")
+    try:
+        report = int8_from_onnx(
+            source,
+            quantised,
+            data_name=f"quantised-{data_name}",
+            calibration=batches,
+            recipe=recipe or recipe_for(Target.TENSORRT),
+        )
+        ranges = activation_ranges(quantised, batches, threads=threads)
+        fp16_from_onnx(quantised, target, data_name=data_name, ranges=ranges)
+    finally:
+        for path in (quantised, quantised.with_name(f"quantised-{data_name}")):
+            path.unlink(missing_ok=True)
+    return TensorRtGraph(report.share_int8, tuple(report.kept), report)
+
+
+def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping[str, Any]]) -> Any:
+    """A form's ``make``: the graph, then the plan beside it."""
+
+    def make(making: Making) -> dict[str, Any]:
+        recipe = making.recipe
+        graph = tensorrt_graph(
+            precision,
+            making.source,
+            making.target,
+            data_name=making.data_name,
+            batches=() if making.calibration is None else making.calibration.batches(making.modality),
+            recipe=recipe,
+        )
+        dims = _dynamic_dims(making.target)
+        manifest = engine_from_onnx(
+            making.target,
+            making.target.with_name(PLAN),
+            profiles=default_profiles(
+                dims, max_batch=making.max_batch_size, context_length=making.context_length
+            ),
+            options=EngineOptions(),
+        )
+        return {**describe(graph), **_facts(manifest)}
+
+    return make
+
+
+def require_gpu() -> None:
+    """Fail before the work, not after it, where no plan can be built.
+
+    Raises:
+        EngineError: TensorRT or a GPU is missing.
+    """
+    try:
+        require_compiler(EngineOptions())
+    except EngineError as error:
+        raise EngineError(
+            f"A variant for TensorRT is built and measured on the GPU that serves it. {error} To export "
+            "without one, name other engines: --engine onnxruntime --engine openvino."
+        ) from error
+
+
+def _dynamic_dims(graph: Path) -> list[str]:
+    inputs = onnx_ir.load(graph).graph.inputs
+    dims = (dim for value in inputs for dim in value.shape or () if not isinstance(dim, int))
+    return list(dict.fromkeys(str(dim.value) for dim in dims))
+
+
+def _facts(manifest: PlanManifest) -> dict[str, Any]:
+    return {
+        "tensorrt": manifest.compiler_version,
+        "gpu": manifest.gpu,
+        "compute_capability": manifest.compute_capability,
+        "profiles": [str(profile) for profile in manifest.profiles],
+        "products": dict(manifest.kernels.products),
+        "n_fused_attention": manifest.kernels.n_fused_attention,
+        "unseen_products": list(manifest.kernels.unseen),
+    }

@@ -1,0 +1,1 @@
+"""Triton model folders and their configuration."""

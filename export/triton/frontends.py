@@ -1,0 +1,279 @@
+"""The front ends of a model: Triton models that take strings and image files, and call the towers.
+
+A front end's version folder holds all that it needs: its settings, the tokenizer, its code and the
+part of ``runtime`` that it shares with the in-process encoder. ``NAME_text`` and ``NAME_image`` serve one
+variant of NAME; writing them again for another variant replaces them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from export.publishing import staging
+from export.triton.config import InstanceGroup, ModelConfig, QueuePolicy, TensorConfig
+from export.triton.tower_config import TowerSettings, resettled
+from export.triton.vendoring import code_of_module
+from runtime.errors import ManifestError
+from runtime.manifest import (
+    FrontEnds,
+    Manifest,
+    Modality,
+    TowerFiles,
+    Variant,
+    manifest_path,
+    record_of_file,
+)
+from triton_models.spec import (
+    SPEC_FILE,
+    TOKENIZER_FILE,
+    ImageLimits,
+    ImageSpec,
+    TextLimits,
+    TextSpec,
+    TowerCall,
+    parameters_from_limits,
+)
+
+__all__ = ["FrontEndSettings", "front_end_name", "frontends_from_model", "write_front_ends"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndSettings:
+    """How front ends are operated; the defaults suit a machine that shares its cores with the towers.
+
+    Attributes:
+        max_batch_size: Requests' rows that are answered together.
+        max_queue_delay_us: What a lone request may wait for company. Without any, requests that come
+            while a batch is computed are the next batch.
+        instances: Processes of each front end; with two, one tokenises while the other's texts are computed.
+        queue: 1,024 waiting requests, each for 60 s at most (a client may say less), in two priorities:
+            a request of priority 2 (a corpus, say) waits for those of priority 1, the default.
+        response_cache: See ``ModelConfig``.
+    """
+
+    max_batch_size: Mapping[Modality, int] = field(
+        default_factory=lambda: {Modality.TEXT: 256, Modality.IMAGE: 64}
+    )
+    max_queue_delay_us: int = 0
+    instances: int = 2
+    queue: QueuePolicy = field(
+        default_factory=lambda: QueuePolicy(max_size=1024, timeout_ms=60_000, priority_levels=2)
+    )
+    response_cache: bool = False
+    text: TextLimits = field(default_factory=TextLimits)
+    image: ImageLimits = field(default_factory=ImageLimits)
+
+
+def front_end_name(name: str, modality: Modality) -> str:
+    """The Triton model of a front end: ``NAME_text``, ``NAME_image``."""
+    return f"{name}_{modality.value}"
+
+
+def frontends_from_model(
+    model: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    settings: FrontEndSettings | None = None,
+    towers: TowerSettings | None = None,
+) -> tuple[Path, Path]:
+    """Write the front ends of ``REPOSITORY/NAME`` into its repository.
+
+    Args:
+        variant: A key of the manifest's variants; may be left out where there is one.
+        towers: How the variant's towers are operated from now on; as they were if left out.
+
+    Returns:
+        The folders of the text and the image front end.
+
+    Raises:
+        ManifestError: there is no such model or variant.
+        ExportError: the folders cannot be written, or the towers cannot be operated so. Nothing is left
+            half-written.
+    """
+    repository = Path(model).parent
+    manifest = Manifest.read(model)
+    key = _variant_key(manifest, variant)
+    with staging(repository) as stage:
+        folders = write_front_ends(manifest, key, repository, stage, settings or FrontEndSettings())
+        records = [
+            record_of_file(stage, path)
+            for folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        text, image = (folder.name for folder in folders)
+        drafts = (
+            {} if towers is None else _resettled_towers(manifest.variants[key], repository, stage, towers)
+        )
+        for folder in folders:
+            _rename_in(folder, repository / folder.name, stage)
+        for draft, target in drafts.items():
+            draft.replace(target)
+        variants = dict(manifest.variants)
+        if drafts:
+            variants[key] = _with_configs(variants[key], repository)
+        served = FrontEnds(key, text, image, tuple(records))
+        written = dataclasses.replace(manifest, variants=variants, front_ends=(served,), kept=())
+        draft = manifest_path(stage / manifest.name)
+        draft.write_text(written.to_json(), encoding="utf-8")
+        draft.replace(manifest_path(model))
+    return repository / text, repository / image
+
+
+def write_front_ends(
+    manifest: Manifest, key: str, repository: Path, stage: Path, settings: FrontEndSettings
+) -> tuple[Path, Path]:
+    """Write both front ends of a variant into ``stage``; its towers lie in ``repository``.
+
+    Raises:
+        ExportError: a config does not say what was meant.
+    """
+    variant = manifest.variants[key]
+    text = _write(
+        manifest, key, repository, stage, Modality.TEXT, settings, parameters_from_limits(settings.text)
+    )
+    image = _write(
+        manifest, key, repository, stage, Modality.IMAGE, settings, parameters_from_limits(settings.image)
+    )
+    shutil.copyfile(repository / variant.tokenizer, text / "1" / TOKENIZER_FILE)
+    return text, image
+
+
+def _write(
+    manifest: Manifest,
+    key: str,
+    repository: Path,
+    stage: Path,
+    modality: Modality,
+    settings: FrontEndSettings,
+    limits: Mapping[str, str],
+) -> Path:
+    folder = stage / front_end_name(manifest.name, modality)
+    version = folder / "1"
+    version.mkdir(parents=True)
+    tower = manifest.variants[key].tower(modality)
+    parameters = {**_facts(manifest, key, tower, repository), **limits}
+    config = _config(manifest.name, modality, settings, parameters)
+    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
+    call = TowerCall(tower.model, tower.version, tower.max_batch_size, manifest.dim, tower.outputs)
+    spec = TextSpec(call, manifest.text) if modality is Modality.TEXT else ImageSpec(call, manifest.image)
+    (version / SPEC_FILE).write_text(
+        json.dumps(dataclasses.asdict(spec), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    _copy_code(modality, version)
+    return folder
+
+
+def _config(
+    name: str, modality: Modality, settings: FrontEndSettings, parameters: Mapping[str, str]
+) -> ModelConfig:
+    dim = TensorConfig("dim", "TYPE_INT32", (1,), optional=True)
+    vector = TensorConfig("vector", "TYPE_FP32", (-1,))
+    inputs: tuple[TensorConfig, ...]
+    if modality is Modality.TEXT:
+        inputs = (
+            TensorConfig("text", "TYPE_STRING", (1,)),
+            TensorConfig("language", "TYPE_STRING", (1,), optional=True),
+            dim,
+        )
+        outputs: tuple[TensorConfig, ...] = (vector, TensorConfig("truncated", "TYPE_BOOL", (1,)))
+    else:
+        inputs = (TensorConfig("image", "TYPE_STRING", (1,)), dim)
+        outputs = (vector,)
+    return ModelConfig(
+        name=front_end_name(name, modality),
+        backend="python",
+        filename="model.py",
+        max_batch_size=settings.max_batch_size[modality],
+        inputs=inputs,
+        outputs=outputs,
+        max_queue_delay_us=settings.max_queue_delay_us,
+        instances=InstanceGroup(settings.instances),
+        queue=settings.queue,
+        response_cache=settings.response_cache,
+        parameters=parameters,
+    )
+
+
+def _facts(manifest: Manifest, key: str, tower: TowerFiles, repository: Path) -> dict[str, str]:
+    dims = sorted({*manifest.mrl_dims, manifest.dim})
+    return {
+        "babeltower_name": manifest.name,
+        "babeltower_fingerprint": manifest.fingerprint,
+        "babeltower_variant": key,
+        "babeltower_precision": manifest.variants[key].precision.value,
+        "babeltower_engine": _backend_of(repository / tower.model / "config.pbtxt"),
+        "babeltower_dim": str(manifest.dim),
+        "babeltower_dims": ",".join(map(str, dims)),
+        "babeltower_tower": tower.model,
+    }
+
+
+def _backend_of(config: Path) -> str:
+    found = re.search(r'^backend: "([^"]+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise ManifestError(f"{config} names no backend. Export the checkpoint again.")
+    return found[1]
+
+
+def _resettled_towers(
+    variant: Variant, repository: Path, stage: Path, settings: TowerSettings
+) -> dict[Path, Path]:
+    """Each tower's new configuration, and where it goes."""
+    drafts = {}
+    for modality in Modality:
+        target = repository / variant.tower(modality).model / "config.pbtxt"
+        draft = stage / f"{variant.tower(modality).model}.pbtxt"
+        config = resettled(target.read_text(encoding="utf-8"), variant.precision, settings)
+        draft.write_text(config, encoding="utf-8")
+        drafts[draft] = target
+    return drafts
+
+
+def _with_configs(variant: Variant, repository: Path) -> Variant:
+    """The variant with its towers' configurations as they are now."""
+
+    def measured(tower: TowerFiles) -> TowerFiles:
+        files = tuple(
+            record_of_file(repository, repository / r.path) if r.path.endswith("/config.pbtxt") else r
+            for r in tower.files
+        )
+        return dataclasses.replace(tower, files=files)
+
+    return dataclasses.replace(variant, text=measured(variant.text), image=measured(variant.image))
+
+
+def _copy_code(modality: Modality, version: Path) -> None:
+    """``model.py`` and every module of ours that it imports, directly or not."""
+    with as_file(files("triton_models") / modality.value / "model.py") as entry:
+        shutil.copyfile(entry, version / "model.py")
+    for module in code_of_module(version / "model.py"):
+        package, _, path = module.partition("/")
+        target = version / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with as_file(files(package) / path) as source:
+            shutil.copyfile(source, target)
+
+
+def _variant_key(manifest: Manifest, variant: str | None) -> str:
+    if variant is None and len(manifest.variants) == 1:
+        return next(iter(manifest.variants))
+    if variant is None or variant not in manifest.variants:
+        raise ManifestError(
+            f"{manifest.name!r} has no variant {variant!r}; name one of {sorted(manifest.variants)}."
+        )
+    return variant
+
+
+def _rename_in(folder: Path, target: Path, stage: Path) -> None:
+    if target.exists():
+        target.rename(stage / f"replaced-{target.name}")
+    folder.rename(target)

@@ -1,0 +1,113 @@
+"""One tower of a variant as a Triton model: its graph, its config, its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.onnx_graph import input_names
+from export.precision.calibration import CalibrationSet
+from export.precision.int8 import Int8Recipe
+from export.tensorrt.variant import PLAN
+from export.towers import Towers, output_name
+from export.triton.config import check_against_graph
+from export.triton.tower_config import tower_config
+from export.variants import Form, Making
+from runtime.backends import Engine
+from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
+
+__all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
+
+MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
+TOKENIZER = "tokenizer.json"
+
+_GRAPH = "model.onnx"
+
+
+def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, str]:
+    """What a graph says of itself."""
+    return {
+        "babeltower.version": importlib.metadata.version("babeltower"),
+        "babeltower.name": name,
+        "babeltower.family": towers.family,
+        "babeltower.modality": modality.value,
+        "babeltower.precision": "fp32",
+        "babeltower.fingerprint": towers.fingerprint,
+        "babeltower.licence": towers.licence,
+    }
+
+
+def write_tower(
+    towers: Towers,
+    modality: Modality,
+    stage: Path,
+    *,
+    name: str,
+    form: Form,
+    source: Path,
+    calibration: CalibrationSet | None,
+    recipe: Int8Recipe | None,
+) -> tuple[TowerFiles, Mapping[str, Any]]:
+    """Write a Triton model into ``stage``.
+
+    Args:
+        source: The tower's FP32 graph.
+
+    Returns:
+        The tower's files, and how the graph was made.
+
+    Raises:
+        ExportError: the graph could not be made, or the config does not fit it.
+    """
+    folder = stage / tower_folder_name(name, modality, form.key)
+    graph = folder / "1" / _GRAPH
+    graph.parent.mkdir(parents=True)
+    context_length = towers.text_preprocessing.context_length if modality is Modality.TEXT else 1
+    how = form.make(
+        Making(
+            modality,
+            source,
+            graph,
+            f"{folder.name}.data",
+            max_batch_size=MAX_BATCH_SIZE[modality],
+            context_length=context_length,
+            calibration=calibration,
+            recipe=recipe,
+        )
+    )
+    config = tower_config(
+        folder,
+        graph,
+        engine=form.opened_by[0],
+        precision=form.precision,
+        fingerprint=towers.fingerprint,
+        max_batch_size=MAX_BATCH_SIZE[modality],
+        context_length=context_length,
+        plan=graph.with_name(PLAN) if form.engine is Engine.TENSORRT else None,
+    )
+    check_against_graph(config, graph)
+    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
+    if modality is Modality.TEXT:
+        (folder / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
+    model = onnx.load(str(graph), load_external_data=False)
+    return TowerFiles(
+        model=folder.name,
+        version=1,
+        graph=config.filename,
+        inputs=input_names(modality),
+        outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
+        opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
+        ir_version=model.ir_version,
+        max_batch_size=MAX_BATCH_SIZE[modality],
+        files=tuple(_records(stage, folder)),
+    ), how
+
+
+def _records(stage: Path, folder: Path) -> Iterator[FileRecord]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield record_of_file(stage, path)

@@ -1,0 +1,1 @@
+"""Weights of checkpoint files and LoRA adapters."""

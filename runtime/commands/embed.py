@@ -1,0 +1,205 @@
+"""The command ``embed``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.backends import Engine
+from runtime.choices import choice_from_value
+from runtime.commands.errors import cache_option
+from runtime.embeddings import Encoding
+from runtime.errors import CorpusError, InputError
+from runtime.manifest import Precision
+
+__all__ = ["embed"]
+
+_SOURCE, _TOWER, _OUTPUT, _SCALE = "Source", "Tower", "Output", "Scale and watch"
+
+
+class Runner(str, Enum):
+    """Where the work is done."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def embed(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="REPOSITORY/NAME of an exported model, or a server's address."),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="File, folder, glob or URL: Parquet, Arrow, CSV, JSONL, text, images, tars, datasets.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the vectors; the same command goes on.")
+    ],
+    text: Annotated[
+        str | None, typer.Option("--text", "--text-column", rich_help_panel=_SOURCE, help="Column of texts.")
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", "--image-column", rich_help_panel=_SOURCE, help="Column of images: bytes or paths."
+        ),
+    ] = None,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", "--id-column", rich_help_panel=_SOURCE, help="Column of ids; else row numbers."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(rich_help_panel=_SOURCE, help="Language of the texts that name none.")
+    ] = None,
+    language_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_SOURCE, help="Column of language codes.")
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            rich_help_panel=_SOURCE,
+            help="parquet, arrow, csv, jsonl, text, images, webdataset or datasets; told from suffixes.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BABELTOWER_ENGINE",
+            rich_help_panel=_TOWER,
+            help="onnxruntime, openvino; measured by default.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(envvar="BABELTOWER_PRECISION", rich_help_panel=_TOWER, help="Measured by default."),
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_TOWER, help="Runs at once; measured by default.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, envvar="BABELTOWER_THREADS", rich_help_panel=_TOWER, help="Threads of a run; measured."
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_TOWER, help="Texts × padded length of a run.")
+    ] = 1_024,
+    dim: Annotated[
+        int | None, typer.Option(rich_help_panel=_OUTPUT, help="Width of the vectors; full by default.")
+    ] = None,
+    encoding: Annotated[
+        Encoding, typer.Option(rich_help_panel=_OUTPUT, help="How vectors are stored.")
+    ] = Encoding.FLOAT32,
+    npy: Annotated[
+        bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as a NumPy array.")
+    ] = False,
+    rows_per_part: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=_OUTPUT,
+            help="Source rows of one file; duplicates within it are embedded once.",
+        ),
+    ] = 32_768,
+    max_bad_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, rich_help_panel=_OUTPUT, help="Stop above this share of bad rows."),
+    ] = 0.5,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", rich_help_panel=_SCALE, help="Do every N-th part, from the I-th (0…) on."
+        ),
+    ] = "0/1",
+    accept_changed: Annotated[
+        str,
+        typer.Option(
+            metavar="engine,cpu,libraries",
+            rich_help_panel=_SCALE,
+            help="Go on although these are others than in the parts that are there; the journal says so.",
+        ),
+    ] = "",
+    runner: Annotated[
+        Runner, typer.Option(rich_help_panel=_SCALE, help="This process, or Ray Data on a cluster.")
+    ] = Runner.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_SCALE, help="Actors of Ray; one a core by default.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Serve Prometheus metrics.")
+    ] = None,
+    cache: Annotated[Path | None, cache_option(_SCALE)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
+) -> None:
+    """Embed a corpus of texts or images into Parquet files, exactly once.
+
+    Run the same command again after anything that stopped it: it goes on, and the output is the same.
+    Rows that cannot be embedded are in OUT/bad-rows, each with its reason.
+    """
+    if engine == "ray":  # an engine of the run, not of the tower
+        engine, runner = None, Runner.RAY
+    from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
+    from runtime.corpus.computation import Change
+    from runtime.corpus.metrics import metrics_served
+    from runtime.corpus.progress import progress_bar, summary_of_run
+    from runtime.corpus.sources import source_format
+
+    options = Options(
+        columns=Columns(id_, text, image, language_column),
+        format=None if format_ is None else source_format(format_),
+        language=language,
+        dim=dim,
+        encoding=encoding,
+        engine=EngineChoice(_engine(engine), precision, instances, threads),
+        rows_per_part=rows_per_part,
+        max_batch_tokens=max_batch_tokens,
+        max_bad_share=max_bad_share,
+        shard=Shard(*_shard(shard)),
+        accept_changed=tuple(choice_from_value(Change, name, "Change") for name in _names(accept_changed)),
+        npy=npy,
+        cache=cache,
+    )
+    with metrics_served(metrics_port) as watcher, progress_bar(inner=watcher) as (_, shown):
+        execute = None
+        if runner is Runner.RAY:
+            from runtime.corpus.ray_runner import ray_executor
+
+            execute = ray_executor(workers)
+        record = embed_corpus(model, source, out, options, watcher=shown, execute=execute)
+    if as_json:
+        data = {**dataclasses.asdict(record), "padding_share": record.padding_share}
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(summary_of_run(record))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _engine(name: str | None) -> Engine | None:
+    if name is None or name == "auto":
+        return None
+    try:
+        return Engine(name)
+    except ValueError:
+        known = [engine.value for engine in Engine]
+        raise InputError(f"Engine {name!r} is unknown; expected one of {known}, auto, or ray.") from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.strip().isdigit() and count.strip().isdigit()):
+        raise CorpusError(f"Shard {text!r} is none; expected i/n, e.g. 0/4 for the first of four.")
+    return int(index), int(count)

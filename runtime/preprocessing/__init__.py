@@ -1,0 +1,1 @@
+"""Preprocessing: text and images to the integers that towers take."""

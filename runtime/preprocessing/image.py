@@ -1,0 +1,386 @@
+"""Images become uint8 pixels, exactly as the reference preprocessing makes them.
+
+Every pixel comes from Pillow's own resize, in the order and the rounding of the reference; no draft decoding,
+no reduced first pass, no rotation by EXIF, because the references do none of these. What is faster here than
+there leaves out work, never changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import ImageError, InputError
+from runtime.manifest import ImagePreprocessing
+from runtime.preprocessing.image_formats import (
+    open_image,
+    require_bounded,
+    require_openable,
+    require_whole_decoding,
+)
+from runtime.preprocessing.jpeg import image_from_jpeg
+
+__all__ = [
+    "ImageSource",
+    "Snapshot",
+    "decode",
+    "pixels_from_image",
+    "pixels_from_source",
+    "require_several",
+    "require_size",
+    "snapshot_from_source",
+]
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
+)
+"""A path, an encoded file's bytes, a Pillow image, or uint8 (height, width, 3) RGB."""
+
+_callers_images = threading.RLock()
+"""Held while a caller's Pillow image is decoded or copied. One for all: images share files without showing it
+(members of a tar, frames of one GIF), and Pillow guards neither an image nor a file."""
+
+_LARGEST_RESIZED_PIXELS = 1 << 27
+"""Width × height (0.5 GB): a long thin image grows as its shortest side is fitted, and Pillow's own way of
+resizing only what the crop keeps (``box``) gives other pixels."""
+
+_PASS_BY_PASS = ("RGB", "L")
+"""Modes that Pillow resizes as they are; others it converts before and after."""
+
+_TALLEST = 1.5
+"""Height ÷ width of images whose rows Pillow resizes first; of tall ones it is the columns."""
+
+_SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.BILINEAR: 1.0, Image.Resampling.LANCZOS: 3.0}
+"""Pixels to each side that a filter reads when it makes an image no smaller."""
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An image as it was when it was taken: a path, bytes or pixels that its caller can no longer change.
+
+    Attributes:
+        name: What errors call the image.
+    """
+
+    content: str | bytes | Image.Image | NDArray[np.uint8]
+    name: str
+
+
+def snapshot_from_source(
+    source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
+) -> Snapshot:
+    """Take what belongs to a caller out of their reach, so that other threads may work on it.
+
+    A Pillow image is decoded, if it is not yet, and copied: on the calling thread, one at a time in the whole
+    process, since two images may stand in one file. Its frame is the one that its caller has sought. Buffers
+    and arrays are copied; a file is read later, when it is decoded.
+
+    Args:
+        source: See ``ImageSource``; a snapshot is returned as it is.
+        name: What errors call the image; a path by default.
+        max_pixels: See ``decode``.
+
+    Raises:
+        ImageError: of no known type, or a Pillow image or array that ``decode`` refuses.
+    """
+    if isinstance(source, Snapshot):
+        return source
+    name = name or _name_of(source)
+    try:
+        return Snapshot(_own_content(source, name, max_pixels), name)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
+
+
+def decode(
+    source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """Decode an image fully; files are closed again, a caller's own Pillow image is left open.
+
+    Args:
+        source: See ``ImageSource``. Of a file's animation the first frame is taken, of a Pillow image the one
+            that it shows.
+        name: What errors call the image; a path by default.
+        max_pixels: Width × height above which an image is refused; ``PIL.Image.MAX_IMAGE_PIXELS`` by
+            default. Pillow itself refuses more than twice its own limit.
+
+    Returns:
+        The image in the mode of its file, unrotated; never a caller's own object.
+
+    Raises:
+        ImageError: missing, empty, cut short, no image, of a format that is not one of
+            ``runtime.preprocessing.image_formats.FORMATS``, of no pixels, or of more than ``max_pixels``.
+    """
+    snapshot = snapshot_from_source(source, name=name, max_pixels=max_pixels)
+    name = snapshot.name
+    try:
+        image = _opened(snapshot)
+        require_size(image.size, name, max_pixels)
+        image.load()
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"Image {name} does not exist.") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
+    return image
+
+
+def pixels_from_source(
+    source: ImageSource | Snapshot,
+    preprocessing: ImagePreprocessing,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+) -> NDArray[np.uint8]:
+    """Decode and preprocess; arguments and errors as of ``decode`` and ``pixels_from_image``.
+
+    Returns:
+        uint8 (3, height, width), C-contiguous.
+    """
+    image = _from_fast_jpeg(source, name or _name_of(source)) if isinstance(source, bytes) else None
+    if image is None or (max_pixels is not None and image.width * image.height > max_pixels):
+        image = decode(source, name=name, max_pixels=max_pixels)
+    return pixels_from_image(image, preprocessing)
+
+
+def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:
+    require_whole_decoding(name)
+    require_bounded(data, name)
+    return image_from_jpeg(data)
+
+
+def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Refuse a single image where several are expected.
+
+    Raises:
+        InputError: a path, bytes, a PIL image or one (height, width, 3) array.
+    """
+    single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim < 4):
+        raise InputError("images is a single image; pass a list of images, e.g. embed_images([image]).")
+    return images
+
+
+def _name_of(source: ImageSource | Snapshot) -> str:
+    if isinstance(source, Snapshot):
+        return source.name
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"of {_n_bytes(source)} bytes"
+    return f"of type {type(source).__name__}"
+
+
+def _n_bytes(data: bytes | bytearray | memoryview) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def _own_content(
+    source: ImageSource, name: str, max_pixels: int | None
+) -> str | bytes | Image.Image | NDArray[np.uint8]:
+    if isinstance(source, Image.Image):
+        return _copied_image(source, name, max_pixels)
+    if isinstance(source, np.ndarray):
+        return _copied_array(source, name, max_pixels)
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    remedy = " Pass what its read() returns." if hasattr(source, "read") else ""
+    subject = "An image" if name == _name_of(source) else f"Image {name}"
+    raise ImageError(
+        f"{subject} is of type {type(source).__name__}; expected a path, the bytes of an image file, "
+        f"a PIL image or a uint8 array (height, width, 3).{remedy}"
+    )
+
+
+def _copied_image(image: Image.Image, name: str, max_pixels: int | None) -> Image.Image:
+    with _callers_images:
+        require_openable(image, name)
+        require_size(image.size, name, max_pixels)
+        try:
+            image.load()
+            require_size(image.size, name, max_pixels)
+            return image.copy()
+        except (AssertionError, AttributeError, ValueError) as error:
+            file = getattr(image, "fp", None)
+            if file is not None and not getattr(file, "closed", False):
+                raise
+            raise ImageError(
+                f"Image {name} cannot be decoded: it was closed before ({_reason(error)}). Keep it and its "
+                "file open until it is embedded, or call image.load() before its file is closed."
+            ) from error
+
+
+def _copied_array(array: NDArray[np.uint8], name: str, max_pixels: int | None) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ImageError(
+            f"Image {name} is an array of {array.dtype} {array.shape}; expected uint8 (height, width, 3), "
+            "RGB, not empty."
+        )
+    require_size((array.shape[1], array.shape[0]), name, max_pixels)
+    return np.array(array, order="C")
+
+
+def _opened(snapshot: Snapshot) -> Image.Image:
+    content = snapshot.content
+    if isinstance(content, Image.Image):
+        return content
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content)
+    data = _file_bytes(Path(content)) if isinstance(content, str) else content
+    if not data:
+        raise ValueError("it is empty (0 bytes)")
+    return open_image(data, name=snapshot.name)
+
+
+def _file_bytes(path: Path) -> bytes:
+    """Content of a regular file; a pipe or a device would be waited for, or read without end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    return path.read_bytes()
+
+
+def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
+    """Refuse an image by its width and height; see ``decode``.
+
+    Raises:
+        ImageError: no pixels, or too many.
+    """
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    width, height = size
+    n_pixels = width * height
+    if not n_pixels:
+        raise ImageError(f"Image {name} is {width}×{height}: it has no pixels.")
+    if limit is not None and n_pixels > limit:
+        raise ImageError(
+            f"Image {name} has {width}×{height} = {n_pixels} pixels; the limit is {limit}, "
+            "against decompression bombs. Pass a larger max_pixels if you trust the file."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> NDArray[np.uint8]:
+    """Resize, crop and convert to RGB.
+
+    Args:
+        image: In any mode; see ``decode``.
+
+    Returns:
+        uint8 (3, height, width), C-contiguous.
+
+    Raises:
+        ImageError: Pillow cannot resize or convert the image's mode.
+
+    Source:
+        ``resize-convert``: ``open_clip.transform.image_transform_v2``. ``convert-resize``:
+        ``transformers.CLIPImageProcessorPil``, which lays transparency on white.
+    """
+    try:
+        if preprocessing.order == "convert-resize":
+            image = _rgb_on_white(image)
+        rgb = _resized(image, preprocessing).convert("RGB")
+    except (ValueError, OSError, MemoryError) as error:
+        raise ImageError(
+            f"An image of mode {image.mode} and size {image.width}×{image.height} cannot be resized: "
+            f"{_reason(error)}. Convert it to RGB, or make it smaller, first."
+        ) from error
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _rgb_on_white(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
+            "RGB"
+        )
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    target = (preprocessing.width, preprocessing.height)
+    if preprocessing.resize == "squash":
+        return image.resize(target, resampling)
+    width, height = _shortest_to(image.size, target)
+    left = _offset(width - target[0], preprocessing.crop_rounding)
+    top = _offset(height - target[1], preprocessing.crop_rounding)
+    if width * height > _LARGEST_RESIZED_PIXELS:
+        raise ImageError(
+            f"An image of {image.width}×{image.height} becomes {width}×{height} when its shortest side is "
+            f"fitted to {min(target)}, which is over {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
+        )
+    if image.mode in _PASS_BY_PASS and resampling in _SUPPORT and image.height <= _TALLEST * image.width:
+        return _resized_by_passes(image, (width, height), (left, top), target, resampling)
+    resized = image.resize((width, height), resampling)
+    return resized.crop((left, top, left + target[0], top + target[1]))
+
+
+def _resized_by_passes(
+    image: Image.Image,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    target: tuple[int, int],
+    resampling: Image.Resampling,
+) -> Image.Image:
+    """Resize and crop, without most of what the crop drops.
+
+    Pillow resizes along the rows, rounds, then along the columns; so the columns that the crop drops can be
+    left out between the two, and the rows that it drops before. Each pass is Pillow's own, of the full size.
+    """
+    (left, top), (width, height) = corner, size
+    if height > target[1]:
+        kept = _rows_needed(image.height, height, top, top + target[1], resampling)
+        rows = image.crop((0, kept[0], image.width, kept[1])).resize((width, kept[1] - kept[0]), resampling)
+        between = Image.new(image.mode, (target[0], image.height))
+        between.paste(rows.crop((left, 0, left + target[0], rows.height)), (0, kept[0]))
+    else:
+        between = image.resize((width, image.height), resampling)
+        between = between.crop((left, 0, left + target[0], image.height))
+    resized = between.resize((target[0], height), resampling)
+    return resized.crop((0, top, target[0], top + target[1]))
+
+
+def _rows_needed(
+    n_rows: int, resized: int, top: int, bottom: int, resampling: Image.Resampling
+) -> tuple[int, int]:
+    """Rows that the filter reads for the resized rows from ``top`` to ``bottom``, and one to spare."""
+    scale = n_rows / resized
+    reach = _SUPPORT[resampling] * max(scale, 1.0) + 2
+    return max(0, int(top * scale - reach)), min(n_rows, int(bottom * scale + reach) + 1)
+
+
+def _shortest_to(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Width and height once the shortest side fits; torchvision rounds so (square), and timm (not square)."""
+    width, height = size
+    if target[0] == target[1]:
+        if width <= height:
+            return target[0], int(target[0] * height / width)
+        return int(target[0] * width / height), target[0]
+    ratio = min(height / target[1], width / target[0])
+    return round(width / ratio), round(height / ratio)
+
+
+def _offset(excess: int, rounding: str) -> int:
+    return int(excess / 2) if rounding == "floor" else round(excess / 2)

@@ -1,0 +1,1 @@
+"""Search: galleries, answers and their page."""

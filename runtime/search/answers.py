@@ -1,0 +1,159 @@
+"""Texts are searched for in whatever holds vectors or images: an index, a folder of vectors, a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.encoder import Encoder
+from runtime.errors import InputError
+from runtime.indexes.exact import Hit
+from runtime.indexes.record import RECORD_FILE
+from runtime.indexes.shards import VectorShards, holds_vectors
+from runtime.indexes.vector_index import VectorIndex
+from runtime.manifest import Modality
+from runtime.search.gallery import gallery_from_images
+
+__all__ = ["Answer", "Answers", "Query", "answers_from_sources"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A text to look for, in the language that it names."""
+
+    text: str
+    language: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found for one query, best first."""
+
+    query: Query
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was found for all queries, and where.
+
+    Attributes:
+        modality: Of what was searched.
+        searched: What was searched, in words.
+        source: Where the searched items come from, as it was called when they were embedded; empty if
+            unknown.
+        is_gallery: Whether images themselves were searched, so that ids are what ``images_from_paths`` calls
+            them.
+        skipped: Messages of images that were left out.
+    """
+
+    answers: tuple[Answer, ...]
+    modality: Modality
+    searched: str
+    source: str
+    is_gallery: bool
+    skipped: tuple[str, ...] = ()
+
+
+def answers_from_sources(
+    encoder: Encoder,
+    sources: Sequence[Path],
+    queries: Sequence[Query],
+    *,
+    k: int,
+    dim: int | None = None,
+    effort: int | None = None,
+    threads: int | None = None,
+    skip_bad: bool = False,
+) -> Answers:
+    """Search one index, one folder or file of vectors, or any number of images.
+
+    Args:
+        sources: A folder of ``babeltower index`` or ``babeltower embed``; or image files, folders and Parquet
+            files.
+        dim: Width of the vectors that images are embedded in; stored vectors have theirs.
+        effort: See ``VectorIndex.search``.
+        threads: Threads of FAISS.
+        skip_bad: Leave out images that cannot be decoded, instead of failing.
+
+    Raises:
+        InputError: vectors of another embedding space, found before anything is embedded; several sources of
+            which one holds vectors; an option that the source does not take; or a query that cannot be
+            embedded.
+    """
+    source = sources[0]
+    is_index = (source / RECORD_FILE).is_file()
+    if any((path / RECORD_FILE).is_file() or holds_vectors(path) for path in sources):
+        _require_alone(sources, dim=dim, skip_bad=skip_bad)
+    elif effort is not None:
+        raise InputError(f"{source} is no index, and takes no effort: every image is compared with.")
+    if is_index:
+        return _from_index(encoder, source, queries, k=k, effort=effort, threads=threads)
+    if holds_vectors(source):
+        if effort is not None:
+            raise InputError(f"{source} is no index, and takes no effort: every vector is compared with.")
+        return _from_vectors(encoder, source, queries, k=k)
+    vectors = _embedded(encoder, queries, dim)
+    gallery = gallery_from_images(encoder, sources, dim=dim, skip_bad=skip_bad)
+    found = gallery.index.search(vectors, fingerprint=encoder.fingerprint, k=k)
+    searched = f"{len(gallery.index.ids):,} images, exactly"
+    return Answers(_answers(queries, found), Modality.IMAGE, searched, "", True, tuple(gallery.skipped))
+
+
+def _from_index(
+    encoder: Encoder,
+    folder: Path,
+    queries: Sequence[Query],
+    *,
+    k: int,
+    effort: int | None,
+    threads: int | None,
+) -> Answers:
+    with VectorIndex.open(folder, threads=threads) as index:
+        record = index.record
+        index.space.require(encoder.fingerprint, holder=str(folder))
+        vectors = _embedded(encoder, queries, record.dim)
+        found = index.search(vectors, fingerprint=encoder.fingerprint, k=k, effort=effort)
+        searched = f"{record.kind} index of {record.n_rows:,} {record.modality}s"
+        if record.point and effort in (None, record.effort):
+            searched += f" (recall@{record.recall.k} {record.point.recall:.3f} of exact search)"
+        return Answers(_answers(queries, found), Modality(record.modality), searched, record.source, False)
+
+
+def _from_vectors(encoder: Encoder, location: Path, queries: Sequence[Query], *, k: int) -> Answers:
+    shards = VectorShards.open(location)
+    shards.space.require(encoder.fingerprint, holder=str(location))
+    vectors = _embedded(encoder, queries, shards.space.dim)
+    found = shards.search(vectors, fingerprint=encoder.fingerprint, k=k)
+    searched = f"{len(shards):,} embedded {shards.modality}s, exactly"
+    return Answers(_answers(queries, found), Modality(shards.modality), searched, shards.source, False)
+
+
+def _embedded(encoder: Encoder, queries: Sequence[Query], dim: int | None) -> NDArray[np.float32]:
+    return np.concatenate([encoder.embed_texts([one.text], one.language, dim=dim) for one in queries])
+
+
+def _answers(queries: Sequence[Query], found: Sequence[Sequence[Hit]]) -> tuple[Answer, ...]:
+    return tuple(Answer(query, tuple(hits)) for query, hits in zip(queries, found, strict=True))
+
+
+def _require_alone(sources: Sequence[Path], *, dim: int | None, skip_bad: bool) -> None:
+    missing = [str(path) for path in sources if not path.exists()]
+    if missing:
+        raise InputError(
+            f"{missing[0]} does not exist. Only the last word is taken for a text; pass more texts as "
+            "--query LANGUAGE=TEXT."
+        )
+    if len(sources) > 1:
+        raise InputError(
+            f"One of {', '.join(map(str, sources))} holds vectors, which are searched alone: ranks of "
+            "different sources do not mix. Pass it without the others."
+        )
+    if dim is not None:
+        raise InputError(f"{sources[0]} holds vectors, whose width is fixed. Leave --dim out.")
+    if skip_bad:
+        raise InputError(f"{sources[0]} holds vectors, of which none is skipped. Leave --skip-bad out.")

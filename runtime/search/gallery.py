@@ -1,0 +1,203 @@
+"""Where a search finds its images: files, folders and Parquet tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.encoder import Encoder
+from runtime.errors import ImageError, InputError
+from runtime.indexes.exact import Hit, Index
+from runtime.preprocessing.batching import windows
+from runtime.preprocessing.image import ImageSource
+from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
+
+__all__ = [
+    "ID_COLUMNS",
+    "IMAGE_SUFFIXES",
+    "Found",
+    "Gallery",
+    "gallery_from_images",
+    "image_bytes",
+    "images_from_paths",
+    "open_table",
+    "search_images",
+]
+
+_BATCH_IMAGES = 32
+
+ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
+"""Columns of a Parquet file that name its images; the first of them that is there."""
+
+
+def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes]]:
+    """Images and what to call them: files, folders (recursively, by name) and the rows of Parquet tables.
+
+    Raises:
+        InputError: a path that does not exist, a folder without images, or a table without them.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from _images_in_folder(path)
+        elif not path.exists():
+            raise InputError(f"{path} does not exist; pass image files, folders or Parquet files.")
+        elif path.suffix.lower() == ".parquet":
+            yield from _images_in_table(path)
+        else:
+            yield str(path), path
+
+
+def _images_in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"{folder} holds no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    yield from ((str(path), path) for path in found)
+
+
+def _images_in_table(path: Path) -> Iterator[tuple[str, bytes]]:
+    with open_table(path) as table:
+        yield from _rows(path, table)
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[Any]:
+    """A Parquet file of images, opened with pyarrow.
+
+    Raises:
+        InputError: pyarrow is not installed, the file cannot be read, or it has no column ``image``.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(
+            f"{path} is a Parquet file, and pyarrow is not installed. Install it with pip install pyarrow, "
+            "or pass a folder of images."
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if "image" not in names:
+                raise InputError(
+                    f"{path} has the columns {names}; expected one named 'image' that holds image files."
+                )
+            yield table
+    except pyarrow.ArrowException as error:
+        raise InputError(
+            f"{path} cannot be read as Parquet ({error}). Restore it if it was cut short or damaged."
+        ) from error
+
+
+def _rows(path: Path, table: Any) -> Iterator[tuple[str, bytes]]:
+    id_column = next((name for name in ID_COLUMNS if name in table.schema_arrow.names), None)
+    number = 0
+    for batch in table.iter_batches(batch_size=64, columns=["image", *([id_column] if id_column else [])]):
+        for row in batch.to_pylist():
+            name = str(row[id_column]) if id_column else f"{path}:{number}"
+            yield name, image_bytes(path, number, row["image"])
+            number += 1
+
+
+def image_bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None) -> bytes:
+    """The image file in a cell of a Parquet file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    data = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    if not isinstance(data, bytes):
+        raise InputError(
+            f"Row {number} of {path} holds {type(data).__name__} for an image; expected the bytes of an "
+            "image file, or a struct with a field 'bytes'."
+        )
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is wrong with an image."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found, and the messages of the images that it had to leave out."""
+
+    hits: list[Hit]
+    skipped: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Images embedded to be searched, and the messages of those that had to be left out."""
+
+    index: Index
+    skipped: list[str]
+
+
+def search_images(
+    encoder: Encoder,
+    paths: Iterable[Path],
+    query: str,
+    *,
+    language: str | None,
+    k: int,
+    dim: int | None = None,
+    skip_bad: bool = False,
+) -> Found:
+    """Embed all images and a text, and rank the images; arguments and errors as of ``gallery_from_images``.
+
+    Raises:
+        InputError: a text that cannot be embedded.
+    """
+    query_vector = encoder.embed_texts([query], language, dim=dim)
+    gallery = gallery_from_images(encoder, paths, dim=dim, skip_bad=skip_bad)
+    return Found(gallery.index.search(query_vector, fingerprint=encoder.fingerprint, k=k)[0], gallery.skipped)
+
+
+def gallery_from_images(
+    encoder: Encoder, paths: Iterable[Path], *, dim: int | None = None, skip_bad: bool = False
+) -> Gallery:
+    """Embed images.
+
+    Args:
+        paths: See ``images_from_paths``.
+        skip_bad: Leave out images that cannot be decoded, instead of failing.
+
+    Raises:
+        ImageError: an image that cannot be decoded, unless ``skip_bad``.
+        InputError: no images.
+    """
+    names: list[str] = []
+    skipped: list[str] = []
+    parts = []
+    with ThreadPoolExecutor() as pool:
+        for window in windows(images_from_paths(paths), _BATCH_IMAGES):
+            decoded = list(pool.map(partial(_decoded, encoder, skip_bad=skip_bad), window))
+            skipped += [image.message for image in decoded if isinstance(image, _Problem)]
+            good = [
+                (window[i][0], image) for i, image in enumerate(decoded) if not isinstance(image, _Problem)
+            ]
+            names += [name for name, _ in good]
+            parts.append(encoder.embed_images([image for _, image in good], dim=dim))
+    if not names:
+        raise InputError("There are no images to search; pass image files, folders or Parquet files.")
+    return Gallery(Index(tuple(names), np.concatenate(parts), encoder.fingerprint), skipped)
+
+
+def _decoded(encoder: Encoder, item: tuple[str, Path | bytes], *, skip_bad: bool) -> ImageSource | _Problem:
+    name, source = item
+    try:
+        return encoder.checked_image(source, name=name)
+    except ImageError as error:
+        if not skip_bad:
+            raise
+        return _Problem(str(error))

@@ -1,0 +1,150 @@
+"""Whatever stops a run, the same run goes on, and its output equals that of a run that nothing stopped."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus_runs import bytes_of, journal_of, output_of, sentences, write_texts
+from sample_models import ROOT, Exported
+
+N_ROWS = 640
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported) -> Path:
+    return exported("nllb-clip")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = sentences(N_ROWS)
+    texts[100] = texts[333] = None
+    ids = [f"row {i}" for i in range(N_ROWS)]
+    return write_texts(tmp_path_factory.mktemp("source") / "a.parquet", texts, id=ids)
+
+
+def start(model, source, out, *fault, limit=None):
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "support" / "killed_runs.py"),
+        str(model),
+        str(source),
+        str(out),
+    ]
+    return subprocess.Popen(
+        [*command, *map(str, fault)],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
+
+
+def finish(model, source, out, *fault, limit=None):
+    process = start(model, source, out, *fault, limit=limit)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def whole(model, source, tmp_path_factory):
+    """What a run that nothing stops writes, and the seconds that it takes."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    started = time.perf_counter()
+    assert finish(model, source, out) == (0, "")
+    ids, _ = output_of(out)
+    assert len(ids) == len(set(ids)) == N_ROWS - 2
+    return bytes_of(out), time.perf_counter() - started
+
+
+def test_killed_at_twenty_random_moments(model, source, whole, tmp_path):
+    expected, seconds = whole
+    chance = random.Random(5)
+    n_killed = 0
+    while n_killed < 20:
+        process = start(model, source, tmp_path / "out")
+        time.sleep(chance.uniform(0.3, 1.0) * seconds)
+        process.kill()
+        _, errors = process.communicate()
+        if process.returncode != KILLED:  # it was done before the kill
+            assert (process.returncode, errors) == (0, "")
+            assert bytes_of(tmp_path / "out") == expected
+            for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+        else:
+            n_killed += 1
+    assert finish(model, source, tmp_path / "out") == (0, "")
+    assert bytes_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_killed_at_each_step_to_the_disk(model, source, whole, tmp_path, step, when):
+    """Every few calls: before a sync, after it, before a rename, after it, between file and journal."""
+    expected, _ = whole
+    codes = [finish(model, source, tmp_path / "out", step, count, when)[0] for count in (1, 2, 3, 5, 8, 4)]
+    assert codes[:4] == [KILLED] * 4
+    assert set(codes[4:]) <= {KILLED, 0}  # how many calls are left depends on what was under way before
+    assert finish(model, source, tmp_path / "out") == (0, "")
+    assert bytes_of(tmp_path / "out") == expected
+    parts = [line["part"] for line in journal_of(tmp_path / "out") if "part" in line]
+    assert sorted(parts) == list(range(N_ROWS // 32))
+
+
+def limited(n_bytes):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.parametrize("n_bytes", [300, 5_000])
+def test_a_disk_that_takes_no_more(model, source, whole, tmp_path, n_bytes):
+    """No file may grow past a few bytes: first not even the journal, then no part."""
+    expected, _ = whole
+    code, errors = finish(model, source, tmp_path / "out", limit=limited(n_bytes))
+    assert code == 1
+    assert "cannot be written" in errors
+    assert "run the same command again" in errors
+    assert not list((tmp_path / "out").glob(".*.part"))
+    assert finish(model, source, tmp_path / "out") == (0, "")
+    assert bytes_of(tmp_path / "out") == expected
+
+
+def test_a_journal_that_cannot_grow(model, source, whole, tmp_path):
+    """The disk is full, or the power cut, just when a part is noted."""
+    expected, _ = whole
+    code, _ = finish(model, source, tmp_path / "out", "replace", 30, "after")
+    assert code == KILLED
+    journal = tmp_path / "out" / "journal.jsonl"
+    text = journal.read_bytes()
+    journal.write_bytes(
+        text[: len(text) * 2 // 3]
+    )  # a line cut short, as a full disk or a power cut leaves it
+    assert finish(model, source, tmp_path / "out") == (0, "")
+    assert bytes_of(tmp_path / "out") == expected
+    assert journal_of(tmp_path / "out")[-1] == {"end": N_ROWS}
+
+
+def test_a_full_file_system(model, source, whole, tmp_path):
+    """A file system of a quarter of a megabyte fills up; once there is room, the run goes on."""
+    expected, _ = whole
+    out = tmp_path / "small"
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(out)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        code, errors = finish(model, source, out)
+        assert code == 1
+        assert "cannot be written" in errors
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        assert finish(model, source, out) == (0, "")
+        assert bytes_of(out) == expected
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
