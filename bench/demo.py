@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.accuracy.evaluation import Settings, evaluate_towers
+from bench.accuracy.evaluation import EvaluationSettings, evaluate_towers
 from bench.accuracy.retrieval_report import RetrievalReport
 from bench.accuracy.searches import Search, named_searches
 from bench.datasets import read
@@ -66,7 +66,7 @@ def demo(
     console = Console()
     started = time.perf_counter()
     name = checkpoint.resolve().name
-    settings = Settings(threads=threads)
+    settings = EvaluationSettings(threads=threads)
     console.rule(f"1  Export {escape(name)}")
     with console.status("reading the checkpoint, writing and checking both graphs"):
         towers = towers_from_checkpoint(checkpoint)

@@ -31,7 +31,7 @@ from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
 from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
 from runtime.manifest import Modality, Precision
 
-__all__ = ["Cell", "app", "cells_from_vectors", "vectors_from_samples"]
+__all__ = ["IndexCell", "app", "cells_from_vectors", "vectors_from_samples"]
 
 _SAMPLE = "nllb-clip"
 
@@ -47,7 +47,7 @@ app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class IndexCell:
     """One index, measured with one sort of queries.
 
     Attributes:
@@ -72,7 +72,9 @@ def vectors_from_samples(model: str | Path, folder: Path, *, threads: int) -> di
     return {Modality.TEXT: folder / "text", Modality.IMAGE: folder / "image"}
 
 
-def cells_from_vectors(vectors: Mapping[Modality, Path], folder: Path, *, threads: int) -> Iterator[Cell]:
+def cells_from_vectors(
+    vectors: Mapping[Modality, Path], folder: Path, *, threads: int
+) -> Iterator[IndexCell]:
     """Build and measure every variant, one after another; the indexes themselves are not kept."""
     for rows, shards in vectors.items():
         other = next(path for modality, path in vectors.items() if modality is not rows)
@@ -88,7 +90,7 @@ def cells_from_vectors(vectors: Mapping[Modality, Path], folder: Path, *, thread
                     replace=True,
                 )
                 asked = "held-out rows" if queries is None else f"{VectorShards.open(queries).modality}s"
-                yield Cell(rows.value, name, asked, _without_folders(record, asked))
+                yield IndexCell(rows.value, name, asked, _without_folders(record, asked))
 
 
 def _without_folders(record: IndexRecord, asked: str) -> IndexRecord:
@@ -131,7 +133,7 @@ def _sample_model() -> Path:
     return model
 
 
-def _table(cells: list[Cell], model: str, threads: int) -> Table:
+def _table(cells: list[IndexCell], model: str, threads: int) -> Table:
     """Searches are shown at the effort that the index chose for a recall of 0.99."""
     plural = "" if threads == 1 else "s"
     table = Table(
@@ -160,7 +162,7 @@ def _table(cells: list[Cell], model: str, threads: int) -> Table:
     return table
 
 
-def _write(path: Path, model: str, threads: int, cells: list[Cell]) -> None:
+def _write(path: Path, model: str, threads: int, cells: list[IndexCell]) -> None:
     record = {
         "model": model,
         "threads": threads,

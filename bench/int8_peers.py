@@ -28,9 +28,9 @@ from bench.models.samples import ROOT, sample_checkpoints
 from bench.records.environment import environment
 from export.checkpoint import towers_from_checkpoint
 from export.commands.progress import progress_bars
-from export.precision.int8 import Target, int8_from_onnx, recipe_for
+from export.precision.int8 import GraphTarget, int8_from_onnx, recipe_for
 from export.retrieval.comparison import Direction, compare_language
-from export.retrieval.metrics import Protocol
+from export.retrieval.metrics import RetrievalProtocol
 from export.retrieval.vectors import Vectors
 from export.sensitivity.quantize import QuantiseOptions, Study, study_of_towers
 from export.sensitivity.trials import embedded
@@ -51,7 +51,7 @@ Quantise = Callable[[Path, Path, Batches], Path]
 app = typer.Typer(add_completion=False)
 
 
-def ours(target: Target) -> Quantise:
+def ours(target: GraphTarget) -> Quantise:
     """This project's default recipe of an engine."""
 
     def quantise(source: Path, graph: Path, batches: Batches) -> Path:
@@ -118,7 +118,7 @@ def peer_figures(study: Study, quantise: Quantise, engine: Engine, folder: Path)
     reference, dataset = study.reference, study.reference.dataset
     found = Vectors(vectors[Modality.IMAGE], vectors[Modality.TEXT], reference.index)
     languages = [
-        compare_language(dataset, captions, reference.vectors, found, Protocol.ANY)
+        compare_language(dataset, captions, reference.vectors, found, RetrievalProtocol.ANY)
         for captions in dataset.captions
     ]
     drops = {
@@ -161,7 +161,7 @@ def int8_peers(
             study = study_of_towers(towers, name, Path(work), options, progress)
             for engine in GRAPH_ENGINES:
                 recipes: dict[str, Quantise] = {
-                    "babeltower": ours(Target(engine.value)),
+                    "babeltower": ours(GraphTarget(engine.value)),
                     "nncf": by_nncf(engine),
                 }
                 if modelopt_python is not None:

@@ -46,7 +46,7 @@ from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest
 __all__ = [
     "DEFAULT_PRECISIONS",
     "Group",
-    "Plan",
+    "LatencyPlan",
     "app",
     "chosen_groups",
     "groups_of_model",
@@ -64,7 +64,7 @@ app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LatencyPlan:
     """How much is measured.
 
     Attributes:
@@ -165,7 +165,9 @@ def groups_of_model(
     return found
 
 
-def measure_latency(groups: Sequence[Group], plan: Plan, console: Console | None = None) -> list[Record]:
+def measure_latency(
+    groups: Sequence[Group], plan: LatencyPlan, console: Console | None = None
+) -> list[Record]:
     """Every group in turns, with its error where it could not run."""
     found = {group: _Found(error=group.error) for group in groups}
     runnable = [group for group in groups if group.files is not None]
@@ -184,7 +186,7 @@ def measure_latency(groups: Sequence[Group], plan: Plan, console: Console | None
     return records
 
 
-def stored_shapes(group: Group, plan: Plan, scratch: Path) -> dict[Shape, Path]:
+def stored_shapes(group: Group, plan: LatencyPlan, scratch: Path) -> dict[Shape, Path]:
     """The inputs of each shape, in files that the processes read; groups of a tower share them."""
     manifest, stored = group.manifest, {}
     tokenizer = group.model.parent / next(iter(manifest.variants.values())).tokenizer
@@ -225,7 +227,7 @@ def _free_bytes() -> int:
 def _one_process_each(
     pack: Sequence[Group],
     shapes: Mapping[Group, Mapping[Shape, Path]],
-    plan: Plan,
+    plan: LatencyPlan,
     found: Mapping[Group, _Found],
     *,
     check: bool,
@@ -268,7 +270,7 @@ class _kept_error:  # noqa: N801 - reads as a statement
         return False
 
 
-def _spec(group: Group, plan: Plan) -> GraphSpec:
+def _spec(group: Group, plan: LatencyPlan) -> GraphSpec:
     assert group.files is not None
     output = group.files.outputs[str(group.manifest.dim)]
     return GraphSpec(str(group.graph), group.engine, group.precision.value, plan.threads, output)
@@ -277,7 +279,7 @@ def _spec(group: Group, plan: Plan) -> GraphSpec:
 def _compare(
     opened: Mapping[Group, TimedProcess],
     shapes: Mapping[Group, Mapping[Shape, Path]],
-    plan: Plan,
+    plan: LatencyPlan,
     found: Mapping[Group, _Found],
 ) -> None:
     """Hold every graph's vectors to FP32's on the very inputs that are timed, where the model holds FP32."""
@@ -301,7 +303,7 @@ def _compare(
 
 
 def _reference(
-    group: Group, inputs: Path, opened: Mapping[Group, TimedProcess], plan: Plan
+    group: Group, inputs: Path, opened: Mapping[Group, TimedProcess], plan: LatencyPlan
 ) -> NDArray[np.float64] | None:
     """FP32's vectors, from a process that is open anyway where there is one; ``None`` without FP32."""
     for other, process in opened.items():
@@ -320,7 +322,7 @@ def _reference(
         process.close()
 
 
-def _records_of(group: Group, found: _Found, plan: Plan) -> Iterator[Record]:
+def _records_of(group: Group, found: _Found, plan: LatencyPlan) -> Iterator[Record]:
     settings = {"threads": plan.threads, "turns": plan.turns}
     if found.error or not found.opened:
         shapes = shapes_of(group.manifest, group.modality, batches=plan.batches, tokens=plan.tokens)
@@ -434,7 +436,7 @@ def latency(
 ) -> None:
     """Time every graph of some models, and print percentiles and the share of this machine's limit."""
     console = wide_console()
-    plan = Plan(_numbers(batch), _numbers(tokens), threads, processes, turns)
+    plan = LatencyPlan(_numbers(batch), _numbers(tokens), threads, processes, turns)
     groups = chosen_groups(models or [], precisions=precision or [], engines=engine or [], console=console)
     if peaks is not None:
         limits = read_records(peaks)

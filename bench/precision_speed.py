@@ -42,7 +42,7 @@ from bench.timing.speed_cells import (
     NNCF,
     PEAK,
     TORCH,
-    Case,
+    SpeedCase,
     cells_by_shape,
     share_of_peak,
     verdicts_of_cells,
@@ -68,7 +68,7 @@ class _Runs(Protocol):
 class _Torch:
     """The family's own library, eager, one thread."""
 
-    def __init__(self, case: Case, work: Path) -> None:
+    def __init__(self, case: SpeedCase, work: Path) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -84,7 +84,7 @@ class _Torch:
         return [towers.reference.image_vectors(pixels)[towers.dim]]
 
 
-def measure_case(case: Case, work: Path, *, turns: int) -> list[Record]:
+def measure_case(case: SpeedCase, work: Path, *, turns: int) -> list[Record]:
     """Time one tower in every form.
 
     Raises:

@@ -20,13 +20,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.peers.verdicts import Verdict, verdicts_of
+from bench.peers.verdicts import PeerVerdict, verdicts_of
 from bench.records.record import Record, read_records, require_one_environment
 from bench.records.statistics import bootstrap_median_interval, bootstrap_ratio_interval
 from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
-__all__ = ["Agreement", "agreements", "app"]
+__all__ = ["RunAgreement", "agreements", "app"]
 
 app = typer.Typer(add_completion=False)
 
@@ -34,7 +34,7 @@ _PEERS = "peers"
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class RunAgreement:
     """One cell of two runs.
 
     Attributes:
@@ -51,7 +51,7 @@ class Agreement:
     width: float
 
 
-def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreement]:
+def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[RunAgreement]:
     """Cells that both runs measured.
 
     Raises:
@@ -69,7 +69,7 @@ def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreem
         ratio = bootstrap_ratio_interval(old.by_process, new.by_process)
         medians = [statistics.median(map(statistics.median, r.by_process)) for r in (old, new)]
         found.append(
-            Agreement(
+            RunAgreement(
                 cell=dict(old.cell),
                 ratio=medians[1] / medians[0],
                 overlaps=intervals[0].overlaps(intervals[1]),
@@ -85,7 +85,7 @@ def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[Agreem
     return found
 
 
-def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> Iterator[Agreement]:
+def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> Iterator[RunAgreement]:
     """Ratios that both runs state, of the same two forms."""
     if not (first and second):
         return
@@ -94,7 +94,7 @@ def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> I
         if new := stated.get(_key(old)):
             overlaps = old.low <= new.high and new.low <= old.high
             names = {f"{i}": word for i, word in enumerate(_key(old)[:-1])}
-            yield Agreement(
+            yield RunAgreement(
                 cell={"suite": _PEERS, "metric": "ratio", **names},
                 ratio=new.ratio / old.ratio,
                 overlaps=overlaps,
@@ -103,7 +103,7 @@ def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> I
             )
 
 
-def _key(verdict: Verdict) -> tuple[str, ...]:
+def _key(verdict: PeerVerdict) -> tuple[str, ...]:
     forms = (
         " ".join(record.cell[k] for k in ("by", "engine", "precision"))
         for record in (verdict.own, verdict.peer)
@@ -121,7 +121,7 @@ def repeatability(
     console = Console()
     found = agreements(read_records(first), read_records(second))
     table = Table("suite", "metric", "cells", "intervals overlap", "ratio's holds 1", "median width")
-    groups: dict[tuple[str, str], list[Agreement]] = {}
+    groups: dict[tuple[str, str], list[RunAgreement]] = {}
     for agreement in found:
         groups.setdefault((agreement.cell["suite"], agreement.cell["metric"]), []).append(agreement)
     for names, cells in [*groups.items(), (("all", ""), found)]:
@@ -137,7 +137,7 @@ def repeatability(
     raise typer.Exit(0 if share >= wanted else 1)
 
 
-def _columns(cells: Sequence[Agreement]) -> tuple[list[bool], list[bool]]:
+def _columns(cells: Sequence[RunAgreement]) -> tuple[list[bool], list[bool]]:
     return [cell.overlaps for cell in cells], [cell.holds_one for cell in cells]
 
 

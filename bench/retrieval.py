@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bench.accuracy.evaluation import Settings, evaluate, evaluate_sample
+from bench.accuracy.evaluation import EvaluationSettings, evaluate, evaluate_sample
 from bench.accuracy.retrieval_report import Evaluation, RetrievalReport
 from bench.accuracy.searches import sample_searches
 from bench.datasets import (
@@ -39,7 +39,7 @@ from bench.reporting.retrieval_page import write_page
 from bench.reporting.retrieval_table import Order, print_report
 from bench.reporting.turned import write_turned
 from export.commands.progress import progress_bars
-from export.retrieval.metrics import Protocol
+from export.retrieval.metrics import RetrievalProtocol
 from runtime.backends import Engine
 from runtime.commands.errors import ErrorReportingCommand
 from runtime.manifest import Precision
@@ -56,7 +56,7 @@ def retrieval_report(
     checkpoint: str | Path,
     model: str | Path,
     dataset: RetrievalSet,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
 ) -> RetrievalReport:
     """Evaluate one exported model beside the checkpoint it came from, without printing.
 
@@ -68,7 +68,7 @@ def retrieval_report(
     Raises:
         BabeltowerError: the checkpoint, the model or an image cannot be read, or they do not belong together.
     """
-    return evaluate(checkpoint, model, dataset, settings or Settings()).report
+    return evaluate(checkpoint, model, dataset, settings or EvaluationSettings()).report
 
 
 @app.command(cls=ErrorReportingCommand)
@@ -96,8 +96,9 @@ def retrieval(
         LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the right one.")
     ] = LanguageMap.RIGHT,
     protocol: Annotated[
-        Protocol, typer.Option(help="A query with several answers: any in the top k, or their share.")
-    ] = Protocol.ANY,
+        RetrievalProtocol,
+        typer.Option(help="A query with several answers: any in the top k, or their share."),
+    ] = RetrievalProtocol.ANY,
     order: Annotated[Order, typer.Option(help="Order of the table's rows.")] = Order.WORST,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
@@ -107,7 +108,7 @@ def retrieval(
     chosen = read(dataset, data, options)
     if languages:
         chosen = chosen.select([code.strip() for code in languages.split(",")])
-    settings = Settings(engine, precision, threads, protocol, language_map, dim)
+    settings = EvaluationSettings(engine, precision, threads, protocol, language_map, dim)
     console = Console()
     jobs = jobs_of(models or [], checkpoint, model)
     n_failed = 0

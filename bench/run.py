@@ -27,7 +27,7 @@ from bench.records.record import read_records
 from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError, InputError
 
-__all__ = ["Outcome", "Step", "app", "run_steps", "steps_into"]
+__all__ = ["Step", "StepOutcome", "app", "run_steps", "steps_into"]
 
 
 app = typer.Typer(add_completion=False)
@@ -71,7 +71,7 @@ def steps_into(out: Path) -> tuple[Step, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutcome:
     """How a step went: ``fault`` is empty where it went well."""
 
     name: str
@@ -79,7 +79,7 @@ class Outcome:
     fault: str
 
 
-def run_steps(steps: Sequence[Step], console: Console) -> list[Outcome]:
+def run_steps(steps: Sequence[Step], console: Console) -> list[StepOutcome]:
     """Run them all, and hold each to its exit code and to its records."""
     outcomes = []
     for step in steps:
@@ -88,7 +88,7 @@ def run_steps(steps: Sequence[Step], console: Console) -> list[Outcome]:
             step.records.unlink(missing_ok=True)
         started = time.perf_counter()
         done = subprocess.run([sys.executable, *step.arguments], check=False, cwd=ROOT)
-        outcomes.append(Outcome(step.name, time.perf_counter() - started, _fault(step, done.returncode)))
+        outcomes.append(StepOutcome(step.name, time.perf_counter() - started, _fault(step, done.returncode)))
     return outcomes
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bench.records.record import Record, artefact_sha256, record_of, suite_cell, write_records
 from export.tuning.inputs import languages_for, realistic_texts
 from export.tuning.load_generator import Load, text_requests
-from export.tuning.operation import Operation, TunedFiles, operation_of_model, tuned_files
+from export.tuning.operation import ServingSettings, TunedFiles, operation_of_model, tuned_files
 from export.tuning.served import ServedModel
 from runtime.encoder import Encoder
 from runtime.manifest import Manifest, Modality
@@ -58,7 +58,7 @@ class LoadResult:
     model: str
     manifest: Manifest
     files: TunedFiles
-    operation: Operation
+    operation: ServingSettings
     clients: int
     n_texts: int
     mean_tokens: float
@@ -146,7 +146,7 @@ def measure(
 
 def _turns(
     served: ServedModel,
-    operation: Operation,
+    operation: ServingSettings,
     encoder: Encoder,
     texts: Sequence[str],
     languages: Sequence[str | None],

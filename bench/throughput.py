@@ -31,7 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.latency import Group, Plan, chosen_groups, onnx_of, stored_shapes
+from bench.latency import Group, LatencyPlan, chosen_groups, onnx_of, stored_shapes
 from bench.peaks import measure_peaks
 from bench.records.record import Record, artefact_sha256, read_records, record_of, suite_cell, write_records
 from bench.records.statistics import bootstrap_median_interval
@@ -95,7 +95,7 @@ def sharings_of(cores: int) -> tuple[tuple[int, int], ...]:
 def measure_in_process(groups: Sequence[Group], plan: Saturation, console: Console) -> list[Record]:
     """Rows a second of every graph, batch and sharing of the cores."""
     records: list[Record] = []
-    shape_plan = Plan(batches=plan.batches, tokens=plan.tokens)
+    shape_plan = LatencyPlan(batches=plan.batches, tokens=plan.tokens)
     with tempfile.TemporaryDirectory() as scratch:
         for group in groups:
             if group.files is None:

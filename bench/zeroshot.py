@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.accuracy.classification import classify, classify_sample
-from bench.accuracy.evaluation import Settings
+from bench.accuracy.evaluation import EvaluationSettings
 from bench.datasets import CLASS_LAYOUTS, read_classes
 from bench.datasets.class_sets import Prompts
 from bench.datasets.language_maps import LanguageMap
@@ -74,7 +74,7 @@ def zeroshot(
     if languages:
         chosen = chosen.select([code.strip() for code in languages.split(",")])
     chosen = chosen.asked_by(prompts or chosen.prompts)
-    settings = Settings(engine, precision, threads, language_map=language_map, dim=dim)
+    settings = EvaluationSettings(engine, precision, threads, language_map=language_map, dim=dim)
     console = Console()
     jobs = jobs_of(models or [], checkpoint, model)
     n_failed = 0

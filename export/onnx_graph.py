@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
-from export.towers import ImageTower, TextTower, Towers, output_name
+from export.towers import ImageTowerModule, TextTowerModule, Towers, output_name
 from runtime.errors import ExportError
 from runtime.manifest import Modality
 
@@ -124,7 +124,7 @@ def _name_nodes(model: onnx_ir.Model) -> None:
         node.doc_string = None
 
 
-def _weight_bytes(tower: TextTower | ImageTower) -> int:
+def _weight_bytes(tower: TextTowerModule | ImageTowerModule) -> int:
     return sum(p.numel() * p.element_size() for p in (*tower.parameters(), *tower.buffers()))
 
 

@@ -1,8 +1,8 @@
 """What every checkpoint becomes: two modules that go from integers to unit vectors.
 
-``TextTower`` takes token ids and their mask, ``ImageTower`` uint8 pixels; pooling, projection, MRL heads,
-pixel normalisation and the final L2 normalisation (in FP32) are inside, so nothing is left for a client to
-get wrong.
+``TextTowerModule`` takes token ids and their mask, ``ImageTowerModule`` uint8 pixels; pooling, projection,
+MRL heads, pixel normalisation and the final L2 normalisation (in FP32) are inside, so nothing is left for a
+client to get wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
 
-__all__ = ["ImageTower", "MrlHeads", "Reference", "TextTower", "Towers", "output_name"]
+__all__ = ["ImageTowerModule", "MrlHeads", "Reference", "TextTowerModule", "Towers", "output_name"]
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -47,7 +47,7 @@ class MrlHeads(nn.Module):
         return tuple(unit(head(features)) for head in self.heads.values())
 
 
-class TextTower(nn.Module):
+class TextTowerModule(nn.Module):
     """int64 ids and mask (batch, tokens) → float32 unit vectors (batch, dim), then one per MRL head."""
 
     def __init__(
@@ -65,7 +65,7 @@ class TextTower(nn.Module):
         return unit(features), *self.heads(features)
 
 
-class ImageTower(nn.Module):
+class ImageTowerModule(nn.Module):
     """uint8 pixels (batch, 3, height, width) → float32 unit vectors (batch, dim), then one per MRL head."""
 
     scale: Tensor
@@ -123,8 +123,8 @@ class Towers:
     architecture: str
     licence: str
     dim: int
-    text: TextTower
-    image: ImageTower
+    text: TextTowerModule
+    image: ImageTowerModule
     tokenizer_json: str
     text_preprocessing: TextPreprocessing
     image_preprocessing: ImagePreprocessing
@@ -157,7 +157,7 @@ class Towers:
         """The full width, then the MRL heads': the order of a tower's outputs."""
         return (self.dim, *self.mrl_dims)
 
-    def tower(self, modality: Modality) -> TextTower | ImageTower:
+    def tower(self, modality: Modality) -> TextTowerModule | ImageTowerModule:
         """The tower of a modality."""
         return self.text if modality is Modality.TEXT else self.image
 

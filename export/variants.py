@@ -17,7 +17,7 @@ from export.precision.activation_ranges import activation_ranges
 from export.precision.bf16 import bf16_from_onnx
 from export.precision.calibration import CalibrationSet
 from export.precision.fp16 import fp16_from_onnx
-from export.precision.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from export.precision.int8 import GraphTarget, Int8Recipe, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import GRAPH_ENGINES, Engine, require_computes
 from runtime.errors import EngineError, ExportError
@@ -162,7 +162,7 @@ def _bf16(making: Making) -> dict[str, Any]:
     return {"n_bf16_weights": report.n_weights}
 
 
-def _int8(target: Target) -> Make:
+def _int8(target: GraphTarget) -> Make:
     def make(making: Making) -> dict[str, Any]:
         recipe = dataclasses.replace(making.recipe or recipe_for(target), target=target)
         report = int8_from_onnx(
@@ -229,9 +229,15 @@ FORMS: tuple[Form, ...] = (
         Precision.INT8,
         Engine.ONNXRUNTIME,
         (Engine.ONNXRUNTIME,),
-        _int8(Target.ONNXRUNTIME),
+        _int8(GraphTarget.ONNXRUNTIME),
         needs_calibration=True,
     ),
-    Form(Precision.INT8, Engine.OPENVINO, (Engine.OPENVINO,), _int8(Target.OPENVINO), needs_calibration=True),
+    Form(
+        Precision.INT8,
+        Engine.OPENVINO,
+        (Engine.OPENVINO,),
+        _int8(GraphTarget.OPENVINO),
+        needs_calibration=True,
+    ),
     *map(_tensorrt, (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)),
 )

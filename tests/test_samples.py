@@ -10,7 +10,7 @@ import pytest
 import torch
 from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
 
-from bench.accuracy.evaluation import Settings, evaluate
+from bench.accuracy.evaluation import EvaluationSettings, evaluate
 from bench.datasets import read
 from export.retrieval.comparison import Direction
 from samples import dataset
@@ -78,7 +78,7 @@ def test_transformers_alone_loads_the_folder() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recall_is_pytorchs_in_every_language_and_means_something(name: str, exported: Exported) -> None:
-    report = evaluate(CHECKPOINTS / name, exported(name), read("emoji"), Settings()).report
+    report = evaluate(CHECKPOINTS / name, exported(name), read("emoji"), EvaluationSettings()).report
     assert report.failures == ()
     assert len(report.languages) == 106
     assert report.unspoken == ()
@@ -90,7 +90,7 @@ def test_recall_is_pytorchs_in_every_language_and_means_something(name: str, exp
 def test_mrl_heads_retrieve_too(name: str, exported: Exported) -> None:
     emoji = read("emoji").select(["por_Latn", "jpn_Jpan"])
     for dim in (32, 64, 128):
-        report = evaluate(CHECKPOINTS / name, exported(name), emoji, Settings(dim=dim)).report
+        report = evaluate(CHECKPOINTS / name, exported(name), emoji, EvaluationSettings(dim=dim)).report
         assert report.failures == ()
 
 

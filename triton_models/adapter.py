@@ -10,7 +10,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from triton_models.answers import Code, Failure, TowerError, Vectors
+from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
 from triton_models.spec import TowerCall
 
@@ -89,7 +89,7 @@ def tensor(request: Any, name: str) -> NDArray[Any] | None:
     return None if found is None else found.as_numpy()
 
 
-def response_from_answer(request: Any, answer: Vectors | Failure) -> Any:
+def response_from_answer(request: Any, answer: AnswerVectors | Failure) -> Any:
     """What Triton sends."""
     if isinstance(answer, Failure):
         code = getattr(pb_utils.TritonError, answer.code.name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
 from runtime.refusals import message_from_error
 
-__all__ = ["Code", "Failure", "Tower", "TowerError", "Vectors", "failure_from_error", "require_vectors"]
+__all__ = ["AnswerVectors", "Code", "Failure", "Tower", "TowerError", "failure_from_error", "require_vectors"]
 
 
 class Code(Enum):
@@ -37,7 +37,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class AnswerVectors:
     """float32 (rows, dim), L2-normalised; ``truncated`` bool (rows,) where a text was cut, else ``None``."""
 
     vectors: NDArray[np.float32]

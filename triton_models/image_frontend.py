@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import BabeltowerError, ImageError
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.image import decode, pixels_from_image
-from triton_models.answers import Failure, Tower, Vectors, failure_from_error, require_vectors
+from triton_models.answers import AnswerVectors, Failure, Tower, failure_from_error, require_vectors
 from triton_models.counters import Counters
 from triton_models.spec import ImageLimits, ImageSpec
 from triton_models.tensors import bytes_rows, one_width
@@ -50,7 +50,7 @@ class ImageFrontEnd:
         """Stop the decoding threads."""
         self._decoders.shutdown(wait=False)
 
-    async def answers(self, requests: Sequence[ImageRequest]) -> list[Vectors | Failure]:
+    async def answers(self, requests: Sequence[ImageRequest]) -> list[AnswerVectors | Failure]:
         """One answer a request, in order."""
         jobs = await asyncio.gather(*(self._job(request) for request in requests))
         good = [job for job in jobs if isinstance(job, _Job)]
@@ -61,7 +61,7 @@ class ImageFrontEnd:
         found = [
             vectors for batch, part in zip(batches, parts, strict=True) for vectors in _rows(part, len(batch))
         ]
-        answers: list[Vectors | Failure] = []
+        answers: list[AnswerVectors | Failure] = []
         start = 0
         for job in jobs:
             if isinstance(job, _Job):
@@ -114,9 +114,9 @@ class ImageFrontEnd:
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    def _count(self, answers: Sequence[Vectors | Failure]) -> None:
+    def _count(self, answers: Sequence[AnswerVectors | Failure]) -> None:
         for answer in answers:
-            if isinstance(answer, Vectors):
+            if isinstance(answer, AnswerVectors):
                 self._counters.add("babeltower_images_total", len(answer.vectors))
             else:
                 self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
@@ -132,10 +132,10 @@ def _rows(
     return [{width: vectors[i] for width, vectors in part.items()} for i in range(n_rows)]
 
 
-def _answer(rows: Sequence[dict[int, NDArray[np.float32]] | Failure], width: int) -> Vectors | Failure:
+def _answer(rows: Sequence[dict[int, NDArray[np.float32]] | Failure], width: int) -> AnswerVectors | Failure:
     vectors = []
     for row in rows:
         if isinstance(row, Failure):
             return row
         vectors.append(row[width])
-    return Vectors(np.stack(vectors))
+    return AnswerVectors(np.stack(vectors))

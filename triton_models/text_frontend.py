@@ -15,7 +15,7 @@ from runtime.errors import BabeltowerError, InputError
 from runtime.preprocessing.batching import TokenBatch, padded_batch, runs_from_lengths
 from runtime.preprocessing.languages import code_among, flores_from_code
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow
-from triton_models.answers import Code, Failure, Tower, Vectors, failure_from_error, require_vectors
+from triton_models.answers import AnswerVectors, Code, Failure, Tower, failure_from_error, require_vectors
 from triton_models.counters import Counters, bucket_label
 from triton_models.spec import TextLimits, TextSpec
 from triton_models.tensors import one_width, text_rows
@@ -64,7 +64,7 @@ class TextFrontEnd:
         self._tower = tower
         self._counters = counters
 
-    async def answers(self, requests: Sequence[TextRequest]) -> list[Vectors | Failure]:
+    async def answers(self, requests: Sequence[TextRequest]) -> list[AnswerVectors | Failure]:
         """One answer a request, in order."""
         jobs = [self._job(request) for request in requests]
         good = [job for job in jobs if isinstance(job, _Job)]
@@ -72,7 +72,7 @@ class TextFrontEnd:
         widths = [job.width for job in good for _ in job.texts]
         vectors = await self._vectors(rows, widths)
         self._count(good, rows)
-        answers: list[Vectors | Failure] = []
+        answers: list[AnswerVectors | Failure] = []
         start = 0
         for job in jobs:
             if isinstance(job, _Job):
@@ -172,9 +172,11 @@ def _languages(tensor: NDArray[Any] | None, n_texts: int) -> list[str | None]:
     return [code.strip() or None for code in codes]
 
 
-def _answer(vectors: Sequence[NDArray[np.float32] | Failure], rows: Sequence[TokenRow]) -> Vectors | Failure:
+def _answer(
+    vectors: Sequence[NDArray[np.float32] | Failure], rows: Sequence[TokenRow]
+) -> AnswerVectors | Failure:
     for vector in vectors:
         if isinstance(vector, Failure):
             return vector
     truncated = np.asarray([row.truncated for row in rows], dtype=np.bool_)
-    return Vectors(np.stack([v for v in vectors if not isinstance(v, Failure)]), truncated)
+    return AnswerVectors(np.stack([v for v in vectors if not isinstance(v, Failure)]), truncated)

@@ -16,7 +16,7 @@ import torch
 
 from bench.accuracy.classification_report import ClassFigures, ClassificationReport
 from bench.accuracy.evaluation import (
-    Settings,
+    EvaluationSettings,
     chosen_dim,
     facts_of,
     require_same_space,
@@ -29,7 +29,7 @@ from bench.records.environment import environment
 from export.checkpoint import towers_from_checkpoint
 from export.parity.limits import LIMITS
 from export.retrieval.comparison import compare_retrieval
-from export.retrieval.metrics import Float, Protocol, agreement
+from export.retrieval.metrics import Float, RetrievalProtocol, agreement
 from export.retrieval.vectors import (
     REFERENCE_PADDING,
     Progress,
@@ -55,7 +55,7 @@ def classify(
     checkpoint: str | Path,
     model: str | Path,
     dataset: ClassificationSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
     """Classify with an exported model beside its checkpoint.
@@ -74,7 +74,7 @@ def classify_sample(
     checkpoint: str | Path,
     repository: Path,
     dataset: ClassificationSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
     """The same, after exporting the checkpoint where the repository does not hold these very weights."""
@@ -88,7 +88,7 @@ def classify_towers(
     checkpoint: str | Path,
     model: str | Path,
     dataset: ClassificationSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
     """The same, with towers that were read before."""
@@ -134,7 +134,7 @@ def _by_exported(
     checkpoint: str | Path,
     model: str | Path,
     dataset: ClassificationSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress,
 ) -> tuple[ModelFacts, _Embedded]:
     dim = chosen_dim(towers, settings)
@@ -190,7 +190,7 @@ def _figures(
         n_classes=len(names.classes),
         n_images=len(rows),
         n_templates=len(names.templates),
-        classification=compare_retrieval(images, classes, dataset.relevance(names), Protocol.ANY),
+        classification=compare_retrieval(images, classes, dataset.relevance(names), RetrievalProtocol.ANY),
         texts=agreement(*classes),
     )
 

@@ -12,7 +12,7 @@ from bench.datasets.class_sets import Prompts
 from bench.datasets.language_maps import LanguageMap
 from bench.records.environment import Environment
 from export.retrieval.comparison import Comparison
-from export.retrieval.metrics import KS, Agreement
+from export.retrieval.metrics import KS, VectorAgreement
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from runtime.cosines import lowest
 
@@ -41,7 +41,7 @@ class ClassFigures:
     n_images: int
     n_templates: int
     classification: Comparison
-    texts: Agreement
+    texts: VectorAgreement
 
     @property
     def comparisons(self) -> Mapping[str, Comparison]:
@@ -68,7 +68,7 @@ class ClassificationReport:
     n_images: int
     unspoken: tuple[str, ...]
     languages: tuple[ClassFigures, ...]
-    images: Agreement
+    images: VectorAgreement
     limits: RetrievalLimits
     seconds: Mapping[str, float]
     environment: Environment

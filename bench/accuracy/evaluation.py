@@ -23,7 +23,7 @@ from export.checkpoint import towers_from_checkpoint
 from export.parity.limits import LIMITS
 from export.repository import ExportOptions, installed_engines, repository_from_towers
 from export.retrieval.comparison import LanguageFigures, compare_language
-from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import (
     REFERENCE_PADDING,
     Progress,
@@ -43,7 +43,7 @@ from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Precision, manifest_path
 
 __all__ = [
-    "Settings",
+    "EvaluationSettings",
     "chosen_dim",
     "evaluate",
     "evaluate_sample",
@@ -56,7 +56,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvaluationSettings:
     """How to run.
 
     Attributes:
@@ -69,7 +69,7 @@ class Settings:
     engine: Engine = Engine.ONNXRUNTIME
     precision: Precision = Precision.FP32
     threads: int | None = 1
-    protocol: Protocol = Protocol.ANY
+    protocol: RetrievalProtocol = RetrievalProtocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
     dim: int | None = None
 
@@ -82,7 +82,7 @@ def evaluate(
     checkpoint: str | Path,
     model: str | Path,
     dataset: RetrievalSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> Evaluation:
     """Evaluate an exported model beside its checkpoint.
@@ -98,7 +98,7 @@ def evaluate_sample(
     checkpoint: str | Path,
     repository: Path,
     dataset: RetrievalSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> Evaluation:
     """The same, after exporting the checkpoint where the repository does not hold these very weights."""
@@ -108,7 +108,7 @@ def evaluate_sample(
 
 
 def sample_model(
-    towers: Towers, name: str, repository: Path, settings: Settings, progress: Progress = silent
+    towers: Towers, name: str, repository: Path, settings: EvaluationSettings, progress: Progress = silent
 ) -> Path:
     """``REPOSITORY/NAME`` in the asked variant, exported unless the repository holds these very weights."""
     if not _holds(repository / name, towers, settings):
@@ -126,7 +126,7 @@ def evaluate_towers(
     checkpoint: str | Path,
     model: str | Path,
     dataset: RetrievalSet,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> Evaluation:
     """The same, with towers that were read before."""
@@ -171,7 +171,11 @@ def evaluate_towers(
 
 
 def _figures(
-    dataset: RetrievalSet, reference: Vectors, exported: Vectors, protocol: Protocol, progress: Progress
+    dataset: RetrievalSet,
+    reference: Vectors,
+    exported: Vectors,
+    protocol: RetrievalProtocol,
+    progress: Progress,
 ) -> Iterator[LanguageFigures]:
     n = len(dataset.captions)
     for done, captions in enumerate(dataset.captions):
@@ -180,7 +184,7 @@ def _figures(
     progress("languages", n, n)
 
 
-def chosen_dim(towers: Towers, settings: Settings) -> int:
+def chosen_dim(towers: Towers, settings: EvaluationSettings) -> int:
     """The width to compare.
 
     Raises:
@@ -192,7 +196,7 @@ def chosen_dim(towers: Towers, settings: Settings) -> int:
     return dim
 
 
-def _holds(model: Path, towers: Towers, settings: Settings) -> bool:
+def _holds(model: Path, towers: Towers, settings: EvaluationSettings) -> bool:
     if not manifest_path(model).is_file():
         return False
     try:
@@ -217,7 +221,7 @@ def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) ->
         )
 
 
-def facts_of(manifest: Manifest, checkpoint: str | Path, settings: Settings) -> ModelFacts:
+def facts_of(manifest: Manifest, checkpoint: str | Path, settings: EvaluationSettings) -> ModelFacts:
     """What was compared, for a report."""
     is_local = Path(checkpoint).exists()
     return ModelFacts(

@@ -11,7 +11,7 @@ from bench.datasets import RetrievalSet
 from bench.datasets.language_maps import LanguageMap
 from bench.records.environment import Environment
 from export.retrieval.comparison import Direction, LanguageFigures
-from export.retrieval.metrics import KS, Agreement, Protocol
+from export.retrieval.metrics import KS, RetrievalProtocol, VectorAgreement
 from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from runtime.backends import Engine
@@ -60,13 +60,13 @@ class RetrievalReport:
     dataset: str
     notes: tuple[str, ...]
     language_map: LanguageMap
-    protocol: Protocol
+    protocol: RetrievalProtocol
     reference_padding: str
     n_images: int
     n_texts: int
     unspoken: tuple[str, ...]
     languages: tuple[LanguageFigures, ...]
-    images: Agreement
+    images: VectorAgreement
     limits: RetrievalLimits
     seconds: Mapping[str, float]
     environment: Environment

@@ -14,14 +14,14 @@ from export.retrieval.metrics import top_items
 from export.retrieval.vectors import Vectors
 from runtime.errors import DatasetError
 
-__all__ = ["Answer", "Search", "TurnedSearch", "named_searches", "sample_searches", "turned_searches"]
+__all__ = ["FoundPicture", "Search", "TurnedSearch", "named_searches", "sample_searches", "turned_searches"]
 
 N_ANSWERS = 5
 _N_SAMPLES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FoundPicture:
     """A picture that was found: its index and key in the set, its cosine, and whether it is right."""
 
     image: int
@@ -37,8 +37,8 @@ class Search:
     code: str
     language: str
     text: str
-    exported: tuple[Answer, ...]
-    reference: tuple[Answer, ...]
+    exported: tuple[FoundPicture, ...]
+    reference: tuple[FoundPicture, ...]
 
     @property
     def agrees(self) -> bool:
@@ -127,9 +127,10 @@ def _search(evaluation: Evaluation, captions: Captions, caption: int) -> Search:
 
 def _answers(
     evaluation: Evaluation, vectors: Vectors, captions: Captions, caption: int, right: Iterable[int]
-) -> tuple[Answer, ...]:
+) -> tuple[FoundPicture, ...]:
     query = vectors.texts[vectors.index.rows[captions.code][caption]]
     top: Sequence[int] = top_items(query[None], vectors.images, N_ANSWERS)[0].tolist()
     return tuple(
-        Answer(i, evaluation.dataset.images[i].key, float(vectors.images[i] @ query), i in right) for i in top
+        FoundPicture(i, evaluation.dataset.images[i].key, float(vectors.images[i] @ query), i in right)
+        for i in top
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.datasets.language_maps import LanguageMap, flores_code
 from bench.datasets.lines import json_from_text, text_of
-from export.retrieval.sets import Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import Captions, ImageOnDisk, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["COCO_CN_LAYOUT", "read_coco_cn"]
@@ -35,7 +35,7 @@ def read_coco_cn(folder: Path, language_map: LanguageMap) -> RetrievalSet:
         rows = [(str(row["source"]), row["image_id"], str(row["caption"])) for row in data["annotations"]]
     except (KeyError, TypeError) as error:
         raise DatasetError(f"{path} lacks {error}. Expected layout:\n{COCO_CN_LAYOUT}") from error
-    images = tuple(ImageFile(name, folder / "images" / name) for name in names.values())
+    images = tuple(ImageOnDisk(name, folder / "images" / name) for name in names.values())
     return RetrievalSet("coco-cn", images, _captions(path, names, rows, language_map))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.datasets.language_maps import LanguageMap, flores_code
 from bench.datasets.lines import json_from_text, lines_of
-from export.retrieval.sets import CaptionChoice, Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import CaptionChoice, Captions, ImageOnDisk, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["CROSSMODAL3600_LAYOUT", "read_crossmodal3600"]
@@ -40,7 +40,7 @@ def read_crossmodal3600(folder: Path, language_map: LanguageMap, choice: Caption
         captions = [_captions(rows, code, language_map, choice) for code in codes]
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}: {error!r}. Expected layout:\n{CROSSMODAL3600_LAYOUT}") from error
-    images = tuple(ImageFile(key, folder / "images" / f"{key}.jpg") for key in keys)
+    images = tuple(ImageOnDisk(key, folder / "images" / f"{key}.jpg") for key in keys)
     note = {
         CaptionChoice.ALL: "all captions of an image count",
         CaptionChoice.FIRST: "the first caption of an image counts, as in CLIP_benchmark",

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.datasets.language_maps import LanguageMap, flores_code
 from bench.datasets.lines import lines_of
 from bench.datasets.xtd import aligned_set, files_by_code
-from export.retrieval.sets import Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import Captions, ImageOnDisk, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = [
@@ -83,5 +83,5 @@ def _read_split(name: str, folder: Path, split: str, language_map: LanguageMap) 
         Captions(code, flores_code(code, language_map), tuple(texts), tuple(image_of))
         for code, (texts, image_of) in found.items()
     ]
-    images = tuple(ImageFile(key, folder / "images" / f"{key}.jpg") for key in index_of)
+    images = tuple(ImageOnDisk(key, folder / "images" / f"{key}.jpg") for key in index_of)
     return RetrievalSet(name, images, tuple(captions))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.datasets.lines import lines_of, require_length
-from export.retrieval.sets import ImageFile
+from export.retrieval.sets import ImageOnDisk
 from runtime.errors import DatasetError
 
 __all__ = ["IMAGENET_LAYOUT", "imagenet_images", "images_of_folders"]
@@ -28,7 +28,7 @@ IMAGENET_LAYOUT = """\
 
 _SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 
-Labelled = tuple[tuple[ImageFile, ...], tuple[int, ...]]
+Labelled = tuple[tuple[ImageOnDisk, ...], tuple[int, ...]]
 
 
 def imagenet_images(folder: Path) -> Labelled:
@@ -67,7 +67,7 @@ def images_of_folders(folder: Path, index_of: Mapping[str, int]) -> Labelled:
         DatasetError: no folder holds an image.
     """
     found = [
-        (ImageFile(f"{name}/{path.name}", path), index)
+        (ImageOnDisk(f"{name}/{path.name}", path), index)
         for name, index in index_of.items()
         for path in _image_files(folder / name)
     ]
@@ -99,7 +99,7 @@ def _flat_images(folder: Path, val: Path, index_of: Mapping[str, int]) -> Labell
         raise DatasetError(
             f"{val}: the ground truth lists no class of {len(unlisted)} images; the first is {unlisted[0]!r}."
         )
-    images = tuple(ImageFile(path.name, path) for path in files)
+    images = tuple(ImageOnDisk(path.name, path) for path in files)
     return images, tuple(class_of[path.stem] for path in files)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.datasets.language_maps import LanguageMap, flores_code
 from bench.datasets.lines import lines_of, require_length
-from export.retrieval.sets import Captions, ImageFile, RetrievalSet
+from export.retrieval.sets import Captions, ImageOnDisk, RetrievalSet
 from runtime.errors import DatasetError
 
 __all__ = ["XTD10_LAYOUT", "XTD200_LAYOUT", "aligned_set", "files_by_code", "read_xtd10", "read_xtd200"]
@@ -84,4 +84,4 @@ def aligned_set(
         texts = lines_of(path, layout)
         require_length(path, len(texts), len(keys), names)
         entries.append(Captions(code, flores_code(code, language_map), tuple(texts), tuple(range(len(keys)))))
-    return RetrievalSet(name, tuple(ImageFile(key, images / key) for key in keys), tuple(entries))
+    return RetrievalSet(name, tuple(ImageOnDisk(key, images / key) for key in keys), tuple(entries))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.full_size import checkpoint_from_variant
 from export.precision.calibration import CalibrationSize, calibration_from_samples
-from export.precision.int8 import Target, int8_from_onnx, recipe_for
+from export.precision.int8 import GraphTarget, int8_from_onnx, recipe_for
 from export.repository import repository_from_checkpoint
 from runtime.backends import Engine
 from runtime.manifest import (
@@ -67,7 +67,7 @@ def _int8_variant(manifest: Manifest, repository: Path, key: str) -> Variant:
             target,
             data_name=f"{files.graph}.data",
             calibration=calibration.batches(modality),
-            recipe=recipe_for(Target.OPENVINO),
+            recipe=recipe_for(GraphTarget.OPENVINO),
         )
         records = [record_of_file(repository, path) for path in sorted(target.parent.iterdir())]
         towers[modality.value] = dataclasses.replace(files, model=name, files=tuple(records))

@@ -128,13 +128,13 @@ def _export(variant: str, modality: Modality, work: Path, graph: Path) -> None:
 
 def _convert(fp32: Path, graph: Path, engine: Engine, precision: Precision) -> None:
     from export.precision.bf16 import bf16_from_onnx
-    from export.precision.int8 import Target, int8_from_onnx, recipe_for
+    from export.precision.int8 import GraphTarget, int8_from_onnx, recipe_for
 
     data_name = f"{graph.stem}.data"
     if precision is Precision.BF16:
         bf16_from_onnx(fp32, graph, data_name=data_name)
         return
-    recipe = recipe_for(Target(engine.value))
+    recipe = recipe_for(GraphTarget(engine.value))
     int8_from_onnx(fp32, graph, data_name=data_name, calibration=calibration_batches(fp32), recipe=recipe)
 
 

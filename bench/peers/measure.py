@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers.environments import pins_of, python_of
-from bench.peers.models import N_TOKENS, Case, GivenModel
+from bench.peers.models import N_TOKENS, GivenModel, PeerCase
 from bench.peers.process import PeerError, PeerProcess
 from bench.peers.registry import Peer, Stage
 from bench.records.record import Record, record_of, suite_cell
@@ -102,7 +102,7 @@ def processes(environments: Path, say: Say) -> Iterator[Processes]:
 
 
 def measure_case(
-    peers: Sequence[Peer], running: Processes, model: GivenModel, case: Case, *, turns: int
+    peers: Sequence[Peer], running: Processes, model: GivenModel, case: PeerCase, *, turns: int
 ) -> list[Record]:
     """Compare the vectors of each peer, then time them in turns; a record each, with an error if need be."""
     key = _key(model, case.modality)
@@ -155,7 +155,7 @@ def require_equal(vectors: NDArray[np.float32], reference: NDArray[np.float32], 
     return cosine
 
 
-def cell_of(peer: Peer, model: GivenModel, case: Case) -> dict[str, str]:
+def cell_of(peer: Peer, model: GivenModel, case: PeerCase) -> dict[str, str]:
     """The name of a cell; ``tokens`` is ``strings`` or ``files`` where that is timed too."""
     text = case.modality is Modality.TEXT
     cell = suite_cell(

@@ -21,7 +21,7 @@ from runtime.manifest import Modality
 if TYPE_CHECKING:
     from export.towers import Towers
 
-__all__ = ["Case", "GivenModel", "given_model"]
+__all__ = ["GivenModel", "PeerCase", "given_model"]
 
 N_TOKENS = 16
 _LANGUAGE = "por_Latn"
@@ -29,7 +29,7 @@ _CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PeerCase:
     """One set of rows for one tower, and the reference's vectors of them."""
 
     modality: Modality
@@ -59,7 +59,7 @@ class GivenModel:
     language: str | None
     example: Mapping[Modality, Path]
     calibration: Mapping[Modality, Path]
-    cases: tuple[Case, ...]
+    cases: tuple[PeerCase, ...]
 
     def task(self, modality: Modality) -> dict[str, Any]:
         """What a loop is told, in plain values."""
@@ -104,7 +104,7 @@ def given_model(checkpoint: Path, repository: Path, work: Path, *, batches: Sequ
         for n_rows in batches:
             file = work / f"{modality.value}_{stage.value}_{n_rows}.npz"
             np.savez(file, **{name: array[:n_rows] for name, array in arrays.items()})  # type: ignore[arg-type]
-            cases.append(Case(modality, stage, n_rows, file, vectors[:n_rows]))
+            cases.append(PeerCase(modality, stage, n_rows, file, vectors[:n_rows]))
     example = {}
     for modality in Modality:
         example[modality] = work / f"{modality.value}_example.npz"

@@ -13,7 +13,7 @@ from runtime.errors import BabeltowerError
 
 __all__ = [
     "ANY",
-    "Verdict",
+    "PeerVerdict",
     "closest_of_verdicts",
     "error_table",
     "peer_table",
@@ -28,7 +28,7 @@ _PLACE = ("family", "model", "tower", "tokens", "batch")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PeerVerdict:
     """babeltower's fastest form beside one peer, in one place.
 
     Attributes:
@@ -54,7 +54,7 @@ class Verdict:
         return "behind" if self.high < 1.0 else "even"
 
 
-def verdicts_of(records: Sequence[Record]) -> list[Verdict]:
+def verdicts_of(records: Sequence[Record]) -> list[PeerVerdict]:
     """Each peer's verdict at equal precision, then the best peer's at any precision, place by place.
 
     Raises:
@@ -77,9 +77,9 @@ def verdicts_of(records: Sequence[Record]) -> list[Verdict]:
     return found
 
 
-def closest_of_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
+def closest_of_verdicts(verdicts: Iterable[PeerVerdict]) -> list[PeerVerdict]:
     """The verdict on the best peer of each place and precision."""
-    best: dict[tuple[tuple[str, ...], str], Verdict] = {}
+    best: dict[tuple[tuple[str, ...], str], PeerVerdict] = {}
     for verdict in verdicts:
         key = verdict.place, verdict.precision
         if key not in best or verdict.ratio < best[key].ratio:
@@ -87,14 +87,14 @@ def closest_of_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return list(best.values())
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+def verdict_table(verdicts: Iterable[PeerVerdict]) -> Table:
     """The best peer of each place and precision: one line each."""
     return _table(
         closest_of_verdicts(verdicts), "babeltower and the best peer; ms of CPU time a run, one thread"
     )
 
 
-def peer_table(verdicts: Iterable[Verdict]) -> Table:
+def peer_table(verdicts: Iterable[PeerVerdict]) -> Table:
     """Every peer: one line each."""
     return _table(verdicts, "babeltower and every peer; ms of CPU time a run, one thread")
 
@@ -113,7 +113,7 @@ def error_table(records: Iterable[Record]) -> Table:
     return table
 
 
-def _table(verdicts: Iterable[Verdict], title: str) -> Table:
+def _table(verdicts: Iterable[PeerVerdict], title: str) -> Table:
     columns = ("family", "tower", "from", "batch", "precision", "babeltower", "ms", "peer", "ms")
     table = Table(*columns, "×", "95%", "verdict", title=title)
     for v in verdicts:
@@ -142,6 +142,6 @@ def _fastest(records: Sequence[Record]) -> Record:
     return min(records, key=lambda record: record.median)
 
 
-def _verdict(place: tuple[str, ...], precision: str, own: Record, peer: Record) -> Verdict:
+def _verdict(place: tuple[str, ...], precision: str, own: Record, peer: Record) -> PeerVerdict:
     ratios = ratios_by_turn(peer, own)
-    return Verdict(place, precision, own, peer, median(ratios), *interval(ratios))
+    return PeerVerdict(place, precision, own, peer, median(ratios), *interval(ratios))

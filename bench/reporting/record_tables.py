@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.models.samples import SAMPLES
-from bench.peers.verdicts import ANY, Verdict, closest_of_verdicts, verdicts_of
+from bench.peers.verdicts import ANY, PeerVerdict, closest_of_verdicts, verdicts_of
 from bench.records.record import Record, paired, require_one_environment
 from bench.timing.speed_cells import NNCF, PEAK, TORCH, cells_by_shape, share_of_peak
 from runtime.cosines import lowest
@@ -240,7 +240,7 @@ def peers_table(records: Sequence[Record]) -> str:
 
     A ratio is the peer's time ÷ babeltower's, with its interval; where babeltower is not ahead, it says so.
     """
-    best: dict[tuple[str, ...], dict[str, Verdict]] = {}
+    best: dict[tuple[str, ...], dict[str, PeerVerdict]] = {}
     for verdict in closest_of_verdicts(verdicts_of(records)):
         best.setdefault(verdict.place, {})[verdict.precision] = verdict
     rows = []
@@ -284,7 +284,7 @@ def _start(family: str, tower: str, tokens: str) -> str:
     return f"{_FAMILIES.get(family, family)} {tower}, from {begins}"
 
 
-def _beside(verdict: Verdict | None) -> str:
+def _beside(verdict: PeerVerdict | None) -> str:
     if verdict is None:
         return _NONE
     peer = verdict.peer.cell

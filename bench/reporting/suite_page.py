@@ -31,7 +31,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SuiteVerdict:
     """One gate: what was asked, what was found, and whether it holds."""
 
     gate: str
@@ -79,13 +79,13 @@ def page_from_results(results: Results) -> str:
     )
 
 
-def _verdicts(results: Results) -> Iterator[Verdict]:
+def _verdicts(results: Results) -> Iterator[SuiteVerdict]:
     for record in results.precisions:
         yield from _precision_verdicts(record)
     for report in results.retrieval:
         verdict, model = report["verdict"], report["model"]
         found = "; ".join(verdict["failures"][:2]) or "every language within the limits"
-        yield Verdict(
+        yield SuiteVerdict(
             f"{model['name']} {model['precision']} on {model['engine']} retrieves as PyTorch does, "
             f"{report['dataset']}",
             found,
@@ -94,10 +94,10 @@ def _verdicts(results: Results) -> Iterator[Verdict]:
     for run in results.runs:
         for (tower, shape), forms in cells_by_shape(run.records).items():
             for target, measured, by, holds in verdicts_of_cells(tower, forms):
-                yield Verdict(f"{tower}, {shape}: {target}", f"{measured} by {by}", holds)
+                yield SuiteVerdict(f"{tower}, {shape}: {target}", f"{measured} by {by}", holds)
 
 
-def _precision_verdicts(record: Mapping[str, Any]) -> Iterator[Verdict]:
+def _precision_verdicts(record: Mapping[str, Any]) -> Iterator[SuiteVerdict]:
     for row in record["rows"]:
         limits = record["limits"][row["variant"].split("_")[0]]["retrieval"]
         sides = [row[side] for side in ("text_to_image", "image_to_text")]
@@ -106,7 +106,7 @@ def _precision_verdicts(record: Mapping[str, Any]) -> Iterator[Verdict]:
         holds = mean <= 100 * limits["max_mean_drop"] + 1e-3
         holds &= worst["worst_drop_points"] <= 100 * max(limits["max_recall_drop"], 0.001) + 1e-3
         allowed = [100 * limits[name] for name in ("max_mean_drop", "max_recall_drop")]
-        yield Verdict(
+        yield SuiteVerdict(
             f"{row['model']} {row['variant']} on {row['engine']}: R@1 falls by at most {allowed[0]:.1f} in "
             f"the mean and {allowed[1]:.1f} in any language",
             f"{max(mean, 0):.2f} in the mean, {worst['worst_drop_points']:.2f} in {worst['worst_language']}",

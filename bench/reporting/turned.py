@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.accuracy.retrieval_report import Evaluation
-from bench.accuracy.searches import Answer, TurnedSearch, turned_searches
+from bench.accuracy.searches import FoundPicture, TurnedSearch, turned_searches
 from bench.reporting.retrieval_page import pictures_of
 from runtime.preprocessing.languages import english_name
 
@@ -57,7 +57,7 @@ def _as_json(turned: TurnedSearch, picture: Callable[[int], str]) -> dict[str, A
     }
 
 
-def _answers(found: Sequence[Answer], picture: Callable[[int], str]) -> list[dict[str, Any]]:
+def _answers(found: Sequence[FoundPicture], picture: Callable[[int], str]) -> list[dict[str, Any]]:
     return [
         {"picture": picture(a.image), "key": a.key, "score": a.score, "is_right": a.is_right} for a in found
     ]

@@ -18,8 +18,8 @@ __all__ = [
     "PEAK",
     "TARGETS",
     "TORCH",
-    "Case",
-    "Target",
+    "SpeedCase",
+    "SpeedTarget",
     "cells_by_shape",
     "share_of_peak",
     "verdicts_of_cells",
@@ -30,7 +30,7 @@ _OPENVINO_INT8 = "openvino int8"
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class SpeedCase:
     """A tower and the shapes (rows, tokens) that it is timed at; images have one shape of tokens."""
 
     tower: str
@@ -40,14 +40,14 @@ class Case:
 
 
 CASES = (
-    Case("ViT-B/32", "xlm-roberta-base-ViT-B-32", Modality.IMAGE, ((1, 1), (8, 1))),
-    Case("XLM-R base", "xlm-roberta-base-ViT-B-32", Modality.TEXT, ((1, 16), (8, 16))),
-    Case("NLLB-600M", "nllb-clip-base", Modality.TEXT, ((1, 16), (8, 16), (8, 64))),
+    SpeedCase("ViT-B/32", "xlm-roberta-base-ViT-B-32", Modality.IMAGE, ((1, 1), (8, 1))),
+    SpeedCase("XLM-R base", "xlm-roberta-base-ViT-B-32", Modality.TEXT, ((1, 16), (8, 16))),
+    SpeedCase("NLLB-600M", "nllb-clip-base", Modality.TEXT, ((1, 16), (8, 16), (8, 64))),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class SpeedTarget:
     """What the fastest engine must reach: a multiple of PyTorch, or a share of the INT8 peak."""
 
     precision: Precision
@@ -56,10 +56,10 @@ class Target:
 
 
 TARGETS = (
-    Target(Precision.INT8, 8, 4.0),
-    Target(Precision.BF16, 8, 2.1),
-    Target(Precision.FP32, 8, 1.05),
-    Target(Precision.INT8, 1, 4.8),
+    SpeedTarget(Precision.INT8, 8, 4.0),
+    SpeedTarget(Precision.BF16, 8, 2.1),
+    SpeedTarget(Precision.FP32, 8, 1.05),
+    SpeedTarget(Precision.INT8, 1, 4.8),
 )
 PEAK_SHARE = 0.8
 PORTABLE_RATIO = 1.75

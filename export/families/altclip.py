@@ -19,7 +19,7 @@ from export.families.references import AltClipReference
 from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.fingerprint.fingerprints import with_fingerprint
 from export.licences import licence_of_folder, licence_with_adapter
-from export.towers import ImageTower, MrlHeads, TextTower, Towers
+from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import (
     chosen_weights,
@@ -100,8 +100,8 @@ def load(path: Path, options: LoadOptions) -> Towers:
     image_preprocessing = image_preprocessing_of(image_processor, folder)
     serialised = tokenizer_json(tokenizer)
     heads = MrlHeads({})
-    text_tower = TextTower(encoder, AltPool(model.text_model, model.text_projection), heads).eval()
-    image_tower = ImageTower(
+    text_tower = TextTowerModule(encoder, AltPool(model.text_model, model.text_projection), heads).eval()
+    image_tower = ImageTowerModule(
         ClipVisionEncoder(model.vision_model, model.visual_projection),
         heads,
         mean=image_preprocessing.mean,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
-    "Block",
+    "EncoderBlock",
     "PlainAttention",
     "TextEncoder",
     "attention_bias",
@@ -53,7 +53,7 @@ class PlainAttention(nn.Module):
         return x.reshape(*x.shape[:2], self.n_heads, self.head_width).transpose(1, 2)
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """One encoder layer, normalised before (M2M100) or after (RoBERTa) each sub-layer."""
 
     def __init__(
@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
         self,
         tokens: nn.Embedding,
         positions: Tensor,
-        blocks: list[Block],
+        blocks: list[EncoderBlock],
         *,
         pad_id: int,
         token_scale: float = 1.0,
@@ -151,9 +151,9 @@ def roberta_encoder_from_transformers(model: Any) -> TextEncoder:
     )
 
 
-def _roberta_block(layer: Any, n_heads: int) -> Block:
+def _roberta_block(layer: Any, n_heads: int) -> EncoderBlock:
     inner, attended = layer.attention.self, layer.attention.output
-    return Block(
+    return EncoderBlock(
         PlainAttention(inner.query, inner.key, inner.value, attended.dense, n_heads=n_heads),
         attended.LayerNorm,
         layer.intermediate.dense,
@@ -180,9 +180,9 @@ def m2m_encoder_from_transformers(encoder: Any) -> TextEncoder:
     )
 
 
-def _m2m_block(layer: Any, n_heads: int) -> Block:
+def _m2m_block(layer: Any, n_heads: int) -> EncoderBlock:
     inner = layer.self_attn
-    return Block(
+    return EncoderBlock(
         PlainAttention(inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj, n_heads=n_heads),
         layer.self_attn_layer_norm,
         layer.fc1,

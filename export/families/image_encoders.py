@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from export.families.encoders import Block, PlainAttention, plain_attention_from_packed
+from export.families.encoders import EncoderBlock, PlainAttention, plain_attention_from_packed
 from runtime.errors import CheckpointError
 
 __all__ = ["ClipVisionEncoder", "image_encoder_from_open_clip"]
@@ -44,9 +44,9 @@ class ClipVisionEncoder(nn.Module):
         return cast("Tensor", self.projection(self.last_norm(x[:, 0])))
 
 
-def _clip_block(layer: Any, n_heads: int) -> Block:
+def _clip_block(layer: Any, n_heads: int) -> EncoderBlock:
     inner = layer.self_attn
-    return Block(
+    return EncoderBlock(
         PlainAttention(inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj, n_heads=n_heads),
         layer.layer_norm1,
         layer.mlp.fc1,

@@ -32,7 +32,7 @@ from export.families.references import NllbClipReference
 from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.fingerprint.fingerprints import with_fingerprint
 from export.licences import licence_of_folder, licence_with_adapter
-from export.towers import ImageTower, MrlHeads, TextTower, Towers
+from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import (
     chosen_weights,
@@ -157,12 +157,12 @@ def load(path: Path, options: LoadOptions) -> Towers:
         )
     image = image_preprocessing_of(processor, folder)
     serialised, heads = tokenizer_json(tokenizer), MrlHeads({})
-    text_tower = TextTower(
+    text_tower = TextTowerModule(
         encoder,
         NormedPool(cast("nn.Module", model.text_model.final_layer_norm), model.text_projection),
         heads,
     ).eval()
-    image_tower = ImageTower(
+    image_tower = ImageTowerModule(
         ClipVisionEncoder(model.vision_model, model.visual_projection), heads, mean=image.mean, std=image.std
     ).eval()
     reference = NllbClipReference(

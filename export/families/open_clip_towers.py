@@ -28,7 +28,7 @@ from export.families.tokenizers import (
 )
 from export.fingerprint.fingerprints import with_fingerprint
 from export.licences import licence_of_folder, licence_with_adapter
-from export.towers import ImageTower, MrlHeads, TextTower, Towers
+from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import config_from_file
 from runtime.errors import CheckpointError
@@ -95,8 +95,8 @@ def towers_from_open_clip(
     preprocess = _preprocess_config(checkpoint)
     image_preprocessing = _image_preprocessing(preprocess)
     serialised = tokenizer_json(tokenizer.tokenizer)
-    text_tower = TextTower(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval()
-    image_tower = ImageTower(
+    text_tower = TextTowerModule(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval()
+    image_tower = ImageTowerModule(
         image_encoder_from_open_clip(model.visual),
         mrl,
         mean=image_preprocessing.mean,

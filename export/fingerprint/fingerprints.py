@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from export.fingerprint.double_precision import in_double
 from export.fingerprint.fixed_inputs import fixed_images, fixed_pixels, fixed_texts, fixed_token_rows
-from export.towers import ImageTower, Int, Reference, TextTower, Towers, unit
+from export.towers import ImageTowerModule, Int, Reference, TextTowerModule, Towers, unit
 from runtime.fingerprints import KIND
 from runtime.manifest import ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.image import pixels_from_image
@@ -88,7 +88,7 @@ class FixedInputs:
     pixels: NDArray[np.float64]
 
     @classmethod
-    def of(cls, text: TextTower, tokens: TextPreprocessing, pixels: ImagePreprocessing) -> FixedInputs:
+    def of(cls, text: TextTowerModule, tokens: TextPreprocessing, pixels: ImagePreprocessing) -> FixedInputs:
         """Shape the inputs to a checkpoint's vocabulary, context length and image size."""
         n_tokens = int(text.encoder.get_submodule("tokens").get_parameter("weight").shape[0])
         return cls(
@@ -98,7 +98,7 @@ class FixedInputs:
 
 
 def behaviour_vectors(
-    text: TextTower, image: ImageTower, inputs: FixedInputs
+    text: TextTowerModule, image: ImageTowerModule, inputs: FixedInputs
 ) -> Iterator[NDArray[np.float64]]:
     """Compute unit vectors of the fixed inputs in float64: (rows, width) for each batch, then width."""
     buffers = {} if (positions := exact_positions(text)) is None else {"encoder.positions": positions}
@@ -141,7 +141,7 @@ def _normalised(pixels: NDArray[np.uint8], preprocessing: ImagePreprocessing) ->
     return normalised
 
 
-def exact_positions(text: TextTower) -> Tensor | None:
+def exact_positions(text: TextTowerModule) -> Tensor | None:
     """Sinusoidal positions in float64; ``None`` where the tower's are learned.
 
     A library computes them in float32, where their last digits depend on the processor.
@@ -165,13 +165,13 @@ def exact_positions(text: TextTower) -> Tensor | None:
     return exact if float((stored.double() - exact).abs().max()) < _MAX_SINUSOID_ERROR else None
 
 
-def _text_weights(text: TextTower, positions: Tensor | None) -> Iterator[Tensor]:
+def _text_weights(text: TextTowerModule, positions: Tensor | None) -> Iterator[Tensor]:
     yield from text.state_dict().values()
     if positions is None:
         yield text.encoder.get_buffer("positions")
 
 
-def _image_weights(image: ImageTower) -> Iterator[Tensor]:
+def _image_weights(image: ImageTowerModule) -> Iterator[Tensor]:
     yield from image.state_dict().values()
     if "positions" in dict(image.encoder.named_buffers()):
         yield image.encoder.get_buffer("positions")

@@ -15,7 +15,7 @@ from export.towers import Float, Int, Towers
 from runtime.manifest import ImagePreprocessing, Modality
 from runtime.preprocessing.image_formats import open_image
 
-__all__ = ["Cell", "Expected", "channel_statistics", "expected_of_reference"]
+__all__ = ["Expected", "ExpectedRun", "channel_statistics", "expected_of_reference"]
 
 SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
 """Batch × sequence of the grid; a sequence is cut to the context length."""
@@ -24,7 +24,7 @@ _REFERENCE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ExpectedRun:
     """One run of a graph on random inputs, and what the reference makes of them."""
 
     modality: Modality
@@ -43,7 +43,7 @@ class Expected:
     images: Sequence[Image.Image | bytes]
     pixels: Float
     image_vectors: Mapping[int, Float]
-    cells: Sequence[Cell]
+    cells: Sequence[ExpectedRun]
 
 
 def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
@@ -85,7 +85,7 @@ def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
     return vectors
 
 
-def _text_cells(towers: Towers) -> Iterator[Cell]:
+def _text_cells(towers: Towers) -> Iterator[ExpectedRun]:
     random = np.random.default_rng(1)
     text = towers.text_preprocessing
     n_tokens = towers.n_tokens
@@ -95,10 +95,12 @@ def _text_cells(towers: Towers) -> Iterator[Cell]:
         for row in range(1, batch, 2):
             ids[row, max(2, sequence * row // batch) :] = text.pad_id
         inputs = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
-        yield Cell(Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids))
+        yield ExpectedRun(
+            Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids)
+        )
 
 
-def _image_cells(towers: Towers) -> Iterator[Cell]:
+def _image_cells(towers: Towers) -> Iterator[ExpectedRun]:
     random = np.random.default_rng(2)
     image = towers.image_preprocessing
     mean, std = channel_statistics(image)
@@ -106,7 +108,7 @@ def _image_cells(towers: Towers) -> Iterator[Cell]:
         pixels = random.integers(0, 256, (batch, 3, image.height, image.width), dtype=np.uint8)
         normalised = (pixels.astype(np.float32) / 255 - mean) / std
         expected = towers.reference.image_vectors(normalised.astype(np.float32))
-        yield Cell(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
+        yield ExpectedRun(Modality.IMAGE, f"image {batch}", {"pixels": pixels}, expected)
 
 
 def channel_statistics(image: ImagePreprocessing) -> tuple[Float, Float]:

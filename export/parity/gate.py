@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.retrieval.comparison import Comparison, Direction, LanguageFigures, compare_language
-from export.retrieval.metrics import Agreement, Protocol, agreement
+from export.retrieval.metrics import RetrievalProtocol, VectorAgreement, agreement
 from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import (
     Progress,
@@ -75,7 +75,7 @@ class RetrievalFigures:
     n_images: int
     n_texts: int
     sampled: bool
-    images: Agreement
+    images: VectorAgreement
     languages: tuple[LanguageFigures, ...]
 
     def mean_recall_at_1(self, direction: Direction) -> tuple[float, float]:
@@ -168,14 +168,14 @@ def measure_retrieval(
         sampled=reference.sampled,
         images=agreement(reference.vectors.images, found.images),
         languages=tuple(
-            compare_language(dataset, captions, reference.vectors, found, Protocol.ANY)
+            compare_language(dataset, captions, reference.vectors, found, RetrievalProtocol.ANY)
             for captions in dataset.captions
         ),
     )
 
 
 def _noise_floor(dataset: RetrievalSet, first: Vectors, second: Vectors) -> NoiseFloor:
-    languages = [compare_language(dataset, c, first, second, Protocol.ANY) for c in dataset.captions]
+    languages = [compare_language(dataset, c, first, second, RetrievalProtocol.ANY) for c in dataset.captions]
     sides: Sequence[Comparison] = [f.comparison(direction) for f in languages for direction in Direction]
     images = agreement(first.images, second.images)
     return NoiseFloor(

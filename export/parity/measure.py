@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.expectations import Cell, Expected, channel_statistics
+from export.parity.expectations import Expected, ExpectedRun, channel_statistics
 from export.parity.gate import GateReference, NoiseFloor, RetrievalFigures, measure_retrieval
 from export.parity.limits import Limits
 from export.parity.probes import ProbeText
@@ -258,7 +258,7 @@ def _by_language(found: Float, expected: Float, probes: Sequence[ProbeText]) -> 
 
 
 def _shapes(
-    cells: Sequence[Cell], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    cells: Sequence[ExpectedRun], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> Iterator[tuple[str, Agreement]]:
     for modality in Modality:
         tower = manifest.variant(precision, engine.value).tower(modality)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from runtime.errors import ExportError
 
-__all__ = ["Batches", "ClipMethod", "Extent", "channel_magnitudes", "clip_extents", "tensors_of_batches"]
+__all__ = ["Batches", "ClipMethod", "ClipRange", "channel_magnitudes", "clip_extents", "tensors_of_batches"]
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 Floats = NDArray[np.float32]
@@ -42,7 +42,7 @@ class ClipMethod(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class ClipRange:
     """The values that a tensor takes, or those of them that are kept."""
 
     low: float
@@ -53,9 +53,9 @@ class Extent:
         """The larger distance from zero."""
         return max(abs(self.low), abs(self.high))
 
-    def clipped(self, magnitude: float) -> Extent:
+    def clipped(self, magnitude: float) -> ClipRange:
         """Cut at a distance from zero."""
-        return Extent(max(self.low, -magnitude), min(self.high, magnitude))
+        return ClipRange(max(self.low, -magnitude), min(self.high, magnitude))
 
 
 def clip_extents(
@@ -66,7 +66,7 @@ def clip_extents(
     *,
     method: ClipMethod,
     percentile: float,
-) -> dict[str, Extent]:
+) -> dict[str, ClipRange]:
     """What to keep of each tensor, by name.
 
     Args:
@@ -78,7 +78,7 @@ def clip_extents(
         ExportError: no batches, or a tensor that is not finite.
     """
     lows, highs = _extremes(model, folder, names, batches, by_channel=False)
-    found = {name: Extent(float(lows[name]), float(highs[name])) for name in names}
+    found = {name: ClipRange(float(lows[name]), float(highs[name])) for name in names}
     if method is ClipMethod.MIN_MAX:
         return found
     counts = _histograms(model, folder, {name: e.magnitude for name, e in found.items()}, batches)

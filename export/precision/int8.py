@@ -30,18 +30,18 @@ from export.graphs.files import save_graph
 from export.graphs.folding import PIXEL_CENTRE, fold
 from export.graphs.matrix_products import operations_by_product, products
 from export.graphs.packed_attention import pack_attention
-from export.precision.clipping import ClipMethod, Extent, clip_extents
+from export.precision.clipping import ClipMethod, ClipRange, clip_extents
 from export.precision.input_moments import Seen, input_moments
 from export.precision.smoothing import smooth
 from export.precision.weight_rounding import FULL_CODE, PORTABLE_CODE, RoundedWeight, Rounding, rounded_weight
 from runtime.errors import ExportError
 
 __all__ = [
-    "Encoding",
+    "ActivationEncoding",
+    "GraphTarget",
     "Int8Recipe",
     "Int8Report",
     "Measured",
-    "Target",
     "int8_from_onnx",
     "recipe_for",
 ]
@@ -49,7 +49,7 @@ __all__ = [
 _UINT8, _INT8 = onnx_ir.DataType.UINT8, onnx_ir.DataType.INT8
 
 
-class Target(str, Enum):
+class GraphTarget(str, Enum):
     """The engine that a graph is made for; every engine but TensorRT reads every form."""
 
     ONNXRUNTIME = "onnxruntime"
@@ -57,7 +57,7 @@ class Target(str, Enum):
     TENSORRT = "tensorrt"
 
 
-class Encoding(str, Enum):
+class ActivationEncoding(str, Enum):
     """How activations become 8-bit numbers.
 
     ``UINT8`` covers what the tensor takes, zero point anywhere. ``INT8`` is symmetric, zero point 0.
@@ -69,17 +69,17 @@ class Encoding(str, Enum):
     INT8_OR_UINT8 = "int8-or-uint8"
 
 
-ENCODINGS: Mapping[Target, Encoding] = {
-    Target.ONNXRUNTIME: Encoding.UINT8,
-    Target.OPENVINO: Encoding.INT8_OR_UINT8,
-    Target.TENSORRT: Encoding.INT8,
+ENCODINGS: Mapping[GraphTarget, ActivationEncoding] = {
+    GraphTarget.ONNXRUNTIME: ActivationEncoding.UINT8,
+    GraphTarget.OPENVINO: ActivationEncoding.INT8_OR_UINT8,
+    GraphTarget.TENSORRT: ActivationEncoding.INT8,
 }
 """What each engine runs fastest; TensorRT reads nothing else."""
 
-LARGEST_CODES: Mapping[Target, int] = {
-    Target.ONNXRUNTIME: PORTABLE_CODE,
-    Target.OPENVINO: FULL_CODE,
-    Target.TENSORRT: FULL_CODE,
+LARGEST_CODES: Mapping[GraphTarget, int] = {
+    GraphTarget.ONNXRUNTIME: PORTABLE_CODE,
+    GraphTarget.OPENVINO: FULL_CODE,
+    GraphTarget.TENSORRT: FULL_CODE,
 }
 """Largest magnitude of a weight's code. ONNX Runtime runs the graph on CPUs that saturate in 16 bits too."""
 
@@ -98,7 +98,7 @@ class Int8Recipe:
         rounding: How weights are rounded.
     """
 
-    target: Target = Target.ONNXRUNTIME
+    target: GraphTarget = GraphTarget.ONNXRUNTIME
     method: ClipMethod = ClipMethod.MSE
     percentile: float = 99.99
     kept: tuple[str, ...] = ()
@@ -111,11 +111,11 @@ class Int8Recipe:
             raise ExportError(f"Percentile {self.percentile} clips too much; expected over 50, up to 100.")
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise ExportError(f"Smoothing by {self.smooth} is not possible; expected between 0 and 1.")
-        if self.target is Target.TENSORRT and self.table is EmbeddingTable.INT8:
+        if self.target is GraphTarget.TENSORRT and self.table is EmbeddingTable.INT8:
             raise ExportError("TensorRT looks up no int8 rows; pass table=EmbeddingTable.FP16 or FP32.")
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> ActivationEncoding:
         """Form of the target's activation codes."""
         return ENCODINGS[self.target]
 
@@ -125,11 +125,11 @@ class Int8Recipe:
         return LARGEST_CODES[self.target]
 
 
-def recipe_for(target: Target) -> Int8Recipe:
+def recipe_for(target: GraphTarget) -> Int8Recipe:
     """The default recipe of an engine."""
-    table = EmbeddingTable.FP16 if target is Target.TENSORRT else EmbeddingTable.INT8
+    table = EmbeddingTable.FP16 if target is GraphTarget.TENSORRT else EmbeddingTable.INT8
     # Where weights have all 8 bits, rounding to the nearest loses less than activations do.
-    rounding = Rounding.COMPENSATED if target is Target.ONNXRUNTIME else Rounding.NEAREST
+    rounding = Rounding.COMPENSATED if target is GraphTarget.ONNXRUNTIME else Rounding.NEAREST
     return Int8Recipe(target=target, table=table, rounding=rounding)
 
 
@@ -142,7 +142,7 @@ class Measured:
         weights: Rounded weights, by the product's name.
     """
 
-    extents: Mapping[str, Extent]
+    extents: Mapping[str, ClipRange]
     weights: Mapping[str, RoundedWeight]
 
 
@@ -214,7 +214,7 @@ def int8_from_onnx(
         _quantise_activation(model.graph, value, activations[value], measured.extents, recipe.encoding)
     for node in chosen:
         _quantise_weight(model.graph, node, measured.weights)
-    if recipe.target is Target.OPENVINO:
+    if recipe.target is GraphTarget.OPENVINO:
         sum_exactly(model)
         pack_attention(model)
     shrink_table(model, recipe.table)
@@ -249,8 +249,8 @@ def _quantise_activation(
     graph: onnx_ir.Graph,
     value: onnx_ir.Value,
     reads: Reads,
-    extents: Mapping[str, Extent],
-    encoding: Encoding,
+    extents: Mapping[str, ClipRange],
+    encoding: ActivationEncoding,
 ) -> None:
     """Put one Q/DQ pair between a tensor and the products that read it."""
     name = str(value.name)
@@ -258,7 +258,7 @@ def _quantise_activation(
     producer = value.producer()
     if codes is not None:
         scale, zero = np.float32(1), np.array(PIXEL_CENTRE, np.uint8)
-        if encoding is Encoding.INT8:
+        if encoding is ActivationEncoding.INT8:
             codes, zero = None, np.array(0, np.int8)
     else:
         scale, zero = _scale_and_zero(extents[name], encoding)
@@ -294,13 +294,13 @@ def _pixel_codes(value: onnx_ir.Value) -> onnx_ir.Value | None:
     return codes if is_pixels else None
 
 
-def _scale_and_zero(extent: Extent, encoding: Encoding) -> tuple[np.float32, NDArray[Any]]:
+def _scale_and_zero(extent: ClipRange, encoding: ActivationEncoding) -> tuple[np.float32, NDArray[Any]]:
     """The step between two codes, and the code of 0."""
-    if encoding is Encoding.UINT8:
+    if encoding is ActivationEncoding.UINT8:
         low, high = min(extent.low, 0.0), max(extent.high, 0.0)
         scale = (high - low) / 255 or 1.0
         return np.float32(scale), np.array(round(-low / scale), np.uint8)
-    if encoding is Encoding.INT8_OR_UINT8 and extent.low >= 0:
+    if encoding is ActivationEncoding.INT8_OR_UINT8 and extent.low >= 0:
         return np.float32(extent.high / 255 or 1.0), np.array(0, np.uint8)
     return np.float32(extent.magnitude / 127 or 1.0), np.array(0, np.int8)
 
@@ -309,7 +309,7 @@ def _rounded_weights(
     model: onnx_ir.Model,
     folder: Path,
     activations: Mapping[onnx_ir.Value, Reads],
-    extents: Mapping[str, Extent],
+    extents: Mapping[str, ClipRange],
     calibration: Sequence[Mapping[str, NDArray[Any]]],
     recipe: Int8Recipe,
 ) -> dict[str, RoundedWeight]:
@@ -336,7 +336,9 @@ def _rounded_weights(
     return found
 
 
-def _codes_as_seen(value: onnx_ir.Value, extents: Mapping[str, Extent], encoding: Encoding) -> Seen:
+def _codes_as_seen(
+    value: onnx_ir.Value, extents: Mapping[str, ClipRange], encoding: ActivationEncoding
+) -> Seen:
     """Give rows of an activation as they are after quantising; pixels are exact."""
     if _pixel_codes(value) is not None:
         return lambda rows: rows

@@ -10,12 +10,12 @@ import numpy as np
 
 from export.retrieval.metrics import (
     KS,
-    Agreement,
     Float,
     Int,
-    Protocol,
     Recall,
     Relevance,
+    RetrievalProtocol,
+    VectorAgreement,
     agreement,
     any_hits,
     decision_margins,
@@ -92,7 +92,7 @@ class LanguageFigures:
     n_captions: int
     text_to_image: Comparison
     image_to_text: Comparison
-    texts: Agreement
+    texts: VectorAgreement
 
     def comparison(self, direction: Direction) -> Comparison:
         """The figures of a direction."""
@@ -105,7 +105,11 @@ class LanguageFigures:
 
 
 def compare_language(
-    dataset: RetrievalSet, captions: Captions, reference: Vectors, exported: Vectors, protocol: Protocol
+    dataset: RetrievalSet,
+    captions: Captions,
+    reference: Vectors,
+    exported: Vectors,
+    protocol: RetrievalProtocol,
 ) -> LanguageFigures:
     """Retrieve in both directions with both embeddings.
 
@@ -127,7 +131,10 @@ def compare_language(
 
 
 def compare_retrieval(
-    queries: tuple[Float, Float], items: tuple[Float, Float], relevance: Relevance, protocol: Protocol
+    queries: tuple[Float, Float],
+    items: tuple[Float, Float],
+    relevance: Relevance,
+    protocol: RetrievalProtocol,
 ) -> Comparison:
     """Compare one direction.
 

@@ -26,12 +26,12 @@ from runtime.cosines import row_cosines
 
 __all__ = [
     "KS",
-    "Agreement",
     "Float",
     "Int",
-    "Protocol",
     "Recall",
     "Relevance",
+    "RetrievalProtocol",
+    "VectorAgreement",
     "agreement",
     "any_hits",
     "decision_margins",
@@ -53,7 +53,7 @@ _BLOCK_SCORES = 1 << 23
 _GROUPS = 128
 
 
-class Protocol(str, Enum):
+class RetrievalProtocol(str, Enum):
     """What a query with several answers counts."""
 
     ANY = "any"
@@ -113,7 +113,7 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class VectorAgreement:
     """How closely two sets of vectors agree, row by row.
 
     ``cosine_p1`` is the 1st percentile; ``worst_row`` is the row of ``cosine_min``; ``max_abs_diff`` is over
@@ -146,7 +146,10 @@ def top_items(queries: Float, items: Float, k: int = max(KS)) -> Int:
 
 
 def recall(
-    top: Int, relevance: Relevance, protocol: Protocol = Protocol.ANY, ks: tuple[int, ...] = KS
+    top: Int,
+    relevance: Relevance,
+    protocol: RetrievalProtocol = RetrievalProtocol.ANY,
+    ks: tuple[int, ...] = KS,
 ) -> Recall:
     """Recall of ranked items.
 
@@ -164,7 +167,7 @@ def recall(
     at = {}
     for k in ks:
         n_found = found[:, min(k, found.shape[1]) - 1]
-        share = np.minimum(n_found, 1) if protocol is Protocol.ANY else n_found / n_answers[asked]
+        share = np.minimum(n_found, 1) if protocol is RetrievalProtocol.ANY else n_found / n_answers[asked]
         at[k] = float(share.mean())
     return Recall(at, int(asked.sum()))
 
@@ -203,7 +206,7 @@ def top_overlap(reference: Int, exported: Int) -> float:
     return float(both.mean())
 
 
-def agreement(reference: Float, exported: Float) -> Agreement:
+def agreement(reference: Float, exported: Float) -> VectorAgreement:
     """Compare two sets of vectors (rows, dim) row by row, in float64.
 
     Where a vector is zero or not finite, the cosines are NaN, which no limit passes, and ``worst_row`` is the
@@ -216,7 +219,7 @@ def agreement(reference: Float, exported: Float) -> Agreement:
         raise ValueError(f"Vectors to compare have shapes {reference.shape} and {exported.shape}.")
     left, right = reference.astype(np.float64), exported.astype(np.float64)
     cosine = row_cosines(left, right)
-    return Agreement(
+    return VectorAgreement(
         n_rows=len(cosine),
         cosine_min=float(cosine.min()),
         cosine_p1=float(np.percentile(cosine, 1)),

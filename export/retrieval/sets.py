@@ -19,7 +19,7 @@ __all__ = [
     "CaptionChoice",
     "Captions",
     "ImageBytes",
-    "ImageFile",
+    "ImageOnDisk",
     "ImageSource",
     "MissingImages",
     "RetrievalSet",
@@ -65,7 +65,7 @@ class ImageSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
+class ImageOnDisk:
     """An image in a file of its own."""
 
     key: str
@@ -225,7 +225,7 @@ class RetrievalSet:
 
 def _absent_message(dataset: RetrievalSet, absent: Sequence[ImageSource]) -> str:
     first = absent[0]
-    place = first.path if isinstance(first, ImageFile | TarSlice) else first.key
+    place = first.path if isinstance(first, ImageOnDisk | TarSlice) else first.key
     remedy = "Put or link the images there"
     if len(absent) < len(dataset.images):
         remedy += ", or pass --missing-images drop to leave out their captions too"

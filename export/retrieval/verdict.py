@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from export.retrieval.comparison import Comparison
-from export.retrieval.metrics import KS, Agreement
+from export.retrieval.metrics import KS, VectorAgreement
 
 __all__ = ["Compared", "RetrievalLimits", "retrieval_failures"]
 
@@ -48,7 +48,7 @@ class Compared(Protocol):
         """The data set's own code."""
 
     @property
-    def texts(self) -> Agreement:
+    def texts(self) -> VectorAgreement:
         """Of the language's texts."""
 
     @property
@@ -57,7 +57,7 @@ class Compared(Protocol):
 
 
 def retrieval_failures(
-    languages: Sequence[Compared], images: Agreement, limits: RetrievalLimits
+    languages: Sequence[Compared], images: VectorAgreement, limits: RetrievalLimits
 ) -> tuple[str, ...]:
     """What broke a limit: means first, then languages with the largest drop first; empty where all hold."""
     worst_first = sorted(languages, key=_largest_drop, reverse=True)
@@ -96,7 +96,7 @@ def _mean_failures(languages: Sequence[Compared], limits: RetrievalLimits) -> It
             )
 
 
-def _cosine_failures(what: str, found: Agreement, limits: RetrievalLimits) -> Iterator[str]:
+def _cosine_failures(what: str, found: VectorAgreement, limits: RetrievalLimits) -> Iterator[str]:
     if not found.cosine_min >= limits.min_cosine:
         undefined = " (a vector that is zero or not finite)" if math.isnan(found.cosine_min) else ""
         yield (

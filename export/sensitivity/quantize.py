@@ -15,7 +15,7 @@ from export.parity.gate import GateReference, gate_reference
 from export.parity.limits import LIMITS
 from export.precision.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.precision.clipping import ClipMethod
-from export.precision.int8 import Int8Recipe, Target, recipe_for
+from export.precision.int8 import GraphTarget, Int8Recipe, recipe_for
 from export.repository import (
     Export,
     ExportOptions,
@@ -96,7 +96,7 @@ class QuantiseOptions:
     @property
     def recipe_to_use(self) -> Int8Recipe:
         """The recipe, for the engine, keeping nothing yet."""
-        target = Target(self.engine.value)
+        target = GraphTarget(self.engine.value)
         return dataclasses.replace(self.recipe or recipe_for(target), target=target, kept=())
 
     @property
@@ -129,7 +129,7 @@ def recipe_from_options(
     Raises:
         ExportError: no such method, or a value out of its range.
     """
-    recipe = recipe_for(Target(engine.value))
+    recipe = recipe_for(GraphTarget(engine.value))
     if method is not None:
         if method not in [known.value for known in ClipMethod]:
             raise ExportError(f"No clipping {method!r}; expected one of {[m.value for m in ClipMethod]}.")

@@ -17,7 +17,7 @@ from export.parity.gate import GateReference
 from export.precision.calibration import CalibrationSet
 from export.precision.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.retrieval.comparison import Direction, compare_language
-from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from export.sensitivity.costs import Product
@@ -144,7 +144,7 @@ class Trials:
         reference, dataset = self.reference, self.reference.dataset
         found = Vectors(runs[Modality.IMAGE].vectors, runs[Modality.TEXT].vectors, reference.index)
         languages = [
-            compare_language(dataset, captions, reference.vectors, found, Protocol.ANY)
+            compare_language(dataset, captions, reference.vectors, found, RetrievalProtocol.ANY)
             for captions in dataset.captions
         ]
         images = agreement(reference.vectors.images, found.images)

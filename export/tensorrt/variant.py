@@ -16,7 +16,7 @@ from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.fp8 import fp8_from_onnx
 from export.precision.fp16 import fp16_from_onnx
-from export.precision.int8 import Int8Recipe, Int8Report, Target, int8_from_onnx, recipe_for
+from export.precision.int8 import GraphTarget, Int8Recipe, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.engine import engine_from_onnx, require_compiler
 from export.tensorrt.options import EngineOptions, default_profiles
 from runtime.backends.plans import PlanManifest
@@ -100,7 +100,7 @@ def _int8(
             quantised,
             data_name=f"quantised-{data_name}",
             calibration=batches,
-            recipe=recipe or recipe_for(Target.TENSORRT),
+            recipe=recipe or recipe_for(GraphTarget.TENSORRT),
         )
         ranges = activation_ranges(quantised, batches, threads=threads)
         fp16_from_onnx(quantised, target, data_name=data_name, ranges=ranges)

@@ -28,8 +28,8 @@ from runtime.errors import ExportError
 from runtime.manifest import Precision
 
 __all__ = [
+    "BackendSettings",
     "Device",
-    "Operation",
     "TowerSettings",
     "operation_of_tower",
     "resettle",
@@ -76,7 +76,7 @@ class TowerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class BackendSettings:
     """Settings in a backend's words: blocks of ``config.pbtxt``."""
 
     instances: InstanceGroup
@@ -84,7 +84,7 @@ class Operation:
     cuda: Mapping[str, str] = field(default_factory=dict)
 
 
-def operation_of_tower(engine: Engine, precision: Precision, settings: TowerSettings) -> Operation:
+def operation_of_tower(engine: Engine, precision: Precision, settings: TowerSettings) -> BackendSettings:
     """What the stock backend of an engine is told.
 
     Raises:
@@ -93,7 +93,7 @@ def operation_of_tower(engine: Engine, precision: Precision, settings: TowerSett
     if engine is Engine.TENSORRT:
         if settings.threads is not None:
             raise ExportError("TensorRT's plans run on a GPU and have no threads; leave them out.")
-        return Operation(InstanceGroup(settings.instances, "KIND_GPU"))
+        return BackendSettings(InstanceGroup(settings.instances, "KIND_GPU"))
     if settings.device is Device.GPU:
         return _onnxruntime_on_gpu(engine, precision, settings)
     instances = InstanceGroup(settings.instances, "KIND_CPU")
@@ -102,17 +102,17 @@ def operation_of_tower(engine: Engine, precision: Precision, settings: TowerSett
         parameters = {"enable_mem_pattern": "0"}
         if settings.threads is not None:
             parameters["intra_op_thread_count"] = str(settings.threads)
-        return Operation(instances, parameters)
-    return Operation(instances, _openvino_parameters(precision, settings))
+        return BackendSettings(instances, parameters)
+    return BackendSettings(instances, _openvino_parameters(precision, settings))
 
 
-def _onnxruntime_on_gpu(engine: Engine, precision: Precision, settings: TowerSettings) -> Operation:
+def _onnxruntime_on_gpu(engine: Engine, precision: Precision, settings: TowerSettings) -> BackendSettings:
     if engine is not Engine.ONNXRUNTIME or precision not in (Precision.FP32, Precision.FP16):
         raise ExportError(
             f"{precision.value} for {engine.value} does not run on a GPU; export it with --engine tensorrt."
         )
     # CUDA's provider rounds FP32 products to TF32 unless it is told not to.
-    return Operation(InstanceGroup(settings.instances, "KIND_GPU"), cuda={"use_tf32": "0"})
+    return BackendSettings(InstanceGroup(settings.instances, "KIND_GPU"), cuda={"use_tf32": "0"})
 
 
 def _openvino_parameters(precision: Precision, settings: TowerSettings) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from export.tuning.load_generator import Load
-from export.tuning.operation import Operation
+from export.tuning.operation import ServingSettings
 
 __all__ = ["Confirmation", "confirmation_of_loads", "median_interval", "paired_loads"]
 
@@ -27,7 +27,7 @@ class Confirmation:
         failures: Requests that were not answered, default and candidate.
     """
 
-    candidate: Operation
+    candidate: ServingSettings
     rates: tuple[tuple[float, float], ...]
     p99_ms: tuple[float, float]
     failures: tuple[int, int]
@@ -73,7 +73,7 @@ def paired_loads(
     return pairs
 
 
-def confirmation_of_loads(candidate: Operation, pairs: Sequence[tuple[Load, Load]]) -> Confirmation:
+def confirmation_of_loads(candidate: ServingSettings, pairs: Sequence[tuple[Load, Load]]) -> Confirmation:
     """What the rounds say."""
     p99 = [float(np.percentile(np.concatenate([pair[i].latencies_ms for pair in pairs]), 99)) for i in (0, 1)]
     failures = [sum(sum(pair[i].failures.values()) for pair in pairs) for i in (0, 1)]

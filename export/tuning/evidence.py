@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from export.tuning.confirmation import Confirmation
-from export.tuning.operation import Operation
-from export.tuning.search import Trial
+from export.tuning.operation import ServingSettings
+from export.tuning.search import TuningTrial
 from runtime.errors import ExportError
 
 __all__ = ["Tuning", "write_evidence"]
@@ -29,8 +29,8 @@ class Tuning:
     """
 
     model: str
-    default: Operation
-    trials: tuple[Trial, ...]
+    default: ServingSettings
+    trials: tuple[TuningTrial, ...]
     confirmations: tuple[Confirmation, ...]
     p99_ms: float | None
     setting: Mapping[str, Any]

@@ -16,7 +16,7 @@ from runtime.rollout.release import replace_text, write_manifest
 from triton_models.spec import ImageLimits, TextLimits
 
 __all__ = [
-    "Operation",
+    "ServingSettings",
     "TunedFiles",
     "operation_of_model",
     "publish_operation",
@@ -28,7 +28,7 @@ _PREFIX = "babeltower_"
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class ServingSettings:
     """Values that change how fast a model is served, and nothing of what it answers.
 
     Attributes:
@@ -101,7 +101,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     return TunedFiles(modality, engine, front, tower, variant.precision)
 
 
-def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
+def operation_of_model(repository: Path, files: TunedFiles) -> ServingSettings:
     """Read both configurations.
 
     Raises:
@@ -112,7 +112,7 @@ def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
     limits = TextLimits() if files.modality is Modality.TEXT else ImageLimits()
     given = {**dataclasses.asdict(limits), **_given(front)}
     names = ("token_budget", "bucket_overhead", "decode_threads")
-    return Operation(
+    return ServingSettings(
         tower_instances=settings.instances,
         tower_threads=settings.threads or 0,
         front_instances=_instances(front),
@@ -122,7 +122,7 @@ def operation_of_model(repository: Path, files: TunedFiles) -> Operation:
     )
 
 
-def write_operation(repository: Path, files: TunedFiles, operation: Operation) -> None:
+def write_operation(repository: Path, files: TunedFiles, operation: ServingSettings) -> None:
     """Write both configurations, each whole or not at all; the manifest's records are left as they are.
 
     Raises:
@@ -147,7 +147,7 @@ def write_operation(repository: Path, files: TunedFiles, operation: Operation) -
         raise ExportError(f"{repository / files.front} reads back as {found}; meant was {operation}.")
 
 
-def publish_operation(model: Path, files: TunedFiles, operation: Operation) -> None:
+def publish_operation(model: Path, files: TunedFiles, operation: ServingSettings) -> None:
     """Write both configurations of ``REPOSITORY/NAME``, then the manifest with their new checksums."""
     write_operation(model.parent, files, operation)
     write_manifest(model, Manifest.read(model))

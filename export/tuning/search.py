@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from export.tuning.operation import Operation
+from export.tuning.operation import ServingSettings
 from runtime.manifest import Modality
 
-__all__ = ["Axis", "Trial", "TrialLog", "axes_for", "best_first", "searched"]
+__all__ = ["Axis", "TrialLog", "TuningTrial", "axes_for", "best_first", "searched"]
 
 _GAIN = 1.01
 """What a step must bring to be taken; less is noise."""
@@ -22,7 +22,9 @@ class Axis:
     name: str
     steps: tuple[Mapping[str, int], ...]
 
-    def around(self, operation: Operation) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+    def around(
+        self, operation: ServingSettings
+    ) -> tuple[tuple[ServingSettings, ...], tuple[ServingSettings, ...]]:
         """Operations above and below the given one, the nearest first."""
         own = {key: getattr(operation, key) for key in self.steps[0]}
         order = [dict(step) for step in self.steps]
@@ -59,10 +61,10 @@ def axes_for(modality: Modality, n_cores: int) -> tuple[Axis, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TuningTrial:
     """An operation under load; ``failures`` counts requests that were not answered."""
 
-    operation: Operation
+    operation: ServingSettings
     rate: float
     p50_ms: float
     p99_ms: float
@@ -73,7 +75,7 @@ class Trial:
         return not self.failures and self.p99_ms <= limit_ms
 
 
-def best_first(trials: Sequence[Trial], limit_ms: float) -> list[Trial]:
+def best_first(trials: Sequence[TuningTrial], limit_ms: float) -> list[TuningTrial]:
     """Those that hold the limit by their rate, then the others by how near they come to it."""
     return sorted(
         trials,
@@ -91,11 +93,11 @@ class TrialLog:
         trials: In the order of measuring.
     """
 
-    measure: Callable[[Operation], Trial]
+    measure: Callable[[ServingSettings], TuningTrial]
     may_go_on: Callable[[], bool]
-    trials: dict[Operation, Trial] = field(default_factory=dict)
+    trials: dict[ServingSettings, TuningTrial] = field(default_factory=dict)
 
-    def trial(self, operation: Operation) -> Trial | None:
+    def trial(self, operation: ServingSettings) -> TuningTrial | None:
         """The operation's trial; ``None`` if it has none and time is up."""
         if operation not in self.trials:
             if not self.may_go_on():
@@ -104,7 +106,7 @@ class TrialLog:
         return self.trials[operation]
 
 
-def searched(start: Operation, axes: Sequence[Axis], log: TrialLog, *, limit_ms: float) -> Trial:
+def searched(start: ServingSettings, axes: Sequence[Axis], log: TrialLog, *, limit_ms: float) -> TuningTrial:
     """The best trial of a coordinate descent; ``log`` then holds all that were measured.
 
     Along each axis, steps are taken upwards while they help, else downwards. Rounds over the axes end when
@@ -123,7 +125,7 @@ def searched(start: Operation, axes: Sequence[Axis], log: TrialLog, *, limit_ms:
     return best
 
 
-def _along(axis: Axis, best: Trial, log: TrialLog, limit_ms: float) -> Trial:
+def _along(axis: Axis, best: TuningTrial, log: TrialLog, limit_ms: float) -> TuningTrial:
     for direction in axis.around(best.operation):
         found = _climbed(direction, best, log, limit_ms)
         if found is not best:
@@ -131,7 +133,9 @@ def _along(axis: Axis, best: Trial, log: TrialLog, limit_ms: float) -> Trial:
     return best
 
 
-def _climbed(steps: Sequence[Operation], best: Trial, log: TrialLog, limit_ms: float) -> Trial:
+def _climbed(
+    steps: Sequence[ServingSettings], best: TuningTrial, log: TrialLog, limit_ms: float
+) -> TuningTrial:
     for trial in _trials(steps, log):
         if not _is_better(trial, best, limit_ms):
             break
@@ -139,7 +143,7 @@ def _climbed(steps: Sequence[Operation], best: Trial, log: TrialLog, limit_ms: f
     return best
 
 
-def _trials(steps: Sequence[Operation], log: TrialLog) -> Iterator[Trial]:
+def _trials(steps: Sequence[ServingSettings], log: TrialLog) -> Iterator[TuningTrial]:
     for operation in steps:
         trial = log.trial(operation)
         if trial is None:
@@ -147,7 +151,7 @@ def _trials(steps: Sequence[Operation], log: TrialLog) -> Iterator[Trial]:
         yield trial
 
 
-def _is_better(trial: Trial, best: Trial, limit_ms: float) -> bool:
+def _is_better(trial: TuningTrial, best: TuningTrial, limit_ms: float) -> bool:
     if trial.holds(limit_ms) and best.holds(limit_ms):
         return trial.rate > _GAIN * best.rate
     return best_first([best, trial], limit_ms)[0] is trial

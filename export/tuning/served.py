@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.tuning.load_generator import Load, load_of_server
-from export.tuning.operation import Operation, TunedFiles, write_operation
-from export.tuning.search import Trial
+from export.tuning.operation import ServingSettings, TunedFiles, write_operation
+from export.tuning.search import TuningTrial
 from runtime.cosines import row_cosines
 from runtime.errors import ExportError
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
@@ -46,7 +46,7 @@ class ServedModel:
     _started: int = 0
 
     @contextlib.contextmanager
-    def serving(self, operation: Operation, *, warm_s: float) -> Iterator[Server]:
+    def serving(self, operation: ServingSettings, *, warm_s: float) -> Iterator[Server]:
         """A server in an operation, which has answered for ``warm_s`` seconds."""
         self._started += 1
         repository = self.stage / f"trial-{self._started}"
@@ -80,15 +80,15 @@ class ServedModel:
                 )
         return load
 
-    def trial(self, operation: Operation, *, seconds: float) -> Trial:
+    def trial(self, operation: ServingSettings, *, seconds: float) -> TuningTrial:
         """A server of its own, one stretch of load."""
         with self.serving(operation, warm_s=max(1.0, seconds / 3)) as server:
             return trial_of_load(operation, self.load(server, seconds))
 
 
-def trial_of_load(operation: Operation, load: Load) -> Trial:
+def trial_of_load(operation: ServingSettings, load: Load) -> TuningTrial:
     """What counts of a stretch of load."""
-    return Trial(
+    return TuningTrial(
         operation, load.rate, load.percentile_ms(50), load.percentile_ms(99), sum(load.failures.values())
     )
 

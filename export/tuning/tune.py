@@ -13,8 +13,8 @@ from export.retrieval.vectors import Progress
 from export.tuning.confirmation import Confirmation, confirmation_of_loads, paired_loads
 from export.tuning.evidence import Tuning, write_evidence
 from export.tuning.inputs import requests_for
-from export.tuning.operation import Operation, operation_of_model, publish_operation, tuned_files
-from export.tuning.search import Trial, TrialLog, axes_for, best_first, searched
+from export.tuning.operation import ServingSettings, operation_of_model, publish_operation, tuned_files
+from export.tuning.search import TrialLog, TuningTrial, axes_for, best_first, searched
 from export.tuning.served import ServedModel
 from runtime.errors import ExportError
 from runtime.machine import n_cores
@@ -94,7 +94,7 @@ class _Run:
     started: float
     startup_s: float = 0.0
 
-    def tuning(self, default: Operation) -> Tuning:
+    def tuning(self, default: ServingSettings) -> Tuning:
         options = self.options
         first = self._default_trial(default)
         self.startup_s = max(0.0, self._elapsed_s() - options.seconds)
@@ -118,7 +118,7 @@ class _Run:
             minutes=self._elapsed_s() / 60,
         )
 
-    def _default_trial(self, default: Operation) -> Trial:
+    def _default_trial(self, default: ServingSettings) -> TuningTrial:
         trial = self._measured(default)
         if trial.failures:
             raise ExportError(
@@ -141,7 +141,9 @@ class _Run:
             "source": "samples" if options.source is None else options.source.name,
         }
 
-    def _finalists(self, trials: Sequence[Trial], default: Trial, limit_ms: float) -> list[Trial]:
+    def _finalists(
+        self, trials: Sequence[TuningTrial], default: TuningTrial, limit_ms: float
+    ) -> list[TuningTrial]:
         """The best of the search, measured again for twice as long; those that still beat the default."""
         ahead = [t for t in best_first(trials, limit_ms)[: _FINALISTS + 1] if t is not default][:_FINALISTS]
         again = []
@@ -152,7 +154,7 @@ class _Run:
             self._show()
         return best_first(again, limit_ms)
 
-    def _confirmed(self, default: Trial, candidate: Trial) -> Confirmation:
+    def _confirmed(self, default: TuningTrial, candidate: TuningTrial) -> Confirmation:
         options, served = self.options, self.served
         warm_s = options.seconds
         with (
@@ -163,7 +165,7 @@ class _Run:
         self._show()
         return confirmation_of_loads(candidate.operation, pairs)
 
-    def _measured(self, operation: Operation) -> Trial:
+    def _measured(self, operation: ServingSettings) -> TuningTrial:
         trial = self.served.trial(operation, seconds=self.options.seconds)
         self._show()
         return trial

@@ -150,7 +150,7 @@ def embed(
     if engine == "ray":  # an engine of the run, not of the tower
         engine, runner = None, Runner.RAY
     from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
-    from runtime.corpus.computation import Change
+    from runtime.corpus.computation import ComputationChange
     from runtime.corpus.metrics import metrics_served
     from runtime.corpus.progress import progress_bar, summary_of_run
     from runtime.corpus.sources import source_format
@@ -166,7 +166,9 @@ def embed(
         max_batch_tokens=max_batch_tokens,
         max_bad_share=max_bad_share,
         shard=Shard(*_shard(shard)),
-        accept_changed=tuple(choice_from_value(Change, name, "Change") for name in _names(accept_changed)),
+        accept_changed=tuple(
+            choice_from_value(ComputationChange, name, "Change") for name in _names(accept_changed)
+        ),
         npy=npy,
         cache=cache,
     )

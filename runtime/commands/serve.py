@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-class Target(str, Enum):
+class ServeTarget(str, Enum):
     """Where the server runs."""
 
     CPU = "cpu"
@@ -28,8 +28,8 @@ def serve(
         Path, typer.Argument(metavar="REPOSITORY", help="What `babeltower export` wrote to.")
     ],
     target: Annotated[
-        Target, typer.Option(help="cpu starts a server here; gpu writes what a container needs.")
-    ] = Target.CPU,
+        ServeTarget, typer.Option(help="cpu starts a server here; gpu writes what a container needs.")
+    ] = ServeTarget.CPU,
     write: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --target gpu: where the files are written.")
     ] = None,
@@ -66,7 +66,7 @@ def serve(
 
     Runs until it is interrupted (Ctrl-C or SIGTERM); running requests are answered first.
     """
-    if target is Target.GPU or write is not None:
+    if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
         for line in deployment_from_repository(repository, write, target=target.value):

@@ -24,16 +24,16 @@ from runtime.opening.probes import OPENING_FILE
 if TYPE_CHECKING:
     from runtime.remote import RemoteEncoder
 
-__all__ = ["Change", "Computation", "computation_of", "differences", "require_acceptable"]
+__all__ = ["Computation", "ComputationChange", "computation_of", "differences", "require_acceptable"]
 
 Computation: TypeAlias = "Mapping[str, Any]"
-"""Plain values under ``graphs`` and the members of ``Change``, as the journal keeps them."""
+"""Plain values under ``graphs`` and the members of ``ComputationChange``, as the journal keeps them."""
 
 _LIBRARIES = {Modality.TEXT: ("tokenizers", "ftfy"), Modality.IMAGE: ("pillow", "simplejpeg")}
 """What makes token ids and pixels."""
 
 
-class Change(str, Enum):
+class ComputationChange(str, Enum):
     """Parts of a computation that may be other ones in a resumed run, where that is asked for."""
 
     ENGINE = "engine"
@@ -73,7 +73,7 @@ def differences(one: Computation, other: Computation) -> dict[str, str]:
     """Parts that differ, each with what it was and is."""
     found = {
         change.value: f"{change.value} was {one.get(change.value)!r} and is now {other.get(change.value)!r}"
-        for change in Change
+        for change in ComputationChange
         if one.get(change.value) != other.get(change.value)
     }
     before, after = one.get("graphs", {}), other.get("graphs", {})
@@ -87,7 +87,11 @@ def differences(one: Computation, other: Computation) -> dict[str, str]:
 
 
 def require_acceptable(
-    known: Iterable[Computation], own: Computation, accepted: Collection[Change], *, holder: Path | str
+    known: Iterable[Computation],
+    own: Computation,
+    accepted: Collection[ComputationChange],
+    *,
+    holder: Path | str,
 ) -> None:
     """Refuse to add vectors of another computation to those that are there.
 

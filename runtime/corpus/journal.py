@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.corpus.computation import Change, Computation, require_acceptable
+from runtime.corpus.computation import Computation, ComputationChange, require_acceptable
 from runtime.errors import CorpusError
 from runtime.fingerprints import remark_on_vectors
 from runtime.storage import write_atomically
@@ -143,7 +143,7 @@ class Journal:
         if all(_size(self._folder / name) == size for name, size in done.files.items()):
             self.done[done.part] = done
 
-    def begin(self, computation: Computation, accepted: Collection[Change]) -> None:
+    def begin(self, computation: Computation, accepted: Collection[ComputationChange]) -> None:
         """Note what computes the parts from now on, if it may go on with those that are there.
 
         Raises:

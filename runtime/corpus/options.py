@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.corpus.computation import Change, Computation
+from runtime.corpus.computation import Computation, ComputationChange
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.journal import PartRecord, Shard
 from runtime.corpus.pipeline import Observer
@@ -57,7 +57,7 @@ class Options:
     max_pixels: int | None = None
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
-    accept_changed: tuple[Change, ...] = ()
+    accept_changed: tuple[ComputationChange, ...] = ()
     npy: bool = False
     cache: Path | None = None
 

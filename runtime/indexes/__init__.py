@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runtime.indexes.build import index_from_vectors
     from runtime.indexes.plan import Kind, Refinement, Settings
-    from runtime.indexes.record import IndexRecord, OperatingPoint, Recall
+    from runtime.indexes.record import IndexRecall, IndexRecord, OperatingPoint
     from runtime.indexes.shards import VectorShards
     from runtime.indexes.space import Space
     from runtime.indexes.vector_index import VectorIndex
 
 __all__ = [
+    "IndexRecall",
     "IndexRecord",
     "Kind",
     "OperatingPoint",
-    "Recall",
     "Refinement",
     "Settings",
     "Space",
@@ -37,7 +37,7 @@ _MODULES = {
     "IndexRecord": "runtime.indexes.record",
     "Kind": "runtime.indexes.plan",
     "OperatingPoint": "runtime.indexes.record",
-    "Recall": "runtime.indexes.record",
+    "IndexRecall": "runtime.indexes.record",
     "Refinement": "runtime.indexes.plan",
     "Settings": "runtime.indexes.plan",
     "Space": "runtime.indexes.space",

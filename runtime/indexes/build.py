@@ -22,8 +22,8 @@ from runtime.indexes.exact import Nearest
 from runtime.indexes.folder import IdsFile, folder_beside, require_free
 from runtime.indexes.memory import require_memory
 from runtime.indexes.plan import Kind, Plan, Settings
-from runtime.indexes.recall import K, Rows, best_point, points_from_index
-from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecord, OperatingPoint, Recall
+from runtime.indexes.recall import IndexedRows, K, best_point, points_from_index
+from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecall, IndexRecord, OperatingPoint
 from runtime.indexes.shards import VectorShards
 
 __all__ = ["Progress", "index_from_vectors"]
@@ -163,7 +163,7 @@ class _Build:
         self.progress("writing", 0, len(self.shards))
         faiss_index.save(index, folder / INDEX_FILE)
         self.clock.lap("write")
-        recall = Recall(nearest.rows.shape[1], len(queries), asked.origin, self.n_threads, points)
+        recall = IndexRecall(nearest.rows.shape[1], len(queries), asked.origin, self.n_threads, points)
         chosen = (
             best_point(points, target_recall).effort if points else effort or (self.plan.efforts() or [0])[0]
         )
@@ -201,10 +201,10 @@ class _Build:
         if not nearest.rows.size:
             return ()
         self.progress("measuring", 0, len(queries))
-        rows = Rows(self.shards, self.held_out)
+        rows = IndexedRows(self.shards, self.held_out)
         return points_from_index(index, self.plan, queries, nearest, rows, effort=effort)
 
-    def _record(self, folder: Path, recall: Recall, effort: int) -> IndexRecord:
+    def _record(self, folder: Path, recall: IndexRecall, effort: int) -> IndexRecord:
         shards, space = self.shards, self.shards.space
         return IndexRecord(
             version=VERSION,

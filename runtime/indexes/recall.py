@@ -18,7 +18,7 @@ from runtime.indexes.record import OperatingPoint
 from runtime.indexes.shards import VectorShards
 from runtime.indexes.space import Space
 
-__all__ = ["K", "Rows", "best_point", "points_from_index"]
+__all__ = ["IndexedRows", "K", "best_point", "points_from_index"]
 
 K = 10
 
@@ -33,7 +33,7 @@ _GAIN = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class IndexedRows:
     """Which rows of the shards an index holds: all but those held out.
 
     Attributes:
@@ -59,7 +59,13 @@ class _Trial:
 
 
 def points_from_index(
-    index: Any, plan: Plan, queries: NDArray[np.float32], nearest: Nearest, rows: Rows, *, effort: int | None
+    index: Any,
+    plan: Plan,
+    queries: NDArray[np.float32],
+    nearest: Nearest,
+    rows: IndexedRows,
+    *,
+    effort: int | None,
 ) -> tuple[OperatingPoint, ...]:
     """Search with rising effort until more brings no more.
 
@@ -105,7 +111,7 @@ def _trial(index: Any, space: Space, queries: NDArray[np.float32], k: int, effor
 
 
 def _recalls(
-    trials: Sequence[_Trial], queries: NDArray[np.float32], nearest: Nearest, rows: Rows
+    trials: Sequence[_Trial], queries: NDArray[np.float32], nearest: Nearest, rows: IndexedRows
 ) -> list[float]:
     """Recall of each trial; rows that may score as well as the k-th are read once for all of them."""
     right = [_among(trial.rows, nearest.rows) for trial in trials]

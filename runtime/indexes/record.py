@@ -14,7 +14,7 @@ from runtime.indexes.plan import Kind
 from runtime.indexes.space import Space
 from runtime.typed_json import OPTIONAL, value_from_json
 
-__all__ = ["IDS_FILE", "INDEX_FILE", "RECORD_FILE", "VERSION", "IndexRecord", "OperatingPoint", "Recall"]
+__all__ = ["IDS_FILE", "INDEX_FILE", "RECORD_FILE", "VERSION", "IndexRecall", "IndexRecord", "OperatingPoint"]
 
 RECORD_FILE = "index.json"
 INDEX_FILE = "index.faiss"
@@ -42,7 +42,7 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
+class IndexRecall:
     """How an index compares with exact search.
 
     Attributes:
@@ -100,7 +100,7 @@ class IndexRecord:
     modality: str
     source: str
     file_bytes: Mapping[str, int]
-    recall: Recall
+    recall: IndexRecall
     seconds: Mapping[str, float]
     seed: int
     faiss: str

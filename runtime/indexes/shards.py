@@ -21,7 +21,7 @@ from runtime.fingerprints import remark_on_vectors
 from runtime.indexes.exact import Hit, Nearest
 from runtime.indexes.space import Space
 
-__all__ = ["Block", "Shard", "VectorShards", "holds_vectors"]
+__all__ = ["VectorBlock", "VectorShard", "VectorShards", "holds_vectors"]
 
 _SHARD_NAME = re.compile(r"part-\d{5,}\.parquet")
 _JOURNAL_NAME = re.compile(r"journal(-\d+-of-(\d+))?\.jsonl")
@@ -30,7 +30,7 @@ _LAYOUT_VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class VectorBlock:
     """Rows that follow each other.
 
     Attributes:
@@ -43,7 +43,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class VectorShard:
     """One Parquet file, and what its schema says of it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Shard:
     n_rows: int
 
     @classmethod
-    def open(cls, path: Path) -> Shard:
+    def open(cls, path: Path) -> VectorShard:
         """Read the schema.
 
         Raises:
@@ -126,7 +126,7 @@ class VectorShards:
     """
 
     location: Path
-    shards: tuple[Shard, ...]
+    shards: tuple[VectorShard, ...]
 
     @classmethod
     def open(cls, location: str | os.PathLike[str]) -> VectorShards:
@@ -140,7 +140,7 @@ class VectorShards:
                 vectors, or the shards are of different spaces.
         """
         location = Path(location)
-        shards = tuple(Shard.open(path) for path in _shard_paths(location))
+        shards = tuple(VectorShard.open(path) for path in _shard_paths(location))
         for shard in shards[1:]:
             _require_alike(shards[0], shard)
         return cls(location, shards)
@@ -173,7 +173,7 @@ class VectorShards:
     def __len__(self) -> int:
         return sum(shard.n_rows for shard in self.shards)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[VectorBlock]:
         """All rows, in order, up to 16,384 at once.
 
         Raises:
@@ -181,7 +181,7 @@ class VectorShards:
         """
         for shard in self.shards:
             for batch in shard.batches(["id", "vector"]):
-                yield Block(batch.column("id"), shard.vectors(batch.column("vector")))
+                yield VectorBlock(batch.column("id"), shard.vectors(batch.column("vector")))
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
         """Vectors of some rows, as stored; shards that hold none of them are not read.
@@ -228,7 +228,7 @@ class VectorShards:
             ids += map(str, column.take(pyarrow().array(wanted)).to_pylist())
         return dict(zip(numbers.tolist(), ids, strict=True))
 
-    def _by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+    def _by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[VectorShard, NDArray[np.int64]]]:
         """The shards that hold any of some rows, with these rows' numbers in the shard."""
         ends = accumulate(shard.n_rows for shard in self.shards)
         for shard, end in zip(self.shards, ends, strict=True):
@@ -277,7 +277,7 @@ def _require_finished(folder: Path) -> None:
             )
 
 
-def _require_alike(first: Shard, other: Shard) -> None:
+def _require_alike(first: VectorShard, other: VectorShard) -> None:
     for name, one, two in (
         ("fingerprint", first.space.fingerprint, other.space.fingerprint),
         ("width", first.space.dim, other.space.dim),

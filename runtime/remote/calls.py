@@ -17,11 +17,11 @@ from runtime.errors import BabeltowerError, EngineError, ServerError
 from runtime.manifest import Modality
 from runtime.refusals import error_from_message
 from runtime.remote.options import Connection
-from runtime.remote.payloads import Rows, concatenated
+from runtime.remote.payloads import RequestRows, concatenated
 from runtime.remote.served import Served, front_end_name, require_served, served_from_transport
 from runtime.remote.shared import SharedRegions
 from runtime.remote.tensors import Tensor
-from runtime.remote.transport import Answer, FailedRequestError, Status, Transport
+from runtime.remote.transport import FailedRequestError, ServerAnswer, Status, Transport
 
 __all__ = ["Caller", "NoAnswerError", "delays_s", "event_loop"]
 
@@ -69,7 +69,7 @@ class Caller:
             raise _error_of_failure(failure, self._address) from failure
         return self._served
 
-    async def vectors(self, rows: Rows, *, dim: int) -> NDArray[np.float32]:
+    async def vectors(self, rows: RequestRows, *, dim: int) -> NDArray[np.float32]:
         """Embed the rows of a request.
 
         Returns:
@@ -108,7 +108,7 @@ class Caller:
             await self._regions.close()
         await self._transport.close()
 
-    async def _answer(self, rows: Rows, dim: int) -> NDArray[np.float32]:
+    async def _answer(self, rows: RequestRows, dim: int) -> NDArray[np.float32]:
         served = self._known()
         model = front_end_name(served.name, rows.modality)
         inputs: dict[str, Tensor] = {**rows.tensors(dim=None if dim == served.dims[-1] else dim)}
@@ -120,7 +120,7 @@ class Caller:
         await self._require_same_release(model, answer)
         return _checked(answer.vector, model, (len(rows), dim))
 
-    async def _require_same_release(self, model: str, answer: Answer) -> None:
+    async def _require_same_release(self, model: str, answer: ServerAnswer) -> None:
         """An answer is believed once its server and version are known to be of the same space."""
         if self._versions.setdefault(model, answer.version) != answer.version:
             self._versions[model] = answer.version
@@ -169,7 +169,9 @@ def _checked(vector: NDArray[Any], model: str, shape: tuple[int, int]) -> NDArra
     return vector
 
 
-def _error_of_failure(failure: FailedRequestError, address: str, rows: Rows | None = None) -> BabeltowerError:
+def _error_of_failure(
+    failure: FailedRequestError, address: str, rows: RequestRows | None = None
+) -> BabeltowerError:
     message = failure.message.rstrip()
     match failure.status:
         case Status.INVALID_ARGUMENT if rows is not None:

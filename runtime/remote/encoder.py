@@ -23,7 +23,7 @@ from runtime.preprocessing.text import texts_with_languages
 from runtime.remote.calls import Caller, NoAnswerError, event_loop
 from runtime.remote.options import Address, Connection, address_from_text
 from runtime.remote.payloads import (
-    Rows,
+    RequestRows,
     bytes_from_image,
     concatenated,
     rows_from_images,
@@ -213,10 +213,10 @@ class RemoteEncoder(Encoder):
         return width
 
     def _answers(
-        self, requests: Iterator[Rows], dim: int, encoding: Encoding | str
+        self, requests: Iterator[RequestRows], dim: int, encoding: Encoding | str
     ) -> Iterator[NDArray[Any]]:
         """Answers in order; requests are read no further ahead than the concurrency asks for."""
-        pending: deque[tuple[Rows, Future[NDArray[np.float32]]]] = deque()
+        pending: deque[tuple[RequestRows, Future[NDArray[np.float32]]]] = deque()
         try:
             for rows in requests:
                 pending.append((rows, self._asked(rows, dim)))
@@ -228,14 +228,14 @@ class RemoteEncoder(Encoder):
             for _, future in pending:
                 future.cancel()
 
-    def _asked(self, rows: Rows, dim: int) -> Future[NDArray[np.float32]]:
+    def _asked(self, rows: RequestRows, dim: int) -> Future[NDArray[np.float32]]:
         if self._closed:
             raise EngineError(f"The encoder of {self.address} is closed. Open it again with Encoder.open.")
         return _submitted(self._caller.vectors(rows, dim=dim))
 
     def _first(
         self,
-        pending: deque[tuple[Rows, Future[NDArray[np.float32]]]],
+        pending: deque[tuple[RequestRows, Future[NDArray[np.float32]]]],
         dim: int,
         encoding: Encoding | str,
     ) -> NDArray[np.float32]:
@@ -250,7 +250,7 @@ class RemoteEncoder(Encoder):
         self._count(rows)
         return vectors
 
-    def _count(self, rows: Rows) -> None:
+    def _count(self, rows: RequestRows) -> None:
         is_text = rows.modality is Modality.TEXT
         with self._lock:
             self._stats += Stats(texts=len(rows)) if is_text else Stats(images=len(rows))
@@ -298,7 +298,7 @@ class _Counted:
 
 def _unanswered(
     reason: str,
-    pending: Iterable[tuple[Rows, Future[NDArray[np.float32]]]],
+    pending: Iterable[tuple[RequestRows, Future[NDArray[np.float32]]]],
     dim: int,
     encoding: Encoding | str,
 ) -> UnansweredError:

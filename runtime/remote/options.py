@@ -13,22 +13,22 @@ from urllib.parse import urlsplit
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import require_name
 
-__all__ = ["Address", "Connection", "Protocol", "address_from_text"]
+__all__ = ["Address", "Connection", "WireProtocol", "address_from_text"]
 
 
-class Protocol(str, Enum):
+class WireProtocol(str, Enum):
     """What is spoken on the wire."""
 
     GRPC = "grpc"
     HTTP = "http"
 
 
-_DEFAULT_PORTS = {Protocol.GRPC: 8001, Protocol.HTTP: 8000}
+_DEFAULT_PORTS = {WireProtocol.GRPC: 8001, WireProtocol.HTTP: 8000}
 _SCHEMES = {
-    "grpc": (Protocol.GRPC, False),
-    "grpcs": (Protocol.GRPC, True),
-    "http": (Protocol.HTTP, False),
-    "https": (Protocol.HTTP, True),
+    "grpc": (WireProtocol.GRPC, False),
+    "grpcs": (WireProtocol.GRPC, True),
+    "http": (WireProtocol.HTTP, False),
+    "https": (WireProtocol.HTTP, True),
 }
 
 
@@ -36,7 +36,7 @@ _SCHEMES = {
 class Address:
     """``SCHEME://HOST:PORT/NAME``; ``prefix`` is the path of a gateway before NAME, HTTP only."""
 
-    protocol: Protocol
+    protocol: WireProtocol
     tls: bool
     host: str
     port: int
@@ -86,13 +86,13 @@ def address_from_text(text: str) -> Address:
             "SCHEME://HOST:PORT/NAME. Pass secrets as Connection(token=...)."
         )
     prefix, _, name = parts.path.rstrip("/").rpartition("/")
-    if not parts.hostname or not name or (prefix and protocol is Protocol.GRPC):
+    if not parts.hostname or not name or (prefix and protocol is WireProtocol.GRPC):
         raise InputError(f"{text} names no model on a host; expected e.g. grpc://127.0.0.1:8001/NAME.")
     try:
         require_name(name)
     except BabeltowerError as error:
         raise InputError(str(error)) from None
-    default = 443 if (protocol, tls) == (Protocol.HTTP, True) else _DEFAULT_PORTS[protocol]
+    default = 443 if (protocol, tls) == (WireProtocol.HTTP, True) else _DEFAULT_PORTS[protocol]
     return Address(protocol, tls, parts.hostname, port or default, name, prefix)
 
 

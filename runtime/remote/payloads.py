@@ -20,14 +20,14 @@ from runtime.preprocessing.image import ImageSource, Snapshot, decode, snapshot_
 from runtime.preprocessing.image_formats import open_image
 from runtime.preprocessing.text import Text
 
-__all__ = ["Rows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
+__all__ = ["RequestRows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 """Modes that a PNG gives back as they were; the others travel as TIFF."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RequestRows:
     """What travels in one request.
 
     Attributes:
@@ -52,15 +52,15 @@ class Rows:
             tensors["dim"] = np.full((len(self), 1), dim, dtype=np.int32)
         return tensors
 
-    def alone(self) -> Iterator[Rows]:
+    def alone(self) -> Iterator[RequestRows]:
         """Each row by itself."""
         for i, place in enumerate(self.places):
-            yield Rows(self.modality, (place,), {name: (v[i],) for name, v in self.columns.items()})
+            yield RequestRows(self.modality, (place,), {name: (v[i],) for name, v in self.columns.items()})
 
 
 def rows_from_texts(
     texts: Iterable[Text], *, per_request: int, default_language: str | None
-) -> Iterator[Rows]:
+) -> Iterator[RequestRows]:
     """Cut texts in requests, lazily.
 
     Raises:
@@ -72,10 +72,10 @@ def rows_from_texts(
         given = tuple(whole_characters(code, "A language").encode() for code in codes if code is not None)
         if len(given) == len(window):
             columns["language"] = given
-        yield Rows(Modality.TEXT, tuple(text.index for text in window), columns)
+        yield RequestRows(Modality.TEXT, tuple(text.index for text in window), columns)
 
 
-def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[Rows]:
+def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[RequestRows]:
     """Cut images in requests, lazily; each is taken before the next is asked for.
 
     Raises:
@@ -83,7 +83,9 @@ def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iter
     """
     files = ((i, bytes_from_image(image, name=f"{i}")) for i, image in enumerate(images))
     for window in windows(files, per_request):
-        yield Rows(Modality.IMAGE, tuple(i for i, _ in window), {"image": tuple(file for _, file in window)})
+        yield RequestRows(
+            Modality.IMAGE, tuple(i for i, _ in window), {"image": tuple(file for _, file in window)}
+        )
 
 
 def bytes_from_image(source: ImageSource | Snapshot, *, name: str) -> bytes:

@@ -10,7 +10,7 @@ from runtime.backends import Engine
 from runtime.errors import EngineError, ServerError
 from runtime.fingerprints import remark_on_vectors
 from runtime.manifest import Modality, Precision
-from runtime.remote.transport import ModelConfig, Transport
+from runtime.remote.transport import ServedModelConfig, Transport
 
 __all__ = ["Served", "front_end_name", "require_served", "served_from_transport"]
 
@@ -59,7 +59,7 @@ async def served_from_transport(transport: Transport, name: str) -> Served:
 _Facts = tuple[str, str, str, str, tuple[int, ...]]
 
 
-def _served(name: str, config: ModelConfig, modality: Modality) -> _Facts:
+def _served(name: str, config: ServedModelConfig, modality: Modality) -> _Facts:
     model = front_end_name(name, modality)
     facts = {}
     for fact in ("name", "fingerprint", "variant", "precision", "engine", "dim", "dims"):

@@ -24,11 +24,11 @@ from runtime.remote import options
 from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of
 
 __all__ = [
-    "Answer",
     "FailedRequestError",
     "GrpcTransport",
     "HttpTransport",
-    "ModelConfig",
+    "ServedModelConfig",
+    "ServerAnswer",
     "Status",
     "Transport",
     "open_transport",
@@ -72,7 +72,7 @@ class FailedRequestError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ServedModelConfig:
     """What is used of a model's configuration."""
 
     parameters: Mapping[str, str]
@@ -81,7 +81,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerAnswer:
     """The output ``vector`` of a request, and the version of the model that answered."""
 
     vector: NDArray[Any]
@@ -95,10 +95,10 @@ class Transport(Protocol):
     def generation(self) -> int:
         """Grows whenever a connection was replaced: the server may be another one."""
 
-    async def config(self, model: str) -> ModelConfig:
+    async def config(self, model: str) -> ServedModelConfig:
         """A model's configuration."""
 
-    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> ServerAnswer:
         """Ask a model for its output ``vector``."""
 
     async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
@@ -118,7 +118,7 @@ def open_transport(address: options.Address, connection: options.Connection) -> 
         EngineError: the client libraries are not installed.
     """
     try:
-        if address.protocol is options.Protocol.GRPC:
+        if address.protocol is options.WireProtocol.GRPC:
             return GrpcTransport(address, connection)
         return HttpTransport(address, connection)
     except ImportError as error:
@@ -156,19 +156,19 @@ class GrpcTransport:
         """See ``Transport``."""
         return self._generation
 
-    async def config(self, model: str) -> ModelConfig:
+    async def config(self, model: str) -> ServedModelConfig:
         """See ``Transport``."""
         request = self._messages.ModelConfigRequest(name=model)
         config = (await self._call(self._stub.ModelConfig, request)).config
         datatype = config.DESCRIPTOR.fields_by_name["output"].message_type.fields_by_name["data_type"]
         names = datatype.enum_type.values_by_number
-        return ModelConfig(
+        return ServedModelConfig(
             parameters={key: value.string_value for key, value in config.parameters.items()},
             max_batch_size=config.max_batch_size,
             outputs={output.name: names[output.data_type].name for output in config.output},
         )
 
-    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> ServerAnswer:
         """See ``Transport``."""
         request = self._messages.ModelInferRequest(model_name=model, model_version=version)
         for key, value in _PARAMETERS.items():
@@ -184,7 +184,7 @@ class GrpcTransport:
         for output, contents in zip(response.outputs, response.raw_output_contents, strict=False):
             if output.name == "vector":
                 vector = _array(contents, output.datatype, tuple(output.shape))
-                return Answer(vector, response.model_version)
+                return ServerAnswer(vector, response.model_version)
         raise FailedRequestError(Status.INTERNAL, "the answer holds no output 'vector'")
 
     async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
@@ -267,16 +267,16 @@ class HttpTransport:
         """See ``Transport``; the pool's growth counts, too: behind a balancer each may be another server."""
         return self._generation
 
-    async def config(self, model: str) -> ModelConfig:
+    async def config(self, model: str) -> ServedModelConfig:
         """See ``Transport``."""
         config = json.loads((await self._call("GET", f"models/{quote(model)}/config"))[0])
-        return ModelConfig(
+        return ServedModelConfig(
             parameters={k: v.get("string_value", "") for k, v in config.get("parameters", {}).items()},
             max_batch_size=config.get("max_batch_size", 0),
             outputs={output["name"]: output["data_type"] for output in config.get("output", [])},
         )
 
-    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> Answer:
+    async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> ServerAnswer:
         """See ``Transport``."""
         described, contents = [], []
         for name, tensor in inputs.items():
@@ -364,7 +364,7 @@ def _reason(status: int, answer: bytes) -> str:
         return f"HTTP {status}" + (f", {answer[:200].decode(errors='replace').strip()}" if answer else "")
 
 
-def _answer_from_body(body: bytes, n_head: int | None) -> Answer:
+def _answer_from_body(body: bytes, n_head: int | None) -> ServerAnswer:
     try:
         head = json.loads(body if n_head is None else body[:n_head])
         (output,) = (output for output in head["outputs"] if output["name"] == "vector")
@@ -375,7 +375,7 @@ def _answer_from_body(body: bytes, n_head: int | None) -> Answer:
         raise FailedRequestError(
             Status.INTERNAL, f"the answer is none of the protocol's ({type(error).__name__}: {error})"
         ) from error
-    return Answer(vector, str(head.get("model_version", "")))
+    return ServerAnswer(vector, str(head.get("model_version", "")))
 
 
 def _array(contents: bytes, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.errors import EngineError, InputError, ServerError
-from runtime.remote.options import Address, Connection, Protocol
+from runtime.remote.options import Address, Connection, WireProtocol
 
 __all__ = ["Control"]
 
@@ -17,7 +17,7 @@ class Control:
     """Loads and unloads models of one server."""
 
     def __init__(self, address: Address, connection: Connection) -> None:
-        if address.protocol is not Protocol.GRPC:
+        if address.protocol is not WireProtocol.GRPC:
             raise InputError(f"A rollout speaks gRPC; {address} does not. Pass grpc://HOST:PORT.")
         try:
             from tritonclient import grpc

@@ -14,13 +14,13 @@ from runtime.errors import ManifestError
 from runtime.manifest import Variant
 from runtime.probes import Probes
 
-__all__ = ["Limits", "Verdict", "limits_from_variant", "verdict_of_encoder", "verdict_of_vectors"]
+__all__ = ["ProbeLimits", "ProbeVerdict", "limits_from_variant", "verdict_of_encoder", "verdict_of_vectors"]
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProbeLimits:
     """What the answers must hold; see ``limits_from_variant``.
 
     Attributes:
@@ -51,7 +51,7 @@ class Limits:
         return self.min_mean if measured >= self.min_mean else measured - self.slack
 
 
-def limits_from_variant(variant: Variant) -> Limits:
+def limits_from_variant(variant: Variant) -> ProbeLimits:
     """The limits that a variant was published under, and what it was measured at, from its manifest.
 
     Of several engines, the lower figure of each language counts.
@@ -62,7 +62,7 @@ def limits_from_variant(variant: Variant) -> Limits:
     try:
         said, engines = variant.parity["limits"], list(variant.parity["engines"].values())
         codes = {code for engine in engines for code in engine["languages"]}
-        return Limits(
+        return ProbeLimits(
             min_cosine=float(said["min_cosine"]),
             min_mean=float(said["retrieval"]["min_mean_cosine"]),
             measured={
@@ -84,7 +84,7 @@ def limits_from_variant(variant: Variant) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeVerdict:
     """How near the answers are.
 
     Attributes:
@@ -105,7 +105,7 @@ class Verdict:
         return not self.faults
 
 
-def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: Limits) -> Verdict:
+def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: ProbeLimits) -> ProbeVerdict:
     """Ask an encoder all probes."""
     return verdict_of_vectors(
         encoder.embed_texts(probes.texts, probes.languages),
@@ -116,8 +116,8 @@ def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: Limits) -> Verd
 
 
 def verdict_of_vectors(
-    texts: NDArray[np.float32], images: NDArray[np.float32], probes: Probes, limits: Limits
-) -> Verdict:
+    texts: NDArray[np.float32], images: NDArray[np.float32], probes: Probes, limits: ProbeLimits
+) -> ProbeVerdict:
     """Compare float32 (probes, dim) with the reference."""
     cosines = _cosines(texts, probes.text_vectors)
     codes = np.asarray(probes.languages)
@@ -143,7 +143,7 @@ def verdict_of_vectors(
             f"{image_cosines[worst_image]:.4f}; the limits are {limits.min_images_mean:.6f} and "
             f"{limits.min_cosine}"
         )
-    return Verdict(means, lowest, float(image_cosines.mean()), tuple(faults))
+    return ProbeVerdict(means, lowest, float(image_cosines.mean()), tuple(faults))
 
 
 def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:

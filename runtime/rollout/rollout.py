@@ -13,7 +13,7 @@ from runtime.manifest import Modality, manifest_path
 from runtime.probes import Probes
 from runtime.remote.options import Connection, address_from_text
 from runtime.rollout.control import Control
-from runtime.rollout.gate import Verdict, limits_from_variant, verdict_of_encoder
+from runtime.rollout.gate import ProbeVerdict, limits_from_variant, verdict_of_encoder
 from runtime.rollout.kept import release_from_version
 from runtime.rollout.release import Release, release_from_model, served_version, write_manifest
 
@@ -28,8 +28,8 @@ class Rollout:
 
     model: Path
     version: int
-    before: Verdict
-    after: Verdict
+    before: ProbeVerdict
+    after: ProbeVerdict
 
 
 def roll_out(
@@ -150,7 +150,7 @@ class _Run:
             self.release.put_front_end_in(modality, trial=True)
             self.control.load(self.release.front_end_folder(modality, trial=True).name)
 
-    def _judged(self, name: str) -> Verdict:
+    def _judged(self, name: str) -> ProbeVerdict:
         with Encoder.open(f"{self.base}/{name}", connection=self.connection) as encoder:
             verdict = verdict_of_encoder(encoder, self.probes, limits_from_variant(self.release.variant))
         if not verdict.holds:

@@ -12,7 +12,7 @@ from sample_models import CHECKPOINTS, Exported
 from small_exports import FEW
 from tensorrt_double import FakeGpu, RunningTensorRt
 
-from bench.latency import Plan, groups_of_model, measure_latency
+from bench.latency import LatencyPlan, groups_of_model, measure_latency
 from bench.records.record import Record, read_records, record_of, suite_cell, write_records
 from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.timing.roofline import limit_ms, peaks_from_records, share_of_limit
@@ -23,7 +23,7 @@ from runtime.backends import Engine, open_backend
 from runtime.errors import BabeltowerError
 from runtime.manifest import Manifest, Modality, Precision
 
-PLAN = Plan(batches=(1, 2), tokens=(8, 9_999), processes=2, turns=2, pace=Pace(0.0, min_runs=3))
+PLAN = LatencyPlan(batches=(1, 2), tokens=(8, 9_999), processes=2, turns=2, pace=Pace(0.0, min_runs=3))
 
 
 def peak(name: str, value: float, threads: int = 1) -> Record:
@@ -66,7 +66,7 @@ def test_what_could_not_be_exported_is_a_row_for_each_engine(exported: Exported)
 
 def test_operations_grow_with_the_rows(exported: Exported) -> None:
     (group, *_) = groups_of_model(exported("nllb-clip"), engines=[Engine.ONNXRUNTIME])
-    plan = Plan(batches=(1, 8), tokens=(16,), processes=1, pace=Pace(0.0, min_runs=1))
+    plan = LatencyPlan(batches=(1, 8), tokens=(16,), processes=1, pace=Pace(0.0, min_runs=1))
     cpu = [r for r in measure_latency([group], plan) if r.cell["metric"] == "cpu"]
     one, eight = (r.settings for r in cpu)
     assert eight["operations_per_run"] == 8 * one["operations_per_run"]
@@ -80,7 +80,7 @@ def test_a_graph_that_computes_something_else_is_not_timed(
     monkeypatch.setattr(
         TimedProcess, "vectors", lambda self, inputs: np.random.default_rng().standard_normal((1, 4))
     )
-    plan = Plan(batches=(1,), tokens=(8,), processes=1, pace=Pace(0.0, min_runs=1))
+    plan = LatencyPlan(batches=(1,), tokens=(8,), processes=1, pace=Pace(0.0, min_runs=1))
     records = measure_latency([group], plan)
     assert records
     assert all("something else than FP32" in (r.error or "") for r in records)

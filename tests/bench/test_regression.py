@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bench.compare import app as compare_app
 from bench.compare import compare_runs
-from bench.latency import Group, Plan, groups_of_model, measure_latency
+from bench.latency import Group, LatencyPlan, groups_of_model, measure_latency
 from bench.records.changes import Outcome
 from bench.records.record import read_records, write_records
 from bench.timing.timed_process import Pace
@@ -25,7 +25,7 @@ from runtime.backends import Engine
 from runtime.errors import ParityError
 from runtime.manifest import Modality
 
-PLAN = Plan(batches=(1, 8), tokens=(16,), processes=4, pace=Pace(seconds=0.0, min_runs=12))
+PLAN = LatencyPlan(batches=(1, 8), tokens=(16,), processes=4, pace=Pace(seconds=0.0, min_runs=12))
 N_MORE = 1_000
 SLEEPING = (
     "-c",
@@ -69,7 +69,7 @@ def with_more_products(model: Path, folder: Path) -> Path:
     return copy
 
 
-def run_into(folder: Path, model: Path, plan: Plan = PLAN) -> Path:
+def run_into(folder: Path, model: Path, plan: LatencyPlan = PLAN) -> Path:
     """A run of the text tower, as a file of records."""
     write_records(measure_latency([text_tower(model)], plan), folder / "latency.json")
     return folder / "latency.json"

@@ -28,7 +28,7 @@ from bench.reporting.retrieval_page import page_from_evaluation, write_page
 from bench.reporting.retrieval_table import Order, print_report
 from export.commands.progress import progress_bars
 from export.retrieval.comparison import Direction, compare_retrieval
-from export.retrieval.metrics import Protocol, Relevance
+from export.retrieval.metrics import Relevance, RetrievalProtocol
 from export.retrieval.vectors import TextIndex
 from export.retrieval.verdict import RetrievalLimits
 from runtime.errors import DatasetError
@@ -103,7 +103,7 @@ def test_a_turn_is_forgiven_only_where_pytorch_itself_is_undecided(gap, passes):
     swapped = items[::-1].copy()
     query = np.array([[1, 0]], dtype=np.float32)
     relevance = Relevance(np.array([0]), np.array([0]), 1, 2)
-    comparison = compare_retrieval((query, query), (items, swapped), relevance, Protocol.ANY)
+    comparison = compare_retrieval((query, query), (items, swapped), relevance, RetrievalProtocol.ANY)
     assert comparison.drop(1) == 1.0
     assert [hit.k for hit in comparison.turned] == [1]
     assert comparison.turned[0].reference_hits

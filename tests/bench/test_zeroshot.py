@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from bench.accuracy.classification import classify
 from bench.accuracy.classification_report import ClassificationReport
-from bench.accuracy.evaluation import Settings
+from bench.accuracy.evaluation import EvaluationSettings
 from bench.datasets import read_classes
 from bench.datasets.class_sets import ClassificationSet, ClassNames, Prompts
 from bench.reporting.classification_table import print_classification
@@ -49,7 +49,7 @@ def drawings() -> ClassificationSet:
 @pytest.fixture(scope="module")
 def report(drawings: ClassificationSet, exported: Exported) -> ClassificationReport:
     asked = drawings.asked_by(Prompts.TEMPLATES)
-    return classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), asked, Settings())
+    return classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), asked, EvaluationSettings())
 
 
 def test_the_exported_model_classifies_as_pytorch(report: ClassificationReport) -> None:
@@ -135,18 +135,18 @@ def test_languages_without_a_token_are_left_out_or_refused(
     lojban = ClassNames("JBO", None, (0, 1), ("cipra", "mlatu"))
     few = dataclasses.replace(drawings.select(["eng_Latn"]), images=drawings.images[:3], class_of=(0, 1, 2))
     both = dataclasses.replace(few, languages=(*few.languages, lojban)).asked_by(Prompts.LABELS)
-    found = classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), both, Settings())
+    found = classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), both, EvaluationSettings())
     assert (found.unspoken, [f.code for f in found.languages]) == (("JBO",), ["eng_Latn"])
     with pytest.raises(LanguageError, match="JBO"):
-        classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), both.select(["JBO"]), Settings())
-    spoken = classify(CHECKPOINTS / "capivara", exported("capivara"), both, Settings())
+        classify(CHECKPOINTS / "nllb-clip", exported("nllb-clip"), both.select(["JBO"]), EvaluationSettings())
+    spoken = classify(CHECKPOINTS / "capivara", exported("capivara"), both, EvaluationSettings())
     assert [f.name for f in spoken.languages] == ["English", "JBO"]  # XLM-R takes no language
 
 
 def test_another_checkpoint_is_refused(drawings: ClassificationSet, exported: Exported) -> None:
     asked = drawings.asked_by(Prompts.LABELS)
     with pytest.raises(ManifestError, match="exported from another checkpoint"):
-        classify(CHECKPOINTS / "altclip", exported("capivara"), asked, Settings())
+        classify(CHECKPOINTS / "altclip", exported("capivara"), asked, EvaluationSettings())
 
 
 def test_the_command_reads_a_folder_and_writes_a_record(

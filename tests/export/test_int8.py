@@ -17,13 +17,13 @@ from export.graphs.embedding_table import EmbeddingTable
 from export.graphs.folding import fold
 from export.onnx_graph import IR_VERSION, OPSET
 from export.precision.clipping import ClipMethod
-from export.precision.int8 import Encoding, Int8Recipe, Target, int8_from_onnx, recipe_for
+from export.precision.int8 import ActivationEncoding, GraphTarget, Int8Recipe, int8_from_onnx, recipe_for
 from runtime.backends import Engine, open_backend
 from runtime.errors import ExportError
 from runtime.machine import has_vnni
 from runtime.manifest import Manifest, Modality, Precision
 
-SYMMETRIC = (Encoding.INT8, Encoding.INT8_OR_UINT8)
+SYMMETRIC = (ActivationEncoding.INT8, ActivationEncoding.INT8_OR_UINT8)
 
 
 def quantised(source: Path, folder: Path, batches: list, **options: object) -> tuple[Path, object]:
@@ -44,10 +44,10 @@ def test_rewrites_before_quantising_are_exact(
     assert np.abs(vectors(tmp_path / "folded.onnx", batches) - vectors(source, batches)).max() <= 1e-5
 
 
-@pytest.mark.parametrize("target", Target)
+@pytest.mark.parametrize("target", GraphTarget)
 @pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
 def test_a_tower_in_int8_is_close_to_fp32(
-    name: str, modality: Modality, target: Target, exported: Exported, tmp_path: Path
+    name: str, modality: Modality, target: GraphTarget, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
     recipe = recipe_for(target)
@@ -66,7 +66,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(
     name: str, modality: Modality, engine: Engine, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
-    graph, _ = quantised(source, tmp_path, batches, target=Target(engine.value))
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget(engine.value))
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
     batch = {key: array[:7] for key, array in batches[-1].items()}
     together = backend.run(batch, ["vector"])[0]
@@ -85,7 +85,7 @@ def test_padding_changes_no_vector(
     name: str, engine: Engine, n_more: int, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=Target(engine.value))
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget(engine.value))
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
     batch = batches[-1]  # the shortest
     text = Manifest.read(exported(name)).text
@@ -102,7 +102,7 @@ def test_padding_changes_no_vector(
 def test_openvino_adds_attention_weights_exactly(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     nodes = list(onnx_ir.load(graph).graph)
     n_softmaxes = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
     totals = [node for node in nodes if str(node.name).endswith("Softmax/total")]
@@ -145,7 +145,7 @@ def test_full_range_weights_would_saturate(exported: Exported, tmp_path: Path) -
     """The emulation that other tests rely on differs from what a CPU without VNNI computes."""
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
-    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     expected = vectors(source, batches)
     exact, served = (cosines(vectors(graph, batches, exact=how), expected).mean() for how in (True, False))
     assert exact >= 0.999
@@ -153,8 +153,8 @@ def test_full_range_weights_would_saturate(exported: Exported, tmp_path: Path) -
         assert served < exact - 0.001
 
 
-@pytest.mark.parametrize("target", Target)
-def test_form_of_the_graph(target: Target, exported: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", GraphTarget)
+def test_form_of_the_graph(target: GraphTarget, exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source = graph_of(model, Modality.TEXT)
     int8_from_onnx(
@@ -170,8 +170,8 @@ def test_form_of_the_graph(target: Target, exported: Exported, tmp_path: Path) -
     for node in after.graph:
         if node.op_type == "QuantizeLinear":
             zero = node.inputs[2].const_value.numpy()
-            assert zero.dtype == np.int8 or target is not Target.TENSORRT
-            assert not zero.any() or target is Target.ONNXRUNTIME
+            assert zero.dtype == np.int8 or target is not GraphTarget.TENSORRT
+            assert not zero.any() or target is GraphTarget.ONNXRUNTIME
             assert all(use.node.op_type == "DequantizeLinear" for use in node.outputs[0].uses())
         if node.op_type == "MatMul":
             assert [made_by(value).op_type for value in node.inputs] == ["DequantizeLinear"] * 2
@@ -197,9 +197,9 @@ def test_openvino_packs_query_key_and_value(
     folders = [tmp_path / "packed", tmp_path / "plain"]
     for folder in folders:
         folder.mkdir()
-    packed, report = quantised(source, folders[0], batches, target=Target.OPENVINO)
+    packed, report = quantised(source, folders[0], batches, target=GraphTarget.OPENVINO)
     monkeypatch.setattr("export.precision.int8.pack_attention", lambda model: 0)
-    plain, expected = quantised(source, folders[1], batches, target=Target.OPENVINO)
+    plain, expected = quantised(source, folders[1], batches, target=GraphTarget.OPENVINO)
     n_layers = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
     assert n_products(source) == n_products(plain) == n_products(packed) + 2 * n_layers
     assert report == expected
@@ -219,7 +219,7 @@ def test_packed_attention_agrees_in_openvino(
     found = []
     for folder in (tmp_path / "packed", tmp_path / "plain"):
         folder.mkdir()
-        graph, _ = quantised(source, folder, batches, target=Target.OPENVINO)
+        graph, _ = quantised(source, folder, batches, target=GraphTarget.OPENVINO)
         backend = open_backend(Engine.OPENVINO, graph, precision=Precision.INT8, threads=1)
         found.append(np.concatenate([backend.run(batch, ["vector"])[0] for batch in batches]))
         backend.close()
@@ -231,7 +231,7 @@ def test_packed_attention_agrees_in_openvino(
 def test_heads_are_quantised_before_they_are_joined(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     joined = [n for n in onnx_ir.load(graph).graph if n.name.endswith("attention.out/MatMul")]
     assert joined
     for product in joined:
@@ -243,7 +243,7 @@ def test_attention_with_a_kept_product_is_not_packed(exported: Exported, tmp_pat
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     name = "encoder.blocks.0.attention.key/MatMul"
-    graph, report = quantised(source, tmp_path, batches, target=Target.OPENVINO, kept=(name,))
+    graph, report = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO, kept=(name,))
     nodes = [str(node.name) for node in onnx_ir.load(graph).graph]
     assert name in nodes
     assert report.kept == (name,)
@@ -255,7 +255,7 @@ def test_attention_with_a_kept_product_is_not_packed(exported: Exported, tmp_pat
 def test_pixels_are_quantised_without_loss(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
-    graph, _ = quantised(source, tmp_path, batches, target=Target.OPENVINO)
+    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     product = next(node for node in onnx_ir.load(graph).graph if node.op_type == "MatMul")
     pixels = product.inputs[0].producer()
     assert pixels.inputs[0].producer().op_type == "Reshape"
@@ -330,7 +330,7 @@ def test_faults_are_named(exported: Exported, tmp_path: Path) -> None:
     [
         ({"percentile": 40.0}, "clips too much"),
         ({"smooth": 1.5}, "between 0 and 1"),
-        ({"target": Target.TENSORRT}, "no int8 rows"),
+        ({"target": GraphTarget.TENSORRT}, "no int8 rows"),
     ],
 )
 def test_an_impossible_recipe_is_refused(options: dict, message: str) -> None:
@@ -345,7 +345,7 @@ def test_tables_shrink_and_agree_in_every_engine(
     table: EmbeddingTable, name: str, engine: Engine, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, table=table, target=Target(engine.value))
+    graph, _ = quantised(source, tmp_path, batches, table=table, target=GraphTarget(engine.value))
     share = graph.stat().st_size / source.stat().st_size
     assert share < {EmbeddingTable.FP32: 1.0, EmbeddingTable.FP16: 0.6, EmbeddingTable.INT8: 0.4}[table]
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.retrieval import metrics
-from export.retrieval.metrics import KS, Protocol, Relevance
+from export.retrieval.metrics import KS, Relevance, RetrievalProtocol
 
 
 def brute_top(queries, items, k):
@@ -22,7 +22,7 @@ def brute_recall(top, pairs, n_queries, protocol, k):
         answers = {item for q, item in pairs if q == query}
         if answers:
             found = len(answers & set(top[query][:k]))
-            shares.append(float(found > 0) if protocol is Protocol.ANY else found / len(answers))
+            shares.append(float(found > 0) if protocol is RetrievalProtocol.ANY else found / len(answers))
     return sum(shares) / len(shares)
 
 
@@ -50,7 +50,7 @@ def test_top_items_is_the_full_sort(search, k):
     assert metrics.top_items(queries, items, k).tolist() == brute_top(queries, items, k)
 
 
-@given(searches(), st.sampled_from(Protocol))
+@given(searches(), st.sampled_from(RetrievalProtocol))
 def test_recall_is_brute_force(search, protocol):
     queries, items, pairs = search
     relevance = relevance_of(pairs, len(queries), len(items))
@@ -105,8 +105,8 @@ def test_copies_of_an_item_tie_wherever_they_stand():
 def test_fraction_cannot_pass_one_in_five_at_k_1():
     relevance = relevance_of([(0, i) for i in range(5)], 1, 10)
     top = np.arange(10)[None]
-    assert metrics.recall(top, relevance, Protocol.FRACTION).at == {1: 0.2, 5: 1.0, 10: 1.0}
-    assert metrics.recall(top, relevance, Protocol.ANY).at == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert metrics.recall(top, relevance, RetrievalProtocol.FRACTION).at == {1: 0.2, 5: 1.0, 10: 1.0}
+    assert metrics.recall(top, relevance, RetrievalProtocol.ANY).at == {1: 1.0, 5: 1.0, 10: 1.0}
 
 
 def test_any_hits():

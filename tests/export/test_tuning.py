@@ -19,31 +19,34 @@ from export.tuning.confirmation import Confirmation, median_interval, paired_loa
 from export.tuning.inputs import languages_for, requests_for
 from export.tuning.load_generator import Load, load_of_server, text_requests
 from export.tuning.operation import (
-    Operation,
+    ServingSettings,
     operation_of_model,
     publish_operation,
     tuned_files,
     write_operation,
 )
-from export.tuning.search import Axis, Trial, TrialLog, axes_for, best_first, searched
+from export.tuning.search import Axis, TrialLog, TuningTrial, axes_for, best_first, searched
 from runtime import Encoder
 from runtime.errors import EngineError, ExportError, InputError, ManifestError
 from runtime.manifest import Manifest, Modality, manifest_path
 from runtime.server import Server, ServerEnvironment
 
-START = Operation(1, 0, 2, 0, 256, token_budget=2048, bucket_overhead=8)
+START = ServingSettings(1, 0, 2, 0, 256, token_budget=2048, bucket_overhead=8)
 AXES = axes_for(Modality.TEXT, 8)
 
 
 def log_of(
-    rate: Callable[[Operation], float], *, p99_ms: Callable[[Operation], float] = lambda _: 100.0, n: int = 99
+    rate: Callable[[ServingSettings], float],
+    *,
+    p99_ms: Callable[[ServingSettings], float] = lambda _: 100.0,
+    n: int = 99,
 ) -> TrialLog:
     """A stand-in for servers, which has time for ``n`` trials."""
-    log = TrialLog(lambda o: Trial(o, rate(o), p99_ms(o) / 2, p99_ms(o)), lambda: len(log.trials) < n)
+    log = TrialLog(lambda o: TuningTrial(o, rate(o), p99_ms(o) / 2, p99_ms(o)), lambda: len(log.trials) < n)
     return log
 
 
-def peaked(operation: Operation) -> float:
+def peaked(operation: ServingSettings) -> float:
     """Best at 4 × 2 threads, an overhead of 64 tokens and 3 front ends."""
     away = abs(np.log2(operation.tower_instances / 4)) + abs(np.log2(operation.bucket_overhead / 64))
     return 1_000 * 0.8 ** (away + abs(operation.front_instances - 3))
@@ -85,11 +88,11 @@ def test_the_search_stops_when_time_is_up_with_the_best_so_far() -> None:
 
 
 def test_no_operation_is_measured_twice() -> None:
-    measured: list[Operation] = []
+    measured: list[ServingSettings] = []
 
-    def measure(operation: Operation) -> Trial:
+    def measure(operation: ServingSettings) -> TuningTrial:
         measured.append(operation)
-        return Trial(operation, peaked(operation), 1.0, 2.0)
+        return TuningTrial(operation, peaked(operation), 1.0, 2.0)
 
     searched(START, AXES, TrialLog(measure, lambda: True), limit_ms=9)
     assert len(measured) == len(set(measured))
@@ -103,8 +106,8 @@ def test_neighbours_of_a_value_that_is_on_no_step() -> None:
 
 
 def test_who_fails_requests_comes_after_who_is_late() -> None:
-    late, failing = Trial(START, 9.0, 1, 500), Trial(START, 99.0, 1, 1, failures=1)
-    good = Trial(START, 5.0, 1, 90)
+    late, failing = TuningTrial(START, 9.0, 1, 500), TuningTrial(START, 99.0, 1, 1, failures=1)
+    good = TuningTrial(START, 5.0, 1, 90)
     assert best_first([failing, late, good], 100) == [good, late, failing]
 
 
@@ -170,7 +173,7 @@ def test_an_operation_is_written_and_nothing_else(modality: Modality, model: Pat
     only = (
         {"token_budget": 512, "bucket_overhead": 32} if modality is Modality.TEXT else {"decode_threads": 4}
     )
-    meant = Operation(2, 3, 4, 700, 16, **only)
+    meant = ServingSettings(2, 3, 4, 700, 16, **only)
     before = {p: p.read_bytes() for p in model.parent.rglob("*") if p.is_file()}
     publish_operation(model, files, meant)
     assert operation_of_model(model.parent, files) == meant
@@ -272,10 +275,10 @@ def test_load_that_is_never_answered_is_an_error() -> None:
         load_of_server("127.0.0.1:9", text_requests("m", ["a"], [None]), clients=1)
 
 
-def faster(self: object, default: Operation) -> Tuning:
+def faster(self: object, default: ServingSettings) -> Tuning:
     """What a run might find."""
     candidate = dataclasses.replace(default, front_instances=3)
-    trials = (Trial(default, 100, 10, 20), Trial(candidate, 130, 8, 15))
+    trials = (TuningTrial(default, 100, 10, 20), TuningTrial(candidate, 130, 8, 15))
     found = Confirmation(candidate, ((100.0, 130.0),) * 6, (20, 15), (0, 0))
     return Tuning("capivara_text", default, trials, (found,), None, {"clients": 32, "cores": 2}, 1.0)
 

@@ -24,7 +24,7 @@ from export import repository_from_checkpoint
 from export.commands.export import app
 from export.parity.limits import LIMITS
 from export.precision.clipping import ClipMethod
-from export.precision.int8 import Int8Recipe, Target
+from export.precision.int8 import GraphTarget, Int8Recipe
 from export.repository import ExportOptions, installed_engines
 from export.variants import forms_for, possible_forms
 from runtime import Encoder
@@ -124,7 +124,7 @@ def test_a_precision_opens_on_the_engines_it_was_measured_on_alone(lowered: Expo
 
 
 def test_an_unfit_int8_is_refused_and_the_report_names_the_worst_languages(tmp_path: Path) -> None:
-    clipped = Int8Recipe(target=Target.ONNXRUNTIME, method=ClipMethod.PERCENTILE, percentile=90)
+    clipped = Int8Recipe(target=GraphTarget.ONNXRUNTIME, method=ClipMethod.PERCENTILE, percentile=90)
     options = replace(FEW, forms=forms_for([Precision.INT8], [Engine.ONNXRUNTIME], installed=CPU))
     with pytest.raises(
         ParityError,

@@ -48,7 +48,7 @@ from runtime.errors import BabeltowerError, ExportError, InputError
 from runtime.indexes.exact import Index
 from runtime.indexes.space import Space
 from runtime.manifest import Precision
-from runtime.rollout.gate import Limits, verdict_of_vectors
+from runtime.rollout.gate import ProbeLimits, verdict_of_vectors
 from runtime.zeroshot import class_vectors_from_prompts
 
 N, DIM, BAD = 6, 8, 4
@@ -166,7 +166,7 @@ def by_retrieval(found: Any, reference: Any) -> list[str]:
 def by_gate(found: Any, reference: Any) -> list[str]:
     languages = ("eng_Latn", "por_Latn", "por_Latn", "por_Latn", "zho_Hans", "zho_Hans")
     probes = SimpleNamespace(languages=languages, text_vectors=reference, image_vectors=reference)
-    limits = Limits(min_cosine=0.5, min_mean=0.5, measured={}, measured_images=0.5)
+    limits = ProbeLimits(min_cosine=0.5, min_mean=0.5, measured={}, measured_images=0.5)
     return list(verdict_of_vectors(found, found, probes, limits).faults)  # type: ignore[arg-type]
 
 

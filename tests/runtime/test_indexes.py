@@ -34,7 +34,7 @@ from runtime.indexes import (
 from runtime.indexes import folder as folder_module
 from runtime.indexes.exact import Index, Nearest
 from runtime.indexes.plan import Plan
-from runtime.indexes.recall import Rows, best_point, points_from_index
+from runtime.indexes.recall import IndexedRows, best_point, points_from_index
 
 N, DIM = 1_500, 32
 VECTORS = unit_vectors(N, DIM)
@@ -275,7 +275,7 @@ def planted(monkeypatch, shards, rows_found):
     for block in shards.blocks():
         nearest.see(queries @ block.vectors.T)
     plan = Plan.of(Kind.FLAT, shards.space, settings=Settings(), n_rows=len(shards), seed=0)
-    everything = Rows(shards, np.empty(0, dtype=np.int64))
+    everything = IndexedRows(shards, np.empty(0, dtype=np.int64))
     return points_from_index(None, plan, queries, nearest, everything, effort=None)
 
 
@@ -320,7 +320,7 @@ def test_a_row_as_good_as_the_tenth_is_found_right(tmp_path, monkeypatch):
 def test_rows_are_numbered_without_those_held_out(folders):
     held_out = np.array([0, 3, 4, 700])
     kept = np.delete(np.arange(N), held_out)
-    rows = Rows(VectorShards.open(folders()), held_out)
+    rows = IndexedRows(VectorShards.open(folders()), held_out)
     numbers = np.array([0, 1, 2, 695, 696, 697, N - 5])
     np.testing.assert_array_equal(rows.vectors(numbers), VECTORS[kept[numbers]])
 

@@ -23,7 +23,7 @@ from runtime.manifest import (
     manifest_path,
 )
 from runtime.probes import Probes, probes_path
-from runtime.rollout.gate import Limits, limits_from_variant, verdict_of_vectors
+from runtime.rollout.gate import ProbeLimits, limits_from_variant, verdict_of_vectors
 from runtime.rollout.kept import release_from_version
 from runtime.rollout.release import release_from_model, served_version
 
@@ -65,12 +65,12 @@ def test_damaged_probes_are_an_error(content: bytes, tmp_path: Path) -> None:
         Probes.read(tmp_path / "m")
 
 
-STRICT = Limits(min_cosine=0.999999, min_mean=0.999999)
-LOOSE = Limits(min_cosine=0.8, min_mean=0.98)
+STRICT = ProbeLimits(min_cosine=0.999999, min_mean=0.999999)
+LOOSE = ProbeLimits(min_cosine=0.8, min_mean=0.98)
 
 
 @pytest.mark.parametrize("limits", [STRICT, LOOSE])
-def test_right_answers_hold(probes: Probes, limits: Limits) -> None:
+def test_right_answers_hold(probes: Probes, limits: ProbeLimits) -> None:
     noise = np.float32(1e-7)
     verdict = verdict_of_vectors(probes.text_vectors + noise, probes.image_vectors, probes, limits)
     assert verdict.holds

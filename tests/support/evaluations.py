@@ -12,7 +12,7 @@ from bench.datasets import Captions, ImageBytes, RetrievalSet
 from bench.datasets.language_maps import LanguageMap
 from bench.records.environment import environment
 from export.retrieval.comparison import compare_language
-from export.retrieval.metrics import Protocol, agreement
+from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import TextIndex, Vectors
 from export.retrieval.verdict import RetrievalLimits
 from runtime.backends import Engine
@@ -59,7 +59,8 @@ def evaluation(noise: float = 0.0, *, limits: RetrievalLimits | None = None) -> 
 
 def report_of(dataset, reference, exported, limits) -> RetrievalReport:
     figures = tuple(
-        compare_language(dataset, entry, reference, exported, Protocol.ANY) for entry in dataset.captions
+        compare_language(dataset, entry, reference, exported, RetrievalProtocol.ANY)
+        for entry in dataset.captions
     )
     return RetrievalReport(
         model=ModelFacts(
@@ -77,7 +78,7 @@ def report_of(dataset, reference, exported, limits) -> RetrievalReport:
         dataset=dataset.name,
         notes=dataset.notes,
         language_map=LanguageMap.PAPER,
-        protocol=Protocol.ANY,
+        protocol=RetrievalProtocol.ANY,
         reference_padding="to the longest text of a batch",
         n_images=len(dataset.images),
         n_texts=len(reference.texts),

@@ -37,7 +37,7 @@ from runtime.refusals import error_from_message, message_from_error
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
 from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard
-from triton_models.answers import Code, Failure, TowerError, Vectors
+from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, bucket_label
 from triton_models.image_frontend import ImageFrontEnd, ImageRequest
 from triton_models.spec import (
@@ -179,7 +179,7 @@ def test_a_failing_tower_fails_the_texts_of_its_bucket_only(front_end: Any) -> N
 
     long = request(b"gato " * 60)
     answers = asyncio.run(front_end(short_only).answers([request(b"gato"), long]))
-    assert isinstance(answers[0], Vectors)
+    assert isinstance(answers[0], AnswerVectors)
     assert isinstance(answers[1], Failure)
     assert answers[1].message == "too long"
 

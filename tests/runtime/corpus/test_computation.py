@@ -13,7 +13,7 @@ from sample_models import Exported
 
 from runtime.corpus import Options, Shard, computation, embed_corpus
 from runtime.corpus import run as run_module
-from runtime.corpus.computation import Change, computation_of, differences, require_acceptable
+from runtime.corpus.computation import ComputationChange, computation_of, differences, require_acceptable
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.manifest import Modality
@@ -80,13 +80,13 @@ def test_another_computation_does_not_go_on(
         embed_corpus(model, source, tmp_path, chosen)
     assert (f"--accept-changed {what} goes on" in str(refusal.value)) is (what != "graphs")
     assert bytes_of(tmp_path) == before
-    every = dataclasses.replace(chosen, accept_changed=tuple(Change))
+    every = dataclasses.replace(chosen, accept_changed=tuple(ComputationChange))
     if what == "graphs":
         with pytest.raises(CorpusError, match="sha256"):
             embed_corpus(model, source, tmp_path, every)
         return
     record = embed_corpus(
-        model, source, tmp_path, dataclasses.replace(chosen, accept_changed=(Change(what),))
+        model, source, tmp_path, dataclasses.replace(chosen, accept_changed=(ComputationChange(what),))
     )
     assert len(record.computations) == 2
     assert f"more than one way, as was accepted: {what} was" in record.notes[0]
@@ -109,7 +109,7 @@ def test_shards_of_one_folder_are_computed_alike(
     elsewhere(monkeypatch, cpu="another")
     with pytest.raises(CorpusError, match="cpu was"):
         embed_corpus(model, source, tmp_path, options(shard=Shard(1, 3)))
-    embed_corpus(model, source, tmp_path, options(shard=Shard(1, 3), accept_changed=(Change.CPU,)))
+    embed_corpus(model, source, tmp_path, options(shard=Shard(1, 3), accept_changed=(ComputationChange.CPU,)))
     embed_corpus(model, source, tmp_path, options(shard=Shard(2, 3)))
     assert len(output_of(tmp_path)[0]) == N_ROWS
 
@@ -159,4 +159,4 @@ def test_both_towers_have_graphs_of_their_own(model: Path) -> None:
         text, image = (computation_of(encoder, BY_HAND, modality) for modality in Modality)
     assert {*differences(text, image)} == {"graphs", "libraries"}
     with pytest.raises(CorpusError, match="Another worker holds vectors"):
-        require_acceptable([text], image, tuple(Change), holder="Another worker")
+        require_acceptable([text], image, tuple(ComputationChange), holder="Another worker")
