@@ -35,7 +35,7 @@ from bench.records.changes import (
 )
 from bench.records.record import NoRecordsError, Record, read_records
 from bench.records.retrieval import retrieval_records
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
 __all__ = ["app", "compare_runs"]

@@ -17,6 +17,7 @@ import typer
 
 from bench.models.samples import sample_checkpoint
 from bench.records.record import Record, record_of, suite_cell, write_records
+from runtime.storage import replace_file
 
 _MODEL, _FAMILY = "capivara", "capivara"
 _GROUP = 50_000
@@ -32,15 +33,17 @@ def _write(path: Path, n_rows: int) -> None:
 
     schema = pyarrow.schema([("id", pyarrow.int64()), ("text", pyarrow.string())])
     random = np.random.default_rng(0)
-    draft = path.with_suffix(".draft")
-    with pyarrow.parquet.ParquetWriter(draft, schema) as writer:
-        for start in range(0, n_rows, _GROUP):
-            ids = range(start, min(start + _GROUP, n_rows))
-            words = random.choice(_WORDS, (len(ids), _LONGEST))
-            lengths = random.integers(1, _LONGEST, len(ids), endpoint=True)
-            texts = [f"{i} {' '.join(row[:n])}" for i, row, n in zip(ids, words, lengths, strict=True)]
-            writer.write_table(pyarrow.table([list(ids), texts], schema=schema))
-    draft.replace(path)
+
+    def write(unfinished: Path) -> None:
+        with pyarrow.parquet.ParquetWriter(unfinished, schema) as writer:
+            for start in range(0, n_rows, _GROUP):
+                ids = range(start, min(start + _GROUP, n_rows))
+                words = random.choice(_WORDS, (len(ids), _LONGEST))
+                lengths = random.integers(1, _LONGEST, len(ids), endpoint=True)
+                texts = [f"{i} {' '.join(row[:n])}" for i, row, n in zip(ids, words, lengths, strict=True)]
+                writer.write_table(pyarrow.table([list(ids), texts], schema=schema))
+
+    replace_file(path, write)
 
 
 def _embed(model: Path, source: Path, out: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from export.checkpoint import towers_from_checkpoint
 from export.commands.progress import progress_bars
 from export.repository import Export, ExportOptions, repository_from_towers
 from export.variants import FP32
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.preprocessing.languages import english_name
 
 __all__ = ["SEARCHES", "app"]

@@ -11,7 +11,6 @@ is exported to ``build/repository`` unless that holds it. ``bench/results/index.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +25,11 @@ from rich.table import Table
 from bench.models.samples import ROOT, sample_checkpoint
 from bench.records.environment import environment
 from runtime.backends import Engine
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
 from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
 from runtime.manifest import Modality, Precision
+from runtime.storage import replace_text
 
 __all__ = ["IndexCell", "app", "cells_from_vectors", "vectors_from_samples"]
 
@@ -170,9 +170,7 @@ def _write(path: Path, model: str, threads: int, cells: list[IndexCell]) -> None
         "cells": [asdict(cell) for cell in cells],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    replace_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,10 @@ from bench.timing.roofline import cost_settings
 from bench.timing.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
 from export.parity.limits import LIMITS
 from runtime.backends import Engine
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError
+from runtime.machine import available_memory_bytes
 from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
 
 __all__ = [
@@ -217,11 +218,10 @@ def _packs(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 def _free_bytes() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
+    available = available_memory_bytes()
+    if available is None:
         raise BabeltowerError("Free memory is read from /proc; this system has none. Measure on Linux.")
-    lines = meminfo.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return available
 
 
 def _one_process_each(

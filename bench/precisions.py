@@ -26,9 +26,10 @@ from export.parity.limits import LIMITS
 from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
 from export.retrieval.comparison import Direction
 from export.variants import forms_for, possible_forms
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest
 from runtime.manifest import Manifest, Precision
+from runtime.storage import replace_text
 
 __all__ = ["SCHEMA", "app", "rows_from_manifest"]
 
@@ -123,9 +124,7 @@ def _write(path: Path, rows: list[dict[str, Any]], languages: Mapping[str, Any])
         "retrieval": {**earlier.get("retrieval", {}), **languages},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

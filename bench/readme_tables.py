@@ -32,8 +32,9 @@ from bench.reporting.record_tables import (
     server_table,
     speed_table,
 )
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError
+from runtime.storage import replace_text
 
 __all__ = ["RESULTS", "TABLES", "Table", "app", "pages", "rendered", "table_from_results"]
 
@@ -149,9 +150,7 @@ def readme_tables(
             stale[path] = new
     for path, new in stale.items():
         if not check:
-            draft = path.with_name(f".{path.name}.draft")
-            draft.write_text(new, encoding="utf-8")
-            draft.replace(path)
+            replace_text(path, new)
         typer.echo(f"{'stale' if check else 'rendered'}  {path.relative_to(ROOT)}")
     raise typer.Exit(1 if check and stale else 0)
 

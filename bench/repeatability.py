@@ -23,7 +23,7 @@ from rich.table import Table
 from bench.peers.verdicts import PeerVerdict, verdicts_of
 from bench.records.record import Record, read_records, require_one_environment
 from bench.records.statistics import bootstrap_median_interval, bootstrap_ratio_interval
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError
 
 __all__ = ["RunAgreement", "agreements", "app"]

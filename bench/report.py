@@ -20,7 +20,8 @@ import typer
 from bench.models.samples import ROOT
 from bench.reporting.suite_data import results_from_paths
 from bench.reporting.suite_page import page_from_results
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
+from runtime.storage import replace_text
 
 __all__ = ["app"]
 
@@ -44,9 +45,7 @@ def report(
         beside = paths[0] if paths[0].is_dir() else paths[0].parent
         out = measured / "index.html" if beside == ROOT / "bench" / "results" else beside / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.draft")
-    draft.write_text(page_from_results(found), encoding="utf-8")
-    draft.replace(out)
+    replace_text(out, page_from_results(found))
     typer.echo(f"page    {out}")
 
 

@@ -41,7 +41,7 @@ from bench.reporting.turned import write_turned
 from export.commands.progress import progress_bars
 from export.retrieval.metrics import RetrievalProtocol
 from runtime.backends import Engine
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.manifest import Precision
 
 __all__ = ["app", "retrieval_report"]

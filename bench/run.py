@@ -24,7 +24,7 @@ from rich.table import Table
 
 from bench.models.samples import ROOT
 from bench.records.record import read_records
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError, InputError
 
 __all__ = ["Step", "StepOutcome", "app", "run_steps", "steps_into"]

@@ -45,7 +45,7 @@ from bench.timing.timed_process import GraphSpec, Rates, TimedProcess
 from export.retrieval.sample_set import sample_retrieval_set
 from export.tuning.load_generator import Load, image_requests, load_of_server, text_requests
 from runtime.backends import Engine
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError, EngineError
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality, Precision

@@ -31,7 +31,7 @@ from bench.reporting.classification_table import print_classification
 from bench.reporting.retrieval_table import Order
 from export.commands.progress import progress_bars
 from runtime.backends import Engine
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.manifest import Precision
 
 __all__ = ["app"]

@@ -25,7 +25,6 @@ from export.parity.measure import ParityReport, measure_parity
 from export.parity.probe_set import probes_from_expected, with_opening_probes
 from export.precision.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.precision.int8 import Int8Recipe
-from export.publishing import publish, remove_unlisted, staging
 from export.retrieval.sample_set import sample_retrieval_set
 from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import Progress
@@ -48,6 +47,7 @@ from runtime.manifest import (
 )
 from runtime.preprocessing.text import Tokenizer
 from runtime.probes import probes_path
+from runtime.repository import publish, remove_unlisted, staging
 
 __all__ = [
     "Export",

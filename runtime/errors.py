@@ -70,6 +70,10 @@ class EngineError(BabeltowerError):
     """An engine, provider or precision that was asked for is not to be had; no other is chosen silently."""
 
 
+class MissingPackageError(EngineError):
+    """An optional package is not installed; the message says what to install."""
+
+
 class OpeningCheckError(EngineError):
     """An opened tower does not give PyTorch's vectors on this machine, within what its export measured.
 

@@ -1,39 +1,98 @@
-"""The libraries of the ``index`` extra, imported at their first use."""
+"""Optional packages: imported at their first use; a missing one names the extra to install."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from runtime.errors import EngineError
+from runtime.errors import MissingPackageError
 
-__all__ = ["faiss", "parquet", "pyarrow"]
+__all__ = ["faiss", "import_optional", "install_hint", "needing", "parquet", "pyarrow"]
+
+_EXTRA_OF = {
+    "aiohttp": "client",
+    "faiss": "index",
+    "fsspec": "corpus",
+    "google": "client",
+    "grpc": "client",
+    "matplotlib": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "open_clip": "export",
+    "openvino": "openvino",
+    "peft": "export",
+    "prometheus_client": "corpus",
+    "pyarrow": "corpus",
+    "ray": "ray",
+    "rich": "corpus",
+    "safetensors": "export",
+    "tensorrt": "tensorrt",
+    "torch": "export",
+    "torchvision": "export",
+    "transformers": "export",
+    "tritonclient": "client",
+}
+"""The extra of ``pyproject.toml`` that brings each package."""
+
+
+def import_optional(module: str, what: str, install: str, *, remedy: str = "") -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: Its dotted name.
+        what: The task or object that needs it, as a sentence's subject: ``"An index"``.
+        install: What to pass to ``pip install``: ``babeltower[index]``.
+        remedy: Another way out, appended to the message.
+
+    Raises:
+        MissingPackageError: the package is not installed, or cannot be loaded.
+    """
+    with needing(what, install, remedy=remedy):
+        return import_module(module)
+
+
+def install_hint(package: str) -> str:
+    """Sentence that says how to install a package: with the extra that brings it, if there is one."""
+    extra = _EXTRA_OF.get(package)
+    return f"Run: pip install '{f'babeltower[{extra}]' if extra else package}'"
+
+
+@contextlib.contextmanager
+def needing(what: str, install: str, *, remedy: str = "") -> Iterator[None]:
+    """Turn a failed import inside the block into one line that says what to install.
+
+    Raises:
+        MissingPackageError: an import failed; arguments as of ``import_optional``.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "a package").partition(".")[0]
+        found = (
+            "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        )
+        raise MissingPackageError(
+            f"{what} needs {package}, which {found}. Run: pip install '{install}'{remedy and f' {remedy}'}"
+        ) from error
 
 
 def pyarrow() -> Any:
-    """Apache Arrow.
+    """Apache Arrow, for indexes.
 
     Raises:
-        EngineError: it is not installed; so of the others.
+        MissingPackageError: it is not installed.
     """
-    return _imported("pyarrow", "pyarrow")
+    return import_optional("pyarrow", "An index", "babeltower[index]")
 
 
 def parquet() -> Any:
-    """Apache Arrow's Parquet files."""
-    return _imported("pyarrow.parquet", "pyarrow")
+    """Apache Arrow's Parquet files, for indexes; errors as of ``pyarrow``."""
+    return import_optional("pyarrow.parquet", "An index", "babeltower[index]")
 
 
 def faiss() -> Any:
-    """FAISS."""
-    return _imported("faiss", "faiss-cpu")
-
-
-def _imported(module: str, distribution: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise EngineError(
-            f"{distribution} cannot be imported ({error}). Install what indexes need with "
-            "pip install 'babeltower[index]'."
-        ) from error
+    """FAISS; errors as of ``pyarrow``."""
+    return import_optional("faiss", "An index", "babeltower[index]")

@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "INSTRUCTION_SETS",
+    "available_memory_bytes",
     "cpu_model",
     "has_vnni",
     "instruction_sets",
@@ -39,12 +40,27 @@ INSTRUCTION_SETS = (
 """Names as Linux lists them in ``/proc/cpuinfo``; engines choose their kernels by these."""
 
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
 _DARWIN = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "AVX2": "avx2", "FMA": "fma"}
 
 
 def n_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be taken without swapping; ``None`` where the system does not say.
+
+    Source:
+        ``MemAvailable`` of Linux's ``/proc/meminfo``.
+    """
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else 1024 * int(kilobytes)
 
 
 def is_x86() -> bool:

@@ -17,7 +17,6 @@ of its towers' folder names. The embedding space (and so the fingerprint) is the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ManifestError
+from runtime.storage import sha256_of_file
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
@@ -42,10 +42,11 @@ __all__ = [
     "TextPreprocessing",
     "TowerFiles",
     "Variant",
+    "front_end_name",
     "manifest_path",
+    "names_in_repository",
     "record_of_file",
     "require_name",
-    "sha256_of_file",
     "tower_folder_name",
     "triple",
     "variant_name",
@@ -55,6 +56,7 @@ __all__ = [
 FORMAT = "babeltower/2"
 """Version of the manifest's layout; a reader refuses any other."""
 
+_SUFFIX = ".babeltower.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -383,7 +385,17 @@ def require_name(name: str) -> None:
 def manifest_path(model: str | os.PathLike[str]) -> Path:
     """``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``."""
     path = Path(model)
-    return path.with_name(f"{path.name}.babeltower.json")
+    return path.with_name(f"{path.name}{_SUFFIX}")
+
+
+def names_in_repository(repository: Path) -> list[str]:
+    """Names of the models whose manifests lie in a folder, sorted; none where it does not exist."""
+    return sorted(path.name.removesuffix(_SUFFIX) for path in repository.glob(f"*{_SUFFIX}"))
+
+
+def front_end_name(name: str, modality: Modality) -> str:
+    """Name of the Triton model that takes texts or image files: ``NAME_text``, ``NAME_image``."""
+    return f"{name}_{modality.value}"
 
 
 def variant_name(precision: Precision, engine: str | None = None) -> str:
@@ -406,15 +418,6 @@ def triple(values: Iterable[float]) -> tuple[float, float, float]:
     if len(found) != 3:
         raise ManifestError(f"{found} has {len(found)} values; expected one per colour channel.")
     return found[0], found[1], found[2]
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def record_of_file(repository: Path, path: Path) -> FileRecord:
@@ -444,13 +447,11 @@ def verify_file(repository: Path, record: FileRecord) -> None:
 
 
 def _missing(path: Path) -> str:
-    found = sorted(p.name.removesuffix(".babeltower.json") for p in path.parent.glob("*.babeltower.json"))
+    found = names_in_repository(path.parent)
     if not path.parent.is_dir():
         return f"{path.parent} is not a folder, so it holds no model. Pass REPOSITORY/NAME."
-    name = path.name.removesuffix(".babeltower.json")
-    inside = sorted(
-        p.name.removesuffix(".babeltower.json") for p in (path.parent / name).glob("*.babeltower.json")
-    )
+    name = path.name.removesuffix(_SUFFIX)
+    inside = names_in_repository(path.parent / name)
     if inside:
         return (
             f"{path.parent / name} is a repository, not a model; it holds {inside}. "

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from runtime.errors import ManifestError
 from runtime.manifest import FileRecord, verify_file
 from runtime.preprocessing.batching import padded_batch
+from runtime.storage import replace_file
 
 __all__ = ["Probes", "opening_images", "opening_texts", "probes_path", "token_runs"]
 
@@ -55,9 +56,9 @@ class Probes:
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` file, whole or not at all."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with beside.open("wb") as file:
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:
                 np.savez_compressed(
                     file,
                     fingerprint=np.asarray(self.fingerprint),
@@ -68,9 +69,8 @@ class Probes:
                     text_vectors=self.text_vectors.astype(np.float32),
                     image_vectors=self.image_vectors.astype(np.float32),
                 )
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+
+        replace_file(path, write)
 
     @classmethod
     def read(cls, model: str | os.PathLike[str], record: FileRecord | None = None) -> Probes:

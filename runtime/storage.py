@@ -1,35 +1,66 @@
-"""Files that are whole or not there: written beside, brought to the disk, renamed."""
+"""Storage: files and folders that are complete under their name, or absent.
+
+Everything is written beside its place and renamed into it, so that a reader never meets half a file, and a
+killed process or a full disk leaves what was there before.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import CorpusError
+__all__ = [
+    "copy_folder",
+    "replace_durably",
+    "replace_file",
+    "replace_text",
+    "sha256_of_file",
+    "staged_folder",
+]
 
-__all__ = ["beside", "sync_folder", "write_atomically"]
 
-
-def beside(path: Path) -> Path:
-    """Where a file is written before it is whole; a run that goes on writes over it."""
-    return path.with_name(f".{path.name}.part")
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> int:
-    """Write a file beside, sync it, rename it, sync the folder.
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, then rename it; safe where several processes write the same file.
 
     Args:
+        path: The file; its folder must exist.
         write: Writes the path that it is given.
+
+    Raises:
+        OSError: the disk is full, or cannot be written; ``path`` is unchanged, and nothing is left behind.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as ``replace_file`` writes a file; errors as there."""
+    replace_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def replace_durably(path: Path, write: Callable[[Path], Any]) -> int:
+    """Write a file beside its place, sync it, rename it, sync the folder: it survives a loss of power.
+
+    For a folder that one process alone writes to: the unfinished file has a fixed name, ``.NAME.part``, so
+    that what a killed process left there is overwritten by the next one.
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        CorpusError: the disk is full, or cannot be written; nothing is left behind.
+        OSError: the disk is full, or cannot be written; nothing is left behind.
     """
-    unfinished = beside(path)
+    unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(unfinished)
@@ -37,20 +68,87 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> int:
             os.fsync(file.fileno())
         n_bytes = unfinished.stat().st_size
         unfinished.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
+        _sync_folder(path.parent)
+    except OSError:
         unfinished.unlink(missing_ok=True)
-        raise CorpusError(
-            f"{path} cannot be written: {error}. Free space or mend the disk, and run the same command "
-            "again: it goes on with this part."
-        ) from error
+        raise
     return n_bytes
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
+@contextlib.contextmanager
+def staged_folder(out: Path, *, before_rename: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yield a folder to fill that replaces ``out`` when the block succeeds, and is removed otherwise.
+
+    What a killed process left beside ``out`` is removed first.
+
+    Args:
+        before_rename: Called once the folder is filled; an error that it raises keeps ``out`` as it is.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
+    folder.mkdir()
+    try:
+        yield folder
+        before_rename()
+        if out.exists():
+            replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
+            out.rename(replaced)
+            folder.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_folder(origin: Path, target: Path, adapt: Callable[[Path], None] = lambda _: None) -> None:
+    """Copy a folder beside its place, then rename it; Python's caches are left out.
+
+    Args:
+        adapt: Changes the copy before it is renamed.
+    """
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(origin, unfinished, ignore=shutil.ignore_patterns("__pycache__"))
+    adapt(unfinished)
+    unfinished.rename(target)
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write a folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_leftovers(out: Path) -> None:
+    name = re.compile(re.escape(f".{out.name}.") + r"(\d+)\.(?:part|old)")
+    for path in out.parent.iterdir():
+        match = name.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

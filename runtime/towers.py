@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.backends import Backend, Engine, open_backend
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ImageError
+from runtime.machine import n_cores
 from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
 from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
 from runtime.preprocessing.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
@@ -61,7 +61,7 @@ class GraphOpener:
     @property
     def n_threads(self) -> int:
         """Threads for work outside the engine."""
-        return self.threads or os.cpu_count() or 1
+        return self.threads or n_cores()
 
     @property
     def run_overhead(self) -> int | None:

@@ -19,7 +19,7 @@ from document_blocks import blocks_of, commands_of, make_targets, run_command, r
 from sample_models import ROOT, Exported
 from typer.testing import CliRunner
 
-from export.commands.export import app
+from runtime.commands.app import app
 
 PACKAGES = ("runtime", "export", "bench", "samples")  # what a server alone imports is left out
 HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
@@ -150,6 +150,6 @@ def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None
 
 
 def test_the_base_install_says_what_exporting_needs(clean_python: Path, tmp_path: Path) -> None:
-    result = run_clean(clean_python, "-m", "export.commands.export", "export", str(ROOT), str(tmp_path / "r"))
+    result = run_clean(clean_python, "-m", "babeltower", "export", str(ROOT), str(tmp_path / "r"))
     assert result.returncode == 1
     assert "babeltower[export]" in result.stderr

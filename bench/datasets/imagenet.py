@@ -16,6 +16,7 @@ from pathlib import Path
 from bench.datasets.lines import lines_of, require_length
 from export.retrieval.sets import ImageOnDisk
 from runtime.errors import DatasetError
+from runtime.extras import needing
 
 __all__ = ["IMAGENET_LAYOUT", "imagenet_images", "images_of_folders"]
 
@@ -146,13 +147,9 @@ def _classes_of_devkit(folder: Path, files: Sequence[Path], index_of: Mapping[st
 
 def _wnid_of_devkit_id(path: Path) -> dict[int, str]:
     """The leaves of the development kit's table: its own number → WordNet id."""
-    try:
+    remedy = "or put Kaggle's LOC_val_solution.csv or Caffe's val.txt beside the images."
+    with needing(f"Reading {path}", "scipy", remedy=remedy):
         from scipy.io import loadmat
-    except ImportError:
-        raise DatasetError(
-            f"Reading {path} needs scipy, which is not installed: pip install scipy, or put Kaggle's "
-            "LOC_val_solution.csv or Caffe's val.txt beside the images."
-        ) from None
     try:
         synsets = loadmat(path, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if not row["num_children"]}

@@ -27,12 +27,12 @@ def served_model(
     from export.checkpoint import towers_from_checkpoint
     from export.onnx_graph import onnx_from_tower
     from export.precision.calibration import CalibrationSize, calibration_from_path
-    from export.publishing import publish, staging
     from export.triton.frontends import frontends_from_model
     from export.triton.tower_folders import TOKENIZER, tower_metadata, write_tower
     from export.variants import forms_for
     from runtime.manifest import Variant, manifest_path
     from runtime.preprocessing.text import Tokenizer
+    from runtime.repository import publish, staging
 
     repository = work / "repository"
     if manifest_path(repository / variant).is_file():

@@ -26,7 +26,7 @@ from bench.peers.models import GivenModel, given_model
 from bench.peers.registry import OWN, PEERS, Peer
 from bench.peers.verdicts import error_table, peer_table, verdict_table, verdicts_of
 from bench.records.record import Record, write_records
-from runtime.commands.errors import ErrorReportingCommand
+from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Modality, Precision
 

@@ -52,6 +52,7 @@ from typing import Any
 from bench.records.environment import environment
 from runtime.errors import BabeltowerError
 from runtime.machine import instruction_sets
+from runtime.storage import replace_text
 
 __all__ = [
     "NoRecordsError",
@@ -280,11 +281,9 @@ def artefact_sha256(*files: Path) -> str:
 def write_records(records: Sequence[Record], path: Path) -> None:
     """Write a file of records; it is renamed into place when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
     cells = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
     text = f'{{"schema": {SCHEMA}, "cells": [\n' + ",\n".join(cells) + "\n]}\n"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, text)
 
 
 def read_records(*paths: Path) -> list[Record]:

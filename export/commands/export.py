@@ -1,4 +1,4 @@
-"""The ``babeltower`` command: the runtime's commands, and those that need the training libraries."""
+"""``babeltower export``."""
 
 from __future__ import annotations
 
@@ -9,28 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from export.commands.frontends import frontends
-from export.commands.tune import tune
 from runtime.backends import Engine
-from runtime.commands.models import app
 from runtime.cosines import nan_first
 from runtime.errors import ExportError
+from runtime.extras import needing
 from runtime.manifest import Precision, Variant
 
 if TYPE_CHECKING:
     from export.parity.gate import RetrievalFigures
     from export.parity.measure import Agreement, ParityReport
     from export.repository import Export
-    from export.sensitivity.quantize import Quantised
 
-__all__ = ["app", "main"]
-
-
-app.command()(frontends)
-app.command()(tune)
+__all__ = ["export", "record_of_export", "summary_of_export"]
 
 
-@app.command()
 def export(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
@@ -81,14 +73,11 @@ def export(
     does not hold is not published, and its report is kept as REPOSITORY/NAME.VARIANT.refused.json. One that
     this machine cannot build or measure is refused at once; the others are published.
     """
-    try:
+    with needing("Exporting", "babeltower[export]"):
+        from rich.console import Console
+
         from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
         from export.variants import forms_for, possible_forms
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"Exporting needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
-        ) from error
-    from rich.console import Console
 
     from export.commands.progress import progress_bars
 
@@ -119,7 +108,7 @@ def export(
             options=options,
             progress=progress,
         )
-    typer.echo(json.dumps(_record(done), ensure_ascii=False) if as_json else _summary(done))
+    typer.echo(json.dumps(record_of_export(done), ensure_ascii=False) if as_json else summary_of_export(done))
     if missing:
         raise ExportError(
             f"{', '.join(missing)} cannot be made on this machine, for the reason above, and was not "
@@ -127,106 +116,7 @@ def export(
         )
 
 
-@app.command()
-def quantize(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
-    ],
-    repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; made if it is not there.")
-    ],
-    engine: Annotated[Engine, typer.Option(help="What shall run it: onnxruntime or openvino.")],
-    max_recall_drop: Annotated[
-        float,
-        typer.Option(min=0.01, max=99.0, help="Points of R@1 that may be lost, mean over the languages."),
-    ] = 0.5,
-    min_int8_share: Annotated[
-        float,
-        typer.Option(min=0.0, max=100.0, help="Percent of a tower's operations; refuse with fewer in INT8."),
-    ] = 50.0,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Checkpoint below a LoRA adapter.")] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Parquet file or folder of images to calibrate on; the samples' by default."),
-    ] = None,
-    n_texts: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = 640,
-    n_images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 128,
-    seed: Annotated[int, typer.Option(help="Which texts and images are drawn.")] = 0,
-    method: Annotated[str | None, typer.Option(help="Clipping: min-max, percentile, entropy or mse.")] = None,
-    percentile: Annotated[
-        float | None, typer.Option(help="Of magnitudes, for the method percentile.")
-    ] = None,
-    smooth: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="SmoothQuant's alpha: how much of outliers moves into weights."),
-    ] = None,
-    captions_per_language: Annotated[
-        int, typer.Option(min=1, help="Captions of each language that recall is measured on.")
-    ] = 200,
-    all_captions: Annotated[
-        bool, typer.Option("--all-captions", help="Measure recall on every caption there is.")
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Where to write .json, .md and .svg; beside the model by default."),
-    ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that is there.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the gate; every core by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Publish REPOSITORY/NAME in INT8, with as few matrix products in FP32 as a limit on recall allows.
-
-    Every product is charged with what INT8 costs it in retrieval; the costliest stay in FP32 until the limit
-    holds. The tables and a plot of recall lost against speed are written, then the parity gate decides.
-    """
-    try:
-        from export.sensitivity.quantize import (
-            QuantiseOptions,
-            quantised_from_checkpoint,
-            recipe_from_options,
-        )
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"Quantising needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
-        ) from error
-    from rich.console import Console
-
-    from export.commands.progress import progress_bars
-    from export.precision.calibration import CalibrationSize
-
-    options = QuantiseOptions(
-        engine=engine,
-        max_recall_drop=max_recall_drop / 100,
-        min_share_int8=min_int8_share / 100,
-        recipe=recipe_from_options(engine, method=method, percentile=percentile, smooth=smooth),
-        calibration=calibration,
-        calibration_size=CalibrationSize(n_texts, n_images, seed),
-        captions_per_language=None if all_captions else captions_per_language,
-        replace=replace,
-        report=report,
-        threads=threads,
-    )
-    with progress_bars(Console(stderr=True)) as progress:
-        done = quantised_from_checkpoint(
-            checkpoint, repository, options, name=name, base=base, progress=progress
-        )
-    if as_json:
-        record = {**_record(done.export), "sensitivity": done.report.as_json()}
-        typer.echo(json.dumps(record, ensure_ascii=False))
-        return
-    typer.echo(_summary(done.export))
-    typer.echo("\n".join(_sensitivity_lines(done)))
-
-
-def main() -> None:
-    """Entry point of the ``babeltower`` command."""
-    app()
-
-
-def _record(done: Export) -> dict[str, object]:
+def record_of_export(done: Export) -> dict[str, object]:
     return {
         "model": str(done.model),
         "fingerprint": done.manifest.fingerprint,
@@ -238,7 +128,7 @@ def _record(done: Export) -> dict[str, object]:
     }
 
 
-def _summary(done: Export) -> str:
+def summary_of_export(done: Export) -> str:
     manifest = done.manifest
     lines = [
         f"published    {done.model}",
@@ -288,26 +178,5 @@ def _retrieval_lines(found: RetrievalFigures) -> Iterator[str]:
         )
 
 
-def _sensitivity_lines(done: Quantised) -> Iterator[str]:
-    chosen, costs = done.report.chosen, done.report.costs
-    if chosen is not None:
-        yield (
-            f"kept in FP32 {len(chosen.kept)} of {len(costs)} products; {100 * chosen.share_int8:.1f}% of "
-            f"operations in INT8, R@1 drops by {100 * chosen.mean_drop:.2f} points in the mean, by "
-            f"{100 * chosen.worst_drop:.2f} in {chosen.worst_language}"
-        )
-        yield from (f"             {p.modality.value} {p.name}" for p in chosen.kept)
-    costliest = costs[0]
-    yield (
-        f"costliest    {costliest.product.modality.value} {costliest.product.name}: alone it is expected to "
-        f"turn {100 * costliest.turned:.2f}% of nearest neighbours"
-    )
-    yield from (f"written      {path}" for path in done.files)
-
-
 def _agreement(measured: Agreement) -> str:
     return f"cosine ≥ {measured.min_cosine:.8f}, error ≤ {measured.max_abs_error:.1e}"
-
-
-if __name__ == "__main__":
-    main()

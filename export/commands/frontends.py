@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from runtime.extras import needing
+
 __all__ = ["frontends"]
 
 
@@ -49,8 +51,9 @@ def frontends(
     ] = None,
 ) -> None:
     """Write the Triton models that take texts and image files, in front of a variant's towers."""
-    from export.triton.frontends import FrontEndSettings, frontends_from_model
-    from export.triton.tower_config import Device, TowerSettings
+    with needing("Writing front ends", "babeltower[export]"):
+        from export.triton.frontends import FrontEndSettings, frontends_from_model
+        from export.triton.tower_config import Device, TowerSettings
     from triton_models.spec import TextLimits
 
     towers = None

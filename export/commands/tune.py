@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.errors import ExportError
+from runtime.extras import needing
 
 __all__ = ["tune"]
 
@@ -62,15 +62,11 @@ def tune(
     is faster beyond doubt do the configurations change; a server reads them when it next loads the models.
     NAME_text.tuning.json, .md and .png have it all.
     """
-    try:
+    with needing("Tuning", "babeltower[export]"):
         from rich.console import Console
 
         from export.commands.progress import progress_bars
         from export.tuning import TuneOptions, tuning_of_model
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"Tuning needs {error.name}, which is not installed. Run: pip install 'babeltower[export]'"
-        ) from error
     from runtime.manifest import Modality
     from runtime.server import default_folder, environment_from_folder
 

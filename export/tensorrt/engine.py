@@ -7,7 +7,6 @@ time for a stated compute capability on a machine without a GPU: a check of the 
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from runtime.backends.plans import (
     TensorSpec,
 )
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import sha256_of_file
+from runtime.extras import import_optional
+from runtime.storage import sha256_of_file
 
 __all__ = ["engine_from_onnx", "require_compiler"]
 
@@ -128,14 +128,9 @@ def _require_profiles(profiles: Sequence[Profile], inputs: Mapping[str, TensorSp
 
 
 def _library(compiler: Compiler) -> Any:
-    try:
-        return importlib.import_module(_MODULES[compiler])
-    except ImportError as error:
-        package = "babeltower[tensorrt]" if compiler is Compiler.TENSORRT else "tensorrt-rtx-cu12==1.7.1.116"
-        raise EngineError(
-            f'{compiler.value} is not installed ({error}). Install it with pip install "{package}"; '
-            "nothing is built with another compiler."
-        ) from error
+    package = "babeltower[tensorrt]" if compiler is Compiler.TENSORRT else "tensorrt-rtx-cu12==1.7.1.116"
+    remedy = "(nothing is built with another compiler)"
+    return import_optional(_MODULES[compiler], f"The compiler {compiler.value}", package, remedy=remedy)
 
 
 def _target(options: EngineOptions) -> DeviceFacts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import ExportError
+from runtime.triton_config import config_from_text, configuration_messages
 
 if TYPE_CHECKING:
     import onnx
@@ -153,22 +154,14 @@ class ModelConfig:
             )
 
     def _parse_back(self, text: str) -> None:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-
-        try:
-            parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
-        except text_format.ParseError as error:
-            raise ExportError(f"The config.pbtxt of {self.name} does not parse: {error}.") from error
+        parsed = config_from_text(text, origin=f"The config.pbtxt of {self.name}")
+        data_type = configuration_messages().DataType
         tensors = (
             tuple(
-                TensorConfig(t.name, model_config_pb2.DataType.Name(t.data_type), tuple(t.dims), t.optional)
+                TensorConfig(t.name, data_type.Name(t.data_type), tuple(t.dims), t.optional)
                 for t in parsed.input
             ),
-            tuple(
-                TensorConfig(t.name, model_config_pb2.DataType.Name(t.data_type), tuple(t.dims))
-                for t in parsed.output
-            ),
+            tuple(TensorConfig(t.name, data_type.Name(t.data_type), tuple(t.dims)) for t in parsed.output),
         )
         meant = (tuple(self.inputs), tuple(self.outputs))
         if tensors != meant or parsed.name != self.name or parsed.max_batch_size != self.max_batch_size:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from export.publishing import staging
 from export.triton.config import InstanceGroup, ModelConfig, QueuePolicy, TensorConfig
 from export.triton.tower_config import TowerSettings, resettled
 from export.triton.vendoring import code_of_module
@@ -28,9 +27,13 @@ from runtime.manifest import (
     Modality,
     TowerFiles,
     Variant,
+    front_end_name,
     manifest_path,
     record_of_file,
 )
+from runtime.repository import staging, variant_with_configs
+from runtime.storage import replace_text
+from runtime.triton_config import CONFIG_FILE
 from triton_models.spec import (
     SPEC_FILE,
     TOKENIZER_FILE,
@@ -42,7 +45,7 @@ from triton_models.spec import (
     parameters_from_limits,
 )
 
-__all__ = ["FrontEndSettings", "front_end_name", "frontends_from_model", "write_front_ends"]
+__all__ = ["FrontEndSettings", "frontends_from_model", "write_front_ends"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,6 @@ class FrontEndSettings:
     response_cache: bool = False
     text: TextLimits = field(default_factory=TextLimits)
     image: ImageLimits = field(default_factory=ImageLimits)
-
-
-def front_end_name(name: str, modality: Modality) -> str:
-    """The Triton model of a front end: ``NAME_text``, ``NAME_image``."""
-    return f"{name}_{modality.value}"
 
 
 def frontends_from_model(
@@ -119,12 +117,10 @@ def frontends_from_model(
             draft.replace(target)
         variants = dict(manifest.variants)
         if drafts:
-            variants[key] = _with_configs(variants[key], repository)
+            variants[key] = variant_with_configs(variants[key], repository)
         served = FrontEnds(key, text, image, tuple(records))
         written = dataclasses.replace(manifest, variants=variants, front_ends=(served,), kept=())
-        draft = manifest_path(stage / manifest.name)
-        draft.write_text(written.to_json(), encoding="utf-8")
-        draft.replace(manifest_path(model))
+        replace_text(manifest_path(model), written.to_json())
     return repository / text, repository / image
 
 
@@ -162,7 +158,7 @@ def _write(
     tower = manifest.variants[key].tower(modality)
     parameters = {**_facts(manifest, key, tower, repository), **limits}
     config = _config(manifest.name, modality, settings, parameters)
-    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
     call = TowerCall(tower.model, tower.version, tower.max_batch_size, manifest.dim, tower.outputs)
     spec = TextSpec(call, manifest.text) if modality is Modality.TEXT else ImageSpec(call, manifest.image)
     (version / SPEC_FILE).write_text(
@@ -210,7 +206,7 @@ def _facts(manifest: Manifest, key: str, tower: TowerFiles, repository: Path) ->
         "babeltower_fingerprint": manifest.fingerprint,
         "babeltower_variant": key,
         "babeltower_precision": manifest.variants[key].precision.value,
-        "babeltower_engine": _backend_of(repository / tower.model / "config.pbtxt"),
+        "babeltower_engine": _backend_of(repository / tower.model / CONFIG_FILE),
         "babeltower_dim": str(manifest.dim),
         "babeltower_dims": ",".join(map(str, dims)),
         "babeltower_tower": tower.model,
@@ -230,25 +226,12 @@ def _resettled_towers(
     """Each tower's new configuration, and where it goes."""
     drafts = {}
     for modality in Modality:
-        target = repository / variant.tower(modality).model / "config.pbtxt"
+        target = repository / variant.tower(modality).model / CONFIG_FILE
         draft = stage / f"{variant.tower(modality).model}.pbtxt"
         config = resettled(target.read_text(encoding="utf-8"), variant.precision, settings)
         draft.write_text(config, encoding="utf-8")
         drafts[draft] = target
     return drafts
-
-
-def _with_configs(variant: Variant, repository: Path) -> Variant:
-    """The variant with its towers' configurations as they are now."""
-
-    def measured(tower: TowerFiles) -> TowerFiles:
-        files = tuple(
-            record_of_file(repository, repository / r.path) if r.path.endswith("/config.pbtxt") else r
-            for r in tower.files
-        )
-        return dataclasses.replace(tower, files=files)
-
-    return dataclasses.replace(variant, text=measured(variant.text), image=measured(variant.image))
 
 
 def _copy_code(modality: Modality, version: Path) -> None:

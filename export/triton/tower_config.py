@@ -26,6 +26,7 @@ from export.triton.warmup import plan_instances, plan_warmups
 from runtime.backends import Engine
 from runtime.errors import ExportError
 from runtime.manifest import Precision
+from runtime.triton_config import config_from_text, text_from_config
 
 __all__ = [
     "BackendSettings",
@@ -181,24 +182,16 @@ def resettled(config: str, precision: Precision, settings: TowerSettings) -> str
     """A tower's ``config.pbtxt`` with other settings; all else stays, such as the versions that are served.
 
     Raises:
-        ExportError: it does not parse, its backend cannot be operated so, or instances would share the cores.
+        ExportError: its backend cannot be operated so, or instances would share the cores.
+        ManifestError: it does not parse.
     """
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
     if settings.instances > 1 and settings.threads is None and settings.device is Device.CPU:
         raise ExportError(
             f"{settings.instances} instances would each take every core; say how many threads each has."
         )
-    try:
-        parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise ExportError(
-            f"This is no tower's config.pbtxt: {error}. Export the checkpoint again."
-        ) from error
+    parsed = config_from_text(config, origin="The tower's config.pbtxt")
     resettle(parsed, precision, settings)
-    text: str = text_format.MessageToString(parsed, as_utf8=True)
-    return text
+    return text_from_config(parsed)
 
 
 def resettle(config: Any, precision: Precision, settings: TowerSettings) -> None:

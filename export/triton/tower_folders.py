@@ -19,6 +19,7 @@ from export.triton.tower_config import tower_config
 from export.variants import Form, Making
 from runtime.backends import Engine
 from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
+from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
 
@@ -90,7 +91,7 @@ def write_tower(
         plan=graph.with_name(PLAN) if form.engine is Engine.TENSORRT else None,
     )
     check_against_graph(config, graph)
-    (folder / "config.pbtxt").write_text(config.to_pbtxt(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
     if modality is Modality.TEXT:
         (folder / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
     model = onnx.load(str(graph), load_external_data=False)

@@ -12,6 +12,7 @@ from export.tuning.confirmation import Confirmation
 from export.tuning.operation import ServingSettings
 from export.tuning.search import TuningTrial
 from runtime.errors import ExportError
+from runtime.storage import replace_file, replace_text
 
 __all__ = ["Tuning", "write_evidence"]
 
@@ -114,18 +115,12 @@ def write_evidence(tuning: Tuning, stem: Path) -> Sequence[Path]:
         ExportError: they cannot be written.
     """
     paths = [stem.with_name(f"{stem.name}.tuning.{suffix}") for suffix in ("json", "md", "png")]
-    drafts = [path.with_name(f".draft-{path.name}") for path in paths]
     try:
-        drafts[0].write_text(json.dumps(tuning.as_json(), indent=2) + "\n", encoding="utf-8")
-        drafts[1].write_text(tuning.as_markdown(), encoding="utf-8")
-        _plot(tuning, drafts[2])
-        for draft, path in zip(drafts, paths, strict=True):
-            draft.replace(path)
+        replace_text(paths[0], json.dumps(tuning.as_json(), indent=2) + "\n")
+        replace_text(paths[1], tuning.as_markdown())
+        replace_file(paths[2], lambda unfinished: _plot(tuning, unfinished))
     except OSError as error:
         raise ExportError(f"The evidence cannot be written beside {stem}: {error}.") from error
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
     return paths
 
 

@@ -12,7 +12,8 @@ from export.triton.tower_config import TowerSettings, resettle, settings_of_conf
 from runtime.backends import GRAPH_ENGINES
 from runtime.errors import ExportError
 from runtime.manifest import Manifest, Modality, Precision
-from runtime.rollout.release import replace_text, write_manifest
+from runtime.repository import write_manifest
+from runtime.triton_config import config_of_folder, configuration_messages, write_config
 from triton_models.spec import ImageLimits, TextLimits
 
 __all__ = [
@@ -89,7 +90,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     (served,) = manifest.front_ends
     variant = manifest.variants[served.variant]
     tower = variant.tower(modality).model
-    engine = str(_config(model.parent / tower).backend)
+    engine = str(config_of_folder(model.parent / tower).backend)
     known = [key.value for key in GRAPH_ENGINES]
     if engine not in known:
         raise ExportError(
@@ -107,7 +108,7 @@ def operation_of_model(repository: Path, files: TunedFiles) -> ServingSettings:
     Raises:
         ExportError: one is missing or malformed.
     """
-    front, tower = _config(repository / files.front), _config(repository / files.tower)
+    front, tower = config_of_folder(repository / files.front), config_of_folder(repository / files.tower)
     settings = settings_of_config(tower)
     limits = TextLimits() if files.modality is Modality.TEXT else ImageLimits()
     given = {**dataclasses.asdict(limits), **_given(front)}
@@ -128,7 +129,7 @@ def write_operation(repository: Path, files: TunedFiles, operation: ServingSetti
     Raises:
         ExportError: they do not read back as what was meant, or cannot be written.
     """
-    front, tower = _config(repository / files.front), _config(repository / files.tower)
+    front, tower = config_of_folder(repository / files.front), config_of_folder(repository / files.tower)
     settings = TowerSettings(operation.tower_instances, operation.tower_threads or None)
     resettle(tower, files.precision, settings)
     _set_instances(front, operation.front_instances)
@@ -140,7 +141,7 @@ def write_operation(repository: Path, files: TunedFiles, operation: ServingSetti
             front.parameters[_PREFIX + name].string_value = str(value)
     try:
         for folder, config in ((files.front, front), (files.tower, tower)):
-            replace_text(repository / folder / "config.pbtxt", _text(config))
+            write_config(repository / folder, config)
     except OSError as error:
         raise ExportError(f"The configurations in {repository} cannot be written: {error}.") from error
     if (found := operation_of_model(repository, files)) != operation:
@@ -153,23 +154,6 @@ def publish_operation(model: Path, files: TunedFiles, operation: ServingSettings
     write_manifest(model, Manifest.read(model))
 
 
-def _config(folder: Path) -> Any:
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
-    path = folder / "config.pbtxt"
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise ExportError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
-
-
-def _text(config: Any) -> str:
-    from google.protobuf import text_format
-
-    return str(text_format.MessageToString(config, as_utf8=True))
-
-
 def _given(config: Any) -> Mapping[str, str]:
     return {key.removeprefix(_PREFIX): value.string_value for key, value in config.parameters.items()}
 
@@ -179,7 +163,6 @@ def _instances(config: Any) -> int:
 
 
 def _set_instances(config: Any, count: int) -> None:
-    from tritonclient.grpc import model_config_pb2
-
+    cpu = configuration_messages().ModelInstanceGroup.KIND_CPU
     del config.instance_group[:]
-    config.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=count, kind=cpu)

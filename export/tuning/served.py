@@ -18,6 +18,7 @@ from export.tuning.search import TuningTrial
 from runtime.cosines import row_cosines
 from runtime.errors import ExportError
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
+from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["ServedModel", "linked_folder", "trial_of_load"]
 
@@ -97,7 +98,7 @@ def linked_folder(source: Path, target: Path) -> None:
     """A copy of a Triton model that shares its files; ``config.pbtxt`` alone may be written to."""
 
     def link(original: str, copy: str) -> None:
-        if Path(original).name == "config.pbtxt":
+        if Path(original).name == CONFIG_FILE:
             shutil.copyfile(original, copy)
             return
         try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.publishing import staging
 from export.retrieval.vectors import Progress
 from export.tuning.confirmation import Confirmation, confirmation_of_loads, paired_loads
 from export.tuning.evidence import Tuning, write_evidence
@@ -19,6 +18,7 @@ from export.tuning.served import ServedModel
 from runtime.errors import ExportError
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality
+from runtime.repository import staging
 from runtime.server import ServerEnvironment
 
 __all__ = ["TuneOptions", "tuning_of_model"]

@@ -5,7 +5,6 @@ Through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *results)``
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError
+from runtime.extras import import_optional
 
 __all__ = ["CudaDevice", "open_device"]
 
@@ -24,13 +24,9 @@ def open_device(index: int = 0) -> CudaDevice:
     Raises:
         EngineError: the bindings are not installed, or there is no such GPU.
     """
-    try:
-        api = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise EngineError(
-            f"CUDA's Python bindings are not installed ({error}). Install them with "
-            "pip install \"babeltower[tensorrt]\", or pass engine='onnxruntime'."
-        ) from error
+    api = import_optional(
+        "cuda.bindings.runtime", "A GPU", "babeltower[tensorrt]", remedy="or pass engine='onnxruntime'."
+    )
     status, n_devices = api.cudaGetDeviceCount()
     if int(status) != 0 or index >= n_devices:
         raise EngineError(

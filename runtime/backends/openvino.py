@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends import Signature, TensorType
 from runtime.errors import EngineError
+from runtime.extras import import_optional
 from runtime.machine import has_vnni, is_x86, machine_in_words
 from runtime.manifest import Precision
 
@@ -91,13 +92,8 @@ def _types(values: Sequence[Any]) -> dict[str, TensorType]:
 
 
 def _core() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineError(
-            f'OpenVINO is not installed ({error}). Install it with pip install "babeltower[openvino]", or '
-            "pass engine='onnxruntime'."
-        ) from error
+    remedy = "or pass engine='onnxruntime'."
+    openvino = import_optional("openvino", "The engine 'openvino'", "babeltower[openvino]", remedy=remedy)
     with _FIRST_USE:
         # The bindings look numpy up at their first use; two threads that do so at once wait for ever.
         openvino.Type.f32.to_dtype()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import ManifestError
-from runtime.manifest import sha256_of_file
+from runtime.storage import sha256_of_file
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [

@@ -7,7 +7,6 @@ stand-ins for the library and the GPU.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from runtime.backends.cuda import CudaDevice, open_device
 from runtime.backends.plan_checks import profile_for, require_fit, sizes_of_inputs
 from runtime.backends.plans import PlanManifest
 from runtime.errors import EngineError
+from runtime.extras import import_optional
 from runtime.manifest import Precision
 
 __all__ = ["MAX_CAPTURED", "TensorRtBackend"]
@@ -221,13 +221,8 @@ class _Session:
 
 
 def _library() -> Any:
-    try:
-        return importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EngineError(
-            f'TensorRT is not installed ({error}). Install it with pip install "babeltower[tensorrt]", or '
-            "pass engine='onnxruntime'."
-        ) from error
+    remedy = "or pass engine='onnxruntime'."
+    return import_optional("tensorrt", "The engine 'tensorrt'", "babeltower[tensorrt]", remedy=remedy)
 
 
 def _log(library: Any) -> Any:

@@ -12,7 +12,7 @@ import typer
 
 from runtime.backends import Engine
 from runtime.choices import choice_from_value
-from runtime.commands.errors import cache_option
+from runtime.commands.options import cache_option
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
 from runtime.manifest import Precision

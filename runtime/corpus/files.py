@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
+from runtime.extras import import_optional
 
 __all__ = ["File", "FileSet", "digest_of_files", "files_from_location", "filesystem_from_location"]
 
@@ -139,10 +140,4 @@ def digest_of_files(files: Sequence[File], names: Iterable[str]) -> str:
 
 
 def _arrow_fs() -> Any:
-    try:
-        import pyarrow.fs
-    except ImportError as error:
-        raise InputError(
-            f"Reading a corpus needs pyarrow ({error}). Install it with pip install 'babeltower[corpus]'."
-        ) from error
-    return pyarrow.fs
+    return import_optional("pyarrow.fs", "A corpus", "babeltower[corpus]")

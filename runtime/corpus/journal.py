@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import Computation, ComputationChange, require_acceptable
 from runtime.errors import CorpusError
 from runtime.fingerprints import remark_on_vectors
-from runtime.storage import write_atomically
 
 __all__ = ["VERSION", "Journal", "PartRecord", "Shard", "computations_of_folder", "header_of_journal"]
 

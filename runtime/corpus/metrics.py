@@ -10,6 +10,7 @@ from runtime.corpus.journal import PartRecord
 from runtime.corpus.options import Watcher
 from runtime.corpus.prepare import Counts
 from runtime.errors import CorpusError
+from runtime.extras import needing
 
 __all__ = ["metrics_served"]
 
@@ -19,18 +20,15 @@ def metrics_served(port: int | None, *, inner: Watcher | None = None) -> Iterato
     """Serve ``/metrics`` on a port while a run goes on; on none, change nothing.
 
     Raises:
-        CorpusError: prometheus_client is not installed, or the port is taken.
+        CorpusError: the port is taken.
+        MissingPackageError: prometheus_client is not installed.
     """
     watcher = inner or Watcher()
     if port is None:
         yield watcher
         return
-    try:
+    with needing("A port for metrics", "babeltower[corpus]"):
         from prometheus_client import CollectorRegistry, Counter, start_http_server
-    except ImportError as error:
-        raise CorpusError(
-            f"Metrics need prometheus_client ({error}). Install it with pip install 'babeltower[corpus]'."
-        ) from error
     registry = CollectorRegistry()
     counters = {
         name: Counter(f"babeltower_corpus_{name}", f"{name.replace('_', ' ')} of this run", registry=registry)

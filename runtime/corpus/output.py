@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.atomic import write_atomically
 from runtime.corpus.journal import PartRecord
 from runtime.corpus.pipeline import EmbeddedPart
 from runtime.corpus.rows import IdType
 from runtime.embeddings import Encoding, encoded_from_float
-from runtime.storage import write_atomically
 
 __all__ = ["LAYOUT_VERSION", "PartWriter", "part_name"]
 

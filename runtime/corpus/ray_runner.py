@@ -26,6 +26,7 @@ from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
 from runtime.corpus.prepare import Preparation, Prepared, Slice
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import BabeltowerError, CorpusError
+from runtime.extras import import_optional
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.opening.tower_check import Checks
@@ -44,14 +45,9 @@ def ray_executor(n_workers: int | None = None) -> Executor:
         n_workers: Actors that hold the model; one for each core of the cluster by default.
 
     Raises:
-        CorpusError: Ray is not installed.
+        MissingPackageError: Ray is not installed.
     """
-    try:
-        import ray.data  # noqa: F401
-    except ImportError as error:
-        raise CorpusError(
-            f"The ray runner needs Ray ({error}). Install it with pip install 'babeltower[ray]'."
-        ) from error
+    import_optional("ray.data", "The Ray runner", "babeltower[ray]")
     return partial(_parts_on_ray, n_workers=n_workers)
 
 

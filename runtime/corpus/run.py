@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.job import Executor, Job, parts_in_process
@@ -25,7 +26,6 @@ from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
-from runtime.storage import write_atomically
 
 __all__ = ["embed_corpus"]
 

@@ -19,12 +19,14 @@ from runtime.extras import faiss
 from runtime.fingerprints import remark_on_vectors
 from runtime.indexes import faiss_index
 from runtime.indexes.exact import Nearest
-from runtime.indexes.folder import IdsFile, folder_beside, require_free
+from runtime.indexes.folder import IdsFile, require_free
 from runtime.indexes.memory import require_memory
 from runtime.indexes.plan import Kind, Plan, Settings
 from runtime.indexes.recall import IndexedRows, K, best_point, points_from_index
 from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecall, IndexRecord, OperatingPoint
 from runtime.indexes.shards import VectorShards
+from runtime.machine import n_cores
+from runtime.storage import staged_folder
 
 __all__ = ["Progress", "index_from_vectors"]
 
@@ -74,21 +76,22 @@ def index_from_vectors(
         )
     shards = VectorShards.open(vectors)
     asked = None if queries is None else _questions_from_folder(Path(queries), shards, n_queries, seed)
-    require_free(Path(out), replace=replace)
+    target = Path(out)
+    require_free(target, replace=replace)
     n_held_out = 0 if asked is not None or len(shards) < 2 else min(n_queries, max(len(shards) // K, 1))
     plan = Plan.of(
         kind, shards.space, settings=settings or Settings(), n_rows=len(shards) - n_held_out, seed=seed
     )
     require_memory(plan, len(shards))
     drawn = np.random.default_rng(seed).choice(len(shards), n_held_out + plan.n_training_rows, replace=False)
-    with folder_beside(Path(out), replace=replace) as folder:
+    with staged_folder(target, before_rename=lambda: require_free(target, replace=replace)) as folder:
         build = _Build(
             plan=plan,
             shards=shards,
             held_out=np.sort(drawn[:n_held_out]),
             training=np.sort(drawn[n_held_out:]),
             asked=asked,
-            n_threads=faiss_index.use_threads(threads or os.cpu_count()),
+            n_threads=faiss_index.use_threads(threads or n_cores()),
             progress=progress,
         )
         record = build.into(folder, target_recall, effort=settings.effort if settings else None)

@@ -15,6 +15,7 @@ from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
 from runtime.errors import InputError
 from runtime.fingerprints import remark_on_vectors
+from runtime.storage import replace_file
 
 __all__ = ["Hit", "Index", "Nearest"]
 
@@ -120,10 +121,9 @@ class Index:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file, whole or not at all."""
-        target = Path(path)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with beside.open("wb") as file:
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:
                 np.savez(
                     file,
                     ids=np.asarray(self.ids, dtype=np.str_),
@@ -131,9 +131,8 @@ class Index:
                     fingerprint=np.asarray(self.fingerprint),
                     encoding=np.asarray(self.encoding.value),
                 )
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+
+        replace_file(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Index:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +14,7 @@ from runtime.errors import InputError
 from runtime.extras import pyarrow
 from runtime.indexes.record import RECORD_FILE
 
-__all__ = ["IdsFile", "folder_beside", "ids_from_file", "ids_of_rows", "require_free"]
+__all__ = ["IdsFile", "ids_from_file", "ids_of_rows", "require_free"]
 
 
 class IdsFile:
@@ -77,45 +74,3 @@ def require_free(out: Path, *, replace: bool) -> None:
         raise InputError(f"{out} exists and is no index. Choose another folder.")
     if (out / RECORD_FILE).is_file() and not replace:
         raise InputError(f"{out} already holds an index. Pass --replace, or choose another folder.")
-
-
-@contextmanager
-def folder_beside(out: Path, *, replace: bool) -> Iterator[Path]:
-    """A folder to fill that becomes ``out`` when all went well, and is removed otherwise.
-
-    What a killed process left beside ``out`` is removed first.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    folder = out.with_name(f".{out.name}.{os.getpid()}.part")
-    folder.mkdir()
-    try:
-        yield folder
-        require_free(out, replace=replace)
-        if out.exists():
-            replaced = out.with_name(f".{out.name}.{os.getpid()}.old")
-            out.rename(replaced)
-            folder.rename(out)
-            shutil.rmtree(replaced)
-        else:
-            folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    name = re.compile(re.escape(f".{out.name}.") + r"(\d+)\.(?:part|old)")
-    for path in out.parent.iterdir():
-        match = name.fullmatch(path.name)
-        if match and not _is_running(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

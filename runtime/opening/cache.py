@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.machine import machine_facts
+from runtime.storage import replace_text
 
 __all__ = ["PassCache", "default_cache_folder", "kernel_facts"]
 
@@ -67,14 +68,9 @@ class PassCache:
         path = self._path(facts)
         if path is None:
             return
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
         with contextlib.suppress(OSError):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
     def _path(self, facts: Mapping[str, Any]) -> Path | None:
         if self.folder is None:

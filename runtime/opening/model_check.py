@@ -12,13 +12,14 @@ import numpy as np
 
 from runtime.backends import Backend, Engine
 from runtime.errors import ManifestError
-from runtime.manifest import FileRecord, Manifest, Modality, TowerFiles, Variant, sha256_of_file
+from runtime.manifest import FileRecord, Manifest, Modality, TowerFiles, Variant
 from runtime.opening.cache import PassCache, kernel_facts
 from runtime.opening.probes import OPENING_FILE, OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import LOGGER, engine_version, others_in_words, require_opening
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.text import Tokenizer, texts_with_languages
 from runtime.probes import Probes, opening_images, opening_texts, probes_path, token_runs
+from runtime.storage import sha256_of_file
 
 __all__ = ["OpeningCheck", "opening_path", "probes_of_tower", "require_same_space"]
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, EngineError, ServerError
-from runtime.manifest import Modality
+from runtime.manifest import Modality, front_end_name
 from runtime.refusals import error_from_message
 from runtime.remote.options import Connection
 from runtime.remote.payloads import RequestRows, concatenated
-from runtime.remote.served import Served, front_end_name, require_served, served_from_transport
+from runtime.remote.served import Served, require_served, served_from_transport
 from runtime.remote.shared import SharedRegions
 from runtime.remote.tensors import Tensor
 from runtime.remote.transport import FailedRequestError, ServerAnswer, Status, Transport

@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from runtime.backends import Engine
 from runtime.errors import EngineError, ServerError
 from runtime.fingerprints import remark_on_vectors
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Modality, Precision, front_end_name
 from runtime.remote.transport import ServedModelConfig, Transport
 
-__all__ = ["Served", "front_end_name", "require_served", "served_from_transport"]
-
-
-def front_end_name(name: str, modality: Modality) -> str:
-    """The Triton model that takes strings, or image files: ``NAME_text``, ``NAME_image``."""
-    return f"{name}_{modality.value}"
+__all__ = ["Served", "require_served", "served_from_transport"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import EngineError
+from runtime.extras import needing
 from runtime.remote import options
 from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of
 
@@ -117,15 +117,10 @@ def open_transport(address: options.Address, connection: options.Connection) -> 
     Raises:
         EngineError: the client libraries are not installed.
     """
-    try:
+    with needing(f"{address.protocol.value}://", "babeltower[client]"):
         if address.protocol is options.WireProtocol.GRPC:
             return GrpcTransport(address, connection)
         return HttpTransport(address, connection)
-    except ImportError as error:
-        raise EngineError(
-            f"{address.protocol.value}:// needs {error.name}, which is not installed. Run: "
-            "pip install 'babeltower[client]'"
-        ) from error
 
 
 class GrpcTransport:

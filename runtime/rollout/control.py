@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.errors import EngineError, InputError, ServerError
+from runtime.errors import InputError, ServerError
+from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
 
 __all__ = ["Control"]
@@ -19,12 +20,8 @@ class Control:
     def __init__(self, address: Address, connection: Connection) -> None:
         if address.protocol is not WireProtocol.GRPC:
             raise InputError(f"A rollout speaks gRPC; {address} does not. Pass grpc://HOST:PORT.")
-        try:
+        with needing("A rollout", "babeltower[client]"):
             from tritonclient import grpc
-        except ImportError as error:
-            raise EngineError(
-                f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
-            ) from error
         self._headers = connection.all_headers() or None
         ca, key, chain = (
             None if path is None else str(path)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from runtime.errors import ManifestError
 from runtime.manifest import KeptVersion, Manifest, Modality, Variant, verify_file
-from runtime.rollout.release import Release, config_of_folder, copy_whole, served_version
+from runtime.rollout.release import Release
+from runtime.storage import copy_folder
+from runtime.triton_config import CONFIG_FILE, config_of_folder, served_version
 
 __all__ = ["KeptRelease", "release_from_version"]
 
@@ -41,7 +43,7 @@ class KeptRelease(Release):
         """Compare its towers' files with their checksums; configurations have been written anew since."""
         for modality in Modality:
             for record in self.variant.tower(modality).files:
-                if not record.path.endswith("config.pbtxt"):
+                if not record.path.endswith(CONFIG_FILE):
                     verify_file(self.repository, record)
         self._verify_plans(self.repository)
 
@@ -57,7 +59,7 @@ class KeptRelease(Release):
         folder = self.front_end_folder(modality, trial=trial)
         if trial:
             folder.mkdir(exist_ok=True)
-            copy_whole(served / str(self.version), folder / str(self.version))
+            copy_folder(served / str(self.version), folder / str(self.version))
         self._write_front_end_config(folder, served, modality, trial=trial)
 
     def front_end_facts(self, modality: Modality) -> dict[str, str]:

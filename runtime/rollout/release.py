@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from runtime.backends.plan_checks import require_plan_of_tower
-from runtime.errors import EngineError, ManifestError
+from runtime.errors import ManifestError
 from runtime.fingerprints import remark_on_models
 from runtime.manifest import (
     FileRecord,
@@ -26,28 +25,17 @@ from runtime.manifest import (
     Modality,
     TowerFiles,
     Variant,
-    manifest_path,
+    front_end_name,
     record_of_file,
     tower_folder_name,
     verify_file,
 )
+from runtime.storage import copy_folder
+from runtime.triton_config import CONFIG_FILE, served_version, versions_of_folder, write_config_from
 
-__all__ = [
-    "Release",
-    "config_of_folder",
-    "copy_whole",
-    "release_from_model",
-    "served_version",
-    "versions_of_folder",
-    "write_manifest",
-]
+__all__ = ["Release", "release_from_model"]
 
 _SPEC = "frontend.json"
-
-
-def front_end_name(name: str, modality: Modality) -> str:
-    """``NAME_text``, ``NAME_image``."""
-    return f"{name}_{modality.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +132,20 @@ class Release:
             folder = self.tower_folder(modality)
             if not folder.exists():
                 folder.mkdir()
-                write_config(folder, origin / "config.pbtxt", name=folder.name, versions=[self.version])
+                write_config_from(origin, folder, versions=[self.version])
             for file in _own_files(origin):
                 target = folder / file.relative_to(origin)
-                if file.name != "config.pbtxt" and not target.exists():
+                if file.name != CONFIG_FILE and not target.exists():
                     target.parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, target)
-            copy_whole(origin / str(tower.version), folder / str(self.version))
+            copy_folder(origin / str(tower.version), folder / str(self.version))
 
     def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
         """Copy a front end in, bound to the towers' version, and make it the one to be loaded."""
         origin = self.source.parent / front_end_name(self.candidate.name, modality)
         folder = self.front_end_folder(modality, trial=trial)
         folder.mkdir(exist_ok=True)
-        copy_whole(
+        copy_folder(
             origin / str(served_version(origin)), folder / str(self.version), adapt=self._bind(modality)
         )
         self._write_front_end_config(folder, origin, modality, trial=trial)
@@ -167,10 +155,9 @@ class Release:
             "babeltower_name": self.trial_name if trial else self.manifest.name,
             "babeltower_tower": self.tower_folder(modality).name,
         }
-        write_config(
+        write_config_from(
+            origin,
             folder,
-            origin / "config.pbtxt",
-            name=folder.name,
             versions=[self.version],
             parameters={**parameters, **self.front_end_facts(modality)},
         )
@@ -190,7 +177,7 @@ class Release:
 
     def pin(self, folder: Path, versions: Sequence[int]) -> None:
         """Say which versions of a folder are to be loaded."""
-        write_config(folder, folder / "config.pbtxt", name=folder.name, versions=versions)
+        write_config_from(folder, folder, versions=versions)
 
     def take_out(self, *, trial_only: bool) -> None:
         """Remove what was put in; the trial's front ends are removed in any case."""
@@ -264,99 +251,13 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
     for parent, name in ((model.parent, manifest.name), (source.parent, candidate.name)):
         for modality in Modality:
             folder = parent / front_end_name(name, modality)
-            if not (folder / "config.pbtxt").is_file() or not versions_of_folder(folder):
+            if not (folder / CONFIG_FILE).is_file() or not versions_of_folder(folder):
                 raise ManifestError(f"{folder} is missing or no front end. Write the front ends first.")
     if not manifest.front_ends:
         raise ManifestError(f"{model} is served by no front ends. Run: babeltower frontends {model}")
     taken = [v for folder in release.folders() if folder.exists() for v in versions_of_folder(folder)]
     served = served_version(release.front_end_folder(Modality.TEXT))
     return dataclasses.replace(release, version=max(taken) + 1, served=served)
-
-
-def versions_of_folder(folder: Path) -> list[int]:
-    """Numbers of the version folders that are there."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
-
-
-def served_version(folder: Path) -> int:
-    """The version that ``config.pbtxt`` has Triton load; the highest one where it names none.
-
-    Raises:
-        ManifestError: the folder holds no version.
-    """
-    pinned = config_of_folder(folder).version_policy.specific.versions
-    found = [int(version) for version in pinned] or versions_of_folder(folder)
-    if not found:
-        raise ManifestError(f"{folder} holds no version. Export the checkpoint again.")
-    return max(found)
-
-
-def config_of_folder(folder: Path) -> Any:
-    """A model's ``config.pbtxt`` as ``inference.ModelConfig``.
-
-    Raises:
-        EngineError: the client's libraries are not installed.
-    """
-    try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise EngineError(
-            f"A rollout needs {error.name}, which is not installed. Run: pip install 'babeltower[client]'"
-        ) from error
-    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-def write_config(
-    folder: Path,
-    source: Path,
-    *,
-    name: str,
-    versions: Sequence[int],
-    parameters: dict[str, str] | None = None,
-) -> None:
-    """Write a ``config.pbtxt`` as another one with a name, the versions to load, and parameters changed."""
-    config = config_of_folder(source.parent)
-    from google.protobuf import text_format
-
-    config.name = name
-    config.version_policy.specific.versions[:] = list(versions)
-    for key, value in (parameters or {}).items():
-        config.parameters[key].string_value = value
-    replace_text(folder / "config.pbtxt", text_format.MessageToString(config, as_utf8=True))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
-def write_manifest(model: Path, manifest: Manifest) -> None:
-    """Replace a manifest; the records of configurations are measured anew."""
-    repository = model.parent
-    variants = {
-        key: dataclasses.replace(v, text=_measured(repository, v.text), image=_measured(repository, v.image))
-        for key, v in manifest.variants.items()
-    }
-    front_ends = tuple(_measured(repository, found) for found in manifest.front_ends)
-    replace_text(
-        manifest_path(model),
-        dataclasses.replace(manifest, variants=variants, front_ends=front_ends).to_json(),
-    )
-
-
-Listed = TypeVar("Listed", TowerFiles, FrontEnds)
-
-
-def _measured(repository: Path, listed: Listed) -> Listed:
-    files = tuple(
-        record_of_file(repository, repository / r.path) if r.path.endswith("config.pbtxt") else r
-        for r in listed.files
-    )
-    return dataclasses.replace(listed, files=files)
 
 
 def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
@@ -368,13 +269,3 @@ def _own_files(folder: Path) -> list[Path]:
     """What a Triton model has beside its versions: its configuration, a tokenizer, tensors to warm it up."""
     tops = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.isdecimal()]
     return [file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()]
-
-
-def copy_whole(origin: Path, target: Path, adapt: Any = None) -> None:
-    """Copy a folder under a name that no server reads, then rename it."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(origin, beside, ignore=shutil.ignore_patterns("__pycache__"))
-    if adapt is not None:
-        adapt(beside)
-    beside.rename(target)

@@ -12,10 +12,12 @@ from runtime.errors import BabeltowerError, InputError, ManifestError, RolloutEr
 from runtime.manifest import Modality, manifest_path
 from runtime.probes import Probes
 from runtime.remote.options import Connection, address_from_text
+from runtime.repository import write_manifest
 from runtime.rollout.control import Control
 from runtime.rollout.gate import ProbeVerdict, limits_from_variant, verdict_of_encoder
 from runtime.rollout.kept import release_from_version
-from runtime.rollout.release import Release, release_from_model, served_version, write_manifest
+from runtime.rollout.release import Release, release_from_model
+from runtime.triton_config import CONFIG_FILE, served_version
 
 __all__ = ["Rollout", "roll_out"]
 
@@ -124,7 +126,7 @@ class _Run:
 
     def _guarded_files(self) -> list[Path]:
         release = self.release
-        configs = [folder / "config.pbtxt" for folder in release.folders() if folder.exists()]
+        configs = [folder / CONFIG_FILE for folder in release.folders() if folder.exists()]
         return [*configs, manifest_path(release.repository / release.manifest.name)]
 
     def _pin_served(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.encoder import Encoder
 from runtime.errors import ImageError, InputError
+from runtime.extras import needing
 from runtime.indexes.exact import Hit, Index
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.image import ImageSource
@@ -73,14 +74,9 @@ def open_table(path: Path) -> Iterator[Any]:
     Raises:
         InputError: pyarrow is not installed, the file cannot be read, or it has no column ``image``.
     """
-    try:
+    with needing(f"The Parquet file {path}", "babeltower[index]", remedy="or pass a folder of images."):
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise InputError(
-            f"{path} is a Parquet file, and pyarrow is not installed. Install it with pip install pyarrow, "
-            "or pass a folder of images."
-        ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names

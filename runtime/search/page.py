@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from runtime.indexes.exact import Hit
 from runtime.preprocessing.languages import languages_from_codes
 from runtime.search.answers import Answer, Answers
 from runtime.search.pictures import data_uri
+from runtime.storage import replace_text
 
 __all__ = ["page_from_answers", "write_page"]
 
@@ -59,14 +59,10 @@ def write_page(
         InputError: it cannot be written.
     """
     page = page_from_answers(answers, pictures, model=model, texts=texts)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
+        replace_text(path, page)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error}).") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def page_from_answers(

@@ -6,7 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from runtime.opening.tower_check import (
     worst_shortfall,
 )
 from runtime.remote.tensors import bytes_from_tensor
+from runtime.repository import manifests_of_repository
+from runtime.triton_config import CONFIG_FILE, config_text_of_folder
 
 __all__ = ["require_right_answers", "verify_served_files"]
 
@@ -61,12 +63,6 @@ def verify_served_files(repository: Path, models: Collection[str] | None) -> Non
             for record in front_ends.files:
                 if _is_loaded(record.path.partition("/")[0], models):
                     verify_file(repository, record)
-
-
-def manifests_of_repository(repository: Path) -> Iterator[Manifest]:
-    """Every model's."""
-    for path in sorted(repository.glob("*.babeltower.json")):
-        yield Manifest.read(path.with_name(path.name.removesuffix(".babeltower.json")))
 
 
 def _is_loaded(model: str, models: Collection[str] | None) -> bool:
@@ -143,15 +139,13 @@ def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
     Raises:
         ManifestError: the file is missing, or names none.
     """
-    path = repository / tower.model / "config.pbtxt"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
+    # Not parsed: a server's environment has no tritonclient, and needs this one field.
+    text = config_text_of_folder(repository / tower.model)
     found = re.search(r'^(?:backend|platform): "([a-z]+)(?:_plan)?"', text, re.MULTILINE)
     try:
         return Engine(found[1] if found else "")
     except ValueError:
+        path = repository / tower.model / CONFIG_FILE
         raise ManifestError(f"{path} names no backend of a tower. Export the checkpoint again.") from None
 
 

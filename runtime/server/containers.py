@@ -9,8 +9,10 @@ from pathlib import Path
 from string import Template
 
 from runtime.errors import EngineError
-from runtime.manifest import Manifest, Precision
+from runtime.manifest import Precision, names_in_repository
+from runtime.repository import manifests_of_repository
 from runtime.server.dashboard import dashboard
+from runtime.triton_config import config_text_of_folder
 
 __all__ = ["RELEASE", "deployment_from_repository"]
 
@@ -34,7 +36,7 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
     Raises:
         EngineError: there is no such repository, or the folder cannot be written.
     """
-    if not list(repository.glob("*.babeltower.json")):
+    if not names_in_repository(repository):
         raise EngineError(f"{repository} holds no model. Pass the folder that `babeltower export` wrote to.")
     texts = _texts(repository.resolve(), target)
     if folder is None:
@@ -54,12 +56,11 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
 
 def _differences(repository: Path) -> Iterator[str]:
     """What the container's own backends cannot be told, for the variants that are served."""
-    for path in sorted(repository.glob("*.babeltower.json")):
-        manifest = Manifest.read(path.with_name(path.name.removesuffix(".babeltower.json")))
+    for manifest in manifests_of_repository(repository):
         for served in manifest.front_ends:
             variant = manifest.variants[served.variant]
-            config = repository / variant.text.model / "config.pbtxt"
-            on_openvino = 'backend: "openvino"' in config.read_text(encoding="utf-8")
+            config = config_text_of_folder(repository / variant.text.model)
+            on_openvino = 'backend: "openvino"' in config
             if on_openvino and variant.precision is not Precision.BF16:
                 yield (
                     f"{manifest.name} {served.variant}: the container's OpenVINO computes what is not "

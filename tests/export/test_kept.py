@@ -15,7 +15,7 @@ from sample_models import CHECKPOINTS
 from small_exports import QUICK
 
 from export import repository_from_checkpoint, towers_from_checkpoint
-from export.commands.export import _record, _summary
+from export.commands.export import record_of_export, summary_of_export
 from export.kept_variants import kept_variants
 from export.parity.expectations import Expected, expected_of_reference
 from export.towers import Towers
@@ -165,8 +165,8 @@ def test_an_export_removes_what_is_not_proven_and_says_so(published: Path) -> No
     assert sorted(done.manifest.variants) == ["fp32"]
     assert towers_in(published) == ONE
     assert sorted(p.name for p in published.parent.parent.iterdir()) == ["repository"]
-    (line,) = (line for line in _summary(done).splitlines() if line.startswith("removed"))
+    (line,) = (line for line in summary_of_export(done).splitlines() if line.startswith("removed"))
     assert re.fullmatch(
         "removed      fp16 of an earlier export: .*former kind.*vectors .* differ by .*", line
     )
-    assert _record(done)["dropped"] == done.dropped
+    assert record_of_export(done)["dropped"] == done.dropped

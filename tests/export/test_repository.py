@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 from export import onnx_graph, repository_from_checkpoint
 from export import repository as repository_module
-from export.commands.export import app
 from export.onnx_graph import IR_VERSION, OPSET
 from runtime import Encoder
+from runtime.commands.app import app
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.manifest import Manifest, Modality, Precision
 
@@ -144,7 +144,7 @@ def test_a_killed_export_publishes_nothing_and_can_be_repeated(tmp_path: Path) -
     command = [
         sys.executable,
         "-m",
-        "export.commands.export",
+        "babeltower",
         "export",
         str(SAMPLE),
         str(repository),

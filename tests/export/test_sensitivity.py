@@ -14,7 +14,6 @@ from sample_models import CHECKPOINTS
 from small_exports import few_drawings
 from typer.testing import CliRunner
 
-from export.commands.export import app
 from export.onnx_graph import IR_VERSION, OPSET
 from export.precision.calibration import CalibrationSet, CalibrationSize
 from export.precision.clipping import ClipMethod
@@ -29,6 +28,7 @@ from export.sensitivity.quantize import (
 from export.sensitivity.report import SensitivityReport
 from export.sensitivity.trials import Trial, fewest_kept
 from runtime.backends import Engine
+from runtime.commands.app import app
 from runtime.errors import ExportError, ParityError
 from runtime.manifest import Manifest, Modality
 

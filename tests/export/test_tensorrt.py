@@ -22,12 +22,12 @@ from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
-from export.commands.export import app
 from export.repository import Export
 from export.variants import forms_for
 from runtime import Encoder
 from runtime.backends import Engine
 from runtime.backends.plans import PlanManifest
+from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, OpeningCheckError, ParityError
 from runtime.local import LocalEncoder
 from runtime.manifest import Manifest, Modality, Precision, sha256_of_file

@@ -21,7 +21,6 @@ from stock_backends import require_accepted
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
-from export.commands.export import app
 from export.parity.limits import LIMITS
 from export.precision.clipping import ClipMethod
 from export.precision.int8 import GraphTarget, Int8Recipe
@@ -29,6 +28,7 @@ from export.repository import ExportOptions, installed_engines
 from export.variants import forms_for, possible_forms
 from runtime import Encoder
 from runtime.backends import Engine
+from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, ParityError
 from runtime.machine import cpu_model, instruction_sets
 from runtime.manifest import Manifest, Modality, Precision, manifest_path

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import runtime
 from runtime import Encoder
-from runtime.commands.models import app
+from runtime.commands.app import app
 from runtime.errors import EngineError, ImageError, InputError, LanguageError, ManifestError
 from runtime.manifest import (
     ImagePreprocessing,
@@ -686,7 +686,7 @@ IMPORTS = """
 import sys, time
 import runtime
 from runtime import Encoder
-from runtime.commands.models import app
+from runtime.commands.app import app
 heavy = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "pyarrow", "ftfy", "open_clip"}
 print(sorted(heavy & set(sys.modules)), time.process_time() < 1)
 """

@@ -28,7 +28,6 @@ from runtime.indexes import (
     VectorIndex,
     VectorShards,
     index_from_vectors,
-    memory,
     recall,
 )
 from runtime.indexes import folder as folder_module
@@ -377,7 +376,7 @@ def test_settings_that_do_not_fit_are_errors(folders, tmp_path, kind, encoding, 
 def test_an_index_larger_than_the_memory_is_refused_at_once(folders, tmp_path, monkeypatch):
     small = tmp_path / "meminfo"
     small.write_text("MemTotal: 900 kB\nMemAvailable: 100 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", small)
+    monkeypatch.setattr("runtime.machine._MEMINFO", small)
     with pytest.raises(InputError, match=r"hnsw index of 1,500 rows takes .* GB of memory.*ivf-pq"):
         index_from_vectors(folders(), tmp_path / "index", kind=Kind.HNSW)
 

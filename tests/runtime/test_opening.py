@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 import runtime.opening.model_check as check_module
 from runtime import Encoder, machine
 from runtime.backends import Engine, open_backend
-from runtime.commands.models import app
+from runtime.commands.app import app
 from runtime.corpus import EngineChoice, embed_corpus
 from runtime.corpus.journal import Shard
 from runtime.errors import CorpusError, EngineError, ManifestError, OpeningCheckError

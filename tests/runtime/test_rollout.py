@@ -25,7 +25,8 @@ from runtime.manifest import (
 from runtime.probes import Probes, probes_path
 from runtime.rollout.gate import ProbeLimits, limits_from_variant, verdict_of_vectors
 from runtime.rollout.kept import release_from_version
-from runtime.rollout.release import release_from_model, served_version
+from runtime.rollout.release import release_from_model
+from runtime.triton_config import served_version
 
 DIM = 32
 

@@ -16,8 +16,8 @@ from vector_folders import unit_vectors, write_shard
 
 pytest.importorskip("faiss")
 
-from export.commands.export import app
 from runtime import Encoder, InputError, VectorIndex
+from runtime.commands.app import app
 from runtime.indexes.exact import Hit
 from runtime.manifest import Modality
 from runtime.search.answers import Answer, Answers, Query

@@ -16,7 +16,7 @@ from typing import Any
 from sample_models import ROOT
 from typer.testing import CliRunner
 
-from export.commands.export import app
+from runtime.commands.app import app
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 

@@ -26,10 +26,10 @@ from stock_backends import require_accepted
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from export.commands.export import app
 from export.triton.frontends import FrontEndSettings, frontends_from_model
 from export.triton.tower_config import TowerSettings
 from export.triton.vendoring import code_of_module
+from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ImageError, InputError, LanguageError, ManifestError
 from runtime.manifest import Manifest, Precision
 from runtime.preprocessing.text import Tokenizer
@@ -310,7 +310,7 @@ def test_what_a_container_computes_otherwise_is_said(exported: Exported, tmp_pat
 def test_serve_runs_until_it_is_told_to_stop(
     exported: Exported, server_environment: ServerEnvironment
 ) -> None:
-    command = [sys.executable, "-m", "export.commands.export", "serve", str(exported("capivara").parent)]
+    command = [sys.executable, "-m", "babeltower", "serve", str(exported("capivara").parent)]
     options = [
         "--port",
         "0",

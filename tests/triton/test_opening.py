@@ -63,7 +63,7 @@ def test_overwritten_weights_are_refused_before_the_server_starts(
     own: Path, server_environment: ServerEnvironment
 ) -> None:
     overwritten(graph_of(own, Modality.IMAGE))
-    command = [sys.executable, "-m", "export.commands.export", "serve", str(own.parent)]
+    command = [sys.executable, "-m", "babeltower", "serve", str(own.parent)]
     ports = [f"--{name}=0" for name in ("port", "grpc-port", "metrics-port")]
     done = subprocess.run(
         [*command, *ports, f"--env={server_environment.folder}"],

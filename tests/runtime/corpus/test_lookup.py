@@ -13,7 +13,7 @@ from corpus_runs import options
 from PIL import Image
 from typer.testing import CliRunner
 
-from export.commands.export import app
+from runtime.commands.app import app
 from runtime.corpus import embed_corpus, open_source
 from runtime.corpus.lookup import items_of_ids
 from runtime.corpus.rows import Columns

@@ -28,7 +28,7 @@ from sample_models import Exported
 from typer.testing import CliRunner
 
 from runtime import Encoder
-from runtime.commands.models import app
+from runtime.commands.app import app
 from runtime.corpus import Columns, EngineChoice, Shard, Watcher, embed_corpus
 from runtime.corpus.metrics import metrics_served
 from runtime.embeddings import bits_from_float, int8_from_float

@@ -1,20 +1,43 @@
-"""Write beside, then rename: how a repository changes without ever being half-written."""
+"""A Triton model repository: staged, published and read as a whole; never half-written."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from runtime.backends import Engine
 from runtime.errors import BabeltowerError, ExportError
-from runtime.manifest import Manifest, Modality, Precision, Variant, manifest_path
+from runtime.manifest import (
+    FrontEnds,
+    Manifest,
+    Modality,
+    Precision,
+    TowerFiles,
+    Variant,
+    manifest_path,
+    names_in_repository,
+    record_of_file,
+)
+from runtime.storage import replace_text
+from runtime.triton_config import CONFIG_FILE
 
-__all__ = ["publish", "remove_unlisted", "staging"]
+__all__ = [
+    "manifests_of_repository",
+    "publish",
+    "remove_unlisted",
+    "staging",
+    "variant_with_configs",
+    "write_manifest",
+]
+
+Listed = TypeVar("Listed", TowerFiles, FrontEnds)
 
 
 @contextlib.contextmanager
@@ -58,9 +81,7 @@ def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant)
         (stage / tower.model).rename(target)
     for probes in manifest.probes:
         (stage / probes.path).replace(repository / probes.path)
-    draft = manifest_path(stage / manifest.name)
-    draft.write_text(manifest.to_json(), encoding="utf-8")
-    draft.replace(manifest_path(repository / manifest.name))
+    replace_text(manifest_path(repository / manifest.name), manifest.to_json())
 
 
 def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[str]:
@@ -86,3 +107,38 @@ def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[s
     for folder in unlisted:
         folder.rename(stage / f"unlisted-{folder.name}")
     return [folder.name for folder in unlisted]
+
+
+def manifests_of_repository(repository: Path) -> Iterator[Manifest]:
+    """Read the manifest of every model in a repository, by name.
+
+    Raises:
+        ManifestError: one is malformed.
+    """
+    for name in names_in_repository(repository):
+        yield Manifest.read(repository / name)
+
+
+def write_manifest(model: Path, manifest: Manifest) -> None:
+    """Replace the manifest of ``REPOSITORY/NAME``, with fresh checksums of its configurations."""
+    repository = model.parent
+    variants = {key: variant_with_configs(v, repository) for key, v in manifest.variants.items()}
+    front_ends = tuple(_with_config(found, repository) for found in manifest.front_ends)
+    written = dataclasses.replace(manifest, variants=variants, front_ends=front_ends)
+    replace_text(manifest_path(model), written.to_json())
+
+
+def variant_with_configs(variant: Variant, repository: Path) -> Variant:
+    """Return a variant with fresh checksums of its towers' configurations."""
+    text, image = (_with_config(tower, repository) for tower in (variant.text, variant.image))
+    return dataclasses.replace(variant, text=text, image=image)
+
+
+def _with_config(listed: Listed, repository: Path) -> Listed:
+    files = tuple(
+        record_of_file(repository, repository / record.path)
+        if record.path.endswith(f"/{CONFIG_FILE}")
+        else record
+        for record in listed.files
+    )
+    return dataclasses.replace(listed, files=files)

@@ -14,8 +14,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from runtime.errors import BabeltowerError
+from runtime.extras import install_hint
 
-__all__ = ["ErrorReportingCommand", "ErrorReportingGroup", "cache_option"]
+__all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
+
+_OWN_PACKAGES = ("runtime", "export", "bench", "triton_models", "samples", "babeltower")
 
 
 class _Printed(logging.Handler):
@@ -26,16 +29,6 @@ class _Printed(logging.Handler):
         typer.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
 
 
-def cache_option(panel: str) -> Any:
-    """Option of every command that opens a model in process: where passed opening checks are remembered."""
-    return typer.Option(
-        metavar="FOLDER",
-        envvar="BABELTOWER_CACHE",
-        rich_help_panel=panel,
-        help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
-    )
-
-
 @contextmanager
 def _errors_reported() -> Iterator[None]:
     logger, handler = logging.getLogger("babeltower"), _Printed(logging.WARNING)
@@ -44,6 +37,12 @@ def _errors_reported() -> Iterator[None]:
         yield
     except BabeltowerError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OWN_PACKAGES:
+            raise
+        typer.echo(f"error: this needs {package}, which is not installed. {install_hint(package)}", err=True)
         raise typer.Exit(1) from None
     finally:
         logger.removeHandler(handler)

@@ -1,0 +1,126 @@
+"""``babeltower quantize``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from export.commands.export import record_of_export, summary_of_export
+from runtime.backends import Engine
+from runtime.extras import needing
+
+if TYPE_CHECKING:
+    from export.sensitivity.quantize import Quantised
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
+    ],
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; made if it is not there.")
+    ],
+    engine: Annotated[Engine, typer.Option(help="What shall run it: onnxruntime or openvino.")],
+    max_recall_drop: Annotated[
+        float,
+        typer.Option(min=0.01, max=99.0, help="Points of R@1 that may be lost, mean over the languages."),
+    ] = 0.5,
+    min_int8_share: Annotated[
+        float,
+        typer.Option(min=0.0, max=100.0, help="Percent of a tower's operations; refuse with fewer in INT8."),
+    ] = 50.0,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Checkpoint below a LoRA adapter.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file or folder of images to calibrate on; the samples' by default."),
+    ] = None,
+    n_texts: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = 640,
+    n_images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 128,
+    seed: Annotated[int, typer.Option(help="Which texts and images are drawn.")] = 0,
+    method: Annotated[str | None, typer.Option(help="Clipping: min-max, percentile, entropy or mse.")] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Of magnitudes, for the method percentile.")
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="SmoothQuant's alpha: how much of outliers moves into weights."),
+    ] = None,
+    captions_per_language: Annotated[
+        int, typer.Option(min=1, help="Captions of each language that recall is measured on.")
+    ] = 200,
+    all_captions: Annotated[
+        bool, typer.Option("--all-captions", help="Measure recall on every caption there is.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Where to write .json, .md and .svg; beside the model by default."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that is there.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the gate; every core by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Publish REPOSITORY/NAME in INT8, with as few matrix products in FP32 as a limit on recall allows.
+
+    Every product is charged with what INT8 costs it in retrieval; the costliest stay in FP32 until the limit
+    holds. The tables and a plot of recall lost against speed are written, then the parity gate decides.
+    """
+    with needing("Quantizing", "babeltower[export]"):
+        from rich.console import Console
+
+        from export.sensitivity.quantize import (
+            QuantiseOptions,
+            quantised_from_checkpoint,
+            recipe_from_options,
+        )
+
+    from export.commands.progress import progress_bars
+    from export.precision.calibration import CalibrationSize
+
+    options = QuantiseOptions(
+        engine=engine,
+        max_recall_drop=max_recall_drop / 100,
+        min_share_int8=min_int8_share / 100,
+        recipe=recipe_from_options(engine, method=method, percentile=percentile, smooth=smooth),
+        calibration=calibration,
+        calibration_size=CalibrationSize(n_texts, n_images, seed),
+        captions_per_language=None if all_captions else captions_per_language,
+        replace=replace,
+        report=report,
+        threads=threads,
+    )
+    with progress_bars(Console(stderr=True)) as progress:
+        done = quantised_from_checkpoint(
+            checkpoint, repository, options, name=name, base=base, progress=progress
+        )
+    if as_json:
+        record = {**record_of_export(done.export), "sensitivity": done.report.as_json()}
+        typer.echo(json.dumps(record, ensure_ascii=False))
+        return
+    typer.echo(summary_of_export(done.export))
+    typer.echo("\n".join(_sensitivity_lines(done)))
+
+
+def _sensitivity_lines(done: Quantised) -> Iterator[str]:
+    chosen, costs = done.report.chosen, done.report.costs
+    if chosen is not None:
+        yield (
+            f"kept in FP32 {len(chosen.kept)} of {len(costs)} products; {100 * chosen.share_int8:.1f}% of "
+            f"operations in INT8, R@1 drops by {100 * chosen.mean_drop:.2f} points in the mean, by "
+            f"{100 * chosen.worst_drop:.2f} in {chosen.worst_language}"
+        )
+        yield from (f"             {p.modality.value} {p.name}" for p in chosen.kept)
+    costliest = costs[0]
+    yield (
+        f"costliest    {costliest.product.modality.value} {costliest.product.name}: alone it is expected to "
+        f"turn {100 * costliest.turned:.2f}% of nearest neighbours"
+    )
+    yield from (f"written      {path}" for path in done.files)

@@ -1,0 +1,94 @@
+"""``babeltower``: the table of its commands, each imported when it is run.
+
+``babeltower --help`` imports none of them, and a command imports nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from runtime.commands.reporting import ErrorReportingGroup
+
+__all__ = ["COMMANDS", "app", "main"]
+
+_EXPORT, _SERVE, _SEARCH, _LOOK = "Export a checkpoint", "Serve a repository", "Embed and search", "Look up"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """A command before it is imported; ``module`` has a function of the command's name."""
+
+    name: str
+    module: str
+    panel: str
+    help: str
+
+
+COMMANDS = (
+    CommandEntry("export", "export.commands.export", _EXPORT, "Export a checkpoint, and check its parity."),
+    CommandEntry("quantize", "export.commands.quantize", _EXPORT, "Export in INT8 within a limit on recall."),
+    CommandEntry("frontends", "export.commands.frontends", _EXPORT, "Write front ends for texts and images."),
+    CommandEntry("serve", "runtime.commands.serve", _SERVE, "Serve a repository with Triton."),
+    CommandEntry("tune", "export.commands.tune", _SERVE, "Search the fastest serving configuration."),
+    CommandEntry("rollout", "runtime.commands.rollout", _SERVE, "Switch a served model to a new version."),
+    CommandEntry("embed", "runtime.commands.embed", _SEARCH, "Embed a corpus of texts or images."),
+    CommandEntry("index", "runtime.commands.index", _SEARCH, "Build a FAISS index over vectors."),
+    CommandEntry("search", "runtime.commands.search", _SEARCH, "Find what a text describes best."),
+    CommandEntry("inspect", "runtime.commands.inspect", _LOOK, "Describe a model and verify its files."),
+    CommandEntry("languages", "runtime.commands.languages", _LOOK, "List languages and their codes."),
+)
+"""Every command, in the order of the help."""
+
+
+class _DeferredCommand(TyperCommand):
+    """A command as the help lists it."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        super().__init__(entry.name, help=entry.help, rich_help_panel=entry.panel)
+        self.entry = entry
+
+    def loaded(self) -> Any:
+        """Import the command."""
+        single = typer.Typer(add_completion=False)
+        single.command(self.entry.name)(getattr(import_module(self.entry.module), self.entry.name))
+        return typer.main.get_command(single)
+
+
+class _DeferringGroup(ErrorReportingGroup):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands = {entry.name: _DeferredCommand(entry) for entry in COMMANDS}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that the arguments name."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.loaded() if isinstance(command, _DeferredCommand) else command, rest
+
+
+app = typer.Typer(cls=_DeferringGroup, no_args_is_help=True, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"babeltower {metadata.version('babeltower')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _babeltower(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Export, serve and use multilingual CLIP towers."""
+
+
+def main() -> None:
+    """Run the ``babeltower`` command."""
+    app(prog_name="babeltower")

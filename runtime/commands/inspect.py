@@ -1,0 +1,17 @@
+"""``babeltower inspect``."""
+
+from __future__ import annotations
+
+import typer
+
+from runtime.commands.options import AsJson, Model, json_text
+
+__all__ = ["inspect"]
+
+
+def inspect(model: Model, as_json: AsJson = False) -> None:
+    """Describe a model, after its files are compared with their checksums."""
+    from runtime.commands.summary import summary_from_model, text_from_summary
+
+    summary = summary_from_model(model)
+    typer.echo(json_text(summary) if as_json else text_from_summary(summary))

@@ -1,0 +1,52 @@
+"""``babeltower rollout``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.commands.options import Model
+
+__all__ = ["rollout"]
+
+
+def rollout(
+    model: Model,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="REPOSITORY/NAME|VERSION",
+            help="The model with the new version, or the number of a version that was served before.",
+        ),
+    ],
+    url: Annotated[str, typer.Option(help="grpc://HOST:PORT of the server that serves the repository.")],
+    variant: Annotated[str | None, typer.Option(help="Of the new model; the only one by default.")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="PEM certificates that check the server's.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Sent with every request.")
+    ] = None,
+) -> None:
+    """Switch a served model to a new version under traffic, if its answers to the probes are right.
+
+    The version is loaded beside the old one and asked the probes; where they do not hold, everything is put
+    back, and the exit code is 1.
+    """
+    from runtime.remote import Connection
+    from runtime.rollout import roll_out
+
+    connection = Connection(token=token, ca_file=ca_file)
+    done = roll_out(
+        model,
+        int(to) if to.isdecimal() else to,
+        url=url,
+        variant=variant,
+        connection=connection,
+        say=lambda step: typer.echo(step, err=True),
+    )
+    language, mean = min(done.after.languages.items(), key=lambda item: item[1])
+    typer.echo(
+        f"{done.model.name} serves version {done.version}: {len(done.after.languages)} languages hold, the "
+        f"worst, {language}, at a mean cosine of {mean:.6f}; images at {done.after.images:.6f}"
+    )

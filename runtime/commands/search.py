@@ -1,0 +1,203 @@
+"""``babeltower search``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.backends import Engine
+from runtime.commands.options import AsJson, cache_option, json_text
+from runtime.errors import InputError
+from runtime.manifest import Modality, Precision
+
+__all__ = ["search"]
+
+_PAGE, _TOWER = "Page of pictures", "Text tower"
+
+
+def search(
+    model: Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="An index, a folder of vectors; or image files, folders of images, Parquet files of images.",
+        ),
+    ],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.")],
+    language: Annotated[str | None, typer.Option(help="Language of TEXT: por_Latn, pt-BR, ...")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--query", "-q", metavar="LANGUAGE=TEXT", help="Look for this too; may be repeated."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Results of a query.")] = 5,
+    effort: Annotated[
+        int | None, typer.Option(min=1, help="How hard an index searches; as measured when it was built.")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Width to embed images in; the full one by default.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Report images that cannot be decoded, and go on.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(rich_help_panel=_PAGE, help="Write a page of the pictures found.")
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_PAGE,
+            help="Folder, Parquet file or tars of the pictures; by default what the vectors were made from.",
+        ),
+    ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Print what the hits say: the source that their vectors were made from."
+        ),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of --texts that was embedded.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of --pictures or --texts that holds the ids.")
+    ] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="onnxruntime by default."),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_PRECISION", help="fp32 by default."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Every physical core by default."
+        ),
+    ] = None,
+    cache: Annotated[Path | None, cache_option(_TOWER)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find what a text describes best: images, or whatever was embedded.
+
+    Vectors of another model are refused before anything is searched.
+    """
+    from runtime.encoder import Encoder
+    from runtime.search.answers import Query, answers_from_sources
+
+    if html is None and (pictures is not None or (id_column is not None and texts is None)):
+        raise InputError("--pictures and --id-column are for a page of pictures. Pass --html as well.")
+    if text_column is not None and texts is None:
+        raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
+    queries = [Query(text, language), *(_query(one, language) for one in more or [])]
+    with Encoder.open(model, engine=engine, precision=precision, threads=threads, cache=cache) as encoder:
+        answers = answers_from_sources(
+            encoder, sources, queries, k=k, dim=dim, effort=effort, threads=threads, skip_bad=skip_bad
+        )
+    for problem in answers.skipped:
+        typer.echo(f"skipped: {problem}", err=True)
+    said = {} if texts is None else _texts_of_hits(answers, texts, text_column, id_column)
+    if html is not None:
+        _write_page(html, answers, sources, pictures, id_column, said, model=encoder.name)
+    typer.echo(json_text(_as_json(answers, said)) if as_json else _as_text(answers, said))
+
+
+def _texts_of_hits(
+    answers: Any, source: str, text_column: str | None, id_column: str | None
+) -> dict[str, str]:
+    """What the hits say, from the source that they were embedded from."""
+    from runtime.corpus.lookup import items_of_ids
+    from runtime.corpus.rows import Columns
+    from runtime.corpus.sources import open_source
+
+    if answers.modality is not Modality.TEXT:
+        raise InputError("--texts is for vectors of texts, and images were searched. See --pictures.")
+    opened = open_source(source, columns=Columns(id=id_column, text=text_column))
+    if opened.modality is not Modality.TEXT:
+        raise InputError(f"{source} holds images where --texts wants texts. Name a --text-column.")
+    ids = {hit.id for answer in answers.answers for hit in answer.hits}
+    found: dict[str, str] = items_of_ids(opened, ids)
+    if ids and not found:
+        raise InputError(
+            f"{source} has none of the {len(ids)} texts found, such as {min(ids)!r}. Pass what the vectors "
+            "were made from, and --id-column as it was embedded with."
+        )
+    return found
+
+
+def _query(text: str, language: str | None) -> Any:
+    from runtime.search.answers import Query
+
+    code, equals, words = text.partition("=")
+    if not equals or not words:
+        raise InputError(
+            f"--query {text!r} is no LANGUAGE=TEXT, such as 'por_Latn=gato preto'. "
+            "Write '=gato preto' for the language of --language."
+        )
+    return Query(words, code or language)
+
+
+def _write_page(
+    html: Path,
+    answers: Any,
+    sources: list[Path],
+    pictures: Path | None,
+    id_column: str | None,
+    texts: dict[str, str],
+    *,
+    model: str,
+) -> None:
+    from runtime.search.page import write_page
+    from runtime.search.pictures import pictures_of_gallery, pictures_of_ids
+
+    ids = {hit.id for answer in answers.answers for hit in answer.hits}
+    recorded = Path(answers.source) if answers.source and answers.modality is Modality.IMAGE else None
+    if answers.is_gallery and pictures is None:
+        found = pictures_of_gallery(sources, ids)
+    elif pictures is not None:
+        found = pictures_of_ids(pictures, ids, id_column=id_column)
+        if not found:
+            raise InputError(
+                f"{pictures} has none of the {len(ids)} pictures found, such as {min(ids)!r}. "
+                "Pass what the vectors were made from, and --id-column if its ids have a column of their own."
+            )
+    elif recorded is not None and recorded.exists():
+        typer.echo(f"pictures from {recorded}, which the vectors were made from", err=True)
+        found = pictures_of_ids(recorded, ids, id_column=id_column)
+    else:
+        found = {}
+    if len(found) < len(ids) and not texts:
+        typer.echo(f"{len(ids) - len(found)} of {len(ids)} results have no picture; see --pictures", err=True)
+    write_page(html, answers, found, model=model, texts=texts)
+    typer.echo(f"wrote {html}", err=True)
+
+
+def _as_json(answers: Any, texts: dict[str, str]) -> Any:
+    name = "image" if answers.is_gallery else "id"
+    found = [
+        [
+            {name: hit.id, "score": hit.score, **({"text": texts.get(hit.id)} if texts else {})}
+            for hit in answer.hits
+        ]
+        for answer in answers.answers
+    ]
+    if len(found) == 1:
+        return found[0]
+    return [
+        {"text": answer.query.text, "language": answer.query.language, "hits": hits}
+        for answer, hits in zip(answers.answers, found, strict=True)
+    ]
+
+
+def _as_text(answers: Any, texts: dict[str, str]) -> str:
+    def line(hit: Any) -> str:
+        said = f"  {' '.join(texts[hit.id].split())}" if hit.id in texts else ""
+        return f"{hit.score:.4f}  {hit.id}{said}"
+
+    blocks = ["\n".join(map(line, answer.hits)) for answer in answers.answers]
+    if len(blocks) == 1:
+        return blocks[0]
+    queries = [answer.query for answer in answers.answers]
+    heads = [f"{one.text} ({one.language})" if one.language else one.text for one in queries]
+    return "\n\n".join(f"{head}\n{block}" for head, block in zip(heads, blocks, strict=True))

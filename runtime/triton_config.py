@@ -1,0 +1,131 @@
+"""Triton's ``config.pbtxt``: read, changed and written as ``inference.ModelConfig``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ManifestError
+from runtime.extras import import_optional
+from runtime.storage import replace_text
+
+__all__ = [
+    "CONFIG_FILE",
+    "config_from_text",
+    "config_of_folder",
+    "config_text_of_folder",
+    "configuration_messages",
+    "served_version",
+    "text_from_config",
+    "versions_of_folder",
+    "write_config",
+    "write_config_from",
+]
+
+CONFIG_FILE = "config.pbtxt"
+
+
+def configuration_messages() -> Any:
+    """Generated module of Triton's configuration messages.
+
+    Raises:
+        MissingPackageError: tritonclient is not installed.
+    """
+    return import_optional(
+        "tritonclient.grpc.model_config_pb2", "A Triton configuration", "babeltower[client]"
+    )
+
+
+def config_from_text(text: str, *, origin: str) -> Any:
+    """Parse a configuration.
+
+    Args:
+        origin: Its file or model, for errors.
+
+    Raises:
+        ManifestError: it does not parse.
+        MissingPackageError: tritonclient is not installed.
+    """
+    messages, text_format = configuration_messages(), _text_format()
+    try:
+        return text_format.Parse(text, messages.ModelConfig())
+    except text_format.ParseError as error:
+        raise ManifestError(
+            f"{origin} is no Triton configuration: {error}. Export the checkpoint again."
+        ) from error
+
+
+def text_from_config(config: Any) -> str:
+    """Render a configuration as text."""
+    return str(_text_format().MessageToString(config, as_utf8=True))
+
+
+def config_text_of_folder(folder: Path) -> str:
+    """Text of a Triton model's configuration.
+
+    Raises:
+        ManifestError: it is missing or cannot be read.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
+
+
+def config_of_folder(folder: Path) -> Any:
+    """Configuration of a Triton model; errors as of ``config_text_of_folder`` and ``config_from_text``."""
+    return config_from_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Replace a Triton model's configuration.
+
+    Raises:
+        OSError: it cannot be written; the old one is unchanged.
+    """
+    replace_text(folder / CONFIG_FILE, text_from_config(config))
+
+
+def write_config_from(
+    origin: Path,
+    folder: Path,
+    *,
+    versions: Sequence[int],
+    parameters: Mapping[str, str] | None = None,
+) -> None:
+    """Copy the configuration of one Triton model to another, under the latter's name.
+
+    Args:
+        versions: Versions that Triton shall load.
+        parameters: Parameters to set.
+    """
+    config = config_of_folder(origin)
+    config.name = folder.name
+    config.version_policy.specific.versions[:] = list(versions)
+    for key, value in (parameters or {}).items():
+        config.parameters[key].string_value = value
+    write_config(folder, config)
+
+
+def versions_of_folder(folder: Path) -> list[int]:
+    """Numbers of a Triton model's version folders, ascending."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def served_version(folder: Path) -> int:
+    """Version that a Triton model's configuration selects; the highest one where it selects none.
+
+    Raises:
+        ManifestError: the folder holds no version.
+    """
+    pinned = config_of_folder(folder).version_policy.specific.versions
+    found = [int(version) for version in pinned] or versions_of_folder(folder)
+    if not found:
+        raise ManifestError(f"{folder} holds no version. Export the checkpoint again.")
+    return max(found)
+
+
+def _text_format() -> Any:
+    return import_optional("google.protobuf.text_format", "A Triton configuration", "babeltower[client]")
