@@ -47,11 +47,10 @@ def _write(path: Path, n_rows: int) -> None:
 
 
 def _embed(model: Path, source: Path, out: Path) -> dict[str, Any]:
-    from runtime.backends import Engine
     from runtime.corpus import EngineChoice, Options, embed_corpus
     from runtime.embeddings import Encoding
     from runtime.machine import n_cores
-    from runtime.manifest import Precision
+    from runtime.manifest import Engine, Precision
 
     choice = EngineChoice(Engine.OPENVINO, Precision.FP32, instances=n_cores(), threads=1)
     record = embed_corpus(model, source, out, Options(engine=choice, encoding=Encoding.BINARY))

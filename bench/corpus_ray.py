@@ -19,12 +19,11 @@ import typer
 from bench.corpora.inputs import LANGUAGE, texts_of
 from bench.models.corpus_models import full_size_model
 from bench.records.record import Record, record_of, suite_cell, write_records
-from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options, Watcher, embed_corpus
 from runtime.corpus.journal import PartRecord
 from runtime.corpus.ray_runner import ray_executor
 from runtime.machine import n_cores
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 _MODEL, _FAMILY = "xlm-roberta-base-ViT-B-32", "capivara"
 _ROWS_PER_PART = 128

@@ -31,11 +31,11 @@ from export.repository import ExportOptions, repository_from_checkpoint
 from export.tensorrt.engine import require_compiler
 from export.tensorrt.options import EngineOptions
 from export.variants import FORMS, Form
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.backends.plans import DeviceFacts, PlanManifest
 from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError, ParityError
-from runtime.manifest import Manifest, Modality, Precision, TowerFiles
+from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles
 
 __all__ = ["Grid", "forms_of_gpu", "qualify"]
 

@@ -24,11 +24,10 @@ from rich.table import Table
 
 from bench.models.samples import ROOT, sample_checkpoint
 from bench.records.environment import environment
-from runtime.backends import Engine
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
 from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 from runtime.storage import replace_text
 
 __all__ = ["IndexCell", "app", "cells_from_vectors", "vectors_from_samples"]

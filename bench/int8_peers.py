@@ -34,11 +34,10 @@ from export.retrieval.metrics import RetrievalProtocol
 from export.retrieval.vectors import Vectors
 from export.sensitivity.quantize import QuantiseOptions, Study, study_of_towers
 from export.sensitivity.trials import embedded
-from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import mean_cosine
 from runtime.errors import EngineError
-from runtime.manifest import Modality
+from runtime.manifest import GRAPH_ENGINES, Engine, Modality
 
 __all__ = ["SCHEMA", "app", "peer_figures"]
 

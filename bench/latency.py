@@ -37,12 +37,11 @@ from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.timing.roofline import cost_settings
 from bench.timing.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
 from export.parity.limits import LIMITS
-from runtime.backends import Engine
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError
 from runtime.machine import available_memory_bytes
-from runtime.manifest import Manifest, Modality, Precision, TowerFiles, manifest_path
+from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles, manifest_path
 
 __all__ = [
     "DEFAULT_PRECISIONS",

@@ -40,9 +40,8 @@ from bench.reporting.retrieval_table import Order, print_report
 from bench.reporting.turned import write_turned
 from export.commands.progress import progress_bars
 from export.retrieval.metrics import RetrievalProtocol
-from runtime.backends import Engine
 from runtime.commands.reporting import ErrorReportingCommand
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 __all__ = ["app", "retrieval_report"]
 

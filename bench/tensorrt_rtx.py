@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.full_size import in_process
+from bench.models.full_size import in_process
 from bench.models.speed_artefacts import calibration_batches, fp32_graph
 from bench.records.record import Record, record_of, write_records
 from export.tensorrt.engine import engine_from_onnx

@@ -44,11 +44,10 @@ from bench.timing.server_requests import open_loop
 from bench.timing.timed_process import GraphSpec, Rates, TimedProcess
 from export.retrieval.sample_set import sample_retrieval_set
 from export.tuning.load_generator import Load, image_requests, load_of_server, text_requests
-from runtime.backends import Engine
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError, EngineError
 from runtime.machine import n_cores
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 
 __all__ = ["Saturation", "ServerLoad", "app", "measure_in_process", "measure_server"]

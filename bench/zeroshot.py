@@ -30,9 +30,8 @@ from bench.models.samples import SAMPLE_REPOSITORY, jobs_of, numbered
 from bench.reporting.classification_table import print_classification
 from bench.reporting.retrieval_table import Order
 from export.commands.progress import progress_bars
-from runtime.backends import Engine
 from runtime.commands.reporting import ErrorReportingCommand
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 __all__ = ["app"]
 

@@ -32,10 +32,10 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import TOKENIZER, tower_metadata, write_tower
 from export.variants import FP32, Form
-from runtime.backends import Engine
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.machine import machine_facts
 from runtime.manifest import (
+    Engine,
     Manifest,
     Modality,
     Precision,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from export.graphs.files import copy_graph
@@ -17,39 +16,14 @@ from export.precision.activation_ranges import activation_ranges
 from export.precision.bf16 import bf16_from_onnx
 from export.precision.calibration import CalibrationSet
 from export.precision.fp16 import fp16_from_onnx
-from export.precision.int8 import GraphTarget, Int8Recipe, Int8Report, int8_from_onnx, recipe_for
+from export.precision.graph_request import GraphRequest, MakeGraph
+from export.precision.int8 import GraphTarget, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
-from runtime.backends import GRAPH_ENGINES, Engine, require_computes
+from runtime.backends import require_computes
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import Modality, Precision, variant_name
+from runtime.manifest import GRAPH_ENGINES, Engine, Precision, variant_name
 
-__all__ = ["FORMS", "FP32", "Form", "Making", "forms_for", "possible_forms"]
-
-
-@dataclass(frozen=True, slots=True)
-class Making:
-    """One tower's graph, to be made.
-
-    Attributes:
-        source: The FP32 graph.
-        target: ONNX file to write, its large weights beside it as ``data_name``.
-        max_batch_size: Rows of the largest batch, for what is built for certain shapes.
-        context_length: Tokens of the longest text, for the same.
-        calibration: ``None`` where the form needs none.
-        recipe: How to quantise; ``None`` for the engine's default.
-    """
-
-    modality: Modality
-    source: Path
-    target: Path
-    data_name: str
-    max_batch_size: int
-    context_length: int
-    calibration: CalibrationSet | None = None
-    recipe: Int8Recipe | None = None
-
-
-Make = Callable[[Making], Mapping[str, Any]]
+__all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +40,7 @@ class Form:
     precision: Precision
     engine: Engine | None
     opened_by: tuple[Engine, ...]
-    make: Make = field(repr=False)
+    make: MakeGraph = field(repr=False)
     needs_calibration: bool = False
     require: Callable[[], None] | None = field(default=None, repr=False)
 
@@ -141,15 +115,15 @@ def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str
     return tuple(possible), refused
 
 
-def _fp32(making: Making) -> dict[str, Any]:
+def _fp32(request: GraphRequest) -> dict[str, Any]:
     """The source itself."""
-    copy_graph(making.source, making.target)
+    copy_graph(request.source, request.target)
     return {}
 
 
-def _fp16(making: Making) -> dict[str, Any]:
-    ranges = activation_ranges(making.source, _calibration(making).batches(making.modality))
-    report = fp16_from_onnx(making.source, making.target, data_name=making.data_name, ranges=ranges)
+def _fp16(request: GraphRequest) -> dict[str, Any]:
+    ranges = activation_ranges(request.source, _calibration(request).batches(request.modality))
+    report = fp16_from_onnx(request.source, request.target, data_name=request.data_name, ranges=ranges)
     return {
         "half_share": report.half_share,
         "n_clamps": report.n_clamps,
@@ -157,19 +131,19 @@ def _fp16(making: Making) -> dict[str, Any]:
     }
 
 
-def _bf16(making: Making) -> dict[str, Any]:
-    report = bf16_from_onnx(making.source, making.target, data_name=making.data_name)
+def _bf16(request: GraphRequest) -> dict[str, Any]:
+    report = bf16_from_onnx(request.source, request.target, data_name=request.data_name)
     return {"n_bf16_weights": report.n_weights}
 
 
-def _int8(target: GraphTarget) -> Make:
-    def make(making: Making) -> dict[str, Any]:
-        recipe = dataclasses.replace(making.recipe or recipe_for(target), target=target)
+def _int8(target: GraphTarget) -> MakeGraph:
+    def make(request: GraphRequest) -> dict[str, Any]:
+        recipe = dataclasses.replace(request.recipe or recipe_for(target), target=target)
         report = int8_from_onnx(
-            making.source,
-            making.target,
-            data_name=making.data_name,
-            calibration=_calibration(making).batches(making.modality),
+            request.source,
+            request.target,
+            data_name=request.data_name,
+            calibration=_calibration(request).batches(request.modality),
             recipe=recipe,
         )
         return _int8_json(report)
@@ -210,10 +184,10 @@ def _tensorrt(precision: Precision) -> Form:
     )
 
 
-def _calibration(making: Making) -> CalibrationSet:
-    if making.calibration is None:
+def _calibration(request: GraphRequest) -> CalibrationSet:
+    if request.calibration is None:
         raise ExportError("This form is calibrated, and no calibration set was given.")
-    return making.calibration
+    return request.calibration
 
 
 _CPU = (Engine.ONNXRUNTIME, Engine.OPENVINO)

@@ -23,12 +23,11 @@ from runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from runtime.backends import Engine
     from runtime.embeddings import Encoding
     from runtime.encoder import Encoder
     from runtime.indexes.exact import Index
     from runtime.indexes.vector_index import VectorIndex
-    from runtime.manifest import Manifest, Modality, Precision
+    from runtime.manifest import Engine, Manifest, Modality, Precision
     from runtime.preprocessing.languages import flores_from_code
     from runtime.zeroshot import Classifier
 
@@ -55,7 +54,7 @@ _MODULES = {
     "Classifier": "runtime.zeroshot",
     "Encoder": "runtime.encoder",
     "Encoding": "runtime.embeddings",
-    "Engine": "runtime.backends",
+    "Engine": "runtime.manifest",
     "Index": "runtime.indexes.exact",
     "Manifest": "runtime.manifest",
     "Modality": "runtime.manifest",

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import InputError
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.preprocessing.image import ImageSource
 from runtime.towers import Stats
 

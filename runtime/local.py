@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, Engine
-from runtime.choices import choice_from_value
+from runtime.backends.backend import Backend
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError
-from runtime.manifest import Manifest, Modality, Precision, Variant
+from runtime.manifest import Engine, Manifest, Modality, Precision, Variant, choice_from_value
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import LOGGER, Checks
@@ -28,9 +27,7 @@ from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_lan
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
 
 if TYPE_CHECKING:
-    from runtime.corpus.batches import EmbeddedBatch
-    from runtime.corpus.rows import Columns
-    from runtime.corpus.sources import SourceFormat
+    pass
 
 __all__ = ["LocalEncoder"]
 
@@ -241,53 +238,6 @@ class LocalEncoder(Encoder):
             self._text_tower()
         else:
             self._image_tower()
-
-    def embed(
-        self,
-        source: str | os.PathLike[str] | Iterable[Any],
-        *,
-        columns: Columns | None = None,
-        format: SourceFormat | str | None = None,
-        language: str | None = None,
-        dim: int | None = None,
-        encoding: Encoding | str = Encoding.FLOAT32,
-        rows_per_batch: int = 4_096,
-        max_batch_tokens: int = 1_024,
-        runs_at_once: int = 1,
-    ) -> Iterator[EmbeddedBatch]:
-        """Embed a corpus lazily: read, prepare and run at once, on threads; bad rows do not stop it.
-
-        Args:
-            source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings,
-                which is read ahead on another thread.
-            columns: Which columns hold what; looked for under their usual names by default.
-            format: How the source is stored; told from suffixes by default.
-            language: Code of the texts that name none.
-            rows_per_batch: Rows of the source a batch; texts are sorted by length and duplicates found in it.
-            max_batch_tokens: Texts × padded length of one run, in tokens.
-            runs_at_once: Threads that run the tower; open the encoder with as many ``instances``.
-
-        Yields:
-            Ids, vectors and bad rows, in the source's order.
-
-        Raises:
-            InputError: the source cannot be read, or the model has no such width.
-            EngineError: the tower cannot be opened, or failed.
-        """
-        from runtime.corpus.batches import batches_from_source
-
-        return batches_from_source(
-            self,
-            source,
-            columns=columns,
-            format=format,
-            language=language,
-            dim=dim,
-            encoding=encoding,
-            rows_per_batch=rows_per_batch,
-            max_batch_tokens=max_batch_tokens,
-            runs_at_once=runs_at_once,
-        )
 
     def close(self) -> None:
         """Release both graphs; what is embedded after this is an EngineError."""

@@ -24,14 +24,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from runtime.errors import ManifestError
+from runtime.errors import EngineError, ManifestError
 from runtime.storage import sha256_of_file
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "FORMAT",
+    "GRAPH_ENGINES",
+    "Engine",
     "FileRecord",
     "FrontEnds",
     "ImagePreprocessing",
@@ -42,6 +44,7 @@ __all__ = [
     "TextPreprocessing",
     "TowerFiles",
     "Variant",
+    "choice_from_value",
     "front_end_name",
     "manifest_path",
     "names_in_repository",
@@ -57,6 +60,8 @@ FORMAT = "babeltower/2"
 """Version of the manifest's layout; a reader refuses any other."""
 
 _SUFFIX = ".babeltower.json"
+Choice = TypeVar("Choice", bound=Enum)
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -68,6 +73,18 @@ class Precision(str, Enum):
     BF16 = "bf16"
     INT8 = "int8"
     FP8 = "fp8"
+
+
+class Engine(str, Enum):
+    """What executes a graph."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
+"""Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
 
 
 class Modality(str, Enum):
@@ -368,6 +385,20 @@ class Manifest:
         for front_ends in self.front_ends:
             for record in front_ends.files:
                 verify_file(Path(repository), record)
+
+
+def choice_from_value(kind: type[Choice], value: Choice | str, name: str) -> Choice:
+    """A member, or the member of a value.
+
+    Raises:
+        EngineError: there is no such; ``name`` says of what.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise EngineError(
+            f"{name} {value!r} is unknown; expected one of {[known.value for known in kind]}."
+        ) from None
 
 
 def require_name(name: str) -> None:

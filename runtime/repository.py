@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.backends import Engine
 from runtime.errors import BabeltowerError, ExportError
 from runtime.manifest import (
+    Engine,
     FrontEnds,
     Manifest,
     Modality,

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, Engine, open_backend
+from runtime.backends import open_backend
+from runtime.backends.backend import Backend
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ImageError
 from runtime.machine import n_cores
-from runtime.manifest import ImagePreprocessing, Precision, TowerFiles
+from runtime.manifest import Engine, ImagePreprocessing, Precision, TowerFiles
 from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
 from runtime.preprocessing.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
 from runtime.preprocessing.text import Text, Tokenizer

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.full_size import checkpoint_from_variant, measure_variant
+from bench.full_size import measure_variant
+from bench.models.full_size import checkpoint_from_variant
 from export.families.published import VARIANTS
 from runtime.errors import BabeltowerError
 

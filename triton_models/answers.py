@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
-from runtime.refusals import message_from_error
+from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError, message_from_error
 
 __all__ = ["AnswerVectors", "Code", "Failure", "Tower", "TowerError", "failure_from_error", "require_vectors"]
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, Engine, Signature, TensorType, open_graph
+from runtime.backends import open_graph
+from runtime.backends.backend import Backend, Signature, TensorType
 from runtime.errors import EngineError
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.opening.probes import OPENING_FILE, OpeningProbes
 from runtime.opening.tower_check import require_opening
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from runtime.backends import Engine
 from runtime.errors import EngineError
+from runtime.manifest import Engine
 from triton_models.adapter import version_folder
 from triton_models.tower import TowerServer, tower_config_from_triton
 

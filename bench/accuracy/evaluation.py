@@ -36,11 +36,10 @@ from export.retrieval.vectors import (
 )
 from export.towers import Towers
 from export.variants import forms_for
-from runtime.backends import Engine
 from runtime.errors import InputError, ManifestError
 from runtime.fingerprints import remark_on_models
 from runtime.local import LocalEncoder
-from runtime.manifest import Manifest, Precision, manifest_path
+from runtime.manifest import Engine, Manifest, Precision, manifest_path
 
 __all__ = [
     "EvaluationSettings",

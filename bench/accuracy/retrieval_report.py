@@ -14,9 +14,8 @@ from export.retrieval.comparison import Direction, LanguageFigures
 from export.retrieval.metrics import KS, RetrievalProtocol, VectorAgreement
 from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
-from runtime.backends import Engine
 from runtime.cosines import lowest
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 __all__ = [
     "SCHEMA",

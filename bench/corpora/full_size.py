@@ -26,12 +26,11 @@ from bench.corpora.inputs import CORPORA, LANGUAGE, photographs, texts_of
 from bench.corpora.loops import LOOPS, Timed, timed_loop
 from bench.models.corpus_models import full_size_model
 from bench.records.record import Record, record_of, suite_cell
-from runtime.backends import Engine
 from runtime.corpus.engines import EngineChoice, open_encoder, runs_at_once
 from runtime.cosines import lowest_cosine
 from runtime.errors import InputError
 from runtime.machine import n_cores
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 __all__ = ["IMAGE_MODEL", "TEXT_MODELS", "measure_images", "measure_texts"]
 

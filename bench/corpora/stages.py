@@ -24,7 +24,6 @@ from bench.models.sample_exports import sample_export
 from bench.records.record import Record, record_of, suite_cell
 from bench.records.statistics import bootstrap_median_interval
 from export.retrieval.sample_set import sample_retrieval_set
-from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options, embed_corpus, open_source
 from runtime.corpus.options import MAX_BATCH_TOKENS
 from runtime.corpus.output import PartWriter
@@ -34,7 +33,7 @@ from runtime.corpus.rows import IdType, ImageFile
 from runtime.corpus.sources import NumberedRows
 from runtime.embeddings import Encoding
 from runtime.local import LocalEncoder
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 from runtime.preprocessing.batching import batches_from_rows
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.text import Text

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from bench.full_size import checkpoint_from_variant
+from bench.models.full_size import checkpoint_from_variant
 from export.precision.calibration import CalibrationSize, calibration_from_samples
 from export.precision.int8 import GraphTarget, int8_from_onnx, recipe_for
 from export.repository import repository_from_checkpoint
-from runtime.backends import Engine
 from runtime.manifest import (
+    Engine,
     Manifest,
     Modality,
     Precision,

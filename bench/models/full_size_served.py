@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.backends import Engine
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 
 __all__ = ["served_model"]
 
@@ -23,7 +22,7 @@ def served_model(
     variant: str, work: Path, *, precision: Precision = Precision.INT8, engine: Engine = Engine.OPENVINO
 ) -> Path:
     """``WORK/repository/VARIANT``, made where it is missing: checkpoint, graphs, variant, front ends."""
-    from bench.full_size import checkpoint_from_variant
+    from bench.models.full_size import checkpoint_from_variant
     from export.checkpoint import towers_from_checkpoint
     from export.onnx_graph import onnx_from_tower
     from export.precision.calibration import CalibrationSize, calibration_from_path

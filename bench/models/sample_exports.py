@@ -16,10 +16,9 @@ from importlib import metadata
 from pathlib import Path
 
 from bench.models.samples import ROOT, sample_checkpoint
-from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import BabeltowerError, EngineError, ParityError
 from runtime.machine import n_cores
-from runtime.manifest import FORMAT, Manifest, Precision, manifest_path
+from runtime.manifest import FORMAT, GRAPH_ENGINES, Engine, Manifest, Precision, manifest_path
 
 __all__ = [
     "ENGINES_OF",

@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from runtime.backends import Engine, require_computes
+from runtime.backends import require_computes
 from runtime.errors import EngineError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 
 if TYPE_CHECKING:
     from export.towers import Towers
@@ -89,7 +89,7 @@ def fp32_graph(variant: str, modality: Modality, work: Path) -> Path:
 
 def torch_towers(variant: str, work: Path) -> Towers:
     """Read a variant's checkpoint of random weights; it is made where it is missing."""
-    from bench.full_size import checkpoint_from_variant
+    from bench.models.full_size import checkpoint_from_variant
     from export.checkpoint import towers_from_checkpoint
 
     checkpoint = work / "checkpoints" / variant

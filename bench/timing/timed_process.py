@@ -189,8 +189,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
-    from runtime.backends import Engine, open_backend
-    from runtime.manifest import Precision
+    from runtime.backends import open_backend
+    from runtime.manifest import Engine, Precision
 
     inputs = {str(first): _arrays(first)}
     started = time.perf_counter()

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.backends import Engine
 from runtime.cosines import nan_first
 from runtime.errors import ExportError
 from runtime.extras import needing
-from runtime.manifest import Precision, Variant
+from runtime.manifest import Engine, Precision, Variant
 
 if TYPE_CHECKING:
     from export.parity.gate import RetrievalFigures

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from export.commands.export import record_of_export, summary_of_export
-from runtime.backends import Engine
 from runtime.extras import needing
+from runtime.manifest import Engine
 
 if TYPE_CHECKING:
     from export.sensitivity.quantize import Quantised

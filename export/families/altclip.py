@@ -14,11 +14,11 @@ from export.families.clip_processors import image_preprocessing_of, image_proces
 from export.families.encoders import roberta_encoder_from_transformers
 from export.families.family import Family, LoadOptions, file_of, folder_of
 from export.families.image_encoders import ClipVisionEncoder
+from export.families.licences import licence_of_folder, licence_with_adapter
 from export.families.published import LICENCES, XLM_R_LANGUAGES
 from export.families.references import AltClipReference
 from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.fingerprint.fingerprints import with_fingerprint
-from export.licences import licence_of_folder, licence_with_adapter
 from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import (

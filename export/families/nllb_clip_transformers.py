@@ -28,10 +28,10 @@ from export.families.clip_processors import (
 from export.families.encoders import m2m_encoder_from_transformers
 from export.families.family import LoadOptions, file_of, folder_of
 from export.families.image_encoders import ClipVisionEncoder
+from export.families.licences import licence_of_folder, licence_with_adapter
 from export.families.references import NllbClipReference
 from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
 from export.fingerprint.fingerprints import with_fingerprint
-from export.licences import licence_of_folder, licence_with_adapter
 from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import (

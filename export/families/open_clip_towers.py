@@ -17,6 +17,7 @@ from export.families.encoders import (
 )
 from export.families.family import LoadOptions
 from export.families.image_encoders import image_encoder_from_open_clip
+from export.families.licences import licence_of_folder, licence_with_adapter
 from export.families.open_clip_checkpoint import OpenClipCheckpoint
 from export.families.published import XLM_R_LANGUAGES
 from export.families.references import OpenClipReference
@@ -27,7 +28,6 @@ from export.families.tokenizers import (
     tokenizer_json,
 )
 from export.fingerprint.fingerprints import with_fingerprint
-from export.licences import licence_of_folder, licence_with_adapter
 from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import config_from_file

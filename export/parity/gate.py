@@ -26,10 +26,9 @@ from export.retrieval.vectors import (
     spoken_part,
 )
 from export.towers import Towers
-from runtime.backends import Engine
 from runtime.cosines import lowest
 from runtime.local import LocalEncoder
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.opening.tower_check import Checks
 
 __all__ = ["GateReference", "NoiseFloor", "RetrievalFigures", "gate_reference", "measure_retrieval"]

@@ -27,10 +27,10 @@ from export.retrieval.comparison import Direction
 from export.retrieval.vectors import Progress
 from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
-from runtime.backends import Engine, open_backend, version_of_engine
+from runtime.backends import open_backend, version_of_engine
 from runtime.cosines import highest, lowest, row_cosines, worst_rows
 from runtime.local import LocalEncoder
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.image import pixels_from_source
 from runtime.preprocessing.text import Tokenizer, texts_with_languages

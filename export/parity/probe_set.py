@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from export.parity.expectations import Expected
 from export.towers import Towers
-from runtime.backends import Engine, open_backend
-from runtime.manifest import Modality, TowerFiles, Variant, record_of_file
+from runtime.backends import open_backend
+from runtime.manifest import Engine, Modality, TowerFiles, Variant, record_of_file
 from runtime.opening.model_check import opening_path
 from runtime.opening.probes import OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import opening_cosines

@@ -28,10 +28,10 @@ from export.graphs.matrix_products import operations_by_product
 from export.precision.calibration import CalibrationSet
 from export.precision.int8 import Int8Recipe, Measured, int8_from_onnx
 from export.retrieval.vectors import Progress
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.cosines import row_cosines
 from runtime.errors import DatasetError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 
 __all__ = ["Probe", "Product", "ProductCost", "costs_of_products", "expected_turns", "probe_from_graphs"]
 

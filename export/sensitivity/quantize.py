@@ -34,9 +34,8 @@ from export.sensitivity.trials import Trial, Trials, fewest_kept, inputs_of_refe
 from export.towers import Towers
 from export.triton.tower_folders import TOKENIZER, tower_metadata
 from export.variants import forms_for
-from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import ExportError, ParityError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Modality, Precision
 from runtime.preprocessing.text import Tokenizer
 
 __all__ = [

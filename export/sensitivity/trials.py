@@ -21,8 +21,8 @@ from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from export.sensitivity.costs import Product
-from runtime.backends import Engine, open_backend
-from runtime.manifest import ImagePreprocessing, Modality, Precision
+from runtime.backends import open_backend
+from runtime.manifest import Engine, ImagePreprocessing, Modality, Precision
 from runtime.preprocessing.batching import batches_from_rows
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.text import Text, Tokenizer

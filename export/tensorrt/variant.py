@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir
 
@@ -16,15 +16,13 @@ from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.fp8 import fp8_from_onnx
 from export.precision.fp16 import fp16_from_onnx
+from export.precision.graph_request import GraphRequest
 from export.precision.int8 import GraphTarget, Int8Recipe, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.engine import engine_from_onnx, require_compiler
 from export.tensorrt.options import EngineOptions, default_profiles
 from runtime.backends.plans import PlanManifest
 from runtime.errors import EngineError, ExportError
 from runtime.manifest import Precision
-
-if TYPE_CHECKING:
-    from export.variants import Making
 
 __all__ = ["PLAN", "TensorRtGraph", "plan_maker", "require_gpu", "tensorrt_graph"]
 
@@ -113,22 +111,22 @@ def _int8(
 def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping[str, Any]]) -> Any:
     """A form's ``make``: the graph, then the plan beside it."""
 
-    def make(making: Making) -> dict[str, Any]:
-        recipe = making.recipe
+    def make(request: GraphRequest) -> dict[str, Any]:
+        recipe = request.recipe
         graph = tensorrt_graph(
             precision,
-            making.source,
-            making.target,
-            data_name=making.data_name,
-            batches=() if making.calibration is None else making.calibration.batches(making.modality),
+            request.source,
+            request.target,
+            data_name=request.data_name,
+            batches=() if request.calibration is None else request.calibration.batches(request.modality),
             recipe=recipe,
         )
-        dims = _dynamic_dims(making.target)
+        dims = _dynamic_dims(request.target)
         manifest = engine_from_onnx(
-            making.target,
-            making.target.with_name(PLAN),
+            request.target,
+            request.target.with_name(PLAN),
             profiles=default_profiles(
-                dims, max_batch=making.max_batch_size, context_length=making.context_length
+                dims, max_batch=request.max_batch_size, context_length=request.context_length
             ),
             options=EngineOptions(),
         )

@@ -23,9 +23,8 @@ from export.triton.config import (
     tensors_of_graph,
 )
 from export.triton.warmup import plan_instances, plan_warmups
-from runtime.backends import Engine
 from runtime.errors import ExportError
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.triton_config import config_from_text, text_from_config
 
 __all__ = [

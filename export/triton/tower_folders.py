@@ -11,14 +11,14 @@ import onnx
 
 from export.onnx_graph import input_names
 from export.precision.calibration import CalibrationSet
+from export.precision.graph_request import GraphRequest
 from export.precision.int8 import Int8Recipe
 from export.tensorrt.variant import PLAN
 from export.towers import Towers, output_name
 from export.triton.config import check_against_graph
 from export.triton.tower_config import tower_config
-from export.variants import Form, Making
-from runtime.backends import Engine
-from runtime.manifest import FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
+from export.variants import Form
+from runtime.manifest import Engine, FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
@@ -69,7 +69,7 @@ def write_tower(
     graph.parent.mkdir(parents=True)
     context_length = towers.text_preprocessing.context_length if modality is Modality.TEXT else 1
     how = form.make(
-        Making(
+        GraphRequest(
             modality,
             source,
             graph,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from export.triton.tower_config import TowerSettings, resettle, settings_of_config
-from runtime.backends import GRAPH_ENGINES
 from runtime.errors import ExportError
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import GRAPH_ENGINES, Manifest, Modality, Precision
 from runtime.repository import write_manifest
 from runtime.triton_config import config_of_folder, configuration_messages, write_config
 from triton_models.spec import ImageLimits, TextLimits

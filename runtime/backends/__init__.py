@@ -1,7 +1,4 @@
-"""Engines behind one small protocol: named arrays in, named arrays out.
-
-An engine's own package is imported when a backend of it is opened, not before.
-"""
+"""Opening a graph in an engine; the engine's own package is imported then, not before."""
 
 from __future__ import annotations
 
@@ -9,40 +6,21 @@ import importlib
 import importlib.metadata
 import queue
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
+from runtime.backends.backend import Backend, GraphBackend, Signature
 from runtime.errors import EngineError
-from runtime.manifest import Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Precision
 
 __all__ = [
-    "GRAPH_ENGINES",
-    "Backend",
-    "Engine",
-    "GraphBackend",
-    "Signature",
-    "TensorType",
     "open_backend",
     "open_graph",
     "require_computes",
     "version_of_engine",
 ]
-
-
-class Engine(str, Enum):
-    """What executes a graph."""
-
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-    TENSORRT = "tensorrt"
-
-
-GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
-"""Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
 
 
 def version_of_engine(engine: Engine) -> str:
@@ -51,44 +29,6 @@ def version_of_engine(engine: Engine) -> str:
         return importlib.metadata.version(engine.value)
     except importlib.metadata.PackageNotFoundError:
         return str(importlib.import_module(engine.value).__version__)
-
-
-class Backend(Protocol):
-    """An opened graph; ``run`` may be called from several threads at once."""
-
-    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute the named outputs; they belong to the caller.
-
-        Raises:
-            EngineError: the engine refuses the inputs or fails while it runs.
-        """
-
-    def close(self) -> None:
-        """Release the graph; may be called again."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    """``dtype`` as numpy names it; -1 in ``shape`` where it is dynamic."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Tensors of an opened graph, by name, in its order."""
-
-    inputs: Mapping[str, TensorType]
-    outputs: Mapping[str, TensorType]
-
-
-class GraphBackend(Backend, Protocol):
-    """A backend that read an ONNX file, and knows what is in it."""
-
-    @property
-    def signature(self) -> Signature:
-        """What goes in and out, as the engine read it."""
 
 
 def open_backend(

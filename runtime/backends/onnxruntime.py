@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from runtime.backends import Signature, TensorType
+from runtime.backends.backend import Signature, TensorType
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 

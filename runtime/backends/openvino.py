@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Signature, TensorType
+from runtime.backends.backend import Signature, TensorType
 from runtime.errors import EngineError
 from runtime.extras import import_optional
 from runtime.machine import has_vnni, is_x86, machine_in_words

@@ -10,12 +10,10 @@ from typing import Annotated
 
 import typer
 
-from runtime.backends import Engine
-from runtime.choices import choice_from_value
 from runtime.commands.options import cache_option
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision, choice_from_value
 
 __all__ = ["embed"]
 

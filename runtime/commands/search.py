@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.backends import Engine
 from runtime.commands.options import AsJson, cache_option, json_text
 from runtime.errors import InputError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 
 __all__ = ["search"]
 

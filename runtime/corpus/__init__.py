@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.corpus.batches import BatchEmbedder, EmbeddedBatch
+    from runtime.corpus.batches import BatchEmbedder, EmbeddedBatch, embedded_batches
     from runtime.corpus.engines import EngineChoice
     from runtime.corpus.journal import Shard
     from runtime.corpus.options import Options, RunRecord, Watcher
@@ -31,6 +31,7 @@ __all__ = [
     "SourceFormat",
     "Watcher",
     "embed_corpus",
+    "embedded_batches",
     "open_source",
 ]
 
@@ -46,6 +47,7 @@ _MODULES = {
     "SourceFormat": "runtime.corpus.sources",
     "Watcher": "runtime.corpus.options",
     "embed_corpus": "runtime.corpus.run",
+    "embedded_batches": "runtime.corpus.batches",
     "open_source": "runtime.corpus.sources",
 }
 

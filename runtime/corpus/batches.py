@@ -17,10 +17,11 @@ from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
 from runtime.corpus.rows import BadRow, Columns
 from runtime.corpus.sources import ItemSource, SourceFormat, open_source
 from runtime.embeddings import Encoding, encoded_from_float
+from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.local import LocalEncoder
 
-__all__ = ["BatchEmbedder", "EmbeddedBatch", "batches_from_source"]
+__all__ = ["BatchEmbedder", "EmbeddedBatch", "embedded_batches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class EmbeddedBatch:
     bad: list[BadRow]
 
 
-def batches_from_source(
-    encoder: LocalEncoder,
+def embedded_batches(
+    encoder: Encoder,
     source: str | os.PathLike[str] | Iterable[Any],
     *,
     columns: Columns | None = None,
@@ -51,7 +52,28 @@ def batches_from_source(
     max_batch_tokens: int = 1_024,
     runs_at_once: int = 1,
 ) -> Iterator[EmbeddedBatch]:
-    """Embed a source on threads, and give batches in its order; see ``LocalEncoder.embed``."""
+    """Embed a corpus lazily: read, prepare and run on threads at the same time; bad rows do not stop it.
+
+    Args:
+        encoder: In process or on a server.
+        source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings, which
+            is read ahead on another thread.
+        columns: Names of the columns; the usual names by default.
+        format: Storage format of the source; told from suffixes by default.
+        language: Code of the texts that name none.
+        rows_per_batch: Rows of the source in a batch; texts are sorted by length and deduplicated within it.
+        max_batch_tokens: Texts × padded length of one run, in tokens.
+        runs_at_once: Threads that run the tower, or requests in flight to a server. Open a local encoder
+            with as many ``instances``.
+
+    Yields:
+        Ids, vectors and bad rows, in the source's order.
+
+    Raises:
+        InputError: the source cannot be read, or the model has no such width.
+        EngineError: the tower cannot be opened, or failed.
+        ServerError: the server cannot be reached.
+    """
     opened = open_source(source, columns=columns, format=format)
     options = Options(
         language=language, dim=dim, rows_per_part=rows_per_batch, max_batch_tokens=max_batch_tokens

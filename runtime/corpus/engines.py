@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import Engine
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import padded_batch
 from runtime.preprocessing.text import Text

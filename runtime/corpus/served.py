@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.prepare import BAD, Batch, Counts, ImagePreparation, Prepared, Slice, kind_of_language
 from runtime.corpus.rows import Item, Problem, Rows
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError, ImageError, InputError, LanguageError
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
 from runtime.remote import RemoteEncoder
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import Backend, Engine
+from runtime.backends.backend import Backend
 from runtime.errors import ManifestError
-from runtime.manifest import FileRecord, Manifest, Modality, TowerFiles, Variant
+from runtime.manifest import Engine, FileRecord, Manifest, Modality, TowerFiles, Variant
 from runtime.opening.cache import PassCache, kernel_facts
 from runtime.opening.probes import OPENING_FILE, OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import LOGGER, engine_version, others_in_words, require_opening

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, Engine
+from runtime.backends.backend import Backend
 from runtime.cosines import row_cosines
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.machine import has_vnni, machine_in_words
-from runtime.manifest import Manifest, Precision
+from runtime.manifest import Engine, Manifest, Precision
 from runtime.opening.probes import OpeningProbes
 
 __all__ = [

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError, EngineError, ServerError
+from runtime.errors import BabeltowerError, EngineError, ServerError, error_from_message
 from runtime.manifest import Modality, front_end_name
-from runtime.refusals import error_from_message
 from runtime.remote.options import Connection
 from runtime.remote.payloads import RequestRows, concatenated
 from runtime.remote.served import Served, require_served, served_from_transport

@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
-from runtime.choices import choice_from_value
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError, UnansweredError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision, choice_from_value
 from runtime.preprocessing.image import ImageSource, decode, require_several, snapshot_from_source
 from runtime.preprocessing.text import texts_with_languages
 from runtime.remote.calls import Caller, NoAnswerError, event_loop

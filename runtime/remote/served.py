@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.backends import Engine
 from runtime.errors import EngineError, ServerError
 from runtime.fingerprints import remark_on_vectors
-from runtime.manifest import Modality, Precision, front_end_name
+from runtime.manifest import Engine, Modality, Precision, front_end_name
 from runtime.remote.transport import ServedModelConfig, Transport
 
 __all__ = ["Served", "require_served", "served_from_transport"]

@@ -22,7 +22,6 @@ from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
 __all__ = [
     "ID_COLUMNS",
-    "IMAGE_SUFFIXES",
     "Found",
     "Gallery",
     "gallery_from_images",

@@ -7,8 +7,8 @@ import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import EngineError
+from runtime.manifest import GRAPH_ENGINES, Engine
 from runtime.server.environment import ServerEnvironment
 
 __all__ = ["write_backends"]

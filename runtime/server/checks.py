@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
-from runtime.manifest import Manifest, Modality, TowerFiles, Variant, verify_file
+from runtime.manifest import Engine, Manifest, Modality, TowerFiles, Variant, verify_file
 from runtime.opening.model_check import has_opening_file, probes_of_tower, require_same_space
 from runtime.opening.probes import OpeningProbes
 from runtime.opening.tower_check import (

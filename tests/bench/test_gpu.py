@@ -17,9 +17,8 @@ from bench.gpu import Grid, forms_of_gpu, main, qualify
 from bench.models.samples import sample_checkpoints
 from bench.records.record import read_records, write_records
 from export.variants import forms_for
-from runtime.backends import Engine
 from runtime.backends.plans import DeviceFacts
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 ADA = DeviceFacts("NVIDIA L4", "8.9", "13.0")
 GRID = Grid(batches=(1, 2, 1_000), sequences=(8, 9_999), repeats=3, warm_up=2)

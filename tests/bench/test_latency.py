@@ -19,9 +19,9 @@ from bench.timing.roofline import limit_ms, peaks_from_records, share_of_limit
 from bench.timing.timed_process import GraphSpec, Pace, TimedProcess, timed_runs
 from export.repository import repository_from_checkpoint
 from export.variants import forms_for
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.errors import BabeltowerError
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 
 PLAN = LatencyPlan(batches=(1, 2), tokens=(8, 9_999), processes=2, turns=2, pace=Pace(0.0, min_runs=3))
 

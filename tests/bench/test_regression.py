@@ -21,9 +21,8 @@ from bench.timing.timed_process import Pace
 from export.checkpoint import towers_from_checkpoint
 from export.graphs.edits import add_weight, float_like
 from export.repository import ExportOptions, repository_from_towers
-from runtime.backends import Engine
 from runtime.errors import ParityError
-from runtime.manifest import Modality
+from runtime.manifest import Engine, Modality
 
 PLAN = LatencyPlan(batches=(1, 8), tokens=(16,), processes=4, pace=Pace(seconds=0.0, min_runs=12))
 N_MORE = 1_000

@@ -17,9 +17,8 @@ from bench.reporting.load_curve import draw_load_curve
 from bench.throughput import Saturation, ServerLoad, measure_in_process, measure_server, sharings_of
 from bench.timing import server_requests
 from bench.timing.server_requests import open_loop
-from runtime.backends import Engine
 from runtime.errors import EngineError
-from runtime.manifest import Modality
+from runtime.manifest import Engine, Modality
 
 REQUESTS = [b"a", b"b", b"c"]
 

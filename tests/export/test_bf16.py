@@ -13,9 +13,9 @@ from sample_models import Exported
 
 from export.graphs.matrix_products import PRODUCTS
 from export.precision.bf16 import bf16_from_onnx
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.errors import EngineError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 
 openvino = pytest.importorskip("openvino")
 BFLOAT16, FLOAT = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT

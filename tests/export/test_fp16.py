@@ -19,9 +19,9 @@ from export.graphs import files as graph_files
 from export.graphs.matrix_products import PRODUCTS, operations_by_product
 from export.precision.activation_ranges import activation_ranges
 from export.precision.fp16 import LARGEST_ACTIVATION, HalfReport, Reason, fp16_from_onnx
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Engine, Modality, Precision
 
 HALF, FLOAT = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
 

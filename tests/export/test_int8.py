@@ -18,10 +18,10 @@ from export.graphs.folding import fold
 from export.onnx_graph import IR_VERSION, OPSET
 from export.precision.clipping import ClipMethod
 from export.precision.int8 import ActivationEncoding, GraphTarget, Int8Recipe, int8_from_onnx, recipe_for
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.errors import ExportError
 from runtime.machine import has_vnni
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 
 SYMMETRIC = (ActivationEncoding.INT8, ActivationEncoding.INT8_OR_UINT8)
 

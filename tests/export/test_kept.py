@@ -20,8 +20,7 @@ from export.kept_variants import kept_variants
 from export.parity.expectations import Expected, expected_of_reference
 from export.towers import Towers
 from export.variants import FP32
-from runtime.backends import Engine
-from runtime.manifest import Manifest, Precision, TowerFiles, manifest_path, record_of_file
+from runtime.manifest import Engine, Manifest, Precision, TowerFiles, manifest_path, record_of_file
 from runtime.probes import Probes, probes_path
 
 ONCE = dataclasses.replace(QUICK, forms=(dataclasses.replace(FP32, opened_by=(Engine.ONNXRUNTIME,)),))

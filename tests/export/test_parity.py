@@ -13,9 +13,10 @@ from export import towers_from_checkpoint
 from export.families import FAMILIES
 from export.towers import Towers
 from runtime import Encoder
-from runtime.backends import GRAPH_ENGINES, Backend, Engine, open_backend
+from runtime.backends import open_backend
+from runtime.backends.backend import Backend
 from runtime.cosines import row_cosines
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Manifest, Modality, Precision
 
 BATCHES = (1, 2, 7, 32)
 SEQUENCES = (2, 3, 16, 77)

@@ -27,10 +27,9 @@ from export.sensitivity.quantize import (
 )
 from export.sensitivity.report import SensitivityReport
 from export.sensitivity.trials import Trial, fewest_kept
-from runtime.backends import Engine
 from runtime.commands.app import app
 from runtime.errors import ExportError, ParityError
-from runtime.manifest import Manifest, Modality
+from runtime.manifest import Engine, Manifest, Modality
 
 N_LAYERS, WIDTH = 5, 24
 

@@ -25,12 +25,11 @@ from export import repository_from_checkpoint
 from export.repository import Export
 from export.variants import forms_for
 from runtime import Encoder
-from runtime.backends import Engine
 from runtime.backends.plans import PlanManifest
 from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, OpeningCheckError, ParityError
 from runtime.local import LocalEncoder
-from runtime.manifest import Manifest, Modality, Precision, sha256_of_file
+from runtime.manifest import Engine, Manifest, Modality, Precision, sha256_of_file
 from runtime.opening.tower_check import Checks
 
 NAME = "capivara"

@@ -19,9 +19,8 @@ from export.triton.tower_config import (
     settings_of_config,
     tower_config,
 )
-from runtime.backends import GRAPH_ENGINES, Engine
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import Modality, Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Modality, Precision
 from triton_models.tower import TowerServer, tower_config_from_triton
 
 CONTEXT = 24

@@ -27,11 +27,10 @@ from export.precision.int8 import GraphTarget, Int8Recipe
 from export.repository import ExportOptions, installed_engines
 from export.variants import forms_for, possible_forms
 from runtime import Encoder
-from runtime.backends import Engine
 from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, ParityError
 from runtime.machine import cpu_model, instruction_sets
-from runtime.manifest import Manifest, Modality, Precision, manifest_path
+from runtime.manifest import Engine, Manifest, Modality, Precision, manifest_path
 
 CPU = CPU_ENGINES
 

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 import runtime.opening.model_check as check_module
 from runtime import Encoder, machine
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.commands.app import app
 from runtime.corpus import EngineChoice, embed_corpus
 from runtime.corpus.journal import Shard
@@ -39,7 +39,7 @@ from runtime.errors import CorpusError, EngineError, ManifestError, OpeningCheck
 from runtime.local import LocalEncoder
 from runtime.losses import reason_against
 from runtime.machine import cpu_model, machine_in_words
-from runtime.manifest import Manifest, Modality, Precision, manifest_path
+from runtime.manifest import Engine, Manifest, Modality, Precision, manifest_path
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import has_opening_file, opening_path, probes_of_tower
 from runtime.opening.probes import OpeningProbes

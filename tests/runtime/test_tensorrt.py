@@ -21,7 +21,7 @@ import onnxruntime
 import pytest
 from tensorrt_double import FakeGpu
 
-from runtime.backends import Engine, open_backend
+from runtime.backends import open_backend
 from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import open_device
 from runtime.backends.plan_checks import profile_for, require_fit, sizes_of_inputs
@@ -36,7 +36,7 @@ from runtime.backends.plans import (
     plan_manifest_path,
 )
 from runtime.errors import EngineError, ManifestError
-from runtime.manifest import Precision, sha256_of_file
+from runtime.manifest import Engine, Precision, sha256_of_file
 
 ADA = DeviceFacts(name="NVIDIA L4", compute_capability="8.9", cuda="13.0")
 ALONE = Profile({"batch": Extent(1, 1, 1), "sequence": Extent(1, 16, 77)})

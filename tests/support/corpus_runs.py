@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 BY_HAND = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=2, threads=1)
 WORDS = ("gato", "preto", "a", "red", "house", "猫", "σκύλος", "небо", "two", "três", "bird", "under", "the")

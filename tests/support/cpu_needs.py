@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from export.variants import FORMS, Form
-from runtime.backends import GRAPH_ENGINES, Engine, require_computes
+from runtime.backends import require_computes
 from runtime.errors import EngineError
-from runtime.manifest import Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Precision
 
 __all__ = [
     "CPU_ENGINES",

@@ -15,8 +15,7 @@ from export.retrieval.comparison import compare_language
 from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import TextIndex, Vectors
 from export.retrieval.verdict import RetrievalLimits
-from runtime.backends import Engine
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 
 N_IMAGES = 24
 

@@ -22,7 +22,6 @@ from export.parity.probes import probe_images
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_config import TowerSettings, tower_config
 from runtime import Encoder
-from runtime.backends import Engine
 from runtime.corpus import EngineChoice, Options, embed_corpus
 from runtime.errors import (
     EngineError,
@@ -32,7 +31,7 @@ from runtime.errors import (
     RolloutError,
     UnansweredError,
 )
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.probes import Probes, probes_path
 from runtime.remote import Connection
 from runtime.rollout import roll_out

@@ -30,10 +30,18 @@ from export.triton.frontends import FrontEndSettings, frontends_from_model
 from export.triton.tower_config import TowerSettings
 from export.triton.vendoring import code_of_module
 from runtime.commands.app import app
-from runtime.errors import EngineError, ExportError, ImageError, InputError, LanguageError, ManifestError
+from runtime.errors import (
+    EngineError,
+    ExportError,
+    ImageError,
+    InputError,
+    LanguageError,
+    ManifestError,
+    error_from_message,
+    message_from_error,
+)
 from runtime.manifest import Manifest, Precision
 from runtime.preprocessing.text import Tokenizer
-from runtime.refusals import error_from_message, message_from_error
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
 from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard

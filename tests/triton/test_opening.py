@@ -15,9 +15,8 @@ from sample_models import Exported
 
 from export.triton.frontends import frontends_from_model
 from runtime import Encoder
-from runtime.backends import Engine
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
-from runtime.manifest import Manifest, Modality, Precision
+from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.opening.model_check import opening_path
 from runtime.opening.probes import OpeningProbes
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server

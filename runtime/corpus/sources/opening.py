@@ -16,7 +16,7 @@ from runtime.corpus.sources.lines import LineSource
 from runtime.corpus.sources.tables import TableSource, files_of_dataset
 from runtime.corpus.sources.tars import TarSource
 from runtime.errors import InputError
-from runtime.search.gallery import IMAGE_SUFFIXES
+from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["open_source", "source_format"]
 

@@ -11,7 +11,7 @@ from corpus_runs import sentences, write_texts
 from sample_models import Exported
 
 from runtime import Encoder
-from runtime.corpus import BatchEmbedder, Columns
+from runtime.corpus import BatchEmbedder, Columns, embedded_batches
 from runtime.corpus.prepare import Slice, TextPreparation
 from runtime.corpus.rows import Rows
 from runtime.errors import InputError
@@ -37,7 +37,9 @@ def test_batches_of_a_file_and_of_an_iterable(encoder, tmp_path, runs_at_once):
     path = write_texts(tmp_path / "a.parquet", texts, id=list(range(100, 300)))
     expected = encoder.embed_texts(texts, "pt")
     for source, ids in ((path, range(100, 300)), (iter(texts), range(200))):
-        found = list(encoder.embed(source, language="pt", rows_per_batch=64, runs_at_once=runs_at_once))
+        found = list(
+            embedded_batches(encoder, source, language="pt", rows_per_batch=64, runs_at_once=runs_at_once)
+        )
         assert [len(batch.ids) for batch in found] == [64, 64, 64, 8]
         assert [i for batch in found for i in batch.ids] == list(ids)
         np.testing.assert_allclose(np.concatenate([b.vectors for b in found]), expected, atol=2e-6)
@@ -46,7 +48,7 @@ def test_batches_of_a_file_and_of_an_iterable(encoder, tmp_path, runs_at_once):
 def test_images_and_bad_rows(encoder):
     png = dataset.load_gallery()[0].png
     items = [{"name": "a", "photo": png}, {"name": "b", "photo": b"no"}, {"name": "c", "photo": png}]
-    (batch,) = encoder.embed(items, columns=Columns(id="name", image="photo"), encoding="int8")
+    (batch,) = embedded_batches(encoder, items, columns=Columns(id="name", image="photo"), encoding="int8")
     assert batch.ids == ["a", "c"]
     assert batch.vectors.dtype == np.int8
     assert [(row.id, row.kind) for row in batch.bad] == [("b", "corrupt-image")]
@@ -55,7 +57,7 @@ def test_images_and_bad_rows(encoder):
 def test_a_loop_that_is_left_leaves_nothing_running(encoder):
     import threading
 
-    for _ in encoder.embed(iter(sentences(500)), language="pt", rows_per_batch=16):
+    for _ in embedded_batches(encoder, iter(sentences(500)), language="pt", rows_per_batch=16):
         break
     assert not [t for t in threading.enumerate() if t.name == "babeltower-corpus" and t.is_alive()]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))
 
-from runtime.backends import Engine
+from runtime.manifest import Engine
 from triton_models.tower_model import TowerModel
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     """One thread; ``repository`` is the model's folder in a Triton repository."""
-    from runtime.backends import Engine, open_backend
+    from runtime.backends import open_backend
     from runtime.encoder import Encoder
-    from runtime.manifest import Manifest, Precision
+    from runtime.manifest import Engine, Manifest, Precision
 
     engine, precision = Engine(task["engine"]), Precision(task["precision"])
     if task["stage"] == "whole":
