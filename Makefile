@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+UNIT := build/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs slow bench gpu samples clean
+.PHONY: help demo unit test check docs slow bench gpu samples clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,8 +17,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(UNIT)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(UNIT)
+	$(UNIT)/bin/python -m pip install --quiet --upgrade pip
+	$(UNIT)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[unit]'
+	@touch $@
+
 demo: $(READY)  ## Export a sample checkpoint, check parity, search in many languages, write demo/index.html
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.demo --out demo
+
+unit: $(UNIT)/.ready  ## Run the tests that need no torch and no server, in an environment of their own (two minutes)
+	OMP_NUM_THREADS=1 $(UNIT)/bin/python -m pytest --unit --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test: $(READY)  ## Run the tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

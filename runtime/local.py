@@ -17,10 +17,11 @@ from runtime.backends.backend import Backend
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
 from runtime.errors import EngineError, InputError
+from runtime.logs import LOGGER
 from runtime.manifest import Engine, Manifest, Modality, Precision, Variant, choice_from_value
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
-from runtime.opening.tower_check import LOGGER, Checks
+from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
 from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,47 @@ from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
 
 if TYPE_CHECKING:
     from runtime.server import Server, ServerEnvironment
+
+
+_SUPPORT = Path(__file__).parent / "support"
+_TRAINING_STACK = {"torch", "transformers", "open_clip", "onnx", "onnx_ir", "safetensors", "export", "bench"}
+_RUNS_EVERYTHING = "document_blocks"  # runs documented commands, exports among them
+_MADE_WITH_TORCH = {"exported", "served", "server_environment", "clean_python"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--unit``."""
+    parser.addoption("--unit", action="store_true", help="only tests that need no torch and no server")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--unit``: leave out test files that import the training stack."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if config.getoption("--unit") and is_test and _needs_torch(collection_path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--unit``: leave out tests of exported models and of servers."""
+    if not config.getoption("--unit"):
+        return
+    needy = [item for item in items if _MADE_WITH_TORCH & set(getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=needy)
+    items[:] = [item for item in items if item not in needy]
+
+
+@cache
+def _needs_torch(path: Path) -> bool:
+    """Tell whether a file, or a support module that it imports, imports the training stack at its top."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+    helpers = [_SUPPORT / f"{name}.py" for name in names]
+    return bool(names & {*_TRAINING_STACK, _RUNS_EVERYTHING}) or any(
+        _needs_torch(file) for file in helpers if file.is_file()
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

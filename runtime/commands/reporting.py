@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from runtime.errors import BabeltowerError
 from runtime.extras import install_hint
+from runtime.logs import LOGGER
 
 __all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
 
@@ -31,8 +32,8 @@ class _Printed(logging.Handler):
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    logger, handler = logging.getLogger("babeltower"), _Printed(logging.WARNING)
-    logger.addHandler(handler)
+    handler = _Printed(logging.WARNING)
+    LOGGER.addHandler(handler)
     try:
         yield
     except BabeltowerError as error:
@@ -45,7 +46,7 @@ def _errors_reported() -> Iterator[None]:
         typer.echo(f"error: this needs {package}, which is not installed. {install_hint(package)}", err=True)
         raise typer.Exit(1) from None
     finally:
-        logger.removeHandler(handler)
+        LOGGER.removeHandler(handler)
 
 
 class ErrorReportingGroup(TyperGroup):

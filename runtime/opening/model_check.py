@@ -12,10 +12,11 @@ import numpy as np
 
 from runtime.backends.backend import Backend
 from runtime.errors import ManifestError
+from runtime.logs import LOGGER
 from runtime.manifest import Engine, FileRecord, Manifest, Modality, TowerFiles, Variant
 from runtime.opening.cache import PassCache, kernel_facts
 from runtime.opening.probes import OPENING_FILE, OpeningProbes, space_of_manifest
-from runtime.opening.tower_check import LOGGER, engine_version, others_in_words, require_opening
+from runtime.opening.tower_check import engine_version, others_in_words, require_opening
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.text import Tokenizer, texts_with_languages
 from runtime.probes import Probes, opening_images, opening_texts, probes_path, token_runs

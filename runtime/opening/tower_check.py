@@ -8,7 +8,6 @@ version folder holds ``opening.npz``: inputs, PyTorch's vectors, and each engine
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from runtime.manifest import Engine, Manifest, Precision
 from runtime.opening.probes import OpeningProbes
 
 __all__ = [
-    "LOGGER",
     "Checks",
     "Shortfall",
     "cosines_of_rows",
@@ -37,9 +35,6 @@ __all__ = [
     "require_opening",
     "worst_shortfall",
 ]
-
-LOGGER = logging.getLogger("babeltower")
-LOGGER.addHandler(logging.NullHandler())
 
 _SLACK: Mapping[Precision, float] = {
     Precision.FP32: 1e-5,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, EngineError, ServerError, error_from_message
+from runtime.logs import LOGGER
 from runtime.manifest import Modality, front_end_name
 from runtime.remote.options import Connection
 from runtime.remote.payloads import RequestRows, concatenated
@@ -54,6 +55,7 @@ class Caller:
         self._sure_of: int | None = None  # the connection whose server was seen to serve this space
         self._checking = asyncio.Lock()
         self._random = random.Random()
+        self._away_since: float | None = None
 
     async def open(self, name: str) -> Served:
         """Read what is served; asked once, since whoever opens wants to know at once.
@@ -85,7 +87,7 @@ class Caller:
             while True:
                 try:
                     await self._require_same_space()
-                    return await self._answer(rows, dim)
+                    vectors = await self._answer(rows, dim)
                 except FailedRequestError as failure:
                     if failure.status is Status.INVALID_ARGUMENT and len(rows) > 1:
                         break
@@ -97,7 +99,11 @@ class Caller:
                     give_up_at = now + self._connection.retry_for_s if give_up_at is None else give_up_at
                     if now + wait > give_up_at:
                         raise _error_of_failure(failure, self._address, rows) from failure
+                    self._tell_outage(failure)
                     await asyncio.sleep(wait)
+                else:
+                    self._tell_recovery()
+                    return vectors
         # The server names no row of a request: each is asked alone, the first that is refused is named.
         return concatenated([await self.vectors(row, dim=dim) for row in rows.alone()], dim)
 
@@ -122,9 +128,32 @@ class Caller:
     async def _require_same_release(self, model: str, answer: ServerAnswer) -> None:
         """An answer is believed once its server and version are known to be of the same space."""
         if self._versions.setdefault(model, answer.version) != answer.version:
+            LOGGER.info(
+                "%s: %s answers with version %s, before with %s",
+                self._address,
+                model,
+                answer.version,
+                self._versions[model],
+            )
             self._versions[model] = answer.version
             self._doubt()
         await self._require_same_space()
+
+    def _tell_outage(self, failure: FailedRequestError) -> None:
+        """Log the first failure of an outage; every request in flight meets it."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            LOGGER.warning(
+                "%s is not available (%s); requests are repeated for up to %g s",
+                self._address,
+                failure.message.rstrip(". \n"),
+                self._connection.retry_for_s,
+            )
+
+    def _tell_recovery(self) -> None:
+        if self._away_since is not None:
+            LOGGER.info("%s answers again after %.1f s", self._address, time.monotonic() - self._away_since)
+            self._away_since = None
 
     def _doubt(self) -> None:
         self._sure_of = None

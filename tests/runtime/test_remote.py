@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import random
 import sys
 import threading
@@ -145,6 +146,20 @@ def test_a_restarted_server_is_found_again(server: Running) -> None:
         threading.Timer(0.7, server.start).start()
         got += parts
         assert np.array_equal(np.concatenate(got), expected(texts(400)))
+
+
+def test_an_outage_and_its_end_are_logged_once(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with Encoder.open(server.address) as encoder, caplog.at_level(logging.INFO, "babeltower"):
+        encoder.embed_texts(texts(2))
+        assert not caplog.messages
+        server.double.fail_next = [grpc.StatusCode.UNAVAILABLE] * 2
+        encoder.embed_texts(texts(2))
+        server.double.version = "2"
+        encoder.embed_texts(texts(1))
+    away, back, version = caplog.messages
+    assert "is not available (as the test asked); requests are repeated for up to" in away
+    assert "answers again after 0." in back
+    assert version.endswith("double_text answers with version 2, before with 1")
 
 
 def test_another_space_after_a_restart_is_an_error(server: Running) -> None:

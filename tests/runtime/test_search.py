@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime import search as search_module
 from runtime.embeddings import (
     Encoding,
     bits_from_float,
@@ -16,6 +15,7 @@ from runtime.embeddings import (
     int8_from_float,
 )
 from runtime.errors import InputError
+from runtime.indexes import exact as search_module
 from runtime.indexes.exact import Hit, Index
 
 RNG = np.random.default_rng(3)

@@ -10,7 +10,8 @@ import pytest
 from corpus_runs import bad_rows_of, bytes_of, options, output_of, write_texts
 from server_double import DIM, Double, Running, vector_of
 
-from runtime.corpus import EngineChoice, embed_corpus
+from runtime import Encoder
+from runtime.corpus import EngineChoice, embed_corpus, embedded_batches
 from runtime.errors import CorpusError
 from samples import dataset
 
@@ -49,6 +50,19 @@ def test_images_go_to_a_server(server, tmp_path):
     assert ids == [f"{i:02d}.png" for i in range(20)]
     np.testing.assert_array_equal(vectors, np.stack([vector_of(png, DIM) for png in pngs]))
     assert record.bad_kinds == {"corrupt-image": 1}
+
+
+@pytest.mark.parametrize("runs_at_once", [1, 3])
+def test_batches_come_from_a_server_too(server, runs_at_once):
+    texts = [f"gato {i}" for i in range(100)]
+    texts[7] = None
+    with Encoder.open(server.address) as encoder:
+        found = list(embedded_batches(encoder, texts, rows_per_batch=40, runs_at_once=runs_at_once))
+    assert [len(batch.ids) for batch in found] == [39, 40, 20]
+    ids = [i for batch in found for i in batch.ids]
+    expected = np.stack([vector_of(texts[i].encode(), DIM) for i in ids])
+    np.testing.assert_array_equal(np.concatenate([batch.vectors for batch in found]), expected)
+    assert [row.kind for batch in found for row in batch.bad] == ["null-text"]
 
 
 def test_requests_at_once_change_nothing(server, tmp_path):
