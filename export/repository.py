@@ -30,11 +30,12 @@ from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import Progress
 from export.towers import Towers
 from export.triton.frontends import frontends_from_model
-from export.triton.tower_folders import TOKENIZER, tower_metadata, write_tower
+from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.machine import machine_facts
 from runtime.manifest import (
+    TOKENIZER_FILE,
     Engine,
     Manifest,
     Modality,
@@ -54,6 +55,7 @@ __all__ = [
     "ExportOptions",
     "installed_engines",
     "name_of_checkpoint",
+    "repository_for_timing",
     "repository_from_checkpoint",
     "repository_from_towers",
     "require_free",
@@ -187,6 +189,24 @@ def repository_from_towers(
         return _Run(towers, repository, name, options, progress, stage, published).export()
 
 
+def repository_for_timing(towers: Towers, repository: Path, *, name: str, form: Form) -> Path:
+    """Write a model of random weights for timing: parity is not measured, and its manifest says so.
+
+    Returns:
+        ``REPOSITORY/NAME``, with front ends.
+
+    Raises:
+        ExportError: the disk is full, or a graph could not be written.
+    """
+    with staging(repository) as stage:
+        run = _Run(towers, repository, name, ExportOptions(forms=(form,)), _silent, stage, None)
+        draft = run.draft(form, dict(run.sources()), run.calibration())
+        variant = dataclasses.replace(draft, parity={"measured": "nothing: the weights are random"})
+        publish(stage, repository, run.manifest({form.key: variant}), variant)
+    frontends_from_model(repository / name)
+    return repository / name
+
+
 @dataclass(slots=True)
 class _Run:
     """One export under way: what its variants share is made once."""
@@ -203,8 +223,8 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def export(self) -> Export:
-        sources = dict(self._sources())
-        calibration = self._calibration()
+        sources = dict(self.sources())
+        calibration = self.calibration()
         with self._timed("PyTorch"):
             expected = expected_of_reference(self.towers, self.options.texts_per_language)
             gate = self._gate()
@@ -250,7 +270,7 @@ class _Run:
         variant = kept[0] if kept else first
         frontends_from_model(self.repository / self.name, variant=variant)
 
-    def _sources(self) -> Iterator[tuple[Modality, Path]]:
+    def sources(self) -> Iterator[tuple[Modality, Path]]:
         """The FP32 graphs, which every variant is made from."""
         for modality in Modality:
             folder = tower_folder_name(self.name, modality, FP32.key)
@@ -266,10 +286,11 @@ class _Run:
                 )
             yield modality, graph
 
-    def _calibration(self) -> CalibrationSet | None:
+    def calibration(self) -> CalibrationSet | None:
+        """The calibration set, where a form needs one."""
         if not any(form.needs_calibration for form in self.options.forms):
             return None
-        path = self.stage / "sources" / TOKENIZER
+        path = self.stage / "sources" / TOKENIZER_FILE
         path.write_text(self.towers.tokenizer_json, encoding="utf-8")
         with self._timed("calibration set"):
             return calibration_from_path(
@@ -303,9 +324,9 @@ class _Run:
     ) -> ParityReport:
         """Write, measure and, where the limits hold, publish one variant."""
         with self._timed(f"{form.key} graphs"):
-            draft = self._draft(form, sources, calibration)
+            draft = self.draft(form, sources, calibration)
         manifest_path(self.stage / self.name).write_text(
-            self._manifest({form.key: draft}).to_json(), encoding="utf-8"
+            self.manifest({form.key: draft}).to_json(), encoding="utf-8"
         )
         limits = LIMITS[form.precision]
         if self.options.accept_drop is not None:
@@ -314,7 +335,7 @@ class _Run:
             report = measure_parity(
                 self.towers,
                 self.stage,
-                self._manifest({form.key: draft}),
+                self.manifest({form.key: draft}),
                 form.precision,
                 engines=form.opened_by,
                 limits=limits,
@@ -339,14 +360,15 @@ class _Run:
         probes = probes_path(self.stage / self.name)
         probes_from_expected(expected, self.towers).save(probes)
         manifest = dataclasses.replace(
-            self._manifest(self.variants), probes=(record_of_file(self.stage, probes),)
+            self.manifest(self.variants), probes=(record_of_file(self.stage, probes),)
         )
         publish(self.stage, self.repository, manifest, variant)
         return report
 
-    def _draft(
+    def draft(
         self, form: Form, sources: Mapping[Modality, Path], calibration: CalibrationSet | None
     ) -> Variant:
+        """Write both towers of a variant into the stage, not yet measured."""
         recipes, towers = {}, {}
         for modality in Modality:
             towers[modality], recipes[modality.value] = write_tower(
@@ -364,7 +386,7 @@ class _Run:
             engines=tuple(engine.value for engine in form.opened_by),
             text=towers[Modality.TEXT],
             image=towers[Modality.IMAGE],
-            tokenizer=f"{towers[Modality.TEXT].model}/{TOKENIZER}",
+            tokenizer=f"{towers[Modality.TEXT].model}/{TOKENIZER_FILE}",
             parity={},
             recipe={modality: how for modality, how in recipes.items() if how},
             calibration=calibration.as_json() if calibration and form.needs_calibration else {},
@@ -373,7 +395,8 @@ class _Run:
             measured_on=machine_facts(),
         )
 
-    def _manifest(self, variants: Mapping[str, Variant]) -> Manifest:
+    def manifest(self, variants: Mapping[str, Variant]) -> Manifest:
+        """The model's manifest with these variants."""
         towers = self.towers
         return Manifest(
             name=self.name,

@@ -32,7 +32,9 @@ from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "FORMAT",
+    "FRONT_END_FILE",
     "GRAPH_ENGINES",
+    "TOKENIZER_FILE",
     "Engine",
     "FileRecord",
     "FrontEnds",
@@ -55,6 +57,12 @@ __all__ = [
     "variant_name",
     "verify_file",
 ]
+
+FRONT_END_FILE = "frontend.json"
+"""Name of the file in a front end's version folder that says what it is."""
+
+TOKENIZER_FILE = "tokenizer.json"
+"""Name of the tokenizer's file, beside a text tower and in a text front end's version folder."""
 
 FORMAT = "babeltower/2"
 """Version of the manifest's layout; a reader refuses any other."""

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.errors import InputError, ManifestError
-from runtime.manifest import ImagePreprocessing, TextPreprocessing
+from runtime.manifest import FRONT_END_FILE, ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD
 from runtime.typed_json import value_from_json
 
 __all__ = [
-    "SPEC_FILE",
-    "TOKENIZER_FILE",
     "ImageLimits",
     "ImageSpec",
     "TextLimits",
@@ -31,8 +29,6 @@ __all__ = [
     "spec_from_folder",
 ]
 
-SPEC_FILE = "frontend.json"
-TOKENIZER_FILE = "tokenizer.json"
 _PREFIX = "babeltower_"
 
 Spec = TypeVar("Spec", "TextSpec", "ImageSpec")
@@ -122,7 +118,7 @@ def spec_from_folder(kind: type[Spec], folder: Path) -> Spec:
     Raises:
         ManifestError: it is missing or malformed.
     """
-    path = folder / SPEC_FILE
+    path = folder / FRONT_END_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

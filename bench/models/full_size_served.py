@@ -7,13 +7,12 @@ Random weights have no parity to be held to: the manifest says so, and the model
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from runtime.manifest import Engine, Manifest, Modality, Precision
+from runtime.manifest import Engine, Precision
 
 __all__ = ["served_model"]
 
@@ -24,14 +23,9 @@ def served_model(
     """``WORK/repository/VARIANT``, made where it is missing: checkpoint, graphs, variant, front ends."""
     from bench.models.full_size import checkpoint_from_variant
     from export.checkpoint import towers_from_checkpoint
-    from export.onnx_graph import onnx_from_tower
-    from export.precision.calibration import CalibrationSize, calibration_from_path
-    from export.triton.frontends import frontends_from_model
-    from export.triton.tower_folders import TOKENIZER, tower_metadata, write_tower
+    from export.repository import repository_for_timing
     from export.variants import forms_for
-    from runtime.manifest import Variant, manifest_path
-    from runtime.preprocessing.text import Tokenizer
-    from runtime.repository import publish, staging
+    from runtime.manifest import manifest_path
 
     repository = work / "repository"
     if manifest_path(repository / variant).is_file():
@@ -39,65 +33,8 @@ def served_model(
     checkpoint = work / "checkpoints" / variant
     if not checkpoint.is_dir():
         checkpoint_from_variant(variant, checkpoint)
-    towers = towers_from_checkpoint(checkpoint)
     (form,) = forms_for([precision], [engine], installed=[engine])
-    with staging(repository) as stage:
-        (stage / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
-        calibration = calibration_from_path(
-            None,
-            Tokenizer(stage / TOKENIZER, towers.text_preprocessing),
-            towers.text_preprocessing,
-            towers.image_preprocessing,
-            languages=towers.languages,
-            size=CalibrationSize(),
-        )
-        written = {}
-        for modality in Modality:
-            source = stage / "sources" / modality.value / "model.onnx"
-            source.parent.mkdir(parents=True)
-            metadata = tower_metadata(towers, variant, modality)
-            onnx_from_tower(
-                towers, modality, source, data_name=f"{variant}_{modality.value}.data", metadata=metadata
-            )
-            written[modality], _ = write_tower(
-                towers,
-                modality,
-                stage,
-                name=variant,
-                form=form,
-                source=source,
-                calibration=calibration,
-                recipe=None,
-            )
-        made = Variant(
-            precision=precision,
-            engines=(engine.value,),
-            text=written[Modality.TEXT],
-            image=written[Modality.IMAGE],
-            tokenizer=f"{written[Modality.TEXT].model}/{TOKENIZER}",
-            parity={"measured": "nothing: the weights are random"},
-            recipe={},
-            calibration=calibration.as_json(),
-            versions={},
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        )
-        manifest = Manifest(
-            name=variant,
-            family=towers.family,
-            architecture=towers.architecture,
-            dim=towers.dim,
-            mrl_dims=towers.mrl_dims,
-            fingerprint=towers.fingerprint,
-            licence=towers.licence,
-            languages=towers.languages,
-            text=towers.text_preprocessing,
-            image=towers.image_preprocessing,
-            source=towers.source,
-            variants={form.key: made},
-        )
-        publish(stage, repository, manifest, made)
-    frontends_from_model(repository / variant)
-    return repository / variant
+    return repository_for_timing(towers_from_checkpoint(checkpoint), repository, name=variant, form=form)
 
 
 def main(

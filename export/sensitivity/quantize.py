@@ -32,10 +32,10 @@ from export.sensitivity.costs import Product, ProductCost, costs_of_products, pr
 from export.sensitivity.report import SensitivityReport, write_report
 from export.sensitivity.trials import Trial, Trials, fewest_kept, inputs_of_reference
 from export.towers import Towers
-from export.triton.tower_folders import TOKENIZER, tower_metadata
+from export.triton.tower_folders import tower_metadata
 from export.variants import forms_for
 from runtime.errors import ExportError, ParityError
-from runtime.manifest import GRAPH_ENGINES, Engine, Modality, Precision
+from runtime.manifest import GRAPH_ENGINES, TOKENIZER_FILE, Engine, Modality, Precision
 from runtime.preprocessing.text import Tokenizer
 
 __all__ = [
@@ -305,8 +305,8 @@ def study_of_towers(
             data_name="model.data",
             metadata=tower_metadata(towers, name, modality),
         )
-    (folder / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
-    tokenizer = Tokenizer(folder / TOKENIZER, towers.text_preprocessing)
+    (folder / TOKENIZER_FILE).write_text(towers.tokenizer_json, encoding="utf-8")
+    tokenizer = Tokenizer(folder / TOKENIZER_FILE, towers.text_preprocessing)
 
     def drawn(size: CalibrationSize) -> CalibrationSet:
         return calibration_from_path(

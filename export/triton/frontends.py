@@ -22,6 +22,8 @@ from export.triton.tower_config import TowerSettings, resettled
 from export.triton.vendoring import code_of_module
 from runtime.errors import ManifestError
 from runtime.manifest import (
+    FRONT_END_FILE,
+    TOKENIZER_FILE,
     FrontEnds,
     Manifest,
     Modality,
@@ -35,8 +37,6 @@ from runtime.repository import staging, variant_with_configs
 from runtime.storage import replace_text
 from runtime.triton_config import CONFIG_FILE
 from triton_models.spec import (
-    SPEC_FILE,
-    TOKENIZER_FILE,
     ImageLimits,
     ImageSpec,
     TextLimits,
@@ -161,7 +161,7 @@ def _write(
     (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
     call = TowerCall(tower.model, tower.version, tower.max_batch_size, manifest.dim, tower.outputs)
     spec = TextSpec(call, manifest.text) if modality is Modality.TEXT else ImageSpec(call, manifest.image)
-    (version / SPEC_FILE).write_text(
+    (version / FRONT_END_FILE).write_text(
         json.dumps(dataclasses.asdict(spec), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     _copy_code(modality, version)

@@ -18,13 +18,20 @@ from export.towers import Towers, output_name
 from export.triton.config import check_against_graph
 from export.triton.tower_config import tower_config
 from export.variants import Form
-from runtime.manifest import Engine, FileRecord, Modality, TowerFiles, record_of_file, tower_folder_name
+from runtime.manifest import (
+    TOKENIZER_FILE,
+    Engine,
+    FileRecord,
+    Modality,
+    TowerFiles,
+    record_of_file,
+    tower_folder_name,
+)
 from runtime.triton_config import CONFIG_FILE
 
-__all__ = ["MAX_BATCH_SIZE", "TOKENIZER", "tower_metadata", "write_tower"]
+__all__ = ["MAX_BATCH_SIZE", "tower_metadata", "write_tower"]
 
 MAX_BATCH_SIZE = {Modality.TEXT: 64, Modality.IMAGE: 32}
-TOKENIZER = "tokenizer.json"
 
 _GRAPH = "model.onnx"
 
@@ -93,7 +100,7 @@ def write_tower(
     check_against_graph(config, graph)
     (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
     if modality is Modality.TEXT:
-        (folder / TOKENIZER).write_text(towers.tokenizer_json, encoding="utf-8")
+        (folder / TOKENIZER_FILE).write_text(towers.tokenizer_json, encoding="utf-8")
     model = onnx.load(str(graph), load_external_data=False)
     return TowerFiles(
         model=folder.name,

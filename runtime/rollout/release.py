@@ -18,6 +18,7 @@ from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import ManifestError
 from runtime.fingerprints import remark_on_models
 from runtime.manifest import (
+    FRONT_END_FILE,
     FileRecord,
     FrontEnds,
     KeptVersion,
@@ -34,8 +35,6 @@ from runtime.storage import copy_folder
 from runtime.triton_config import CONFIG_FILE, served_version, versions_of_folder, write_config_from
 
 __all__ = ["Release", "release_from_model"]
-
-_SPEC = "frontend.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class Release:
 
     def _bind(self, modality: Modality) -> Any:
         def bound(version_folder: Path) -> None:
-            path = version_folder / _SPEC
+            path = version_folder / FRONT_END_FILE
             spec = json.loads(path.read_text(encoding="utf-8"))
             spec["tower"] |= {"model": self.tower_folder(modality).name, "version": self.version}
             path.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

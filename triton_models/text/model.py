@@ -9,6 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
 
+from runtime.manifest import TOKENIZER_FILE
 from runtime.preprocessing.text import Tokenizer
 from triton_models.adapter import (
     TritonTower,
@@ -18,7 +19,7 @@ from triton_models.adapter import (
     tensor,
     version_folder,
 )
-from triton_models.spec import TOKENIZER_FILE, TextLimits, TextSpec, limits_from_parameters, spec_from_folder
+from triton_models.spec import TextLimits, TextSpec, limits_from_parameters, spec_from_folder
 from triton_models.text_frontend import TextFrontEnd, TextRequest
 
 
