@@ -190,7 +190,7 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
         raise CheckpointError(
             "Only open_clip's text cleaning 'whitespace' is supported, without strip_sep_token."
         )
-    if nllb:  # else the language token stands last and position 0 is no language (transformers#22313)
+    if nllb:  # otherwise the language token comes last, not at position 0 (transformers#22313)
         _require_language_first(checkpoint)
         configured["legacy_behaviour"] = False
     kind = "NllbTokenizer" if nllb else "XLMRobertaTokenizer"
