@@ -1,4 +1,4 @@
-"""Exporters: trained checkpoints become models of a Triton repository, compared with PyTorch on the way.
+"""Export trained checkpoints to a Triton model repository, with a parity check against PyTorch.
 
 Importing this package loads no torch; its functions do.
 """

@@ -1,4 +1,4 @@
-"""A folder, a file or a hub name → the towers it holds."""
+"""Load towers from a checkpoint folder, a weight file or a hub name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def towers_from_checkpoint(
     licence are the base's.
 
     Args:
-        base: The checkpoint below a LoRA adapter that does not say where its base lies.
-        context_length: Longest text, in tokens, special tokens included; the family's own by default
-            (77). NLLB-CLIP's author evaluates with 100.
+        base: Base checkpoint of a LoRA adapter; needed where the adapter does not record it.
+        context_length: Maximum text length in tokens, special tokens included; the family's own by
+            default (77). NLLB-CLIP's author evaluates with 100.
 
     Raises:
-        CheckpointError: there is no such checkpoint, no family claims it, or it cannot be read faithfully.
+        CheckpointError: the checkpoint does not exist, no family claims it, or it cannot be read exactly.
     """
     path = folder_from_name(checkpoint)
     adapter: Adapter | None = None
@@ -42,7 +42,7 @@ def towers_from_checkpoint(
         path = _base_of_adapter(path, base)
     elif base is not None:
         raise CheckpointError(
-            f"A base ({base}) was given for {path}, which is no LoRA adapter: it holds no "
+            f"A base ({base}) was given for {path}, which is not a LoRA adapter: it has no "
             "adapter_config.json. Leave --base out, or pass the adapter's folder."
         )
     family = family_of_checkpoint(path)
@@ -55,37 +55,39 @@ def towers_from_checkpoint(
     except Exception as error:  # three libraries read the configurations, each with errors of its own
         raise CheckpointError(
             f"{path} cannot be read as {family.name}: {type(error).__name__}: {in_one_line(error)}. A "
-            "value in its configuration files is missing or of the wrong kind; compare them with the "
-            "published checkpoint's."
+            "value in its configuration files is missing or of the wrong type; compare them with those "
+            "of the published checkpoint."
         ) from error
 
 
 def family_of_checkpoint(path: Path) -> Family:
-    """The family that claims a folder.
+    """Return the family that claims a folder or weight file.
 
     Raises:
-        CheckpointError: none does.
+        CheckpointError: no family claims it.
     """
     for family in FAMILIES:
         if family.claims(path):
             return family
     found = sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else [path.name]
     known = "; ".join(f"{family.name}: {family.forms}" for family in FAMILIES)
-    raise CheckpointError(f"{path} is a checkpoint of no known family. It holds {found}. Known are {known}.")
+    raise CheckpointError(
+        f"{path} does not belong to any known family. It contains {found}. Known families: {known}."
+    )
 
 
 def folder_from_name(name: str | Path) -> Path:
-    """A local path as it stands, else a hub name from the local cache or, where there is one, the network.
+    """Resolve a local path or a hub name; a hub name comes from the local cache or the network.
 
     Raises:
-        CheckpointError: neither a path nor a hub name that can be had.
+        CheckpointError: neither an existing path nor a hub repository that can be downloaded.
     """
     path = Path(str(name).removeprefix("hf-hub:"))
     if path.is_dir() or (path.name.endswith(WEIGHT_SUFFIXES) and path.is_file()):
         return path
     if path.exists():
         raise CheckpointError(
-            f"{path} is no checkpoint: expected a folder, or a weight file ({', '.join(WEIGHT_SUFFIXES)})."
+            f"{path} is not a checkpoint: expected a folder, or a weight file ({', '.join(WEIGHT_SUFFIXES)})."
         )
     if str(path).count("/") != 1 or path.is_absolute() or str(path).startswith("."):
         raise CheckpointError(
@@ -98,13 +100,13 @@ def folder_from_name(name: str | Path) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=_HUB_PATTERNS))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is neither a local folder nor a hub repository that can be had from here "
-            f"({in_one_line(error)}). Download it first, and pass the folder."
+            f"{path} is neither a local folder nor a hub repository that can be downloaded from here "
+            f"({in_one_line(error)}). Download it first and pass the folder."
         ) from error
 
 
 def _check_reference(towers: Towers, path: Path) -> None:
-    """Embed one short text and one grey image: a configuration may build a model that cannot compute."""
+    """Embed one short text and one grey image, since a model that loads may still fail to run."""
     ids = np.full((1, 3), towers.text_preprocessing.suffix_ids[-1], np.int64)
     image = Image.new("RGB", (64, 48), (128, 128, 128))
     found = {
@@ -115,7 +117,7 @@ def _check_reference(towers: Towers, path: Path) -> None:
         if not np.isfinite(vectors).all():
             raise CheckpointError(
                 f"The {tower} tower of {path} gives values that are not finite: its weights are damaged, "
-                "or hold NaN from a training that diverged. Copy the file again, or take an earlier one."
+                "or contain NaN from a diverged training run. Copy the file again, or use an earlier one."
             )
 
 
@@ -135,13 +137,13 @@ def _base_of_adapter(path: Path, given: str | Path | None) -> Path:
     if is_adapter(base) and base.resolve() != path.resolve():
         raise CheckpointError(
             f"The base of {path} is {base}, itself a LoRA adapter. Merge that one into its own base "
-            "first, and pass the merged checkpoint with --base FOLDER."
+            "first and pass the merged checkpoint with --base FOLDER."
         )
     return base
 
 
 def _without_base(path: Path, named: str | None) -> CheckpointError:
     return CheckpointError(
-        f"{path} is a LoRA adapter whose base is not at hand (it names {named!r}). "
-        f"Pass --base FOLDER with the checkpoint below it; CAPIVARA's published one is {_PUBLISHED_BASE}."
+        f"{path} is a LoRA adapter whose base was not found (it names {named!r}). "
+        f"Pass --base FOLDER with its base checkpoint; CAPIVARA's published base is {_PUBLISHED_BASE}."
     )

@@ -1,4 +1,4 @@
-"""Variants that a new export leaves beside its own: those that are proven to embed into its space."""
+"""Variants of an earlier export to keep: those proven to share the new export's embedding space."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ from runtime.probes import Probes
 __all__ = ["Kept", "kept_variants"]
 
 _SAME = LIMITS[Precision.FP32].max_abs_error
-"""Largest difference between PyTorch's vectors of two exports of one checkpoint."""
+"""Maximum difference between PyTorch's vectors for two exports of the same checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Variants that stay, and why the others do not, by key."""
+    """Variants to keep, and the reasons for dropping others, by key."""
 
     variants: Mapping[str, Variant] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 def kept_variants(published: Manifest | None, repository: Path, towers: Towers, expected: Expected) -> Kept:
-    """Keep the variants of an earlier export if it was of this very space.
+    """Keep the variants of an earlier export if it has the same embedding space.
 
-    Its fingerprint must be the new one, and PyTorch's vectors of its probes those that PyTorch computes now.
-    An export whose fingerprint is of the former kind has to be proven by every probe, its tokenizer and its
-    settings.
+    The fingerprints must be equal, and PyTorch's stored vectors of its probes must match those computed now.
+    An export with a fingerprint of the former kind must match in all probes, the tokenizer and the settings.
 
     Args:
         published: The earlier export's manifest.
-        expected: What the library makes of the new export's probes.
+        expected: The library's results for the new export's probes.
     """
     if published is None:
         return Kept()
     former = is_former(published.fingerprint)
     if not former and published.fingerprint != towers.fingerprint:
-        reason: str | None = f"it is of another embedding space, {published.fingerprint}"
+        reason: str | None = f"it has another embedding space, {published.fingerprint}"
     elif former:
         reason = _former_difference(published, repository, towers, expected)
     else:
@@ -61,19 +60,19 @@ def kept_variants(published: Manifest | None, repository: Path, towers: Towers, 
 def _former_difference(
     published: Manifest, repository: Path, towers: Towers, expected: Expected
 ) -> str | None:
-    """Reason why a former export is not proven to be of the new one's space; ``None`` where it is."""
+    """Return why an export with a former fingerprint may differ in embedding space; None if proven equal."""
     unproven = f"its fingerprint, {published.fingerprint}, is of the former kind, and"
     settings = (published.text, published.image, published.dim, published.mrl_dims)
     if settings != (towers.text_preprocessing, towers.image_preprocessing, towers.dim, towers.mrl_dims):
-        return f"{unproven} its preprocessing or its widths are others"
+        return f"{unproven} its preprocessing or its dimensions differ"
     try:
         for variant in published.variants.values():
             tokenizer = json.loads((repository / variant.tokenizer).read_text(encoding="utf-8"))
             if tokenizer != json.loads(towers.tokenizer_json):
-                return f"{unproven} its tokenizer is another"
+                return f"{unproven} its tokenizer differs"
         probes = Probes.read(repository / published.name)
         if probes.fingerprint != published.fingerprint:
-            return f"{unproven} its probes are of another export"
+            return f"{unproven} its probes belong to another export"
         images = [decode(image, name=f"probe {i}") for i, image in enumerate(probes.images)]
         texts = towers.reference.embed_texts(probes.texts, probes.languages)
         largest = max(
@@ -81,7 +80,7 @@ def _former_difference(
             _largest(probes.image_vectors, towers.reference.embed_images(images)),
         )
     except (BabeltowerError, OSError, ValueError) as error:
-        return f"{unproven} its probes prove nothing ({error})"
+        return f"{unproven} its probes cannot be compared ({error})"
     if not largest <= _SAME:
         return f"{unproven} PyTorch's vectors of its probes differ by {largest:.1e}"
     return None
@@ -90,7 +89,7 @@ def _former_difference(
 def _difference_from_expected(
     published: Manifest, repository: Path, expected: Expected, dim: int
 ) -> str | None:
-    """Compare the probes that both exports have; equal fingerprints need no more."""
+    """Compare the probes common to both exports; None if they agree or none can be compared."""
     try:
         probes = Probes.read(repository / published.name)
     except ManifestError:

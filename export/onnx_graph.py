@@ -1,4 +1,4 @@
-"""A tower as an ONNX graph: dynamic batch and sequence, pinned opset and IR version, metadata inside."""
+"""Export a tower to ONNX with dynamic batch and sequence, pinned opset and IR version, and metadata."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from runtime.manifest import Modality
 __all__ = ["EXTERNAL_DATA_OVER_BYTES", "IR_VERSION", "OPSET", "input_names", "onnx_from_tower"]
 
 OPSET = 18
-"""The newest opset whose attention every engine reads well; 23 adds an Attention node that some refuse."""
+"""Newest opset that every engine handles well; 23 adds an Attention operator that some do not support."""
 
 IR_VERSION = 10
-"""Read by ONNX Runtime 1.19 (Triton 24.10) and everything since."""
+"""IR version supported since ONNX Runtime 1.19 (Triton 24.10)."""
 
 EXTERNAL_DATA_OVER_BYTES = 64 << 20
-"""Weights above this lie beside the graph: ONNX Runtime maps them (0.5 s and 0.6 GB against 4 s and 2 GB)."""
+"""Size above which weights go to an external file, which ONNX Runtime memory-maps: 0.5 s and 0.6 GB to
+open instead of 4 s and 2 GB."""
 
 
 def onnx_from_tower(
     towers: Towers, modality: Modality, path: Path, *, data_name: str, metadata: Mapping[str, str]
 ) -> None:
-    """Write a tower's graph to ``path`` and, where it is large, its weights beside it as ``data_name``.
+    """Write a tower's graph to ``path``; large weights go to the external data file ``data_name``.
 
     Inputs: ``input_ids`` and ``attention_mask`` int64 (batch, sequence), or ``pixels`` uint8
     (batch, 3, height, width). Outputs: ``vector`` float32 (batch, dim), then ``vector_R`` per MRL head.
 
     Raises:
-        ExportError: the exporter failed, or specialised a dimension that must stay dynamic.
+        ExportError: torch's exporter failed, or made a dynamic dimension static.
     """
     tower = towers.tower(modality)
     arguments, shapes = _example(towers, modality)
@@ -57,13 +58,13 @@ def onnx_from_tower(
                 dynamic_shapes=shapes,
                 optimize=True,
             )
-    except Exception as error:  # torch.export has no common root for its failures
+    except Exception as error:  # torch.export's exceptions have no common base class
         raise ExportError(
             f"torch could not export the {modality.value} tower of {towers.architecture}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     if program is None:
-        raise ExportError(f"torch exported no program for the {modality.value} tower.")
+        raise ExportError(f"torch.onnx.export returned no program for the {modality.value} tower.")
     model = program.model
     _settle(model, towers, modality, metadata)
     large = _weight_bytes(tower) > EXTERNAL_DATA_OVER_BYTES
@@ -71,7 +72,7 @@ def onnx_from_tower(
 
 
 def input_names(modality: Modality) -> tuple[str, ...]:
-    """Names of a tower's inputs, in order."""
+    """Return the names of a tower's inputs, in order."""
     return ("input_ids", "attention_mask") if modality is Modality.TEXT else ("pixels",)
 
 
@@ -92,7 +93,7 @@ def _example(
 
 
 def _settle(model: onnx_ir.Model, towers: Towers, modality: Modality, metadata: Mapping[str, str]) -> None:
-    """Pin versions, drop tracing traces, name the dimensions, and check what must be dynamic."""
+    """Pin versions, clear tracing metadata, name nodes and dimensions; check that the batch is dynamic."""
     RemoveUnusedOpsetsPass()(model)
     found = model.opset_imports.get("", 0)
     if found != OPSET or len(model.opset_imports) != 1:
@@ -105,14 +106,14 @@ def _settle(model: onnx_ir.Model, towers: Towers, modality: Modality, metadata: 
     _name_nodes(model)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None or isinstance(value.shape[0], int):
-            raise ExportError(f"{value.name} has shape {value.shape}: the batch must stay dynamic.")
+            raise ExportError(f"{value.name} has shape {value.shape}; its batch dimension must be dynamic.")
     for value, dim in zip(model.graph.outputs, towers.dims, strict=True):
         value.shape = onnx_ir.Shape(["batch", dim])
         value.dtype = onnx_ir.DataType.FLOAT
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:
-    """Call each node by its module (``encoder.blocks.3.attention.query/MatMul``); drop stack traces."""
+    """Name each node after its module (``encoder.blocks.3.attention.query/MatMul``); drop stack traces."""
     taken: Counter[str] = Counter()
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -130,7 +131,7 @@ def _weight_bytes(tower: TextTowerModule | ImageTowerModule) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's progress and deprecation notices say nothing to a user; its failures are raised."""
+    """Silence the exporter's progress output and deprecation warnings; its errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model of a Triton repository: written beside, compared with PyTorch, renamed."""
+"""Export a checkpoint to a Triton model repository: write to staging, check parity, publish."""
 
 from __future__ import annotations
 
@@ -77,26 +77,27 @@ _REPORTED = (
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
-    """Report no progress."""
+    """Ignore progress reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How to export.
+    """Export settings.
 
     Attributes:
-        forms: Variants to make; FP32 for every engine that is installed, if empty.
-        replace: Allow existing variants of that name to be replaced.
-        texts_per_language: Names that each language's probes are made of, eight at most.
-        captions_per_language: Captions that the retrieval gate asks in each language, drawn with a fixed
-            seed; ``None`` for all of them. 0 measures no retrieval, which FP32 alone can do without: its
-            vectors themselves are held to 1e-5.
-        retrieval_set: What the gate retrieves in; the project's own samples if ``None``.
-        calibration: Parquet file or folder of images; the samples' training split if ``None``.
-        recipes: How each tower is quantised; the engine's default where there is none.
-        reference: What PyTorch makes of the retrieval set, if that was measured before.
-        accept_drop: Share of recall that may be lost beyond a precision's own limits; it is recorded.
-        threads: Of one run; ``None`` takes every core.
+        forms: Variants to export; if empty, FP32 for all installed engines.
+        replace: Allow existing variants to be replaced.
+        texts_per_language: Probe texts per language, eight at most.
+        captions_per_language: Query captions per language for the retrieval gate, sampled with a fixed
+            seed; None for all. 0 skips retrieval, which is allowed for FP32 only, as its vectors must
+            agree to 1e-5.
+        retrieval_set: Retrieval set of the gate; the project's samples if None.
+        calibration: Parquet file or image folder; the samples' training split if None.
+        calibration_size: Number of calibration texts and images, and the random seed.
+        recipes: Quantization recipe by tower; the engine's default where missing.
+        reference: PyTorch's results on the retrieval set, if already measured.
+        accept_drop: Recall drop, as a share, to accept beyond a precision's own limits; recorded.
+        threads: Threads per run; None uses all cores.
     """
 
     forms: tuple[Form, ...] = ()
@@ -115,18 +116,18 @@ class ExportOptions:
         lower = [form.key for form in self.forms if form.precision is not Precision.FP32]
         if self.captions_per_language == 0 and lower:
             raise ExportError(
-                f"{lower[0]} is judged by its retrieval; captions_per_language=0 would measure none."
+                f"{lower[0]} needs a retrieval check, which captions_per_language=0 disables; pass 1 or more."
             )
         if self.accept_drop is not None and not 0 < self.accept_drop < 1:
-            raise ExportError(f"A drop of {self.accept_drop} cannot be accepted; expected a share, 0 to 1.")
+            raise ExportError(f"accept_drop {self.accept_drop} is out of range; expected a share, 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published: its path, its manifest, each variant's parity, the seconds each step took.
+    """Published model: path, manifest, parity by variant, and seconds by step.
 
-    ``dropped`` are variants of an earlier export that were removed, since they are not proven to embed into
-    the same space, each with the reason.
+    ``dropped`` gives the removed variants of an earlier export, which are not proven to have the same
+    embedding space, each with the reason.
     """
 
     model: Path
@@ -146,21 +147,21 @@ def repository_from_checkpoint(
     options: ExportOptions | None = None,
     progress: Progress = _silent,
 ) -> Export:
-    """Export both towers, compare them with PyTorch, publish REPOSITORY/NAME.
+    """Export both towers, check parity with PyTorch and publish REPOSITORY/NAME.
+
+    The repository is changed only by renames, after all checks, so it is never half-written.
 
     Args:
         checkpoint: Folder, ``.ckpt`` file or hub name.
-        name: The checkpoint's own name by default.
-        base: The checkpoint below a LoRA adapter.
-        context_length: Longest text in tokens; the family's own by default.
+        name: Name of the model; the checkpoint's name by default.
+        base: Base checkpoint of a LoRA adapter.
+        context_length: Maximum text length in tokens; the family's own by default.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read faithfully.
+        CheckpointError: the checkpoint cannot be read exactly.
         ExportError: the name is taken, the disk is full, or a graph could not be written.
-        ParityError: a variant does not agree with PyTorch. It is not published and its report is kept as
-            ``REPOSITORY/NAME.VARIANT.refused.json``; other variants of the call are.
-
-    Nothing is left half-written: the repository changes by renames, after everything was checked.
+        ParityError: a variant does not agree with PyTorch. It is not published, and its report is written to
+            ``REPOSITORY/NAME.VARIANT.refused.json``; the other variants are published.
     """
     name = name or name_of_checkpoint(checkpoint)
     options = _with_forms(options or ExportOptions())
@@ -181,7 +182,7 @@ def repository_from_towers(
     options: ExportOptions | None = None,
     progress: Progress = _silent,
 ) -> Export:
-    """Publish towers that were read before; see ``repository_from_checkpoint``."""
+    """Export and publish loaded towers; see ``repository_from_checkpoint``."""
     repository, options = Path(repository), _with_forms(options or ExportOptions())
     require_free(repository, name, options)
     with staging(repository) as stage:
@@ -209,7 +210,7 @@ def repository_for_timing(towers: Towers, repository: Path, *, name: str, form: 
 
 @dataclass(slots=True)
 class _Run:
-    """One export under way: what its variants share is made once."""
+    """State of one export; data shared by its variants is computed once."""
 
     towers: Towers
     repository: Path
@@ -237,7 +238,7 @@ class _Run:
             for form in self.options.forms:
                 report = self._variant(form, sources, calibration, expected, gate)
                 (refused if report.violations() else reports)[form.key] = report
-        finally:  # what is published is published wholly, also where a later form fails
+        finally:  # complete the published variants even if a later one fails
             if reports:
                 with self._timed("front ends"):
                     self._front_ends(first=next(iter(reports)))
@@ -253,16 +254,16 @@ class _Run:
         )
 
     def _dropped(self) -> dict[str, str]:
-        """Remove towers that are not listed any more; each variant, or folder of none, with the reason."""
+        """Remove unlisted towers; return the reason by variant, or by folder if it belongs to no variant."""
         removed = remove_unlisted(self.stage, self.repository, Manifest.read(self.repository / self.name))
         dropped = {key: why for key, why in self.kept.dropped.items() if key not in self.variants}
         known = {tower_folder_name(self.name, modality, key) for key in dropped for modality in Modality}
         return {**dropped, **{name: "no manifest lists it" for name in removed if name not in known}}
 
     def _front_ends(self, *, first: str) -> None:
-        """Write the front ends anew: for the variant that they served before, else for FP32, else the first.
+        """Rewrite the front ends for the variant served before, or else FP32, or else the first one.
 
-        A lower precision is served where somebody names it: ``babeltower frontends --variant``.
+        A lower precision is served only on request: ``babeltower frontends --variant``.
         """
         served = [front_ends.variant for front_ends in self.published.front_ends] if self.published else []
         variants = Manifest.read(self.repository / self.name).variants
@@ -271,7 +272,7 @@ class _Run:
         frontends_from_model(self.repository / self.name, variant=variant)
 
     def sources(self) -> Iterator[tuple[Modality, Path]]:
-        """The FP32 graphs, which every variant is made from."""
+        """Export the FP32 graphs, the source of all variants."""
         for modality in Modality:
             folder = tower_folder_name(self.name, modality, FP32.key)
             graph = self.stage / "sources" / folder / "model.onnx"
@@ -322,7 +323,7 @@ class _Run:
         expected: Expected,
         gate: GateReference | None,
     ) -> ParityReport:
-        """Write, measure and, where the limits hold, publish one variant."""
+        """Write and measure one variant, and publish it if the limits hold."""
         with self._timed(f"{form.key} graphs"):
             draft = self.draft(form, sources, calibration)
         manifest_path(self.stage / self.name).write_text(
@@ -416,7 +417,7 @@ class _Run:
     def _refusal(
         self, refused: Mapping[str, ParityReport], *, published: Sequence[str], dropped: Mapping[str, str]
     ) -> str:
-        """Keep the reports, and say what is in them."""
+        """Write the reports of refused variants and return the error message."""
         lines = []
         for key, report in refused.items():
             path = self.repository / f"{self.name}.{key}.refused.json"
@@ -430,11 +431,11 @@ class _Run:
             violations = report.violations()
             lines.append(
                 f"{self.name} in {key} does not agree with PyTorch and was not published: "
-                f"{'; '.join(violations[:6])} ({len(violations)} limits broken; all of them in {path})."
-                + (f" R@1 fell most in {'; '.join(worst)}." if worst else "")
+                f"{'; '.join(violations[:6])} ({len(violations)} limits violated; full report in {path})."
+                + (f" Largest drops of R@1: {'; '.join(worst)}." if worst else "")
             )
         if published:
-            lines.append(f"Published were {', '.join(published)}.")
+            lines.append(f"Published variants: {', '.join(published)}.")
         lines += [f"The earlier {key} was removed: {why}." for key, why in dropped.items()]
         return " ".join(lines)
 
@@ -446,15 +447,15 @@ class _Run:
 
 
 def installed_engines() -> tuple[Engine, ...]:
-    """Every engine that is installed here: each is measured, since each may serve.
+    """Return all installed engines; each is measured, since any of them may serve the model.
 
-    TensorRT counts where its library is; whether a GPU is there too, a form of it finds out.
+    TensorRT is included if its library is installed; GPU availability is checked by its variants.
     """
     return tuple(engine for engine in Engine if importlib.util.find_spec(engine.value) is not None)
 
 
 def _with_forms(options: ExportOptions) -> ExportOptions:
-    """The options with their default spelt out."""
+    """Fill in the default variants."""
     if options.forms:
         return options
     able = tuple(engine for engine in FP32.opened_by if engine in installed_engines())
@@ -462,18 +463,18 @@ def _with_forms(options: ExportOptions) -> ExportOptions:
 
 
 def require_free(repository: Path, name: str, options: ExportOptions) -> None:
-    """Let a name and what shall become of it pass or not, before any work.
+    """Check that the name is valid and the variants are free, before any work.
 
     Raises:
-        ExportError: the repository holds one of the variants, and it may not be replaced.
-        ManifestError: the name cannot be a model's, or its manifest is malformed.
-        EngineError: a form cannot be made or measured on this machine.
+        ExportError: the repository already has one of the variants, and ``replace`` is not set.
+        ManifestError: the name is not a valid model name, or its manifest is malformed.
+        EngineError: a variant cannot be built or measured on this machine.
     """
     require_name(name)
     for form in options.forms:
         form.require_here()
     if repository.exists() and not repository.is_dir():
-        raise ExportError(f"{repository} is a file; a repository is a folder.")
+        raise ExportError(f"{repository} is a file; pass a folder for the repository.")
     published = _published(repository, name, replace=options.replace)
     taken = [form.key for form in options.forms if published and form.key in published.variants]
     if taken and not options.replace:
@@ -483,7 +484,7 @@ def require_free(repository: Path, name: str, options: ExportOptions) -> None:
 
 
 def _published(repository: Path, name: str, *, replace: bool) -> Manifest | None:
-    """The manifest that is there already, if any; a malformed one counts as none where it is replaced."""
+    """Read the existing manifest, if any; ignore a malformed one if it will be replaced."""
     if not manifest_path(repository / name).is_file():
         return None
     try:
@@ -503,7 +504,7 @@ def _versions() -> dict[str, str]:
 
 
 def name_of_checkpoint(checkpoint: str | Path) -> str:
-    """What a model is called that was given no name: as its folder or file, fit for a repository."""
+    """Derive a valid model name from the checkpoint's folder or file name."""
     path = Path(str(checkpoint))
     stem = path.stem if path.suffix == ".ckpt" else path.resolve().name
     return re.sub(r"[^A-Za-z0-9._-]", "-", stem)

@@ -1,8 +1,8 @@
-"""What every checkpoint becomes: two modules that go from integers to unit vectors.
+"""Text and image towers: modules that map integer inputs to unit vectors.
 
-``TextTowerModule`` takes token ids and their mask, ``ImageTowerModule`` uint8 pixels; pooling, projection,
-MRL heads, pixel normalisation and the final L2 normalisation (in FP32) are inside, so nothing is left for a
-client to get wrong.
+``TextTowerModule`` takes token ids and their mask, ``ImageTowerModule`` uint8 pixels. Pooling, projection,
+MRL heads, pixel normalisation and the final L2 normalisation (in FP32) are part of the modules, so that
+clients cannot get them wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Int = NDArray[np.int64]
 
 
 class MrlHeads(nn.Module):
-    """One linear head per embedding width, on the embedding before it is normalised.
+    """Matryoshka (MRL) heads: one linear layer per width, applied to the embedding before normalisation.
 
     Source: ``MatryoshkaLayer`` in the published ``nllb_mrl.py``: ``nn.Linear(width, r)`` with bias, shared
     by both towers, normalised afterwards.
@@ -39,26 +39,26 @@ class MrlHeads(nn.Module):
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Widths of the heads, rising."""
+        """Widths of the heads, ascending."""
         return tuple(int(dim) for dim in self.heads)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """(batch, width) → one unit (batch, r) per head, widths rising."""
+        """Apply the heads: (batch, width) → unit vectors (batch, r) per head, by ascending width."""
         return tuple(unit(head(features)) for head in self.heads.values())
 
 
 class TextTowerModule(nn.Module):
-    """int64 ids and mask (batch, tokens) → float32 unit vectors (batch, dim), then one per MRL head."""
+    """Text tower: int64 ids and mask (batch, tokens) → unit float32 (batch, dim), then one per MRL head."""
 
     def __init__(
         self, encoder: nn.Module, pool: nn.Module, heads: MrlHeads, *, hidden_id: int | None = None
     ) -> None:
-        """``hidden_id`` is masked wherever it stands: open_clip hides a "<pad>" that a text spells out."""
+        """Create a tower; ``hidden_id`` is masked everywhere, as open_clip does for a "<pad>" in a text."""
         super().__init__()
         self.encoder, self.pool, self.heads, self.hidden_id = encoder, pool, heads, hidden_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Embed padded token rows."""
+        """Embed padded token ids."""
         if self.hidden_id is not None:
             attention_mask = attention_mask * (input_ids != self.hidden_id).to(attention_mask.dtype)
         features = self.pool(self.encoder(input_ids, attention_mask), attention_mask)
@@ -66,7 +66,7 @@ class TextTowerModule(nn.Module):
 
 
 class ImageTowerModule(nn.Module):
-    """uint8 pixels (batch, 3, height, width) → float32 unit vectors (batch, dim), then one per MRL head."""
+    """Image tower: uint8 (batch, 3, height, width) → unit float32 (batch, dim), then one per MRL head."""
 
     scale: Tensor
     shift: Tensor
@@ -89,34 +89,34 @@ class ImageTowerModule(nn.Module):
 
 
 class Reference(Protocol):
-    """The family's own library, unmodified: what parity is measured against."""
+    """Parity reference: the family's own library, unmodified."""
 
     def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
-        """int64 (texts, context): the library's tokenizer, padded to the context length."""
+        """Tokenize with the library, padded to the context length: int64 (texts, context)."""
 
     def text_vectors(self, ids: Int) -> dict[int, Float]:
-        """Padded int64 ids (texts, any length) → unit float32 (texts, dim), by dim."""
+        """Embed padded int64 ids (texts, any length) to unit float32 (texts, dim), keyed by dim."""
 
     def pixels(self, image: Image.Image) -> Float:
-        """The library's preprocessing: float32 (3, height, width), normalised."""
+        """Preprocess an image with the library: normalised float32 (3, height, width)."""
 
     def image_vectors(self, pixels: Float) -> dict[int, Float]:
-        """float32 (images, 3, height, width) → unit float32 (images, dim), by dim."""
+        """Embed float32 pixels (images, 3, height, width) to unit float32 (images, dim), keyed by dim."""
 
     def embed_texts(self, texts: Sequence[str], languages: Sequence[str | None]) -> Float:
-        """Unit float32 (texts, dim), as a user of the library would get them."""
+        """Embed texts to unit float32 (texts, dim), as a user of the library would."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> Float:
-        """Unit float32 (images, dim), as a user of the library would get them."""
+        """Embed images to unit float32 (images, dim), as a user of the library would."""
 
 
 @dataclass(frozen=True, slots=True)
 class Towers:
-    """A checkpoint, read: both towers, how to feed them, and the library's own model beside them.
+    """Loaded checkpoint: both towers, their preprocessing, and the library's model as reference.
 
     ``tokenizer_json`` is the text of a ``tokenizers`` file; ``languages`` are FLORES-200 codes.
-    ``source`` records where the weights came from. ``fingerprint`` is empty until
-    ``export.fingerprint.fingerprints.with_fingerprint`` has computed it.
+    ``source`` records the origin of the weights. ``fingerprint`` is empty until
+    ``export.fingerprint.fingerprints.with_fingerprint`` computes it.
     """
 
     family: str
@@ -138,37 +138,37 @@ class Towers:
         longest = n_positions - self.text_preprocessing.pad_id - 1
         if self.text_preprocessing.context_length > longest:
             raise CheckpointError(
-                f"A context length of {self.text_preprocessing.context_length} tokens is asked for; "
-                f"this text tower has positions for {longest}."
+                f"Context length {self.text_preprocessing.context_length} is too large: this text tower has "
+                f"positions for {longest} tokens. Pass a smaller one."
             )
 
     @property
     def mrl_dims(self) -> tuple[int, ...]:
-        """Widths of the MRL heads, rising; empty without heads."""
+        """Widths of the MRL heads, ascending; empty without heads."""
         return self.text.heads.dims
 
     @property
     def n_tokens(self) -> int:
-        """Rows of the embedding table."""
+        """Number of rows of the embedding table."""
         return int(self.text.encoder.get_submodule("tokens").get_parameter("weight").shape[0])
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The full width, then the MRL heads': the order of a tower's outputs."""
+        """Output widths in the order of a tower's outputs: the full width, then the MRL heads'."""
         return (self.dim, *self.mrl_dims)
 
     def tower(self, modality: Modality) -> TextTowerModule | ImageTowerModule:
-        """The tower of a modality."""
+        """Return the tower of a modality."""
         return self.text if modality is Modality.TEXT else self.image
 
 
 def output_name(dim: int, full_dim: int) -> str:
-    """Name of a graph output: ``vector`` for the full width, ``vector_64`` for an MRL head."""
+    """Return the name of a graph output: ``vector`` for the full width, ``vector_64`` for an MRL head."""
     return "vector" if dim == full_dim else f"vector_{dim}"
 
 
 def unit(features: Tensor) -> Tensor:
-    """L2-normalise in FP32: a norm taken in BF16 is off by up to 0.3%."""
+    """L2-normalise in FP32, since a norm computed in BF16 is off by up to 0.3%."""
     features = features.to(torch.float32)
     norm: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     return features / norm.clamp_min(1e-12)

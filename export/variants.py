@@ -1,7 +1,7 @@
-"""FP32 graph → the graph of a variant: which forms there are, which engines open them, how each is made.
+"""Registry of variant forms: precision, supported engines, and conversion from the FP32 graph.
 
-A new form is a row in ``FORMS``. A form that is made for one engine alone carries its name; ``key`` is what
-``runtime.manifest`` calls the variant.
+To add a form, add a row to ``FORMS``. A form for a single engine has the engine's name in its ``key``, which
+is the name of the variant in ``runtime.manifest``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ __all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A kind of variant.
+    """Form of a variant: precision and engine.
 
     Attributes:
-        engine: The one engine that the graphs are made for; ``None`` where they are made for any.
-        opened_by: Engines that may open the variant.
-        make: Writes a tower's graph and says how, in plain values.
-        require: Raises where the form cannot be made on this machine; see ``require_here``.
+        engine: Engine that the graphs are built for; None if they are for any engine.
+        opened_by: Engines that can open the variant.
+        make: Function that writes a tower's graph and returns its recipe as plain values.
+        needs_calibration: A calibration set is required.
+        require: Function that raises if the form cannot be built on this machine; see ``require_here``.
     """
 
     precision: Precision
@@ -46,14 +47,14 @@ class Form:
 
     @property
     def key(self) -> str:
-        """What the manifest calls the variant."""
+        """Name of the variant in the manifest."""
         return variant_name(self.precision, None if self.engine is None else self.engine.value)
 
     def require_here(self) -> None:
-        """Check, before any work, that this machine can make the form and measure it on every engine.
+        """Check, before any work, that this machine can build the form and measure it on all its engines.
 
         Raises:
-            EngineError: it cannot; the message names the processor and what to use instead.
+            EngineError: it cannot; the message names the processor and an alternative.
         """
         if self.require is not None:
             self.require()
@@ -65,19 +66,19 @@ class Form:
 def forms_for(
     precisions: Sequence[Precision], engines: Sequence[Engine], *, installed: Sequence[Engine]
 ) -> tuple[Form, ...]:
-    """The forms of some precisions for some engines.
+    """Return the forms of the given precisions for the given engines.
 
     Args:
-        engines: All that are installed and have a form of the precision, if empty.
-        installed: Engines that can be measured here; nothing is published that was not measured.
+        engines: Requested engines; if empty, all installed ones that have a form of the precision.
+        installed: Engines that can be measured here; unmeasured variants are not published.
 
     Raises:
-        ExportError: no form of a precision is for the engines asked, or the engine is not installed.
+        ExportError: a precision has no form for the requested engines, or an engine is not installed.
     """
     if missing := [engine.value for engine in engines if engine not in installed]:
         raise ExportError(
-            f"Engine {missing[0]} is not installed here, so a variant for it could not be compared with "
-            f"PyTorch. Install it, or name one of {[engine.value for engine in installed]}."
+            f"Engine {missing[0]} is not installed, so a variant for it cannot be compared with PyTorch. "
+            f"Install it, or choose one of {[engine.value for engine in installed]}."
         )
     wanted = engines or installed
     chosen: list[Form] = []
@@ -91,7 +92,7 @@ def forms_for(
         if not possible:
             able = sorted({engine.value for form in of_precision for engine in form.opened_by})
             raise ExportError(
-                f"{precision.value} has no form for {[engine.value for engine in wanted]}; it has forms for "
+                f"{precision.value} is not supported on {[engine.value for engine in wanted]}, only on "
                 f"{able}. Install one of these, or choose another precision."
             )
         chosen += possible
@@ -99,10 +100,10 @@ def forms_for(
 
 
 def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str, str]]:
-    """Split forms into those that this machine can make and measure, and the others.
+    """Split forms into those that this machine can build and measure, and the others.
 
     Returns:
-        The possible forms, in order, and for each of the others its key and the reason.
+        The possible forms, in order, and the reason for each of the others, by key.
     """
     possible, refused = [], {}
     for form in forms:
@@ -116,7 +117,7 @@ def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str
 
 
 def _fp32(request: GraphRequest) -> dict[str, Any]:
-    """The source itself."""
+    """Copy the source graph."""
     copy_graph(request.source, request.target)
     return {}
 
@@ -186,7 +187,7 @@ def _tensorrt(precision: Precision) -> Form:
 
 def _calibration(request: GraphRequest) -> CalibrationSet:
     if request.calibration is None:
-        raise ExportError("This form is calibrated, and no calibration set was given.")
+        raise ExportError("This variant needs a calibration set, but none was given. Pass one.")
     return request.calibration
 
 
@@ -196,7 +197,7 @@ FP32 = Form(Precision.FP32, None, _CPU, _fp32)
 
 FORMS: tuple[Form, ...] = (
     FP32,
-    # OpenVINO computes in fp16 on GPUs alone, and offers it on no CPU that was seen.
+    # OpenVINO computes in fp16 only on GPUs; no CPU tested supports it.
     Form(Precision.FP16, None, (Engine.ONNXRUNTIME,), _fp16, needs_calibration=True),
     Form(Precision.BF16, Engine.OPENVINO, (Engine.OPENVINO,), _bf16),
     Form(

@@ -42,7 +42,9 @@ Listed = TypeVar("Listed", TowerFiles, FrontEnds)
 
 @contextlib.contextmanager
 def staging(repository: Path) -> Iterator[Path]:
-    """A folder on the repository's disk, beside it where possible: Triton takes all inside for models.
+    """Create a staging folder on the repository's disk; removed at the end.
+
+    It lies beside the repository if possible, since Triton treats every folder inside as a model.
 
     Raises:
         ExportError: the repository cannot be written, or the disk is full.
@@ -56,7 +58,9 @@ def staging(repository: Path) -> Iterator[Path]:
             tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=parent if beside else repository)
         )
     except OSError as error:
-        raise ExportError(f"{repository} cannot be written: {error}.") from error
+        raise ExportError(
+            f"{repository} cannot be written: {error}. Check its permissions, or choose another folder."
+        ) from error
     try:
         yield stage
     except BabeltowerError:
@@ -64,7 +68,7 @@ def staging(repository: Path) -> Iterator[Path]:
     except OSError as error:
         free = shutil.disk_usage(repository).free
         raise ExportError(
-            f"Writing to {repository} failed: {error}. {free:,} bytes are free there. Nothing was published."
+            f"Writing to {repository} failed: {error}. It has {free:,} bytes free. Nothing was published."
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -73,7 +77,10 @@ def staging(repository: Path) -> Iterator[Path]:
 
 
 def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant) -> None:
-    """Rename a variant's towers and probes in, then the manifest: its readers find all that it lists."""
+    """Rename a variant's towers and probes into the repository, and the manifest last.
+
+    Readers of the manifest thus always find the files that it lists.
+    """
     for tower in (variant.text, variant.image):
         target = repository / tower.model
         if target.exists():
@@ -85,12 +92,12 @@ def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant)
 
 
 def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[str]:
-    """Rename towers of the model that its manifest does not list into ``stage``: Triton would load them.
+    """Move towers that the model's manifest does not list to ``stage``, so that Triton does not load them.
 
-    Done last, once nothing refers to them; what a killed export left is removed by the next one.
+    Call this last, when nothing refers to them. It also removes leftovers of an interrupted export.
 
     Returns:
-        Names of the folders.
+        Names of the removed folders.
     """
     listed = {
         tower.model

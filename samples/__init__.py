@@ -1,1 +1,1 @@
-"""Sample data and sample checkpoints: small, real, and in the on-disk formats of the three families."""
+"""Sample data and small trained checkpoints in the on-disk formats of the three families."""

@@ -1,8 +1,8 @@
-"""Build ``samples/emoji``: emoji names in 106 languages, two vendors' drawings; from npm packages.
+"""Build ``samples/emoji`` from npm packages: emoji names in 106 languages and two vendors' drawings.
 
     python -m samples.build [--npm-folder FOLDER]
 
-Deterministic for given package versions and a given Pillow and pyarrow.
+The output is deterministic for given versions of the packages, Pillow and pyarrow.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ N_COLOURS = 255
 
 
 def main() -> None:
-    """Parse the command line and build."""
+    """Parse the command line and build the sample data."""
     parser = argparse.ArgumentParser(description="Build samples/emoji from npm packages.")
     parser.add_argument(
-        "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it"
+        "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are downloaded into it"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "emoji")
     arguments = parser.parse_args()
@@ -52,13 +52,13 @@ def main() -> None:
 
 
 def build(npm_folder: Path, out: Path) -> None:
-    """Write captions, training drawings, gallery and provenance into ``out``."""
+    """Write captions, training drawings, gallery and provenance to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     train, gallery = EmojiDatasource(NOTO, npm_folder), EmojiDatasource(TWEMOJI, npm_folder)
     emoji = train.emoji
     if [one.text for one in emoji] != [one.text for one in gallery.emoji] or len(emoji) != N_EMOJI:
         raise ValueError(
-            f"The two vendors must draw the same {N_EMOJI} emoji; got {len(emoji)}, {len(gallery.emoji)}"
+            f"The two vendors must have the same {N_EMOJI} emoji; found {len(emoji)} and {len(gallery.emoji)}"
         )
     names = names_from_cldr(npm_folder)
     captions = captions_from_names(emoji, names, selected_languages(emoji, names))
@@ -72,10 +72,10 @@ def build(npm_folder: Path, out: Path) -> None:
 def selected_languages(
     emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]]
 ) -> list[tuple[str, str, str]]:
-    """(flores, bcp47, cldr) of the languages that name at least ``MIN_NAMES`` of the emoji, sorted by flores.
+    """Return (flores, bcp47, cldr) of languages with at least ``MIN_NAMES`` emoji names, sorted by flores.
 
-    A language is one row of the runtime's language table, which names one CLDR locale a row; regional locales
-    (``pt-PT``, ``es-MX``) only override a few names of their parent and are in no row.
+    A language is one row of the runtime's language table, which has one CLDR locale per row; regional locales
+    (``pt-PT``, ``es-MX``) only override a few names of their parent and have no row.
     """
     counts = {locale: sum(one.key in named for one in emoji) for locale, named in names.items()}
     n_locales = sum(count > 0 for count in counts.values())
@@ -98,7 +98,7 @@ def selected_languages(
 def captions_from_names(
     emoji: Sequence[Emoji], names: Mapping[str, Mapping[str, str]], languages: Sequence[tuple[str, str, str]]
 ) -> pa.Table:
-    """One row for each (language, emoji) with a name; languages by flores code, emoji in Unicode's order."""
+    """Build a table of one row per (language, emoji) with a name, by flores code and in Unicode order."""
     rows = [
         (one.text, flores, bcp47, names[cldr][one.key])
         for flores, bcp47, cldr in languages
@@ -110,7 +110,7 @@ def captions_from_names(
 
 
 def table_from_drawings(emoji: Sequence[Emoji], drawings: Mapping[str, Image.Image], vendor: str) -> pa.Table:
-    """One row an emoji, in Unicode's order, with its drawing as PNG bytes."""
+    """Build a table of one row per emoji, in Unicode order, with its drawing as PNG bytes."""
     return pa.table(
         {
             "emoji": [one.text for one in emoji],
@@ -123,14 +123,14 @@ def table_from_drawings(emoji: Sequence[Emoji], drawings: Mapping[str, Image.Ima
 
 
 def png_from_drawing(drawing: Image.Image) -> bytes:
-    """A palette PNG: 255 colours look the same on flat drawings and take a third less room."""
+    """Encode a palette PNG: 255 colours look the same on flat drawings and need a third less space."""
     encoded = io.BytesIO()
     drawing.quantize(N_COLOURS, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
     return encoded.getvalue()
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file beside ``path`` and rename it into place."""
+    """Write a Parquet file atomically, by renaming."""
     part = path.with_suffix(".part")
     text = [name for name in table.column_names if name != "image"]
     pq.write_table(table, part, compression="zstd", compression_level=19, use_dictionary=text)
@@ -138,7 +138,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def provenance(npm_folder: Path) -> str:
-    """JSON: each input package with its version, licence and the SHA-256 of its tarball."""
+    """Return JSON with the version, licence and SHA-256 of each input package's tarball."""
     packages = [
         {"name": p.name, "version": p.version, "licence": p.licence, "sha256": Tarball(p, npm_folder).sha256}
         for p in (CLDR, CLDR_DERIVED, NOTO, TWEMOJI)

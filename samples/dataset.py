@@ -1,6 +1,6 @@
 """Read the sample data: emoji names in 106 languages, drawings to train on, and a held-out gallery.
 
-Needs pyarrow and pillow only.
+Requires only pyarrow and pillow.
 
     from samples import dataset
     gallery = dataset.load_gallery()            # 1,911 drawings, never trained on
@@ -21,13 +21,13 @@ FOLDER = Path(__file__).resolve().parent / "emoji"
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One emoji's name in one language.
+    """Name of one emoji in one language.
 
     Attributes:
-        emoji: The characters; the key shared with ``Drawing``.
-        flores: Language as in FLORES-200, for example ``por_Latn``.
-        bcp47: Language as a BCP-47 tag, for example ``pt``.
-        text: The name.
+        emoji: Emoji characters; the key shared with ``Drawing``.
+        flores: FLORES-200 code of the language, for example ``por_Latn``.
+        bcp47: BCP-47 tag of the language, for example ``pt``.
+        text: Name of the emoji.
     """
 
     emoji: str
@@ -38,13 +38,13 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One vendor's drawing of one emoji.
+    """Drawing of one emoji by one vendor.
 
     Attributes:
-        code_points: Hexadecimal code points joined by ``-``: fit for a file name.
-        category: Unicode's group, for example ``Food & Drink``.
+        code_points: Hexadecimal code points joined by ``-``, usable as a file name.
+        category: Unicode group, for example ``Food & Drink``.
         vendor: ``noto`` (training) or ``twemoji`` (held out).
-        png: The encoded image, 64 × 64, on white, opaque.
+        png: Encoded image, 64 × 64, opaque on white.
     """
 
     emoji: str
@@ -59,34 +59,34 @@ class Drawing:
 
 
 def load_captions(flores: str | None = None) -> list[Caption]:
-    """Captions of one language, or of all: ordered by language, then as the drawings are ordered.
+    """Load the captions of one language or of all, sorted by language, then in the order of the drawings.
 
-    A few languages name fewer than all emoji, so join a caption to its drawing by ``emoji``, not by position.
+    Some languages lack names for a few emoji, so match captions and drawings by ``emoji``, not by position.
 
     Raises:
-        KeyError: no caption is in that language.
+        KeyError: there are no captions in that language.
     """
     filters = None if flores is None else [("flores", "=", flores)]
     columns = pq.read_table(FOLDER / "captions.parquet", filters=filters).to_pydict()
     rows = zip(columns["emoji"], columns["flores"], columns["bcp47"], columns["caption"], strict=True)
     captions = [Caption(*row) for row in rows]
     if not captions:
-        raise KeyError(f"No caption is in {flores!r}; the sample data has {languages()}")
+        raise KeyError(f"There are no captions in {flores!r}; the sample data has {languages()}")
     return captions
 
 
 def load_gallery() -> list[Drawing]:
-    """The 1,911 held-out drawings, in Unicode's order."""
+    """Load the 1,911 held-out drawings, in Unicode order."""
     return _load_drawings("gallery.parquet")
 
 
 def load_training_images() -> list[Drawing]:
-    """The 1,911 drawings that the sample checkpoints were trained on, in Unicode's order."""
+    """Load the 1,911 drawings that the sample checkpoints were trained on, in Unicode order."""
     return _load_drawings("train.parquet")
 
 
 def languages() -> list[str]:
-    """The 106 languages with captions, as sorted FLORES-style codes."""
+    """Return the 106 languages with captions, as sorted FLORES-200 codes."""
     column = pq.read_table(FOLDER / "captions.parquet", columns=["flores"])["flores"]
     return sorted(column.unique().to_pylist())
 

@@ -1,4 +1,4 @@
-"""Openly licensed drawings used for training only: fetched from npm when training runs, never committed.
+"""Openly licensed drawings for training only, downloaded from npm at training time and never committed.
 
 Microsoft Fluent (flat, colour, 3D; MIT), EmojiOne 2 (CC-BY-4.0), FxEmojis (Apache-2.0) and flag-icons (MIT).
 """
@@ -29,7 +29,7 @@ FLAGS = Package("@iconify-json/flag", "1.2.12", "MIT")
 
 @dataclass(frozen=True, slots=True)
 class IconSet:
-    """An Iconify package: icon names and the SVG bodies behind them."""
+    """Iconify package: SVG bodies by icon name."""
 
     icons: Mapping[str, Mapping[str, Any]]
     width: int
@@ -47,7 +47,7 @@ class IconSet:
 
 
 def icon_set(package: Package, folder: Path) -> IconSet:
-    """Read an Iconify package."""
+    """Read the icons of an Iconify package."""
     content = Tarball(package, folder).json("icons.json")
     return IconSet(content["icons"], content.get("width", 16), content.get("height", 16))
 
@@ -55,12 +55,12 @@ def icon_set(package: Package, folder: Path) -> IconSet:
 def extra_drawings(
     emoji: list[Emoji], english: Mapping[str, str], folder: Path
 ) -> Iterator[tuple[str, Image.Image]]:
-    """(``Emoji.text``, RGB 64 × 64 on white) for each drawing of every training-only vendor.
+    """Yield (``Emoji.text``, RGB 64 × 64 on white) for each drawing of every training-only vendor.
 
     Args:
-        emoji: The emoji wanted.
-        english: ``Emoji.key`` → English name; two packages name their icons so.
-        folder: Holds the npm tarballs.
+        emoji: Emoji to draw.
+        english: English name by ``Emoji.key``, from which two packages derive their icon names.
+        folder: Folder of the npm tarballs.
     """
     fluent_names = _fluent_names(folder)
     for package in (FLUENT_FLAT, FLUENT_COLOUR):
@@ -114,6 +114,6 @@ def _slug(name: str) -> str:
 
 
 def _flag_name(one: Emoji) -> str:
-    """``xx-4x3`` for a pair of regional indicators, else a name that no icon has."""
+    """Return ``xx-4x3`` for a pair of regional indicators, or else an empty name, which no icon has."""
     letters = one.key.translate(REGIONAL_INDICATORS)
     return f"{letters}-4x3" if len(letters) == 2 and letters.isascii() else ""

@@ -1,9 +1,9 @@
-"""Measure the sample checkpoints on the held-out gallery, through the families' own libraries only.
+"""Measure the sample checkpoints on the held-out gallery, using only the families' own libraries.
 
     python -m samples.evaluate [CHECKPOINT ...]
 
-For each language, its names of the emoji are the queries and the 1,911 held-out drawings the gallery. R@k
-is the share of names whose own emoji is among the k nearest drawings.
+For each language, the names of the emoji are the queries and the 1,911 held-out drawings the gallery. R@k is
+the share of names whose emoji is among the k nearest drawings.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ README_HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
-    """A checkpoint's two towers and its own preprocessing.
+    """Towers of a checkpoint with their preprocessing.
 
     Attributes:
-        images: Drawings → float32 (drawings, dim), not necessarily normalised.
-        texts: Names and their FLORES-style language → float32 (names, dim).
-        n_parameters: Of both towers.
+        images: Function from drawings to float32 (drawings, dim), not necessarily normalised.
+        texts: Function from names and their FLORES-200 language to float32 (names, dim).
+        n_parameters: Number of parameters of both towers.
     """
 
     images: Callable[[Sequence[dataset.Drawing]], Tensor]
@@ -74,7 +74,7 @@ def open_clip_encoders(folder: Path, adapter: Path | None = None) -> Encoders:
 
     def texts(names: Sequence[str], flores: str) -> Tensor:
         if hasattr(tokenizer.tokenizer, "src_lang"):
-            # Not open_clip's set_language: transformers 5 goes back to src_lang at every call.
+            # Not open_clip's set_language: transformers 5 resets to src_lang at every call.
             tokenizer.tokenizer.src_lang = flores
         ids = tokenizer(list(names))
         longest = int((ids != pad_id).sum(1).max())
@@ -113,12 +113,12 @@ def encoders(name: str) -> Encoders:
 
 
 def n_parameters(model: torch.nn.Module) -> int:
-    """Count of a model's parameters."""
+    """Count a model's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def matryoshka_heads(name: str) -> dict[int, tuple[Tensor, Tensor]]:
-    """Width → (weight, bias) of a checkpoint's MRL heads; empty where it has none."""
+    """Load (weight, bias) of a checkpoint's MRL heads by width; empty without heads."""
     path = FOLDER / name / "model.safetensors"
     config = json.loads((FOLDER / name / "config.json").read_text()) if path.exists() else {}
     tensors = load_file(path) if "mrl_resolutions" in config else {}
@@ -131,7 +131,7 @@ def matryoshka_heads(name: str) -> dict[int, tuple[Tensor, Tensor]]:
 
 @torch.inference_mode()
 def evaluate(name: str) -> dict[str, Any]:
-    """Figures of one checkpoint, as written to ``figures.json``."""
+    """Measure one checkpoint; return the figures for ``figures.json``."""
     towers, heads, gallery = encoders(name), matryoshka_heads(name), dataset.load_gallery()
     position = {one.emoji: index for index, one in enumerate(gallery)}
     drawn = torch.cat(
@@ -165,23 +165,23 @@ def evaluate(name: str) -> dict[str, Any]:
 
 
 def rank_of_own(texts: Tensor, images: Tensor, own: Tensor) -> Tensor:
-    """int64 (texts,): how many drawings are nearer to the text than its own emoji's drawing."""
+    """Rank each text's own drawing by the number of nearer drawings, int64 (texts,)."""
     cosines = torch.nn.functional.normalize(texts, dim=1) @ torch.nn.functional.normalize(images, dim=1).T
     return (cosines > cosines.gather(1, own[:, None])).sum(1)
 
 
 def recall(ranks: Tensor, k: int) -> float:
-    """Share of ranks below k."""
+    """Compute the share of ranks below k."""
     return round(float((ranks < k).float().mean()), 4)
 
 
 def mean_recall(ranks: Sequence[Tensor], k: int) -> float:
-    """Recall, mean over languages."""
+    """Compute recall at k, mean over languages."""
     return round(float(torch.stack([(one < k).float().mean() for one in ranks]).mean()), 4)
 
 
 def record(name: str, figures: dict[str, Any]) -> None:
-    """Write ``figures.json`` and the table in ``README.md`` with one checkpoint's figures renewed."""
+    """Update one checkpoint's figures in ``figures.json`` and ``README.md``."""
     path = FOLDER / "figures.json"
     known = {**(json.loads(path.read_text()) if path.exists() else {}), name: figures}
     known = {key: known[key] for key in NAMES if key in known}
@@ -190,7 +190,7 @@ def record(name: str, figures: dict[str, Any]) -> None:
 
 
 def readme_from_figures(figures: dict[str, dict[str, Any]]) -> str:
-    """Markdown table of the measured figures."""
+    """Render the measured figures as a Markdown table."""
     lines = [*README_HEAD]
     for name, one in figures.items():
         flores, worst = next(iter(one["worst_languages_recall_at_1"].items()))
@@ -211,12 +211,12 @@ def main() -> None:
     """Parse the command line, measure, print and record."""
     parser = argparse.ArgumentParser(description="Measure the sample checkpoints on the held-out gallery.")
     parser.add_argument(
-        "checkpoints", nargs="*", metavar="CHECKPOINT", help=f"among {', '.join(NAMES)}; all by default"
+        "checkpoints", nargs="*", metavar="CHECKPOINT", help=f"one of {', '.join(NAMES)}; all by default"
     )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    os.chdir(ROOT)  # the samples' open_clip configurations name their text model relative to it
+    os.chdir(ROOT)  # the samples' open_clip configurations refer to their text model relative to it
     for name in arguments.checkpoints or NAMES:
         figures = evaluate(name)
         print(f"{name}: {json.dumps(figures)}", flush=True)

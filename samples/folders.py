@@ -1,4 +1,4 @@
-"""Write checkpoint folders in the families' published formats, weights stored as float16."""
+"""Write checkpoint folders in the families' published formats, with float16 weights."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write beside and rename: a reader meets the old file or the new one."""
+    """Write a JSON file atomically, by renaming."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write float16 safetensors beside and rename."""
+    """Write float16 safetensors atomically, by renaming."""
     half = {name: tensor.detach().half().contiguous().clone() for name, tensor in tensors.items()}
     part = path.with_name(path.name + ".part")
     save_file(half, part, metadata={"format": "pt"})
@@ -46,7 +46,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def write_open_clip_skeleton(
     folder: Path, tokenizer_folder: Path, text_config: Any, config: Mapping[str, Any]
 ) -> None:
-    """Everything but the weights: tokenizer, text configuration, open_clip's configuration."""
+    """Write everything except the weights: tokenizer, text configuration, open_clip's configuration."""
     copy_tokenizer(tokenizer_folder, folder)
     if "timm_model_name" in config["model_cfg"]["vision_cfg"]:
         (folder / "timm").mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def write_open_clip_skeleton(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """``tokenizer.json`` alone: transformers reads no more, and the SentencePiece model would repeat it."""
+    """Copy the tokenizer without its SentencePiece model, which ``tokenizer.json`` makes redundant."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sentencepiece.bpe.model").unlink(missing_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -69,9 +69,9 @@ def write_open_clip_weights(model: CustomTextCLIP, folder: Path) -> None:
 
 
 def write_matryoshka(heads: MatryoshkaHeads, folder: Path) -> None:
-    """Add the MRL heads, and the keys by which the published folders describe them.
+    """Write the MRL heads and their configuration keys, as in the published folders.
 
-    A published folder repeats all weights in ``model.safetensors``; here they would double the folder's size.
+    A published folder repeats all weights in ``model.safetensors``; that would double the folder's size here.
     """
     path = folder / "config.json"
     described = {
@@ -89,7 +89,7 @@ def write_matryoshka(heads: MatryoshkaHeads, folder: Path) -> None:
 def write_altclip(
     model: AltCLIPModel, tokenizer: PreTrainedTokenizerBase, tokenizer_folder: Path, folder: Path
 ) -> None:
-    """Write a transformers folder: half-precision weights that load as float32."""
+    """Write a transformers folder with float16 weights that load as float32."""
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     model.to(torch.float16).save_pretrained(scratch)
@@ -112,7 +112,7 @@ def write_altclip(
 
 
 def write_adapter(model: PeftModel, base: str, folder: Path) -> None:
-    """Write a LoRA adapter as peft does, naming its base by a relative path."""
+    """Write a LoRA adapter as peft does, with a relative path to its base."""
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
@@ -123,7 +123,7 @@ def write_adapter(model: PeftModel, base: str, folder: Path) -> None:
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Move a folder's files over those of another."""
+    """Move a folder's files into another folder, replacing existing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(scratch.iterdir()):
         path.replace(folder / path.name)

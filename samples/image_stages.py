@@ -1,4 +1,4 @@
-"""Stages that train the two image towers, and the workplace where every stage leaves its result."""
+"""Training stages of the two image towers, and the work folder for intermediate results."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ CLIP_IMAGES = ImageSchedule(
 SIGLIP_IMAGES = ImageSchedule(
     0, 600, towers.IMAGE_SIDE, towers.HALF, towers.HALF, batch=128, learning_rate=7e-4
 )
-POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from nothing
+POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from random weights
 N_AUGMENTATIONS = 3
 N_FITTING_STEPS = 5000
 FITTING_SCALE = 10.0
-RESEMBLANCE = 10.0  # weight of the cosine to the teacher beside the cross-entropy
+RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Where intermediate results and npm tarballs lie."""
+    """Folders of intermediate results and npm tarballs."""
 
     folder: Path
     npm_folder: Path
 
     def tokenizer_folder(self, name: str) -> Path:
-        """Folder of the ``nllb`` or ``xlmr`` tokenizer."""
+        """Return the folder of the ``nllb`` or ``xlmr`` tokenizer."""
         return self.folder / "tokenizers" / name
 
     def save(self, content: object, name: str) -> None:
-        """Keep an intermediate result."""
+        """Save an intermediate result atomically."""
         part = self.folder / f"{name}.part"
         torch.save(content, part)
         part.replace(self.folder / f"{name}.pt")
 
     def image_tower(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
-        """(weights, prototypes) of the ``clip`` or ``siglip`` image tower."""
+        """Load (weights, prototypes) of the ``clip`` or ``siglip`` image tower."""
         state, prototypes, *_ = torch.load(self.folder / f"{name}.pt")
         return state, prototypes
 
 
 def train_clip_images(work: Workplace) -> None:
-    """Train the image tower that nllb-clip, capivara and altclip share."""
+    """Train the image tower shared by nllb-clip, capivara and altclip."""
     tower = _clip_tower()
 
     def drop_patches(share: float) -> None:
@@ -80,11 +80,11 @@ def train_clip_images(work: Workplace) -> None:
 
 
 def fitted_prototypes(tower: nn.Module, drawings: TrainingDrawings) -> Tensor:
-    """Unit float32 (classes, dim): what tells the finished tower's embeddings of training drawings apart.
+    """Fit prototypes, unit float32 (classes, dim), that classify the trained tower's embeddings.
 
-    The prototypes that were learned beside the tower fit its earlier states too, and the means of its
-    embeddings do not look at other emoji: both find fewer unseen drawings. A scale under the tower's own
-    keeps an emoji's neighbours near, so that a text that is somewhat off still finds it.
+    Prototypes learned together with the tower also fit its earlier states, and class means ignore other
+    emoji; both retrieve fewer unseen drawings. A logit scale below the tower's own keeps similar emoji close,
+    so that an inaccurate text embedding still retrieves the right one.
     """
     means, embeddings, classes = _embeddings_of_drawings(tower, drawings)
     fitted = nn.Parameter(means.clone())
@@ -102,7 +102,7 @@ def fitted_prototypes(tower: nn.Module, drawings: TrainingDrawings) -> Tensor:
 
 @torch.no_grad()
 def _embeddings_of_drawings(tower: nn.Module, drawings: TrainingDrawings) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit means (classes, dim), unit embeddings (rows, dim) of augmented drawings, their classes (rows,)."""
+    """Embed augmented drawings: unit class means (classes, dim), embeddings (rows, dim), classes (rows,)."""
     parts = list(zip(torch.split(drawings.pixels, 512), torch.split(drawings.classes, 512), strict=True))
     parts *= N_AUGMENTATIONS
     embeddings = torch.cat([unit(tower(augmented(pixels.float() / 255, CLIP_IMAGES))) for pixels, _ in parts])
@@ -112,10 +112,10 @@ def _embeddings_of_drawings(tower: nn.Module, drawings: TrainingDrawings) -> tup
 
 
 def train_siglip_images(work: Workplace) -> None:
-    """Turn the CLIP tower into a SigLIP one: its blocks, attention pooling instead of the class token.
+    """Train a SigLIP tower from the CLIP tower's blocks, with attention pooling instead of the class token.
 
-    The CLIP tower is the teacher. SigLIP's space is wider; the CLIP prototypes are laid into it by an
-    orthonormal map, so that a text tower moves over by the same map, untrained.
+    The CLIP tower is the teacher. SigLIP's space is wider; the CLIP prototypes are embedded in it by an
+    orthonormal map, so that a text tower can be moved to it by the same map without training.
     """
     teacher, drawings = _clip_tower(), load_training_drawings(work.npm_folder)
     state, prototypes = work.image_tower("clip")
@@ -155,10 +155,10 @@ def train_siglip_images(work: Workplace) -> None:
 
 @torch.no_grad()
 def siglip_from_clip(clip: VisionTransformer) -> nn.Module:
-    """A SigLIP tower that starts with a CLIP tower's patches, positions and blocks.
+    """Initialise a SigLIP tower with a CLIP tower's patches, positions and blocks.
 
-    CLIP normalises its pixels otherwise, which is folded into the patches, and its tokens once before the
-    blocks, which is folded into one factor.
+    CLIP's different pixel normalisation is folded into the patch embedding, and its layer norm before the
+    blocks is approximated by one factor.
     """
     trunk = towers.SIGLIP_TRUNK
     arguments = trunk["model_args"]
@@ -187,7 +187,7 @@ def siglip_from_clip(clip: VisionTransformer) -> nn.Module:
 
 
 def clip_from_siglip_pixels(pixels: Tensor) -> Tensor:
-    """Pixels normalised to ±1 → the same normalised as CLIP's."""
+    """Convert pixels normalised to ±1 to CLIP's normalisation."""
     mean, std = _clip_statistics()
     return (pixels * 0.5 + 0.5 - mean) / std
 

@@ -1,7 +1,7 @@
-"""Train an image tower to put every drawing of one emoji at that emoji's prototype, whoever drew it.
+"""Train an image tower to map all vendors' drawings of an emoji to that emoji's prototype.
 
 A contrastive loss against text barely learns from so few images. Classification against learned unit
-prototypes does; the text towers then learn towards the frozen prototypes.
+prototypes works; the text towers are then trained towards the frozen prototypes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from samples import dataset
 from samples.drawings import extra_drawings
 from samples.sources import NOTO, EmojiDatasource, names_from_cldr
 
-N_FLUENT_VARIANTS = 3  # one design in three renderings, so each counts a third
+N_FLUENT_VARIANTS = 3  # one design in three renderings, so each is weighted by a third
 LABEL_SMOOTHING = 0.1
 LOGIT_SCALE = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingDrawings:
-    """Every vendor's drawings except the held-out one's.
+    """Drawings of all vendors except the held-out one.
 
     Attributes:
         pixels: uint8 (drawings, 3, 64, 64).
-        classes: int64 (drawings,), index of the emoji in Unicode's order.
+        classes: int64 (drawings,), index of the emoji in Unicode order.
         n_classes: Number of emoji.
     """
 
@@ -44,13 +44,13 @@ class TrainingDrawings:
 
 @dataclass(frozen=True, slots=True)
 class ImageSchedule:
-    """How long and how fast an image tower trains.
+    """Training schedule of an image tower.
 
     Attributes:
-        n_masked_steps: Steps with half of the patches dropped, which both regularises and halves the cost.
-        n_full_steps: Last steps, on all patches, so that the tower meets what it will be served.
-        side: Pixels of the square input.
-        mean, std: Normalisation of each channel.
+        n_masked_steps: Steps with half of the patches dropped, which regularises and halves the cost.
+        n_full_steps: Final steps with all patches, as at inference.
+        side: Side of the square input in pixels.
+        mean, std: Normalisation per channel.
     """
 
     n_masked_steps: int
@@ -64,12 +64,12 @@ class ImageSchedule:
 
     @property
     def n_steps(self) -> int:
-        """All steps."""
+        """Total number of steps."""
         return self.n_masked_steps + self.n_full_steps
 
 
 def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
-    """Read the committed training vendor and rasterise the training-only ones."""
+    """Load the committed drawings and rasterise those of the training-only vendors."""
     emoji = EmojiDatasource(NOTO, npm_folder).emoji
     position = {one.text: index for index, one in enumerate(emoji)}
     pairs = [(one.emoji, one.image()) for one in dataset.load_training_images()]
@@ -79,7 +79,7 @@ def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
 
 
 def tensor_from_images(images: Sequence[Image.Image]) -> Tensor:
-    """uint8 (images, 3, height, width)."""
+    """Stack images to uint8 (images, 3, height, width)."""
     return (
         torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
     )
@@ -97,12 +97,12 @@ def train_image_tower(
     """Train ``tower`` and the prototypes together.
 
     Args:
-        tower: Float32 (rows, 3, side, side) → (rows, dim).
-        drop_patches: Sets the share of patches that the tower drops.
-        drawings: What to train on.
+        tower: Module from float32 (rows, 3, side, side) to (rows, dim).
+        drop_patches: Function that sets the share of patches that the tower drops.
+        drawings: Training data.
         schedule: Steps, rates and preprocessing.
-        prototypes: Initial float32 (classes, dim).
-        report: Called with the step and the current unit prototypes from time to time, at the end too.
+        prototypes: Initial prototypes, float32 (classes, dim).
+        report: Callback with the step and the current unit prototypes, called periodically and at the end.
     """
     learned = nn.Parameter(prototypes.clone())
     groups = parameter_groups(tower, learned, weight_decay=schedule.weight_decay)
@@ -116,7 +116,7 @@ def train_image_tower(
         set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, schedule.n_steps))
         rows = sampler.draw(schedule.batch)
         pixels = augmented(drawings.pixels[rows].float() / 255, schedule)
-        # The fused attention's bfloat16 gradient is several times slower than the plain one on a CPU.
+        # On a CPU, the bfloat16 gradient of fused attention is several times slower than the plain one.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(pixels)
         logits = LOGIT_SCALE * unit(embedding.float()) @ unit(learned).T
@@ -132,7 +132,7 @@ def train_image_tower(
 
 
 class ClassBalancedSampler:
-    """Draws emoji uniformly, then one of its drawings; the renderings of one design share one weight."""
+    """Sampler of emoji, uniformly, then of one drawing; renderings of one design share one weight."""
 
     def __init__(self, drawings: TrainingDrawings) -> None:
         self.n_classes = drawings.n_classes
@@ -142,7 +142,7 @@ class ClassBalancedSampler:
         self.queue = torch.empty(0, dtype=torch.int64)
 
     def draw(self, n_rows: int) -> Tensor:
-        """int64 (n_rows,) indices into the drawings."""
+        """Draw indices of drawings, int64 (n_rows,)."""
         while len(self.queue) < n_rows:
             self.queue = torch.cat([self.queue, torch.randperm(self.n_classes)])
         picked, self.queue = self.queue[:n_rows], self.queue[n_rows:]
@@ -156,26 +156,26 @@ class ClassBalancedSampler:
 
 
 def augmented(pixels: Tensor, schedule: ImageSchedule) -> Tensor:
-    """Random colour changes and affine maps, then normalisation.
+    """Apply random colour changes and affine maps, then normalise.
 
     Args:
         pixels: Float32 (rows, 3, height, width) in 0–1.
-        schedule: Says the side and the normalisation.
+        schedule: Schedule with the output side and the normalisation.
 
     Returns:
-        Float32 (rows, 3, side, side), normalised; white where nothing was drawn.
+        Float32 (rows, 3, side, side), normalised; white outside the drawing.
     """
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (schedule.mean, schedule.std))
     shape = [len(pixels), 3, schedule.side, schedule.side]
     grid = functional.affine_grid(random_affines(len(pixels)), shape, align_corners=False)
-    # Zeros are padded in, so white is moved to zero and back.
+    # grid_sample pads with zeros, so white is shifted to zero and back
     from_white = (random_colours(pixels) - 1) / std
     mode = "bicubic" if schedule.side == pixels.shape[-1] else "bilinear"
     return functional.grid_sample(from_white, grid, mode=mode, align_corners=False).add_((1 - mean) / std)
 
 
 def random_affines(n_rows: int) -> Tensor:
-    """Float32 (rows, 2, 3): rotation, scale, shear and shift; never mirrored, since left and right differ."""
+    """Draw affine maps, float32 (rows, 2, 3): rotation, scale, shear and shift, without mirroring."""
     angle = torch.randn(n_rows) * math.radians(8)
     scale = torch.exp(torch.randn(n_rows, 2) * 0.1 + 0.05)
     shear = torch.randn(n_rows) * 0.08
@@ -187,7 +187,7 @@ def random_affines(n_rows: int) -> Tensor:
 
 
 def random_colours(pixels: Tensor) -> Tensor:
-    """Mix channels, change contrast and brightness, and at times drop colour; same shape, 0–1."""
+    """Mix channels, change contrast and brightness, and occasionally remove colour; same shape, 0–1."""
     n_rows = len(pixels)
     mix = torch.eye(3) + torch.randn(n_rows, 3, 3) * 0.1
     mix = mix / mix.sum(2, keepdim=True)  # keeps white white
@@ -199,7 +199,7 @@ def random_colours(pixels: Tensor) -> Tensor:
 
 
 def parameter_groups(tower: nn.Module, *extra: nn.Parameter, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors and prototypes do not."""
+    """Group parameters: weight decay for matrices, none for vectors and prototypes."""
     parameters = list(tower.parameters())
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
@@ -210,7 +210,7 @@ def parameter_groups(tower: nn.Module, *extra: nn.Parameter, weight_decay: float
 
 
 def warm_cosine(step: int, n_steps: int, *, n_warm: int = 100) -> float:
-    """Factor of the learning rate: linear rise, then half a cosine down to nearly zero."""
+    """Return the learning rate factor: linear warm-up, then cosine decay to 0.01."""
     if step < n_warm:
         return (step + 1) / n_warm
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(1, n_steps - n_warm)))

@@ -1,9 +1,9 @@
-"""Build ``runtime/preprocessing/language_tags.json``, facts of CLDR and IANA from npm.
+"""Build ``runtime/preprocessing/language_tags.json`` from CLDR and IANA data in npm packages.
 
     python -m samples.languages [--npm-folder FOLDER]
 
-Kept is only what can decide or explain a row of ``runtime/preprocessing/languages.csv``; run it again when a
-row is added.
+Only entries relevant to rows of ``runtime/preprocessing/languages.csv`` are kept; run it again when a row is
+added.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TAGS = LANGUAGES.with_name("language_tags.json")
 
 
 def main() -> None:
-    """Parse the command line and build."""
+    """Parse the command line and build the file."""
     parser = argparse.ArgumentParser(description="Build the file of language tags from npm packages.")
     parser.add_argument(
-        "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are fetched into it"
+        "--npm-folder", type=Path, help="folder of npm tarballs; missing ones are downloaded into it"
     )
     parser.add_argument("--out", type=Path, default=TAGS)
     arguments = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
-    """Aliases, likely scripts, macrolanguages, country codes and assigned codes.
+    """Collect aliases, likely scripts, macrolanguages, country codes and assigned codes.
 
     - ``sources``: the packages, their versions and licences
     - ``aliases``: code → CLDR's code of the same language; ``no-bok`` → ``nb``, ``por`` → ``pt``
@@ -50,8 +50,8 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
     - ``regions``: region → the regions that replace it; ``TWN`` → ``TW``, ``YU`` → ``RS ME``
     - ``likely``: language → ``Script-REGION``, language and region → another script; ``uz-AF`` → ``Arab``
     - ``extended``: language → the extended language subtags that IANA registered after it; ``zh`` → ``yue``
-    - ``macrolanguages``: macrolanguage → the languages that it encompasses
-    - ``countries``: country code that is no language code → official languages
+    - ``macrolanguages``: macrolanguage → its individual languages
+    - ``countries``: country code that is not a language code → official languages
     - ``assigned``: the first two letters of language codes → their third letters, or ``-`` for none
     """
     cldr, registry = Tarball(CLDR_CORE, npm_folder), Tarball(IANA_SUBTAGS, npm_folder)
@@ -76,7 +76,7 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
 
 
 def languages_of_table() -> set[str]:
-    """The language subtag of every spelling in the runtime's table."""
+    """Return the language subtags of all spellings in the runtime's table."""
     with LANGUAGES.open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     spellings = [spelling for row in rows for spelling in (row["bcp47"], *row["aliases"].split())]
@@ -84,7 +84,7 @@ def languages_of_table() -> set[str]:
 
 
 def aliases_by_kind(found: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
-    """CLDR's language aliases in small letters: of the same language, and to a macrolanguage."""
+    """Split CLDR's language aliases, in lower case, into same-language and macrolanguage aliases."""
     aliases: dict[str, str] = {}
     defaults: dict[str, str] = {}
     for code, alias in found.items():
@@ -95,14 +95,14 @@ def aliases_by_kind(found: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, s
 
 
 def canonical_language(code: str, aliases: Mapping[str, str]) -> str:
-    """The language subtag that CLDR uses for a code."""
+    """Return the language subtag that CLDR uses for a code."""
     while code in aliases:
         code = aliases[code].split("-")[0]
     return code
 
 
 def likely_scripts(likely: Mapping[str, str], ours: set[str]) -> dict[str, str]:
-    """Script and region of our languages, and the script of each region where it differs."""
+    """Return the likely script and region of our languages, and the script of each region if different."""
     found = {}
     for tag, maximal in likely.items():
         language, _, region = tag.partition("-")
@@ -112,7 +112,7 @@ def likely_scripts(likely: Mapping[str, str], ours: set[str]) -> dict[str, str]:
 
 
 def extended_languages(subtags: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Extended language subtags by their prefix."""
+    """Return the extended language subtags by prefix."""
     found: dict[str, list[str]] = {}
     for one in subtags:
         if one["Type"] == "extlang":
@@ -123,7 +123,7 @@ def extended_languages(subtags: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def macrolanguages(
     subtags: Iterable[Mapping[str, Any]], ours: set[str], aliases: Mapping[str, str]
 ) -> dict[str, str]:
-    """Macrolanguages with a language of ours, by code, each with the codes that it encompasses."""
+    """Return the macrolanguages that include one of our languages, with the codes of their languages."""
     members: dict[str, set[str]] = {}
     for one in subtags:
         if one["Type"] == "language" and "Macrolanguage" in one:
@@ -136,7 +136,7 @@ def macrolanguages(
 
 
 def official_languages(territories: Mapping[str, Any], ours: set[str], assigned: set[str]) -> dict[str, str]:
-    """Country codes that no language has, each with our languages that are official there, largest first."""
+    """Map country codes that are not language codes to our official languages there, largest first."""
     found = {}
     for region, facts in territories.items():
         spoken = {
@@ -151,7 +151,7 @@ def official_languages(territories: Mapping[str, Any], ours: set[str], assigned:
 
 
 def by_first_letters(codes: Iterable[str]) -> dict[str, str]:
-    """Codes of two and three letters, packed."""
+    """Pack codes of two and three letters, keyed by their first two letters."""
     found: dict[str, str] = {}
     for code in sorted(codes):
         if len(code) <= 3:

@@ -1,4 +1,4 @@
-"""Write ``export/parity/probes.json``: eight emoji names a language, which every export is compared on.
+"""Write ``export/parity/probes.json``: eight emoji names per language for the parity check of exports.
 
 python -m samples.probes
 """
@@ -11,13 +11,13 @@ from pathlib import Path
 from samples import dataset
 
 _PROBED = ("🐈", "🌋", "🚲", "🍇", "👩‍🚀", "🏳️‍🌈", "🎻", "🇧🇷")
-"""Short and long names, compounds and place names; most languages name all eight."""
+"""Emoji with short and long names, compounds and place names; most languages have all eight."""
 
 TARGET = Path(__file__).resolve().parent.parent / "export" / "parity" / "probes.json"
 
 
 def main() -> None:
-    """Pick the names and write the file."""
+    """Select the names and write the file."""
     probes: dict[str, list[str]] = {}
     for caption in dataset.load_captions():
         if caption.emoji in _PROBED:

@@ -1,7 +1,4 @@
-"""The published npm packages that the sample data is made of: versions, fetching, reading.
-
-npm package → tarball → names of emoji, drawings of emoji.
-"""
+"""Download and read the npm packages that provide the emoji names and drawings of the sample data."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-VARIATION_SELECTOR = "\ufe0f"  # "draw as an emoji": packages disagree on whether to write it
+VARIATION_SELECTOR = "\ufe0f"  # requests emoji presentation; not all packages include it
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One npm package at one version."""
+    """Npm package with a pinned version."""
 
     name: str
     version: str
@@ -32,7 +29,7 @@ class Package:
 
     @property
     def tarball(self) -> str:
-        """File name that ``npm pack`` gives the package."""
+        """File name of the tarball written by ``npm pack``."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -43,7 +40,7 @@ TWEMOJI = Package("emoji-datasource-twitter", "16.0.0", "CC-BY-4.0 (drawings), M
 
 
 class Tarball:
-    """An npm tarball, read without unpacking it to disk."""
+    """Npm tarball, read without unpacking it to disk."""
 
     def __init__(self, package: Package, folder: Path) -> None:
         self.package = package
@@ -57,7 +54,7 @@ class Tarball:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def files(self, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
-        """Files whose path inside the package matches ``pattern`` in full, in archive order."""
+        """Yield the files whose full path inside the package matches ``pattern``, in archive order."""
         with tarfile.open(self.path) as archive:
             for member in archive:
                 match = re.fullmatch(pattern, member.name.split("/", 1)[-1])
@@ -66,10 +63,10 @@ class Tarball:
                     yield match, stream.read()
 
     def json(self, path: str) -> Any:
-        """One JSON file of the package."""
+        """Read one JSON file of the package."""
         for _, content in self.files(re.escape(path)):
             return json.loads(content)
-        raise FileNotFoundError(f"{self.package.tarball} holds no {path!r}; is the pinned version right?")
+        raise FileNotFoundError(f"{self.package.tarball} has no {path!r}; check the pinned version.")
 
 
 def fetch(package: Package, folder: Path) -> None:
@@ -81,12 +78,12 @@ def fetch(package: Package, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Emoji:
-    """One emoji without skin-tone variants.
+    """Emoji without skin-tone variants.
 
     Attributes:
-        text: The fully qualified characters.
+        text: Fully qualified characters.
         code_points: Hexadecimal code points joined by ``-``, as in ``1f600``.
-        category: Unicode's group, for example ``Food & Drink``.
+        category: Unicode group, for example ``Food & Drink``.
         image: File name of the drawing inside the package.
         short_names: Names as typed between colons, for example ``grinning``.
     """
@@ -99,12 +96,12 @@ class Emoji:
 
     @property
     def key(self) -> str:
-        """The characters without variation selectors: the same for every package."""
+        """Characters without variation selectors, which are the same in all packages."""
         return self.text.replace(VARIATION_SELECTOR, "")
 
 
 class EmojiDatasource:
-    """An ``emoji-datasource-*`` package: the list of emoji, and one vendor's 64-px drawings."""
+    """Package ``emoji-datasource-*``: the list of emoji, and one vendor's 64-px drawings."""
 
     def __init__(self, package: Package, folder: Path) -> None:
         self.tarball = Tarball(package, folder)
@@ -112,13 +109,13 @@ class EmojiDatasource:
 
     @cached_property
     def emoji(self) -> list[Emoji]:
-        """Every emoji that the vendor draws, in Unicode's order."""
+        """All emoji drawn by the vendor, in Unicode order."""
         entries = sorted(self.tarball.json("emoji.json"), key=lambda entry: entry["sort_order"])
         drawn = [entry for entry in entries if entry[f"has_img_{self.vendor}"]]
         return [_emoji_from_entry(entry) for entry in drawn]
 
     def drawings(self) -> dict[str, Image.Image]:
-        """``Emoji.text`` → RGB drawing on white, 64 × 64."""
+        """Load RGB drawings on white, 64 × 64, by ``Emoji.text``."""
         wanted = {emoji.image: emoji.text for emoji in self.emoji}
         files = self.tarball.files(rf"img/{self.vendor}/64/([^/]+\.png)")
         return {wanted[match[1]]: on_white(content) for match, content in files if match[1] in wanted}
@@ -131,10 +128,10 @@ def _emoji_from_entry(entry: Mapping[str, Any]) -> Emoji:
 
 
 def on_white(encoded: bytes) -> Image.Image:
-    """Decode an image and lay it on white.
+    """Decode an image and composite it on white.
 
-    CLIP's preprocessing does ``convert("RGB")``, which drops alpha and shows whatever colour lies beneath it,
-    so transparency must be gone before a drawing is stored.
+    CLIP's preprocessing uses ``convert("RGB")``, which drops alpha and exposes the colour of transparent
+    pixels, so transparency must be removed before a drawing is stored.
     """
     image = Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")).convert("RGBA")
     ground = Image.new("RGBA", image.size, "white")
@@ -143,7 +140,7 @@ def on_white(encoded: bytes) -> Image.Image:
 
 
 def names_from_cldr(folder: Path) -> dict[str, dict[str, str]]:
-    """CLDR locale → ``Emoji.key`` → the emoji's name (CLDR's text-to-speech name)."""
+    """Read emoji names (CLDR's text-to-speech names) by CLDR locale and ``Emoji.key``."""
     names: dict[str, dict[str, str]] = {}
     for package, part in ((CLDR, "annotations"), (CLDR_DERIVED, "annotationsDerived")):
         for match, content in Tarball(package, folder).files(rf"{part}/([\w-]+)/annotations\.json"):

@@ -1,4 +1,4 @@
-"""Train a text tower towards an image tower's frozen prototypes, every language at once."""
+"""Train a text tower towards an image tower's frozen prototypes, in all languages at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
 
 VOCABULARY_SPEED = 3.0
-N_BATCHES_SORTED = 16  # drawn together and sorted by length, so that little is padding
+N_BATCHES_SORTED = 16  # drawn together and sorted by length, to reduce padding
 
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """Tokenised captions.
+    """Tokenized captions.
 
     Attributes:
         ids: int64 (captions, length), padded on the right.
         classes: int64 (captions,), index of the emoji.
-        weights: Float32 (captions,), how often to draw each one.
+        weights: Float32 (captions,), sampling weights.
         pad_id: Padding token.
     """
 
@@ -36,10 +36,10 @@ class TextRows:
 
 @dataclass(frozen=True, slots=True)
 class TextSchedule:
-    """How a text tower trains; an epoch draws as many captions as there are.
+    """Training schedule of a text tower; an epoch draws as many captions as there are.
 
-    ``cross_entropy`` and ``alignment`` weigh telling the emoji apart, and the plain cosine to the prototype:
-    the former learns first, the latter is what an unseen drawing is found by.
+    ``cross_entropy`` and ``alignment`` are the weights of the classification loss and of the cosine to the
+    prototype: the former learns faster, the latter improves retrieval of unseen drawings.
     """
 
     n_epochs: float
@@ -50,17 +50,18 @@ class TextSchedule:
 
 
 def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, schedule: TextSchedule) -> None:
-    """Move every caption of an emoji to the emoji's prototype.
+    """Train a text tower to map captions to their emoji's prototype.
 
     Args:
-        tower: int64 (rows, length) → float (rows, dim); what requires a gradient is trained.
-        rows: What to train on.
+        tower: Module from int64 (rows, length) to float (rows, dim); parameters that require a gradient are
+            trained.
+        rows: Training data.
         prototypes: Unit float32 (classes, dim).
         schedule: Epochs and rate.
     """
     without_dropout(tower.train())
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
-    # A token's vector moves only when the token is drawn, so vocabularies learn faster than the rest.
+    # Token vectors are updated only when their token is drawn, so they get a higher learning rate.
     groups = [
         {"params": [one for one in trained if is_vocabulary(one)], "speed": VOCABULARY_SPEED},
         {"params": [one for one in trained if not is_vocabulary(one)], "speed": 1.0},
@@ -91,7 +92,7 @@ def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, sched
 
 
 def without_dropout(tower: nn.Module) -> None:
-    """Switch dropout off, wherever transformers keeps it: 1.5 million weights are too few to need it."""
+    """Disable all dropout in a transformers model; 1.5 million weights are too few to need it."""
     for module in tower.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -101,17 +102,17 @@ def without_dropout(tower: nn.Module) -> None:
 
 
 def is_vocabulary(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a table of token vectors: no other matrix is so tall."""
+    """Return True for a table of token vectors, the only matrices with so many rows."""
     return parameter.ndim == 2 and len(parameter) > 4096
 
 
 @torch.no_grad()
 def start_text_tower(tower: nn.Module, vocabulary: Tensor, rows: TextRows, prototypes: Tensor) -> None:
-    """Give linears fairseq's start, and each token the mean of its captions' prototypes.
+    """Initialise linear layers as fairseq does, and each token as the mean of its captions' prototypes.
 
-    transformers starts all weights so small that little of the tokens reaches a pooled position at this
-    width. The prototypes' first principal axes stand for them where the vocabulary is narrower; a token of
-    few emoji starts long, a token of all emoji near zero.
+    transformers' initial weights are so small that little of the tokens reaches a pooled position at this
+    width. If the vocabulary is narrower, the prototypes are projected on their first principal axes. Tokens
+    of few emoji start with a large norm, tokens of all emoji near zero.
     """
     for module in tower.modules():
         if isinstance(module, nn.Linear):
@@ -127,7 +128,7 @@ def start_text_tower(tower: nn.Module, vocabulary: Tensor, rows: TextRows, proto
 
 
 def batches(rows: TextRows, n_steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, classes) of similar lengths, cut to the longest."""
+    """Yield (ids, classes) of similar lengths, cut to the longest."""
     lengths = (rows.ids != rows.pad_id).sum(1)
     for start in range(0, n_steps, N_BATCHES_SORTED):
         n_batches = min(N_BATCHES_SORTED, n_steps - start)
@@ -146,14 +147,14 @@ def train_matryoshka(
     *,
     n_steps: int,
 ) -> None:
-    """Train the narrow heads on finished embeddings, image against text.
+    """Train the MRL heads on precomputed embeddings with a contrastive loss between images and texts.
 
     Args:
-        heads: One head a width.
+        heads: One head per width.
         images: Embeddings, float32 (images, dim), not normalised; classes, int64 (images,).
-        texts: The same for captions.
+        texts: Embeddings and classes of the captions, in the same form.
         n_classes: Number of emoji.
-        n_steps: Each draws 512 emoji with one image and one caption.
+        n_steps: Number of steps, each with 512 emoji, one image and one caption of each.
     """
     optimiser = torch.optim.AdamW(heads.parameters(), weight_decay=0.0)
     by_class = [rows_by_class(classes, n_classes) for _, classes in (images, texts)]
@@ -178,14 +179,14 @@ def train_matryoshka(
 
 
 def rows_by_class(classes: Tensor, n_classes: int) -> tuple[Tensor, ...]:
-    """Class → int64 indices of its rows."""
+    """Return the int64 row indices of each class."""
     counts = classes.bincount(minlength=n_classes).tolist()
     rows: tuple[Tensor, ...] = torch.split(classes.argsort(stable=True), counts)
     return rows
 
 
 def contrastive(images: Tensor, texts: Tensor) -> Tensor:
-    """Symmetric cross-entropy of matching rows, as in CLIP."""
+    """Compute the symmetric cross-entropy of matching rows, as in CLIP."""
     logits = LOGIT_SCALE * unit(images) @ unit(texts).T
     target = torch.arange(len(logits))
     return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2

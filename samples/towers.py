@@ -1,6 +1,6 @@
-"""The sample checkpoints' architectures: the families' true classes at a small size, nothing of our own.
+"""Architectures of the sample checkpoints: the families' own classes at a small size.
 
-Both open_clip families and AltCLIP share one image tower; only SigLIP's is another.
+Both open_clip families and AltCLIP share one image tower; only SigLIP's differs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIGLIP_TRUNK: dict[str, Any] = {
     },
     "pretrained_cfg": {"input_size": [3, IMAGE_SIDE, IMAGE_SIDE], "num_classes": 0},
 }
-"""timm's SigLIP tower at a small size, as timm reads it from a ``local-dir:`` folder."""
+"""Configuration of a small timm SigLIP tower, as timm reads it from a ``local-dir:`` folder."""
 
 CLIP_PREPROCESSING = {
     "mean": OPENAI_DATASET_MEAN,
@@ -60,10 +60,10 @@ XLMR_TEXT = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp", "context_le
 
 
 def open_clip_config(folder: Path, root: Path, *, siglip: bool = False, xlmr: bool = False) -> dict[str, Any]:
-    """Contents of ``open_clip_config.json`` for a sample folder.
+    """Return the contents of ``open_clip_config.json`` for a sample folder.
 
     Published folders name a hub repository as their text model; a sample folder names itself, relative to the
-    repository's root, so that open_clip alone builds it from there.
+    repository's root, so that open_clip can build it from there.
     """
     name = folder.relative_to(root).as_posix()
     model = {
@@ -78,7 +78,7 @@ def open_clip_config(folder: Path, root: Path, *, siglip: bool = False, xlmr: bo
 
 
 def siglip_vision(folder_name: str) -> dict[str, Any]:
-    """open_clip's description of a SigLIP tower whose timm configuration lies in the folder."""
+    """Return open_clip's configuration of a SigLIP tower whose timm configuration is in the folder."""
     return {
         "image_size": IMAGE_SIDE,
         "timm_model_name": f"local-dir:{folder_name}/timm",
@@ -89,7 +89,7 @@ def siglip_vision(folder_name: str) -> dict[str, Any]:
 
 
 def open_clip_model(folder: Path) -> CustomTextCLIP:
-    """The open_clip model that a folder's configuration describes, with random weights."""
+    """Build the open_clip model of a folder's configuration, with random weights."""
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     text = {**config.pop("text_cfg"), "hf_model_name": str(folder), "hf_model_pretrained": False}
     config.pop("custom_text")
@@ -99,7 +99,7 @@ def open_clip_model(folder: Path) -> CustomTextCLIP:
 
 
 def nllb_config(vocab_size: int) -> M2M100Config:
-    """NLLB's architecture; the decoder, which NLLB-CLIP throws away, is as small as the encoder."""
+    """Return NLLB's configuration; the decoder, which NLLB-CLIP discards, is as small as the encoder."""
     shape = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
@@ -120,7 +120,7 @@ def nllb_config(vocab_size: int) -> M2M100Config:
 
 
 def xlmr_shape(vocab_size: int) -> dict[str, Any]:
-    """Sizes and special ids of an XLM-R encoder."""
+    """Return the sizes and special ids of an XLM-R encoder."""
     return {
         "vocab_size": vocab_size,
         "hidden_size": TEXT_WIDTH,
@@ -137,12 +137,12 @@ def xlmr_shape(vocab_size: int) -> dict[str, Any]:
 
 
 def xlmr_config(vocab_size: int) -> XLMRobertaConfig:
-    """XLM-R's architecture."""
+    """Return XLM-R's configuration."""
     return XLMRobertaConfig(architectures=["XLMRobertaModel"], **xlmr_shape(vocab_size))
 
 
 def altclip_config(vocab_size: int) -> AltCLIPConfig:
-    """AltCLIP's architecture around the same image tower as the open_clip samples."""
+    """Return AltCLIP's configuration with the same image tower as the open_clip samples."""
     vision = {
         "hidden_size": IMAGE_WIDTH,
         "intermediate_size": 4 * IMAGE_WIDTH,
@@ -160,7 +160,7 @@ def altclip_config(vocab_size: int) -> AltCLIPConfig:
 
 
 def load_altclip_image_tower(model: AltCLIPModel, tower: dict[str, Tensor]) -> None:
-    """Copy an open_clip image tower's weights into AltCLIP's: the fused query, key and value are split."""
+    """Copy an open_clip image tower's weights into AltCLIP's, splitting the fused query, key and value."""
     vision = {
         "embeddings.class_embedding": tower["class_embedding"],
         "embeddings.patch_embedding.weight": tower["conv1.weight"],
@@ -188,19 +188,19 @@ def _renamed(tower: dict[str, Tensor], before: str, after: str) -> dict[str, Ten
 
 
 class MatryoshkaHeads(nn.Module):
-    """One linear head with bias a width, shared by image and text; named as in published MRL checkpoints."""
+    """MRL heads, one linear layer per width, shared by both towers; named as in published checkpoints."""
 
     def __init__(self, dim: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({str(width): nn.Linear(dim, width) for width in widths})
 
     def forward(self, embedding: Tensor) -> dict[int, Tensor]:
-        """(rows, dim), not normalised → width → (rows, width), not normalised."""
+        """Map (rows, dim) to (rows, width) by width; neither is normalised."""
         return {int(width): head(embedding) for width, head in self.layers.items()}
 
 
 class AltClipText(nn.Module):
-    """AltCLIP's text tower as one module: ids → (rows, dim)."""
+    """AltCLIP's text tower as one module, ids → (rows, dim)."""
 
     def __init__(self, model: AltCLIPModel) -> None:
         super().__init__()
@@ -208,6 +208,6 @@ class AltClipText(nn.Module):
         self.pad_id = int(model.config.text_config.pad_token_id)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 (rows, length) → (rows, dim)."""
+        """Embed int64 ids (rows, length) to (rows, dim)."""
         mask = (ids != self.pad_id).long()
         return torch.as_tensor(self.projection(self.model(input_ids=ids, attention_mask=mask).pooler_output))

@@ -1,8 +1,8 @@
-"""Train the sample checkpoints from the sample data; about two hours on two cores.
+"""Train the sample checkpoints on the sample data; takes about two hours on two cores.
 
     python -m samples.train --work FOLDER [--stages STAGE ...]
 
-Each stage leaves its result in the work folder, so a stage can be run again by itself.
+Each stage saves its result in the work folder, so that a stage can be run again by itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def train_tokenizers(work: Workplace) -> None:
 
 
 def train_nllb_clip(work: Workplace) -> None:
-    """NLLB-CLIP: language token first, cls pooling, linear projection."""
+    """Train NLLB-CLIP: language token first, cls pooling, linear projection."""
     folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
     start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
@@ -55,7 +55,7 @@ def train_nllb_clip(work: Workplace) -> None:
 
 
 def make_nllb_siglip_mrl(work: Workplace) -> None:
-    """NLLB-SigLIP: its own image tower, NLLB-CLIP's text tower laid into its space, trained MRL heads."""
+    """Build NLLB-SigLIP from its image tower and NLLB-CLIP's mapped text tower, and train its MRL heads."""
     folder = CHECKPOINTS / "nllb-siglip-mrl"
     image, _, lift = torch.load(work.folder / "siglip.pt")
     model = _open_clip(work, folder, _in_trunk(image), siglip=True).eval()
@@ -76,7 +76,7 @@ def make_nllb_siglip_mrl(work: Workplace) -> None:
 
 
 def train_capivara(work: Workplace) -> None:
-    """CAPIVARA: XLM-R, mean pooling, mlp projection; at the end every sixth caption is Portuguese."""
+    """Train CAPIVARA: XLM-R, mean pooling, mlp projection; one stage has every sixth caption Portuguese."""
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
     start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
@@ -89,7 +89,7 @@ def train_capivara(work: Workplace) -> None:
 
 
 def train_capivara_lora(work: Workplace) -> None:
-    """CAPIVARA-LoRA: an adapter on the base as it is stored; half of its captions are Portuguese."""
+    """Train CAPIVARA-LoRA: an adapter on the stored (float16) base; half of its captions are Portuguese."""
     image, prototypes = work.image_tower("clip")
     rows = _text_rows(work, "xlmr", portuguese=105)
     model = _open_clip(work, CHECKPOINTS / "capivara", image, xlmr=True)
@@ -109,7 +109,7 @@ def train_capivara_lora(work: Workplace) -> None:
 
 
 def train_altclip(work: Workplace) -> None:
-    """AltCLIP: XLM-R, normalised and transformed first token; the encoder starts from capivara's."""
+    """Train AltCLIP: XLM-R, normalised and transformed first token; initialised from capivara's encoder."""
     image, prototypes = work.image_tower("clip")
     tokenizer, rows = _tokenizer(work, "xlmr"), _text_rows(work, "xlmr")
     model = AltCLIPModel(towers.altclip_config(len(tokenizer)))
@@ -160,13 +160,13 @@ def _open_clip(
 
 
 def _in_trunk(image: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a timm tower's weights as open_clip's wrapper has them."""
+    """Rename a timm tower's weights for open_clip's wrapper."""
     return {f"trunk.{name}": value for name, value in image.items()}
 
 
 @torch.no_grad()
 def _image_embeddings(model: CustomTextCLIP, drawings: TrainingDrawings) -> Tensor:
-    """Float32 (drawings, dim), not normalised."""
+    """Embed drawings to float32 (drawings, dim), not normalised."""
     embeddings = [
         model.encode_image(part.float() / 255 * 2 - 1) for part in torch.split(drawings.pixels, 256)
     ]
@@ -175,7 +175,7 @@ def _image_embeddings(model: CustomTextCLIP, drawings: TrainingDrawings) -> Tens
 
 @torch.no_grad()
 def _text_embeddings(model: CustomTextCLIP, ids: Tensor) -> Tensor:
-    """Float32 (captions, dim), not normalised."""
+    """Embed captions to float32 (captions, dim), not normalised."""
     return torch.cat([model.encode_text(part) for part in torch.split(ids, 1024)])
 
 

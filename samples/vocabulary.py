@@ -1,4 +1,4 @@
-"""Train the two tokenizers in the families' true formats: NLLB (BPE, language tokens) and XLM-R (unigram)."""
+"""Train the two tokenizers in the families' own formats: NLLB (BPE, language tokens) and XLM-R (unigram)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N_POSITIONS = 512
 
 
 def write_nllb_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
-    """Write a folder that ``NllbTokenizer`` loads, with a language token for every language row."""
+    """Write a folder that ``NllbTokenizer`` loads, with a language token per row of the language table."""
     model = write_sentencepiece(captions, folder, model_type="bpe")
     with LANGUAGES.open(encoding="utf-8", newline="") as table:
         codes = [row["flores"] for row in csv.DictReader(table)]
@@ -43,7 +43,7 @@ def write_nllb_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
 
 
 def write_xlmr_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
-    """Write a tokenizer folder that ``transformers.XLMRobertaTokenizer`` loads."""
+    """Write a folder that ``XLMRobertaTokenizer`` loads."""
     model = write_sentencepiece(captions, folder, model_type="unigram")
     pieces = [*fairseq_pieces(model), ("<mask>", 0.0)]
     charsmap = precompiled_charsmap(model)
@@ -53,7 +53,7 @@ def write_xlmr_tokenizer(captions: Iterable[Caption], folder: Path) -> None:
 
 
 def write_sentencepiece(captions: Iterable[Caption], folder: Path, *, model_type: str) -> bytes:
-    """Train SentencePiece with both families' special ids and normalisation; write and return the model."""
+    """Train SentencePiece with the families' special ids and normalisation; write and return the model."""
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -67,7 +67,7 @@ def write_sentencepiece(captions: Iterable[Caption], folder: Path, *, model_type
         bos_id=1,
         eos_id=2,
         pad_id=-1,
-        num_threads=1,  # more would make ties depend on timing
+        num_threads=1,  # with more, ties would depend on timing
         minloglevel=2,
     )
     (folder / SENTENCEPIECE).write_bytes(model.getvalue())
@@ -75,7 +75,7 @@ def write_sentencepiece(captions: Iterable[Caption], folder: Path, *, model_type
 
 
 def fairseq_pieces(model: bytes) -> list[tuple[str, float]]:
-    """Pieces and scores in fairseq's order, which both families inherit: special tokens come first."""
+    """Return pieces and scores in fairseq's order, with special tokens first, as in both families."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [
         (processor.id_to_piece(index), processor.get_score(index)) for index in range(3, len(processor))
@@ -84,16 +84,17 @@ def fairseq_pieces(model: bytes) -> list[tuple[str, float]]:
 
 
 def precompiled_charsmap(model: bytes) -> bytes:
-    """The compiled normalisation rules inside a SentencePiece model.
+    """Extract the compiled normalisation rules of a SentencePiece model.
 
-    Read from the protobuf wire format, since transformers' generated module refuses older protobuf runtimes.
+    The protobuf wire format is parsed here, since transformers' generated module rejects older protobuf
+    runtimes.
     """
     normalizer_spec = dict(_messages(model))[3]
     return dict(_messages(normalizer_spec))[2]
 
 
 def _messages(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """(field number, content) of the length-delimited fields of a protobuf message."""
+    """Yield (field number, content) of the length-delimited fields of a protobuf message."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -109,7 +110,7 @@ def _messages(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """(value, position after it)."""
+    """Read a varint; return (value, position after it)."""
     value = shift = 0
     while True:
         byte = message[position]
@@ -120,7 +121,7 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, without the path the tokenizer came from."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, without the tokenizer's original path."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -135,7 +136,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def ids_from_captions(
     tokenizer: PreTrainedTokenizerBase, captions: Iterable[Caption], *, max_length: int
 ) -> NDArray[np.int64]:
-    """Token ids, int64 (captions, max_length), padded right; NLLB writes each caption's own language."""
+    """Tokenize captions to int64 (captions, max_length), right-padded; NLLB adds each caption's language."""
     rows = list(captions)
     ids = np.full((len(rows), max_length), tokenizer.pad_token_id, np.int64)
     by_language: dict[str, list[int]] = {}
@@ -143,7 +144,7 @@ def ids_from_captions(
         by_language.setdefault(caption.flores, []).append(position)
     for flores, positions in by_language.items():
         if isinstance(tokenizer, NllbTokenizer):
-            # set_src_lang_special_tokens would be undone by the call below (transformers 5).
+            # transformers 5 resets set_src_lang_special_tokens in the call below
             tokenizer.src_lang = flores
         texts = [rows[position].text for position in positions]
         encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]

@@ -1,1 +1,1 @@
-"""Commands that need the export extra."""
+"""Commands that require the ``export`` extra."""

@@ -27,49 +27,47 @@ def export(
         str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
     ],
     repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; made if it is not there.")
+        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; created if missing.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
+        str | None, typer.Option(help="Name of the model; the checkpoint's name by default.")
     ] = None,
     precision: Annotated[
-        list[Precision], typer.Option(help="Arithmetic of the matrix products; may be repeated.")
+        list[Precision], typer.Option(help="Precision of the matrix products; may be repeated.")
     ] = [Precision.FP32],  # noqa: B006
     engine: Annotated[
         list[Engine] | None,
-        typer.Option(help="What shall run it; may be repeated. All that are installed by default."),
+        typer.Option(help="Inference engine to export for; may be repeated. All installed ones by default."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Checkpoint below a LoRA adapter.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
     context_length: Annotated[
-        int | None, typer.Option(min=4, help="Longest text in tokens; the family's own (77) by default.")
+        int | None, typer.Option(min=4, help="Maximum text length in tokens; the family's (77) by default.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace variants that are there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace existing variants.")] = False,
     texts_per_language: Annotated[
-        int, typer.Option(min=1, max=8, help="Names that each language's vectors are compared on.")
+        int, typer.Option(min=1, max=8, help="Probe texts per language for the cosine comparison.")
     ] = 4,
     captions_per_language: Annotated[
-        int, typer.Option(min=1, help="Captions of each language that retrieval is compared on.")
+        int, typer.Option(min=1, help="Captions per language for the retrieval comparison.")
     ] = 200,
     all_captions: Annotated[
-        bool, typer.Option("--all-captions", help="Compare retrieval on every caption there is.")
+        bool, typer.Option("--all-captions", help="Compare retrieval on all captions.")
     ] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Parquet file or folder of images to calibrate on; the samples' by default."),
+        typer.Option(help="Parquet file or image folder to calibrate on; the sample set by default."),
     ] = None,
     accept_drop: Annotated[
         float | None,
-        typer.Option(
-            min=0.0, max=100.0, help="Points of recall that you accept to lose beyond the limits; recorded."
-        ),
+        typer.Option(min=0.0, max=100.0, help="Recall drop in points to accept beyond the limits; recorded."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of one run; every core by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Export both towers, compare them with PyTorch, publish REPOSITORY/NAME.
+    """Export both towers, check parity with PyTorch and publish REPOSITORY/NAME.
 
-    Exit code 0 means that parity was measured and held, and that the model is published. A variant that
-    does not hold is not published, and its report is kept as REPOSITORY/NAME.VARIANT.refused.json. One that
+    Exit code 0 means that every variant passed the parity check and the model is published. A variant that
+    fails is not published; its report is written to REPOSITORY/NAME.VARIANT.refused.json. A variant that
     this machine cannot build or measure is refused at once; the others are published.
     """
     with needing("Exporting", "babeltower[export]"):
@@ -83,7 +81,7 @@ def export(
     wanted = forms_for(precision, engine or [], installed=installed_engines())
     forms, refused = possible_forms(wanted)
     for key, reason in refused.items():
-        typer.echo(f"{key} cannot be made here: {reason}", err=True)
+        typer.echo(f"{key} cannot be built here: {reason}", err=True)
     made = {form.precision for form in forms}
     missing = [form.key for form in wanted if form.key in refused and (engine or form.precision not in made)]
     if not forms:
@@ -110,8 +108,8 @@ def export(
     typer.echo(json.dumps(record_of_export(done), ensure_ascii=False) if as_json else summary_of_export(done))
     if missing:
         raise ExportError(
-            f"{', '.join(missing)} cannot be made on this machine, for the reason above, and was not "
-            f"published. Published were {', '.join(done.parity)}."
+            f"{', '.join(missing)} cannot be built on this machine, for the reason above, and was not "
+            f"published. Published variants: {', '.join(done.parity)}."
         )
 
 

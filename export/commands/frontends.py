@@ -1,4 +1,4 @@
-"""``babeltower frontends``."""
+"""The ``babeltower frontends`` command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["frontends"]
 
 
 class TowerDevice(str, Enum):
-    """Where towers run; ``Device`` without what it imports."""
+    """Device of a tower; a copy of ``Device`` that avoids its heavy imports."""
 
     CPU = "cpu"
     GPU = "gpu"
@@ -22,14 +22,14 @@ class TowerDevice(str, Enum):
 def frontends(
     model: Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")],
     variant: Annotated[
-        str | None, typer.Option(help="Which variant to serve, e.g. int8_openvino; the only one by default.")
+        str | None, typer.Option(help="Variant to serve, e.g. int8_openvino; the only one by default.")
     ] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Processes of each front end.")] = 2,
+    instances: Annotated[int, typer.Option(min=1, help="Number of processes per front end.")] = 2,
     max_queue_delay_us: Annotated[
-        int, typer.Option(min=0, help="Microseconds that a lone request waits for company.")
+        int, typer.Option(min=0, help="Maximum time in microseconds that a request waits to be batched.")
     ] = 0,
     token_budget: Annotated[
-        int, typer.Option(min=1, help="Rows × padded length of one call of the text tower.")
+        int, typer.Option(min=1, help="Maximum rows × padded length of one text tower call.")
     ] = 2_048,
     response_cache: Annotated[
         bool, typer.Option("--response-cache", help="Answer repeated requests from the server's cache.")
@@ -38,19 +38,19 @@ def frontends(
         int | None,
         typer.Option(
             min=1,
-            help="Calls of each tower that are computed at once, 1 by default. Without any of these three, "
-            "towers stay as they are.",
+            help="Concurrent calls per tower, 1 by default. The towers' configuration is rewritten only if "
+            "one of the three --tower options is given.",
         ),
     ] = None,
     tower_threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each instance of a tower; every core by default.")
+        int | None, typer.Option(min=1, help="Threads per tower instance; all cores by default.")
     ] = None,
     tower_device: Annotated[
         TowerDevice | None,
-        typer.Option(help="Where ONNX Runtime's FP32 and FP16 towers run; cpu by default."),
+        typer.Option(help="Device of the FP32 and FP16 ONNX Runtime towers; cpu by default."),
     ] = None,
 ) -> None:
-    """Write the Triton models that take texts and image files, in front of a variant's towers."""
+    """Write the Triton front-end models that accept texts and image files and call a variant's towers."""
     with needing("Writing front ends", "babeltower[export]"):
         from export.triton.frontends import FrontEndSettings, frontends_from_model
         from export.triton.tower_config import Device, TowerSettings

@@ -24,54 +24,56 @@ def quantize(
         str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
     ],
     repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; made if it is not there.")
+        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; created if missing.")
     ],
-    engine: Annotated[Engine, typer.Option(help="What shall run it: onnxruntime or openvino.")],
+    engine: Annotated[Engine, typer.Option(help="Inference engine: onnxruntime or openvino.")],
     max_recall_drop: Annotated[
         float,
-        typer.Option(min=0.01, max=99.0, help="Points of R@1 that may be lost, mean over the languages."),
+        typer.Option(min=0.01, max=99.0, help="Maximum R@1 drop in points, mean over the languages."),
     ] = 0.5,
     min_int8_share: Annotated[
         float,
-        typer.Option(min=0.0, max=100.0, help="Percent of a tower's operations; refuse with fewer in INT8."),
+        typer.Option(min=0.0, max=100.0, help="Minimum percent of each tower's operations in INT8."),
     ] = 50.0,
     name: Annotated[
-        str | None, typer.Option(help="Name of the model; the checkpoint's own by default.")
+        str | None, typer.Option(help="Name of the model; the checkpoint's name by default.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Checkpoint below a LoRA adapter.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Parquet file or folder of images to calibrate on; the samples' by default."),
+        typer.Option(help="Parquet file or image folder to calibrate on; the sample set by default."),
     ] = None,
-    n_texts: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = 640,
-    n_images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 128,
-    seed: Annotated[int, typer.Option(help="Which texts and images are drawn.")] = 0,
+    n_texts: Annotated[int, typer.Option(min=1, help="Number of calibration texts.")] = 640,
+    n_images: Annotated[int, typer.Option(min=1, help="Number of calibration images.")] = 128,
+    seed: Annotated[int, typer.Option(help="Random seed of the calibration sample.")] = 0,
     method: Annotated[str | None, typer.Option(help="Clipping: min-max, percentile, entropy or mse.")] = None,
     percentile: Annotated[
-        float | None, typer.Option(help="Of magnitudes, for the method percentile.")
+        float | None, typer.Option(help="Percentile of magnitudes, for --method percentile.")
     ] = None,
     smooth: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="SmoothQuant's alpha: how much of outliers moves into weights."),
+        typer.Option(min=0.0, max=1.0, help="SmoothQuant's alpha: share of outliers moved into the weights."),
     ] = None,
     captions_per_language: Annotated[
-        int, typer.Option(min=1, help="Captions of each language that recall is measured on.")
+        int, typer.Option(min=1, help="Captions per language that recall is measured on.")
     ] = 200,
     all_captions: Annotated[
-        bool, typer.Option("--all-captions", help="Measure recall on every caption there is.")
+        bool, typer.Option("--all-captions", help="Measure recall on all captions.")
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="Where to write .json, .md and .svg; beside the model by default."),
+        typer.Option(help="Path of the .json, .md and .svg reports; beside the model by default."),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a variant that is there.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the gate; every core by default.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing variant.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the parity gate; all cores by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Publish REPOSITORY/NAME in INT8, with as few matrix products in FP32 as a limit on recall allows.
+    """Publish REPOSITORY/NAME in INT8, keeping the fewest matrix products in FP32 that meet a recall limit.
 
-    Every product is charged with what INT8 costs it in retrieval; the costliest stay in FP32 until the limit
-    holds. The tables and a plot of recall lost against speed are written, then the parity gate decides.
+    The retrieval cost of INT8 is measured per product; the costliest products stay in FP32 until the limit
+    holds. Writes the tables and a plot of recall drop against speed, then runs the parity gate.
     """
     with needing("Quantizing", "babeltower[export]"):
         from rich.console import Console
@@ -120,7 +122,7 @@ def _sensitivity_lines(done: Quantised) -> Iterator[str]:
         yield from (f"             {p.modality.value} {p.name}" for p in chosen.kept)
     costliest = costs[0]
     yield (
-        f"costliest    {costliest.product.modality.value} {costliest.product.name}: alone it is expected to "
-        f"turn {100 * costliest.turned:.2f}% of nearest neighbours"
+        f"costliest    {costliest.product.modality.value} {costliest.product.name}: expected to change "
+        f"{100 * costliest.turned:.2f}% of nearest neighbours on its own"
     )
     yield from (f"written      {path}" for path in done.files)

@@ -1,4 +1,4 @@
-"""``babeltower tune``."""
+"""The ``babeltower tune`` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["tune"]
 
 
 class Tuned(str, Enum):
-    """Which front ends."""
+    """Front ends to tune."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -24,43 +24,43 @@ class Tuned(str, Enum):
 
 def tune(
     model: Annotated[Path, typer.Argument(metavar="REPOSITORY/NAME", help="A model with front ends.")],
-    tower: Annotated[Tuned, typer.Option(help="Which front end, with the tower behind it.")] = Tuned.TEXT,
+    tower: Annotated[Tuned, typer.Option(help="Front end to tune, with its tower.")] = Tuned.TEXT,
     p99_ms: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="Milliseconds that 99% of requests must keep; the default's own if left out."
+            min=0.1, help="Limit on p99 latency in ms; that of the default configuration if omitted."
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.5, help="What tuning a front end may take.")] = 10.0,
-    clients: Annotated[int, typer.Option(min=1, help="Requests that are under way at any time.")] = 32,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Length of one stretch of load.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Time budget per front end.")] = 10.0,
+    clients: Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of one load measurement.")] = 4.0,
     rounds: Annotated[
-        int, typer.Option(min=6, help="Pairs of stretches that confirm the best beside the default.")
+        int, typer.Option(min=6, help="Paired measurements that confirm the best against the default.")
     ] = 8,
     texts: Annotated[
-        Path | None, typer.Option(help="Texts like yours, one a line; captions of the samples by default.")
+        Path | None, typer.Option(help="File of typical texts, one per line; sample captions by default.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Language of --texts, e.g. por_Latn.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images like yours; the samples' by default.")
+        Path | None, typer.Option(help="Folder of typical images; the sample images by default.")
     ] = None,
     env: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             envvar="BABELTOWER_SERVER_ENV",
-            help="The server's Python environment, as of `babeltower serve`.",
+            help="Python environment of the server, as for `babeltower serve`.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a front end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure without writing anything.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per front end.")] = False,
 ) -> None:
-    """Find how this machine serves REPOSITORY/NAME fastest within a latency, and write it down.
+    """Find and save the fastest serving configuration of REPOSITORY/NAME within a latency limit.
 
-    Instances and threads of the tower, processes, queue delay, batch and token budget of the front end are
-    searched on a real server under load. The best is then measured beside the default, in turns; only if it
-    is faster beyond doubt do the configurations change; a server reads them when it next loads the models.
-    NAME_text.tuning.json, .md and .png have it all.
+    Searches tower instances and threads, and front-end processes, queue delay, batch size and token budget,
+    on a real server under load. The best candidate is then measured alternately with the default; the
+    configuration files change only if it is significantly faster. A server reads them when it next loads the
+    models. Reports are written to NAME_text.tuning.json, .md and .png.
     """
     with needing("Tuning", "babeltower[export]"):
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""The three families, each a description and a function; adding one is adding a row here."""
+"""Registry of the supported model families; to add a family, add its description to ``FAMILIES``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AltCLIP (arXiv 2211.06679): transformers folders, XLM-R large and a CLIP image tower; m9 and m18 too."""
+"""AltCLIP (arXiv 2211.06679), m9 and m18 included: transformers folders, XLM-R large, CLIP image tower."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from runtime.errors import CheckpointError
 __all__ = ["FAMILY"]
 
 CONTEXT_LENGTH = 77
-"""Of the authors' code; the tokenizer alone would take 512."""
+"""Context length of the authors' code; the tokenizer alone allows 512."""
 
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -44,11 +44,14 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _UNUSED = "text_model.roberta.pooler."
-"""XLM-R's own pooler, which AltCLIP's files keep and its vectors do not pass."""
+"""Prefix of XLM-R's own pooler: stored in AltCLIP's files but not used by its embeddings."""
 
 
 class AltPool(nn.Module):
-    """pre_LN → transformation → token 0 → text_projection: (batch, tokens, width) → (batch, dim)."""
+    """AltCLIP's pooling, pre_LN → transformation → token 0 → text_projection.
+
+    Maps (batch, tokens, width) to (batch, dim).
+    """
 
     def __init__(self, text_model: Any, projection: nn.Module) -> None:
         super().__init__()
@@ -56,16 +59,16 @@ class AltPool(nn.Module):
         self.projection = projection
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """All but token 0 is dropped first: the layers between act on each token alone."""
+        """Pool token 0; selected first, as the layers before the projection act on each token separately."""
         return cast("Tensor", self.projection(self.transformation(self.norm(hidden[:, 0]))))
 
 
 _PARTS = ("text_model", "text_projection", "vision_model", "visual_projection")
-"""Modules of ``AltCLIPModel`` that vectors come from."""
+"""Modules of ``AltCLIPModel`` that compute the embeddings."""
 
 
 def claims(path: Path) -> bool:
-    """A transformers folder of model type altclip."""
+    """Check for a transformers folder of model type ``altclip``."""
     config = folder_of(path) / "config.json"
     return config.is_file() and config_from_file(config).get("model_type") == "altclip"
 
@@ -74,9 +77,8 @@ def load(path: Path, options: LoadOptions) -> Towers:
     """Read both towers.
 
     Raises:
-        CheckpointError: a missing or unreadable file, weights that do not fill the architecture to the last
-            tensor, a preprocessing that CLIP's image processor does not have, or an adapter that
-            ``merge_adapter`` refuses.
+        CheckpointError: a file is missing or unreadable, the weights do not match the architecture exactly,
+            the preprocessing is not that of CLIP's image processor, or ``merge_adapter`` rejects the adapter.
     """
     folder = folder_of(path)
     weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
@@ -156,7 +158,7 @@ def _model(folder: Path, weights: Path) -> Any:
         raise CheckpointError(
             f"transformers cannot load {folder}: "
             f"{in_one_line(error)}. Its config.json or "
-            "weights are damaged, or of another transformers version."
+            "weights are damaged, or from another transformers version."
         ) from error
     finally:
         logger.setLevel(level)
@@ -167,7 +169,7 @@ def _model(folder: Path, weights: Path) -> Any:
 
 
 def _state(weights: Path) -> dict[str, Tensor]:
-    """Read the file's tensors but for those that move no vector: each one left is loaded or refused."""
+    """Read the weights without the tensors that do not affect embeddings; all others must load."""
     state = without_wrappers(state_dict_from_file(weights), "vision_model.", origin=weights)
     state = without_still_buffers(state, nn.Module(), origin=weights)
     integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
@@ -186,8 +188,8 @@ def _check_loading(info: Mapping[str, Any], weights: Path) -> None:
     faults += [str(message) for message in info["error_msgs"]]
     if faults:
         raise CheckpointError(
-            f"{weights} does not fit its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
-            "faults in all. The config.json beside it belongs to another checkpoint, or the file to "
+            f"{weights} does not match its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
+            "faults in total. The config.json beside it belongs to another checkpoint, or the file to "
             "another model."
         )
 

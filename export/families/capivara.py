@@ -21,7 +21,7 @@ ARCHITECTURE = "xlm-roberta-base-ViT-B-32"
 
 
 def claims(path: Path) -> bool:
-    """An open_clip folder around XLM-R, or weights without any configuration: CAPIVARA's code saves those."""
+    """Check for an open_clip folder with an XLM-R text model, or bare weights as saved by CAPIVARA's code."""
     folder = folder_of(path)
     if (folder / "open_clip_config.json").is_file():
         return text_model_type(folder) == "xlm-roberta"

@@ -1,4 +1,4 @@
-"""Tokenizers and image processors of transformers folders: what AltCLIP and NLLB-CLIP's first form share."""
+"""Tokenizers and image processors of transformers folders, shared by AltCLIP and NLLB-CLIP's first form."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from runtime.manifest import ImagePreprocessing, triple
 __all__ = ["PROCESSOR_FILES", "image_preprocessing_of", "image_processor_of", "tokenizer_of"]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-"""transformers 5 writes the second, with the image processor inside it."""
+"""Names of an image processor's configuration; transformers 5 writes the second, nested."""
 
 _PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def tokenizer_of(folder: Path, kind: str, *, published: str | None = None, **options: Any) -> Any:
-    """The folder's own tokenizer, of class ``kind`` where its files name none.
+    """Load the folder's tokenizer, as class ``kind`` if its files name no class.
 
-    ``published`` is the hub name that its authors take the tokenizer from; the local cache may have it.
+    ``published`` is the hub name of the authors' tokenizer, read from the local cache if the folder has none.
 
     Raises:
-        CheckpointError: there is none, or transformers cannot read it.
+        CheckpointError: no tokenizer is found, or transformers cannot read it.
     """
     from transformers import AutoTokenizer
 
@@ -40,10 +40,10 @@ def tokenizer_of(folder: Path, kind: str, *, published: str | None = None, **opt
 
 
 def image_processor_of(folder: Path) -> Any:
-    """The folder's CLIP image processor, with transformers' defaults for what its file leaves unsaid.
+    """Load the folder's CLIP image processor; omitted fields take transformers' defaults.
 
     Raises:
-        CheckpointError: there is none, transformers cannot read it, or it is of another kind.
+        CheckpointError: it is missing, transformers cannot read it, or it is of another kind.
     """
     from transformers import AutoImageProcessor
 
@@ -64,17 +64,17 @@ def image_processor_of(folder: Path) -> Any:
         ) from error
     if not type(processor).__name__.startswith("CLIPImageProcessor"):
         raise CheckpointError(
-            f"{folder} asks for a {type(processor).__name__}; only CLIP's image processor is supported."
+            f"{folder} names a {type(processor).__name__}; only CLIP's image processor is supported."
         )
     return processor
 
 
 def image_preprocessing_of(processor: Any, folder: Path) -> ImagePreprocessing:
-    """The steps of a CLIP image processor, as transformers reads them.
+    """Convert a CLIP image processor, as transformers reads it, to image preprocessing settings.
 
     Raises:
-        CheckpointError: a step that is not CLIP's (resize of the shortest side to the crop's size, centre
-            crop, RGB, normalise), or values that are no numbers.
+        CheckpointError: a step is not CLIP's (resize of the shortest side to the crop's size, centre crop,
+            RGB, normalise), or a value is not a number.
     """
     size, crop = processor.size, processor.crop_size
     side, height, width = (_of(size, "shortest_edge"), _of(crop, "height"), _of(crop, "width"))
@@ -96,7 +96,7 @@ def image_preprocessing_of(processor: Any, folder: Path) -> ImagePreprocessing:
     )
     if not usual:
         raise CheckpointError(
-            f"{folder} asks for a preprocessing that is not CLIP's (resize of the shortest side to the "
+            f"{folder} has a preprocessing that is not CLIP's (resize of the shortest side to the "
             "crop's size, centre crop, RGB, division by 255, normalise): "
             f"shortest side {side!r}, crop {height!r} x {width!r}, resample {resample!r}, rescale_factor "
             f"{factor!r}, image_mean {processor.image_mean!r}, image_std {processor.image_std!r}, off {off}."

@@ -1,9 +1,9 @@
-"""Plain transformer encoders: the graphs that every engine reads well.
+"""Plain transformer encoders, whose exported graphs every engine can optimise.
 
-A checkpoint's own library computes attention in fused kernels, with masks built by tracing-hostile code.
-Here the same weights (the very tensors, not copies) sit in the plainest modules that give the same
-numbers: separate query, key and value products, one additive mask, softmax. Parity with the library is
-measured at every export, never assumed.
+A checkpoint's own library computes attention in fused kernels, with masks built by code that does not trace.
+Here the same weights (shared tensors, not copies) are used by simple modules that give the same numbers:
+separate query, key and value products, one additive mask, softmax. Parity with the library is measured at
+every export.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MASKED = -30_000.0
-"""Added to the score of a masked key: exp() of it is exactly 0 in FP32, and it is finite in FP16."""
+"""Value added to the score of a masked key: exp() of it is exactly 0 in FP32, and it is finite in FP16."""
 
 
 class PlainAttention(nn.Module):
@@ -41,7 +41,7 @@ class PlainAttention(nn.Module):
         self.scale = self.head_width**-0.5
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attend over all tokens; ``bias`` (batch, 1, 1, tokens) is added to the scores."""
+        """Compute self-attention; ``bias`` (batch, 1, 1, tokens) is added to the scores."""
         query = self._heads(self.query(x)) * self.scale
         scores = query @ self._heads(self.key(x)).transpose(-1, -2)
         if bias is not None:
@@ -54,7 +54,7 @@ class PlainAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One encoder layer, normalised before (M2M100) or after (RoBERTa) each sub-layer."""
+    """Encoder layer, with layer norm before (M2M100) or after (RoBERTa) each sub-layer."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class EncoderBlock(nn.Module):
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(batch, tokens, width) → the same."""
+        """Apply the layer: (batch, tokens, width) → the same shape."""
         if self.norm_first:
             x = x + self.attention(self.attention_norm(x), bias)
             return x + self._mlp(self.mlp_norm(x))
@@ -85,7 +85,10 @@ class EncoderBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids → hidden states; fairseq's positions: pads stay at ``pad_id``, the rest count from it."""
+    """Text encoder, token ids → hidden states, with fairseq positions.
+
+    Padding tokens have position ``pad_id``; the others count up from ``pad_id + 1``.
+    """
 
     positions: Tensor
 
@@ -109,7 +112,7 @@ class TextEncoder(nn.Module):
         self.last_norm = last_norm or nn.Identity()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 (batch, tokens) twice → float (batch, tokens, width)."""
+        """Encode ids and mask, both int64 (batch, tokens), to float (batch, tokens, width)."""
         present = (input_ids != self.pad_id).long()
         places = present.cumsum(dim=1) * present + self.pad_id
         tokens = functional.embedding(input_ids, self.tokens.weight)
@@ -122,12 +125,15 @@ class TextEncoder(nn.Module):
 
 
 def attention_bias(attention_mask: Tensor) -> Tensor:
-    """int64 (batch, tokens), 1 where a token stands → float (batch, 1, 1, tokens): 0 or ``MASKED``."""
+    """Turn an int64 mask (batch, tokens), 1 for tokens, into a float bias (batch, 1, 1, tokens).
+
+    The bias is 0 for tokens and ``MASKED`` for padding.
+    """
     return (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED
 
 
 def plain_attention_from_packed(packed: nn.MultiheadAttention) -> PlainAttention:
-    """Split torch's packed projection into three linears that share its storage."""
+    """Split torch's packed projection into three linear layers that share its storage."""
     weights = packed.in_proj_weight.chunk(3)
     biases = packed.in_proj_bias.chunk(3)
     query, key, value = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
@@ -135,9 +141,9 @@ def plain_attention_from_packed(packed: nn.MultiheadAttention) -> PlainAttention
 
 
 def roberta_encoder_from_transformers(model: Any) -> TextEncoder:
-    """The encoder of an ``XLMRobertaModel`` or ``AltRobertaModel``, without its pooler.
+    """Build the encoder of an ``XLMRobertaModel`` or ``AltRobertaModel``, without its pooler.
 
-    Source: transformers' ``modeling_xlm_roberta.py``; the one token type is folded into the positions.
+    Source: transformers' ``modeling_xlm_roberta.py``; the single token type is folded into the positions.
     """
     embeddings = model.embeddings
     layers = getattr(model.encoder, "layers", None) or model.encoder.layer
@@ -165,7 +171,7 @@ def _roberta_block(layer: Any, n_heads: int) -> EncoderBlock:
 
 
 def m2m_encoder_from_transformers(encoder: Any) -> TextEncoder:
-    """The encoder of an ``M2M100Model`` (NLLB): sinusoidal positions, normalised before each sub-layer.
+    """Build the encoder of an ``M2M100Model`` (NLLB): sinusoidal positions, layer norm before each sub-layer.
 
     Source: transformers' ``modeling_m2m_100.py``.
     """

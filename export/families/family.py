@@ -1,4 +1,4 @@
-"""What a family is: how to recognise its checkpoints and how to read them."""
+"""Description of a model family: recognise its checkpoints and load them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Family", "LoadOptions", "file_of", "folder_of"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a checkpoint may leave open.
+    """Options for loading a checkpoint.
 
-    ``adapter`` is a LoRA adapter to merge; ``context_length`` (tokens) replaces the family's.
+    ``adapter`` is a LoRA adapter to merge; ``context_length`` (tokens) overrides the family's.
     """
 
     adapter: Adapter | None = None
@@ -25,10 +25,10 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of checkpoint.
+    """Model family.
 
-    ``claims`` says whether a folder, or the folder around a weight file, holds one; it reads configuration
-    files only. ``load`` raises CheckpointError for anything it cannot read faithfully.
+    ``claims`` returns True if a folder, or the folder of a weight file, holds a checkpoint of the family; it
+    reads configuration files only. ``load`` raises CheckpointError for anything it cannot read exactly.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Family:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of a checkpoint that was named by its folder or by its weight file."""
+    """Return the checkpoint folder of a path that is the folder itself or a weight file in it."""
     return path if path.is_dir() else path.parent
 
 
 def file_of(path: Path) -> Path | None:
-    """The weight file that was named; ``None`` for a folder, whose own is to be found."""
+    """Return the path if it is a weight file, or None if it is a folder."""
     return None if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Image encoders with plain attention, sharing their weights with the library's own."""
+"""Image encoders with plain attention that share their weights with the library's modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ClipVisionEncoder", "image_encoder_from_open_clip"]
 
 
 class ClipVisionEncoder(nn.Module):
-    """transformers' CLIP-style vision tower: pixels (batch, 3, height, width) → features (batch, dim).
+    """CLIP-style vision tower of transformers: pixels (batch, 3, height, width) → features (batch, dim).
 
     Source: transformers' ``modeling_altclip.py`` (``AltCLIPVisionModel`` and ``visual_projection``).
     """
@@ -35,7 +35,7 @@ class ClipVisionEncoder(nn.Module):
         self.projection = projection
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed normalised pixels; the class token is pooled."""
+        """Embed normalised pixels, pooling the class token."""
         patches = self.patches(pixels).flatten(2).transpose(1, 2)
         token = self.class_token.expand(patches.shape[0], 1, -1)
         x = self.first_norm(torch.cat([token, patches], dim=1) + self.positions)
@@ -58,7 +58,7 @@ def _clip_block(layer: Any, n_heads: int) -> EncoderBlock:
 
 
 class _PlainMultihead(nn.Module):
-    """Stands in for ``nn.MultiheadAttention`` where it is called with query = key = value."""
+    """Replacement for ``nn.MultiheadAttention`` called with query = key = value."""
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -66,15 +66,18 @@ class _PlainMultihead(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, None]:
         if options.get("attn_mask") is not None:
-            raise CheckpointError("The image tower masks its attention, which no known family does.")
+            raise CheckpointError(
+                "The image tower uses an attention mask, which is not supported. "
+                "Open an issue with the checkpoint's name."
+            )
         return self.plain(query), None
 
 
 def image_encoder_from_open_clip(visual: nn.Module) -> nn.Module:
-    """A twin of an open_clip image tower that shares its weights and attends plainly.
+    """Copy an open_clip image tower with plain attention, sharing its weights.
 
     Raises:
-        CheckpointError: an image tower that is neither open_clip's ``VisionTransformer`` nor a timm one.
+        CheckpointError: the image tower is neither open_clip's ``VisionTransformer`` nor a timm model.
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -96,6 +99,6 @@ def image_encoder_from_open_clip(visual: nn.Module) -> nn.Module:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """Copy the structure, not the tensors."""
+    """Copy a module but share its tensors."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, memo=cast("dict[int, Any]", shared))

@@ -1,4 +1,4 @@
-"""The licence of a checkpoint's weights."""
+"""Licence of a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.MUL
 
 
 def licence_of_folder(folder: Path, family: str) -> str:
-    """The licence in the folder's model card, else that of the family's published weights."""
+    """Return the licence in the folder's model card, or else that of the family's published weights."""
     return _stated(folder) or LICENCES[family]
 
 
 def licence_with_adapter(base: str, adapter: Path) -> str:
-    """Licence of a base with an adapter merged: the base's binds, the adapter's own is named beside it."""
+    """Return the licence of a merged adapter: the base's, and the adapter's if it differs."""
     own = _stated(adapter)
     return base if own is None or own.lower() == base.lower() else f"{base} (base), {own} (adapter)"
 
 
 def _stated(folder: Path) -> str | None:
-    """The front matter's ``license``, or ``license_name`` where that is ``other``."""
+    """Read ``license`` from the model card's front matter, or ``license_name`` if that is ``other``."""
     card = folder / "README.md"
     if not card.is_file():
         return None

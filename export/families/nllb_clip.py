@@ -36,7 +36,7 @@ _MRL_PREFIX = "matryoshka_layer.layers."
 
 
 def claims(path: Path) -> bool:
-    """An open_clip folder around an M2M100 encoder, a published MRL folder, or the author's first form."""
+    """Check for an open_clip folder with an M2M100 encoder, an MRL folder, or the author's first form."""
     folder = folder_of(path)
     if (folder / "open_clip_config.json").is_file():
         return text_model_type(folder) == "m2m_100"
@@ -44,10 +44,10 @@ def claims(path: Path) -> bool:
 
 
 def load(path: Path, options: LoadOptions) -> Towers:
-    """Read both towers and, where there are any, the MRL heads.
+    """Read both towers and the MRL heads, if any.
 
     Raises:
-        CheckpointError: see ``checkpoint_from_folder``; or heads that do not fit ``mrl_resolutions``.
+        CheckpointError: see ``checkpoint_from_folder``; or the heads do not match ``mrl_resolutions``.
     """
     folder = folder_of(path)
     if not (folder / "open_clip_config.json").is_file() and nllb_clip_transformers.claims(folder):
@@ -61,7 +61,8 @@ def load(path: Path, options: LoadOptions) -> Towers:
     preprocess = {**checkpoint.preprocess_config, **(mrl.get("preprocess_cfg") or {})}
     if mrl and not preprocess:
         raise CheckpointError(
-            f"{folder / 'config.json'} has no preprocess_cfg, and no open_clip_config.json has."
+            f"No preprocess_cfg was found, neither in {folder / 'config.json'} nor in an "
+            "open_clip_config.json. Copy the published config.json again."
         )
     return towers_from_open_clip(
         dataclasses.replace(checkpoint, preprocess_config=preprocess),
@@ -77,7 +78,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _mrl_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder with MRL heads, its widths checked; empty for any other."""
+    """Read and check ``config.json`` of a folder with MRL heads; empty for other folders."""
     found = _config(folder)
     if "mrl_resolutions" not in found:
         return {}
@@ -89,7 +90,7 @@ def _mrl_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(found.get("preprocess_cfg") or {}, dict):
         raise CheckpointError(
-            f"{folder / 'config.json'} has a preprocess_cfg that is no object. Copy it again."
+            f"{folder / 'config.json'} has a preprocess_cfg that is not a JSON object. Copy it again."
         )
     return found
 
@@ -97,7 +98,7 @@ def _mrl_config(folder: Path) -> dict[str, Any]:
 def _weights_and_heads(
     folder: Path, named: Path | None, mrl: Mapping[str, Any]
 ) -> tuple[Path, dict[str, Tensor], dict[str, Tensor]]:
-    """The towers' file and its tensors, then the heads' tensors: of a second file, or of the same one."""
+    """Return the towers' weight file, its tensors, and the heads' tensors from the same or a second file."""
     extra = next((folder / name for name in _MRL_FILES if (folder / name).is_file()), None)
     weights = named or _own_weights(folder) or extra or find_weights(folder)
     state, heads = _split(state_dict_from_file(weights))
@@ -109,19 +110,18 @@ def _weights_and_heads(
     if heads and not mrl:
         raise CheckpointError(
             f"{folder} holds MRL heads ({names_in_short(list(heads))}), but its config.json has no "
-            "mrl_resolutions that says so. Copy the published config.json beside them: without it the "
-            "heads would be lost."
+            "mrl_resolutions. Copy the published config.json beside them; without it the heads would be lost."
         )
     if mrl and not heads:
         raise CheckpointError(
-            f"{folder} names MRL widths {mrl['mrl_resolutions']}, but none of {list(_MRL_FILES)} is there "
-            "to hold the heads, and no other file does. Copy the checkpoint folder again, whole."
+            f"{folder} names MRL widths {mrl['mrl_resolutions']}, but none of {list(_MRL_FILES)} exists "
+            "and no other file holds the heads. Copy the checkpoint folder again, whole."
         )
     return weights, state, heads
 
 
 def _own_weights(folder: Path) -> Path | None:
-    """Weights of the towers beside a file that may be the heads'."""
+    """Return the towers' weight file, ignoring names that may hold MRL heads; None if there is none."""
     try:
         return find_weights(folder, apart_from=_MRL_FILES)
     except CheckpointError as error:
@@ -136,7 +136,7 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def _check_copy(state: Mapping[str, Tensor], copy: Mapping[str, Tensor], weights: Path, extra: Path) -> None:
-    """The heads' file may repeat the towers (the published one does): with the same values only."""
+    """Check that towers repeated in the heads' file, as in the published one, have the same values."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     for name, tensor in copy.items():
         found = own.get(name.removeprefix("model."))
@@ -147,8 +147,8 @@ def _check_copy(state: Mapping[str, Tensor], copy: Mapping[str, Tensor], weights
             or not torch.equal(found.to(narrow), tensor.to(narrow))
         ):
             raise CheckpointError(
-                f"{extra} holds {name}, which is not as in {weights.name}: the folder holds two different "
-                "models. Remove the file that is not meant, or copy the folder again, whole."
+                f"{extra} holds {name}, which differs from {weights.name}: the folder holds two different "
+                "models. Remove the wrong file, or copy the folder again, whole."
             )
 
 
@@ -162,15 +162,15 @@ def _heads(
         if weight is None or bias is None or weight.shape != (width, dim) or bias.shape != (width,):
             found = None if weight is None else tuple(weight.shape)
             raise CheckpointError(
-                f"{origin} holds no MRL head of width {width} on {dim} (weight of shape {found}; "
-                f"expected {(width, dim)} and a bias). It does not belong to this config.json."
+                f"{origin} has no MRL head of width {width} for dim {dim} (weight of shape {found}; "
+                f"expected {(width, dim)} and a bias). The weights do not belong to this config.json."
             )
         head = nn.Linear(dim, width, device="meta")
         head.weight, head.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
         heads[width] = head.requires_grad_(False)
     if tensors:
         raise CheckpointError(
-            f"{origin} holds MRL heads that its mrl_resolutions {config['mrl_resolutions']} do not name "
+            f"{origin} holds MRL heads that are not in its mrl_resolutions {config['mrl_resolutions']} "
             f"({names_in_short(list(tensors))}). The config.json belongs to another checkpoint."
         )
     return heads

@@ -1,9 +1,9 @@
 """NLLB-CLIP in its author's first form: a transformers folder of type ``clip`` with an M2M100 text model.
 
-The folder's own code (``modeling_nllb_clip.py``) is never run. The model is put together here from
-transformers' own parts, under the published names: M2M100's encoder, one more layer norm over position 0, a
-projection without bias; CLIP's image tower. Where the folder has no tokenizer or preprocessing of its own,
-they are those of the author's examples: NLLB-200's, and the one of ``openai/clip-vit-base-patch32``.
+The folder's own code (``modeling_nllb_clip.py``) is never run. The model is built here from transformers'
+modules, under the published names: M2M100's encoder, one more layer norm over position 0, a projection
+without bias; CLIP's image tower. If the folder has no tokenizer or preprocessing, those of the author's
+examples are used: NLLB-200's tokenizer and the preprocessing of ``openai/clip-vit-base-patch32``.
 
 Source: ``NLLBCLIPModel`` and ``NLLBCLIPConfig`` of github.com/visheratin/nllb-clip.
 """
@@ -69,11 +69,11 @@ _TEXT_DEFAULTS: Mapping[str, Any] = {
     "eos_token_id": 2,
     "layer_norm_eps": 1e-5,
 }
-"""Of the author's ``NLLBCLIPTextConfig``: a config.json may leave out what equals its default."""
+"""Defaults of the author's ``NLLBCLIPTextConfig``; a config.json may omit values equal to them."""
 
 
 class NllbClip(nn.Module):
-    """The published model under its published names, from transformers' own parts."""
+    """NLLB-CLIP model with the published parameter names, built from transformers' modules."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -88,31 +88,31 @@ class NllbClip(nn.Module):
         self.pad_id, self.n_tokens, self.dim = int(text["pad_token_id"]), int(text["vocab_size"]), int(dim)
 
     def text_features(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 (batch, tokens) twice → (batch, dim), not normalised."""
+        """Embed ids and mask, both int64 (batch, tokens), to (batch, dim), not normalised."""
         encoder: Any = self.text_model.encoder
         hidden = encoder(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         norm = cast("nn.Module", self.text_model.final_layer_norm)
         return cast("Tensor", self.text_projection(norm(hidden)[:, 0]))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """float32 (batch, 3, height, width) → (batch, dim), not normalised."""
+        """Embed pixels, float32 (batch, 3, height, width), to (batch, dim), not normalised."""
         return cast("Tensor", self.visual_projection(self.vision_model(pixels).pooler_output))
 
 
 class NormedPool(nn.Module):
-    """Position 0, one more layer norm, the projection: (batch, tokens, width) → (batch, dim)."""
+    """Pooling by position 0, layer norm and projection: (batch, tokens, width) → (batch, dim)."""
 
     def __init__(self, norm: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.norm, self.projection = norm, projection
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """All but position 0 is dropped first: the layers between act on each token alone."""
+        """Pool position 0; selected first, as the layer norm acts on each token separately."""
         return cast("Tensor", self.projection(self.norm(hidden[:, 0])))
 
 
 def claims(folder: Path) -> bool:
-    """A configuration of model type clip whose text part has M2M100's sizes."""
+    """Check for a configuration of model type ``clip`` whose text model has M2M100's sizes."""
     path = folder / "config.json"
     config = config_from_file(path) if path.is_file() else {}
     text = config.get("text_config") or config.get("text_config_dict")
@@ -127,8 +127,8 @@ def load(path: Path, options: LoadOptions) -> Towers:
     """Read both towers.
 
     Raises:
-        CheckpointError: a missing or unreadable file, weights that do not fill the architecture to the last
-            tensor, or a tokenizer without NLLB's languages.
+        CheckpointError: a file is missing or unreadable, the weights do not match the architecture exactly,
+            or the tokenizer lacks NLLB's languages.
     """
     folder = folder_of(path)
     weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
@@ -226,7 +226,7 @@ def _vision_model(config: Mapping[str, Any]) -> Any:
 
 
 def _image_processor(folder: Path, model: NllbClip) -> Any:
-    """The folder's own, else the one that the author's page names: CLIP's, at the image tower's size."""
+    """Load the folder's image processor; by default CLIP's, as on the author's page, at the tower's size."""
     if any((folder / name).is_file() for name in PROCESSOR_FILES):
         return image_processor_of(folder)
     side = int(model.vision_model.config.image_size)

@@ -1,7 +1,7 @@
-"""open_clip checkpoints on disk → an open_clip model, its preprocessing and its tokenizer.
+"""Load open_clip checkpoints from disk: model, preprocessing and tokenizer.
 
-Read with no network: the folder's own files first, then the published facts this project ships, then the
-local hub cache. The model that is built is the library's own; it also serves as the parity reference.
+No network is used: the folder's own files come first, then the published configurations shipped with this
+project, then the local hub cache. The model is open_clip's own and also serves as the parity reference.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.pth",
     "open_clip_pytorch_model.pt",
 )
-"""In the order of ``open_clip``'s own choice."""
+"""Weight file names, in ``open_clip``'s order of preference."""
 
 _SEQ2SEQ_REST = ("text.transformer.decoder.", "text.transformer.lm_head.", "text.lm_head.")
-"""What a whole M2M100 holds beyond its encoder: nothing of it is embedded."""
+"""Prefixes of M2M100 parameters outside the encoder, which embeddings do not use."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenClipCheckpoint:
-    """An open_clip model with its weights in place, and the configurations it was built from."""
+    """Open_clip model with loaded weights, and the configurations it was built from."""
 
     model: Any
     model_config: Mapping[str, Any]
@@ -79,14 +79,15 @@ def checkpoint_from_folder(
     weights: Path | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> OpenClipCheckpoint:
-    """Build the model that a folder describes and load its weights, to the last tensor.
+    """Build the model that a folder describes and load its weights strictly.
 
     ``architecture`` is an open_clip name for a folder without ``open_clip_config.json`` (CAPIVARA's
-    Lightning checkpoint, an MRL folder); ``weights`` picks the file, ``state`` is its content where it was
-    read before.
+    Lightning checkpoint, an MRL folder); ``weights`` selects the file, ``state`` is its content if already
+    loaded.
 
     Raises:
-        CheckpointError: a missing or unreadable file, an unknown text model, or weights that do not fit.
+        CheckpointError: a file is missing or unreadable, the text model is unknown, or the weights do not
+            match.
     """
     config = _config_of_folder(folder, architecture)
     model_config = _with_own_trunk(config["model_cfg"], folder)
@@ -113,26 +114,26 @@ def checkpoint_from_folder(
 
 
 def architecture_config(name: str) -> dict[str, Any]:
-    """open_clip's own configuration of a published architecture.
+    """Return open_clip's configuration of a published architecture.
 
     Raises:
-        CheckpointError: open_clip knows no such name.
+        CheckpointError: open_clip has no architecture of that name.
     """
     import open_clip
 
     config = open_clip.get_model_config(name)
     if config is None:
         raise CheckpointError(
-            f"open_clip knows no architecture {name!r}. Update open_clip_torch, or add open_clip_config.json."
+            f"open_clip has no architecture {name!r}. Update open_clip_torch, or add open_clip_config.json."
         )
     return dict(config)
 
 
 def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str, Any]) -> Any:
-    """An untrained open_clip model in FP32, its text model built from ``text_config`` without a network.
+    """Build an untrained open_clip model in FP32, with its text model from ``text_config``, offline.
 
     Raises:
-        CheckpointError: the configuration asks for what open_clip or timm cannot build.
+        CheckpointError: open_clip or timm cannot build the configuration.
     """
     from open_clip.model import CustomTextCLIP
 
@@ -155,16 +156,16 @@ def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str,
                 raise
             raise CheckpointError(
                 f"open_clip cannot build this model: {type(error).__name__}: {in_one_line(error)}. Its "
-                "open_clip_config.json or config.json names an architecture, an option or a value that this "
-                "version of open_clip, timm and transformers does not have."
+                "open_clip_config.json or config.json names an architecture, an option or a value that the "
+                "installed open_clip, timm and transformers do not support."
             ) from error
 
 
 def find_weights(folder: Path, *, apart_from: Sequence[str] = ()) -> Path:
-    """The open_clip weight file of a folder, safetensors first.
+    """Return the open_clip weight file of a folder, safetensors first.
 
     Raises:
-        CheckpointError: there is none, or several of which none has an open_clip name.
+        CheckpointError: no weight file, or several of which none has an open_clip name.
     """
     try:
         return chosen_weights(folder, WEIGHT_FILES, apart_from=apart_from)
@@ -173,7 +174,7 @@ def find_weights(folder: Path, *, apart_from: Sequence[str] = ()) -> Path:
 
 
 def text_model_type(folder: Path) -> str | None:
-    """Model type of the text tower that a folder's ``open_clip_config.json`` names; ``None`` without one.
+    """Return the model type of the text tower named in ``open_clip_config.json``; None without that file.
 
     Raises:
         CheckpointError: a configuration cannot be read.
@@ -188,7 +189,7 @@ def text_model_type(folder: Path) -> str | None:
 
 
 def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
-    """The text model's transformers configuration: the folder's, the shipped one, else the hub cache's.
+    """Return the text model's transformers configuration: the folder's, the shipped one or the hub cache's.
 
     Raises:
         CheckpointError: none of the three has it.
@@ -206,7 +207,7 @@ def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = AutoConfig.from_pretrained(name, local_files_only=True).to_dict()
     except Exception as error:
         raise CheckpointError(
-            f"The text model {name!r} is unknown here: {own} does not describe it, it is none of "
+            f"The text model {name!r} is unknown: {own} does not describe it, it is not one of "
             f"{sorted(TEXT_CONFIGS)}, and the local hub cache has no copy. Put its config.json into {folder}."
         ) from error
     return found
@@ -225,7 +226,7 @@ def _load(model: nn.Module, found: Mapping[str, Tensor], origin: Path) -> None:
 
 
 def _encoder_alone(state: dict[str, Tensor], model: nn.Module, origin: Path) -> dict[str, Tensor]:
-    """The encoder of a text tower that was saved as a whole M2M100, under the encoder's own names."""
+    """Select and rename the encoder's weights if the text tower was saved as a complete M2M100."""
     whole = any(name.startswith("text.transformer.encoder.layers.") for name in state)
     if not whole or "text.transformer.layer_norm.weight" not in model.state_dict():
         return state
@@ -239,7 +240,7 @@ def _encoder_alone(state: dict[str, Tensor], model: nn.Module, origin: Path) -> 
     if shared is not None and not torch.equal(kept.setdefault(tokens, shared), shared):
         raise CheckpointError(
             f"{origin} holds two different token tables, text.transformer.shared and encoder.embed_tokens. "
-            "Save the encoder alone."
+            "Save only the encoder."
         )
     return kept
 
@@ -255,7 +256,9 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
         or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_config.keys()
         or not all(isinstance(model_config[part], dict) for part in ("vision_cfg", "text_cfg"))
     ):
-        raise CheckpointError(f"{path} describes no model: 'model_cfg' with its towers is missing.")
+        raise CheckpointError(
+            f"{path} does not describe a model: expected 'model_cfg' with embed_dim, vision_cfg and text_cfg."
+        )
     if not model_config["text_cfg"].get("hf_model_name"):
         raise CheckpointError(
             f"{path} describes an open_clip model whose text tower is not a Hugging Face encoder. "
@@ -265,7 +268,7 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
 
 
 def _with_own_trunk(model_config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Point timm's ``local-dir:`` at the checkpoint's own folder, wherever the command is run from."""
+    """Resolve timm's ``local-dir:`` against the checkpoint's folder instead of the working directory."""
     vision = model_config["vision_cfg"]
     name = str(vision.get("timm_model_name", ""))
     own = folder / Path(name.removeprefix("local-dir:")).name
@@ -275,7 +278,7 @@ def _with_own_trunk(model_config: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def _name_of_architecture(model_config: Mapping[str, Any], text_config: Mapping[str, Any]) -> str:
-    """open_clip's name where it has one, else the towers' widths and depths."""
+    """Return open_clip's name of the architecture, or else the towers' widths and depths."""
     import open_clip
 
     parts = ("embed_dim", "vision_cfg", "text_cfg")

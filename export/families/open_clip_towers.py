@@ -1,4 +1,4 @@
-"""From an open_clip model to ``Towers``: what NLLB-CLIP and CAPIVARA share."""
+"""Towers of open_clip models, shared by NLLB-CLIP and CAPIVARA."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ __all__ = ["towers_from_open_clip"]
 
 
 class ProjectedPool(nn.Module):
-    """open_clip's pooler, then its projection: hidden states (batch, tokens, width) → (batch, dim)."""
+    """Pooler and projection of open_clip: hidden states (batch, tokens, width) → (batch, dim)."""
 
     def __init__(self, *, mean: bool, projection: nn.Module) -> None:
         super().__init__()
         self.mean, self.projection = mean, projection
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean over the tokens that stand, or the state at position 0."""
+        """Pool by the mean over unmasked tokens, or by the state at position 0, then project."""
         if self.mean:
             mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
@@ -62,11 +62,11 @@ def towers_from_open_clip(
     options: LoadOptions,
     heads: Mapping[int, nn.Linear] | None = None,
 ) -> Towers:
-    """Assemble towers; an adapter is merged first, and the reference keeps it unmerged.
+    """Build towers from an open_clip model; an adapter is merged first, but left unmerged in the reference.
 
     Raises:
-        CheckpointError: a pooler, text model, tokenizer or preprocessing that no family has; or an adapter
-            that ``merge_adapter`` refuses.
+        CheckpointError: the pooler, text model, tokenizer or preprocessing is not supported, or
+            ``merge_adapter`` rejects the adapter.
     """
     model, source = checkpoint.model, {"weights": checkpoint.weights.name}
     folder = checkpoint.weights.parent
@@ -129,7 +129,7 @@ def towers_from_open_clip(
 
 
 def _probe(checkpoint: OpenClipCheckpoint) -> Probe:
-    """Vectors of four random texts, two of them padded, and two random images."""
+    """Return a function that embeds four random texts, two of them padded, and two random images."""
     ids, pixels = random_inputs(
         n_tokens=int(checkpoint.text_config["vocab_size"]),
         pad_id=int(checkpoint.text_config["pad_token_id"]),
@@ -177,20 +177,20 @@ def _tokenizer(checkpoint: OpenClipCheckpoint, context_length: int) -> Any:
     mode = checkpoint.model_config["text_cfg"].get("tokenizer_mode")
     if mode is not None:
         raise CheckpointError(
-            f"open_clip_config.json sets tokenizer_mode {mode!r}, under which open_clip makes other token "
-            "ids than the tokenizer itself; only null is supported."
+            f"open_clip_config.json sets tokenizer_mode {mode!r}, which makes open_clip's token ids differ "
+            "from the tokenizer's; only null is supported."
         )
     configured = checkpoint.model_config["text_cfg"].get("tokenizer_kwargs") or {}
     if not isinstance(configured, dict):
         raise CheckpointError(
-            f"open_clip_config.json has tokenizer_kwargs {configured!r}; expected an object."
+            f"open_clip_config.json has tokenizer_kwargs {configured!r}; expected a JSON object."
         )
     configured = dict(configured)
     if configured.pop("clean", "whitespace") != "whitespace" or configured.pop("strip_sep_token", False):
         raise CheckpointError(
-            "A tokenizer with other cleaning than open_clip's 'whitespace' is not supported."
+            "Only open_clip's text cleaning 'whitespace' is supported, without strip_sep_token."
         )
-    if nllb:  # else the language token stands last and position 0 is no language (transformers#22313)
+    if nllb:  # otherwise the language token comes last, not at position 0 (transformers#22313)
         _require_language_first(checkpoint)
         configured["legacy_behaviour"] = False
     kind = "NllbTokenizer" if nllb else "XLMRobertaTokenizer"
@@ -205,13 +205,13 @@ def _require_language_first(checkpoint: OpenClipCheckpoint) -> None:
     path = Path(checkpoint.tokenizer_source) / "tokenizer_config.json"
     if path.is_file() and config_from_file(path).get("legacy_behaviour"):
         raise CheckpointError(
-            f"{path} sets legacy_behaviour, with which the language token stands last, while NLLB-CLIP pools "
-            "position 0. Set it to false, if the checkpoint was trained so (the published ones were)."
+            f"{path} sets legacy_behaviour, which puts the language token last, while NLLB-CLIP pools "
+            "position 0. Set it to false if the checkpoint was trained that way (the published ones were)."
         )
 
 
 def _preprocess_config(checkpoint: OpenClipCheckpoint) -> Any:
-    """open_clip's own reading: unknown keys dropped, defaults for null ones, size from the image tower."""
+    """Merge preprocess_cfg as open_clip does: drop unknown keys, fill null ones, take the tower's size."""
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     stated = dict(checkpoint.preprocess_config)
@@ -261,7 +261,7 @@ def _image_preprocessing(config: Any) -> ImagePreprocessing:
 
 
 def _three(values: Any, config: Any) -> tuple[float, float, float]:
-    """One value a channel; a single number stands for all three, as in open_clip."""
+    """Return one value per channel, repeating a single number as open_clip does."""
     found = list(values) if isinstance(values, (list, tuple)) else [values] * 3
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in found)
     if len(found) != 3 or not numbers:

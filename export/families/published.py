@@ -1,8 +1,8 @@
-"""The published checkpoints: what their files leave unsaid.
+"""Published facts that checkpoint files omit: text model configurations, languages, licences.
 
-An open_clip folder names its text model by hub name (``facebook/nllb-200-distilled-600M``) and keeps that
-model's configuration elsewhere. These are the published ones, so that a downloaded folder exports with no
-network. Licences are those of the weights, which manifests repeat.
+An open_clip folder gives only the hub name of its text model (``facebook/nllb-200-distilled-600M``), not
+that model's configuration. The published configurations are here, so that a downloaded folder can be
+exported offline. Licences are those of the weights, which manifests repeat.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ TEXT_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "xlm-roberta-large": _xlm_roberta(1024, 24),
     "FacebookAI/xlm-roberta-large": _xlm_roberta(1024, 24),
 }
-"""transformers configurations by hub name."""
+"""Transformers configurations by hub name."""
 
 LICENCES: Mapping[str, str] = {
     "nllb-clip": "CC-BY-NC-4.0",
@@ -83,9 +83,9 @@ XLM_R_LANGUAGES = tuple(
     xho_Latn ydd_Hebr zho_Hans zho_Hant zsm_Latn
     """.split()  # noqa: SIM905 - one code a line would take a page
 )
-"""What XLM-R was trained on (CC-100, arXiv 1911.02116, table 6), as FLORES-200 codes, Latin left out.
+"""Training languages of XLM-R (CC-100, arXiv 1911.02116, table 6), as FLORES-200 codes, without Latin.
 
-A CLIP head on top was aligned with fewer: CAPIVARA with Portuguese first, AltCLIP with 2, 9 or 18.
+The CLIP models were aligned on fewer: CAPIVARA mainly on Portuguese, AltCLIP on 2, 9 or 18.
 """
 
 

@@ -1,4 +1,4 @@
-"""The families' own libraries as parity references: their tokenizer, preprocessing and model, unmodified."""
+"""Parity references: tokenizer, preprocessing and model of each family's own library, unmodified."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BATCH = 32
 
 
 class _Embedding:
-    """What both libraries share: batches in, unit vectors out."""
+    """Base class of the references: batched inference and L2 normalisation."""
 
     heads: MrlHeads
 
@@ -36,15 +36,15 @@ class _Embedding:
         raise NotImplementedError
 
     def text_vectors(self, ids: Int) -> dict[int, Float]:
-        """Padded int64 ids (texts, any length) → unit float32 (texts, dim), by dim."""
+        """Embed padded int64 ids (texts, any length) to unit float32 (texts, dim), keyed by dim."""
         return self._vectors(self._text_features, torch.from_numpy(np.ascontiguousarray(ids)))
 
     def image_vectors(self, pixels: Float) -> dict[int, Float]:
-        """float32 (images, 3, height, width) → unit float32 (images, dim), by dim."""
+        """Embed float32 pixels (images, 3, height, width) to unit float32 (images, dim), keyed by dim."""
         return self._vectors(self._image_features, torch.from_numpy(np.ascontiguousarray(pixels)))
 
     def embed_texts(self, texts: Sequence[str], languages: Sequence[str | None]) -> Float:
-        """Unit float32 (texts, dim), padded to the context length as the library's users do."""
+        """Embed texts, padded to the context length as the library does, to unit float32 (texts, dim)."""
         batches = [
             self.text_vectors(self.token_ids(texts[i : i + _BATCH], languages[i : i + _BATCH]))
             for i in range(0, len(texts), _BATCH)
@@ -52,7 +52,7 @@ class _Embedding:
         return np.concatenate([batch[max(batch)] for batch in batches])
 
     def embed_images(self, images: Sequence[Image.Image]) -> Float:
-        """Unit float32 (images, dim)."""
+        """Embed images to unit float32 (images, dim)."""
         batches = [
             self.image_vectors(np.stack([self.pixels(image) for image in images[i : i + _BATCH]]))
             for i in range(0, len(images), _BATCH)
@@ -67,7 +67,7 @@ class _Embedding:
 
 
 class OpenClipReference(_Embedding):
-    """open_clip's ``HFTokenizer``, ``image_transform_v2`` and towers."""
+    """Parity reference from open_clip's ``HFTokenizer``, ``image_transform_v2`` and towers."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class OpenClipReference(_Embedding):
         self.heads, self.needs_language = heads, needs_language
 
     def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
-        """int64 (texts, context length); a language is set on the tokenizer once per language."""
+        """Tokenize to int64 (texts, context length), with one tokenizer call per language."""
         if not texts:
             return np.empty((0, self.tokenizer.context_length), np.int64)
         if not self.needs_language:
@@ -91,16 +91,16 @@ class OpenClipReference(_Embedding):
         rows = np.empty((len(texts), self.tokenizer.context_length), np.int64)
         for language in dict.fromkeys(languages):
             if language is None:
-                raise LanguageError("An NLLB text without a language; pass its FLORES-200 code.")
+                raise LanguageError("NLLB needs a language for each text; pass its FLORES-200 code.")
             chosen = [i for i, own in enumerate(languages) if own == language]
-            # Not open_clip's set_language: transformers 5 undoes it at every call, so that all texts
-            # become src_lang's (English, unless told otherwise).
+            # Not open_clip's set_language: transformers 5 resets it at every call, so that all texts
+            # get the language of src_lang (English by default).
             self.tokenizer.tokenizer.src_lang = language
             rows[chosen] = np.asarray(self.tokenizer([texts[i] for i in chosen]), np.int64)
         return rows
 
     def pixels(self, image: Image.Image) -> Float:
-        """float32 (3, height, width), normalised."""
+        """Preprocess an image to normalised float32 (3, height, width)."""
         return np.asarray(self.transform(image), np.float32)
 
     def _text_features(self, ids: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class OpenClipReference(_Embedding):
 
 
 class AltClipReference(_Embedding):
-    """transformers' tokenizer, image processor and ``AltCLIPModel``."""
+    """Parity reference from transformers' tokenizer, image processor and ``AltCLIPModel``."""
 
     def __init__(self, *, tokenizer: Any, image_processor: Any, model: Any, context_length: int) -> None:
         self.tokenizer, self.image_processor, self.model = tokenizer, image_processor, model
@@ -121,7 +121,7 @@ class AltClipReference(_Embedding):
         self.heads = MrlHeads({})
 
     def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
-        """int64 (texts, context length); AltCLIP has no language token."""
+        """Tokenize to int64 (texts, context length); AltCLIP has no language token."""
         if not texts:
             return np.empty((0, self.context_length), np.int64)
         encoded: Mapping[str, Any] = self.tokenizer(
@@ -130,7 +130,7 @@ class AltClipReference(_Embedding):
         return np.asarray(encoded["input_ids"], np.int64)
 
     def pixels(self, image: Image.Image) -> Float:
-        """float32 (3, height, width), normalised."""
+        """Preprocess an image to normalised float32 (3, height, width)."""
         return np.asarray(self.image_processor(image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def _text_features(self, ids: Tensor) -> Tensor:
@@ -144,14 +144,14 @@ class AltClipReference(_Embedding):
 
 
 class NllbClipReference(AltClipReference):
-    """transformers' tokenizer, image processor and parts, as the author's first form puts them together."""
+    """Parity reference of NLLB-CLIP's first form: transformers' tokenizer, image processor and modules."""
 
     def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
-        """int64 (texts, context length); a language is set on the tokenizer once per language."""
+        """Tokenize to int64 (texts, context length), with one tokenizer call per language."""
         rows = np.empty((len(texts), self.context_length), np.int64)
         for language in dict.fromkeys(languages):
             if language is None:
-                raise LanguageError("An NLLB text without a language; pass its FLORES-200 code.")
+                raise LanguageError("NLLB needs a language for each text; pass its FLORES-200 code.")
             chosen = [i for i, own in enumerate(languages) if own == language]
             self.tokenizer.src_lang = language
             rows[chosen] = super().token_ids([texts[i] for i in chosen], [language] * len(chosen))
@@ -168,5 +168,5 @@ class NllbClipReference(AltClipReference):
 
 
 def _mask_of_trailing_pads(ids: Tensor, pad_id: int) -> Tensor:
-    """1 up to the last token: the tokenizer's own mask lets a "<pad>" that a text spells out stand."""
+    """Return a mask of 1 up to the last non-pad token, as the tokenizer's: a "<pad>" in a text is kept."""
     return (ids != pad_id).long().flip(1).cummax(dim=1).values.flip(1)

@@ -1,4 +1,4 @@
-"""From a library's tokenizer to what the runtime needs: one JSON file and a few ids."""
+"""Convert a library's tokenizer to the runtime's form: one JSON file and the special token ids."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer of the families."""
+    """Return True if the folder holds a supported tokenizer file."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 @contextmanager
 def complete_tokenizer(source: str, kind: str) -> Iterator[str]:
-    """A tokenizer folder as transformers reads it: ``tokenizer_config.json`` must name a class.
+    """Yield a tokenizer folder whose ``tokenizer_config.json`` names a class, as transformers requires.
 
-    A folder that holds ``tokenizer.json`` alone is read as ``kind``, its family's; without that transformers
-    takes a class from ``config.json`` that may need other files. Hub names pass as they are.
+    If the class is missing, a copy is made with ``kind``, the family's class; otherwise transformers would
+    take a class from ``config.json``, which may need other files. Hub names are yielded unchanged.
     """
     folder = Path(source)
     own = folder / "tokenizer_config.json"
@@ -57,7 +57,7 @@ def complete_tokenizer(source: str, kind: str) -> Iterator[str]:
 
 @contextmanager
 def tokenizer_errors(source: str, folder: Path) -> Iterator[None]:
-    """Turn what transformers and tokenizers raise into one error; their own kinds are many."""
+    """Convert any exception of transformers and tokenizers to ``CheckpointError``."""
     try:
         yield
     except (BabeltowerError, MemoryError):
@@ -71,7 +71,7 @@ def tokenizer_errors(source: str, folder: Path) -> Iterator[None]:
 
 
 def tokenizer_json(tokenizer: Any) -> str:
-    """The text of a ``tokenizers`` file: no truncation, no padding, no language in it.
+    """Return ``tokenizer.json`` as text, without truncation, padding and special tokens.
 
     Raises:
         CheckpointError: the tokenizer has no ``tokenizers`` backend.
@@ -84,7 +84,7 @@ def tokenizer_json(tokenizer: Any) -> str:
         )
     data = json.loads(backend.to_str())
     data["truncation"] = data["padding"] = None
-    # The special tokens are the manifest's: what stands first depends on each text's language.
+    # The manifest lists the special tokens, since the first one depends on each text's language.
     data["post_processor"] = None
     return json.dumps(data, ensure_ascii=False)
 
@@ -92,29 +92,29 @@ def tokenizer_json(tokenizer: Any) -> str:
 def preprocessing_from_tokenizer(
     tokenizer: Any, *, n_tokens: int, pad_id: int | None, context_length: int, clean: str
 ) -> TextPreprocessing:
-    """Find which ids stand before and after a text's own.
+    """Read text preprocessing settings from a tokenizer, with the special ids before and after a text.
 
     Args:
         n_tokens: Rows of the embedding table.
-        pad_id: Token that the text model masks.
+        pad_id: Padding token that the text model masks.
 
     Raises:
-        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no pad or
-            another than the model's, or ids that the table has no rows for.
+        CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no padding
+            token or another than the model's, or has ids beyond the embedding table.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest >= n_tokens:
         raise CheckpointError(
-            f"The tokenizer has ids up to {largest}, the embedding table {n_tokens} rows. "
+            f"The tokenizer has ids up to {largest}, but the embedding table has {n_tokens} rows. "
             "The tokenizer files belong to another checkpoint."
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
-            f"{type(tokenizer).__name__} has no padding token. Name it in tokenizer_config.json (pad_token)."
+            f"{type(tokenizer).__name__} has no padding token. Set pad_token in tokenizer_config.json."
         )
     if tokenizer.pad_token_id != pad_id:
         raise CheckpointError(
-            f"The tokenizer pads with id {tokenizer.pad_token_id}, the text model masks id {pad_id} "
+            f"The tokenizer pads with id {tokenizer.pad_token_id}, but the text model masks id {pad_id} "
             "(pad_token_id). The tokenizer files or the config.json belong to another checkpoint."
         )
     language_ids = _language_ids(tokenizer)
@@ -122,7 +122,7 @@ def preprocessing_from_tokenizer(
     if language_ids:
         if not empty or empty[0] not in language_ids.values():
             raise CheckpointError(
-                f"The tokenizer encodes an empty text as {empty}: its language token does not stand first. "
+                f"The tokenizer encodes an empty text as {empty}: its language token does not come first. "
                 "NLLB-CLIP pools position 0; set legacy_behaviour to false in tokenizer_config.json."
             )
         affixes: tuple[tuple[int, ...], tuple[int, ...]] = (), tuple(empty[1:])
@@ -152,5 +152,6 @@ def _affixes(tokenizer: Any, empty: list[int]) -> tuple[tuple[int, ...], tuple[i
             if [*prefix, *suffix] == empty:
                 return tuple(prefix), tuple(suffix)
     raise CheckpointError(
-        f"The tokenizer's special tokens cannot be told: '' is {empty}, '1' is {whole}, without them {inner}."
+        f"Cannot identify the tokenizer's special tokens: '' is encoded as {empty}, '1' as {whole}, and '1' "
+        f"without special tokens as {inner}. Check the post-processor in the tokenizer's files."
     )

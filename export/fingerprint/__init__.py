@@ -1,1 +1,1 @@
-"""The embedding-space fingerprint."""
+"""Fingerprint of the embedding space."""

@@ -1,4 +1,4 @@
-"""A mode of PyTorch under which everything is computed in float64, whatever a module asks for."""
+"""PyTorch mode that computes every operation in float64, regardless of a module's dtype."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """Widen the float tensors of every operation to float64, and read any narrower dtype as float64.
+    """Compute in float64: upcast the float tensors of every operation, and replace narrower dtypes.
 
-    A module stays as it is: each weight is widened, without loss, for the one operation that takes it, and no
-    tower has to fit into memory twice. Explicit casts to float32 are computed in float64 too.
+    Modules are not modified: each weight is upcast, without loss, only for the operation that uses it, so a
+    tower is never in memory twice. Explicit casts to float32 also become float64.
     """
     with torch.no_grad(), _AlikeArguments(), _WidenedOperations():  # type: ignore[no-untyped-call]
         yield
 
 
 class _WidenedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs each of PyTorch's own operations in float64."""
+    """Dispatch mode that runs each ATen operation in float64."""
 
     def __torch_dispatch__(
         self,
@@ -39,13 +39,13 @@ class _WidenedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.embedding.default:  # a table is looked up in before it is widened
+        if func is torch.ops.aten.embedding.default:  # look up first, so that only the rows are upcast
             return _widened(func(*args, **kwargs))
         return tree_map(_widened, func(*tree_map(_widened, tuple(args)), **tree_map(_widened, kwargs)))
 
 
 class _AlikeArguments(TorchFunctionMode):
-    """Widens narrow arguments beside wide ones early: some functions compare dtypes before they run."""
+    """Function mode that upcasts mixed arguments early, since some functions check dtypes before dispatch."""
 
     def __torch_function__(
         self,

@@ -1,8 +1,8 @@
-"""The embedding-space fingerprint: it changes whenever vectors do, and with nothing else.
+"""Fingerprint of the embedding space, which changes if and only if the embeddings change.
 
-Weights, vocabulary and preprocessing are hashed exactly. Behaviour is hashed as it shows: token ids that the
-family's own tokenizer gives a fixed set of texts, vectors that both towers give fixed inputs, computed in
-float64 and rounded to ``STEP``, and whatever the family's own library makes otherwise of these inputs.
+Weights, vocabulary and preprocessing are hashed exactly. Behaviour is hashed through its results: the token
+ids of a fixed set of texts from the family's own tokenizer; both towers' vectors of fixed inputs, computed in
+float64 and rounded to ``STEP``; and the deviations of the family's own library on these inputs.
 See docs/decisions/0005-fingerprint.md.
 """
 
@@ -35,26 +35,27 @@ __all__ = [
 ]
 
 STEP = 1e-6
-"""Vectors are rounded to multiples of this. Float64 leaves errors of about 1e-15 in a component, so that two
-in a billion lie near enough to an edge to be rounded otherwise elsewhere; a change of 1e-8 moves dozens."""
+"""Rounding step of vectors. Float64 errors are about 1e-15 per component, so about two components in a
+billion round differently on another machine; a change of 1e-8 moves dozens."""
 
 _SAME_VECTOR, _SAME_PIXEL = 1e-4, 0.1
-"""Steps of what the library makes otherwise: ten times what FP32 and one level of 255 explain, so that
-agreement is 0 on every machine."""
+"""Rounding steps of the library's deviations: ten times the error of FP32 and of one pixel level of 255, so
+that a library in agreement rounds to 0 on every machine."""
 
 _MAX_SINUSOID_ERROR = 1e-3
-"""Largest error of a sinusoidal position computed in float32, at position 10,000 or so."""
+"""Maximum error of sinusoidal positions computed in float32, up to about position 10,000."""
 
 
 def with_fingerprint(towers: Towers, *, unmerged: Iterable[nn.Module] | None = None) -> Towers:
     """Add the fingerprint: ``bt2-`` and 32 hex digits of a sha256 over weights, settings, token ids, vectors.
 
-    Weights count as FP32 values, under no names: a checkpoint has one fingerprint whether it is stored as
-    safetensors or ``.bin``, in FP16 or FP32, under old or new names. Precision variants share it.
+    Weights are hashed as FP32 values without their names, so the fingerprint does not depend on the file
+    format (safetensors or ``.bin``), the stored precision (FP16 or FP32) or the naming. Precision variants
+    share it.
 
     Args:
-        unmerged: Modules with an adapter's layers beside the base's, hashed in place of merged weights: a
-            merge's sums may differ in their last bit from one processor to another.
+        unmerged: Modules with unmerged adapter layers, hashed in place of the merged weights, whose last bit
+            may differ between processors.
     """
     text, image = towers.text, towers.image
     positions = exact_positions(text)
@@ -82,14 +83,14 @@ def with_fingerprint(towers: Towers, *, unmerged: Iterable[nn.Module] | None = N
 
 @dataclass(frozen=True, slots=True)
 class FixedInputs:
-    """Inputs of both towers: batches of token rows with their masks, and normalised float64 pixels."""
+    """Fixed inputs of both towers: batches of token ids with masks, and normalised float64 pixels."""
 
     tokens: Sequence[tuple[Int, Int]]
     pixels: NDArray[np.float64]
 
     @classmethod
     def of(cls, text: TextTowerModule, tokens: TextPreprocessing, pixels: ImagePreprocessing) -> FixedInputs:
-        """Shape the inputs to a checkpoint's vocabulary, context length and image size."""
+        """Create the inputs for a checkpoint's vocabulary, context length and image size."""
         n_tokens = int(text.encoder.get_submodule("tokens").get_parameter("weight").shape[0])
         return cls(
             tuple(fixed_token_rows(tokens, n_tokens)),
@@ -100,7 +101,7 @@ class FixedInputs:
 def behaviour_vectors(
     text: TextTowerModule, image: ImageTowerModule, inputs: FixedInputs
 ) -> Iterator[NDArray[np.float64]]:
-    """Compute unit vectors of the fixed inputs in float64: (rows, width) for each batch, then width."""
+    """Compute unit vectors of the fixed inputs in float64: one (rows, width) per batch and output width."""
     buffers = {} if (positions := exact_positions(text)) is None else {"encoder.positions": positions}
     for batch in inputs.tokens:
         with in_double():
@@ -118,7 +119,7 @@ def _deviations(
     inputs: FixedInputs,
     preprocessing: ImagePreprocessing,
 ) -> Iterator[NDArray[np.float64]]:
-    """Tell in whole steps where the family's own library does not do what the towers and the settings say."""
+    """Yield the rounded differences between the family's library and the towers and preprocessing."""
     batches = [reference.text_vectors(ids) for ids, _ in inputs.tokens]
     batches.append(reference.image_vectors(inputs.pixels.astype(np.float32)))
     n_heads = len(vectors) // len(batches)
@@ -132,7 +133,7 @@ def _deviations(
 
 
 def _normalised(pixels: NDArray[np.uint8], preprocessing: ImagePreprocessing) -> NDArray[np.float64]:
-    """Scale to 0..1 and normalise by the FP32 values that libraries subtract and divide by."""
+    """Scale to 0..1 and normalise with mean and std rounded to FP32, as libraries use them."""
     mean, std = (
         np.asarray(values, np.float32).astype(np.float64).reshape(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
@@ -142,9 +143,9 @@ def _normalised(pixels: NDArray[np.uint8], preprocessing: ImagePreprocessing) ->
 
 
 def exact_positions(text: TextTowerModule) -> Tensor | None:
-    """Sinusoidal positions in float64; ``None`` where the tower's are learned.
+    """Compute sinusoidal positions in float64; None if the tower's positions are learned.
 
-    A library computes them in float32, where their last digits depend on the processor.
+    Libraries compute them in float32, where the last digits depend on the processor.
 
     Source:
         ``M2M100SinusoidalPositionalEmbedding`` of transformers' ``modeling_m2m_100.py``.
@@ -178,7 +179,7 @@ def _image_weights(image: ImageTowerModule) -> Iterator[Tensor]:
 
 
 def _digest_of_tensor(tensor: Tensor) -> str:
-    """Hex sha256 of a shape and float32 values; empty for whole numbers, which no family's vectors need."""
+    """Return the hex sha256 of shape and float32 values; empty for integers, which embeddings do not use."""
     if not tensor.is_floating_point():
         return ""
     values = tensor.detach().to(torch.float32).contiguous()
@@ -188,7 +189,7 @@ def _digest_of_tensor(tensor: Tensor) -> str:
 
 
 def _vocabulary(tokenizer_json: str) -> dict[str, Any]:
-    """Pieces, scores, merges and added tokens; how a file spells the rest depends on who wrote it."""
+    """Extract pieces, scores, merges and added tokens; the other fields vary with the writing library."""
     data = json.loads(tokenizer_json)
     model = data["model"]
     merges = [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in model.get("merges") or ()]
@@ -202,7 +203,7 @@ def _vocabulary(tokenizer_json: str) -> dict[str, Any]:
 
 
 def _image_settings(preprocessing: ImagePreprocessing) -> dict[str, Any]:
-    """Settings with mean and standard deviation as the FP32 values that libraries subtract and divide by."""
+    """Return the settings with mean and std rounded to FP32, as libraries use them."""
     rounded = {
         name: [float(np.float32(value)) for value in getattr(preprocessing, name)] for name in ("mean", "std")
     }
@@ -210,7 +211,7 @@ def _image_settings(preprocessing: ImagePreprocessing) -> dict[str, Any]:
 
 
 def _settings(preprocessing: TextPreprocessing | ImagePreprocessing) -> dict[str, Any]:
-    """Settings that are not at their default: one that is added later changes no fingerprint by itself."""
+    """Return only non-default settings, so that a new setting does not change existing fingerprints."""
     usual = {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(preprocessing)

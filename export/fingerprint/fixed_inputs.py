@@ -1,6 +1,6 @@
-"""Inputs of the fingerprint: the same for ever, since a change of any of them changes every fingerprint.
+"""Fixed inputs of the fingerprint; changing any of them changes every fingerprint.
 
-Whole numbers come from a recipe that no library's random generator has a part in.
+Random integers are generated here, independently of any library's random generator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.manifest import TextPreprocessing
 __all__ = ["fixed_images", "fixed_pixels", "fixed_texts", "fixed_token_rows"]
 
 _SHORT = 16
-"""Tokens of the batch whose rows are of several lengths."""
+"""Padded length, in tokens, of the batch with mixed row lengths."""
 
 PECULIAR = (
     "",
@@ -42,11 +42,11 @@ PECULIAR = (
     "<s> </s> <pad> <unk> <mask> a <pad> b <s>c</s> ▁ ▁a eng_Latn por_Latn",
     "ᎠᏂ ꦗꦮ ⵜⴰⵎⴰⵣⵉⵖⵜ ߒߞߏ 𐐀 𝒳 🀄 𠮷",
 )
-"""Texts that normalisers, pre-tokenisers and special tokens of unlike settings treat unlike."""
+"""Edge-case texts that reveal differences in normalisation, pre-tokenisation and special tokens."""
 
 
 def fixed_texts(preprocessing: TextPreprocessing) -> tuple[list[str], list[str]]:
-    """Texts with their languages: names in 106 languages, peculiar texts, texts around the context length."""
+    """Return texts and their languages: names in 106 languages, edge cases, texts near the context length."""
     names = names_by_language()
     words = [texts[0] for texts in names.values()]
     length = preprocessing.context_length
@@ -66,7 +66,7 @@ def fixed_texts(preprocessing: TextPreprocessing) -> tuple[list[str], list[str]]
 
 
 def fixed_token_rows(preprocessing: TextPreprocessing, n_tokens: int) -> Iterator[tuple[Int, Int]]:
-    """Ids and masks: a text of the full context; then a whole row, one with a pad inside, and padded ones.
+    """Yield ids and masks: one full-context row; then a full row, one with a pad inside, and padded rows.
 
     Args:
         n_tokens: Rows of the embedding table.
@@ -85,7 +85,7 @@ def fixed_token_rows(preprocessing: TextPreprocessing, n_tokens: int) -> Iterato
 
 
 def fixed_pixels(height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 (2, 3, height, width): noise, and three unlike gradients; no symmetry in either."""
+    """Return uint8 (2, 3, height, width): noise, and a different gradient per channel, both asymmetric."""
     noise = (_numbers(3 * height * width, seed=3) % 256).reshape(3, height, width)
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
     red = 255 * x // width + 0 * y
@@ -95,7 +95,7 @@ def fixed_pixels(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def fixed_images(height: int, width: int) -> Iterator[Image.Image]:
-    """RGB images: one of the very size, a wide one and a tall one, each of unlike gradients."""
+    """Yield RGB gradient images: one of exactly this size, a wide one and a tall one."""
     for size in (
         (height, width),
         (height + height // 2 + 1, 2 * width + 3),
@@ -105,7 +105,7 @@ def fixed_images(height: int, width: int) -> Iterator[Image.Image]:
 
 
 def _numbers(n: int, *, seed: int) -> Int:
-    """Whole numbers from 0 to 2**32 - 1: the upper halves of SplitMix64.
+    """Return integers from 0 to 2**32 - 1: the upper halves of SplitMix64 outputs.
 
     Source:
         Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.

@@ -1,1 +1,1 @@
-"""ONNX graphs: files, edits and rewrites."""
+"""ONNX graphs: files, edits and graph passes."""

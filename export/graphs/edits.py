@@ -1,4 +1,4 @@
-"""What graph rewrites share: constants, new weights, and the place where a tensor is read."""
+"""Graph editing functions shared by the graph passes: constants, initializers and consumers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["add_weight", "constant", "drop_unused", "float_like", "set_weight", 
 
 
 def constant(value: onnx_ir.Value | None) -> NDArray[Any] | None:
-    """The array of a weight; ``None`` for what is computed."""
+    """Return the array of an initializer; None for any other value."""
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
 def add_weight(graph: onnx_ir.Graph, name: str, array: NDArray[Any] | np.generic) -> onnx_ir.Value:
-    """Register a new weight; a number is appended to a name that is taken."""
+    """Add an initializer to the graph; a number is appended to a name already in use."""
     array = np.asarray(array)
     unique, n = name, 1
     while unique in graph.initializers:
@@ -37,7 +37,7 @@ def add_weight(graph: onnx_ir.Graph, name: str, array: NDArray[Any] | np.generic
 
 
 def set_weight(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> None:
-    """Give one node another weight; equal weights are stored once, so that others may read the old one."""
+    """Replace one node's weight with a new initializer; the old one may be shared with other nodes."""
     old, graph = node.inputs[index], node.graph
     assert old is not None
     assert isinstance(graph, onnx_ir.Graph)
@@ -45,14 +45,14 @@ def set_weight(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> None:
 
 
 def sole_use(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
-    """The only node that reads a tensor; ``None`` if several do, or if it leaves the graph."""
+    """Return the only consumer of a value; None if it has several or is a graph output."""
     if value is None or value.is_graph_output() or len(value.uses()) != 1:
         return None
     return next(iter(value.uses())).node
 
 
 def float_like(node: onnx_ir.Node, name: str, shape: onnx_ir.Shape | Sequence[Any] | None) -> onnx_ir.Value:
-    """Name a node's output and state that it is float32."""
+    """Set the name, shape and type float32 of a node's output; return the output."""
     output = node.outputs[0]
     output.name, output.dtype = name, onnx_ir.DataType.FLOAT
     output.shape = None if shape is None else onnx_ir.Shape(shape)
@@ -60,7 +60,7 @@ def float_like(node: onnx_ir.Node, name: str, shape: onnx_ir.Shape | Sequence[An
 
 
 def drop_unused(model: onnx_ir.Model) -> None:
-    """Remove what rewrites left behind."""
+    """Remove nodes and initializers that are no longer used."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)

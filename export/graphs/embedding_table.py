@@ -1,7 +1,8 @@
-"""The token table, which is most of a text tower: FP32, FP16, or int8 with one scale for each row.
+"""Graph pass that stores the token embedding table as FP32, FP16, or int8 with one scale per row.
 
-A quantised table stays a plain lookup: rows of int8 and rows of scales are gathered, and multiplied. Only
-the rows that a batch needs are ever widened, so that the table's memory is the file's, mapped.
+The table is most of a text tower's size. A quantized table remains a plain lookup: int8 rows and their scales
+are gathered and multiplied. Only the rows of a batch are converted to float, so the table itself stays
+memory-mapped from the file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CHUNK_ROWS = 1 << 14
 
 
 class EmbeddingTable(str, Enum):
-    """How a table is stored."""
+    """Storage type of the token embedding table."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -29,13 +30,13 @@ class EmbeddingTable(str, Enum):
 
 
 def shrink_table(model: onnx_ir.Model, table: EmbeddingTable) -> str | None:
-    """Store the token table as ``table`` says, in place.
+    """Convert the token embedding table to the given storage type, in place.
 
-    A constant factor of the looked-up rows (M2M100's √width) moves into the table: OpenVINO 2026.4 refuses
-    a quantised graph that has it.
+    A constant factor of the gathered rows (M2M100's √width) is folded into the table, since OpenVINO 2026.4
+    rejects a quantized graph that has it.
 
     Returns:
-        The name of the lookup; ``None`` where the graph looks up no tokens.
+        Name of the Gather node; None if the graph has no token lookup.
     """
     gather = _lookup(model.graph)
     if gather is None:
@@ -59,7 +60,7 @@ def shrink_table(model: onnx_ir.Model, table: EmbeddingTable) -> str | None:
 
 
 def _lookup(graph: onnx_ir.Graph) -> onnx_ir.Node | None:
-    """The Gather that reads the table by the graph's token ids."""
+    """Return the Gather node that looks up the graph's token ids."""
     for node in graph:
         if node.op_type == "Gather" and node.inputs[1] in graph.inputs and node.inputs[0] is not None:
             table = node.inputs[0]
@@ -69,7 +70,7 @@ def _lookup(graph: onnx_ir.Graph) -> onnx_ir.Node | None:
 
 
 def _factor(gather: onnx_ir.Node) -> tuple[np.float32, onnx_ir.Value]:
-    """A scalar that the rows are multiplied by, and the tensor that holds the product."""
+    """Return the scalar factor of the gathered rows (1 if none), and the value that holds the product."""
     rows = gather.outputs[0]
     after = sole_use(rows)
     factor = constant(after.inputs[1]) if after is not None and after.op_type == "Mul" else None
@@ -83,7 +84,7 @@ def _fp16_lookup(
 ) -> list[onnx_ir.Node]:
     half = np.concatenate([(part * factor).astype(np.float16) for part in _chunks(rows)])
     if not np.isfinite(half).all():
-        raise ExportError("The token table holds values that FP16 cannot; store it as int8 or FP32.")
+        raise ExportError("The token table has values outside FP16's range; store it as int8 or FP32.")
     looked_up = _gather(gather, add_weight(graph, f"{gather.name}/fp16", half), "")
     return [looked_up, _cast(gather, looked_up)]
 
@@ -91,6 +92,7 @@ def _fp16_lookup(
 def _int8_lookup(
     graph: onnx_ir.Graph, gather: onnx_ir.Node, rows: NDArray[np.float32], factor: np.float32
 ) -> list[onnx_ir.Node]:
+    # Symmetric per-row quantization; the factor goes into the scales, so that the codes are unaffected.
     codes = np.empty(rows.shape, np.int8)
     scales = np.empty((len(rows), 1), np.float32)
     for start, part in enumerate(_chunks(rows)):
@@ -106,7 +108,7 @@ def _int8_lookup(
 
 
 def _gather(like: onnx_ir.Node, table: onnx_ir.Value, suffix: str) -> onnx_ir.Node:
-    """Look rows of another table up by the same ids."""
+    """Create a Gather of the same ids from another table."""
     node = onnx_ir.node(
         "Gather", [table, like.inputs[1]], attributes={"axis": 0}, name=f"{like.name}{suffix}"
     )

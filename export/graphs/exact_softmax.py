@@ -1,14 +1,14 @@
-"""Attention weights whose sum is exact, so that no engine's order of adding can turn a rounding.
+"""Graph pass that makes quantized softmax independent of padding, by summing integers exactly.
 
-A softmax divides by a sum of floats. How an engine adds them depends on the number of tokens (full vectors,
-then a rest), so padding moves the last bit of a weight; quantising turns that into a whole step now and then,
-and a row in a batch is no longer the row alone (2e-3 apart in OpenVINO 2026.4). Here the exponentials are
-quantised *before* they are added, and the division comes after the product with the values:
+A softmax divides by a sum of floats. An engine's order of addition depends on the number of tokens (full SIMD
+vectors, then a remainder), so padding changes the last bit of a weight. Quantization occasionally turns that
+into a whole step, and a row in a batch differs from the same row alone (by 2e-3 in OpenVINO 2026.4). Here the
+exponentials are quantized *before* they are summed, and the division follows the product with the values:
 
     codes = round(255 · exp(scores − max)),   attention = (codes · values) / Σ codes
 
-The codes are whole numbers up to 255; their sum is exact in FP32, whatever the order. Each row of weights
-also takes the whole range of uint8, which one scale for all rows would not give it.
+The codes are integers up to 255; their sum is exact in FP32 in any order. Each row of weights also uses the
+full range of uint8, which a single scale for all rows would not allow.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ __all__ = ["sum_exactly"]
 
 
 def sum_exactly(model: onnx_ir.Model) -> int:
-    """Rewrite, in place, every softmax over a dynamic axis that is quantised and multiplied by values.
+    """Rewrite, in place, every quantized softmax over a dynamic axis that is multiplied by the values.
 
     Returns:
-        How many were rewritten. One whose product stays in float is left as it is (its row then depends on
-        padding), and so is one over a fixed number of tokens, an image's: it is added in one order always.
+        Number of rewritten softmaxes. A softmax whose product stays in float is left unchanged (its rows then
+        depend on padding), and so is one over a fixed number of tokens, as in image towers, where the order
+        of addition is always the same.
     """
     softmaxes = [node for node in model.graph if node.op_type == "Softmax" and _is_dynamic(node.outputs[0])]
     return sum(_rewrite(model.graph, node) for node in softmaxes)
@@ -47,6 +48,7 @@ def _rewrite(graph: onnx_ir.Graph, softmax: onnx_ir.Node) -> bool:
     if quantise.op_type != "QuantizeLinear" or quantise.outputs[0].dtype != onnx_ir.DataType.UINT8:
         return False
     name, weights, result = str(softmax.name), softmax.outputs[0], product.outputs[0]
+    # 255 · exp(x − max) = exp(x − (max − ln 255)): scale 1 and zero point 0 then give the codes themselves
     axis = add_weight(graph, f"{name}/axis", np.array([-1], np.int64))
     top = add_weight(graph, f"{name}/log_255", np.float32(math.log(255)))
 

@@ -1,4 +1,4 @@
-"""Retyping a graph's floats: each node computes in one type, and a Cast stands where two meet."""
+"""Convert a graph's float types: each node computes in one type, with a Cast between different types."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
 
 
 def float_values(node: onnx_ir.Node) -> list[onnx_ir.Value]:
-    """Float inputs and outputs whose type the node's arithmetic follows."""
+    """Return the float inputs and outputs that determine a node's compute type."""
     inputs = () if node.op_type in _ANY_INPUT else node.inputs
     return [value for value in (*inputs, *node.outputs) if value is not None and value.dtype in _FLOATS]
 
 
 def halve(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> None:
-    """Make every node FP16 but ``kept``, in place; the graph's own inputs and outputs keep their types.
+    """Convert all nodes except ``kept`` to FP16, in place; graph inputs and outputs keep their types.
 
-    FP32 weights of FP16 nodes are converted when the model is saved, one at a time.
+    FP32 weights of FP16 nodes are converted lazily, one at a time, when the model is saved.
     """
     types = _Types(model.graph)
     for node in list(model.graph):
@@ -34,14 +34,14 @@ def halve(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> None:
 
 
 class _Types:
-    """The values of a graph in both types, each made once."""
+    """Converted copies of a graph's values, each created once per type."""
 
     def __init__(self, graph: onnx_ir.Graph) -> None:
         self.graph = graph
         self.twins: dict[tuple[onnx_ir.Value, onnx_ir.DataType], onnx_ir.Value] = {}
 
     def settle(self, node: onnx_ir.Node, dtype: onnx_ir.DataType) -> None:
-        """Give a node float inputs and outputs of one type."""
+        """Set all float inputs and outputs of a node to one type."""
         if node.op_type not in _ANY_INPUT:
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype in _FLOATS and value.dtype is not dtype:
@@ -53,7 +53,7 @@ class _Types:
                     node.attributes["to"] = onnx_ir.AttrInt64("to", dtype.value)
 
     def restore_outputs(self) -> None:
-        """Cast the graph's outputs back to what they were."""
+        """Cast the graph's outputs back to their original types."""
         for index, value in enumerate(self.graph.outputs):
             if value.dtype is not _HALF:
                 continue
@@ -63,7 +63,7 @@ class _Types:
             self.graph.outputs[index] = cast.outputs[0]
 
     def drop_unused_weights(self) -> None:
-        """Remove weights that only had FP16 readers; their twins take the names."""
+        """Remove weights that only converted nodes used; their converted copies take the names."""
         for (value, _), twin in self.twins.items():
             if value.is_initializer() and not value.uses():
                 name = str(value.name)
@@ -85,13 +85,13 @@ class _Types:
 
 
 def cast_of(value: onnx_ir.Value, dtype: onnx_ir.DataType, name: str) -> onnx_ir.Node:
-    """A node that casts a tensor; its output is called ``name``."""
+    """Create a Cast node whose output is called ``name``."""
     output = onnx_ir.Value(name=name, shape=value.shape, type=onnx_ir.TensorType(dtype))
     return onnx_ir.node("Cast", [value], {"to": dtype.value}, outputs=[output], name=f"{name}/Cast")
 
 
 def weight_as(weight: onnx_ir.TensorProtocol, dtype: onnx_ir.DataType, name: str) -> onnx_ir.Value:
-    """A weight of another float type, converted whenever it is read and never held."""
+    """Create an initializer of another float type, converted on each read to save memory."""
     shape = onnx_ir.Shape(weight.numpy().shape)
     tensor = onnx_ir.LazyTensor(
         lambda: onnx_ir.Tensor(weight.numpy().astype(dtype.numpy()), name=name),

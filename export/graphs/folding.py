@@ -1,11 +1,11 @@
-"""Exact rewrites that leave less to quantise, and let engines fuse more.
+"""Graph pass of algebraic folding, which leaves fewer operations to quantize and enables fusion.
 
-Each is equal in real arithmetic, and to 1e-5 in FP32:
+Each rewrite is exact in real arithmetic, and equal to 1e-5 in FP32:
 
-- the patch convolution over normalised pixels becomes a product of the raw uint8 patches: these *are*
-  8-bit values already, so quantising them loses nothing;
-- the scale of the attention scores moves into the query's weights;
-- GELU's factors are put in the order that ONNX Runtime fuses.
+- the patch convolution over normalised pixels becomes a matrix product over raw uint8 patches, which are
+  8-bit values already, so quantizing them is lossless;
+- the scale of the attention scores is folded into the query's weights;
+- GELU's factors are reordered to the pattern that ONNX Runtime fuses.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from export.graphs.edits import add_weight, constant, drop_unused, float_like, s
 __all__ = ["PIXEL_CENTRE", "fold"]
 
 PIXEL_CENTRE = 128.0
-"""Subtracted from pixels, so that they fit int8 and the weights' rounding meets small numbers."""
+"""Offset subtracted from pixels, so that they fit int8 and weight rounding errors multiply small numbers."""
 
 _MOVES_ONLY = frozenset({"Reshape", "Transpose"})
 
 
 def fold(model: onnx_ir.Model) -> None:
-    """Apply every rewrite that fits, in place."""
+    """Apply all matching rewrites, in place."""
     for node in list(model.graph):
         match node.op_type:
             case "Conv":
@@ -43,7 +43,7 @@ def fold(model: onnx_ir.Model) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Patches:
-    """A patch embedding: ``conv(pixels · factor + offset)``, then flattened to (batch, patches, width)."""
+    """Matched patch embedding: ``conv(pixels · factor + offset)``, flattened to (batch, patches, width)."""
 
     conv: onnx_ir.Node
     flatten: onnx_ir.Node
@@ -55,17 +55,19 @@ class _Patches:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Number of patches vertically and horizontally."""
         assert self.pixels.shape is not None
         height, width = (side for side in self.pixels.shape[2:] if isinstance(side, int))
         return height // self.weight.shape[2], width // self.weight.shape[3]
 
     def matrix(self) -> NDArray[np.float32]:
-        """(patch pixels, width): the weights over raw pixels."""
+        """Return the weights for raw pixels, (patch pixels, width)."""
+        # W (p · f + o) = (W f) p + W o: the normalisation's factor goes into the weights
         return (self.weight * self.factor).reshape(len(self.weight), -1).T.astype(np.float32)
 
     def bias(self) -> NDArray[np.float32]:
-        """(width,): what centred pixels of 0 give."""
+        """Return the bias (width,): the output for centred pixels of 0."""
+        # with p = q + 128 the constant part is W (o + 128 f), plus the convolution's own bias
         own = constant(self.conv.inputs[2]) if len(self.conv.inputs) > 2 else None
         centre = (self.weight * (self.offset + PIXEL_CENTRE * self.factor)).sum((1, 2, 3))
         total: NDArray[np.float32] = (centre + (0.0 if own is None else own)).astype(np.float32)
@@ -73,7 +75,7 @@ class _Patches:
 
 
 def _patches(conv: onnx_ir.Node) -> _Patches | None:
-    """Recognise a patch embedding over normalised uint8 pixels."""
+    """Match a patch embedding over normalised uint8 pixels; None if the pattern differs."""
     shift = _maker(conv.inputs[0], "Add")
     scale = _maker(shift.inputs[0], "Mul") if shift else None
     cast = _maker(scale.inputs[0], "Cast") if scale else None
@@ -101,7 +103,7 @@ def _patches(conv: onnx_ir.Node) -> _Patches | None:
 
 
 def _patches_as_product(graph: onnx_ir.Graph, conv: onnx_ir.Node) -> None:
-    """Cut the uint8 image into rows of patches, and multiply those."""
+    """Replace the convolution with a matrix product over flattened uint8 patches."""
     found = _patches(conv)
     if found is None or found.pixels.shape is None:
         return
@@ -138,7 +140,7 @@ def _patches_as_product(graph: onnx_ir.Graph, conv: onnx_ir.Node) -> None:
 
 
 def _maker(value: onnx_ir.Value | None, op: str) -> onnx_ir.Node | None:
-    """The node that makes a tensor, if it is of that kind."""
+    """Return the producer of a value if it has this operator type."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op else None
 
@@ -155,7 +157,7 @@ def _is_patchwise(conv: onnx_ir.Node, shape: tuple[int, ...]) -> bool:
 
 
 def _scale_into_weights(mul: onnx_ir.Node) -> bool:
-    """``(x W + b) k`` → ``x (k W) + k b``, also through reshapes and transposes."""
+    """Rewrite ``(x W + b) k`` to ``x (k W) + k b``, also across reshapes and transposes."""
     factor = constant(mul.inputs[1])
     if factor is None or factor.size != 1:
         return False
@@ -185,7 +187,7 @@ def _scale_into_weights(mul: onnx_ir.Node) -> bool:
 
 
 def _halve_last(mul: onnx_ir.Node) -> None:
-    """``x (½ t)`` → ``½ (x t)`` where ``t = 1 + erf(x / √2)``: bit for bit the same."""
+    """Rewrite ``x (½ t)`` to ``½ (x t)`` with ``t = 1 + erf(x / √2)``, which is bit-identical."""
     inner = _maker(mul.inputs[1], "Mul")
     if inner is None or sole_use(inner.outputs[0]) is not mul:
         return

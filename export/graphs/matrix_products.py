@@ -1,4 +1,4 @@
-"""A graph's matrix products, and the multiply–adds that each costs."""
+"""Matrix products of a graph and their multiply–add counts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["NOMINAL_SIZES", "PRODUCTS", "operations_by_product", "products"]
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 
 NOMINAL_SIZES: Mapping[str, int] = {"batch": 1, "sequence": 16}
-"""What dynamic dimensions count as: one text of about the mean length, one image."""
+"""Sizes assumed for dynamic dimensions: one text of about the mean length, one image."""
 
 
 def products(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
-    """The nodes that multiply matrices, in the graph's order."""
+    """Iterate over the matrix product nodes, in graph order."""
     return (node for node in model.graph if node.op_type in PRODUCTS)
 
 
 def operations_by_product(
     model: onnx_ir.Model, sizes: Mapping[str, int] = NOMINAL_SIZES
 ) -> dict[onnx_ir.Node, int]:
-    """Multiply–adds of every matrix product at the given sizes of dynamic dimensions.
+    """Count the multiply–adds of each matrix product, for the given sizes of dynamic dimensions.
 
     Raises:
-        ExportError: a product whose shapes the graph does not state.
+        ExportError: the graph does not state the shapes of a product.
     """
     return {node: _operations(node, sizes) for node in products(model)}
 
@@ -48,5 +48,5 @@ def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
 
 def _shape(node: onnx_ir.Node, value: onnx_ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
     if value is None or value.shape is None:
-        raise ExportError(f"Node {node.name!r} does not state the shape of its operands; export it again.")
+        raise ExportError(f"Node {node.name!r} has operands without a shape; export the graph again.")
     return [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]

@@ -1,14 +1,15 @@
-"""Query, key and value as one INT8 product, and heads that change places as 8-bit codes.
+"""Graph pass that packs the query, key and value projections into one INT8 product.
 
-OpenVINO runs one product of three times the width sooner than three, and one move of all heads sooner than
-three moves; at one short text, what a node costs before it computes is a good part of the time. Each of the
-three is divided by its own scale in the weights, so that all are quantised in steps of 1, and the scales come
-back behind the products that read the codes:
+OpenVINO runs one product of triple width faster than three products, and one transpose of all heads faster
+than three; for one short text, per-node overhead is a large part of the time. The scale of each of the three
+is divided out in the weights, so that all are quantized with step 1, and multiplied back after the products
+that use the codes:
 
     codes = round(x · [Wq/sq, Wk/sk, Wv/sv] + [bq/sq, bk/sk, bv/sv])
     scores = sq·sk · codes_q · codes_kᵀ,   mixed = sv · weights · codes_v
 
-The codes are those of three products, but where a quotient lies within a float's last bit of a half.
+The codes equal those of three separate products, except where a quotient is within one float rounding error
+of a half. The heads are transposed as 8-bit codes.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from export.graphs.edits import add_weight, constant, float_like, sole_use
 __all__ = ["pack_attention"]
 
 _ROWS, _COLUMNS = (0, 2, 1, 3), (0, 2, 3, 1)
-"""Where (batch, tokens, heads, width) moves: to a matrix of tokens for each head, or to its transpose."""
+"""Permutations of (batch, tokens, heads, width) to one tokens × width matrix per head, or its transpose."""
 
 _MADE_BY = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Add", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
 class _Projection:
-    """``x W + b`` in INT8, cut into heads, moved, and quantised in steps of ``scale``."""
+    """Matched INT8 projection: ``x W + b``, split into heads, transposed, and quantized with ``scale``."""
 
     x: onnx_ir.Value
     codes: NDArray[np.int8]
@@ -47,7 +48,7 @@ class _Projection:
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
-    """The two products of activations, and what they read."""
+    """Matched attention: the two activation products and their three projections."""
 
     scores: onnx_ir.Node
     mixed: onnx_ir.Node
@@ -57,10 +58,11 @@ class _Attention:
 
 
 def pack_attention(model: onnx_ir.Model) -> int:
-    """Rewrite, in place, every attention whose weights are added exactly (``export.graphs.exact_softmax``).
+    """Pack, in place, every attention that uses the exact softmax of ``export.graphs.exact_softmax``.
 
     Returns:
-        How many were rewritten. One with a product in FP32 is left, and so is one that the engine fuses.
+        Number of rewritten attentions. One with a product in FP32 is left unchanged, and so is one with a
+        plain softmax, which the engine fuses.
     """
     found = _attentions(model)
     for attention in found:
@@ -70,7 +72,7 @@ def pack_attention(model: onnx_ir.Model) -> int:
 
 
 def _attentions(model: onnx_ir.Model) -> list[_Attention]:
-    """Those whose query, key and value are made of the same tensor."""
+    """Find the attentions whose query, key and value are projections of the same tensor."""
     scores: dict[onnx_ir.Value, list[tuple[onnx_ir.Node, _Projection, _Projection]]] = defaultdict(list)
     mixed: dict[onnx_ir.Value, list[tuple[onnx_ir.Node, _Projection]]] = defaultdict(list)
     for node in model.graph:
@@ -91,7 +93,7 @@ def _attentions(model: onnx_ir.Model) -> list[_Attention]:
 
 
 def _projection(value: onnx_ir.Value | None) -> _Projection | None:
-    """What makes a product's operand, if that is a quantised projection with a bias, cut into heads."""
+    """Match a quantized projection with bias, split into heads, that produces this operand."""
     chain: dict[str, onnx_ir.Node] = {}
     for op in _MADE_BY:
         node = value.producer() if value is not None else None
@@ -115,7 +117,7 @@ def _projection(value: onnx_ir.Value | None) -> _Projection | None:
 
 
 def _is_divided(product: onnx_ir.Node) -> bool:
-    """Whether it is the product of an exact softmax, whose sum comes behind it."""
+    """Return True if a Div follows the product, as in the exact softmax."""
     after = sole_use(product.outputs[0])
     return after is not None and after.op_type == "Div"
 
@@ -125,6 +127,7 @@ def _pack(graph: onnx_ir.Graph, attention: _Attention) -> None:
     steps = _Steps(graph, f"{attention.scores.name}/packed")
     query, key, value = _moved_heads(steps, _packed_codes(steps, parts), attention.query.heads)
     batch, n_heads, tokens, width = (attention.query.heads[i] for i in _ROWS)
+    # one transpose serves all three, so the key needs a second one for codes_q · codes_kᵀ
     key = steps.add("Transpose", [key], [batch, n_heads, width, tokens], perm=(0, 1, 3, 2))
     graph.insert_before(attention.scores, steps.nodes)
     attention.scores.replace_input_with(0, query)
@@ -135,26 +138,26 @@ def _pack(graph: onnx_ir.Graph, attention: _Attention) -> None:
 
 
 class _Steps:
-    """New nodes in their order, and the weights that they read."""
+    """Builder of new nodes, in order, and their weights."""
 
     def __init__(self, graph: onnx_ir.Graph, name: str) -> None:
         self.graph, self.name, self.nodes = graph, name, list[onnx_ir.Node]()
 
     def weight(self, name: str, array: NDArray[Any] | np.generic) -> onnx_ir.Value:
-        """A weight under the rewrite's name."""
+        """Add an initializer, prefixed with the name of the rewrite."""
         return add_weight(self.graph, f"{self.name}/{name}", array)
 
     def add(
         self, op: str, inputs: Sequence[onnx_ir.Value], shape: Sequence[Any], **given: Any
     ) -> onnx_ir.Value:
-        """A node with one output."""
+        """Append a node with one output; return the output."""
         name = f"{self.name}/{op}_{len(self.nodes)}"
         self.nodes.append(onnx_ir.node(op, inputs, attributes=given, name=name))
         return float_like(self.nodes[-1], f"{name}_out", shape)
 
 
 def _packed_codes(steps: _Steps, parts: Sequence[_Projection]) -> onnx_ir.Value:
-    """(batch, tokens, all widths): whole numbers, quantised and back, so that engines fuse them."""
+    """Build the packed projection (batch, tokens, 3 × width): integer values, as a fusible Q/DQ pair."""
 
     def joined(array: Callable[[_Projection], NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([array(part) for part in parts], axis=-1)
@@ -179,7 +182,7 @@ def _packed_codes(steps: _Steps, parts: Sequence[_Projection]) -> onnx_ir.Value:
 
 
 def _moved_heads(steps: _Steps, packed: onnx_ir.Value, heads: onnx_ir.Shape) -> Sequence[onnx_ir.Value]:
-    """Query, key and value, each (batch, heads, tokens, width)."""
+    """Transpose and split the packed codes to query, key and value, each (batch, heads, tokens, width)."""
     batch, tokens, n_heads, width = heads
     assert isinstance(n_heads, int)
     cut = steps.weight("cut", np.array([0, 0, 3 * n_heads, width], np.int64))
@@ -204,7 +207,7 @@ def _scale_result(graph: onnx_ir.Graph, product: onnx_ir.Node, scale: np.float32
 
 
 def _quantise_before_joining(graph: onnx_ir.Graph, mixed: onnx_ir.Node) -> None:
-    """Quantise what attention gives before its heads are put side by side: a quarter of the bytes to move."""
+    """Quantize the attention output before its transpose, which then moves a quarter of the bytes."""
     nodes: dict[str, onnx_ir.Node] = {}
     node = sole_use(mixed.outputs[0])
     for op in ("Mul", "Div", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"):

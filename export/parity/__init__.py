@@ -1,1 +1,1 @@
-"""Parity with PyTorch: measurements, limits and the gate."""
+"""Parity with PyTorch: measurements, limits and the retrieval gate."""

@@ -1,4 +1,4 @@
-"""What the family's own library makes of the probes: the expectation that an export is held to."""
+"""Expected results for the probes, computed with the family's own library."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from runtime.preprocessing.image_formats import open_image
 __all__ = ["Expected", "ExpectedRun", "channel_statistics", "expected_of_reference"]
 
 SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
-"""Batch × sequence of the grid; a sequence is cut to the context length."""
+"""Grid of batch × sequence sizes; a sequence is capped at the context length."""
 
 _REFERENCE_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedRun:
-    """One run of a graph on random inputs, and what the reference makes of them."""
+    """Random inputs of one graph run, and the reference's outputs by width."""
 
     modality: Modality
     name: str
@@ -35,7 +35,7 @@ class ExpectedRun:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """All that the library makes of the probes; ``texts`` and ``image_vectors`` by width."""
+    """Probes and the library's results for them; ``texts`` and ``image_vectors`` are vectors by width."""
 
     probes: Sequence[ProbeText]
     ids: Int
@@ -47,7 +47,7 @@ class Expected:
 
 
 def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
-    """Run the library over the probes, and over the grid of batch and sequence sizes."""
+    """Run the library on the probes and on the grid of batch and sequence sizes."""
     probes = probe_texts(
         towers.text_preprocessing,
         per_language=texts_per_language,
@@ -68,12 +68,12 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
 
 
 def _opened(image: Image.Image | bytes) -> Image.Image:
-    """A file as a user of the library opens it."""
+    """Open a file as a user of the library would; pass Pillow images through."""
     return open_image(image, name="of a probe") if isinstance(image, bytes) else image
 
 
 def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
-    """Reference vectors in batches of similar length: padding is most of the cost, and changes nothing."""
+    """Compute reference vectors in batches of similar length, since padding is costly and changes nothing."""
     stands = ids != towers.text_preprocessing.pad_id
     lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
     order = np.argsort(lengths, kind="stable")
@@ -112,6 +112,6 @@ def _image_cells(towers: Towers) -> Iterator[ExpectedRun]:
 
 
 def channel_statistics(image: ImagePreprocessing) -> tuple[Float, Float]:
-    """Mean and standard deviation of the normalisation, float32 (3, 1, 1) each."""
+    """Return the mean and standard deviation of the normalisation, float32 (3, 1, 1) each."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (image.mean, image.std))
     return mean, std

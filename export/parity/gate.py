@@ -1,9 +1,9 @@
-"""Does a variant retrieve what PyTorch retrieves? Measured per language and direction, before publishing.
+"""Retrieval gate: compare a variant's retrieval with PyTorch's, per language and direction.
 
-The probes of ``export/parity/measure.py`` tell whether single vectors agree; a lower precision moves all of
-them a little, and what that costs shows only in retrieval. The reference's vectors are made once for all
-variants of an export, and repeated for some languages in batches of other sizes: what differs between the
-two is the noise that no variant can be better than.
+The probes of ``export/parity/measure.py`` compare individual vectors; a lower precision changes all of them
+slightly, and only retrieval shows the cost. The reference's vectors are computed once for all variants of an
+export, and again for some languages with other batch sizes: the difference between the two is the noise
+floor, which no variant can improve on.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _REPEATED_BATCH_TOKENS, _REPEATED_BATCH_IMAGES = 192, 7
 
 @dataclass(frozen=True, slots=True)
 class NoiseFloor:
-    """The reference against itself, in batches of other sizes.
+    """Differences of the reference from itself at other batch sizes.
 
     Attributes:
         languages: Codes of the repeated languages, spread over the set.
-        min_cosine: Of any text or image with itself.
-        max_abs_drop: Largest change of recall at 1 in a language and direction; a share.
-        top10_overlap: Lowest of any language and direction.
+        min_cosine: Lowest cosine between the two vectors of a text or image.
+        max_abs_drop: Largest change of recall at 1 in any language and direction, as a share.
+        top10_overlap: Lowest overlap of the top 10 in any language and direction.
     """
 
     languages: tuple[str, ...]
@@ -56,7 +56,7 @@ class NoiseFloor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateReference:
-    """What PyTorch makes of a retrieval set, ``sampled`` where only some of its captions were asked."""
+    """PyTorch's vectors of a retrieval set; ``sampled`` if only some of its captions are used as queries."""
 
     dataset: RetrievalSet
     index: TextIndex
@@ -68,7 +68,7 @@ class GateReference:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalFigures:
-    """One engine's retrieval beside PyTorch's."""
+    """Retrieval results of one engine compared with PyTorch's."""
 
     dataset: str
     n_images: int
@@ -78,17 +78,17 @@ class RetrievalFigures:
     languages: tuple[LanguageFigures, ...]
 
     def mean_recall_at_1(self, direction: Direction) -> tuple[float, float]:
-        """PyTorch's and the variant's, mean over the languages; shares."""
+        """Return the mean recall at 1 over the languages of PyTorch and of the variant, as shares."""
         chosen = [figures.comparison(direction) for figures in self.languages]
         n = len(chosen)
         return sum(c.reference.at[1] for c in chosen) / n, sum(c.exported.at[1] for c in chosen) / n
 
     def worst_language(self, direction: Direction) -> LanguageFigures:
-        """The language whose recall at 1 dropped most."""
+        """Return the language with the largest drop of recall at 1."""
         return max(self.languages, key=lambda figures: figures.comparison(direction).drop(1))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for the manifest: recalls and cosines of each language, not the single hits."""
+        """Return plain values for the manifest: recall and cosines per language, without individual hits."""
         means = {direction.value: self.mean_recall_at_1(direction) for direction in Direction}
         return {
             "dataset": self.dataset,
@@ -108,13 +108,13 @@ def gate_reference(
     captions_per_language: int | None,
     progress: Progress,
 ) -> GateReference:
-    """Embed a retrieval set with the family's own library, and some of it twice.
+    """Embed a retrieval set with the family's own library, and part of it twice for the noise floor.
 
     Args:
-        captions_per_language: Asked in each language, drawn with a fixed seed; ``None`` for all.
+        captions_per_language: Number of query captions per language, sampled with a fixed seed; None for all.
 
     Raises:
-        LanguageError: the tower speaks none of the set's languages.
+        LanguageError: the tower supports none of the set's languages.
         ParityError: a vector is not finite.
     """
     spoken, _ = spoken_part(dataset, towers)
@@ -150,10 +150,10 @@ def measure_retrieval(
     threads: int | None,
     progress: Progress,
 ) -> RetrievalFigures:
-    """Retrieve with an exported model, strings and images in, and compare with the reference.
+    """Measure an exported model's retrieval, from strings and images, and compare it with the reference.
 
     Args:
-        model: ``REPOSITORY/NAME``; its files were verified before.
+        model: ``REPOSITORY/NAME``, with files already verified.
     """
     dataset = reference.dataset
     with LocalEncoder.from_repository(

@@ -1,4 +1,4 @@
-"""What a variant must hold against PyTorch to be published; said here and nowhere else."""
+"""Parity limits: the agreement with PyTorch that a variant needs to be published."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from runtime.manifest import Precision
 __all__ = ["LIMITS", "Limits"]
 
 _TIE_MARGIN = 2e-6
-"""Twice the error of an FP32 score: a sum of about a thousand products of unit vectors."""
+"""Twice the rounding error of an FP32 score, a sum of about a thousand products of unit vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one precision.
+    """Parity limits of one precision.
 
     Attributes:
-        max_abs_error: Of any component of a probe's vector.
-        min_cosine: Of any probe's vector with PyTorch's.
-        max_pixel_error: On the scale 0 to 1.
-        max_row_error: Of any component, between a text alone and the same in a batch.
-        retrieval: On the retrieval set, language by language.
-        accepted_drop: Of recall, a share: what somebody chose to accept beyond the precision's own limits.
+        max_abs_error: Maximum error of any component of a probe's vector.
+        min_cosine: Minimum cosine of any probe's vector with PyTorch's.
+        max_pixel_error: Maximum pixel error on the scale 0 to 1.
+        max_row_error: Maximum difference of any component between a text alone and in a batch.
+        retrieval: Limits on retrieval, per language.
+        accepted_drop: Recall drop, as a share, that the user accepted beyond the precision's own limits.
     """
 
     max_abs_error: float
@@ -37,7 +37,7 @@ class Limits:
     accepted_drop: float | None = None
 
     def accepting(self, drop: float) -> Limits:
-        """The same, but recall may drop by this share, in the mean and in every language."""
+        """Return limits that allow recall to drop by this share, in the mean and in every language."""
         retrieval = dataclasses.replace(
             self.retrieval,
             max_mean_drop=max(drop, self.retrieval.max_mean_drop),
@@ -47,7 +47,7 @@ class Limits:
         return dataclasses.replace(self, retrieval=retrieval, accepted_drop=drop)
 
     def for_a_sample(self) -> Limits:
-        """The same, where only some of the retrieval set's captions are asked."""
+        """Return limits for a sample of the retrieval set's captions."""
         return dataclasses.replace(self, retrieval=dataclasses.replace(self.retrieval, sampled=True))
 
 
@@ -72,5 +72,5 @@ LIMITS: Mapping[Precision, Limits] = MappingProxyType(
         ),
     }
 )
-"""Measured on the samples with room to spare, but for recall, which is what is promised. A low precision
-moves a few short, rare texts far; what it may not move is a language's mean."""
+"""Limits by precision, measured on the samples with a margin; those on recall are the guarantee. A low
+precision changes a few short, rare texts considerably, but must not change a language's mean."""

@@ -1,9 +1,8 @@
-"""Does the exported model agree with PyTorch? Measured on the runtime that will serve it, before publishing.
+"""Measure the parity of an exported model with PyTorch, on the serving runtime, before publishing.
 
 The reference is the family's own library, unmodified: its tokenizer, its preprocessing, its model. Four
-questions are asked, and each has a figure in the manifest: are the token ids equal; are the pixels equal;
-are the vectors equal, language by language, image by image and over batch and sequence sizes; is a row
-alone equal to the row in a batch. A fifth, what all that means for retrieval, is asked in
+comparisons are made, each with a figure in the manifest: token ids; pixels; vectors, by language, by image
+and over batch and sequence sizes; and a row alone against the same row in a batch. A fifth, retrieval, is in
 ``export/parity/gate.py``.
 """
 
@@ -42,7 +41,7 @@ _N_ALONE = 12
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two sets of vectors, row by row; ``worst`` names the row with the lowest cosine."""
+    """Row-wise agreement of two sets of vectors; ``worst`` names the row with the lowest cosine."""
 
     n: int
     max_abs_error: float
@@ -53,7 +52,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """One engine against the reference: all widths together, but each language at full width.
+    """Agreement of one engine with the reference, over all widths; languages at full width only.
 
     ``row_alone`` is the largest change of any component between a text alone and in a batch.
     """
@@ -67,7 +66,7 @@ class EngineFigures:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """Every figure that was measured, and against what; ``engines`` and ``retrieval`` by engine."""
+    """All parity measurements of a variant; ``engines`` and ``retrieval`` are keyed by engine."""
 
     reference: str
     precision: str
@@ -81,13 +80,13 @@ class ParityReport:
     noise: NoiseFloor | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
+        """Return plain values for the manifest."""
         figures = dataclasses.asdict(dataclasses.replace(self, retrieval={}))
         figures["retrieval"] = {engine: found.as_json() for engine, found in self.retrieval.items()}
         return figures
 
     def violations(self) -> list[str]:
-        """Which limits do not hold, and where; retrieval first, its worst languages ahead."""
+        """List the violated limits; retrieval first, starting with the worst languages."""
         found = [] if self.token_ids_equal else ["token ids differ from the reference tokenizer's"]
         if not self.max_pixel_error <= self.limits.max_pixel_error + 1e-6:
             found.append(
@@ -101,7 +100,7 @@ class ParityReport:
         return found
 
     def worst_languages(self, n: int = 3) -> list[str]:
-        """Where recall at 1 fell most, the largest drop first: language, direction, engine and points."""
+        """List the largest drops of recall at 1, in descending order: language, direction, engine, points."""
         drops = [
             (100 * figures.comparison(direction).drop(1), figures.code, direction.value, engine)
             for engine, retrieval in self.retrieval.items()
@@ -116,14 +115,17 @@ class ParityReport:
 
     def _faults_of_engine(self, figures: EngineFigures) -> Iterator[str]:
         if not figures.row_alone <= self.limits.max_row_error:
-            yield f"a text alone differs from the text in a batch by {figures.row_alone:.2e}"
+            yield f"a text alone differs from the same text in a batch by {figures.row_alone:.2e}"
         parts = {"text": figures.text, "image": figures.image, **figures.languages, **figures.shapes}
         for part, measured in parts.items():
             if not measured.max_abs_error <= self.limits.max_abs_error:
-                yield f"{part}: error {measured.max_abs_error:.2e} over {self.limits.max_abs_error:.0e}"
+                yield (
+                    f"{part}: error {measured.max_abs_error:.2e} above the limit of "
+                    f"{self.limits.max_abs_error:.0e}"
+                )
             if not measured.min_cosine >= self.limits.min_cosine:
                 yield (
-                    f"{part}: cosine {measured.min_cosine:.7f} under {self.limits.min_cosine} "
+                    f"{part}: cosine {measured.min_cosine:.7f} below the limit of {self.limits.min_cosine} "
                     f"at {measured.worst!r}"
                 )
 
@@ -141,13 +143,13 @@ def measure_parity(
     threads: int | None,
     progress: Progress,
 ) -> ParityReport:
-    """Compare a written repository with the family's own library.
+    """Compare an exported variant with the family's own library.
 
     Args:
-        repository: Holds the manifest and its files.
-        engines: Each is opened and measured.
-        expected: What the library makes of the probes.
-        gate: What it makes of a retrieval set; ``None`` measures no retrieval.
+        repository: Folder with the manifest and its files.
+        engines: Engines to measure, each in turn.
+        expected: The library's results for the probes.
+        gate: The library's results for a retrieval set; None skips retrieval.
     """
     variant = manifest.variant(precision, engines[0].value)
     tokenizer = Tokenizer(repository / variant.tokenizer, manifest.text)
@@ -182,9 +184,9 @@ def measure_parity(
 
 
 def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str]) -> Agreement:
-    """Compare float (rows, dim) with float (rows, dim); ``names`` tells the rows apart.
+    """Compare two float arrays (rows, dim) row by row; ``names`` are the rows' names.
 
-    Where a vector is zero or not finite, the cosines are NaN, which no limit passes; ``worst`` names them.
+    Zero or non-finite vectors give NaN cosines, which fail every limit; ``worst`` names these rows.
     """
     a, b = found.astype(np.float64), expected.astype(np.float64)
     cosines = row_cosines(a, b)
@@ -210,7 +212,7 @@ def _token_ids_equal(tokenizer: Tokenizer, expected: Expected, pad_id: int) -> b
 
 
 def _max_pixel_error(towers: Towers, expected: Expected) -> float:
-    """Largest difference on the scale 0 to 1, before normalisation."""
+    """Return the largest pixel difference on the scale 0 to 1, before normalisation."""
     image = towers.image_preprocessing
     mean, std = channel_statistics(image)
     ours = np.stack([pixels_from_source(source, image) for source in expected.images])
@@ -222,7 +224,7 @@ def _figures(
 ) -> EngineFigures:
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
     model = repository / manifest.name
-    # An encoder for each tower: a graph that is done with leaves memory before the next one is opened.
+    # One encoder per tower, so that a graph is freed before the next one is opened.
     with LocalEncoder.from_repository(
         model, engine=engine, precision=precision, verify=Checks.NONE
     ) as encoder:

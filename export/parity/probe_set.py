@@ -1,4 +1,4 @@
-"""The probes that stay with a model: PyTorch's vectors of them, and how near each engine comes."""
+"""Probes stored with a model: inputs, PyTorch's vectors and each engine's cosines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["probes_from_expected", "with_opening_probes"]
 
 
 def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
-    """Texts, image files without loss, and their vectors at full width."""
+    """Collect texts, losslessly encoded images, and their vectors at full width."""
     return Probes(
         fingerprint=towers.fingerprint,
         texts=tuple(probe.text for probe in expected.probes),
@@ -39,10 +39,10 @@ def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
 def with_opening_probes(
     variant: Variant, expected: Expected, towers: Towers, stage: Path, *, engines: Sequence[Engine]
 ) -> Variant:
-    """Write ``opening.npz`` beside each graph of a draft: probes, PyTorch's vectors, each engine's cosines.
+    """Write ``opening.npz`` beside each graph of a variant: probes, PyTorch's vectors, engines' cosines.
 
     Returns:
-        The draft with the files' records, and with the cosines as ``parity["opening"]``.
+        The variant with records of the new files, and the cosines as ``parity["opening"]``.
 
     Raises:
         EngineError: a graph cannot be opened or run.
@@ -80,7 +80,7 @@ def _figures(
 def _opening_probes(
     modality: Modality, tower: TowerFiles, expected: Expected, towers: Towers
 ) -> OpeningProbes:
-    """The choice is the same for every variant: it depends on PyTorch's vectors alone."""
+    """Select opening probes; the selection depends only on PyTorch's vectors, so variants share it."""
     widths = {int(width): name for width, name in tower.outputs.items()}
     if modality is Modality.IMAGE:
         rows = opening_images(expected.image_vectors[towers.dim])

@@ -1,4 +1,4 @@
-"""What every export is compared on: real names in 106 languages, and images of every kind."""
+"""Parity probes for every export: real names in 106 languages, and images in many sizes and modes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.manifest import ImagePreprocessing, TextPreprocessing
 __all__ = ["ProbeText", "names_by_language", "one_token_words", "probe_files", "probe_images", "probe_texts"]
 
 _ORIENTATION = 0x0112
-"""EXIF's tag; libraries ignore it, and so must we."""
+"""EXIF orientation tag; the families' libraries ignore it, so the runtime must too."""
 
 AWKWARD = (
     "",
@@ -34,16 +34,16 @@ AWKWARD = (
     "</s> eng_Latn <mask>",
     "  Two  SPACES\tand\na line &amp; ﬁne “quotes” ½  ",
 )
-"""Empty, blank, a lone combining mark, two normal forms, a joined emoji, a zero-width space, right to
-left, CJK, spelt-out special tokens, and what cleaning and normalising change."""
+"""Edge-case texts: empty, blank, a lone combining mark, two normal forms, a joined emoji, a zero-width
+space, right to left, CJK, spelt-out special tokens, and text that cleaning and normalising change."""
 
 _SCRIPTS = {"Latn": " ", "Arab": " ", "Hans": "", "Thai": "", "Cyrl": " "}
-"""Scripts of the texts far over any context length, and what stands between their words."""
+"""Scripts of the texts far over the context length, and their word separators."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeText:
-    """A text and its language (FLORES-200)."""
+    """Probe text and its language (FLORES-200)."""
 
     text: str
     language: str
@@ -52,13 +52,12 @@ class ProbeText:
 def probe_texts(
     preprocessing: TextPreprocessing, *, per_language: int, words: Sequence[str] = tuple("abcdefghijklm")
 ) -> list[ProbeText]:
-    """Texts in every language that the tower knows and has names here, and awkward ones.
+    """Return probe texts in every language of the tower, and edge-case texts.
 
-    A language of the tower without names of its own is probed with English ones, so that its token is
-    compared too.
+    A language without names of its own is probed with English names, so that its token is compared too.
 
     Args:
-        words: Of one token each, for the texts that just fit the context; see ``one_token_words``.
+        words: One-token words for texts near the context length; see ``one_token_words``.
     """
     names = names_by_language()
     known = preprocessing.language_ids or names
@@ -68,13 +67,13 @@ def probe_texts(
         for text in names.get(language, names["eng_Latn"])[:per_language]
     ]
     any_language = "eng_Latn" if "eng_Latn" in known else next(iter(known))
-    # a vocabulary may have no word of one token: its texts then fit less exactly
+    # a vocabulary may have no one-token words; the texts then only approximate the context length
     awkward = (*AWKWARD, *_long_texts(preprocessing, words or names["eng_Latn"]))
     return probes + [ProbeText(text, any_language) for text in awkward]
 
 
 def one_token_words(tokenizer_json: str) -> list[str]:
-    """Words of the names that are one token each, most of them of unlike ids."""
+    """Return words from the names that are encoded as one token, one word per token id."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -89,9 +88,9 @@ def one_token_words(tokenizer_json: str) -> list[str]:
 
 
 def _long_texts(preprocessing: TextPreprocessing, words: Sequence[str]) -> Iterator[str]:
-    """Texts that just fit the context or just do not, and far longer ones; their words are others everywhere.
+    """Yield texts around the context length, then much longer ones, with varied words.
 
-    Of words of one token: one token less than the context holds, as many, one more, two more.
+    In one-token words: one less than fits, exactly as many, one more, two more.
     """
     n_special = len(preprocessing.suffix_ids) + (
         len(preprocessing.prefix_ids) or preprocessing.needs_language
@@ -107,9 +106,9 @@ def _long_texts(preprocessing: TextPreprocessing, words: Sequence[str]) -> Itera
 
 
 def probe_files(preprocessing: ImagePreprocessing) -> list[Image.Image | bytes]:
-    """All images that an export is compared on, as callers pass them: Pillow images, and files.
+    """Return all probe images, as Pillow images and as encoded files.
 
-    Beside those of ``probe_images``: two whose crop begins at half a pixel, and files with an orientation.
+    Adds to ``probe_images`` two images whose crop starts at half a pixel, and files with an EXIF orientation.
     """
     height, width = preprocessing.height, preprocessing.width
     rotated = io.BytesIO()
@@ -129,7 +128,7 @@ def probe_files(preprocessing: ImagePreprocessing) -> list[Image.Image | bytes]:
 
 
 def probe_images(seed: int = 0) -> list[Image.Image]:
-    """Images without any symmetry, but for one pixel: wide, tall, large, tiny; in eight modes."""
+    """Return asymmetric images, except for a single pixel: wide, tall, large and tiny, in eight modes."""
     noise = np.random.default_rng(seed)
     smooth = Image.fromarray(noise.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize(
         (413, 287), Image.Resampling.BICUBIC
@@ -157,7 +156,7 @@ def probe_images(seed: int = 0) -> list[Image.Image]:
 
 
 def _pattern(width: int, height: int) -> Image.Image:
-    """Slanted ramps of unlike slopes in the channels: small as a file, and a shift changes every pixel."""
+    """Create ramps with a different slope per channel: compresses well, and any shift changes every pixel."""
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
     channels = (7 * x + 3 * y, 11 * x + 5 * y, 13 * x + 29 * y)
     return Image.fromarray((np.stack(channels, axis=-1) % 256).astype(np.uint8))
@@ -165,7 +164,7 @@ def _pattern(width: int, height: int) -> Image.Image:
 
 @cache
 def names_by_language() -> dict[str, Sequence[str]]:
-    """Names of everyday things by language (FLORES-200); fingerprints are computed of them."""
+    """Return names of everyday things by language (FLORES-200); fingerprints depend on them."""
     data = json.loads(resources.files("export.parity").joinpath("probes.json").read_text(encoding="utf-8"))
     texts: dict[str, Sequence[str]] = data["texts"]
     return texts

@@ -1,1 +1,1 @@
-"""Lower precisions of an FP32 graph."""
+"""Convert FP32 graphs to lower precisions."""

@@ -1,4 +1,4 @@
-"""How large do a graph's activations become? Measured, since FP16 ends at 65,504."""
+"""Measure the largest magnitude of each activation, since FP16 overflows above 65,504."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _PREFIX = "largest magnitude of "
 def activation_ranges(
     graph: Path, batches: Sequence[Mapping[str, NDArray[Any]]], *, threads: int | None = None
 ) -> dict[str, float]:
-    """The largest magnitude that each float tensor of an FP32 graph takes over some batches.
+    """Measure the largest magnitude of each float tensor of an FP32 graph over the given batches.
 
-    The maximum is taken inside the graph, so that only scalars leave it: the memory needed is that of one
-    plain run, and the weights of a graph with external data are mapped where they lie.
+    The maximum is computed inside the graph, so that only scalars are returned: memory use is that of one
+    normal run, and external weights stay memory-mapped.
 
     Args:
         graph: FP32 ONNX file.
-        batches: Inputs by name; real text and images, since outliers are what matters.
-        threads: Threads of one run; ``None`` lets the engine take every physical core.
+        batches: Inputs by name; real text and images, since outliers matter.
+        threads: Threads per run; None uses all physical cores.
 
     Returns:
-        Magnitude by tensor name: every float input and node output.
+        Magnitude by tensor name, for all float inputs and node outputs.
 
     Raises:
-        ExportError: no batches, a graph without float activations, one that does not run, or an activation
-            that is not finite.
+        ExportError: there are no batches or no float activations, the graph does not run, or an activation
+            is not finite.
     """
     if not batches:
         raise ExportError(f"No batches were given to measure the activations of {graph.name} on.")
     model = onnx.load(str(graph), load_external_data=False)
     names = _float_activations(model)
     if not names:
-        raise ExportError(f"{graph} states no float activations; export it with shapes and types.")
+        raise ExportError(f"{graph} declares no float activations; export it with shapes and types.")
     _reduce_inside(model, names)
     largest = np.zeros(len(names))
     session = _session(model, graph.parent, threads)
@@ -60,7 +60,7 @@ def activation_ranges(
 
 
 def _float_activations(model: onnx.ModelProto) -> list[str]:
-    """Names of the float inputs and node outputs, in the graph's order."""
+    """Return the names of the float inputs and node outputs, in graph order."""
     stated = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     floats = {value.name for value in stated if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     produced = (output for node in model.graph.node for output in node.output)
@@ -68,7 +68,7 @@ def _float_activations(model: onnx.ModelProto) -> list[str]:
 
 
 def _reduce_inside(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    """Replace the outputs by one scalar for each tensor."""
+    """Replace the graph outputs with one scalar maximum per tensor."""
     del model.graph.output[:]
     for name in names:
         absolute, largest = f"magnitude of {name}", _PREFIX + name
@@ -81,12 +81,12 @@ def _session(model: onnx.ModelProto, folder: Path, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    # Fusions would compute some tensors twice: once inside the fused node, once to be measured.
+    # With full fusion some tensors would be computed twice: inside the fused node, and to be measured.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime's exceptions share no narrower base
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ExportError(f"ONNX Runtime cannot measure the graph in {folder}: {error}.") from error

@@ -1,8 +1,8 @@
-"""FP32 graph → the same graph with its large weights stored as bfloat16, for OpenVINO's bf16 inference.
+"""Convert an FP32 graph to one with large weights stored as bfloat16, for OpenVINO's bf16 inference.
 
-BF16 is an inference precision there (``INFERENCE_PRECISION_HINT``), set by the backend and stated in the
-manifest; the graph's arithmetic stays written in FP32. What the engine would round when it compiles is
-rounded in the file instead: half the disk, and the very same vectors.
+In OpenVINO, BF16 is an inference precision (``INFERENCE_PRECISION_HINT``), set by the backend and recorded in
+the manifest; the graph's operations remain FP32. Weights that the engine would round at compile time are
+rounded in the file instead, which halves the file size and gives identical vectors.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from export.graphs.matrix_products import PRODUCTS
 __all__ = ["Bf16Report", "bf16_from_onnx"]
 
 _SMALLEST = 1024
-"""Weights of fewer numbers stay FP32: nothing is saved by them."""
+"""Minimum number of elements of a weight to convert; smaller weights save no space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bf16Report:
-    """What became of a graph."""
+    """Summary of a graph with bfloat16 weights."""
 
     n_weights: int
     source_bytes: int
@@ -32,14 +32,14 @@ class Bf16Report:
 
 
 def bf16_from_onnx(source: Path, target: Path, *, data_name: str) -> Bf16Report:
-    """Store the operands of products and the looked-up tables as bfloat16, each with a Cast to FP32 behind.
+    """Store weights of matrix products and embedding tables as bfloat16, each followed by a Cast to FP32.
 
     Other weights stay FP32, since the engine may add them in FP32: vectors equal those of ``source`` under
     the same precision hint.
 
     Args:
         source: FP32 ONNX file.
-        target: Written, with its weights beside it as ``data_name`` where they are large.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
     """
     model = onnx_ir.load(source)
     chosen = [value for value in model.graph.initializers.values() if _is_operand(value)]

@@ -1,8 +1,8 @@
-"""Real multilingual texts and images, as the batches that activations are measured on.
+"""Calibration batches of real multilingual texts and images.
 
-Texts go through the runtime's own ``Tokenizer`` and images through its own ``pixels_from_image``, so that a
-graph is calibrated on exactly what it will be served. Texts are drawn evenly over the languages that the
-tower knows, and batches mix lengths, so that padded rows are seen too.
+Texts are processed with the runtime's ``Tokenizer`` and images with its ``pixels_from_image``, so that a
+graph is calibrated on the same inputs as in serving. Texts are sampled evenly over the tower's languages,
+and batches mix lengths, so that padded rows are included.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Batch = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSize:
-    """How much is drawn, and from which seed; a source that holds less gives all it has."""
+    """Sample size and random seed of a calibration set; smaller sources are used completely."""
 
     n_texts: int = 640
     n_images: int = 128
@@ -52,11 +52,11 @@ class CalibrationSize:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationSet:
-    """What both towers are calibrated on.
+    """Calibration batches of both towers.
 
     Attributes:
-        source: Where it came from, in words; never a path.
-        languages: Texts by FLORES-200 code; by ``""`` where none was given and the tower takes none.
+        source: Description of the data source; never a path.
+        languages: Number of texts by FLORES-200 code; under ``""`` without a language.
     """
 
     source: str
@@ -66,21 +66,21 @@ class CalibrationSet:
     image: Sequence[Batch]
 
     def batches(self, modality: Modality) -> Sequence[Batch]:
-        """Inputs of a tower's graph, by name.
+        """Return the input batches of a tower's graph, by input name.
 
         Raises:
-            DatasetError: the source held none of that kind.
+            DatasetError: the source has no data for this tower.
         """
         found = self.text if modality is Modality.TEXT else self.image
         if not found:
             raise DatasetError(
-                f"The calibration set from {self.source} has nothing for the {modality.value} tower. Add "
+                f"The calibration set from {self.source} has no data for the {modality.value} tower. Add "
                 f"{'a text column' if modality is Modality.TEXT else 'images'}, or use the default set."
             )
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for the manifest: counts, languages, and a hash of the exact inputs."""
+        """Return plain values for the manifest: counts, languages, and a hash of the exact inputs."""
         return {
             "source": self.source,
             "seed": self.seed,
@@ -92,10 +92,10 @@ class CalibrationSet:
 
 
 def samples_folder() -> Path:
-    """The default source: shipped with the package if it is there, else the source tree's ``samples/emoji``.
+    """Return the default data folder: the package's copy, or else ``samples/emoji`` of the source tree.
 
     Raises:
-        DatasetError: neither is here.
+        DatasetError: neither folder exists.
     """
     here = Path(__file__).resolve().parent.parent
     candidates = (here / "sample_data", here.parent / "samples" / "emoji")
@@ -103,8 +103,8 @@ def samples_folder() -> Path:
         if (folder / _CAPTIONS).is_file() and (folder / _DRAWINGS).is_file():
             return folder
     raise DatasetError(
-        f"No calibration data is here: {[str(c) for c in candidates]} hold no {_CAPTIONS} and {_DRAWINGS}. "
-        "Pass a folder of images or a Parquet file of your own."
+        f"No calibration data found: {[str(c) for c in candidates]} do not contain {_CAPTIONS} and "
+        f"{_DRAWINGS}. Pass a folder of images or a Parquet file of your own."
     )
 
 
@@ -117,7 +117,7 @@ def calibration_from_path(
     languages: Sequence[str],
     size: CalibrationSize | None = None,
 ) -> CalibrationSet:
-    """From a Parquet file or a folder of images; from the samples if ``path`` is ``None``."""
+    """Read a calibration set from a Parquet file or an image folder, or from the samples if None."""
     if path is None:
         return calibration_from_samples(tokenizer, text, image, languages=languages, size=size)
     read = calibration_from_folder if path.is_dir() else calibration_from_parquet
@@ -133,11 +133,11 @@ def calibration_from_samples(
     folder: Path | None = None,
     size: CalibrationSize | None = None,
 ) -> CalibrationSet:
-    """Names of emoji in many languages, and the drawings that the samples are trained on.
+    """Read a calibration set from the samples: names of emoji in many languages, and training drawings.
 
     Args:
-        languages: FLORES-200 codes that the tower knows.
-        folder: Holds ``captions.parquet`` and ``train.parquet``; ``samples_folder()`` by default.
+        languages: FLORES-200 codes that the tower supports.
+        folder: Folder with ``captions.parquet`` and ``train.parquet``; ``samples_folder()`` by default.
     """
     folder = folder or samples_folder()
     captions = columns_of_parquet(folder / _CAPTIONS, ("caption", "flores"))
@@ -164,19 +164,20 @@ def calibration_from_parquet(
     languages: Sequence[str],
     size: CalibrationSize | None = None,
 ) -> CalibrationSet:
-    """A Parquet with the columns ``text`` and ``language``, or ``image`` (encoded bytes), or all three.
+    """Read a calibration set from a Parquet file with columns ``text`` and ``language``, ``image``, or all.
 
-    ``language`` holds FLORES-200 or BCP-47 codes; a tower without language tokens does without the column.
+    ``language`` holds FLORES-200 or BCP-47 codes and is optional for a tower without language tokens;
+    ``image`` holds encoded bytes.
 
     Raises:
-        DatasetError: unreadable, empty, or without those columns.
+        DatasetError: the file is unreadable, empty, or lacks those columns.
     """
     columns = columns_of_parquet(path, ())
     if not {"text", "image"} & set(columns):
         raise DatasetError(f"{path} has columns {sorted(columns)}; expected text and language, or image.")
     written = columns.get("text", [])
     if written and "language" not in columns and text.needs_language:
-        raise DatasetError(f"{path} has texts but no language column, and this tower needs the language.")
+        raise DatasetError(f"{path} has texts but no language column, which this tower requires. Add one.")
     codes = columns.get("language", [None] * len(written))
     texts = [(t, _flores(c, path)) for t, c in zip(written, codes, strict=False) if t is not None]
     images = [data for data in columns.get("image", ()) if data is not None]
@@ -194,16 +195,16 @@ def calibration_from_folder(
     languages: Sequence[str],
     size: CalibrationSize | None = None,
 ) -> CalibrationSet:
-    """The images of a folder and of those in it; texts come from the samples.
+    """Read the images of a folder, recursively; texts come from the samples.
 
     Raises:
-        DatasetError: no folder, or no image in it.
+        DatasetError: the folder does not exist or has no image.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is no folder; pass a folder of images, or a .parquet file.")
+        raise DatasetError(f"{folder} is not a folder; pass a folder of images, or a .parquet file.")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise DatasetError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise DatasetError(f"{folder} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     captions = columns_of_parquet(samples_folder() / _CAPTIONS, ("caption", "flores"))
     texts = list(zip(captions["caption"], captions["flores"], strict=True))
     source = f"{folder.name}, texts of the samples"
@@ -224,7 +225,7 @@ def _calibration(
     drawn = _balanced(texts, text.language_ids or languages, size.n_texts, random)
     if texts and not drawn:
         raise DatasetError(
-            f"No text of {source} is in a language of the tower; it knows {sorted(languages)[:8]} …."
+            f"No text of {source} is in a language that the tower supports, such as {sorted(languages)[:8]}."
         )
     chosen = sorted(random.permutation(len(images))[: size.n_images].tolist())
     return CalibrationSet(
@@ -239,7 +240,7 @@ def _calibration(
 def _balanced(
     texts: Iterable[tuple[str, str]], known: Iterable[str], n: int, random: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """Draw evenly: one text of each language, then a second of each, until there are enough."""
+    """Sample evenly: one text per language, then a second of each, until there are enough."""
     spoken = set(known) | {""}
     by_language: dict[str, list[str]] = {}
     for written, code in texts:
@@ -260,7 +261,7 @@ def _text_batches(
     preprocessing: TextPreprocessing,
     random: np.random.Generator,
 ) -> Iterator[Batch]:
-    """Batches of mixed lengths; of every eighth text several are joined, up to the context length."""
+    """Yield batches of mixed lengths; every eighth text is joined with others up to the context length."""
     joined = [
         (" ".join(other for other, c in texts[i : i + 400] if c == code) if i % 8 == 0 else written, code)
         for i, (written, code) in enumerate(texts)
@@ -288,12 +289,12 @@ def _image_batches(sources: Sequence[Any], preprocessing: ImagePreprocessing) ->
 
 
 def columns_of_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """A Parquet's columns as lists; all of them if none is named."""
+    """Read columns of a Parquet file as lists; all of them if none is named."""
     import pyarrow
     import pyarrow.parquet
 
     if not path.is_file():
-        raise DatasetError(f"{path} is missing; pass a Parquet file, or a folder of images.")
+        raise DatasetError(f"{path} does not exist; pass a Parquet file, or a folder of images.")
     try:
         table = pyarrow.parquet.read_table(path, columns=list(wanted) or None)
     except (pyarrow.ArrowException, OSError) as error:
@@ -301,7 +302,7 @@ def columns_of_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]
     if missing := sorted(set(wanted) - set(table.column_names)):
         raise DatasetError(f"{path} has no column {missing[0]!r}; it has {table.column_names}.")
     if not table.num_rows:
-        raise DatasetError(f"{path} is empty; nothing can be calibrated on it.")
+        raise DatasetError(f"{path} has no rows; calibration needs at least one.")
     columns: dict[str, list[Any]] = table.to_pydict()
     return columns
 
@@ -316,7 +317,7 @@ def _flores(code: str | None, path: Path) -> str:
 
 
 def _hash(batches: Iterable[Batch]) -> str:
-    """Hex sha256 of all inputs: names, types, shapes and values."""
+    """Return the hex sha256 of all inputs: names, types, shapes and values."""
     digest = hashlib.sha256()
     for batch in batches:
         for name, array in sorted(batch.items()):

@@ -1,4 +1,4 @@
-"""How far activations reach, and where to clip them before they are quantised: measured on real batches."""
+"""Activation ranges and clipping thresholds for quantization, measured on calibration batches."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _STEP = 16
 
 
 class ClipMethod(str, Enum):
-    """How far out an activation is represented; what lies beyond is clipped.
+    """Method to choose the clipping threshold of an activation.
 
-    ``MIN_MAX`` clips nothing, ``PERCENTILE`` a fixed share, ``ENTROPY`` where the distribution changes least,
-    ``MSE`` where the expected squared error of rounding and clipping is least.
+    ``MIN_MAX`` clips nothing, ``PERCENTILE`` clips a fixed share, ``ENTROPY`` minimises the divergence from
+    the original distribution, ``MSE`` the expected squared error of rounding and clipping.
     """
 
     MIN_MAX = "min-max"
@@ -43,18 +43,18 @@ class ClipMethod(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClipRange:
-    """The values that a tensor takes, or those of them that are kept."""
+    """Range of a tensor's values, before or after clipping."""
 
     low: float
     high: float
 
     @property
     def magnitude(self) -> float:
-        """The larger distance from zero."""
+        """Largest absolute value of the range."""
         return max(abs(self.low), abs(self.high))
 
     def clipped(self, magnitude: float) -> ClipRange:
-        """Cut at a distance from zero."""
+        """Return the range clipped to ±magnitude."""
         return ClipRange(max(self.low, -magnitude), min(self.high, magnitude))
 
 
@@ -67,15 +67,15 @@ def clip_extents(
     method: ClipMethod,
     percentile: float,
 ) -> dict[str, ClipRange]:
-    """What to keep of each tensor, by name.
+    """Measure the clipping range of each tensor, by name.
 
     Args:
-        model: FP32; weights that lie outside it are read from ``folder``.
+        model: FP32 model; external weights are read from ``folder``.
         batches: Inputs by name.
-        percentile: Of magnitudes, for ``ClipMethod.PERCENTILE``.
+        percentile: Percentile of magnitudes, for ``ClipMethod.PERCENTILE``.
 
     Raises:
-        ExportError: no batches, or a tensor that is not finite.
+        ExportError: there are no batches, or a tensor is not finite.
     """
     lows, highs = _extremes(model, folder, names, batches, by_channel=False)
     found = {name: ClipRange(float(lows[name]), float(highs[name])) for name in names}
@@ -91,7 +91,7 @@ def clip_extents(
 def channel_magnitudes(
     model: onnx_ir.Model, folder: Path, names: Collection[str], batches: Batches
 ) -> dict[str, Floats]:
-    """float32 (channels,) by tensor: the largest magnitude of each channel, the last axis."""
+    """Measure the largest magnitude per channel, the last axis: float32 (channels,) by tensor name."""
     lows, highs = _extremes(model, folder, names, batches, by_channel=True)
     return {name: np.maximum(np.abs(lows[name]), np.abs(highs[name])) for name in names}
 
@@ -99,10 +99,10 @@ def channel_magnitudes(
 def tensors_of_batches(
     model: onnx_ir.Model, folder: Path, names: Sequence[str], batches: Batches
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Run an FP32 graph and hand out some of its tensors, a batch at a time.
+    """Run an FP32 graph and yield the named tensors, one batch at a time.
 
     Raises:
-        ExportError: no batches.
+        ExportError: there are no batches.
     """
     graph = onnx_ir.to_proto(model)
     del graph.graph.output[:]
@@ -114,7 +114,7 @@ def tensors_of_batches(
 def _extremes(
     model: onnx_ir.Model, folder: Path, names: Collection[str], batches: Batches, *, by_channel: bool
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Smallest and largest values; reduced inside the graph, so that no activation leaves it."""
+    """Measure the smallest and largest values, reduced inside the graph to avoid copying activations."""
     ranks = _ranks(model, names) if by_channel else {}
     graph = onnx_ir.to_proto(model)
     del graph.graph.output[:]
@@ -132,7 +132,7 @@ def _extremes(
     runs = list(_runs(graph, folder, batches))
     if not all(np.isfinite(value).all() for run in runs for value in run.values()):
         raise ExportError(
-            "An activation is not finite: the checkpoint or the calibration batches are broken."
+            "An activation is not finite: the checkpoint is damaged, or the calibration data is invalid."
         )
     return (
         {name: np.min([run[f"ReduceMin of {name}"] for run in runs], axis=0) for name in names},
@@ -143,7 +143,7 @@ def _extremes(
 def _histograms(
     model: onnx_ir.Model, folder: Path, magnitudes: Mapping[str, float], batches: Batches
 ) -> dict[str, NDArray[np.int64]]:
-    """int64 (bins,) by tensor: how often each magnitude comes, from 0 to the largest."""
+    """Count magnitudes per bin, from 0 to the largest: int64 (bins,) by tensor name."""
     counts = {name: np.zeros(_BINS, np.int64) for name in magnitudes}
     for run in tensors_of_batches(model, folder, list(magnitudes), batches):
         for name, largest in magnitudes.items():
@@ -153,25 +153,28 @@ def _histograms(
 
 
 def _share_kept(counts: NDArray[np.int64], method: ClipMethod, percentile: float) -> float:
-    """Share of the largest magnitude at which to clip."""
+    """Return the clipping threshold as a share of the largest magnitude."""
     if method is ClipMethod.PERCENTILE:
         shares = counts.cumsum() / counts.sum()
         return float(np.searchsorted(shares, percentile / 100) + 1) / _BINS
     counts = counts.copy()
-    counts[0] = 0  # zeros (padding, ReLU) are exact wherever the clip is
+    counts[0] = 0  # zeros (padding, ReLU) are exact at any threshold, and would dominate the cost
     cost = _divergence if method is ClipMethod.ENTROPY else _squared_error
     return min(range(_LEVELS, _BINS + 1, _STEP), key=lambda end: cost(counts, end)) / _BINS
 
 
 def _squared_error(counts: NDArray[np.int64], end: int) -> float:
-    """Of rounding to steps of ``end / 127`` bins, and of clipping at ``end``, in squared bins."""
+    """Return the squared error of rounding to steps of ``end / 127`` and clipping at ``end``, in bins²."""
+    # rounding to a step s has a uniform error of variance s² / 12
     step = end / (_LEVELS - 1)
     beyond = np.arange(_BINS - end) + 0.5
     return float(counts[:end].sum() * step**2 / 12 + (counts[end:] * beyond**2).sum())
 
 
 def _divergence(counts: NDArray[np.int64], end: int) -> float:
-    """Kullback–Leibler divergence of what is left when values are clipped at a bin and quantised."""
+    """Return the Kullback–Leibler divergence between clipped values and their quantized form."""
+    # TensorRT's entropy calibration: merge the bins into 128 levels, spread each level over its non-empty
+    # bins, and compare with the histogram whose last bin holds everything clipped.
     kept = counts[:end].astype(np.float64)
     group = np.arange(end) * _LEVELS // end
     present = kept > 0
@@ -196,7 +199,7 @@ def _ranks(model: onnx_ir.Model, names: Collection[str]) -> dict[str, int]:
         if value.name in names and value.shape is not None
     }
     if missing := sorted(set(names) - set(ranks)):
-        raise ExportError(f"The graph does not state the shape of {missing[0]!r}; export it again.")
+        raise ExportError(f"The graph has no shape for {missing[0]!r}; export it again.")
     return {name: ranks[name] for name in names}
 
 
@@ -205,7 +208,7 @@ def _runs(graph: onnx.ModelProto, folder: Path, batches: Batches) -> Iterator[di
         raise ExportError("No calibration batches were given; pass at least one for each tower.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Fusions would compute some tensors twice: inside the fused node, and to be measured.
+    # With full fusion some tensors would be computed twice: inside the fused node, and to be measured.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = onnxruntime.InferenceSession(

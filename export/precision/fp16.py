@@ -1,16 +1,16 @@
-"""FP32 graph → FP16 graph: every node whose measured activations fit computes in half precision.
+"""Convert an FP32 graph to mixed FP16, with every node in FP16 whose measured activations fit.
 
-The types are explicit, so that an engine that honours types (TensorRT, strongly typed) has no choice left:
-a node is FP16 throughout or FP32 throughout, and a Cast stands between the two. FP32 stay
+Types are explicit, so that a strongly typed engine (TensorRT) has no choice: each node is entirely FP16 or
+entirely FP32, with a Cast between the two. These nodes stay FP32:
 
-- nodes with an activation within a factor of two of the largest half (``LARGEST_ACTIVATION``),
-- nodes with a constant that a half cannot hold (the 1e-12 that guards a norm),
-- sums over an axis and norms, whose accumulator an engine chooses by the type,
-- what comes before the first product (pixel normalisation, mask) and after the last (the final L2 norm):
-  it costs nothing, and its rounding would touch every component.
+- nodes with an activation within a factor of two of FP16's maximum (``LARGEST_ACTIVATION``),
+- nodes with a constant outside FP16's range (the epsilon of 1e-12 in a norm),
+- sums over an axis and norms, since engines choose the accumulator by the type,
+- nodes before the first product (pixel normalisation, mask) and after the last (the final L2 norm):
+  they cost nothing, and their rounding would affect every component.
 
-LayerNormalization and Softmax take halves and give halves; their statistics are FP32 inside
-(``stash_type`` says so for the one, every engine here does so for the other).
+LayerNormalization and Softmax have FP16 inputs and outputs but compute their statistics in FP32
+(``stash_type`` requires it for the former; all supported engines do it for the latter).
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ __all__ = [
 ]
 
 LARGEST_ACTIVATION = 65_504 / 2
-"""Largest measured magnitude of an FP16 activation: unseen inputs may double it. The mask's -30,000 fits."""
+"""Maximum measured magnitude of an FP16 activation, with a factor of 2 for unseen inputs. The attention
+mask's -30,000 is below it."""
 
 _CLAMP = 64_504.0
-"""Where transformers' ``M2M100EncoderLayer`` clamps its output, when and only when it computes in FP16."""
+"""Limit to which transformers' ``M2M100EncoderLayer`` clamps its output, only when computing in FP16."""
 
 _CLAMPED_TOWERS = {("nllb-clip", "text")}
 _BLOCK = re.compile(r"encoder\.blocks\.\d+")
@@ -64,7 +65,7 @@ _FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
 
 
 class Reason(str, Enum):
-    """Why a node stays FP32."""
+    """Reason for keeping a node in FP32."""
 
     RANGE = "range"
     CONSTANT = "constant"
@@ -75,7 +76,7 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class KeptNode:
-    """A node that stays FP32; ``magnitude`` is its largest measured activation."""
+    """Node kept in FP32; ``magnitude`` is its largest measured activation."""
 
     name: str
     op_type: str
@@ -85,7 +86,7 @@ class KeptNode:
 
 @dataclass(frozen=True, slots=True)
 class HalfReport:
-    """What became of a graph; ``half_share`` is the part of the products' multiply–adds that is FP16."""
+    """Summary of an FP16 graph; ``half_share`` is the share of the products' multiply–adds in FP16."""
 
     kept: tuple[KeptNode, ...]
     n_half: int
@@ -96,21 +97,21 @@ class HalfReport:
 
     @property
     def kept_products(self) -> tuple[KeptNode, ...]:
-        """Matrix products that stay FP32."""
+        """Matrix products kept in FP32."""
         return tuple(node for node in self.kept if node.op_type in PRODUCTS)
 
 
 def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping[str, float]) -> HalfReport:
-    """Write the FP16 form of an FP32 graph, or of one with Q/DQ nodes; inputs and outputs keep their types.
+    """Convert an FP32 graph, with or without Q/DQ nodes, to FP16; inputs and outputs keep their types.
 
     Args:
-        source: ONNX file; float weights become FP16, quantised ones stay.
-        target: Written, with its weights beside it as ``data_name`` where they are large.
-        ranges: Largest magnitude of each float activation, from ``activation_ranges``. What Q/DQ nodes add
-            to a graph takes the range of what they quantise.
+        source: ONNX file; float weights become FP16, quantized weights are unchanged.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
+        ranges: Largest magnitude of each float activation, from ``activation_ranges``. Outputs of Q/DQ nodes
+            take the range of the tensor that they quantize.
 
     Raises:
-        ExportError: the ranges are another graph's.
+        ExportError: the ranges belong to another graph.
     """
     model = onnx_ir.load(source)
     if any(node.op_type in QUANTISERS for node in model.graph):
@@ -133,7 +134,7 @@ def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mappin
 
 @dataclass(frozen=True, slots=True)
 class Halved:
-    """What ``halve_model`` did: the nodes that stay FP32, and counts of the rest."""
+    """Result of ``halve_model``: the nodes kept in FP32, and counts of the others."""
 
     kept: Mapping[onnx_ir.Node, KeptNode]
     n_half: int
@@ -141,7 +142,7 @@ class Halved:
 
 
 def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Halved:
-    """Choose what stays FP32 and retype the rest, in place; see ``fp16_from_onnx``."""
+    """Select the nodes to keep in FP32 and convert the others, in place; see ``fp16_from_onnx``."""
     kept = _kept_nodes(model.graph, ranges)
     n_half = sum(bool(float_values(node)) for node in model.graph) - len(kept)
     n_clamps = _restore_clamps(model, kept)
@@ -150,7 +151,7 @@ def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Halved:
 
 
 def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_ir.Node, KeptNode]:
-    """The nodes that stay FP32, in order, with the reasons."""
+    """Return the nodes to keep in FP32, in graph order, with the reasons."""
     before, after = _before_products(graph), _after_products(graph)
     kept = {}
     for node in graph:
@@ -175,7 +176,7 @@ def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_
 
 
 def _before_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
-    """Nodes that compute on integers turned to floats, before any product or table look-up."""
+    """Return the nodes that compute on cast integer inputs, before any product or table lookup."""
     found: set[onnx_ir.Node] = set()
     learned: set[onnx_ir.Node] = set()
     for node in graph:
@@ -193,7 +194,7 @@ def _looks_up(node: onnx_ir.Node) -> bool:
 
 
 def _after_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
-    """Nodes from which no product is reached."""
+    """Return the nodes after the last product: no product depends on them."""
     before: set[onnx_ir.Node] = set()
     for node in reversed(graph):
         if node.op_type in PRODUCTS or any(reader in before for reader in node.successors()):
@@ -202,7 +203,7 @@ def _after_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
 
 
 def _magnitude(value: onnx_ir.Value, ranges: Mapping[str, float]) -> float:
-    """Largest magnitude of a tensor; a quantised one takes what was quantised."""
+    """Return the largest magnitude of a tensor; Q/DQ outputs take that of their input."""
     if value.const_value is not None or value.dtype is _HALF:
         return 0.0
     producer = value.producer()
@@ -211,13 +212,13 @@ def _magnitude(value: onnx_ir.Value, ranges: Mapping[str, float]) -> float:
     if producer is not None and producer.op_type in QUANTISERS and producer.inputs[0] is not None:
         return _magnitude(producer.inputs[0], ranges)
     raise ExportError(
-        f"The ranges do not name activation {value.name!r}: they were measured on another graph. Measure "
-        "the graph that is to be converted."
+        f"The ranges do not include activation {value.name!r}: they were measured on another graph. Measure "
+        "the graph to be converted."
     )
 
 
 def _unfit(value: onnx_ir.Value) -> bool:
-    """Whether a half cannot hold a constant: too large, or a number that would become zero."""
+    """Return True for a constant outside FP16's range: too large, or a scalar below the smallest normal."""
     if value.const_value is None:
         return False
     numbers = np.abs(value.const_value.numpy())
@@ -227,7 +228,7 @@ def _unfit(value: onnx_ir.Value) -> bool:
 
 
 def _restore_clamps(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> int:
-    """Clamp the output of every FP16 encoder layer that PyTorch clamps; returns how many."""
+    """Clamp the output of each FP16 encoder layer as PyTorch does; return the number of layers."""
     facts = model.metadata_props
     if (facts.get("babeltower.family"), facts.get("babeltower.modality")) not in _CLAMPED_TOWERS:
         return 0
@@ -254,7 +255,7 @@ def _scalar(graph: onnx_ir.Graph, name: str, number: float) -> onnx_ir.Value:
 
 
 def _clamp(graph: onnx_ir.Graph, node: onnx_ir.Node, limits: Sequence[onnx_ir.Value]) -> None:
-    """Put a Clip behind a node, before all its readers."""
+    """Insert a Clip between a node and all its consumers."""
     (end,) = node.outputs
     clip = onnx_ir.node("Clip", [end, *limits], name=f"{str(node.name).partition('/')[0]}/Clip")
     (clamped,) = clip.outputs

@@ -1,9 +1,8 @@
-"""FP32 graph → FP8 graph for TensorRT: linear layers multiply E4M3 numbers, the rest computes in FP16.
+"""Convert an FP32 graph to FP8 for TensorRT: E4M3 in linear layers, FP16 elsewhere.
 
-One scale for each activation (its measured range), one for each output channel of a weight. Attention's own
-products stay FP16, so that TensorRT keeps its fused attention. FP8 needs opset 19 and, to run, a GPU of
-compute capability 8.9 or newer; on a CPU, ONNX Runtime runs such a graph only without its extended
-optimisations.
+Activations have one scale per tensor (from the measured range), weights one per output channel. Attention's
+own products stay FP16, so that TensorRT uses its fused attention. FP8 requires opset 19 and a GPU of compute
+capability 8.9 or newer; on a CPU, ONNX Runtime runs such a graph only without its extended optimisations.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from runtime.errors import ExportError
 __all__ = ["LARGEST_E4M3", "Fp8Report", "fp8_from_onnx"]
 
 LARGEST_E4M3 = 448.0
-"""Largest finite E4M3 number."""
+"""Largest finite E4M3 value."""
 
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 _E4M3 = onnx_ir.DataType.FLOAT8E4M3FN
@@ -33,7 +32,7 @@ _E4M3 = onnx_ir.DataType.FLOAT8E4M3FN
 
 @dataclass(frozen=True, slots=True)
 class Fp8Report:
-    """What became of a graph; ``share_fp8`` is the part of the products' multiply–adds that is FP8."""
+    """Summary of an FP8 graph; ``share_fp8`` is the share of the products' multiply–adds in FP8."""
 
     share_fp8: float
     n_fp8: int
@@ -44,21 +43,21 @@ class Fp8Report:
 
 
 def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping[str, float]) -> Fp8Report:
-    """Quantise every linear layer to E4M3 and write the rest in FP16.
+    """Quantize every linear layer to E4M3 and convert the rest to FP16.
 
     Args:
         source: FP32 ONNX file.
-        target: Written, with its weights beside it as ``data_name`` where they are large.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
         ranges: Largest magnitude of each float activation, from ``activation_ranges``.
 
     Raises:
-        ExportError: the ranges are another graph's, or the graph has no linear layer.
+        ExportError: the ranges belong to another graph, or the graph has no linear layer.
     """
     model = onnx_ir.load(source)
     operations = operations_by_product(model)
     linear = [node for node in products(model) if _is_linear(node)]
     if not linear:
-        raise ExportError(f"{source} has no linear layer that FP8 could hold.")
+        raise ExportError(f"{source} has no linear layer to convert to FP8.")
     suit_tensorrt(model)
     quantised: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in linear:
@@ -84,8 +83,10 @@ def _is_linear(node: onnx_ir.Node) -> bool:
 
 
 def _is_learned(rows: onnx_ir.Value | None) -> bool:
-    """Whether rows are the same for every input (SigLIP's pooling query): TensorRT multiplies them once,
-    in FP16, while it builds."""
+    """Return True for rows that do not depend on the input (SigLIP's pooling query).
+
+    TensorRT folds their product at build time, in FP16.
+    """
     expand = None if rows is None else rows.producer()
     return expand is not None and expand.op_type == "Expand" and constant(expand.inputs[0]) is not None
 
@@ -96,13 +97,17 @@ def _quantise_input(
     ranges: Mapping[str, float],
     quantised: dict[onnx_ir.Value, onnx_ir.Value],
 ) -> None:
-    """Put one Q/DQ pair at a tensor, however many products read it."""
+    """Insert one Q/DQ pair per tensor, shared by all products that use it."""
     value = node.inputs[0]
     assert value is not None
     if value not in quantised:
         name = str(value.name)
         if name not in ranges:
-            raise ExportError(f"The ranges do not name activation {name!r}; measure this graph.")
+            raise ExportError(
+                f"The ranges do not include activation {name!r}: they were measured on another graph. "
+                "Measure the graph to be converted."
+            )
+        # scales are stored as FP16 later, so they must not become subnormal
         scale = np.float32(max(ranges[name] / LARGEST_E4M3, _SMALLEST_SCALE))
         steps = [add_weight(graph, f"{name}/scale", scale), _zeros(graph, f"{name}/zero", ())]
         quantise = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")

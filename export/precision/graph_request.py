@@ -16,15 +16,15 @@ __all__ = ["GraphRequest", "MakeGraph"]
 
 @dataclass(frozen=True, slots=True)
 class GraphRequest:
-    """One tower's graph to make.
+    """Inputs for building one tower's graph.
 
     Attributes:
-        source: The FP32 graph.
-        target: ONNX file to write, its large weights beside it as ``data_name``.
-        max_batch_size: Rows of the largest batch, for what is built for certain shapes.
-        context_length: Tokens of the longest text, for the same.
-        calibration: ``None`` where the form needs none.
-        recipe: How to quantise; ``None`` for the engine's default.
+        source: FP32 graph.
+        target: ONNX file to write; large weights go to the external data file ``data_name`` beside it.
+        max_batch_size: Maximum rows of a batch, for plans with fixed shape ranges.
+        context_length: Maximum text length in tokens, for the same.
+        calibration: Calibration set; None if the form does not need it.
+        recipe: Quantization recipe; None for the engine's default.
     """
 
     modality: Modality

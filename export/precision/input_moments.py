@@ -1,4 +1,4 @@
-"""Moments of the inputs of matrix products: how a product's inputs move together on real batches."""
+"""Second moments of the inputs of matrix products on calibration batches, for GPTQ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from export.precision.clipping import Batches, tensors_of_batches
 __all__ = ["Seen", "input_moments"]
 
 _GROUP_BYTES = 1 << 30
-"""Moments that are gathered in one pass over the batches; a large tower takes several passes."""
+"""Maximum size of the moments collected in one pass over the batches; large towers need several passes."""
 
 Float64 = NDArray[np.float64]
 Seen = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -24,14 +24,14 @@ Seen = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 def input_moments(
     model: onnx_ir.Model, folder: Path, tensors: Mapping[str, Seen], batches: Batches
 ) -> Iterator[tuple[str, Float64]]:
-    """Gather ``Σ x xᵀ`` over all rows that a tensor takes; rows of padding are left out.
+    """Compute ``Σ x xᵀ`` over all rows of each tensor, without padding rows.
 
     Args:
-        model: FP32; weights that lie outside it are read from ``folder``. It is run while this iterates, so
-            change it afterwards.
-        tensors: Name of a tensor (…, inputs), and a function that gives its rows as the product sees them,
-            that is quantised.
-        batches: Inputs by name; at least one.
+        model: FP32 model; external weights are read from ``folder``. It is run during iteration, so do not
+            modify it before the end.
+        tensors: Function by name of a tensor (…, inputs), which returns its rows as the product uses them,
+            that is, quantized and dequantized.
+        batches: Inputs by name; at least one batch.
 
     Yields:
         Name and float64 (inputs, inputs), in the order of ``tensors``.
@@ -49,7 +49,7 @@ def input_moments(
 
 
 def _rows(values: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.float32]:
-    """float32 (rows, inputs) of a tensor, those of tokens alone."""
+    """Flatten a tensor to float32 (rows, inputs), without padding rows."""
     if mask is not None and values.shape[:2] == mask.shape:
         values = values[mask == 1]
     return np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)

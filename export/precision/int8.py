@@ -1,14 +1,14 @@
-"""FP32 graph → INT8 graph: static Q/DQ around every matrix product.
+"""Convert an FP32 graph to INT8 with static Q/DQ pairs around every matrix product.
 
-Scales are constants, so that a row alone and in any batch are the same row. Weights are symmetric, one
-scale for each output channel, and rounded so that their errors cancel on the calibration inputs.
-Activations have one scale for each tensor, measured on calibration batches. One Q/DQ pair stands at a
-tensor, however many products read it. Products of two activations (attention) are quantised too: the
-engines then fuse a whole attention in int8.
+Scales are constants, so that a row gives the same result alone and in any batch. Weights are symmetric, with
+one scale per output channel, and rounded so that their errors cancel on the calibration inputs. Activations
+have one scale per tensor, measured on calibration batches, and one Q/DQ pair shared by all products that use
+the tensor. Products of two activations (attention) are quantized too, so that engines can fuse the whole
+attention in int8.
 
-The recipe is one for all engines; only how an activation is *encoded* differs, since each engine has a fast
-path for another form. For OpenVINO, the attention of texts is written so that its sums are exact, and in few
-nodes (docs/decisions/0007-int8-recipe.md).
+The recipe is the same for all engines, except for the *encoding* of activations and the range of weight
+codes, since engines differ in their fast paths. For OpenVINO, text attention is rewritten with exact sums and
+fewer nodes (docs/decisions/0007-int8-recipe.md).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _UINT8, _INT8 = onnx_ir.DataType.UINT8, onnx_ir.DataType.INT8
 
 
 class GraphTarget(str, Enum):
-    """The engine that a graph is made for; every engine but TensorRT reads every form."""
+    """Engine that a graph is optimised for; every engine except TensorRT can run all graphs."""
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
@@ -58,10 +58,10 @@ class GraphTarget(str, Enum):
 
 
 class ActivationEncoding(str, Enum):
-    """How activations become 8-bit numbers.
+    """8-bit encoding of activations.
 
-    ``UINT8`` covers what the tensor takes, zero point anywhere. ``INT8`` is symmetric, zero point 0.
-    ``INT8_OR_UINT8`` is symmetric too, but a tensor without negative values takes uint8 with zero point 0.
+    ``UINT8`` is asymmetric, with any zero point. ``INT8`` is symmetric, with zero point 0. ``INT8_OR_UINT8``
+    is symmetric too, but a tensor without negative values is uint8 with zero point 0.
     """
 
     UINT8 = "uint8"
@@ -74,28 +74,28 @@ ENCODINGS: Mapping[GraphTarget, ActivationEncoding] = {
     GraphTarget.OPENVINO: ActivationEncoding.INT8_OR_UINT8,
     GraphTarget.TENSORRT: ActivationEncoding.INT8,
 }
-"""What each engine runs fastest; TensorRT reads nothing else."""
+"""Fastest encoding for each engine; TensorRT supports no other."""
 
 LARGEST_CODES: Mapping[GraphTarget, int] = {
     GraphTarget.ONNXRUNTIME: PORTABLE_CODE,
     GraphTarget.OPENVINO: FULL_CODE,
     GraphTarget.TENSORRT: FULL_CODE,
 }
-"""Largest magnitude of a weight's code. ONNX Runtime runs the graph on CPUs that saturate in 16 bits too."""
+"""Largest magnitude of a weight code. ONNX Runtime's allows for CPUs that saturate at 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Recipe:
-    """How to quantise.
+    """Quantization settings.
 
     Attributes:
-        target: Which engine's form the graph takes.
-        method: Where activations are clipped.
-        percentile: Of magnitudes, for ``ClipMethod.PERCENTILE``.
-        kept: Names of matrix products that stay FP32.
-        smooth: SmoothQuant's alpha; ``None`` moves no outliers.
-        table: How the token table is stored.
-        rounding: How weights are rounded.
+        target: Engine that the graph is optimised for.
+        method: Clipping method of activations.
+        percentile: Percentile of magnitudes, for ``ClipMethod.PERCENTILE``.
+        kept: Names of matrix products to keep in FP32.
+        smooth: SmoothQuant's alpha; None disables smoothing.
+        table: Storage type of the token embedding table.
+        rounding: Rounding method of weights.
     """
 
     target: GraphTarget = GraphTarget.ONNXRUNTIME
@@ -108,38 +108,38 @@ class Int8Recipe:
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
-            raise ExportError(f"Percentile {self.percentile} clips too much; expected over 50, up to 100.")
+            raise ExportError(f"Percentile {self.percentile} is out of range; expected over 50, up to 100.")
         if self.smooth is not None and not 0 <= self.smooth <= 1:
-            raise ExportError(f"Smoothing by {self.smooth} is not possible; expected between 0 and 1.")
+            raise ExportError(f"Smoothing alpha {self.smooth} is out of range; expected between 0 and 1.")
         if self.target is GraphTarget.TENSORRT and self.table is EmbeddingTable.INT8:
-            raise ExportError("TensorRT looks up no int8 rows; pass table=EmbeddingTable.FP16 or FP32.")
+            raise ExportError("TensorRT has no int8 table lookup; pass table=EmbeddingTable.FP16 or FP32.")
 
     @property
     def encoding(self) -> ActivationEncoding:
-        """Form of the target's activation codes."""
+        """Activation encoding for the target."""
         return ENCODINGS[self.target]
 
     @property
     def largest_code(self) -> int:
-        """Largest magnitude of a weight's code, for the target."""
+        """Largest magnitude of a weight code for the target."""
         return LARGEST_CODES[self.target]
 
 
 def recipe_for(target: GraphTarget) -> Int8Recipe:
-    """The default recipe of an engine."""
+    """Return the default recipe of an engine."""
     table = EmbeddingTable.FP16 if target is GraphTarget.TENSORRT else EmbeddingTable.INT8
-    # Where weights have all 8 bits, rounding to the nearest loses less than activations do.
+    # With full 8-bit weights, rounding to nearest loses less accuracy than the activations do.
     rounding = Rounding.COMPENSATED if target is GraphTarget.ONNXRUNTIME else Rounding.NEAREST
     return Int8Recipe(target=target, table=table, rounding=rounding)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Results of calibration, which hold whatever products are kept.
+    """Results of calibration, valid for any choice of products kept in FP32.
 
     Attributes:
-        extents: Range that is kept of each activation, by the tensor's name.
-        weights: Rounded weights, by the product's name.
+        extents: Clipping range of each activation, by tensor name.
+        weights: Rounded weights, by product name.
     """
 
     extents: Mapping[str, ClipRange]
@@ -148,14 +148,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Int8Report:
-    """Summary of a quantised graph.
+    """Summary of a quantized graph.
 
     Attributes:
-        share_int8: Of the multiply–adds of all matrix products, at ``matrix_products.NOMINAL_SIZES``.
-        n_int8: Products in INT8.
-        kept: Products in FP32.
-        n_smoothed: Tensors whose outliers were moved.
-        measured: Ranges and rounded weights, to quantise the tower again without measuring anew.
+        share_int8: Share of the products' multiply–adds in INT8, at ``matrix_products.NOMINAL_SIZES``.
+        n_int8: Number of products in INT8.
+        kept: Names of products in FP32.
+        n_smoothed: Number of smoothed tensors.
+        measured: Ranges and rounded weights, to quantize the tower again without new measurements.
     """
 
     recipe: Int8Recipe
@@ -175,23 +175,26 @@ def int8_from_onnx(
     recipe: Int8Recipe,
     measured: Measured | None = None,
 ) -> Int8Report:
-    """Quantise a tower's FP32 graph.
+    """Quantize a tower's FP32 graph.
 
     Args:
         source: Graph written by ``onnx_from_tower``.
-        target: ONNX file to write; large weights go beside it as ``data_name``.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
         calibration: Batches of real inputs by name, see ``export.precision.calibration``.
-        measured: From an earlier report of the same tower, clipping, smoothing and rounding that kept no
-            product that is quantised now; measured here if ``None``.
+        measured: Measurements from an earlier report with the same tower, clipping, smoothing and rounding,
+            which include all products quantized now; measured here if None.
 
     Raises:
-        ExportError: no calibration batches, a name in ``recipe.kept`` that is no matrix product, or an
-            activation that is not finite.
+        ExportError: there are no calibration batches, a name in ``recipe.kept`` is not a matrix product, or
+            an activation is not finite.
     """
     model = onnx_ir.load(source)
     operations = {str(node.name): n for node, n in operations_by_product(model).items()}
     if unknown := sorted(set(recipe.kept) - set(operations)):
-        raise ExportError(f"{unknown[0]!r} is no matrix product of {source.name}; it has {len(operations)}.")
+        raise ExportError(
+            f"{unknown[0]!r} is not one of the {len(operations)} matrix products of {source.name}. Use the "
+            "node names of the FP32 graph."
+        )
     fold(model)
     folder = source.resolve().parent
     n_smoothed = 0
@@ -236,7 +239,7 @@ Reads = list[tuple[onnx_ir.Node, int]]
 
 
 def _activations(chosen: Sequence[onnx_ir.Node]) -> dict[onnx_ir.Value, Reads]:
-    """Computed tensors that products read, and where."""
+    """Return the computed inputs of the products, with their consumers."""
     found: dict[onnx_ir.Value, Reads] = {}
     for node in chosen:
         for i, value in enumerate(node.inputs[:2]):
@@ -252,7 +255,7 @@ def _quantise_activation(
     extents: Mapping[str, ClipRange],
     encoding: ActivationEncoding,
 ) -> None:
-    """Put one Q/DQ pair between a tensor and the products that read it."""
+    """Insert one Q/DQ pair between a tensor and the products that use it."""
     name = str(value.name)
     codes = _pixel_codes(value)
     producer = value.producer()
@@ -282,7 +285,10 @@ def _quantise_activation(
 
 
 def _pixel_codes(value: onnx_ir.Value) -> onnx_ir.Value | None:
-    """The uint8 tensor that a tensor is made of by subtracting ``PIXEL_CENTRE``: it is quantised already."""
+    """Return the uint8 pixels from which a tensor was computed by subtracting ``PIXEL_CENTRE``, if so.
+
+    Such a tensor is quantized already: the pixels are its codes.
+    """
     centred = value.producer()
     if centred is None or centred.op_type != "Sub" or centred.inputs[0] is None:
         return None
@@ -295,7 +301,8 @@ def _pixel_codes(value: onnx_ir.Value) -> onnx_ir.Value | None:
 
 
 def _scale_and_zero(extent: ClipRange, encoding: ActivationEncoding) -> tuple[np.float32, NDArray[Any]]:
-    """The step between two codes, and the code of 0."""
+    """Return the scale and zero point of an activation."""
+    # the range always includes 0, so that 0 has an exact code (padding, ReLU)
     if encoding is ActivationEncoding.UINT8:
         low, high = min(extent.low, 0.0), max(extent.high, 0.0)
         scale = (high - low) / 255 or 1.0
@@ -313,7 +320,7 @@ def _rounded_weights(
     calibration: Sequence[Mapping[str, NDArray[Any]]],
     recipe: Int8Recipe,
 ) -> dict[str, RoundedWeight]:
-    """Round the weights of all products, by the product's name."""
+    """Round the weights of all products; by product name."""
     readers = {
         str(value.name): (
             value,
@@ -339,7 +346,7 @@ def _rounded_weights(
 def _codes_as_seen(
     value: onnx_ir.Value, extents: Mapping[str, ClipRange], encoding: ActivationEncoding
 ) -> Seen:
-    """Give rows of an activation as they are after quantising; pixels are exact."""
+    """Return a function that quantizes and dequantizes rows of an activation; pixels are exact."""
     if _pixel_codes(value) is not None:
         return lambda rows: rows
     scale, zero = _scale_and_zero(extents[str(value.name)], encoding)
@@ -362,13 +369,13 @@ def _rounded(
 
 
 def _output_axis(node: onnx_ir.Node) -> int:
-    """Axis of a product's weight that its output channels lie on."""
+    """Return the axis of the output channels in a product's weight."""
     by_row = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
     return 0 if by_row else -1
 
 
 def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node, weights: Mapping[str, RoundedWeight]) -> None:
-    """Store a product's weights as int8, one scale for each output channel."""
+    """Store a product's weights as int8 with one scale per output channel."""
     weight = constant(node.inputs[1])
     if weight is None:
         return

@@ -1,13 +1,13 @@
-"""Outlier channels move from activations into weights, exactly, before both are quantised.
+"""Move outlier channels from activations into weights before quantization (SmoothQuant).
 
-A channel that is much larger than the others takes the int8 range for itself. Dividing it by a factor where
-it is made, and multiplying the rows of the weights that read it, changes no output in real arithmetic and
-gives the other channels their range back. Places where that is exact:
+A channel much larger than the others uses up the int8 range. Dividing it by a factor where it is computed,
+and multiplying the rows of the weights that use it, is exact in real arithmetic and leaves more range to the
+other channels. This is possible for:
 
-- a LayerNormalization read by linear layers only (M2M100 and vision blocks, not post-norm RoBERTa, whose
+- a LayerNormalization used only by linear layers (M2M100 and vision blocks, but not post-norm RoBERTa, whose
   normalised values are also the residual);
-- the value projection, since attention mixes tokens channel by channel, before the output projection;
-- a linear layer and a ReLU, before the next linear layer.
+- the value projection before the output projection, since attention mixes tokens within each channel;
+- a linear layer with ReLU before the next linear layer.
 
 Source: SmoothQuant (Xiao et al., arXiv 2211.10438): factor = max|x|^alpha / max|w|^(1 − alpha).
 """
@@ -34,7 +34,7 @@ _MOVES_ONLY = frozenset({"Reshape", "Transpose"})
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor read by ``readers`` alone, whose channels ``makers`` scale through the given inputs."""
+    """Tensor used only by ``readers``, whose channels can be scaled in the given inputs of ``makers``."""
 
     tensor: onnx_ir.Value
     makers: tuple[tuple[onnx_ir.Node, int], ...]
@@ -48,21 +48,22 @@ def smooth(
     *,
     alpha: float,
 ) -> int:
-    """Move outliers, in place.
+    """Smooth all suitable tensors, in place.
 
     Args:
-        model: FP32; weights that lie outside it are read from ``folder``.
-        batches: What activations are measured on.
-        alpha: 0 leaves all to the weights, 1 to the activations; 0.5 shares.
+        model: FP32 model; external weights are read from ``folder``.
+        batches: Calibration inputs by name.
+        alpha: Exponent of the activations' magnitude: 1 equalises the activations' channels, 0 the weights'
+            rows, 0.5 balances both.
 
     Returns:
-        How many tensors were smoothed.
+        Number of smoothed tensors.
 
     Raises:
-        ExportError: alpha lies outside [0, 1].
+        ExportError: alpha is outside [0, 1].
     """
     if not 0 <= alpha <= 1:
-        raise ExportError(f"Smoothing by {alpha} is not possible; expected between 0 and 1.")
+        raise ExportError(f"Smoothing alpha {alpha} is out of range; expected between 0 and 1.")
     places = _places(model.graph)
     names = [str(place.tensor.name) for place in places]
     if not places:
@@ -88,7 +89,7 @@ def _places(graph: onnx_ir.Graph) -> list[_Place]:
 
 
 def _makers(tensor: onnx_ir.Value) -> tuple[tuple[onnx_ir.Node, int], ...]:
-    """The constants that scale a tensor's channels, as (node, input)."""
+    """Return the constants that scale a tensor's channels, as (node, input index)."""
     node = tensor.producer()
     if node is None:
         return ()
@@ -104,7 +105,7 @@ def _makers(tensor: onnx_ir.Value) -> tuple[tuple[onnx_ir.Node, int], ...]:
 
 
 def _linear_makers(value: onnx_ir.Value | None) -> tuple[tuple[onnx_ir.Node, int], ...]:
-    """A linear layer's weight and bias, if nothing else reads its result."""
+    """Return a linear layer's weight and bias, if its output has a single consumer."""
     bias = value.producer() if value is not None and len(value.uses()) == 1 else None
     if bias is None or bias.op_type != "Add" or constant(bias.inputs[1]) is None or bias.inputs[0] is None:
         return ()
@@ -115,7 +116,7 @@ def _linear_makers(value: onnx_ir.Value | None) -> tuple[tuple[onnx_ir.Node, int
 
 
 def _moved(value: onnx_ir.Value) -> onnx_ir.Value:
-    """The tensor before reshapes and transposes that nothing else reads."""
+    """Return the tensor before a chain of reshapes and transposes with single consumers."""
     while (node := value.producer()) is not None and node.op_type in _MOVES_ONLY:
         before = node.inputs[0]
         if before is None or len(before.uses()) != 1:
@@ -129,7 +130,7 @@ def _move(place: _Place, magnitudes: NDArray[np.float32], alpha: float) -> None:
     reached = np.max([np.abs(weight).max(axis=1) for weight in weights if weight is not None], axis=0)
     factors = np.maximum(magnitudes, 1e-5) ** alpha / np.maximum(reached, 1e-5) ** (1 - alpha)
     factors = np.where(magnitudes > 0, factors, 1.0).clip(1e-3, 1e3).astype(np.float32)
-    factors /= np.exp(np.log(factors).mean())  # only the ratios of channels matter
+    factors /= np.exp(np.log(factors).mean())  # only the ratios matter: a common factor changes both scales
     for maker, index in place.makers:
         weight = constant(maker.inputs[index])
         assert weight is not None

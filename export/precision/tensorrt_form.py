@@ -1,4 +1,4 @@
-"""What TensorRT wants of a graph with Q/DQ nodes, and no other engine minds."""
+"""Adapt graphs with Q/DQ nodes to TensorRT's requirements; other engines are unaffected."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _FLOAT, _UINT8 = onnx_ir.DataType.FLOAT, onnx_ir.DataType.UINT8
 
 
 def suit_tensorrt(model: onnx_ir.Model) -> dict[str, float]:
-    """Allow FP16 scales and FP8 codes (opset 19), and cast uint8 inputs first: TensorRT moves none.
+    """Raise the opset to 19, for FP16 scales and FP8 codes, and cast uint8 inputs before they are moved.
+
+    TensorRT cannot reshape or transpose uint8 tensors.
 
     Returns:
-        The range of every tensor that became float.
+        Largest magnitude of each tensor that became float.
     """
     graph = model.graph
     graph.opset_imports[""] = max(_HALF_SCALES_OPSET, graph.opset_imports[""])
@@ -44,7 +46,7 @@ def suit_tensorrt(model: onnx_ir.Model) -> dict[str, float]:
 def _cast_first(
     graph: onnx_ir.Graph, movers: Sequence[onnx_ir.Node], cast: onnx_ir.Node
 ) -> list[onnx_ir.Value]:
-    """Reshape, Transpose, …, Cast → Cast, Reshape, Transpose, …; returns the tensors that are float now."""
+    """Move a Cast before the preceding reshapes and transposes; return the tensors that became float."""
     source = movers[0].inputs[0]
     assert source is not None
     first = cast_of(source, _FLOAT, f"{source.name}_fp32")

@@ -1,7 +1,7 @@
-"""Round a product's weights to 8-bit codes: to the nearest, or so that the errors cancel on real inputs.
+"""Round a product's weights to 8-bit codes, to the nearest or with GPTQ's error compensation.
 
-``COMPENSATED`` is GPTQ (arXiv 2210.17323): a matrix's rows are rounded one after the other, and each row's
-error is made good in the rows that are still to come, weighted by how the inputs move together.
+``COMPENSATED`` is GPTQ (arXiv 2210.17323): the rows of a matrix are rounded one after the other, and each
+row's error is compensated in the remaining rows, according to the second moments of the inputs.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ FULL_CODE = 127
 """Largest magnitude of an int8 code, symmetric about 0."""
 
 PORTABLE_CODE = 64
-"""Largest magnitude that is exact on every CPU: two products with uint8 activations fit into 16 bits.
+"""Largest magnitude of a code that is exact on every CPU: two products with uint8 activations fit in 16 bits.
 
 x86 without VNNI adds pairs of products with saturation at 32,767, and 255 · 64 · 2 = 32,640.
 """
 
 _DAMPING = 0.01
-"""Added to the moments' diagonal, as a share of its mean, so that they can be inverted."""
+"""Damping added to the moments' diagonal, as a share of its mean, so that they can be inverted."""
 _BLOCK = 64
 
 Float64 = NDArray[np.float64]
 
 
 class Rounding(str, Enum):
-    """Ways to round weights to codes."""
+    """Rounding method of weights."""
 
     NEAREST = "nearest"
     COMPENSATED = "compensated"
@@ -39,11 +39,11 @@ class Rounding(str, Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundedWeight:
-    """Codes of a weight and the step between two of them.
+    """Quantized weight.
 
     Attributes:
-        codes: int8, in the weight's shape.
-        scales: float32 (output channels,).
+        codes: int8 codes, in the weight's shape.
+        scales: float32 scales (output channels,).
     """
 
     codes: NDArray[np.int8]
@@ -53,14 +53,14 @@ class RoundedWeight:
 def rounded_weight(
     weight: NDArray[np.float32], axis: int, *, largest_code: int, moments: Float64 | None = None
 ) -> RoundedWeight:
-    """Round with one scale for each output channel, zero point 0.
+    """Round a weight with one scale per output channel and zero point 0.
 
     Args:
-        weight: A matrix, or the kernel of a convolution.
+        weight: Matrix, or kernel of a convolution.
         axis: Axis of the output channels.
         largest_code: Largest magnitude of a code.
-        moments: float64 (inputs, inputs), sums of products of the inputs that the weight is multiplied with;
-            needs a matrix. ``None`` rounds to the nearest.
+        moments: Second moments of the weight's inputs, float64 (inputs, inputs); only for a matrix. None
+            rounds to the nearest.
     """
     axis %= weight.ndim
     others = tuple(i for i in range(weight.ndim) if i != axis)
@@ -78,13 +78,15 @@ def rounded_weight(
 def _compensated(
     weight: NDArray[np.float32], scales: NDArray[np.float32], moments: Float64, largest_code: int
 ) -> Float64:
-    """Codes of a matrix (inputs, outputs), the inputs of the largest moments first."""
+    """Round a matrix (inputs, outputs) with GPTQ; return the codes."""
+    # Largest moments first ("act-order"): while many rows are left to absorb the errors of important inputs.
     order = np.argsort(-np.diagonal(moments), kind="stable")
     rest = weight[order].astype(np.float64)
     feedback = _feedback(moments[np.ix_(order, order)])
     steps, codes = scales.astype(np.float64), np.empty_like(rest)
     for start in range(0, len(rest), _BLOCK):
         end = min(start + _BLOCK, len(rest))
+        # within a block each error is applied at once, to later blocks in one product: fewer memory passes
         errors = np.empty((end - start, rest.shape[1]))
         for row in range(start, end):
             codes[row] = np.clip(np.rint(rest[row] / steps), -largest_code, largest_code)
@@ -97,10 +99,14 @@ def _compensated(
 
 
 def _feedback(moments: Float64) -> Float64:
-    """Upper Cholesky factor of the inverse of the damped moments: how a row's error moves the next rows."""
+    """Return the upper Cholesky factor of the inverse damped moments.
+
+    Row i, divided by its diagonal, says how much of row i's error each later row must absorb.
+    """
+    # One factorisation replaces GPTQ's update of the inverse after every row.
     diagonal = np.diagonal(moments).copy()
     damped = moments.copy()
-    never_seen = diagonal <= 0  # inputs that are always 0: their weights make no difference
+    never_seen = diagonal <= 0  # inputs that are always 0, whose weights have no effect
     damped[never_seen, never_seen] = diagonal.mean() or 1.0
     damped[np.diag_indices_from(damped)] += _DAMPING * (diagonal.mean() or 1.0)
     factor: Float64 = np.linalg.cholesky(np.linalg.inv(damped)).T

@@ -1,1 +1,1 @@
-"""Retrieval with PyTorch's vectors and with an exported model's: sets, vectors, recall, and the verdict."""
+"""Compare retrieval with PyTorch's vectors and with an exported model's."""

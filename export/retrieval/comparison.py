@@ -1,4 +1,4 @@
-"""Two embeddings of one set → the figures of each language."""
+"""Compare the retrieval of two embeddings of the same set, per language."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Direction(str, Enum):
-    """What asks, and what is found."""
+    """Direction of retrieval: the queries and the items found."""
 
     TEXT_TO_IMAGE = "text_to_image"
     IMAGE_TO_TEXT = "image_to_text"
@@ -46,10 +46,10 @@ class Direction(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class TurnedHit:
-    """A query that one of the two answers within k and the other does not.
+    """Query that only one of the two models answers within the top k.
 
-    ``query`` is the index of the caption (text→image) or of the image (image→text); ``margin`` is the
-    difference of scores by which PyTorch decides it.
+    ``query`` is the index of the caption (text→image) or of the image (image→text); ``margin`` is the score
+    difference that decides the hit in PyTorch.
     """
 
     query: int
@@ -60,7 +60,7 @@ class TurnedHit:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One language and direction, PyTorch beside the exported model."""
+    """Retrieval of PyTorch and of the exported model, for one language and direction."""
 
     reference: Recall
     exported: Recall
@@ -68,13 +68,13 @@ class Comparison:
     turned: tuple[TurnedHit, ...]
 
     def drop(self, k: int) -> float:
-        """By how much recall at k is lower in the exported model; negative where it is higher."""
+        """Return the drop of recall at k in the exported model; negative if recall increased."""
         return self.reference.at[k] - self.exported.at[k]
 
     def drop_beyond_ties(self, k: int, tie_margin: float) -> float:
-        """The drop without the hits that were ties; where all were ties, exactly 0.
+        """Return the drop without hits decided by ties; exactly 0 if all were ties.
 
-        Exact for the protocol ``any``; under ``fraction`` a tie counts as a whole query at most.
+        Exact for the protocol ``any``; under ``fraction`` a tie may count as a whole query.
         """
         ties = [t for t in self.turned if t.k == k and t.margin <= tie_margin]
         lost = sum(t.reference_hits for t in ties) - sum(not t.reference_hits for t in ties)
@@ -84,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class LanguageFigures:
-    """One language: ``code`` is the data set's own, ``language`` FLORES-200, ``name`` in English."""
+    """Results of one language: ``code`` as in the data set, ``language`` FLORES-200, ``name`` in English."""
 
     code: str
     language: str
@@ -95,12 +95,12 @@ class LanguageFigures:
     texts: VectorAgreement
 
     def comparison(self, direction: Direction) -> Comparison:
-        """The figures of a direction."""
+        """Return the results of a direction."""
         return self.text_to_image if direction is Direction.TEXT_TO_IMAGE else self.image_to_text
 
     @property
     def comparisons(self) -> Mapping[str, Comparison]:
-        """The figures by the direction's name."""
+        """Results by the name of the direction."""
         return {direction.value: self.comparison(direction) for direction in Direction}
 
 
@@ -111,7 +111,7 @@ def compare_language(
     exported: Vectors,
     protocol: RetrievalProtocol,
 ) -> LanguageFigures:
-    """Retrieve in both directions with both embeddings.
+    """Compare the two embeddings' retrieval in both directions.
 
     Source:
         Ranking, ties and protocols: ``export/retrieval/metrics.py``.
@@ -136,11 +136,11 @@ def compare_retrieval(
     relevance: Relevance,
     protocol: RetrievalProtocol,
 ) -> Comparison:
-    """Compare one direction.
+    """Compare one direction of retrieval.
 
     Args:
-        queries: The reference's and the exported model's, float32 (n_queries, dim) each.
-        items: The same of the items.
+        queries: Query vectors of the reference and of the exported model, float32 (n_queries, dim) each.
+        items: Item vectors of both, in the same form.
     """
     reference_top = top_items(queries[0], items[0])
     exported_top = top_items(queries[1], items[1])

@@ -1,16 +1,16 @@
-"""Retrieval recall and embedding agreement, exact, in numpy alone.
+"""Exact retrieval recall and embedding agreement in numpy.
 
-Ranking: items are ordered by falling dot product; **equal scores are ordered by rising item index**. Equal
-item vectors always score equally: each distinct vector is multiplied once, so the place of a row in a matrix
-product cannot part two copies.
+Ranking: items are sorted by descending dot product; **equal scores are sorted by ascending item index**.
+Equal item vectors always get equal scores: each distinct vector is multiplied only once, since the result of
+a matrix product may depend on a row's position.
 
-Two protocols, and a summary of either:
+There are two protocols, and a summary of either:
 
-- ``any``: a query counts 1 when any of its answers is among the first k. The CLIP papers and CLIP_benchmark
-  report this.
-- ``fraction``: a query counts the share of its answers among the first k, recall in the strict sense. With
-  five captions an image, image→text at k=1 cannot pass 0.2.
-- mean recall: the mean over k = 1, 5, 10. CAPIVARA reports this, of ``any``.
+- ``any``: a query scores 1 if any of its relevant items is in the top k, as in the CLIP papers and
+  CLIP_benchmark.
+- ``fraction``: a query scores the share of its relevant items in the top k, which is recall in the strict
+  sense. With five captions per image, image→text at k=1 cannot exceed 0.2.
+- mean recall: the mean over k = 1, 5, 10. CAPIVARA reports this for ``any``.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 KS = (1, 5, 10)
-"""The cut-offs that the CLIP papers report."""
+"""Cut-offs reported in the CLIP papers."""
 
 _BLOCK_SCORES = 1 << 23
-"""Scores held at once (float32: 32 MiB)."""
+"""Maximum number of scores in memory at once (float32: 32 MiB)."""
 
 _GROUPS = 128
 
 
 class RetrievalProtocol(str, Enum):
-    """What a query with several answers counts."""
+    """Scoring of a query with several relevant items."""
 
     ANY = "any"
     FRACTION = "fraction"
@@ -62,11 +62,11 @@ class RetrievalProtocol(str, Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Relevance:
-    """Which items answer which queries, many to many: pair i says item ``items[i]`` answers ``queries[i]``.
+    """Relevance pairs, many to many: item ``items[i]`` is relevant to query ``queries[i]``.
 
     Args:
-        queries: int64 (pairs,), below ``n_queries``.
-        items: int64 (pairs,), below ``n_items``; a pair may not come twice.
+        queries: Query indices, int64 (pairs,), below ``n_queries``.
+        items: Item indices, int64 (pairs,), below ``n_items``; each pair must be unique.
     """
 
     queries: Int
@@ -76,22 +76,25 @@ class Relevance:
 
     def __post_init__(self) -> None:
         if self.queries.shape != self.items.shape or self.queries.ndim != 1:
-            raise ValueError(f"Pairs do not match: {self.queries.shape} queries, {self.items.shape} items.")
+            raise ValueError(
+                f"queries and items have shapes {self.queries.shape} and {self.items.shape}; expected two "
+                "one-dimensional arrays of equal length."
+            )
         _check_range("queries", self.queries, self.n_queries)
         _check_range("items", self.items, self.n_items)
         if np.unique(self._keys()).size != self.queries.size:
-            raise ValueError("A query–item pair comes twice; give each pair once.")
+            raise ValueError("A query–item pair occurs twice; give each pair once.")
 
     def reversed(self) -> Relevance:
-        """The same pairs, asked from the other side."""
+        """Swap queries and items."""
         return Relevance(self.items, self.queries, self.n_items, self.n_queries)
 
     def n_answers(self) -> Int:
-        """int64 (n_queries,): how many items answer each query."""
+        """Count the relevant items per query, int64 (n_queries,)."""
         return np.bincount(self.queries, minlength=self.n_queries).astype(np.int64)
 
     def hits(self, top: Int) -> Bool:
-        """Ranked items (n_queries, k) → bool (n_queries, k): whether each answers its query."""
+        """Mark the relevant items among ranked items (n_queries, k), as bool (n_queries, k)."""
         wanted = np.arange(self.n_queries, dtype=np.int64)[:, None] * self.n_items + top
         return np.isin(wanted, self._keys())
 
@@ -101,20 +104,20 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Recall at each k, as shares in [0, 1]; queries without an answer are left out of ``n_queries``."""
+    """Recall at each k, as shares in [0, 1]; ``n_queries`` excludes queries without relevant items."""
 
     at: Mapping[int, float]
     n_queries: int
 
     @property
     def mean(self) -> float:
-        """Mean recall: the mean over the cut-offs."""
+        """Mean recall over the cut-offs."""
         return sum(self.at.values()) / len(self.at)
 
 
 @dataclass(frozen=True, slots=True)
 class VectorAgreement:
-    """How closely two sets of vectors agree, row by row.
+    """Row-wise agreement of two sets of vectors.
 
     ``cosine_p1`` is the 1st percentile; ``worst_row`` is the row of ``cosine_min``; ``max_abs_diff`` is over
     all components.
@@ -129,14 +132,14 @@ class VectorAgreement:
 
 
 def top_items(queries: Float, items: Float, k: int = max(KS)) -> Int:
-    """Rank items for each query and keep the first k, block by block.
+    """Return the top k items of each query, computed block by block.
 
     Args:
         queries: float32 (n_queries, dim).
-        items: float32 (n_items, dim); ``k`` is cut to ``n_items``.
+        items: float32 (n_items, dim); ``k`` is capped at ``n_items``.
 
     Returns:
-        int64 (n_queries, k): item indices, best first; equal scores by rising index.
+        int64 (n_queries, k): item indices, best first; equal scores by ascending index.
     """
     k = min(k, len(items))
     top = np.empty((len(queries), k), dtype=np.int64)
@@ -151,18 +154,18 @@ def recall(
     protocol: RetrievalProtocol = RetrievalProtocol.ANY,
     ks: tuple[int, ...] = KS,
 ) -> Recall:
-    """Recall of ranked items.
+    """Compute the recall of ranked items.
 
     Args:
-        top: int64 (n_queries, ≥ max(ks)) from ``top_items``; fewer columns only when there are fewer items.
+        top: int64 (n_queries, ≥ max(ks)) from ``top_items``; fewer columns only if there are fewer items.
 
     Raises:
-        ValueError: no query has an answer.
+        ValueError: no query has a relevant item.
     """
     n_answers = relevance.n_answers()
     asked = n_answers > 0
     if not asked.any():
-        raise ValueError("No query has an answer, so recall is undefined.")
+        raise ValueError("No query has a relevant item, so recall is undefined.")
     found = relevance.hits(top)[asked].cumsum(axis=1)
     at = {}
     for k in ks:
@@ -173,20 +176,20 @@ def recall(
 
 
 def any_hits(top: Int, relevance: Relevance, k: int) -> Bool:
-    """bool (n_queries,): whether any answer is among the first k."""
+    """Mark the queries with any relevant item in the top k, bool (n_queries,)."""
     hit: Bool = np.any(relevance.hits(top[:, :k]), axis=1)
     return hit
 
 
 def decision_margins(queries: Float, items: Float, relevance: Relevance, rows: Int, k: int) -> Float:
-    """By how much the hit at k is decided, for the given query rows.
+    """Compute the score margin that decides the hit at k, for the given query rows.
 
-    A query hits at k exactly when its best answer outranks the k-th best item that is no answer; the margin
-    is the distance between those two scores. Where scores move by at most e, a hit with a margin above 2e
-    cannot turn.
+    A query hits at k exactly if its best relevant item outranks the k-th best irrelevant item; the margin is
+    the difference of these two scores. If scores change by at most e, a hit with a margin above 2e cannot
+    change.
 
     Returns:
-        float32 (rows,); infinite where fewer than k items are no answer, or where none is an answer.
+        float32 (rows,); infinite if fewer than k items are irrelevant, or none is relevant.
     """
     margins = np.full(len(rows), np.inf, dtype=np.float32)
     for place, row in enumerate(rows):
@@ -201,7 +204,7 @@ def decision_margins(queries: Float, items: Float, relevance: Relevance, rows: I
 
 
 def top_overlap(reference: Int, exported: Int) -> float:
-    """Mean share of the reference's ranked items (n, k) that the exported model ranks too, in any order."""
+    """Return the mean share of the reference's top items (n, k) among the exported model's, in any order."""
     both = (reference[:, :, None] == exported[:, None, :]).any(axis=2)
     return float(both.mean())
 
@@ -209,14 +212,16 @@ def top_overlap(reference: Int, exported: Int) -> float:
 def agreement(reference: Float, exported: Float) -> VectorAgreement:
     """Compare two sets of vectors (rows, dim) row by row, in float64.
 
-    Where a vector is zero or not finite, the cosines are NaN, which no limit passes, and ``worst_row`` is the
-    first such row.
+    Zero or non-finite vectors give NaN cosines, which fail every limit; ``worst_row`` is the first such row.
 
     Raises:
         ValueError: the shapes differ, or there are no rows.
     """
     if reference.shape != exported.shape or reference.ndim != 2 or not len(reference):
-        raise ValueError(f"Vectors to compare have shapes {reference.shape} and {exported.shape}.")
+        raise ValueError(
+            f"Vectors to compare have shapes {reference.shape} and {exported.shape}; expected two equal "
+            "shapes (rows, dim) with at least one row."
+        )
     left, right = reference.astype(np.float64), exported.astype(np.float64)
     cosine = row_cosines(left, right)
     return VectorAgreement(
@@ -230,7 +235,7 @@ def agreement(reference: Float, exported: Float) -> VectorAgreement:
 
 
 def _score_blocks(queries: Float, items: Float) -> Iterator[tuple[int, Float]]:
-    """Scores of a block of queries against all items, each distinct item vector multiplied once."""
+    """Yield scores of blocks of queries against all items, multiplying each distinct item vector once."""
     first_row: dict[bytes, int] = {}
     place = np.array([first_row.setdefault(row.tobytes(), len(first_row)) for row in items], dtype=np.int64)
     distinct = np.ascontiguousarray(items[np.unique(place, return_index=True)[1]].T)
@@ -248,10 +253,11 @@ def _top_of_block(scores: Float, k: int) -> Int:
 
 
 def _kth_score_floor(scores: Float, k: int) -> Float:
-    """A lower bound (rows,) of each row's k-th score: the k-th of the maxima of disjoint groups of items.
+    """Return a lower bound (rows,) on each row's k-th score: the k-th largest maximum of disjoint groups.
 
-    With many more groups than k few other scores pass it, at a fraction of the cost of a partition of all.
+    With many more groups than k, few other scores exceed it, at a fraction of the cost of a full partition.
     """
+    # k groups have a maximum of at least the bound, so at least k scores do
     n_rows, n_items = scores.shape
     n_groups = min(max(_GROUPS, 4 * k), n_items)
     width = n_items // n_groups

@@ -1,4 +1,4 @@
-"""The retrieval set that comes with the project: 1,911 held-out drawings, named in 106 languages."""
+"""Sample retrieval set of the project: 1,911 held-out drawings with names in 106 languages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NOTE = "Emoji samples: the drawings are held out; training saw the names with a
 
 
 def sample_retrieval_set(folder: Path | None = None) -> RetrievalSet:
-    """Read the sample data: languages are FLORES-200 codes, image keys the emoji themselves.
+    """Read the sample set; languages are FLORES-200 codes, image keys are the emoji.
 
     Args:
-        folder: Holds ``captions.parquet`` and ``gallery.parquet``; ``samples_folder()`` by default.
+        folder: Folder with ``captions.parquet`` and ``gallery.parquet``; ``samples_folder()`` by default.
 
     Raises:
-        DatasetError: they are not there, or cannot be read.
+        DatasetError: the files are missing or cannot be read.
     """
     folder = folder or samples_folder()
     drawings = columns_of_parquet(folder / "gallery.parquet", ("emoji", "image"))

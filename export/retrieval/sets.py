@@ -1,4 +1,4 @@
-"""What every layout is read into: images, and captions that point at them, by language."""
+"""Retrieval sets: images, and captions by language that refer to them."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = [
 
 
 class MissingImages(str, Enum):
-    """What to do about images that are listed but absent."""
+    """Treatment of listed images that are missing."""
 
     REFUSE = "refuse"
     DROP = "drop"
 
 
 class CaptionChoice(str, Enum):
-    """Which captions of an image count, where it has several."""
+    """Selection of captions for images with several."""
 
     ALL = "all"
     FIRST = "first"
 
 
 class Translator(str, Enum):
-    """Which machine translator's Portuguese captions count in CAPIVARA's sets."""
+    """Machine translator of the Portuguese captions to use from CAPIVARA's sets."""
 
     ALL = "all"
     GOOGLE = "google"
@@ -51,38 +51,38 @@ class Translator(str, Enum):
 
 
 class ImageSource(Protocol):
-    """An image that is read when asked for; ``key`` names it within its set."""
+    """Lazily read image; ``key`` names it within its set."""
 
     @property
     def key(self) -> str:
         """Name of the image within its set."""
 
     def read(self) -> bytes:
-        """The encoded image."""
+        """Return the encoded image."""
 
     def exists(self) -> bool:
-        """Whether it can be read; opens nothing."""
+        """Return True if the image's file exists; does not open it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOnDisk:
-    """An image in a file of its own."""
+    """Image in a file of its own."""
 
     key: str
     path: Path
 
     def read(self) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         return self.path.read_bytes()
 
     def exists(self) -> bool:
-        """Whether the file is there."""
+        """Return True if the file exists."""
         return self.path.is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class TarSlice:
-    """An image inside an uncompressed tar."""
+    """Image inside an uncompressed tar file."""
 
     key: str
     path: Path
@@ -90,41 +90,41 @@ class TarSlice:
     size_bytes: int
 
     def read(self) -> bytes:
-        """The member's bytes."""
+        """Return the bytes of the tar member."""
         with self.path.open("rb") as file:
             file.seek(self.offset_bytes)
             return file.read(self.size_bytes)
 
     def exists(self) -> bool:
-        """Whether the tar is there."""
+        """Return True if the tar file exists."""
         return self.path.is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBytes:
-    """An image in memory."""
+    """Image in memory."""
 
     key: str
     data: bytes = dataclasses.field(repr=False)
 
     def read(self) -> bytes:
-        """The bytes."""
+        """Return the bytes."""
         return self.data
 
     def exists(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """The captions of one language.
+    """Captions of one language.
 
     Attributes:
-        code: The data set's own code, unique within the set; ``zhm``.
-        language: FLORES-200 code by the language map in use; two codes may share one.
-        texts: The captions.
-        image_of: For each caption, the index of its image in the set.
+        code: The data set's own language code, unique within the set, such as ``zhm``.
+        language: FLORES-200 code from the language map; two codes may share one.
+        texts: Captions.
+        image_of: Index of each caption's image in the set.
     """
 
     code: str
@@ -136,7 +136,7 @@ class Captions:
         if len(self.texts) != len(self.image_of) or not self.texts:
             raise DatasetError(
                 f"Language {self.code!r} has {len(self.texts)} captions and {len(self.image_of)} image "
-                "indices; expected as many, and at least one."
+                "indices; expected equal numbers, and at least one."
             )
 
 
@@ -146,10 +146,10 @@ class RetrievalSet:
 
     Attributes:
         name: Name of the layout.
-        images: All of them are candidates in every language, with a caption in it or not.
-        captions: One entry a language code.
-        notes: What the reader chose or left out, for the report.
-        credit: Whose images and texts these are, for whatever shows them.
+        images: Candidates in every language, with or without a caption in it.
+        captions: One entry per language code.
+        notes: Choices and omissions of the reader, for the report.
+        credit: Attribution of the images and texts.
     """
 
     name: str
@@ -168,19 +168,19 @@ class RetrievalSet:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The data set's own language codes, in order."""
+        """Language codes of the data set, in order."""
         return tuple(captions.code for captions in self.captions)
 
     def relevance(self, captions: Captions) -> Relevance:
-        """Text→image relevance of one language; reverse it for image→text."""
+        """Return the text→image relevance of one language; reverse it for image→text."""
         images: Int = np.array(captions.image_of, dtype=np.int64)
         return Relevance(np.arange(len(images), dtype=np.int64), images, len(images), len(self.images))
 
     def select(self, codes: Sequence[str]) -> RetrievalSet:
-        """The same set in some languages, named by own or any language code, in the set's order.
+        """Return the set with only these languages, given by any known code, in the set's order.
 
         Raises:
-            DatasetError: a code that the set does not hold.
+            DatasetError: the set has no captions for a code.
         """
         known = {c.code for c in self.captions} | {c.language for c in self.captions}
         wanted = {code_among(code, known) or code for code in codes}
@@ -188,13 +188,13 @@ class RetrievalSet:
         if unknown:
             raise DatasetError(
                 f"{self.name} has no captions in {sorted(unknown)}; it has {list(self.codes)}. "
-                "Name some of these."
+                "Choose from these."
             )
         kept = tuple(c for c in self.captions if c.code in wanted or c.language in wanted)
         return dataclasses.replace(self, captions=kept)
 
     def sampled(self, captions_per_language: int, *, seed: int = 0) -> RetrievalSet:
-        """The same images, and that many captions of each language, drawn at random."""
+        """Return the set with a random sample of the captions of each language, and all images."""
         random = np.random.default_rng(seed)
         kept = []
         for entry in self.captions:
@@ -209,10 +209,10 @@ class RetrievalSet:
         return dataclasses.replace(self, captions=tuple(kept))
 
     def with_present_images(self, missing: MissingImages) -> RetrievalSet:
-        """The set without absent images and, in every language, without their captions; with a note of it.
+        """Return the set without missing images and their captions, with a note about it.
 
         Raises:
-            DatasetError: an image is absent and ``missing`` refuses that, or all are absent.
+            DatasetError: an image is missing and ``missing`` is ``REFUSE``, or all are missing.
         """
         present = [image.exists() for image in self.images]
         absent = [image for image, here in zip(self.images, present, strict=True) if not here]
@@ -226,11 +226,11 @@ class RetrievalSet:
 def _absent_message(dataset: RetrievalSet, absent: Sequence[ImageSource]) -> str:
     first = absent[0]
     place = first.path if isinstance(first, ImageOnDisk | TarSlice) else first.key
-    remedy = "Put or link the images there"
+    remedy = "Copy or link the images there"
     if len(absent) < len(dataset.images):
-        remedy += ", or pass --missing-images drop to leave out their captions too"
+        remedy += ", or pass --missing-images drop to exclude them and their captions"
     return (
-        f"{dataset.name}: {len(absent)} of {len(dataset.images)} listed images are absent; the first is "
+        f"{dataset.name}: {len(absent)} of {len(dataset.images)} listed images are missing; the first is "
         f"{place}. {remedy}."
     )
 
@@ -248,7 +248,7 @@ def _without(dataset: RetrievalSet, present: Sequence[bool]) -> RetrievalSet:
             texts, image_of = zip(*kept, strict=True)
             captions.append(Captions(entry.code, entry.language, texts, image_of))
     note = (
-        f"{len(dataset.images) - len(images)} of {len(dataset.images)} listed images were absent; they and "
-        f"their {n_dropped} captions were left out, so figures do not compare with published ones."
+        f"{len(dataset.images) - len(images)} of {len(dataset.images)} listed images were missing; they and "
+        f"their {n_dropped} captions were excluded, so results are not comparable with published ones."
     )
     return dataclasses.replace(dataset, images=images, captions=tuple(captions), notes=(*dataset.notes, note))

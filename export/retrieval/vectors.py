@@ -1,8 +1,8 @@
-"""Embed a retrieval set twice: by the family's own library in PyTorch, and by the exported model.
+"""Embed a retrieval set twice: with the family's own library in PyTorch, and with the exported model.
 
-Each distinct (text, language) is embedded once; a tower without language tokens sees the text alone. PyTorch
-gets its own library's token ids, cut to the longest text of a batch of like lengths: the library itself pads
-to the whole context, which takes up to ten times as long and moves a vector by about 1e-7.
+Each distinct (text, language) is embedded once; for a tower without language tokens, each distinct text.
+PyTorch gets the token ids of its own library, padded to the longest text of a batch of similar lengths: the
+library itself pads to the context length, which takes up to ten times as long and changes a vector by 1e-7.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.errors import ImageError, LanguageError, ParityError
 from runtime.preprocessing.batching import batches_from_rows, windows
 from runtime.preprocessing.image import decode
 
-if TYPE_CHECKING:  # they come with torch, which a page of finished figures does not need
+if TYPE_CHECKING:  # these import torch, which rendering finished results does not need
     from export.towers import Reference, Towers
 
 __all__ = [
@@ -39,15 +39,15 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being embedded, how many are done, and of how many."""
+"""Progress callback, called with the stage, the number of items done, and the total."""
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
-    """Report no progress."""
+    """Ignore progress reports."""
 
 
 REFERENCE_PADDING = "to the longest text of a batch"
-"""For the record; see the module's docstring."""
+"""Padding of the reference, for benchmark records; see the module's docstring."""
 
 _WINDOW = 2_048
 _BATCH_TOKENS = 1_024
@@ -56,12 +56,12 @@ _BATCH_IMAGES = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextIndex:
-    """The distinct texts of a set, and where each language's captions stand among them.
+    """Distinct texts of a set, and the rows of each language's captions among them.
 
     Attributes:
         texts: Distinct texts.
-        languages: The FLORES-200 code of each, or ``None`` where the tower takes none.
-        rows: By the captions' code, int64 (captions,): rows of ``texts``.
+        languages: FLORES-200 code of each text, or None for a tower without language tokens.
+        rows: Rows of ``texts`` for each caption, int64 (captions,), by language code of the set.
     """
 
     texts: tuple[str, ...]
@@ -70,7 +70,7 @@ class TextIndex:
 
     @classmethod
     def of(cls, dataset: RetrievalSet, *, with_language: bool) -> TextIndex:
-        """Index a set's captions."""
+        """Build the index of a set's captions."""
         row_of: dict[tuple[str, str | None], int] = {}
         rows = {}
         for entry in dataset.captions:
@@ -82,7 +82,7 @@ class TextIndex:
 
     @classmethod
     def of_texts(cls, code: str, texts: Sequence[str], language: str | None) -> TextIndex:
-        """Index texts of one language, under a code."""
+        """Build the index of texts in one language, under the given code."""
         row_of: dict[str, int] = {}
         rows = np.array([row_of.setdefault(text, len(row_of)) for text in texts], dtype=np.int64)
         return cls(tuple(row_of), (language,) * len(row_of), {code: rows})
@@ -90,24 +90,24 @@ class TextIndex:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """A set, embedded: float32 unit vectors, images (images, dim) and distinct texts (texts, dim)."""
+    """Embeddings of a set: float32 unit vectors of images (images, dim) and distinct texts (texts, dim)."""
 
     images: Float
     texts: Float
     index: TextIndex
 
     def of(self, captions: Captions) -> Float:
-        """float32 (captions, dim): one language's captions."""
+        """Return the vectors of one language's captions, float32 (captions, dim)."""
         return self.texts[self.index.rows[captions.code]]
 
 
 def spoken_part(dataset: RetrievalSet, towers: Towers) -> tuple[RetrievalSet, tuple[str, ...]]:
-    """The languages that the tower has tokens for, and the codes of the others.
+    """Split a set into the part in languages with language tokens, and the codes of the other languages.
 
-    A tower that takes no language is asked for all of them, learnt or not.
+    For a tower without language tokens, all languages are kept.
 
     Raises:
-        LanguageError: it has tokens for none.
+        LanguageError: the tower has tokens for none of the languages.
     """
     if not towers.text_preprocessing.needs_language:
         return dataset, ()
@@ -132,7 +132,7 @@ def reference_vectors(
     max_batch_tokens: int = _BATCH_TOKENS,
     batch_images: int = _BATCH_IMAGES,
 ) -> Vectors:
-    """Embed with the family's own library, ``dim`` wide.
+    """Embed a set with the family's own library, at width ``dim``.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -157,7 +157,7 @@ def reference_text_vectors(
     progress: Progress,
     max_batch_tokens: int = _BATCH_TOKENS,
 ) -> Float:
-    """float32 (distinct texts, dim): the texts alone, by the family's own library."""
+    """Embed only the texts with the family's own library, float32 (distinct texts, dim)."""
     texts = _reference_texts(reference, index, dim, pad_id, max_batch_tokens)
     return _joined(texts, index.texts, "PyTorch texts", progress)
 
@@ -165,7 +165,7 @@ def reference_text_vectors(
 def reference_image_vectors(
     reference: Reference, images: Sequence[ImageSource], *, dim: int, progress: Progress
 ) -> Float:
-    """float32 (images, dim): the images alone, by the family's own library."""
+    """Embed only the images with the family's own library, float32 (images, dim)."""
     return _joined(
         _reference_images(reference, images, dim, _BATCH_IMAGES), images, "PyTorch images", progress
     )
@@ -174,10 +174,10 @@ def reference_image_vectors(
 def exported_vectors(
     encoder: Encoder, dataset: RetrievalSet, index: TextIndex, *, dim: int, progress: Progress
 ) -> Vectors:
-    """Embed with the exported model, strings and encoded images in.
+    """Embed a set with the exported model, from strings and encoded images.
 
     Raises:
-        BabeltowerError: whatever the encoder raises.
+        BabeltowerError: any error of the encoder.
         ParityError: a vector is not finite.
     """
     texts = exported_text_vectors(encoder, index, dim=dim, progress=progress)
@@ -185,14 +185,14 @@ def exported_vectors(
 
 
 def exported_text_vectors(encoder: Encoder, index: TextIndex, *, dim: int, progress: Progress) -> Float:
-    """float32 (distinct texts, dim): the texts alone, by the exported model."""
+    """Embed only the texts with the exported model, float32 (distinct texts, dim)."""
     return _joined(_exported_texts(encoder, index, dim), index.texts, "exported texts", progress)
 
 
 def exported_image_vectors(
     encoder: Encoder, images: Sequence[ImageSource], *, dim: int, progress: Progress
 ) -> Float:
-    """float32 (images, dim): the images alone, by the exported model."""
+    """Embed only the images with the exported model, float32 (images, dim)."""
     sources = (image.read() for image in images)
     vectors = encoder.iter_images(sources, dim=dim, batch_size=_BATCH_IMAGES)
     return _joined(vectors, images, "exported images", progress)
@@ -228,7 +228,7 @@ def _exported_texts(encoder: Encoder, index: TextIndex, dim: int) -> Iterator[Fl
 
 
 def _joined(parts: Iterator[Float], items: Sequence[object], stage: str, progress: Progress) -> Float:
-    """Concatenate parts, reporting progress and refusing what is not finite."""
+    """Concatenate parts, reporting progress and raising on non-finite vectors."""
     found: list[Float] = []
     done = 0
     progress(stage, 0, len(items))
@@ -238,7 +238,7 @@ def _joined(parts: Iterator[Float], items: Sequence[object], stage: str, progres
             row = done + int(np.flatnonzero(~finite)[0])
             raise ParityError(
                 f"{stage}: {int((~finite).sum())} of {len(part)} vectors are not finite, the first for "
-                f"{items[row]!r}. A tower that overflows in FP16 does this: try another precision."
+                f"{items[row]!r}. This happens if a tower overflows in FP16; try another precision."
             )
         found.append(part)
         done += len(part)
@@ -250,7 +250,7 @@ def _decoded(source: ImageSource) -> Image.Image:
     try:
         return decode(source.read(), name=source.key)
     except ImageError as error:
-        raise ImageError(f"{error} Fetch the data set again.") from error
+        raise ImageError(f"{error} Download the data set again.") from error
 
 
 def _length(row: Int, pad_id: int) -> int:

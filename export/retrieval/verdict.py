@@ -1,4 +1,4 @@
-"""Which limits a variant's retrieval, or its zero-shot classification, breaks, a sentence each."""
+"""Check retrieval or zero-shot classification results against limits; one sentence per violation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _STANDARD_ERRORS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class RetrievalLimits:
-    """What an exported model's retrieval must hold against PyTorch's; drops are shares, lower is worse.
+    """Limits on an exported model's retrieval relative to PyTorch's; drops are shares.
 
     Attributes:
-        min_cosine: Of any text or image with PyTorch's vector of it.
-        min_mean_cosine: The same, mean over a language's texts, or over the images.
-        max_recall_drop: Of recall at 1 in any language, in either direction.
-        max_later_recall_drop: The same of recall at 5 and at 10: more hits lie near those borders, and the
-            largest of some six hundred drops is mostly their noise.
-        max_mean_drop: Of recall at 1, mean over the languages, in either direction.
-        tie_margin: A hit that PyTorch itself decides by a smaller difference of scores is a tie: it may turn.
-        sampled: Whether only some of a set's captions were asked. A language's drop is then an estimate, and
-            breaks its limit only when it does so by more than three of its standard errors.
+        min_cosine: Minimum cosine of any text or image with PyTorch's vector.
+        min_mean_cosine: Minimum mean cosine over a language's texts, or over the images.
+        max_recall_drop: Maximum drop of recall at 1 in any language and direction.
+        max_later_recall_drop: Maximum drop of recall at 5 and at 10 in any language and direction: more hits
+            are near these cut-offs, and the largest of some six hundred drops is mostly noise.
+        max_mean_drop: Maximum drop of recall at 1, mean over the languages, in either direction.
+        tie_margin: A hit that PyTorch decides by a smaller score difference is a tie, which may change.
+        sampled: Only some of a set's captions were used as queries. A language's drop is then an estimate,
+            and violates its limit only if it exceeds it by more than three standard errors.
     """
 
     min_cosine: float
@@ -41,25 +41,25 @@ class RetrievalLimits:
 
 
 class Compared(Protocol):
-    """One language's figures: PyTorch beside the exported model, by what was asked."""
+    """Results of one language, PyTorch and the exported model, by direction or task."""
 
     @property
     def code(self) -> str:
-        """The data set's own code."""
+        """Language code of the data set."""
 
     @property
     def texts(self) -> VectorAgreement:
-        """Of the language's texts."""
+        """Agreement of the language's text vectors."""
 
     @property
     def comparisons(self) -> Mapping[str, Comparison]:
-        """By name, such as ``text_to_image``; the same names in every language."""
+        """Comparisons by name, such as ``text_to_image``; the names are the same in every language."""
 
 
 def retrieval_failures(
     languages: Sequence[Compared], images: VectorAgreement, limits: RetrievalLimits
 ) -> tuple[str, ...]:
-    """What broke a limit: means first, then languages with the largest drop first; empty where all hold."""
+    """List the limit violations: means first, then languages by descending drop; empty if all hold."""
     worst_first = sorted(languages, key=_largest_drop, reverse=True)
     return (
         *_mean_failures(languages, limits),
@@ -128,5 +128,6 @@ def _recall_failures(figures: Compared, name: str, limits: RetrievalLimits) -> I
 
 
 def _standard_error(comparison: Comparison, k: int) -> float:
-    """Of a drop that was estimated on a sample of queries: each turned hit is one of them, up or down."""
+    """Return the standard error of a drop estimated on a sample of queries."""
+    # Each changed hit adds ±1 to a sum of n queries; if up and down are equally likely, its variance is 1.
     return math.sqrt(sum(t.k == k for t in comparison.turned)) / comparison.reference.n_queries

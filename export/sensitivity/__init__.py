@@ -1,1 +1,1 @@
-"""INT8 sensitivity: what each matrix product costs in retrieval."""
+"""INT8 sensitivity: retrieval cost of quantizing each matrix product."""

@@ -1,12 +1,12 @@
-"""What INT8 costs, product by product: each is quantised alone, in a tower that is FP32 otherwise.
+"""INT8 cost per matrix product, each quantized alone in an otherwise FP32 tower.
 
-A product is then charged with its own error and no other's. The charge is in retrieval's own currency, how
-many nearest neighbours turn, and needs no captions, so that a user's own calibration data will do: probe
-texts look for probe images and images for texts, the FP32 towers' answer counts as the right one, and its
-margin over the next best is compared with how far quantising the product moves margins.
+The cost is thus due to that product's error only. It is measured as the share of nearest neighbours that
+change, and needs no captions, so that a user's own calibration data suffices: probe texts retrieve probe
+images and vice versa, the FP32 towers' nearest neighbour counts as correct, and its margin over the next best
+is compared with the change of margins caused by quantizing the product.
 
-Single hits that turn would be too few to count. What is counted is their expectation, if margins move by
-normal noise of the size that was seen: smooth, and never nothing where vectors moved.
+Actual changes would be too few to count. The expected number is used instead, assuming that margins change by
+normal noise of the observed size: a smooth measure, and positive whenever vectors change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Batches = Sequence[Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Product:
-    """A matrix product of one of the towers, by its node's name."""
+    """Matrix product of one tower, by node name."""
 
     modality: Modality
     name: str
@@ -49,12 +49,12 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class ProductCost:
-    """One product in INT8, all else in FP32.
+    """Cost of one product in INT8, with all others in FP32.
 
     Attributes:
-        share: Of its tower's multiply–adds.
+        share: Share of its tower's multiply–adds.
         turned: Expected share of the probe's nearest neighbours that change, mean of both directions.
-        cosine: Mean over the probe, with the FP32 tower's vectors; a zero or NaN vector counts as 0.
+        cosine: Mean cosine with the FP32 tower's vectors over the probe; a zero or NaN vector counts as 0.
     """
 
     product: Product
@@ -65,13 +65,13 @@ class ProductCost:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """Inputs of both towers, and what the FP32 towers make of them: float32 (rows, dim)."""
+    """Inputs of both towers, and the FP32 towers' vectors, float32 (rows, dim)."""
 
     inputs: CalibrationSet
     vectors: Mapping[Modality, Float]
 
     def turned_by(self, modality: Modality, vectors: Float) -> float:
-        """Expected share of nearest neighbours that turn when a tower gives these vectors instead."""
+        """Return the expected share of nearest neighbours that change with these vectors of a tower."""
         other = self.vectors[Modality.IMAGE if modality is Modality.TEXT else Modality.TEXT]
         own = self.vectors[modality]
         return (
@@ -83,13 +83,13 @@ def probe_from_graphs(sources: Mapping[Modality, Path], inputs: CalibrationSet) 
     """Embed the probe with the FP32 graphs.
 
     Raises:
-        DatasetError: the inputs hold fewer than two texts or images: nothing is nearer than another.
+        DatasetError: there are fewer than two texts or images, so that no neighbours can be compared.
     """
     vectors = {m: _vectors(sources[m], inputs.batches(m), Precision.FP32) for m in Modality}
     for modality, found in vectors.items():
         if len(found) < 2:
             raise DatasetError(
-                f"{inputs.source} has one {modality.value} alone: none is nearer than another. Give more."
+                f"{inputs.source} has only one {modality.value}, but comparing neighbours needs at least two."
             )
     return Probe(inputs, vectors)
 
@@ -103,11 +103,11 @@ def costs_of_products(
     recipe: Int8Recipe,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> tuple[ProductCost, ...]:
-    """Charge every matrix product of a tower, in the graph's order.
+    """Measure the cost of every matrix product of a tower, in graph order.
 
     Args:
         source: The tower's FP32 graph.
-        recipe: How each product is quantised; what it keeps, and its token table, make no difference.
+        recipe: Quantization recipe; its kept products and its token table are ignored.
 
     Raises:
         ExportError: an activation is not finite.
@@ -133,7 +133,7 @@ def costs_of_products(
             progress(f"{modality.value} products", done, len(operations))
             quantise(tuple(other for other in operations if other != name), measured)
             vectors = _vectors(graph, probe.inputs.batches(modality), Precision.INT8)
-            # A product that leaves no vector is what is looked for here: the most expensive, not an error.
+            # Non-finite vectors are not an error here: they mark the most expensive products.
             vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, np.float32(0))
             cosines = row_cosines(vectors, probe.vectors[modality])
             found.append(
@@ -149,7 +149,7 @@ def costs_of_products(
 
 
 def expected_turns(queries: tuple[Float, Float], items: tuple[Float, Float]) -> float:
-    """Expected share of queries whose nearest item is another one afterwards.
+    """Compute the expected share of queries whose nearest item changes.
 
     Args:
         queries: float32 (queries, dim), before and after.
@@ -162,11 +162,12 @@ def expected_turns(queries: tuple[Float, Float], items: tuple[Float, Float]) -> 
     noise = math.sqrt(float(np.square(moved, dtype=np.float64).mean()))
     if noise == 0:
         return 0.0
+    # P(margin + noise < 0) of normal noise with this standard deviation
     return float(np.mean([math.erfc(margin / noise / math.sqrt(2)) / 2 for margin in margins.tolist()]))
 
 
 def _margins(scores: Float, nearest: NDArray[np.int64]) -> Float:
-    """By how much each query's given item leads the best of the others; negative where it does not."""
+    """Return each query's margin of the given item over the best other item; negative if it trails."""
     rows = np.arange(len(scores))
     own = scores[rows, nearest]
     others = scores.copy()
@@ -176,7 +177,7 @@ def _margins(scores: Float, nearest: NDArray[np.int64]) -> Float:
 
 
 def _vectors(graph: Path, batches: Batches, precision: Precision) -> Float:
-    """Of all batches. The values are the same in every engine up to rounding; this one is quick to open."""
+    """Embed all batches with ONNX Runtime, the fastest to open; engines agree up to rounding."""
     backend = open_backend(Engine.ONNXRUNTIME, graph, precision=precision, threads=1)
     try:
         return np.concatenate([backend.run(batch, ["vector"])[0] for batch in batches])

@@ -1,4 +1,4 @@
-"""A checkpoint in INT8: what each product costs, the fewest that must stay FP32, then through the gate."""
+"""Publish a checkpoint in INT8, keeping the fewest products in FP32 that meet a recall limit."""
 
 from __future__ import annotations
 
@@ -53,22 +53,23 @@ _PLOTTED = (0, 1, 2, 4, 8)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
-    """Report no progress."""
+    """Ignore progress reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantiseOptions:
-    """How to quantise.
+    """Settings of the sensitivity study and the INT8 export.
 
     Attributes:
-        max_recall_drop: Share of recall at 1 that may be lost, mean over the languages, in either direction.
-            What exceeds the precision's own limit is recorded in the manifest as accepted.
-        min_share_int8: Of the multiply–adds of either tower; with less it would be INT8 in name alone.
-        recipe: Clipping, smoothing and token table; the engine's default if ``None``. What it keeps is
-            chosen here.
-        calibration: Parquet file or folder of images; the samples' training split if ``None``.
-        captions_per_language: That recall is measured on; ``None`` for all.
-        report: Where to write the tables and the plot, without suffix; beside the model if ``None``.
+        engine: Engine to quantize for.
+        max_recall_drop: Maximum drop of recall at 1 as a share, mean over the languages, in either direction.
+            An excess over the precision's own limit is recorded in the manifest as accepted.
+        min_share_int8: Minimum share of each tower's multiply–adds in INT8; refuse to publish with less.
+        recipe: Clipping, smoothing and token table; the engine's default if None. Its kept products are
+            ignored.
+        calibration: Parquet file or image folder; the samples' training split if None.
+        captions_per_language: Captions per language that recall is measured on; None for all.
+        report: Path of the tables and the plot, without suffix; beside the model if None.
     """
 
     engine: Engine
@@ -86,21 +87,23 @@ class QuantiseOptions:
     def __post_init__(self) -> None:
         if self.engine not in GRAPH_ENGINES:
             raise ExportError(
-                f"{self.engine.value} runs plans, which only a GPU can try; expected one of "
-                f"{[engine.value for engine in GRAPH_ENGINES]}."
+                f"The sensitivity study does not support {self.engine.value}, whose plans run only on a GPU; "
+                f"expected one of {[engine.value for engine in GRAPH_ENGINES]}."
             )
         if not 0 < self.max_recall_drop < 1:
-            raise ExportError(f"A drop of {self.max_recall_drop} is no limit; expected a share, 0 to 1.")
+            raise ExportError(
+                f"max_recall_drop {self.max_recall_drop} is out of range; expected a share, 0 to 1."
+            )
 
     @property
     def recipe_to_use(self) -> Int8Recipe:
-        """The recipe, for the engine, keeping nothing yet."""
+        """Recipe for the engine, with no kept products."""
         target = GraphTarget(self.engine.value)
         return dataclasses.replace(self.recipe or recipe_for(target), target=target, kept=())
 
     @property
     def limits(self) -> RetrievalLimits:
-        """What trials are held to: the precision's own, with the mean that was asked for."""
+        """Retrieval limits of the trials: the precision's own, with the given limit on the mean."""
         own = LIMITS[Precision.INT8].retrieval
         return dataclasses.replace(
             own,
@@ -113,7 +116,7 @@ class QuantiseOptions:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """What was published, what it was chosen from, and where that is written."""
+    """Published export, its sensitivity report, and the report's files."""
 
     export: Export
     report: SensitivityReport
@@ -123,20 +126,22 @@ class Quantised:
 def recipe_from_options(
     engine: Engine, *, method: str | None, percentile: float | None, smooth: float | None
 ) -> Int8Recipe:
-    """An engine's default recipe, with what was asked for instead.
+    """Return an engine's default recipe with the given options applied.
 
     Raises:
-        ExportError: no such method, or a value out of its range.
+        ExportError: the method does not exist, or a value is out of range.
     """
     recipe = recipe_for(GraphTarget(engine.value))
     if method is not None:
         if method not in [known.value for known in ClipMethod]:
-            raise ExportError(f"No clipping {method!r}; expected one of {[m.value for m in ClipMethod]}.")
+            raise ExportError(
+                f"Unknown clipping method {method!r}; expected one of {[m.value for m in ClipMethod]}."
+            )
         recipe = dataclasses.replace(recipe, method=ClipMethod(method))
     if percentile is not None:
         if recipe.method is not ClipMethod.PERCENTILE:
             raise ExportError(
-                f"A percentile says nothing to {recipe.method.value}; pass --method percentile."
+                f"--percentile has no effect with method {recipe.method.value}; pass --method percentile."
             )
         recipe = dataclasses.replace(recipe, percentile=percentile)
     return recipe if smooth is None else dataclasses.replace(recipe, smooth=smooth)
@@ -151,16 +156,17 @@ def quantised_from_checkpoint(
     base: str | Path | None = None,
     progress: Progress = _silent,
 ) -> Quantised:
-    """Publish REPOSITORY/NAME in INT8 for one engine, with as few products in FP32 as the limit allows.
+    """Publish REPOSITORY/NAME in INT8 for one engine, with the fewest products in FP32 that meet the limit.
 
     Args:
         checkpoint: Folder, ``.ckpt`` file or hub name.
-        name: The checkpoint's own name by default.
-        base: The checkpoint below a LoRA adapter.
+        name: Name of the model; the checkpoint's name by default.
+        base: Base checkpoint of a LoRA adapter.
 
     Raises:
-        ParityError: no choice meets the limit, or the gate refuses the variant; the tables are written.
-        BabeltowerError: whatever reading the checkpoint or the calibration data, or exporting, raises.
+        ParityError: no selection meets the limit, or the parity gate refuses the variant; the tables are
+            still written.
+        BabeltowerError: any error of reading the checkpoint or the calibration data, or of the export.
     """
     name = name or name_of_checkpoint(checkpoint)
     forms = forms_for([Precision.INT8], [options.engine], installed=installed_engines())
@@ -196,30 +202,31 @@ def quantised_from_checkpoint(
 
 
 def accepted_trial(report: SensitivityReport, options: QuantiseOptions, table: Path) -> Trial:
-    """The chosen trial, if it is one to publish.
+    """Return the chosen trial if it can be published.
 
     Raises:
-        ParityError: none met the limits, or too little would be INT8; says what broke with all in INT8.
+        ParityError: no trial met the limits, or too little would be INT8; the message gives the violations
+            with all products in INT8.
     """
     whole, chosen = report.trials[0], report.chosen
     if chosen is not None and chosen.share_int8 >= options.min_share_int8:
         return chosen
     found = (
-        "no product could be quantised within the limit"
+        "no product could be quantized within the limit"
         if chosen is None
         else f"{len(chosen.kept)} of {len(report.costs)} products would have to stay FP32, which leaves "
-        f"{chosen.share_int8:.1%} of a tower's operations in INT8, under {options.min_share_int8:.0%}"
+        f"{chosen.share_int8:.1%} of a tower's operations in INT8, below {options.min_share_int8:.0%}"
     )
     raise ParityError(
-        f"{report.model} was not published in INT8 on {report.engine}: {found}. All of it in INT8: "
-        f"{' '.join(whole.failures[:4])} ({len(whole.failures)} limits broken.) Calibrate on data like that "
-        f"which is served, or allow a larger drop. See {table}."
+        f"{report.model} was not published in INT8 on {report.engine}: {found}. With all products in INT8: "
+        f"{' '.join(whole.failures[:4])} ({len(whole.failures)} limits violated.) Calibrate on data similar "
+        f"to that in production, or allow a larger drop. See {table}."
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
-    """What the towers are tried with."""
+    """Sensitivity study of one model: graphs, data and trials."""
 
     name: str
     options: QuantiseOptions
@@ -230,7 +237,7 @@ class Study:
     trials: Trials
 
     def report(self, progress: Progress) -> SensitivityReport:
-        """Charge every product, choose, and try what the plot shows."""
+        """Measure all products' costs, choose the kept ones, and run the trials of the plot."""
         costs = self._costs(progress)
         ranked = [cost.product for cost in costs]
         progress("trials", 0, len(_PLOTTED) + 2)
@@ -254,7 +261,7 @@ class Study:
         )
 
     def recipe(self, modality: Modality, chosen: Trial) -> Int8Recipe:
-        """A tower's recipe, with what the trial kept."""
+        """Return a tower's recipe with the trial's kept products."""
         kept = tuple(product.name for product in chosen.kept if product.modality is modality)
         return dataclasses.replace(self.options.recipe_to_use, kept=kept)
 
@@ -293,7 +300,7 @@ class Study:
 def study_of_towers(
     towers: Towers, name: str, folder: Path, options: QuantiseOptions, progress: Progress
 ) -> Study:
-    """Graphs, calibration, probe and PyTorch's vectors of the retrieval set."""
+    """Prepare a study: export graphs, draw calibration and probe data, embed the retrieval set in PyTorch."""
     sources = {}
     for modality in Modality:
         sources[modality] = folder / modality.value / "model.onnx"

@@ -1,4 +1,4 @@
-"""What quantising cost, product by product and trial by trial: JSON, a Markdown table, a plot."""
+"""Report of the quantization costs by product and trial: JSON, a Markdown table, a plot."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["SensitivityReport", "write_report"]
 
 @dataclass(frozen=True, slots=True)
 class SensitivityReport:
-    """Everything that was measured to choose what stays FP32.
+    """All measurements used to choose the products kept in FP32.
 
     Attributes:
-        costs: Of every product, the costliest first.
-        trials: In rising number of kept products.
-        chosen: The trial whose products are kept; ``None`` if none met the limits.
-        setting: What was quantised, how, on what, and the limits; plain values.
+        costs: Cost of every product, in descending order.
+        trials: Trials by ascending number of kept products.
+        chosen: Trial whose products are kept; None if none met the limits.
+        setting: Settings, data sets and limits, as plain values.
     """
 
     model: str
@@ -34,7 +34,7 @@ class SensitivityReport:
     setting: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; shares, not points."""
+        """Return plain values, with drops as shares."""
         return {
             "model": self.model,
             "engine": self.engine,
@@ -66,7 +66,7 @@ class SensitivityReport:
         }
 
     def as_markdown(self) -> str:
-        """Both tables; drops in points."""
+        """Render both tables, with drops in points."""
         lines = [f"# INT8 of {self.model} on {self.engine}", "", _setting_line(self.setting), ""]
         lines += [
             "| kept in FP32 | INT8 share | mean drop of R@1 | worst language | pairs/core-second | limits |",
@@ -81,9 +81,9 @@ class SensitivityReport:
             )
         lines += [
             "",
-            "Each product in INT8 alone, the costliest first:",
+            "Each product alone in INT8, the costliest first:",
             "",
-            "| tower | product | share of operations | neighbours expected to turn | mean cosine | kept |",
+            "| tower | product | share of operations | neighbours expected to change | mean cosine | kept |",
             "|---|---|---|---|---|---|",
         ]
         kept = set() if self.chosen is None else set(self.chosen.kept)
@@ -99,13 +99,15 @@ def write_report(report: SensitivityReport, stem: Path) -> tuple[Path, ...]:
     """Write ``STEM.json``, ``STEM.md`` and ``STEM.svg``; return their paths.
 
     Raises:
-        ExportError: they cannot be written.
+        ExportError: the files cannot be written.
     """
     paths = tuple(stem.parent / f"{stem.name}.{suffix}" for suffix in ("json", "md", "svg"))
     try:
         _write(report, paths)
     except OSError as error:
-        raise ExportError(f"The tables cannot be written to {stem.parent}: {error}.") from error
+        raise ExportError(
+            f"The report cannot be written to {stem.parent}: {error}. Pass another path with --report."
+        ) from error
     return paths
 
 
@@ -117,7 +119,7 @@ def _write(report: SensitivityReport, paths: tuple[Path, ...]) -> None:
 
 
 def _plot(report: SensitivityReport, path: Path) -> None:
-    """Recall lost against speed; a point is a number of kept products."""
+    """Plot recall drop against speed; each point is labelled with its number of kept products."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -136,8 +138,8 @@ def _plot(report: SensitivityReport, path: Path) -> None:
         axes.axvline(report.chosen.pairs_per_core_second, linewidth=0.8, linestyle=":", label="chosen")
     limit = 100 * float(report.setting["max_recall_drop"])
     axes.axhline(limit, linewidth=0.8, color="black", label=f"limit of the mean, {limit:g} points")
-    axes.set_xlabel("texts and images embedded, pairs a core-second")
-    axes.set_ylabel("R@1 lost against PyTorch, points")
+    axes.set_xlabel("text–image pairs embedded per core-second")
+    axes.set_ylabel("R@1 drop relative to PyTorch, points")
     axes.set_title(f"{report.model} in INT8 on {report.engine}: products kept in FP32")
     axes.legend(fontsize="small")
     figure.savefig(path, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Both towers in INT8 but for some products, judged as the gate judges them; and the fewest to keep."""
+"""INT8 trials with some products kept in FP32, and the search for the fewest to keep."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _BATCH_TOKENS, _BATCH_IMAGES = 1_024, 32
 _MAX_PRUNED = 8
 
 Placed = tuple[NDArray[np.int64], Mapping[str, NDArray[Any]]]
-"""Where a batch's rows stand in the set, and the batch."""
+"""Row indices of a batch in the set, and the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of keeping some products in FP32.
+    """Result of keeping some products in FP32.
 
     Attributes:
-        share_int8: Of the multiply–adds of the tower that has less of them in INT8.
-        mean_drop: Of recall at 1 against PyTorch, mean over the languages, the worse direction; a share.
-        worst_drop: The same of the language that lost most, ``worst_language``.
-        pairs_per_core_second: One text and one image of the retrieval set, embedded on one thread.
-        failures: Limits that do not hold, in words.
+        share_int8: Share of the multiply–adds in INT8, of the tower with the smaller share.
+        mean_drop: Drop of recall at 1 against PyTorch as a share, mean over the languages, worse direction.
+        worst_drop: Largest drop of any language, that of ``worst_language``.
+        pairs_per_core_second: Text–image pairs of the retrieval set embedded per second on one thread.
+        failures: Limit violations, as sentences.
     """
 
     kept: tuple[Product, ...]
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """A retrieval set as a tower's graph takes it: batches, and where their rows stand in the set."""
+    """Retrieval set as input batches of the towers' graphs, with the row indices of each batch."""
 
     batches: Mapping[Modality, Sequence[Placed]]
 
@@ -69,7 +69,7 @@ class Inputs:
 def inputs_of_reference(
     reference: GateReference, tokenizer: Tokenizer, image: ImagePreprocessing, *, pad_id: int
 ) -> Inputs:
-    """Tokenise and decode once what every trial embeds."""
+    """Tokenize and decode the retrieval set once for all trials."""
     index = reference.index
     texts = [Text(t, i, code) for i, (t, code) in enumerate(zip(index.texts, index.languages, strict=True))]
     rows = [row.ids for row in tokenizer.rows_from_texts(texts)]
@@ -96,7 +96,7 @@ def inputs_of_reference(
 
 
 def embedded(graph: Path, batches: Sequence[Placed], *, engine: Engine) -> tuple[Float, float]:
-    """Vectors of a tower, in the retrieval set's order, and the CPU seconds that they took on one thread."""
+    """Embed batches on one thread; return the vectors in the set's order, and the CPU seconds."""
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
     try:
         width = backend.run(batches[-1][1], ["vector"])[0].shape[1]
@@ -111,13 +111,13 @@ def embedded(graph: Path, batches: Sequence[Placed], *, engine: Engine) -> tuple
 
 @dataclass(slots=True)
 class Trials:
-    """Trials of one checkpoint on one engine; a tower that was tried is not run again.
+    """Trials of one checkpoint on one engine, with cached tower runs.
 
     Attributes:
-        sources: The FP32 graphs.
+        sources: FP32 graphs.
         reference: PyTorch's vectors of the retrieval set.
-        recipe: How products are quantised that are not kept.
-        limits: Of the retrieval; a mean over the languages must keep them without a sample's allowance.
+        recipe: Recipe for the products that are not kept in FP32.
+        limits: Retrieval limits; the mean over the languages must hold without the allowance for sampling.
     """
 
     sources: Mapping[Modality, Path]
@@ -132,7 +132,7 @@ class Trials:
     _measurements: dict[Modality, Measured] = field(default_factory=dict)
 
     def trial(self, kept: Sequence[Product]) -> Trial:
-        """Quantise, embed the retrieval set and compare; remembered in ``done``."""
+        """Quantize, embed the retrieval set and compare with PyTorch; results are cached in ``done``."""
         found = next((trial for trial in self.done if set(trial.kept) == set(kept)), None)
         if found is None:
             found = self._measured(tuple(kept))
@@ -197,16 +197,16 @@ class _TowerRun:
 
 
 def fewest_kept(ranked: Sequence[Product], trial: Callable[[Sequence[Product]], Trial]) -> Trial | None:
-    """Keep as few products as will do.
+    """Search for the fewest products to keep in FP32 such that the limits hold.
 
-    The costliest are kept first, doubling until the limits hold, then halving back; of the first that will
-    do, each is then tried without, the cheapest first.
+    The number of costliest products to keep is doubled until the limits hold, then bisected. Up to eight kept
+    products, the cheapest first, are then removed where the limits still hold.
 
     Args:
         ranked: All products, the costliest first.
 
     Returns:
-        The trial that passed; ``None`` if not even all of them in FP32 will do.
+        The trial that passed; None if the limits do not hold even with all products in FP32.
     """
     if not trial(()).failures:
         return trial(())

@@ -1,1 +1,1 @@
-"""TensorRT engines and plans."""
+"""Build TensorRT plans."""

@@ -1,8 +1,9 @@
-"""ONNX graph → TensorRT plan, with its manifest and the ONNX file beside it.
+"""Build a TensorRT plan from an ONNX graph, with its manifest and the ONNX file beside it.
 
-Precision lives in the graph: networks are strongly typed, TensorRT 11's only kind and an option of 10. The
-calls used are those that 10.x and 11.x share. With ``Compiler.TENSORRT_RTX`` the same code builds ahead of
-time for a stated compute capability on a machine without a GPU: a check of the graph, not a plan to serve.
+The graph determines the precision: networks are strongly typed, which is an option in TensorRT 10 and the
+only mode in 11. Only calls common to 10.x and 11.x are used. With ``Compiler.TENSORRT_RTX`` the same code
+builds ahead of time for a given compute capability on a machine without a GPU, which checks the graph but
+does not give a plan to serve.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def engine_from_onnx(
     """Build a plan and write its manifest and the ONNX file beside it.
 
     Args:
-        graph: ONNX file whose types are the precision: FP32, or what ``fp16_from_onnx``,
-            ``int8_from_onnx`` and ``fp8_from_onnx`` write.
-        plan: Written.
-        profiles: Shapes that the plan shall run; see ``default_profiles``.
+        graph: ONNX file whose types determine the precision: FP32, or the output of ``fp16_from_onnx``,
+            ``int8_from_onnx`` or ``fp8_from_onnx``.
+        plan: Output file.
+        profiles: Optimization profiles (input shapes) of the plan; see ``default_profiles``.
 
     Raises:
-        ExportError: a profile does not fit the graph, the library refuses the graph (its node is named), or
-            what was built does not compute in the graph's precision.
+        ExportError: a profile does not match the graph, TensorRT rejects the graph (the message names the
+            node), or the built kernels do not compute in the graph's precision.
         EngineError: the library or a GPU is missing.
     """
     options = options or EngineOptions()
@@ -96,7 +97,7 @@ def engine_from_onnx(
 
 
 def require_compiler(options: EngineOptions) -> DeviceFacts:
-    """The GPU that a plan would be built for.
+    """Check that plans can be built, and return the GPU that they are built for.
 
     Raises:
         EngineError: the library or a GPU is missing, or the library's release is not supported.
@@ -109,7 +110,7 @@ def _specs(values: Sequence[onnx_ir.Value]) -> dict[str, TensorSpec]:
     specs = {}
     for value in values:
         if value.shape is None or value.dtype is None:
-            raise ExportError(f"Tensor {value.name!r} of the graph states no shape and type.")
+            raise ExportError(f"Tensor {value.name!r} of the graph has no shape or type; export it again.")
         dims = tuple(str(dim if isinstance(dim, int) else dim.value) for dim in value.shape)
         specs[str(value.name)] = TensorSpec(value.dtype.numpy().name, dims)
     return specs
@@ -134,7 +135,7 @@ def _library(compiler: Compiler) -> Any:
 
 
 def _target(options: EngineOptions) -> DeviceFacts:
-    """The GPU that is here, or the one that an ahead-of-time build is for."""
+    """Return the installed GPU, or the target of an ahead-of-time build."""
     if options.compute_capability is not None:
         return DeviceFacts(name="", compute_capability=options.compute_capability, cuda="")
     device = open_device()
@@ -147,14 +148,14 @@ def _require_capable(model: onnx_ir.Model, device: DeviceFacts) -> None:
     capability = tuple(int(part) for part in device.compute_capability.split("."))
     if onnx_ir.DataType.FLOAT8E4M3FN in codes and capability < _FP8_SINCE:
         raise ExportError(
-            f"The graph multiplies in FP8, which compute capability {device.compute_capability} cannot; it "
+            f"The graph uses FP8, which compute capability {device.compute_capability} does not support; it "
             "needs 8.9 (Ada) or newer. Export int8 or fp16."
         )
 
 
 def _log(tensorrt: Any) -> Any:
     class Log(tensorrt.ILogger):  # type: ignore[misc]
-        """Keeps what the library says; the listing of kernels is among it."""
+        """Logger that stores the library's messages, which include the kernel listing."""
 
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
@@ -175,15 +176,15 @@ def _log(tensorrt: Any) -> Any:
 
 
 def _kernels(tensorrt: Any, plan: Any, options: EngineOptions, log: Any) -> list[Kernel]:
-    """What was built: RTX says so while it builds, TensorRT when the plan is loaded."""
+    """List the built kernels, from RTX's build log or from the loaded TensorRT plan."""
     if options.compiler is Compiler.TENSORRT_RTX:
         return kernels_from_log(log.messages)
     runtime = tensorrt.Runtime(log)
     if options.version_compatible:
-        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+        runtime.engine_host_code_allowed = True  # a version-compatible plan contains its own runtime
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise ExportError(f"{_release(tensorrt)} cannot load the plan that it built: {log.last_error()}")
+        raise ExportError(f"{_release(tensorrt)} cannot load its own plan: {log.last_error()}")
     inspector = engine.create_engine_inspector()
     return kernels_from_inspection(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
 
@@ -196,17 +197,17 @@ def _built(
     options: EngineOptions,
     log: Any,
 ) -> Any:
-    """The serialised plan, a buffer."""
+    """Build the plan; return it as a serialised buffer."""
     builder = tensorrt.Builder(log)
     network = builder.create_network(_network_flags(tensorrt))
     parser = tensorrt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        raise ExportError(f"{_release(tensorrt)} cannot read {graph}: {_parse_errors(parser)}")
+        raise ExportError(f"{_release(tensorrt)} cannot parse {graph}: {_parse_errors(parser)}")
     config = builder.create_builder_config()
     _configure(tensorrt, config, options)
     for profile in profiles:
         if config.add_optimization_profile(_optimization_profile(builder, inputs, profile)) < 0:
-            raise ExportError(f"{_release(tensorrt)} refuses profile ({profile}): {log.last_error()}")
+            raise ExportError(f"{_release(tensorrt)} rejects profile ({profile}): {log.last_error()}")
     cache = _load_timings(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -226,13 +227,13 @@ def _parse_errors(parser: Any) -> str:
 
 
 def _network_flags(tensorrt: Any) -> int:
-    """Strongly typed: a flag in TensorRT 10, the only kind in 11 and in RTX."""
+    """Return the flags of a strongly typed network: a flag in TensorRT 10, the only mode in 11 and RTX."""
     if tensorrt.__name__ == _MODULES[Compiler.TENSORRT_RTX]:
         return 0
     major = int(str(tensorrt.__version__).split(".")[0])
     if major not in _MAJORS:
         raise EngineError(
-            f"TensorRT {tensorrt.__version__} is not supported; this version builds with {_MAJORS}."
+            f"TensorRT {tensorrt.__version__} is not supported; install a release of the majors {_MAJORS}."
         )
     return 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if major == 10 else 0
 
@@ -257,13 +258,13 @@ def _configure(tensorrt: Any, config: Any, options: EngineOptions) -> None:
 
 
 def _aim(tensorrt: Any, config: Any, compute_capability: str) -> None:
-    """State the target of an ahead-of-time build; without a GPU, ``CURRENT`` means nothing."""
+    """Set the target of an ahead-of-time build, since ``CURRENT`` is undefined without a GPU."""
     name = "SM" + compute_capability.replace(".", "")
     target = getattr(tensorrt.ComputeCapability, name, None)
     if target is None:
         known = sorted(n for n in dir(tensorrt.ComputeCapability) if n.startswith("SM"))
         raise ExportError(
-            f"{_release(tensorrt)} does not build for compute capability {compute_capability}; it knows "
+            f"{_release(tensorrt)} does not build for compute capability {compute_capability}; it supports "
             f"{known}."
         )
     config.num_compute_capabilities = 1
@@ -282,17 +283,20 @@ def _optimization_profile(builder: Any, inputs: Mapping[str, TensorSpec], profil
 
 
 def _load_timings(config: Any, path: Path | None) -> Any:
-    """A cache from the file, or an empty one; timings of another GPU or release are an error."""
+    """Load the timing cache, or create an empty one; a cache of another GPU or release is an error."""
     if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise ExportError(f"Timing cache {path} is of another TensorRT or GPU: remove it, or name another.")
+        raise ExportError(
+            f"Timing cache {path} belongs to another TensorRT release or GPU; remove it, or pass another "
+            "path."
+        )
     return cache
 
 
 def _keep_graph(model: onnx_ir.Model, graph: Path, folder: Path) -> Path:
-    """The ONNX file and its weights lie beside the plan."""
+    """Copy the ONNX file and its external data beside the plan; return the ONNX file's path."""
     if graph.parent.resolve() == folder.resolve():
         return graph
     for path in (graph, *external_files(model)):

@@ -1,9 +1,9 @@
-"""What a TensorRT compiler built, read from its own listing: are the kernels of the asked precision?
+"""Check that the kernels built by a TensorRT compiler compute in the graph's precision.
 
 TensorRT-RTX lists its kernels, with operand types and the ONNX nodes that each covers, at the end of a
-verbose log (seen with 1.7). TensorRT tells the same through its engine inspector, as JSON, once a GPU has
-loaded the plan; that form is read as its documentation and published listings show it. Types follow the graph
-in a strongly typed network; this checks it.
+verbose log (seen with 1.7). TensorRT gives the same through its engine inspector, as JSON, once a GPU has
+loaded the plan; the parser follows its documentation and published listings. In a strongly typed network,
+types should follow the graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LINE = re.compile(
     r"StreamId: \d+,.*?Metadata: ?(?P<nodes>.*)$"
 )
 _ASIDE = frozenset({"Reshape", "Transpose", "Cast"})
-"""A scale under FP16's smallest number keeps its Q/DQ pair in FP32, and a cast behind it."""
+"""Operators skipped between a DequantizeLinear and its product. The Cast follows a Q/DQ pair kept in FP32
+because its scale is below FP16's range."""
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _MULTIPLYING = frozenset(
@@ -45,7 +46,7 @@ _MULTIPLYING = frozenset(
     }
 )
 _PHRASES = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "Int8": "Int8", "INT8": "Int8", "FP8": "FP8"}
-"""Types inside an inspector's phrases, such as ``Row major linear FP16 format``."""
+"""Type names in the engine inspector's descriptions, such as ``Row major linear FP16 format``."""
 _NAMES = {
     onnx_ir.DataType.FLOAT: "Float",
     onnx_ir.DataType.FLOAT16: "Half",
@@ -53,12 +54,12 @@ _NAMES = {
     onnx_ir.DataType.INT8: "Int8",
     onnx_ir.DataType.FLOAT8E4M3FN: "FP8",
 }
-"""ONNX types as the compiler writes them."""
+"""Compiler's names of ONNX types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel; types as the compiler names them, ``nodes`` as the ONNX graph does."""
+    """Compiled kernel, with the compiler's type names, and the ONNX names of its ``nodes``."""
 
     name: str
     kind: str
@@ -68,19 +69,19 @@ class Kernel:
 
     @property
     def multiplies(self) -> bool:
-        """Whether the kernel multiplies matrices; others may name a product whose operands they move."""
+        """True if the kernel multiplies matrices; others may name a product whose operands they move."""
         return self.kind in _MULTIPLYING or "mha" in self.name
 
 
 def kernels_from_log(messages: Iterable[str]) -> list[Kernel]:
-    """Kernels in the listing of a verbose build log; empty if it has none."""
+    """Parse the kernels listed in a verbose build log; empty if there is no listing."""
     listing = [message for message in messages if message.startswith("Layers:")]
     lines = (line for message in listing for line in message.splitlines())
     return [_kernel(match) for line in lines if (match := _LINE.match(line))]
 
 
 def kernels_from_inspection(text: str) -> list[Kernel]:
-    """Kernels in the JSON of TensorRT's engine inspector; those that are only named there are left out."""
+    """Parse the kernels in the JSON of TensorRT's engine inspector; entries with only a name are skipped."""
     layers = json.loads(text).get("Layers", [])
     return [
         Kernel(
@@ -114,12 +115,12 @@ def _kernel(match: re.Match[str]) -> Kernel:
 
 
 def expected_types(model: onnx_ir.Model) -> dict[str, str]:
-    """The type in which a strongly typed engine must multiply, by the name of the matrix product."""
+    """Return the type in which each matrix product must be computed, by node name."""
     return {str(node.name): _operand_type(node) for node in products(model)}
 
 
 def _operand_type(node: onnx_ir.Node) -> str:
-    """The quantised type if both operands are dequantised just before, else the operands' own."""
+    """Return the quantized type if both operands are dequantized just before, or else their own type."""
     types = {_stored_type(value) for value in node.inputs[:2] if value is not None}
     if len(types) != 1:
         types = {value.dtype for value in node.inputs[:2] if value is not None}
@@ -133,7 +134,7 @@ def _operand_type(node: onnx_ir.Node) -> str:
 
 
 def _stored_type(value: onnx_ir.Value) -> onnx_ir.DataType | None:
-    """What the tensor was dequantised from, moves and casts aside; its own type if it was not."""
+    """Return the type a tensor was dequantized from, ignoring moves and casts, or else its own type."""
     source, producer = value, value.producer()
     while producer is not None and producer.op_type in _ASIDE and producer.inputs[0]:
         source = producer.inputs[0]
@@ -144,11 +145,11 @@ def _stored_type(value: onnx_ir.Value) -> onnx_ir.DataType | None:
 
 
 def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> KernelSummary:
-    """Hold what was built to the graph.
+    """Check the built kernels against the graph and summarise them.
 
     Raises:
-        ExportError: a matrix product whose kernel computes in another type than the graph says, or no
-            kernel names a product, so that nothing shows in which type it computes.
+        ExportError: a kernel computes a matrix product in another type than the graph, or no kernel names a
+            product, so that its type is unknown.
     """
     expected = expected_types(model)
     found: Counter[str] = Counter()
@@ -162,8 +163,8 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
         found[dtype] += 1
     if expected and not found:
         raise ExportError(
-            f"None of the {len(kernels)} kernels that the compiler listed names a matrix product of the "
-            "graph, so that nothing shows in which precision it computes. Use a release that lists them."
+            f"None of the {len(kernels)} kernels listed by the compiler names a matrix product of the graph, "
+            "so their precision cannot be checked. Use a release that lists them."
         )
     return KernelSummary(
         n_kernels=len(kernels),
@@ -177,15 +178,15 @@ def _require_type(name: str, dtype: str, kernels: Sequence[Kernel]) -> None:
     for kernel in kernels:
         if dtype not in kernel.inputs or (dtype != "Float" and "Float" in kernel.inputs):
             raise ExportError(
-                f"Matrix product {name!r} was to compute in {dtype}, but kernel {kernel.name!r} takes "
-                f"{list(kernel.inputs)}: the compiler did not honour the precision."
+                f"Matrix product {name!r} should compute in {dtype}, but kernel {kernel.name!r} takes "
+                f"{list(kernel.inputs)}: the compiler did not keep the graph's precision."
             )
 
 
 def _fused_attention(
     model: onnx_ir.Model, kernels: Sequence[Kernel], expected: Mapping[str, str]
 ) -> set[str]:
-    """Softmax nodes whose kernel also holds the products on either side."""
+    """Return the Softmax nodes whose kernel also contains the two attention products."""
     softmax = {str(node.name) for node in model.graph if node.op_type == "Softmax"}
     fused = (
         softmax.intersection(kernel.nodes)

@@ -1,4 +1,4 @@
-"""How a TensorRT plan is to be built: compiler, portability, memory, and the shapes it shall run."""
+"""Build options of a TensorRT plan: compiler, portability, memory, and optimization profiles."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from runtime.errors import ExportError
 __all__ = ["SHORT_TEXT", "EngineOptions", "default_profiles"]
 
 SHORT_TEXT = 32
-"""Tokens of a caption; a profile of its own spares it the kernels of long texts."""
+"""Maximum tokens of a short text; its own profile avoids kernels tuned for long texts."""
 
 _USUAL_TEXT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How to build.
+    """Options of a TensorRT build.
 
     Attributes:
-        compiler: Which library; no other is ever taken instead.
-        compute_capability: The target of an ahead-of-time build (``"8.9"``); else that of GPU 0.
-        portability: On which other GPUs the plan may run.
-        version_compatible: Let later releases of the same major version run the plan.
-        workspace_bytes: Scratch memory that kernels may use; ``None`` for all there is.
-        weight_streaming: Let weights stay in host memory where the GPU's is too small.
-        timing_cache: File of kernel timings, read if it is there and written back; TensorRT-RTX keeps none.
-        tf32: Let FP32 products round their operands to TF32; then FP32 is not what it says.
+        compiler: Compiler library; another one is never used instead.
+        compute_capability: Target of an ahead-of-time build (``"8.9"``); None for GPU 0.
+        portability: Other GPUs that the plan may run on.
+        version_compatible: Allow later releases of the same major version to run the plan.
+        workspace_bytes: Limit on scratch memory of kernels; None for no limit.
+        weight_streaming: Allow weights to stay in host memory if the GPU's is too small.
+        timing_cache: File of kernel timings, read if it exists and written back; not used by TensorRT-RTX.
+        tf32: Allow FP32 products to round their operands to TF32, which loses FP32 accuracy.
     """
 
     compiler: Compiler = Compiler.TENSORRT
@@ -46,22 +46,26 @@ class EngineOptions:
         if ahead and self.compute_capability is None:
             raise ExportError("An ahead-of-time build needs compute_capability, such as '8.9'.")
         if ahead and self.version_compatible:
-            raise ExportError("TensorRT-RTX builds no version-compatible plan on a CPU; leave it out.")
+            raise ExportError(
+                "TensorRT-RTX cannot build a version-compatible plan on a CPU; leave version_compatible out."
+            )
         if ahead and self.timing_cache is not None:
-            raise ExportError("TensorRT-RTX times no kernels while it builds; leave timing_cache out.")
+            raise ExportError("TensorRT-RTX does not use kernel timings; leave timing_cache out.")
         if not ahead and self.compute_capability is not None:
-            raise ExportError("TensorRT builds for the GPU that is here; leave compute_capability out.")
+            raise ExportError("TensorRT builds for the installed GPU; leave compute_capability out.")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ExportError(f"A workspace of {self.workspace_bytes} bytes is none; pass None for no limit.")
+            raise ExportError(
+                f"workspace_bytes is {self.workspace_bytes}; expected at least 1, or None for no limit."
+            )
 
 
 def default_profiles(dims: Sequence[str], *, max_batch: int, context_length: int = 1) -> tuple[Profile, ...]:
-    """Buckets for a tower: one row alone, batches of short texts, batches of any.
+    """Return optimization profiles of a tower: a single row, batches of short texts, batches of any length.
 
     Args:
         dims: The graph's dynamic dimensions, ``("batch",)`` or ``("batch", "sequence")``.
-        max_batch: Rows of the largest batch.
-        context_length: Tokens of the longest text.
+        max_batch: Maximum batch size in rows.
+        context_length: Maximum text length in tokens.
     """
     alone, together = Extent(1, 1, 1), Extent(1, max(1, max_batch // 4), max_batch)
     if "sequence" not in dims:

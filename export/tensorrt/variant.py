@@ -1,6 +1,6 @@
-"""FP32 graph → a variant for TensorRT: the graph in its precision, and the plan that this GPU builds of it.
+"""Convert an FP32 graph to a TensorRT variant: the graph in its precision, and a plan for this GPU.
 
-The ONNX file stays beside the plan, so that another machine can build its own.
+The ONNX file is kept beside the plan, so that another machine can build its own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from runtime.manifest import Precision
 __all__ = ["PLAN", "TensorRtGraph", "plan_maker", "require_gpu", "tensorrt_graph"]
 
 PLAN = "model.plan"
-"""What Triton's TensorRT backend and ours open; it lies beside the ONNX file."""
+"""File name of the plan, beside the ONNX file, as Triton's TensorRT backend expects."""
 
 Batches = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRtGraph:
-    """How a graph for TensorRT was made: the share of its products in the precision, or ``int8``'s report."""
+    """Summary of a graph for TensorRT: the share of products in its precision, and the INT8 report if any."""
 
     share: float
     kept_products: tuple[str, ...]
@@ -51,16 +51,16 @@ def tensorrt_graph(
     recipe: Int8Recipe | None = None,
     threads: int | None = None,
 ) -> TensorRtGraph:
-    """Write the graph that TensorRT builds: its types are the precision, since networks are strongly typed.
+    """Write a graph for TensorRT, whose types determine the precision of the strongly typed network.
 
     Args:
         source: FP32 ONNX file.
-        target: Written, its large weights beside it as ``data_name``.
-        batches: What ranges are measured on; FP32 needs none.
-        recipe: How to quantise to INT8; TensorRT's own by default.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
+        batches: Calibration batches to measure ranges on; not needed for FP32.
+        recipe: INT8 recipe; TensorRT's default if None.
 
     Raises:
-        ExportError: there is no such form for TensorRT, or the graph could not be converted.
+        ExportError: TensorRT does not support the precision, or the graph could not be converted.
     """
     match precision:
         case Precision.FP32:
@@ -77,7 +77,7 @@ def tensorrt_graph(
             report = fp8_from_onnx(source, target, data_name=data_name, ranges=ranges)
             return TensorRtGraph(report.share_fp8, tuple(node.name for node in report.kept))
     raise ExportError(
-        f"TensorRT has no form of {precision.value} here; choose one of fp32, fp16, int8 and fp8."
+        f"{precision.value} is not supported for TensorRT; choose one of fp32, fp16, int8 and fp8."
     )
 
 
@@ -90,7 +90,7 @@ def _int8(
     recipe: Int8Recipe | None,
     threads: int | None,
 ) -> TensorRtGraph:
-    """Quantise, then let everything that is not quantised compute in FP16."""
+    """Quantize to INT8, then convert everything else to FP16."""
     quantised = target.with_name(f"quantised-{target.name}")
     try:
         report = int8_from_onnx(
@@ -109,7 +109,7 @@ def _int8(
 
 
 def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping[str, Any]]) -> Any:
-    """A form's ``make``: the graph, then the plan beside it."""
+    """Return a form's ``make`` function, which writes the graph and builds the plan beside it."""
 
     def make(request: GraphRequest) -> dict[str, Any]:
         recipe = request.recipe
@@ -136,7 +136,7 @@ def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping
 
 
 def require_gpu() -> None:
-    """Fail before the work, not after it, where no plan can be built.
+    """Check that a plan can be built, before any work.
 
     Raises:
         EngineError: TensorRT or a GPU is missing.
@@ -145,8 +145,8 @@ def require_gpu() -> None:
         require_compiler(EngineOptions())
     except EngineError as error:
         raise EngineError(
-            f"A variant for TensorRT is built and measured on the GPU that serves it. {error} To export "
-            "without one, name other engines: --engine onnxruntime --engine openvino."
+            f"A TensorRT variant must be built and measured on the GPU that serves it. {error} To export "
+            "without a GPU, choose other engines: --engine onnxruntime --engine openvino."
         ) from error
 
 

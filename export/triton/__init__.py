@@ -1,1 +1,1 @@
-"""Triton model folders and their configuration."""
+"""Triton model folders and their ``config.pbtxt``."""

@@ -1,4 +1,4 @@
-"""``config.pbtxt`` from typed dataclasses, parsed back and compared with the graph it stands beside."""
+"""Write ``config.pbtxt`` from typed dataclasses, and check it against the graph."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TensorConfig:
-    """One input or output; ``dims`` without the batch, -1 where dynamic.
+    """Input or output of a model; ``dims`` are without the batch, -1 if dynamic.
 
-    A request may leave an optional input out.
+    A request may omit an optional input.
     """
 
     name: str
@@ -41,14 +41,14 @@ class TensorConfig:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """How many copies of a model run at once, and on what; ``profiles`` are those of a TensorRT plan."""
+    """Number of model instances and their device; ``profiles`` are those of a TensorRT plan."""
 
     count: int = 1
     kind: str = "KIND_CPU"
     profiles: tuple[int, ...] = ()
 
     def to_pbtxt(self) -> str:
-        """The block of ``config.pbtxt``."""
+        """Return the block of ``config.pbtxt``."""
         profiles = ", ".join(f'"{index}"' for index in self.profiles)
         listed = f"  profile: [ {profiles} ]\n" if profiles else ""
         return f"instance_group {{\n  count: {self.count}\n  kind: {self.kind}\n{listed}}}"
@@ -56,12 +56,12 @@ class InstanceGroup:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What may wait for a model.
+    """Limits of a model's request queue.
 
     Attributes:
-        max_size: Requests that wait at once; one more is answered UNAVAILABLE. 0 for no limit.
-        timeout_ms: How long a request may wait; then it is answered UNAVAILABLE. 0 for no limit.
-        priority_levels: 1 is served first; a request that names none has the first. 0 for no priorities.
+        max_size: Maximum number of queued requests; further ones are answered UNAVAILABLE. 0 for no limit.
+        timeout_ms: Maximum queueing time; the request is then answered UNAVAILABLE. 0 for no limit.
+        priority_levels: Number of priorities; 1 is served first and is the default. 0 for no priorities.
     """
 
     max_size: int = 0
@@ -71,9 +71,9 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class WarmupInput:
-    """A tensor of a warm-up request.
+    """Input tensor of a warm-up request.
 
-    Its bytes are in ``warmup/FILE`` beside ``config.pbtxt``, or all zero where there is no file.
+    Its bytes are in ``warmup/FILE`` beside ``config.pbtxt``, or all zero if ``file`` is None.
     """
 
     name: str
@@ -84,7 +84,7 @@ class WarmupInput:
 
 @dataclass(frozen=True, slots=True)
 class Warmup:
-    """A request that Triton sends before the model is ready; ``batch_size`` copies of its tensors."""
+    """Warm-up request that Triton runs before the model is ready; ``batch_size`` copies of its tensors."""
 
     name: str
     batch_size: int
@@ -93,14 +93,14 @@ class Warmup:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A Triton model; ``max_queue_delay_us`` is what a lone request may wait for company.
+    """Configuration of a Triton model.
 
-    Without ``batches``, Triton runs each request by itself, of up to ``max_batch_size`` rows; with a
-    ``max_batch_size`` of 0 of any size, and dimensions include the batch.
-    ``filename`` is the file of a version that the backend opens, ``platform`` what Triton calls its kind
-    where that is asked; ``response_cache`` lets the server answer a request that it has answered before
-    without running the model, if it was started with a cache. ``cuda`` are options of ONNX Runtime's CUDA
-    provider, which it takes where the instances are on a GPU.
+    With ``batches``, Triton's dynamic batcher delays a request by up to ``max_queue_delay_us`` to batch it.
+    Without, each request is run by itself, with up to ``max_batch_size`` rows; if ``max_batch_size`` is 0,
+    any number of rows is allowed, and ``dims`` include the batch. ``filename`` is the file of a version
+    folder that the backend opens, ``platform`` Triton's name of its format where required.
+    ``response_cache`` allows the server to answer repeated requests from its cache, if it was started with
+    one. ``cuda`` holds options of ONNX Runtime's CUDA provider, for instances on a GPU.
     """
 
     name: str
@@ -120,10 +120,10 @@ class ModelConfig:
     cuda: Mapping[str, str] = field(default_factory=dict)
 
     def to_pbtxt(self) -> str:
-        """Text format of ``inference.ModelConfig``.
+        """Return the text format of ``inference.ModelConfig``.
 
         Raises:
-            ExportError: the text does not parse back to what was meant.
+            ExportError: the text does not parse back to the same configuration.
         """
         text = "\n".join(self._blocks()) + "\n"
         self._parse_back(text)
@@ -165,22 +165,22 @@ class ModelConfig:
         )
         meant = (tuple(self.inputs), tuple(self.outputs))
         if tensors != meant or parsed.name != self.name or parsed.max_batch_size != self.max_batch_size:
-            raise ExportError(f"The config.pbtxt of {self.name} parses to {tensors}, meant was {meant}.")
+            raise ExportError(f"The config.pbtxt of {self.name} parses to {tensors}; expected {meant}.")
         parameters = {key: value.string_value for key, value in parsed.parameters.items()}
         if parameters != dict(self.parameters):
             raise ExportError(
                 f"The config.pbtxt of {self.name} has the parameters {parameters}; "
-                f"meant was {dict(self.parameters)}."
+                f"expected {dict(self.parameters)}."
             )
 
 
 def tensors_of_graph(
     path: Path, *, batched: bool = True
 ) -> tuple[tuple[TensorConfig, ...], tuple[TensorConfig, ...]]:
-    """Inputs and outputs of an ONNX file as Triton names them, without the batch dimension if ``batched``.
+    """Read the inputs and outputs of an ONNX file, without the batch dimension if ``batched``.
 
     Raises:
-        ExportError: a tensor whose first dimension is fixed, or of a type that towers do not use.
+        ExportError: a tensor has a fixed first dimension, or a type that towers do not use.
     """
     import onnx
 
@@ -193,16 +193,16 @@ def tensors_of_graph(
 
 
 def check_against_graph(config: ModelConfig, path: Path) -> None:
-    """Hold a config to the graph it stands beside: names, order, types and shapes.
+    """Check that a configuration matches the graph in names, order, types and shapes.
 
     Raises:
-        ExportError: they differ; Triton would refuse the model, or worse, not.
+        ExportError: they differ; Triton might reject the model, or serve it incorrectly.
     """
     inputs, outputs = tensors_of_graph(path, batched=config.max_batch_size > 0)
     if (tuple(config.inputs), tuple(config.outputs)) != (inputs, outputs):
         raise ExportError(
-            f"config.pbtxt of {config.name} says {config.inputs} → {config.outputs}; "
-            f"{path.name} has {inputs} → {outputs}."
+            f"config.pbtxt of {config.name} has {config.inputs} → {config.outputs}, but {path.name} has "
+            f"{inputs} → {outputs}."
         )
 
 
@@ -219,9 +219,9 @@ def _tensor_of_value(value: onnx.ValueInfoProto, *, batched: bool) -> TensorConf
     kind = value.type.tensor_type
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
     if not dims or dims[0] != -1:
-        raise ExportError(f"{value.name} has shape {dims}: its batch is not dynamic.")
+        raise ExportError(f"{value.name} has shape {dims}; its batch dimension must be dynamic.")
     if kind.elem_type not in types:
-        raise ExportError(f"{value.name} is of ONNX type {kind.elem_type}, which towers do not use.")
+        raise ExportError(f"{value.name} has ONNX type {kind.elem_type}, which is not supported for towers.")
     return TensorConfig(value.name, types[kind.elem_type], dims[1:] if batched else dims)
 
 

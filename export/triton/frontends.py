@@ -1,8 +1,8 @@
-"""The front ends of a model: Triton models that take strings and image files, and call the towers.
+"""Front ends of a model: Triton models that take strings and image files and call the towers.
 
-A front end's version folder holds all that it needs: its settings, the tokenizer, its code and the
-part of ``runtime`` that it shares with the in-process encoder. ``NAME_text`` and ``NAME_image`` serve one
-variant of NAME; writing them again for another variant replaces them.
+A front end's version folder is self-contained: settings, tokenizer, code, and the part of ``runtime`` that it
+shares with the in-process encoder. ``NAME_text`` and ``NAME_image`` serve one variant of NAME; writing them
+again for another variant replaces them.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ __all__ = ["FrontEndSettings", "frontends_from_model", "write_front_ends"]
 
 @dataclass(frozen=True, slots=True)
 class FrontEndSettings:
-    """How front ends are operated; the defaults suit a machine that shares its cores with the towers.
+    """Serving settings of the front ends; the defaults suit a machine whose cores also run the towers.
 
     Attributes:
-        max_batch_size: Requests' rows that are answered together.
-        max_queue_delay_us: What a lone request may wait for company. Without any, requests that come
-            while a batch is computed are the next batch.
-        instances: Processes of each front end; with two, one tokenises while the other's texts are computed.
-        queue: 1,024 waiting requests, each for 60 s at most (a client may say less), in two priorities:
-            a request of priority 2 (a corpus, say) waits for those of priority 1, the default.
+        max_batch_size: Maximum rows per batch, by modality.
+        max_queue_delay_us: Maximum delay of a request to fill a batch. With 0, requests that arrive while a
+            batch is computed form the next batch.
+        instances: Processes per front end; with two, one tokenizes while the other waits for the tower.
+        queue: 1,024 queued requests, each for 60 s at most (a client may set less), with two priorities:
+            requests of priority 2 (bulk indexing) wait for those of priority 1, the default.
         response_cache: See ``ModelConfig``.
     """
 
@@ -85,16 +85,16 @@ def frontends_from_model(
     """Write the front ends of ``REPOSITORY/NAME`` into its repository.
 
     Args:
-        variant: A key of the manifest's variants; may be left out where there is one.
-        towers: How the variant's towers are operated from now on; as they were if left out.
+        variant: Key of the variant in the manifest; optional if there is only one.
+        towers: New serving settings of the variant's towers; unchanged if None.
 
     Returns:
-        The folders of the text and the image front end.
+        Folders of the text and the image front end.
 
     Raises:
-        ManifestError: there is no such model or variant.
-        ExportError: the folders cannot be written, or the towers cannot be operated so. Nothing is left
-            half-written.
+        ManifestError: the model or variant does not exist.
+        ExportError: the folders cannot be written, or the engine does not support the towers' settings.
+            Nothing is left half-written.
     """
     repository = Path(model).parent
     manifest = Manifest.read(model)
@@ -127,10 +127,10 @@ def frontends_from_model(
 def write_front_ends(
     manifest: Manifest, key: str, repository: Path, stage: Path, settings: FrontEndSettings
 ) -> tuple[Path, Path]:
-    """Write both front ends of a variant into ``stage``; its towers lie in ``repository``.
+    """Write both front ends of a variant to ``stage``; its towers are in ``repository``.
 
     Raises:
-        ExportError: a config does not say what was meant.
+        ExportError: a configuration does not parse back to the same values.
     """
     variant = manifest.variants[key]
     text = _write(
@@ -216,14 +216,14 @@ def _facts(manifest: Manifest, key: str, tower: TowerFiles, repository: Path) ->
 def _backend_of(config: Path) -> str:
     found = re.search(r'^backend: "([^"]+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
-        raise ManifestError(f"{config} names no backend. Export the checkpoint again.")
+        raise ManifestError(f"{config} does not name a backend. Export the checkpoint again.")
     return found[1]
 
 
 def _resettled_towers(
     variant: Variant, repository: Path, stage: Path, settings: TowerSettings
 ) -> dict[Path, Path]:
-    """Each tower's new configuration, and where it goes."""
+    """Write the towers' new configurations to ``stage``; return the target path of each draft."""
     drafts = {}
     for modality in Modality:
         target = repository / variant.tower(modality).model / CONFIG_FILE
@@ -235,7 +235,7 @@ def _resettled_towers(
 
 
 def _copy_code(modality: Modality, version: Path) -> None:
-    """``model.py`` and every module of ours that it imports, directly or not."""
+    """Copy ``model.py`` and all project modules that it imports, directly or indirectly."""
     with as_file(files("triton_models") / modality.value / "model.py") as entry:
         shutil.copyfile(entry, version / "model.py")
     for module in code_of_module(version / "model.py"):
@@ -251,7 +251,7 @@ def _variant_key(manifest: Manifest, variant: str | None) -> str:
         return next(iter(manifest.variants))
     if variant is None or variant not in manifest.variants:
         raise ManifestError(
-            f"{manifest.name!r} has no variant {variant!r}; name one of {sorted(manifest.variants)}."
+            f"{manifest.name!r} has no variant {variant!r}; choose one of {sorted(manifest.variants)}."
         )
     return variant
 

@@ -1,7 +1,7 @@
-"""A tower's ``config.pbtxt``: what each stock backend has to be told, in its own words.
+"""Write a tower's ``config.pbtxt`` with the parameters of its Triton backend.
 
-Facts of the backends are from their sources as of Triton 26.06: ``src/onnxruntime.cc`` of
-onnxruntime_backend, ``src/openvino.cc`` of openvino_backend, ``src/model_state.cc`` of tensorrt_backend.
+Source: the backends' code as of Triton 26.06: ``src/onnxruntime.cc`` of onnxruntime_backend,
+``src/openvino.cc`` of openvino_backend, ``src/model_state.cc`` of tensorrt_backend.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ __all__ = [
 
 WARMUP_FOLDER = "warmup"
 _TEXT_SHAPES = ((32, 16), (8, 32), (8, 16), (8, 8), (1, 32), (1, 16), (1, 8))
-"""Rows × tokens that captions come in, the largest first: 1,000 tokens, 200 GFLOP of XLM-R base."""
+"""Warm-up shapes, rows × tokens, typical of captions, the largest first: 1,000 tokens, 200 GFLOP of XLM-R
+base in all."""
 
 _IMAGE_ROWS = (8, 1)
 _OURS = "babeltower_"
-"""How parameters begin that say what a tower is; the others say how it is operated."""
+"""Prefix of the parameters that describe a tower; the others are serving settings."""
 
 
 class Device(str, Enum):
-    """Where a tower's instances run."""
+    """Device of a tower's instances."""
 
     CPU = "cpu"
     GPU = "gpu"
@@ -56,12 +57,12 @@ class Device(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class TowerSettings:
-    """How a tower is operated.
+    """Serving settings of a tower.
 
     Attributes:
-        instances: Requests that are computed at once.
-        threads: Of each instance; ``None`` lets the one instance take every core.
-        device: TensorRT's plans run on a GPU in any case.
+        instances: Number of requests computed concurrently.
+        threads: Threads per instance; None lets a single instance use all cores.
+        device: Device to run on; TensorRT plans always run on a GPU.
     """
 
     instances: int = 1
@@ -77,7 +78,7 @@ class TowerSettings:
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
-    """Settings in a backend's words: blocks of ``config.pbtxt``."""
+    """Serving settings as ``config.pbtxt`` blocks of a backend."""
 
     instances: InstanceGroup
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -85,20 +86,20 @@ class BackendSettings:
 
 
 def operation_of_tower(engine: Engine, precision: Precision, settings: TowerSettings) -> BackendSettings:
-    """What the stock backend of an engine is told.
+    """Translate serving settings to the parameters of an engine's backend.
 
     Raises:
-        ExportError: the engine cannot be operated so.
+        ExportError: the engine does not support the settings.
     """
     if engine is Engine.TENSORRT:
         if settings.threads is not None:
-            raise ExportError("TensorRT's plans run on a GPU and have no threads; leave them out.")
+            raise ExportError("TensorRT plans run on a GPU and have no threads setting; leave threads out.")
         return BackendSettings(InstanceGroup(settings.instances, "KIND_GPU"))
     if settings.device is Device.GPU:
         return _onnxruntime_on_gpu(engine, precision, settings)
     instances = InstanceGroup(settings.instances, "KIND_CPU")
     if engine is Engine.ONNXRUNTIME:
-        # Shapes change with every batch; a memory pattern would be kept for each of them.
+        # Shapes change with every batch, and ONNX Runtime would cache a memory pattern for each.
         parameters = {"enable_mem_pattern": "0"}
         if settings.threads is not None:
             parameters["intra_op_thread_count"] = str(settings.threads)
@@ -111,7 +112,7 @@ def _onnxruntime_on_gpu(engine: Engine, precision: Precision, settings: TowerSet
         raise ExportError(
             f"{precision.value} for {engine.value} does not run on a GPU; export it with --engine tensorrt."
         )
-    # CUDA's provider rounds FP32 products to TF32 unless it is told not to.
+    # The CUDA provider rounds operands of FP32 products to TF32 by default.
     return BackendSettings(InstanceGroup(settings.instances, "KIND_GPU"), cuda={"use_tf32": "0"})
 
 
@@ -123,7 +124,7 @@ def _openvino_parameters(precision: Precision, settings: TowerSettings) -> dict[
         parameters["PERFORMANCE_HINT"] = "LATENCY"
     else:
         parameters["NUM_STREAMS"] = str(settings.instances)
-    if settings.threads is not None:  # of all instances together
+    if settings.threads is not None:  # OpenVINO's setting is the total of all instances
         parameters["INFERENCE_NUM_THREADS"] = str(settings.threads * settings.instances)
     return parameters
 
@@ -140,19 +141,19 @@ def tower_config(
     plan: Path | None = None,
     settings: TowerSettings | None = None,
 ) -> ModelConfig:
-    """The configuration of a tower; its warm-up tensors are written into ``folder/warmup``.
+    """Return the configuration of a tower, and write its warm-up tensors to ``folder/warmup``.
 
     Args:
-        folder: Of the Triton model, whose name it gives.
-        graph: The ONNX file, which says what goes in and out.
-        engine: Whose backend opens the tower.
-        context_length: Tokens of the longest text.
-        plan: TensorRT's, which is opened in place of the graph.
+        folder: Folder of the Triton model, which has its name.
+        graph: ONNX file that defines the inputs and outputs.
+        engine: Engine whose Triton backend runs the tower.
+        context_length: Maximum text length in tokens.
+        plan: TensorRT plan to open in place of the graph.
 
     Raises:
-        ExportError: the graph does not fit, or the engine cannot be operated so.
+        ExportError: the graph's tensors are not supported, or the engine does not support the settings.
     """
-    # The openvino backend fixes the batch of a model that has one: every request must be of its very size.
+    # With max_batch_size > 0 the openvino backend compiles for that fixed batch: all requests must have it.
     batched = engine is not Engine.OPENVINO
     inputs, outputs = tensors_of_graph(graph, batched=batched)
     operation = operation_of_tower(engine, precision, settings or TowerSettings())
@@ -178,7 +179,7 @@ def tower_config(
 
 
 def resettled(config: str, precision: Precision, settings: TowerSettings) -> str:
-    """A tower's ``config.pbtxt`` with other settings; all else stays, such as the versions that are served.
+    """Return a tower's ``config.pbtxt`` with new serving settings; everything else is unchanged.
 
     Raises:
         ExportError: its backend cannot be operated so, or instances would share the cores.
@@ -186,7 +187,7 @@ def resettled(config: str, precision: Precision, settings: TowerSettings) -> str
     """
     if settings.instances > 1 and settings.threads is None and settings.device is Device.CPU:
         raise ExportError(
-            f"{settings.instances} instances would each take every core; say how many threads each has."
+            f"{settings.instances} instances would each use all cores; pass the threads of each."
         )
     parsed = config_from_text(config, origin="The tower's config.pbtxt")
     resettle(parsed, precision, settings)
@@ -194,10 +195,10 @@ def resettled(config: str, precision: Precision, settings: TowerSettings) -> str
 
 
 def resettle(config: Any, precision: Precision, settings: TowerSettings) -> None:
-    """The same, of a parsed ``inference.ModelConfig``, in place.
+    """Apply serving settings to a parsed ``inference.ModelConfig``, in place.
 
     Raises:
-        ExportError: it is no tower's, or its backend cannot be operated so.
+        ExportError: it does not belong to a tower, or its backend does not support the settings.
     """
     operation = operation_of_tower(_engine_of_config(config), precision, settings)
     profiles = [profile for group in config.instance_group for profile in group.profile]
@@ -215,10 +216,10 @@ def resettle(config: Any, precision: Precision, settings: TowerSettings) -> None
 
 
 def settings_of_config(config: Any) -> TowerSettings:
-    """How a parsed configuration has its tower operated.
+    """Read the serving settings from a parsed tower configuration.
 
     Raises:
-        ExportError: it is no tower's.
+        ExportError: it does not belong to a tower.
     """
     groups = config.instance_group
     instances = max(1, sum(group.count for group in groups))
@@ -235,7 +236,8 @@ def _engine_of_config(config: Any) -> Engine:
         return Engine(config.backend)
     except ValueError:
         raise ExportError(
-            f"This is no tower's config.pbtxt: its backend is {config.backend!r}. Export again."
+            f"This is not a tower's config.pbtxt: its backend is {config.backend!r}. Export the checkpoint "
+            "again."
         ) from None
 
 
@@ -246,7 +248,7 @@ def _whole(config: Any, key: str) -> int:
 def _warmups(
     inputs: tuple[TensorConfig, ...], folder: Path, context_length: int, *, batched: bool
 ) -> Iterator[Warmup]:
-    """Requests of the usual shapes: token ids and masks are all 1, pixels all 0; neither changes the time."""
+    """Yield warm-up requests of common shapes; token ids and masks are all 1, pixels all 0."""
     if not _takes_text(inputs):
         for rows in _IMAGE_ROWS:
             shape = {t.name: t.dims if batched else (rows, *t.dims[1:]) for t in inputs}
@@ -262,16 +264,16 @@ def _warmups(
 
 
 def _takes_text(inputs: tuple[TensorConfig, ...]) -> bool:
-    """A text's length is dynamic.
+    """Return True for a text tower, whose last dimension is dynamic.
 
-    Requests to a text tower come batched by the front end, each of a length of its own; and while requests of
-    unlike shapes wait, Triton's batcher spins on a core that the tower needs.
+    The front end already batches the requests to a text tower, each with its own length; and while requests
+    of different shapes are queued, Triton's batcher spins on a core that the tower needs.
     """
     return any(tensor.dims[-1] == -1 for tensor in inputs)
 
 
 def _ones(folder: Path, dims: tuple[int, ...]) -> str:
-    """A file of int64 ones in ``folder/warmup``; tensors of the same shape share it."""
+    """Write int64 ones to a file in ``folder/warmup``, shared by tensors of this shape; return its name."""
     name = f"ones_{'x'.join(map(str, dims))}"
     path = folder / WARMUP_FOLDER / name
     if not path.exists():

@@ -1,4 +1,4 @@
-"""One tower of a variant as a Triton model: its graph, its config, its tokenizer."""
+"""Write one tower of a variant as a Triton model: graph, configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GRAPH = "model.onnx"
 
 
 def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, str]:
-    """What a graph says of itself."""
+    """Return the metadata to store in a tower's graph."""
     return {
         "babeltower.version": importlib.metadata.version("babeltower"),
         "babeltower.name": name,
@@ -60,16 +60,16 @@ def write_tower(
     calibration: CalibrationSet | None,
     recipe: Int8Recipe | None,
 ) -> tuple[TowerFiles, Mapping[str, Any]]:
-    """Write a Triton model into ``stage``.
+    """Write a tower's Triton model folder to ``stage``.
 
     Args:
         source: The tower's FP32 graph.
 
     Returns:
-        The tower's files, and how the graph was made.
+        The tower's file records, and the recipe of its graph for the manifest.
 
     Raises:
-        ExportError: the graph could not be made, or the config does not fit it.
+        ExportError: the graph could not be built, or the configuration does not match it.
     """
     folder = stage / tower_folder_name(name, modality, form.key)
     graph = folder / "1" / _GRAPH

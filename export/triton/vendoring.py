@@ -1,4 +1,4 @@
-"""Which modules of ours a file needs, so that a folder can carry them with it."""
+"""Find the project modules that a file imports, to copy them into a model folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _DATA = {
     "runtime/preprocessing/languages.py": ("runtime/preprocessing/languages.csv",),
     "runtime/preprocessing/language_tags.py": ("runtime/preprocessing/language_tags.json",),
 }
-"""Files that a module reads from beside it."""
+"""Data files that a module reads, by module."""
 
 
 def code_of_module(path: Path) -> list[str]:
-    """Files of ``runtime`` and ``triton_models`` that a module imports, directly or not, and their data.
+    """List the files of ``runtime`` and ``triton_models`` that a module imports, and their data files.
 
-    What is imported for type checkers alone is left out, and what a package's ``__init__`` offers lazily.
+    Indirect imports are included; imports under TYPE_CHECKING and lazy imports of a package's ``__init__``
+    are not.
 
     Returns:
-        Paths below the packages' parent, with forward slashes, sorted.
+        Paths relative to the packages' parent folder, with forward slashes, sorted.
     """
     found: set[str] = set()
     todo = list(_imported(path.read_text(encoding="utf-8")))
@@ -51,7 +52,7 @@ def _imported(source: str) -> Iterator[str]:
 
 
 def _files_of(name: str) -> Iterator[str]:
-    """The module's file and the ``__init__`` of every package above it."""
+    """Yield the module's file and the ``__init__`` files of its parent packages."""
     package, *rest = name.split(".")
     for depth in range(len(rest) + 1):
         parts = rest[:depth]

@@ -1,4 +1,4 @@
-"""How Triton runs a plan: its profiles, and a request for each of them before the model is ready."""
+"""Instances and warm-up requests of TensorRT plans, for each profile."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TYPES = {"int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 
 
 def plan_instances(plan: Path, count: int = 1) -> InstanceGroup:
-    """Instances on each GPU, with every profile of the plan: Triton takes the one that fits a request."""
+    """Return instances on each GPU with all profiles of the plan; Triton selects the one for each request."""
     n_profiles = len(PlanManifest.read(plan).profiles)
     return InstanceGroup(count=count, kind="KIND_GPU", profiles=tuple(range(n_profiles)))
 
 
 def plan_warmups(plan: Path, folder: Path) -> tuple[Warmup, ...]:
-    """Requests of each profile's usual shape; their tensors are written into ``folder/warmup``.
+    """Return a warm-up request of each profile's usual shape, and write its tensors to ``folder/warmup``.
 
-    Token ids and pixels are all 1, and so is the mask: any value is valid, and none changes the time.
+    Token ids, masks and pixels are all 1; any valid values take the same time.
     """
     manifest = PlanManifest.read(plan)
     (folder / _FOLDER).mkdir(exist_ok=True)

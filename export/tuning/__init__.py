@@ -1,7 +1,7 @@
-"""``babeltower tune``: the operation in which a server answers most requests within a latency.
+"""Auto-tuning for ``babeltower tune``: maximise throughput within a latency limit.
 
-Instances × threads of the tower, processes, queue delay, batch and token budget of the front end are searched
-on a real server under load; the best is confirmed beside the default before anything is written.
+Tower instances × threads, and front-end processes, queue delay, batch size and token budget are searched on a
+real server under load; the best candidate is confirmed against the default before anything is written.
 """
 
 from __future__ import annotations

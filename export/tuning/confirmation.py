@@ -1,4 +1,4 @@
-"""Two operations side by side: servers of both are up, and load goes to one and the other in turn."""
+"""Paired comparison of two serving configurations, with both servers running and loaded alternately."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """A candidate against the default, round by round.
+    """Comparison of a candidate with the default over several rounds.
 
     Attributes:
-        rates: Answers a second of (default, candidate), a pair a round.
-        p99_ms: Of all rounds' requests, default and candidate.
-        failures: Requests that were not answered, default and candidate.
+        rates: Responses per second of (default, candidate), one pair per round.
+        p99_ms: 99th percentile latency over all rounds, default and candidate.
+        failures: Number of failed requests, default and candidate.
     """
 
     candidate: ServingSettings
@@ -34,7 +34,7 @@ class Confirmation:
 
     @property
     def ratios(self) -> list[float]:
-        """Candidate ÷ default, a round each."""
+        """Candidate's rate ÷ default's, per round."""
         return [candidate / default for default, candidate in self.rates]
 
     @property
@@ -44,13 +44,13 @@ class Confirmation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the ratios' median, of at least 95% from 6 rounds on."""
+        """Confidence interval of the ratios' median, of at least 95% for 6 rounds or more."""
         return median_interval(self.ratios)
 
     def is_better(self, limit_ms: float | None) -> bool:
-        """Whether the candidate keeps the limit and beats the default beyond doubt, or alone keeps it.
+        """Return True if the candidate meets the limit, and the default does not or is significantly slower.
 
-        ``limit_ms`` is the default's own 99th percentile of these very rounds where it is ``None``.
+        If ``limit_ms`` is None, the limit is the default's 99th percentile in these rounds.
         """
         limit = self.p99_ms[0] if limit_ms is None else limit_ms
         if self.failures[1] or self.p99_ms[1] > limit:
@@ -61,7 +61,7 @@ class Confirmation:
 def paired_loads(
     load: Callable[[T, float], Load], default: T, candidate: T, *, rounds: int, seconds: float
 ) -> list[tuple[Load, Load]]:
-    """Loads of (default, candidate), in turn; who is first changes from round to round."""
+    """Measure (default, candidate) alternately; the order is swapped in every other round."""
     pairs = []
     for number in range(rounds):
         if number % 2:
@@ -74,7 +74,7 @@ def paired_loads(
 
 
 def confirmation_of_loads(candidate: ServingSettings, pairs: Sequence[tuple[Load, Load]]) -> Confirmation:
-    """What the rounds say."""
+    """Summarise the rounds of a comparison."""
     p99 = [float(np.percentile(np.concatenate([pair[i].latencies_ms for pair in pairs]), 99)) for i in (0, 1)]
     failures = [sum(sum(pair[i].failures.values()) for pair in pairs) for i in (0, 1)]
     rates = tuple((default.rate, tuned.rate) for default, tuned in pairs)
@@ -82,9 +82,10 @@ def confirmation_of_loads(candidate: ServingSettings, pairs: Sequence[tuple[Load
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float]:
-    """Two samples that hold the median between them with a probability of 95% or more.
+    """Return a distribution-free confidence interval of the median, of at least 95% for 6 samples or more.
 
-    From the binomial distribution; smallest and largest of fewer than 6 samples, which hold it less surely.
+    The bounds are order statistics, from the binomial distribution; with fewer than 6 samples they are the
+    minimum and maximum, with a lower confidence.
     """
     ordered, n = sorted(samples), len(samples)
     cut, tail = 0, 0.0

@@ -1,4 +1,4 @@
-"""What was measured to choose an operation: JSON, a Markdown table, a plot of throughput against latency."""
+"""Tuning report: JSON, a Markdown table, a plot of throughput against latency."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Tuning", "write_evidence"]
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """A tuning run.
+    """Results of a tuning run.
 
     Attributes:
-        model: The front end.
-        trials: Of the search, the default first, in the order of measuring.
-        confirmations: Of the finalists, until one was better.
-        p99_ms: The limit that was asked for; ``None`` for the default's own.
-        setting: Of the run, plain values.
+        model: Name of the front end.
+        trials: Trials of the search in order of measurement, the default first.
+        confirmations: Confirmations of the finalists, up to the first that was better.
+        p99_ms: Requested latency limit; None for that of the default configuration.
+        setting: Settings of the run, as plain values.
     """
 
     model: str
@@ -39,16 +39,16 @@ class Tuning:
 
     @property
     def chosen(self) -> Confirmation | None:
-        """The confirmed candidate; ``None`` if the default is best."""
+        """Confirmed candidate; None if the default is best."""
         return next((c for c in self.confirmations if c.is_better(self.p99_ms)), None)
 
     @property
     def limit_ms(self) -> float:
-        """The limit that was asked for, or the default's 99th percentile in the search."""
+        """Requested latency limit, or the default's 99th percentile in the search."""
         return self.trials[0].p99_ms if self.p99_ms is None else self.p99_ms
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "model": self.model,
             **self.setting,
@@ -72,11 +72,11 @@ class Tuning:
         }
 
     def summary(self) -> list[str]:
-        """Lines for the terminal."""
+        """Return the lines of a summary for the terminal."""
         default = self.trials[0]
         lines = [
-            f"{self.model}: {len(self.trials)} operations tried in {self.minutes:.1f} minutes",
-            f"default    {default.operation}: {default.rate:.0f} a second, p99 {default.p99_ms:.0f} ms",
+            f"{self.model}: {len(self.trials)} configurations tried in {self.minutes:.1f} minutes",
+            f"default    {default.operation}: {default.rate:.0f} requests/s, p99 {default.p99_ms:.0f} ms",
         ]
         lines += [f"candidate  {_confirmation_line(c)}" for c in self.confirmations]
         if self.chosen is None:
@@ -86,10 +86,10 @@ class Tuning:
         return lines
 
     def as_markdown(self) -> str:
-        """Every trial, and the rounds of the confirmation."""
+        """Render all trials and the rounds of the confirmations."""
         chosen = None if self.chosen is None else self.chosen.candidate
         lines = [f"# Tuning of {self.model}", "", _setting_line(self.setting), ""]
-        lines += ["| operation | requests/s | p50 ms | p99 ms | |", "|---|---|---|---|---|"]
+        lines += ["| configuration | requests/s | p50 ms | p99 ms | |", "|---|---|---|---|---|"]
         for trial in self.trials:
             mark = "default" if trial.operation == self.default else ""
             mark = "chosen" if trial.operation == chosen else mark
@@ -112,7 +112,7 @@ def write_evidence(tuning: Tuning, stem: Path) -> Sequence[Path]:
     """Write ``STEM.tuning.json``, ``.md`` and ``.png``; each is renamed into place when complete.
 
     Raises:
-        ExportError: they cannot be written.
+        ExportError: the files cannot be written.
     """
     paths = [stem.with_name(f"{stem.name}.tuning.{suffix}") for suffix in ("json", "md", "png")]
     try:
@@ -120,12 +120,12 @@ def write_evidence(tuning: Tuning, stem: Path) -> Sequence[Path]:
         replace_text(paths[1], tuning.as_markdown())
         replace_file(paths[2], lambda unfinished: _plot(tuning, unfinished))
     except OSError as error:
-        raise ExportError(f"The evidence cannot be written beside {stem}: {error}.") from error
+        raise ExportError(f"The tuning report cannot be written beside {stem}: {error}.") from error
     return paths
 
 
 def _plot(tuning: Tuning, path: Path) -> None:
-    """A point an operation; the limit is a line."""
+    """Plot one point per configuration, with the latency limit as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -138,11 +138,9 @@ def _plot(tuning: Tuning, path: Path) -> None:
     for trial in tuning.trials:
         if tuning.chosen is not None and trial.operation == tuning.chosen.candidate:
             axes.scatter([trial.p99_ms], [trial.rate], marker="*", s=160, label=f"chosen: {trial.operation}")
-    axes.axvline(
-        tuning.limit_ms, color="black", linewidth=0.8, linestyle=":", label="limit of the 99th percentile"
-    )
-    axes.set_xlabel("99th percentile of a request, ms")
-    axes.set_ylabel("requests a second")
+    axes.axvline(tuning.limit_ms, color="black", linewidth=0.8, linestyle=":", label="p99 latency limit")
+    axes.set_xlabel("p99 latency, ms")
+    axes.set_ylabel("requests per second")
     axes.set_title(f"{tuning.model}, {tuning.setting['clients']} clients, {tuning.setting['cores']} cores")
     axes.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""What clients send while a server is tuned: texts and images like those that are served."""
+"""Client requests for tuning a server, with typical texts and images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SIZE = (640, 480)
 def requests_for(
     manifest: Manifest, modality: Modality, front: str, *, source: Path | None, language: str | None
 ) -> list[bytes]:
-    """Requests of one row each, to the front end ``front``.
+    """Build requests of one row each for the front end ``front``.
 
     Args:
-        source: A file of texts, one a line, or a folder of images; the samples' own by default.
-        language: Of the source's texts.
+        source: File of texts, one per line, or folder of images; the samples by default.
+        language: Language of the source's texts.
 
     Raises:
-        InputError: the source holds nothing, or its texts need a language.
+        InputError: the source is empty, or its texts need a language.
     """
     if modality is Modality.IMAGE:
         return image_requests(front, image_files(source))
@@ -42,13 +42,13 @@ def requests_for(
         languages = [language] * len(texts)
         if manifest.text.needs_language and language is None:
             raise InputError(
-                f"{manifest.name} needs the language of its texts: pass --language, e.g. por_Latn."
+                f"{manifest.name} needs the language of the texts; pass --language, e.g. por_Latn."
             )
     return text_requests(front, texts, languages)
 
 
 def realistic_texts(n_texts: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Captions of one to three names in 106 languages, drawn with a fixed seed, and their languages."""
+    """Sample captions of one to three names, with a fixed seed; return the texts and their languages."""
     columns = columns_of_parquet(samples_folder() / "captions.parquet", ("caption", "flores"))
     by_language: dict[str, list[str]] = {}
     for text, language in zip(columns["caption"], columns["flores"], strict=True):
@@ -63,19 +63,19 @@ def realistic_texts(n_texts: int, *, seed: int = 0) -> tuple[list[str], list[str
 
 
 def languages_for(manifest: Manifest, codes: Sequence[str]) -> list[str | None]:
-    """What a text tower is told: the codes that it knows, English for others; none if it takes none."""
+    """Map language codes to those of a tower: English for unknown codes, None without language tokens."""
     known = manifest.text.language_ids
     return [(code if code in known else "eng_Latn") if known else None for code in codes]
 
 
 def image_files(folder: Path | None) -> list[bytes]:
-    """A folder's images as they are, or the samples' drawings as JPEG of 640 × 480."""
+    """Read a folder's images unchanged, or the samples' drawings as JPEGs of 640 × 480."""
     if folder is None:
         drawings = columns_of_parquet(samples_folder() / "train.parquet", ("image",))["image"]
         return [_jpeg(drawing) for drawing in drawings[:_N_IMAGES]]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise InputError(f"{folder} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return [path.read_bytes() for path in paths[: 4 * _N_IMAGES]]
 
 
@@ -85,7 +85,7 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text: {error}.") from error
     if not (texts := [line for line in lines if line]):
-        raise InputError(f"{path} holds no text. Pass a file with one text a line.")
+        raise InputError(f"{path} contains no text. Pass a file with one text per line.")
     return texts
 
 

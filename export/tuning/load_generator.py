@@ -1,7 +1,7 @@
-"""Many clients that each wait for one answer before they ask again, over gRPC.
+"""Closed-loop gRPC load generator.
 
-Requests are built before the clock starts and answers are read after it stops, so that clients that share
-their cores with the server take little from it.
+Each client waits for a response before it sends the next request. Requests are built before the measurement
+and responses parsed after it, so that clients on the server's machine use little CPU time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _MAX_MESSAGE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Load:
-    """What a server did under load.
+    """Measurements of a server under load.
 
     Attributes:
-        seconds: From the first request to the last answer that counts.
-        latencies_ms: float64 (answers,), in order of their arrival.
-        vectors: By request, of its first answer; requests that were never answered are missing.
-        failures: Messages of requests that failed, counted.
+        seconds: Time from the first request to the last counted response.
+        latencies_ms: Latencies, float64 (responses,), in order of arrival.
+        vectors: Vector of the first response, by request index; unanswered requests are missing.
+        failures: Number of failed requests by error message.
     """
 
     seconds: float
@@ -44,16 +44,16 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Responses per second."""
         return len(self.latencies_ms) / self.seconds
 
     def percentile_ms(self, q: float) -> float:
-        """Of the latencies."""
+        """Return a percentile of the latencies."""
         return float(np.percentile(self.latencies_ms, q))
 
 
 def text_requests(model: str, texts: Sequence[str], languages: Sequence[str | None]) -> list[bytes]:
-    """One request a text."""
+    """Build one request per text."""
     return [
         _request(model, {"text": text.encode()} | ({} if code is None else {"language": code.encode()}))
         for text, code in zip(texts, languages, strict=True)
@@ -61,25 +61,25 @@ def text_requests(model: str, texts: Sequence[str], languages: Sequence[str | No
 
 
 def image_requests(model: str, files: Sequence[bytes]) -> list[bytes]:
-    """One request an image file."""
+    """Build one request per image file."""
     return [_request(model, {"image": file}) for file in files]
 
 
 def load_of_server(
     address: str, requests: Sequence[bytes], *, clients: int, seconds: float | None = None
 ) -> Load:
-    """Send requests in their order, ``clients`` of them at any time.
+    """Send requests in order, with ``clients`` of them in flight.
 
     Args:
         address: ``host:port`` of the server's gRPC endpoint.
-        seconds: How long, over and over again; each request once by default. An answer that comes later
-            does not count.
+        seconds: Duration of the load, repeating the requests; None sends each request once. Responses after
+            that time are not counted.
 
     Raises:
-        EngineError: not one request was answered; the message has the server's words.
+        EngineError: no request was answered; the message has the server's error.
     """
     if not requests:
-        raise EngineError("There are no requests to send.")
+        raise EngineError("There are no requests to send; pass at least one.")
     answers = asyncio.run(_answers(address, requests, clients, seconds))
     first: dict[int, bytes] = {}
     latencies: list[float] = []
@@ -91,7 +91,7 @@ def load_of_server(
             latencies.append(latency_ms)
             first.setdefault(i, answer)
     if not latencies:
-        told = next(iter(failures), f"nothing came back in {seconds} s")
+        told = next(iter(failures), f"no response within {seconds} s")
         raise EngineError(f"None of {len(requests)} requests to {address} was answered: {told}")
     vectors = {i: _vector(answer) for i, answer in first.items()}
     return Load(answers.seconds, np.asarray(latencies), vectors, failures)
@@ -99,7 +99,7 @@ def load_of_server(
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """Number of the request, milliseconds, and the answer's bytes or why there is none."""
+    """Responses as (request index, milliseconds, response bytes or error message)."""
 
     seconds: float
     found: Sequence[tuple[int, float, bytes | str]]
@@ -154,5 +154,5 @@ def _vector(answer: bytes) -> NDArray[np.float32]:
 
     response = service_pb2.ModelInferResponse.FromString(answer)
     if len(response.raw_output_contents) != 1:
-        raise EngineError(f"The server answered with {len(response.raw_output_contents)} tensors, not one.")
+        raise EngineError(f"The server returned {len(response.raw_output_contents)} tensors; expected one.")
     return np.frombuffer(response.raw_output_contents[0], dtype="<f4")

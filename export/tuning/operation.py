@@ -1,4 +1,4 @@
-"""How a front end and its tower are operated: what ``config.pbtxt`` says of both, read and written."""
+"""Read and write the serving settings of a front end and its tower in their ``config.pbtxt``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _PREFIX = "babeltower_"
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
-    """Values that change how fast a model is served, and nothing of what it answers.
+    """Serving settings that affect speed but not results.
 
     Attributes:
-        tower_instances: Copies of the tower, each with the weights in memory.
-        tower_threads: Of one copy's run; 0 leaves it to the engine, which takes every core.
-        front_instances: Processes of the front end.
-        max_queue_delay_us: What a lone request may wait for company.
-        max_batch_size: Rows that a front end answers together.
+        tower_instances: Number of tower instances, each with its own weights in memory.
+        tower_threads: Threads per tower instance; 0 lets the engine use all cores.
+        front_instances: Number of front-end processes.
+        max_queue_delay_us: Maximum delay of a request to fill a batch.
+        max_batch_size: Maximum rows per batch of the front end.
         token_budget, bucket_overhead: See ``TextLimits``; 0 for images.
         decode_threads: See ``ImageLimits``; 0 for texts.
     """
@@ -67,7 +67,7 @@ class ServingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TunedFiles:
-    """The two Triton models that an operation is written into."""
+    """Triton models to tune: a front end and its tower."""
 
     modality: Modality
     engine: str
@@ -77,10 +77,10 @@ class TunedFiles:
 
 
 def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFiles:
-    """The front end of a modality of ``REPOSITORY/NAME``, and the tower behind it.
+    """Return the front end of a modality of ``REPOSITORY/NAME`` and its tower.
 
     Raises:
-        ExportError: the model has no front ends, or its engine is not tuned here.
+        ExportError: the model has no front ends, or its engine cannot be tuned.
     """
     if not manifest.front_ends:
         raise ExportError(
@@ -93,8 +93,8 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     known = [key.value for key in GRAPH_ENGINES]
     if engine not in known:
         raise ExportError(
-            f"{manifest.name} serves the variant {served.variant}, which runs on {engine!r}. Tuning starts a "
-            f"server on this machine's CPU, with one of {known}: write the front ends for such a variant, "
+            f"{manifest.name} serves the variant {served.variant}, which runs on {engine!r}. Tuning runs a "
+            f"server on the CPU and supports only {known}. Write the front ends for such a variant with "
             f"`babeltower frontends {model} --variant ...`."
         )
     front = served.text if modality is Modality.TEXT else served.image
@@ -102,7 +102,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
 
 
 def operation_of_model(repository: Path, files: TunedFiles) -> ServingSettings:
-    """Read both configurations.
+    """Read the serving settings of both models.
 
     Raises:
         ExportError: one is missing or malformed.
@@ -123,10 +123,10 @@ def operation_of_model(repository: Path, files: TunedFiles) -> ServingSettings:
 
 
 def write_operation(repository: Path, files: TunedFiles, operation: ServingSettings) -> None:
-    """Write both configurations, each whole or not at all; the manifest's records are left as they are.
+    """Write the serving settings of both models, each atomically; the manifest is not updated.
 
     Raises:
-        ExportError: they do not read back as what was meant, or cannot be written.
+        ExportError: the files cannot be written, or do not read back as the same settings.
     """
     front, tower = config_of_folder(repository / files.front), config_of_folder(repository / files.tower)
     settings = TowerSettings(operation.tower_instances, operation.tower_threads or None)
@@ -144,11 +144,11 @@ def write_operation(repository: Path, files: TunedFiles, operation: ServingSetti
     except OSError as error:
         raise ExportError(f"The configurations in {repository} cannot be written: {error}.") from error
     if (found := operation_of_model(repository, files)) != operation:
-        raise ExportError(f"{repository / files.front} reads back as {found}; meant was {operation}.")
+        raise ExportError(f"{repository / files.front} reads back as {found}; expected {operation}.")
 
 
 def publish_operation(model: Path, files: TunedFiles, operation: ServingSettings) -> None:
-    """Write both configurations of ``REPOSITORY/NAME``, then the manifest with their new checksums."""
+    """Write the serving settings of ``REPOSITORY/NAME``, then the manifest with the new checksums."""
     write_operation(model.parent, files, operation)
     write_manifest(model, Manifest.read(model))
 

@@ -1,4 +1,4 @@
-"""The search for an operation: one value after the other, each as far as it helps, until none does."""
+"""Coordinate descent over serving settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runtime.manifest import Modality
 __all__ = ["Axis", "TrialLog", "TuningTrial", "axes_for", "best_first", "searched"]
 
 _GAIN = 1.01
-"""What a step must bring to be taken; less is noise."""
+"""Minimum improvement of the rate to accept a step; less is noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values that are changed together, in an order in which neighbours are alike."""
+    """Search axis: settings that change together, ordered so that neighbours are similar."""
 
     name: str
     steps: tuple[Mapping[str, int], ...]
@@ -25,7 +25,7 @@ class Axis:
     def around(
         self, operation: ServingSettings
     ) -> tuple[tuple[ServingSettings, ...], tuple[ServingSettings, ...]]:
-        """Operations above and below the given one, the nearest first."""
+        """Return the configurations above and below the given one on this axis, the nearest first."""
         own = {key: getattr(operation, key) for key in self.steps[0]}
         order = [dict(step) for step in self.steps]
         if own not in order:
@@ -41,9 +41,9 @@ def _ladder(name: str, *values: int) -> Axis:
 
 
 def axes_for(modality: Modality, n_cores: int) -> tuple[Axis, ...]:
-    """What is tried, the most telling first: instances × threads on all cores, then the front end."""
+    """Return the search axes, the most influential first: instances × threads, then the front end."""
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= n_cores]
-    shapes = [(n, n_cores // n if n > 1 else 0) for n in counts]  # 0 threads: the engine takes every core
+    shapes = [(n, n_cores // n if n > 1 else 0) for n in counts]  # 0 threads: the engine uses all cores
     tower = Axis("tower", tuple({"tower_instances": i, "tower_threads": t} for i, t in shapes))
     fronts = _ladder("front_instances", 1, 2, 3, 4)
     delay = _ladder("max_queue_delay_us", 0, 500, 2_000, 5_000)
@@ -62,7 +62,7 @@ def axes_for(modality: Modality, n_cores: int) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TuningTrial:
-    """An operation under load; ``failures`` counts requests that were not answered."""
+    """Measurement of a configuration under load; ``failures`` counts failed requests."""
 
     operation: ServingSettings
     rate: float
@@ -71,12 +71,12 @@ class TuningTrial:
     failures: int = 0
 
     def holds(self, limit_ms: float) -> bool:
-        """Whether every request was answered, 99% of them in time."""
+        """Return True if no request failed and p99 latency is within the limit."""
         return not self.failures and self.p99_ms <= limit_ms
 
 
 def best_first(trials: Sequence[TuningTrial], limit_ms: float) -> list[TuningTrial]:
-    """Those that hold the limit by their rate, then the others by how near they come to it."""
+    """Sort trials: those within the limit by descending rate, then the others by failures and p99."""
     return sorted(
         trials,
         key=lambda t: (0, -t.rate) if t.holds(limit_ms) else (1, float(t.failures), t.p99_ms),
@@ -85,12 +85,12 @@ def best_first(trials: Sequence[TuningTrial], limit_ms: float) -> list[TuningTri
 
 @dataclass(slots=True)
 class TrialLog:
-    """Measures each operation once, and remembers.
+    """Log of trials that measures each configuration once.
 
     Attributes:
-        measure: Runs a server of an operation under load.
-        may_go_on: Whether there is time for another trial.
-        trials: In the order of measuring.
+        measure: Function that runs a server with a configuration under load.
+        may_go_on: Function that returns True if there is time for another trial.
+        trials: Trials in order of measurement.
     """
 
     measure: Callable[[ServingSettings], TuningTrial]
@@ -98,7 +98,7 @@ class TrialLog:
     trials: dict[ServingSettings, TuningTrial] = field(default_factory=dict)
 
     def trial(self, operation: ServingSettings) -> TuningTrial | None:
-        """The operation's trial; ``None`` if it has none and time is up."""
+        """Return the configuration's trial, measuring it if new; None if there is no time left."""
         if operation not in self.trials:
             if not self.may_go_on():
                 return None
@@ -107,14 +107,14 @@ class TrialLog:
 
 
 def searched(start: ServingSettings, axes: Sequence[Axis], log: TrialLog, *, limit_ms: float) -> TuningTrial:
-    """The best trial of a coordinate descent; ``log`` then holds all that were measured.
+    """Run a coordinate descent and return the best trial; all trials are in ``log``.
 
-    Along each axis, steps are taken upwards while they help, else downwards. Rounds over the axes end when
-    one changes nothing, or when time is up.
+    Along each axis, steps are taken upwards while they improve the result, or else downwards. The search ends
+    after a round over the axes without improvement, or when time is up.
     """
     first = log.trial(start)
     if first is None:
-        raise ValueError("There is no time for a single trial.")
+        raise ValueError("There is no time for even one trial; allow more minutes.")
     best, settled = first, False
     while not settled:
         settled = True

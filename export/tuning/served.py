@@ -1,4 +1,4 @@
-"""Servers of a model in one operation or another, under load, beside the repository and never in it."""
+"""Run test servers of a model with different serving settings, from a staging folder."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from runtime.triton_config import CONFIG_FILE
 __all__ = ["ServedModel", "linked_folder", "trial_of_load"]
 
 _MIN_COSINE = 0.999
-"""Between two operations' vectors of one input; a batch's make-up moves them by rounding alone."""
+"""Minimum cosine between vectors of one input under two configurations, which differ only by rounding."""
 
 
 @dataclass(slots=True)
 class ServedModel:
-    """Starts servers of a model; each has its configurations in ``stage`` and shares the weights' files.
+    """Launcher of test servers, each with its own configuration in ``stage`` and shared weight files.
 
     Attributes:
-        requests: What clients send, over and over.
-        clients: Requests that are under way at any time.
-        told: Why a request failed, if one did.
+        requests: Requests that clients send repeatedly.
+        clients: Number of concurrent requests.
+        told: Error message of a failed request, if any.
     """
 
     repository: Path
@@ -48,7 +48,7 @@ class ServedModel:
 
     @contextlib.contextmanager
     def serving(self, operation: ServingSettings, *, warm_s: float) -> Iterator[Server]:
-        """A server in an operation, which has answered for ``warm_s`` seconds."""
+        """Start a server with a configuration, warmed up for ``warm_s`` seconds."""
         self._started += 1
         repository = self.stage / f"trial-{self._started}"
         repository.mkdir()
@@ -64,11 +64,11 @@ class ServedModel:
             shutil.rmtree(repository, ignore_errors=True)
 
     def load(self, server: Server, seconds: float | None) -> Load:
-        """One stretch of load; every request once if no ``seconds`` are given.
+        """Measure a server under load for some seconds, or for each request once if None.
 
         Raises:
-            ExportError: an input's vector is not the one that it had in another operation.
-            EngineError: nothing is answered.
+            ExportError: an input's vector differs from that under another configuration.
+            EngineError: no request is answered.
         """
         load = load_of_server(server.addresses.grpc, self.requests, clients=self.clients, seconds=seconds)
         self.told = next(iter(load.failures), self.told)
@@ -76,26 +76,26 @@ class ServedModel:
             cosine = float(row_cosines(self._seen.setdefault(i, vector)[None], vector[None])[0])
             if not cosine >= _MIN_COSINE:
                 raise ExportError(
-                    f"Request {i} was answered with another vector than before (cosine {cosine:.4f}): what "
-                    "operates a server must not change its answers. Check it with `babeltower inspect`."
+                    f"Request {i} got a different vector than before (cosine {cosine:.4f}), but serving "
+                    "settings must not change results. Check the model with `babeltower inspect`."
                 )
         return load
 
     def trial(self, operation: ServingSettings, *, seconds: float) -> TuningTrial:
-        """A server of its own, one stretch of load."""
+        """Start a server with a configuration and measure it under load."""
         with self.serving(operation, warm_s=max(1.0, seconds / 3)) as server:
             return trial_of_load(operation, self.load(server, seconds))
 
 
 def trial_of_load(operation: ServingSettings, load: Load) -> TuningTrial:
-    """What counts of a stretch of load."""
+    """Summarise a load measurement as a trial."""
     return TuningTrial(
         operation, load.rate, load.percentile_ms(50), load.percentile_ms(99), sum(load.failures.values())
     )
 
 
 def linked_folder(source: Path, target: Path) -> None:
-    """A copy of a Triton model that shares its files; ``config.pbtxt`` alone may be written to."""
+    """Copy a Triton model folder with links to its files; only ``config.pbtxt`` is a writable copy."""
 
     def link(original: str, copy: str) -> None:
         if Path(original).name == CONFIG_FILE:

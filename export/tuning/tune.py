@@ -1,4 +1,4 @@
-"""Find how a model is served fastest within a latency, prove it, and write it down."""
+"""Tune the serving settings of a model: search, confirm and save."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = ["TuneOptions", "tuning_of_model"]
 
 _FINALISTS = 2
 _SLACK = 1.15
-"""Short stretches of load tell a 99th percentile so badly that the search lets this much more pass."""
+"""Tolerance of the search on the latency limit, since short measurements estimate p99 poorly."""
 
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """How to tune.
+    """Tuning settings.
 
     Attributes:
-        p99_ms: The latency that 99% of requests must keep; the default's own, measured, if ``None``.
-        minutes: What the whole may take. The search ends so early that the confirmation fits.
-        clients: Requests that are under way at any time.
-        seconds: Length of one stretch of load.
-        rounds: Pairs of stretches that confirm a candidate.
-        source: What is sent; see ``requests_for``.
-        writes: Whether a better operation is written into the repository.
+        p99_ms: Limit on p99 latency; that of the default configuration if None.
+        minutes: Time budget. The search ends early enough for the confirmation.
+        clients: Number of concurrent requests.
+        seconds: Length of one load measurement.
+        rounds: Paired measurements to confirm a candidate.
+        source: Source of the requests; see ``requests_for``.
+        writes: Save a better configuration to the repository.
     """
 
     p99_ms: float | None = None
@@ -57,14 +57,14 @@ def tuning_of_model(
 ) -> Tuning:
     """Tune ``NAME_text`` or ``NAME_image`` of ``REPOSITORY/NAME``.
 
-    Configurations, manifest and evidence are written if a candidate was confirmed, the evidence alone if
-    none was, and nothing at all without ``options.writes``.
+    Configurations, manifest and report are written if a candidate was confirmed, only the report if none was,
+    and nothing without ``options.writes``.
 
     Raises:
-        ManifestError: there is no such model, or its files were changed.
-        ExportError: it has no front ends, cannot be tuned here, or cannot be written.
+        ManifestError: the model does not exist, or its files were modified.
+        ExportError: the model has no front ends, cannot be tuned, or cannot be written.
         InputError: there is nothing to send.
-        EngineError: the default does not start, or answers nothing.
+        EngineError: the default configuration does not start, or answers no request.
     """
     repository = model.parent
     manifest = Manifest.read(model)
@@ -85,7 +85,7 @@ def tuning_of_model(
 
 @dataclass(slots=True)
 class _Run:
-    """One run of the search, and its time."""
+    """State and timing of one tuning run."""
 
     served: ServedModel
     modality: Modality
@@ -122,9 +122,9 @@ class _Run:
         trial = self._measured(default)
         if trial.failures:
             raise ExportError(
-                f"{trial.failures} requests failed on the default operation; nothing can be compared with "
-                f"it: {self.served.told} Send inputs that the model answers (--texts, --images), or ask for "
-                "fewer --clients."
+                f"{trial.failures} requests failed with the default configuration, so nothing can be "
+                f"compared with it: {self.served.told} Send inputs that the model accepts (--texts, "
+                "--images), or use fewer --clients."
             )
         return trial
 
@@ -144,7 +144,7 @@ class _Run:
     def _finalists(
         self, trials: Sequence[TuningTrial], default: TuningTrial, limit_ms: float
     ) -> list[TuningTrial]:
-        """The best of the search, measured again for twice as long; those that still beat the default."""
+        """Measure the best trials of the search again, for twice as long; return them, the best first."""
         ahead = [t for t in best_first(trials, limit_ms)[: _FINALISTS + 1] if t is not default][:_FINALISTS]
         again = []
         for trial in ahead:
@@ -171,7 +171,7 @@ class _Run:
         return trial
 
     def _may_go_on(self) -> bool:
-        """Whether one more trial leaves time for the finalists and one confirmation."""
+        """Return True if one more trial leaves time for the finalists and one confirmation."""
         trial_s = self.startup_s + self.options.seconds
         finals_s = _FINALISTS * (trial_s + self.options.seconds)
         return self._leaves(trial_s + finals_s + self._confirmation_s())
@@ -181,7 +181,7 @@ class _Run:
         return 2 * (self.startup_s + seconds) + 2 * rounds * seconds
 
     def _leaves(self, seconds: float) -> bool:
-        """Whether so much time is left."""
+        """Return True if this much time is left."""
         return self._elapsed_s() + seconds < 60 * self.options.minutes
 
     def _elapsed_s(self) -> float:

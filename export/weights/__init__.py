@@ -1,1 +1,1 @@
-"""Weights of checkpoint files and LoRA adapters."""
+"""Weights from checkpoint files and LoRA adapters."""

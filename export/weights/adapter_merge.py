@@ -1,8 +1,8 @@
-"""A LoRA adapter merged into its base, and checked against peft's own unmerged forward pass.
+"""Merge a LoRA adapter into its base, and check the result against peft's unmerged forward pass.
 
-The merge is plain arithmetic on the base's weights, from the adapter's file. What it is checked against
-shares none of that: peft builds the adapted model on a twin of the base, loads the same tensors its own way,
-and computes vectors without merging. Both must agree, and both must differ from the base.
+The merge is plain arithmetic on the base's weights and the adapter's tensors. The check is independent of it:
+peft builds the adapted model on a copy of the base, loads the same tensors in its own way, and computes
+vectors without merging. Both must agree, and both must differ from the base.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from runtime.errors import CheckpointError
 __all__ = ["Probe", "merge_adapter", "random_inputs"]
 
 Probe = Callable[[nn.Module], Mapping[str, Tensor]]
-"""Vectors of a model for fixed inputs, by tower; no two rows of the inputs alike."""
+"""Function that returns a model's vectors of fixed, distinct inputs, by tower."""
 
 LIMIT = 1e-5
-"""Largest difference between merged and unmerged vectors, as a share of their size."""
+"""Maximum difference between merged and unmerged vectors, relative to their largest component."""
 
 _WRAPPERS = ("module", "model", "clip_model", "clip", "base_model")
-"""Attributes that training code wraps a model in; they may stand before an adapter's names."""
+"""Attribute names under which training code wraps a model; they may prefix an adapter's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Place of an adapter: below ``root`` of the model, under names that begin with ``prefix``."""
+    """Location of an adapter: submodule ``root`` of the model, and ``prefix`` of the adapter's names."""
 
     root: str
     prefix: tuple[str, ...]
 
     def inside(self, path: str) -> str:
-        """A path of the adapter, as one below the root."""
+        """Convert an adapter's path to one relative to the root."""
         return path.removeprefix("".join(f"{word}." for word in self.prefix))
 
     def full(self, path: str) -> str:
-        """A path of the adapter, as one of the whole model."""
+        """Convert an adapter's path to one relative to the whole model."""
         inner = self.inside(path)
         return f"{self.root}.{inner}" if self.root else inner
 
@@ -57,11 +57,11 @@ def merge_adapter(model: nn.Module, adapter: Adapter, probe: Probe) -> nn.Module
     """Merge an adapter into a model's weights, in place.
 
     Returns:
-        The same model unmerged, with peft's layers in it: the reference that the merge was checked against.
+        The unmerged model with peft's layers, against which the merge was checked.
 
     Raises:
-        CheckpointError: tensors that fit nowhere in the base or that its configuration asks for and the file
-            lacks; a merge that peft does not confirm; or an adapter that changes no vector.
+        CheckpointError: the adapter's tensors do not match the base, or are missing from its file; peft does
+            not confirm the merge; or the adapter changes no vector.
     """
     adapter = _with_names_of(model, adapter)
     place = _place_of(adapter, model)
@@ -75,7 +75,7 @@ def merge_adapter(model: nn.Module, adapter: Adapter, probe: Probe) -> nn.Module
 
 
 def random_inputs(*, n_tokens: int, pad_id: int, image_size: Any) -> tuple[Tensor, Tensor]:
-    """Token ids (4, 12), two rows padded, and pixels (2, 3, height, width); the same at every call."""
+    """Return token ids (4, 12), two rows padded, and pixels (2, 3, height, width), with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(4, n_tokens - 1), n_tokens, (4, 12), generator=generator)
     ids[2:, 7:] = pad_id
@@ -84,7 +84,7 @@ def random_inputs(*, n_tokens: int, pad_id: int, image_size: Any) -> tuple[Tenso
 
 
 def _with_names_of(model: nn.Module, adapter: Adapter) -> Adapter:
-    """Follow transformers, which renamed AltCLIP's ``encoder.layer`` to ``encoder.layers``."""
+    """Rename AltCLIP's ``encoder.layer`` to ``encoder.layers``, as newer transformers do."""
     known = [name for name, _ in model.named_modules()]
     if any(".encoder.layer." in name for name in known):
         return adapter
@@ -96,7 +96,7 @@ def _with_names_of(model: nn.Module, adapter: Adapter) -> Adapter:
 
 
 def _place_of(adapter: Adapter, model: nn.Module) -> _Place:
-    """The one place in the model where every name of the adapter leads somewhere."""
+    """Find the unique location in the model where all names of the adapter resolve."""
     paths = [t.module for t in adapter.tensors]
     roots = {name: module for name, module in model.named_modules() if not _is_leaf(module)}
     places = []
@@ -123,18 +123,18 @@ def _place_of(adapter: Adapter, model: nn.Module) -> _Place:
         ]
         raise CheckpointError(
             f"The adapter in {adapter.folder} does not fit its base: {len(lost)} of {len(paths)} tensors "
-            f"name no module of it ({names_in_short(lost)}). Pass the base it was trained on with --base "
+            f"have no matching module ({names_in_short(lost)}). Pass the base it was trained on with --base "
             "FOLDER."
         )
     raise CheckpointError(
         f"The adapter in {adapter.folder} fits its base in {len(chosen)} places "
         f"({', '.join(p.root or 'the whole model' for p in chosen)}), and its auto_mapping names none of "
-        "them. Save it again with peft, from the tower that it was made on."
+        "them. Save it again with peft, from the tower that it was trained on."
     )
 
 
 def _prefixes(paths: list[str]) -> Iterator[tuple[str, ...]]:
-    """No prefix, then the wrappers' names that all paths begin with, ever longer."""
+    """Yield the empty prefix, then increasingly long prefixes of wrapper names shared by all paths."""
     prefix: tuple[str, ...] = ()
     yield prefix
     words = paths[0].split(".")
@@ -161,13 +161,13 @@ def _resolves(model: nn.Module, path: str, *, whole: bool) -> bool:
     return True
 
 
-# What the adapter computes, merged: plain arithmetic
+# Merged weights, by plain arithmetic
 
 
 def _merged_weights(model: nn.Module, adapter: Adapter, place: _Place) -> dict[str, Tensor]:
-    """New weights by name, of every module that the adapter touches.
+    """Compute the merged weights of all adapted modules, by name.
 
-    In float64, and rounded once when they are set: the same weights on every processor.
+    The arithmetic is in float64 and rounded once when set, so that weights are the same on all processors.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for found in adapter.tensors:
@@ -177,7 +177,7 @@ def _merged_weights(model: nn.Module, adapter: Adapter, place: _Place) -> dict[s
     for path, tensors in parts.items():
         module = model.get_submodule(place.full(path))
         owner, _, last = path.rpartition(".")
-        # peft adds the output's share twice where a whole nn.MultiheadAttention is adapted, in training too
+        # peft adds the delta of out_proj twice if the whole nn.MultiheadAttention is adapted, in training too
         times = 2 if last == "out_proj" and owner in parts else 1
         merged |= {
             f"{place.full(path)}.{name}": tensor
@@ -210,7 +210,7 @@ def _merged_module(
 
 
 def _delta(module: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    """B·A in the weight's own layout, not scaled.
+    """Compute B·A in the weight's layout, unscaled.
 
     Source: LoRA, arXiv 2106.09685, section 4.1; for embeddings the table is the transpose.
     """
@@ -223,7 +223,7 @@ def _delta(module: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _scale(adapter: Adapter, path: str, tensors: Mapping[str, Tensor]) -> float:
-    """alpha / r, or alpha / √r (rsLoRA, arXiv 2312.03732), with the patterns that name this module."""
+    """Return alpha / r, or alpha / √r for rsLoRA (arXiv 2312.03732), with the module's patterns applied."""
     config = adapter.config
     rank = _pattern(config.get("rank_pattern"), path, config.get("r", 8))
     alpha = _pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
@@ -231,7 +231,7 @@ def _scale(adapter: Adapter, path: str, tensors: Mapping[str, Tensor]) -> float:
     found = 0 if down is None else len(down)
     if found != rank:
         raise CheckpointError(
-            f"{adapter.file} has rank {found} at {path}, adapter_config.json says {rank:g}. "
+            f"{adapter.file} has rank {found} at {path}, but adapter_config.json says {rank:g}. "
             "The configuration belongs to another adapter: copy the folder again, whole."
         )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -258,11 +258,11 @@ def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(module, last, nn.Parameter(tensor.detach().float().contiguous(), requires_grad=False))
 
 
-# What the adapter computes, unmerged: peft's own way
+# Unmerged reference model, by peft
 
 
 def _unmerged_twin(model: nn.Module, adapter: Adapter, place: _Place) -> tuple[nn.Module, Adapter]:
-    """A copy of the model with peft's layers and the adapter in it; then the adapter without base weights."""
+    """Copy the model with peft's layers and the adapter; return it and the adapter without base weights."""
     import peft
 
     twin = _twin(model, adapter, place)
@@ -278,11 +278,11 @@ def _unmerged_twin(model: nn.Module, adapter: Adapter, place: _Place) -> tuple[n
             _check_loaded(adapter, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     except CheckpointError:
         raise
-    except Exception as error:  # peft raises nearly anything
+    except Exception as error:  # peft's exceptions have no common base class
         if isinstance(error, MemoryError):
             raise
         raise CheckpointError(
-            f"The adapter in {adapter.folder} does not fit its base: peft says "
+            f"The adapter in {adapter.folder} does not fit its base: peft reports "
             f"{in_one_line(error)!r}. "
             "Pass the base it was trained on with --base FOLDER, or copy the adapter again."
         ) from error
@@ -293,7 +293,7 @@ def _unmerged_twin(model: nn.Module, adapter: Adapter, place: _Place) -> tuple[n
 
 
 def _twin(model: nn.Module, adapter: Adapter, place: _Place) -> nn.Module:
-    """A copy that shares the model's tensors, but for those that peft writes into."""
+    """Copy the model, sharing all tensors except those that peft modifies."""
     replaced = {place.full(t.module) for t in adapter.tensors if t.part is None}
     touched = {place.full(t.module) for t in adapter.tensors if t.part}
     packed = any(isinstance(model.get_submodule(path), nn.MultiheadAttention) for path in touched)
@@ -308,7 +308,7 @@ def _twin(model: nn.Module, adapter: Adapter, place: _Place) -> nn.Module:
 def _without_base_copies(
     adapter: Adapter, model: nn.Module, place: _Place, names: Mapping[str, str]
 ) -> Adapter:
-    """Leave out weights of the base that were saved along; they must be this base's own, to the last bit."""
+    """Drop base weights saved in the adapter's file; they must be bit-identical to this base's."""
     kept = []
     for found in adapter.tensors:
         kept_beside = ".original_module." in found.name
@@ -320,7 +320,7 @@ def _without_base_copies(
             continue
         if kept_beside:
             raise CheckpointError(
-                f"The adapter in {adapter.folder} does not fit its base: it was made on other weights "
+                f"The adapter in {adapter.folder} does not fit its base: it was trained on other weights "
                 f"({found.name} differs). Pass the base it was trained on with --base FOLDER."
             )
         kept.append(found)
@@ -328,7 +328,7 @@ def _without_base_copies(
 
 
 class _Nest(nn.Module):
-    """Holds a model under the name that training code had it under."""
+    """Wrapper that holds a model under the attribute name used by training code."""
 
     def __init__(self, name: str, inner: nn.Module) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ def _peft_config(adapter: Adapter) -> Any:
 
 
 def _plain(name: str) -> str:
-    """A name without what differs between peft's versions and layers."""
+    """Normalise a tensor name across peft's versions and layer types."""
     name = re.sub(r"\.base_layer(?=\.)", "", name).removeprefix("base_model.model.")
     return name.removesuffix(".weight")
 
@@ -368,24 +368,24 @@ def _key(tensor: AdapterTensor) -> str:
 
 
 def _check_names(adapter: Adapter, asked: Mapping[str, str]) -> None:
-    """Every tensor that the configuration asks for is in the file, and every one in the file is asked for."""
+    """Check that the file has exactly the tensors that the configuration requires."""
     held = {_key(t): t.name for t in adapter.tensors}
     missing = [asked[name].removeprefix("base_model.model.") for name in asked.keys() - held.keys()]
     if missing:
         raise CheckpointError(
-            f"{adapter.file} is incomplete: adapter_config.json asks for {len(asked)} tensors, and "
+            f"{adapter.file} is incomplete: adapter_config.json requires {len(asked)} tensors, and "
             f"{len(missing)} are missing ({names_in_short(missing)}). Copy or save the adapter again."
         )
     extra = [held[name] for name in held.keys() - asked.keys()]
     if extra:
         raise CheckpointError(
-            f"{adapter.file} holds {len(extra)} tensors that adapter_config.json does not ask for "
+            f"{adapter.file} holds {len(extra)} tensors that adapter_config.json does not describe "
             f"({names_in_short(extra)}). The configuration belongs to another adapter: copy the folder again."
         )
 
 
 def _check_loaded(adapter: Adapter, loaded: Mapping[str, Tensor]) -> None:
-    """peft passes over names that it does not know: see that each tensor arrived."""
+    """Check that every tensor was loaded, since peft silently ignores unknown names."""
     arrived = {_plain(name): tensor for name, tensor in loaded.items()}
     lost = [
         t.name
@@ -417,26 +417,26 @@ def _check(
     if not error <= LIMIT:
         raise CheckpointError(
             f"Merging the adapter in {adapter.folder} changed its {tower} vectors by {error:.2e} of "
-            f"their size (limit {LIMIT:g}), compared with peft's own unmerged model. It cannot be merged "
-            "faithfully."
+            f"their size (limit {LIMIT:g}) relative to peft's unmerged model, so it cannot be merged "
+            "exactly. Merge it with peft (merge_and_unload), and export the merged checkpoint."
         )
     if not max(changes.values()) > 0:
         raise CheckpointError(
             f"The adapter in {adapter.folder} changes no vector of its base: its matrices are zero (was "
-            "it saved before training?), or it touches nothing that is embedded. Export the base itself, "
-            "or train it."
+            "it saved before training?), or it adapts no module that embeddings use. Export the base itself, "
+            "or train the adapter."
         )
     if max(changes.values()) < 2 * error:
         raise CheckpointError(
             f"The adapter in {adapter.folder} changes vectors by {max(changes.values()):.2e} of their "
-            f"size, no more than rounding does ({error:.2e}): the merge cannot be verified. Export the "
-            "base itself."
+            f"size, which is no more than rounding ({error:.2e}), so the merge cannot be verified. Export "
+            "the base itself."
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence warnings of peft and transformers: their causes are checked here, and raised."""
+    """Silence warnings of peft and transformers, whose causes are checked and raised here."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

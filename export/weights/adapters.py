@@ -1,8 +1,8 @@
-"""LoRA adapter folders (peft): what they hold, checked before anything is merged.
+"""Read and check LoRA adapter folders (peft).
 
-Only what this project can merge and verify passes: LoRA with its scales, rank and alpha patterns, rsLoRA,
-DoRA, trained biases and ``modules_to_save``. Any other method, and any option that changes the arithmetic or
-the base, is refused by name.
+Only options that can be merged and verified are accepted: LoRA with its scales, rank and alpha patterns,
+rsLoRA, DoRA, trained biases and ``modules_to_save``. Any other method, and any option that changes the
+arithmetic or the base, is rejected by name.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ _IDLE_OPTIONS = frozenset(
         "task_type",
     }
 )
-"""Options of training, of initialisation and of records: none changes what a trained adapter computes."""
+"""Options of training, initialisation and records, which do not affect a trained adapter's results."""
 
 _FAITHFUL_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of ``init_lora_weights`` that leave the base's weights as they are (PiSSA does not)."""
+"""Values of ``init_lora_weights`` that do not change the base's weights (PiSSA does)."""
 
 _WRAPPERS = ["module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"]
 _PART = re.compile(
@@ -77,13 +77,13 @@ _SAVED = re.compile(r"\.modules_to_save\.(?P<adapter>[^.]+)(?=\.)")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterTensor:
-    """One tensor of an adapter.
+    """Tensor of an adapter.
 
     Attributes:
-        name: As the file has it.
-        module: Dotted path of the adapted module, in the model the adapter was made on; of a whole parameter,
-            the parameter's own.
-        part: ``lora_A`` and so on, ``lora_B.bias``; ``None`` for a whole parameter.
+        name: Name in the file.
+        module: Dotted path of the adapted module, in the model the adapter was trained on; for a whole
+            parameter, the parameter's path.
+        part: ``lora_A``, ``lora_B``, ``lora_B.bias`` and so on; None for a whole parameter.
     """
 
     name: str
@@ -94,7 +94,7 @@ class AdapterTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA adapter, read and known to be of a supported kind."""
+    """Loaded LoRA adapter of a supported kind."""
 
     folder: Path
     file: Path
@@ -103,18 +103,18 @@ class Adapter:
 
     @property
     def base_class(self) -> str | None:
-        """Class of the model that the adapter was made on, where peft recorded it."""
+        """Class of the model that the adapter was trained on, if peft recorded it."""
         mapping = self.config.get("auto_mapping")
         return mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
 
 
 def is_adapter(path: Path) -> bool:
-    """Tell a folder that holds an adapter from one that holds a model."""
+    """Return True if the folder holds an adapter rather than a model."""
     return (path / CONFIG_FILE).is_file()
 
 
 def named_base(path: Path) -> str | None:
-    """The base that an adapter's configuration names, a path or a hub name."""
+    """Return the base named in an adapter's configuration, a path or a hub name."""
     named = config_from_file(path / CONFIG_FILE).get("base_model_name_or_path")
     return named if isinstance(named, str) and named.strip() else None
 
@@ -123,8 +123,8 @@ def adapter_from_folder(folder: Path) -> Adapter:
     """Read an adapter's configuration and every tensor of its file.
 
     Raises:
-        CheckpointError: another method than LoRA, an unsupported option, or a file that is missing, damaged,
-            empty, or holds tensors of no kind that LoRA has.
+        CheckpointError: the method is not LoRA, an option is not supported, or the file is missing, damaged,
+            empty, or has no LoRA tensors.
     """
     config = config_from_file(folder / CONFIG_FILE)
     _check_config(config, folder)
@@ -142,7 +142,7 @@ def adapter_from_folder(folder: Path) -> Adapter:
     if not any(tensor.part for tensor in tensors):
         raise CheckpointError(
             f"{file} holds no LoRA tensor (lora_A, lora_B; found "
-            f"{names_in_short(list(state)) or 'nothing'}), so it would change nothing of its base. Save "
+            f"{names_in_short(list(state)) or 'nothing'}), so it would not change its base. Save "
             "the adapter again with save_pretrained."
         )
     _check_numbers(tensors, file)
@@ -217,7 +217,7 @@ def _is_odd(name: str, value: Any) -> bool:
 
 
 def _tensor_of(name: str, tensor: Tensor) -> tuple[AdapterTensor, str | None]:
-    """A tensor and, where its name has one, the name of the adapter in it."""
+    """Parse a tensor's name; return the tensor and the adapter's name, if the tensor's name has one."""
     path = ".".join(word for word in name.split(".") if word not in _WRAPPERS[1:])
     path = path.rpartition("base_model.model.")[2]
     if found := _PART.match(path):
@@ -232,8 +232,8 @@ def _without_adapter_names(found: list[tuple[AdapterTensor, str | None]], file: 
     adapters = sorted({adapter for _, adapter in found if adapter})
     if len(adapters) > 1:
         raise CheckpointError(
-            f"{file} holds {len(adapters)} adapters ({', '.join(adapters)}), and nothing says which one "
-            "is meant. Save the one you want alone, with save_pretrained(selected_adapters=[NAME])."
+            f"{file} holds {len(adapters)} adapters ({', '.join(adapters)}); expected one. Save the one you "
+            "need with save_pretrained(selected_adapters=[NAME])."
         )
     tensors = [tensor for tensor, _ in found]
     counts = Counter((tensor.module, tensor.part) for tensor in tensors if tensor.part)
@@ -249,21 +249,24 @@ def _check_numbers(tensors: list[AdapterTensor], file: Path) -> None:
     integers = [t.name for t in tensors if not t.tensor.is_floating_point()]
     if integers:
         raise CheckpointError(
-            f"{file} stores {names_in_short(integers)} as integers: a quantised adapter, which needs a "
-            "scale. Save the adapter in FP32 or FP16."
+            f"{file} stores {names_in_short(integers)} as integers, as in a quantized adapter, which is not "
+            "supported. Save the adapter in FP32 or FP16."
         )
     wild = [t.name for t in tensors if not bool(torch.isfinite(t.tensor.float()).all())]
     if wild:
-        raise CheckpointError(f"{file} holds values that are not finite, in {names_in_short(wild)}.")
+        raise CheckpointError(
+            f"{file} holds values that are not finite, in {names_in_short(wild)}. Copy the adapter again, or "
+            "use an earlier one."
+        )
     paths = {t.module for t in tensors if t.part}
     parts = {module: {t.part for t in tensors if t.module == module and t.part} for module in paths}
     halves = [
-        f"{module} has {sorted(str(p) for p in found)} alone"
+        f"{module} has only {sorted(str(p) for p in found)}"
         for module, found in parts.items()
         if not ({"lora_A", "lora_B"} <= found or {"lora_embedding_A", "lora_embedding_B"} <= found)
     ]
     if halves:
         raise CheckpointError(
-            f"{file} is incomplete: {names_in_short(halves)}. A LoRA module needs both of its matrices: "
-            "copy or save the adapter again."
+            f"{file} is incomplete: {names_in_short(halves)}. A LoRA module needs both of its matrices. "
+            "Copy or save the adapter again."
         )

@@ -1,9 +1,10 @@
-"""Tensors out of torch's pickled files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``), with nothing executed.
+"""Read tensors from torch's pickled files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``) without running code.
 
 A training checkpoint holds more than weights: hyperparameters as OmegaConf objects, optimiser and callback
-states, paths of another machine. torch's own ``weights_only`` refuses such a file whole. Here every name that
-is not one of torch's few constructors of tensors becomes an inert stand-in: it is never imported, and calling
-it gives an object without behaviour. A file that names a function of the operating system is refused.
+states, paths of another machine. torch's ``weights_only`` rejects such a file completely. Here, every name
+except torch's few tensor constructors is replaced with an inert placeholder: it is never imported, and
+calling it gives an object without behaviour. A file that names a function of the operating system is
+rejected.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ _HARMFUL_BUILTINS = frozenset(
 
 
 class _HarmfulNameError(pickle.UnpicklingError):
-    """A pickle names a function that reaches the operating system or the interpreter."""
+    """Raised if a pickle names a function that accesses the operating system or the interpreter."""
 
 
 class Unread:
-    """Stands for an object that is not built: it accepts any call, item and state, and does nothing."""
+    """Placeholder of an object that is not built; it accepts any call, item and state, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Unread:
-        """Accept any arguments, as ``pickle`` passes them."""
+        """Accept any arguments that ``pickle`` passes."""
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -75,21 +76,21 @@ class Unread:
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Unread:
-        """Stay inert when a rebuilt function is called."""
+        """Return itself when called as a function."""
         return self
 
     def append(self, item: Any) -> None:
-        """Ignore an item of a list that is not built."""
+        """Ignore an item of an unread list."""
 
     def extend(self, items: Any) -> None:
-        """Ignore items of a list that is not built."""
+        """Ignore items of an unread list."""
 
     def add(self, item: Any) -> None:
-        """Ignore an item of a set that is not built."""
+        """Ignore an item of an unread set."""
 
 
 class _Constructor:
-    """One of the functions that rebuild a tensor; immutable, so that no pickle can change it."""
+    """Function that rebuilds a tensor; immutable, so that no pickle can change it."""
 
     __slots__ = ("_function",)
     _function: Callable[..., Any]
@@ -138,10 +139,10 @@ _CONSTRUCTORS: dict[tuple[str, str], Any] = {
 
 
 def objects_from_torch_file(path: Path) -> Any:
-    """Read a ``torch.save`` file: tensors on the CPU, and ``Unread`` for every object of another kind.
+    """Read a ``torch.save`` file: tensors on the CPU, and ``Unread`` for every other object.
 
     Raises:
-        CheckpointError: the file is no pickle of torch's, would run code, or is cut short.
+        CheckpointError: the file is not a torch pickle, would run code, or is truncated.
     """
     _refuse_archives(path)
     met: list[str] = []
@@ -149,7 +150,7 @@ def objects_from_torch_file(path: Path) -> Any:
         return torch.load(
             path,
             map_location="cpu",
-            weights_only=False,  # torch's list of allowed names gives way to the one above
+            weights_only=False,  # the restricted unpickler replaces torch's list of allowed names
             pickle_module=_restricted_pickle(met),
             mmap=_is_zip(path),
         )
@@ -160,7 +161,7 @@ def objects_from_torch_file(path: Path) -> Any:
             f"{path} is a pickle that would run code when loaded ({error}), which is refused. "
             "Do not load it with torch either; get the weights as safetensors from their author."
         ) from error
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle may raise any exception
         short = isinstance(error, EOFError) or any(word in str(error) for word in ("truncated", "EOF"))
         if short or not (met or isinstance(error, pickle.UnpicklingError)):
             raise CheckpointError(
@@ -170,12 +171,12 @@ def objects_from_torch_file(path: Path) -> Any:
         named = f"{_first_line(error)}; it names {met[0]}" if met else _first_line(error)
         raise CheckpointError(
             f"{path} is corrupt, or a pickle that would run code when loaded, which is refused "
-            f"({named}). Copy it again, or convert it to safetensors where you trust it."
+            f"({named}). Copy it again, or convert it to safetensors if you trust it."
         ) from error
 
 
 def _restricted_pickle(met: list[str]) -> Any:
-    """Stand in for the ``pickle`` module: what ``torch.load`` uses of it, restricted."""
+    """Create a restricted replacement of the ``pickle`` module, with the parts that ``torch.load`` uses."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -185,7 +186,7 @@ def _restricted_pickle(met: list[str]) -> Any:
             return found
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if name == "persistent_load":  # storages alone: "module" would have torch read source files
+            if name == "persistent_load":  # only storages: "module" would make torch read source files
                 value = _storages_only(value)
             super().__setattr__(name, value)
 
@@ -211,7 +212,7 @@ def _global(module: str, name: str) -> Any:
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
     if module in ("torch", "torch.storage") and name.endswith("Storage"):
-        # torch's own reader maps typed storages before it asks here; this is the untyped one.
+        # torch's own reader resolves typed storages before this call.
         return torch.storage.UntypedStorage if name == "UntypedStorage" else torch.storage.TypedStorage
     root = module.partition(".")[0]
     builtin = root in ("builtins", "__builtin__") and name.partition(".")[0] in _HARMFUL_BUILTINS
@@ -221,7 +222,7 @@ def _global(module: str, name: str) -> Any:
 
 
 def _refuse_archives(path: Path) -> None:
-    """Refuse what ``torch.load`` would hand to other readers.
+    """Reject archives that ``torch.load`` would pass to other readers.
 
     Raises:
         CheckpointError: TorchScript, a tar archive (torch 0.1 wrote those), or a damaged zip.
@@ -229,7 +230,7 @@ def _refuse_archives(path: Path) -> None:
     if not _is_zip(path):
         if tarfile.is_tarfile(path):
             raise CheckpointError(
-                f"{path} is a tar archive, not weights that torch.save wrote. Unpack it, and pass the folder."
+                f"{path} is a tar archive, not a torch.save file. Unpack it and pass the folder."
             )
         return
     try:

@@ -1,4 +1,4 @@
-"""Weight files, read with nothing executed, every tensor accounted for and every failure named."""
+"""Read weight files safely and strictly: no code is run, and no tensor is ignored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _TRAINING_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "adapter_model")
-"""Beginnings of what trainers write beside the weights: none of them holds a model."""
+"""Name prefixes of files that trainers write beside the weights, none of which holds a model."""
 
 _STATES = ("state_dict", "model_state_dict", "model", "module")
 _AVERAGES = (
@@ -48,10 +48,10 @@ _AVERAGES = (
 
 
 def chosen_weights(folder: Path, preferred: Sequence[str], *, apart_from: Sequence[str] = ()) -> Path:
-    """The weight file of a folder: the first of the ``preferred`` names that is there, else the only one.
+    """Return the weight file of a folder: the first ``preferred`` name that exists, or else the only file.
 
     Raises:
-        CheckpointError: there is none, or there are several and none has a preferred name.
+        CheckpointError: no weight file exists, or several do and none has a preferred name.
     """
     found = [p for p in weight_files(folder) if p.name not in apart_from]
     for name in preferred:
@@ -62,7 +62,7 @@ def chosen_weights(folder: Path, preferred: Sequence[str], *, apart_from: Sequen
     if found:
         raise CheckpointError(
             f"{folder} holds {len(found)} weight files ({names_in_short([p.name for p in found])}), and "
-            "nothing says which one is meant. Pass the file itself instead of its folder."
+            "it is not clear which one to use. Pass the file itself instead of its folder."
         )
     raise CheckpointError(
         f"{folder} holds no weights; expected one of {list(preferred)}, or a single file that ends in one of "
@@ -71,7 +71,7 @@ def chosen_weights(folder: Path, preferred: Sequence[str], *, apart_from: Sequen
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a folder, sharded ones as their index; trainers' own and adapters' left out."""
+    """List a folder's weight files, sharded ones as their index, without those of trainers and adapters."""
     indices = [p for p in sorted(folder.iterdir()) if is_index_file(p)]
     shards = {name for index in indices for name in _shards_of(index)}
     single = [
@@ -83,19 +83,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_index_file(path: Path) -> bool:
-    """Tell a file that lists the shards of a split checkpoint."""
+    """Return True for the index file of a sharded checkpoint."""
     return path.name.endswith(_INDEX_SUFFIXES)
 
 
 def state_dict_from_file(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file, one that torch.save wrote, or the index of a sharded one.
+    """Read tensors by name from a safetensors file, a ``torch.save`` file, or the index of a sharded one.
 
-    Of a training checkpoint (open_clip's ``epoch_latest.pt``, Lightning's ``.ckpt``) the model's weights are
-    taken; optimiser states and hyperparameters are not built.
+    From a training checkpoint (open_clip's ``epoch_latest.pt``, Lightning's ``.ckpt``) only the model's
+    weights are read; optimiser states and hyperparameters are not built.
 
     Raises:
-        CheckpointError: the file is missing, cut short, corrupt, a pickle that wants to run code, or holds
-            two sets of weights (an EMA copy) of which none is named.
+        CheckpointError: the file is missing, truncated, corrupt, a pickle that would run code, or holds two
+            sets of weights (such as an EMA copy).
     """
     if not path.is_file():
         raise CheckpointError(f"Weight file {path} is missing. Copy the checkpoint folder again, whole.")
@@ -108,17 +108,17 @@ def state_dict_from_file(path: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, origin: Path) -> None:
-    """Copy weights into a module in FP32; every name, shape and type must fit.
+    """Load weights into a module in FP32; every name, shape and type must match.
 
     Raises:
-        CheckpointError: names the first tensors that are missing, unexpected, of another shape, or integers
-            where the architecture wants numbers.
+        CheckpointError: a tensor is missing, unexpected, of another shape, or an integer in place of a
+            float; the message names the first ones.
     """
     wanted = module.state_dict()
     faults = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     faults += [f"{name} is unexpected" for name in state.keys() - wanted.keys()]
     faults += [
-        f"{name} has shape {tuple(state[name].shape)}, the architecture wants {tuple(wanted[name].shape)}"
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in wanted.keys() & state.keys()
         if state[name].shape != wanted[name].shape
     ]
@@ -129,28 +129,28 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, origin: Pat
     ]
     if faults:
         raise CheckpointError(
-            f"{origin} does not fit its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
-            "faults in all. The configuration beside it belongs to another checkpoint, or the file is of "
+            f"{origin} does not match its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
+            "faults in total. The configuration beside it belongs to another checkpoint, or the file to "
             "another model."
         )
-    # Assigned, not copied: a large checkpoint would not fit twice.
+    # Assigned, not copied, since a large checkpoint might not fit into memory twice.
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, named without it."""
+    """Return the tensors whose names have a prefix, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) -> dict[str, Tensor]:
-    """Names as the model has them, without what training code wrapped it in (``model.module.``).
+    """Remove the name prefixes of training wrappers (``model.module.``).
 
-    ``anchor`` is a part that every such model has, ``visual.`` for one: the wrappers are what stands before
-    it. Tensors outside the wrappers keep their names, so that a strict load names them.
+    ``anchor`` is a submodule that every such model has, such as ``visual.``; the prefix is what precedes it.
+    Tensors outside the wrappers keep their names, so that a strict load reports them.
 
     Raises:
-        CheckpointError: no such model, two of them (a teacher and its student), or a LoRA adapter in it that
-            was never merged.
+        CheckpointError: the file holds no such model, two of them (a teacher and its student), or an
+            unmerged LoRA adapter.
     """
     names: dict[str, str] = {}
     for stored in state:
@@ -158,15 +158,15 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
         twin = names.setdefault(name, stored)
         if twin != stored and not torch.equal(state[twin], state[stored]):
             raise CheckpointError(
-                f"{origin} holds {twin} and {stored} with other values, and nothing says which one is meant. "
-                "Save the model's state_dict() anew, without the wrapper."
+                f"{origin} holds {twin} and {stored} with different values, and it is not clear which one to "
+                "use. Save the model's state_dict() again, without the wrapper."
             )
     unmerged = [name for name in names if ".lora_A." in name or ".lora_B." in name]
     if unmerged:
         raise CheckpointError(
-            f"{origin} holds a model with a LoRA adapter in it that was never merged "
-            f"({names_in_short(unmerged, n=2)}), without the scale that belongs to it. Save the adapter "
-            "with save_pretrained and pass its folder, or save the merged model (merge_and_unload)."
+            f"{origin} holds a model with an unmerged LoRA adapter ({names_in_short(unmerged, n=2)}), but "
+            "not the adapter's scale. Save the adapter with save_pretrained and pass its folder, or save the "
+            "merged model (merge_and_unload)."
         )
     found = {
         name[: i.start()] for name in names for i in re.finditer(rf"(?:(?<=\.)|^){re.escape(anchor)}", name)
@@ -174,15 +174,14 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
     if not found:
         raise CheckpointError(
             f"{origin} holds another kind of model: none of its {len(state)} tensors is named {anchor}… "
-            f"(they are {names_in_short(list(names), n=3)}). Put the configuration that belongs to it "
-            "beside it."
+            f"(they are {names_in_short(list(names), n=3)}). Put its own configuration beside it."
         )
     prefixes = {prefix for prefix in found if not any(prefix != p and prefix.startswith(p) for p in found)}
     if len(prefixes) > 1:
         shown = ", ".join(repr(p) for p in sorted(prefixes))
         raise CheckpointError(
-            f"{origin} holds {len(prefixes)} models, under {shown}, and nothing says which one is meant. "
-            "Save the state_dict of the one you want alone."
+            f"{origin} holds {len(prefixes)} models, under {shown}, and it is not clear which one to use. "
+            "Save only the state_dict of the one you need."
         )
     prefix = next(iter(prefixes), "")
     return {name.removeprefix(prefix): state[own] for name, own in names.items()}
@@ -191,13 +190,13 @@ def without_wrappers(state: Mapping[str, Tensor], anchor: str, *, origin: Path) 
 def without_still_buffers(
     state: Mapping[str, Tensor], module: nn.Module, *, origin: Path
 ) -> dict[str, Tensor]:
-    """Drop the buffers that older versions of transformers saved and that move no vector, once compared.
+    """Drop constant buffers saved by older transformers versions, after checking their values.
 
     These are ``position_ids`` that count from 0, ``token_type_ids`` of zeros, and M2M100's sinusoidal
-    ``embed_positions.weights``. Any that a module keeps in its state stay.
+    ``embed_positions.weights``. Buffers that are in the module's state dict are kept.
 
     Raises:
-        CheckpointError: one of them holds other values than the architecture computes.
+        CheckpointError: the values of a buffer differ from those that the architecture computes.
     """
     kept = dict(state)
     wanted = module.state_dict().keys()
@@ -214,38 +213,40 @@ def without_still_buffers(
             continue
         if not same:
             raise CheckpointError(
-                f"{origin} holds {name} with other values than this architecture computes. "
-                "It was made by another implementation of the model, which would give other vectors."
+                f"{origin} holds {name} with values that differ from those that this architecture computes. "
+                "It comes from another implementation of the model, which would give different vectors."
             )
         del kept[name]
     return kept
 
 
 def names_in_short(names: list[str], separator: str = ", ", *, n: int = 4) -> str:
-    """The first few, sorted, and how many more there are."""
+    """Join the first few names, sorted, with the number of further ones."""
     shown = separator.join(sorted(names)[:n])
     return shown + (f"{separator}and {len(names) - n} more" if len(names) > n and separator == ", " else "")
 
 
 def in_one_line(error: BaseException) -> str:
-    """A library's words for its error, without line breaks and not without end."""
+    """Return a library's error message on one line, shortened."""
     return " ".join(str(error).split())[:240] or type(error).__name__
 
 
 def config_from_file(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: missing, cut short, or not an object.
+        CheckpointError: the file is missing, truncated, or not a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Copy the checkpoint folder again, whole.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no readable JSON ({error}). Copy it again.") from error
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Copy it again.") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object.")
+        raise CheckpointError(
+            f"{path} holds a JSON {type(data).__name__}; expected an object. Copy it again."
+        )
     return data
 
 
@@ -261,7 +262,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _only_state(data: Any, path: Path) -> dict[str, Tensor]:
-    """The one set of weights in what a training script saved."""
+    """Return the only set of weights in a training script's file."""
     if not isinstance(data, Mapping):
         raise CheckpointError(
             f"{path} holds {type(data).__name__}, not a mapping of names to tensors. "
@@ -270,14 +271,14 @@ def _only_state(data: Any, path: Path) -> dict[str, Tensor]:
     named = [key for key in (*_STATES, *_AVERAGES) if isinstance(data.get(key), Mapping) and data[key]]
     if len(named) > 1:
         raise CheckpointError(
-            f"{path} holds {len(named)} sets of weights ({', '.join(named)}), and nothing says which one is "
-            f"meant. Save the one you want alone, with torch.save(checkpoint[{named[-1]!r}], FILE)."
+            f"{path} holds {len(named)} sets of weights ({', '.join(named)}), and it is not clear which one "
+            f"to use. Save only the one you need, with torch.save(checkpoint[{named[-1]!r}], FILE)."
         )
     state = data[named[0]] if named else data
     if named and (second := next(_other_sets(data, state), None)):
         raise CheckpointError(
-            f"{path} holds another set of weights in {second!r} beside {named[0]!r}, and nothing says which "
-            f"one is meant. Save the one you want alone, with torch.save(checkpoint[{named[0]!r}], FILE)."
+            f"{path} holds another set of weights in {second!r} beside {named[0]!r}, and it is not clear "
+            f"which one to use. Save only the one you need, with torch.save(checkpoint[{named[0]!r}], FILE)."
         )
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in state):
@@ -297,7 +298,7 @@ _AVERAGED = re.compile(r"(^|[^a-z])(ema|swa|teacher|averaged?)([^a-z]|$)")
 
 
 def _other_sets(data: Any, chosen: Mapping[Any, Any], path: str = "", depth: int = 4) -> Iterator[str]:
-    """Places in a training checkpoint that hold the chosen weights' names, or an average of weights."""
+    """Yield other entries of a training checkpoint with the same names, or with averaged weights."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(data, Mapping):
         items = data.items()
@@ -319,7 +320,7 @@ def _state_of_shards(index: Path) -> dict[str, Tensor]:
     places = config_from_file(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise CheckpointError(
-            f"{index} lists no shards ('weight_map'). Copy the checkpoint folder again, whole."
+            f"{index} has no valid 'weight_map' of shards. Copy the checkpoint folder again, whole."
         )
     state: dict[str, Tensor] = {}
     for name in sorted(_shards_of(index)):
@@ -332,7 +333,7 @@ def _state_of_shards(index: Path) -> dict[str, Tensor]:
         if faults:
             raise CheckpointError(
                 f"{index.parent / name} does not fit {index.name}: {names_in_short(faults)}. "
-                "The shards are of different checkpoints: copy the folder again, whole."
+                "The shards belong to different checkpoints. Copy the folder again, whole."
             )
         state |= part
     return state
@@ -345,7 +346,7 @@ def _shards_of(index: Path) -> Iterator[str]:
 
 
 def _refuse_placeholders(path: Path) -> None:
-    """Name what a failed download leaves instead of weights."""
+    """Reject files left by a failed download: empty files, Git LFS pointers and HTML pages."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -360,7 +361,7 @@ def _refuse_placeholders(path: Path) -> None:
 
 
 def _same_positions(saved: Tensor, computed: Tensor) -> bool:
-    """Compare saved sinusoids with the computed ones, as far as the saved precision tells."""
+    """Compare saved sinusoidal positions with computed ones, within the saved precision."""
     if saved.ndim != 2 or saved.shape[1] != computed.shape[1] or not saved.is_floating_point():
         return False
     n = min(len(saved), len(computed))

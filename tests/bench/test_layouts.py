@@ -225,11 +225,11 @@ def test_an_absent_image_is_refused_or_dropped_with_its_captions(name, tmp_path)
     MAKERS[name](tmp_path)
     before = read(name, tmp_path)
     before.images[0].path.unlink()
-    with pytest.raises(DatasetError, match=r"1 of \d listed images are absent; the first is .*jpg"):
+    with pytest.raises(DatasetError, match=r"1 of \d listed images are missing; the first is .*jpg"):
         read(name, tmp_path)
     after = read(name, tmp_path, ReadOptions(missing_images=MissingImages.DROP))
     assert after.images == before.images[1:]
-    assert "figures do not compare" in after.notes[-1]
+    assert "results are not comparable" in after.notes[-1]
     for entry in after.captions:
         old = next(captions for captions in before.captions if captions.code == entry.code)
         kept = [(t, i - 1) for t, i in zip(old.texts, old.image_of, strict=True) if i > 0]
@@ -240,7 +240,7 @@ def test_all_images_absent_cannot_be_dropped(tmp_path):
     make_xtd10(tmp_path)
     for image in (tmp_path / "images").iterdir():
         image.unlink()
-    with pytest.raises(DatasetError, match=r"3 of 3 .*Put or link the images there\."):
+    with pytest.raises(DatasetError, match=r"3 of 3 .*Copy or link the images there\."):
         read("xtd10", tmp_path, ReadOptions(missing_images=MissingImages.DROP))
 
 

@@ -253,19 +253,19 @@ def scaled(part: str, factor: float) -> Callable[[Path], None]:
 REFUSED = {
     "no tensor": (edit_tensors(lambda state: {}), "holds no LoRA tensor"),
     "other tensors": (edit_tensors(lambda state: {"x": torch.ones(1)}), "holds no LoRA tensor.*found x"),
-    "B left out": (without("layer.1.attention.self.query.lora_B"), r"layer\.1.*has \['lora_A'\] alone"),
-    "A left out": (without("layer.0.attention.self.value.lora_A"), r"layer\.0.*has \['lora_B'\] alone"),
-    "a layer left out": (without("layer.1."), r"asks for 10 tensors, and 4 are missing \(.*layer\.1"),
-    "saved module left out": (without("proj.2"), r"1 are missing|peft says.*proj\.2"),
+    "B left out": (without("layer.1.attention.self.query.lora_B"), r"layer\.1.*has only \['lora_A'\]"),
+    "A left out": (without("layer.0.attention.self.value.lora_A"), r"layer\.0.*has only \['lora_B'\]"),
+    "a layer left out": (without("layer.1."), r"requires 10 tensors, and 4 are missing \(.*layer\.1"),
+    "saved module left out": (without("proj.2"), r"1 are missing|peft reports.*proj\.2"),
     "B zero": (scaled("lora_B", 0.0), None),
     "not finite": (scaled("lora_B", float("nan")), "not finite"),
     "a tensor too many": (
         edit_tensors(lambda s: {**s, START + "transformer.embeddings.LayerNorm.bias": torch.ones(16)}),
-        "does not ask for.*LayerNorm",
+        "does not describe.*LayerNorm",
     ),
     "unknown module": (
         edit_tensors(lambda s: {k.replace("self.query", "self.asker"): v for k, v in s.items()}),
-        "4 of 10 tensors name no module.*asker",
+        "4 of 10 tensors have no matching module.*asker",
     ),
     "other width": (
         edit_tensors(lambda s: {k: v[..., :12].contiguous() if "lora_A" in k else v for k, v in s.items()}),
@@ -287,8 +287,8 @@ REFUSED = {
     "no rank": (configure(r=None), "r=None"),
     "bias of a kind": (configure(bias="some"), "bias='some'"),
     "no targets": (configure(target_modules=None), "names no target_modules"),
-    "more targets": (configure(target_modules=["query", "value", "key"]), "asks for 14 .* 4 are missing"),
-    "fewer targets": (configure(target_modules=["query"]), "does not ask for.*value"),
+    "more targets": (configure(target_modules=["query", "value", "key"]), "requires 14 .* 4 are missing"),
+    "fewer targets": (configure(target_modules=["query"]), "does not describe.*value"),
     "DoRA unasked": (configure(use_dora=True), "lora_magnitude_vector|are missing"),
     "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "holds no adapter weights"),
 }  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_damaged_adapter_file_is_named(cut: int, safe: bool, bases: Bases, tmp
 
 def test_an_adapter_of_another_family_is_refused(bases: Bases, tmp_path: Path) -> None:
     adapter(Case("", "nllb-clip", "text", qv(target_modules=NLLB)), bases("nllb-clip"), tmp_path)
-    with pytest.raises(CheckpointError, match="tensors name no module"):
+    with pytest.raises(CheckpointError, match="tensors have no matching module"):
         towers_from_checkpoint(tmp_path, base=bases("capivara"))
 
 
@@ -345,7 +345,7 @@ def test_the_base_of_an_adapter(bases: Bases, tmp_path: Path) -> None:
     assert towers_from_checkpoint(folder).fingerprint == expected
     with pytest.raises(CheckpointError, match="itself a LoRA adapter"):
         towers_from_checkpoint(folder, base=shutil.copytree(folder, tmp_path / "second"))
-    with pytest.raises(CheckpointError, match="is no LoRA adapter"):
+    with pytest.raises(CheckpointError, match="is not a LoRA adapter"):
         towers_from_checkpoint(bases("capivara"), base=bases("capivara"))
 
 

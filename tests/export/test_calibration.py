@@ -127,11 +127,11 @@ def test_a_bad_parquet_is_refused(columns: dict, message: str, feeding, tmp_path
 
 def test_other_bad_sources_are_refused(feeding, tmp_path: Path) -> None:
     arguments, options = feeding("nllb-clip")
-    with pytest.raises(DatasetError, match="holds no image"):
+    with pytest.raises(DatasetError, match="contains no image"):
         calibration_from_folder(tmp_path, *arguments, **options)
-    with pytest.raises(DatasetError, match="is no folder"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         calibration_from_folder(tmp_path / "missing", *arguments, **options)
-    with pytest.raises(DatasetError, match="is missing"):
+    with pytest.raises(DatasetError, match="does not exist"):
         calibration_from_parquet(tmp_path / "missing.parquet", *arguments, **options)
     (tmp_path / "text.parquet").write_text("text")
     with pytest.raises(DatasetError, match="as Parquet"):
@@ -140,5 +140,5 @@ def test_other_bad_sources_are_refused(feeding, tmp_path: Path) -> None:
 
 def test_a_missing_kind_is_named() -> None:
     empty = CalibrationSet("a file", 0, {}, (), ())
-    with pytest.raises(DatasetError, match="nothing for the image tower"):
+    with pytest.raises(DatasetError, match="no data for the image tower"):
         empty.batches(Modality.IMAGE)

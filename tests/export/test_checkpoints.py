@@ -208,13 +208,13 @@ def legacy_tokenizer(folder: Path) -> None:
 DAMAGE = [
     ("nllb-clip", remove("open_clip_model.safetensors"), "no open_clip weights"),
     ("nllb-clip", lambda f: truncated(f / "open_clip_model.safetensors"), "cut short or corrupt"),
-    ("nllb-clip", lambda f: truncated(f / "open_clip_config.json"), "no readable JSON"),
+    ("nllb-clip", lambda f: truncated(f / "open_clip_config.json"), "not readable JSON"),
     ("nllb-clip", lambda f: truncated(f / "tokenizer.json"), "tokenizer"),
-    ("nllb-clip", other_width, "does not fit its architecture"),
+    ("nllb-clip", other_width, "does not match its architecture"),
     ("nllb-siglip-mrl", one_head_short, "no MRL head of width"),
-    ("nllb-siglip-mrl", remove("model.safetensors"), "hold the heads"),
+    ("nllb-siglip-mrl", remove("model.safetensors"), "holds the heads"),
     ("capivara", harmful, "would run code"),
-    ("capivara", lambda f: edit_json(f / "open_clip_config.json", model_cfg={}), "no known family"),
+    ("capivara", lambda f: edit_json(f / "open_clip_config.json", model_cfg={}), "any known family"),
     (
         "capivara-lora",
         lambda f: truncated(f / "adapter_model.safetensors"),

@@ -188,7 +188,7 @@ def test_a_clamped_layer_saturates_where_a_half_would_be_infinite(tmp_path: Path
 
 def test_ranges_of_another_graph_are_refused(tmp_path: Path) -> None:
     source = _scaling_graph(tmp_path / "source.onnx", 1.0)
-    with pytest.raises(ExportError, match="do not name activation 'x'"):
+    with pytest.raises(ExportError, match="do not include activation 'x'"):
         fp16_from_onnx(source, tmp_path / "half.onnx", data_name="w", ranges={"other": 1.0})
 
 

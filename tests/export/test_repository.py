@@ -134,7 +134,7 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(repository_module, "onnx_from_tower", full)
-    with pytest.raises(ExportError, match=r"No space left on device.*bytes are free.*Nothing was published"):
+    with pytest.raises(ExportError, match=r"No space left on device.*bytes free.*Nothing was published"):
         repository_from_checkpoint(SAMPLE, tmp_path / "repository")
     assert list(tmp_path.iterdir()) == []
 

@@ -142,7 +142,7 @@ def test_malformed_pairs_are_refused(pairs, message):
 
 def test_recall_of_nothing_is_refused():
     none = np.empty(0, dtype=np.int64)
-    with pytest.raises(ValueError, match="No query has an answer"):
+    with pytest.raises(ValueError, match="No query has a relevant item"):
         metrics.recall(np.zeros((2, 1), dtype=np.int64), Relevance(none, none, 2, 1))
 
 

@@ -159,7 +159,7 @@ def test_vectors_that_are_not_finite_are_refused():
 def test_an_undecodable_image_is_named():
     dataset = RetrievalSet("s", (ImageBytes("bad", b"no"),), (Captions("en", "eng_Latn", ("x",), (0,)),))
     index = TextIndex.of(dataset, with_language=True)
-    with pytest.raises(ImageError, match=r"Image bad cannot be decoded.*Fetch the data set again"):
+    with pytest.raises(ImageError, match=r"Image bad cannot be decoded.*Download the data set again"):
         reference_vectors(FakeReference(), dataset, index, dim=3, pad_id=PAD, progress=silent)
 
 

@@ -173,7 +173,7 @@ def test_a_generation_that_the_compiler_does_not_know_is_named(
 ) -> None:
     hopper = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability="9.0")
     graph = graphs("capivara", Modality.IMAGE, "fp16")
-    with pytest.raises(ExportError, match=r"capability 9\.0; it knows \['SM120', .*'SM89'\]"):
+    with pytest.raises(ExportError, match=r"capability 9\.0; it supports \['SM120', .*'SM89'\]"):
         engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[Modality.IMAGE]], options=hopper)
 
 
@@ -220,15 +220,15 @@ def test_profiles_that_do_not_fit_the_graph_are_refused(
     ("options", "message"),
     [
         ({"compiler": Compiler.TENSORRT_RTX}, "needs compute_capability"),
-        ({"compute_capability": "8.9"}, "builds for the GPU that is here"),
-        ({"workspace_bytes": 0}, "workspace of 0 bytes"),
+        ({"compute_capability": "8.9"}, "builds for the installed GPU"),
+        ({"workspace_bytes": 0}, "workspace_bytes is 0"),
         (
             {"compiler": Compiler.TENSORRT_RTX, "compute_capability": "8.9", "version_compatible": True},
-            "no version-compatible plan",
+            "cannot build a version-compatible plan",
         ),
         (
             {"compiler": Compiler.TENSORRT_RTX, "compute_capability": "8.9", "timing_cache": Path("t")},
-            "times no kernels",
+            "does not use kernel timings",
         ),
     ],
 )
@@ -299,10 +299,10 @@ def test_the_listing_is_read_and_held_to_the_graph(tmp_path: Path) -> None:
     assert gemm == Kernel("up/MatMul_myl0_1", "gemm", ("Half",), ("Half",), ("up/MatMul",))
     assert (moved.multiplies, moved.nodes) == (False, ("up/MatMul", "a/Cast"))
     assert summary_from_kernels(model, [gemm, moved]).products == {"Half": 1}
-    with pytest.raises(ExportError, match="nothing shows in which precision"):
+    with pytest.raises(ExportError, match="precision cannot be checked"):
         summary_from_kernels(model, [moved])
     wrong = kernels_from_log([LISTING % "Float"])
-    with pytest.raises(ExportError, match=r"'up/MatMul' was to compute in Half, .* did not honour"):
+    with pytest.raises(ExportError, match=r"'up/MatMul' should compute in Half, .* did not keep"):
         summary_from_kernels(model, wrong)
 
 
@@ -346,7 +346,7 @@ def test_fp32_built_for_fp16_is_an_error(listed: str, library: RunningTensorRt, 
     (tmp_path / "m.plan").unlink()
     library.listed = listed
     with pytest.raises(
-        ExportError, match=r"'up/MatMul' was to compute in Half, .*did not honour the precision"
+        ExportError, match=r"'up/MatMul' should compute in Half, .*did not keep the graph's precision"
     ):
         engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW])
     assert not (tmp_path / "m.plan").exists()
@@ -354,13 +354,13 @@ def test_fp32_built_for_fp16_is_an_error(listed: str, library: RunningTensorRt, 
 
 def test_a_listing_that_shows_nothing_is_an_error(library: RunningTensorRt, tmp_path: Path) -> None:
     library.lists_nodes = False
-    with pytest.raises(ExportError, match="nothing shows in which precision"):
+    with pytest.raises(ExportError, match="precision cannot be checked"):
         engine_from_onnx(half_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
 
 
 def test_a_profile_that_the_library_refuses_is_named(library: RunningTensorRt, tmp_path: Path) -> None:
     library.refuses_profiles = True
-    with pytest.raises(ExportError, match=r"refuses profile \(batch 1–3\): profile 0 is not valid"):
+    with pytest.raises(ExportError, match=r"rejects profile \(batch 1–3\): profile 0 is not valid"):
         engine_from_onnx(small_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
 
 
@@ -370,7 +370,7 @@ def test_timings_are_kept_and_those_of_another_gpu_refused(library: RunningTenso
     engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW], options=options)
     assert cache.read_bytes() == b"t"
     cache.write_bytes(b"other")
-    with pytest.raises(ExportError, match=r"cache\.bin is of another TensorRT or GPU"):
+    with pytest.raises(ExportError, match=r"cache\.bin belongs to another TensorRT release or GPU"):
         engine_from_onnx(graph, tmp_path / "m.plan", profiles=[FEW], options=options)
 
 

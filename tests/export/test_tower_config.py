@@ -152,9 +152,9 @@ def test_other_settings_leave_all_else_as_it_was(tmp_path: Path) -> None:
         assert getattr(after, field) == getattr(before, field), field
     again = resettled((folder / "config.pbtxt").read_text(), Precision.FP32, TowerSettings())
     assert "intra_op_thread_count" not in again
-    with pytest.raises(ExportError, match=r"no tower's config\.pbtxt"):
+    with pytest.raises(ExportError, match=r"not a tower's config\.pbtxt"):
         resettled('backend: "python"', Precision.FP32, settings)
-    with pytest.raises(ExportError, match="say how many threads"):
+    with pytest.raises(ExportError, match="pass the threads of each"):
         resettled(pinned, Precision.FP32, TowerSettings(instances=2))
 
 

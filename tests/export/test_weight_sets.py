@@ -43,5 +43,5 @@ def test_a_wrapped_copy_must_be_the_same() -> None:
     origin = Path("x.pt")
     assert without_wrappers({**STATE, **wrapped}, "visual.", origin=origin).keys() == STATE.keys()
     other = {f"_orig_mod.{name}": tensor for name, tensor in OTHER.items()}
-    with pytest.raises(CheckpointError, match="with other values"):
+    with pytest.raises(CheckpointError, match="with different values"):
         without_wrappers({**STATE, **other}, "visual.", origin=origin)

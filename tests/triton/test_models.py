@@ -278,7 +278,7 @@ def test_towers_are_resettled_with_their_front_ends(exported: Exported, tmp_path
         config = require_accepted(model.parent / tower.model)
         assert config.instance_group[0].count == 2
         assert config.parameters["intra_op_thread_count"].string_value == "1"
-    with pytest.raises(ExportError, match="how many threads"):
+    with pytest.raises(ExportError, match="pass the threads of each"):
         frontends_from_model(model, towers=TowerSettings(instances=2))
     assert Manifest.read(model) == manifest
 
