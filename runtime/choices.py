@@ -1,4 +1,4 @@
-"""Words of a caller that stand for one of a few choices."""
+"""Conversion of a caller's strings to enum members."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Choice = TypeVar("Choice", bound=Enum)
 
 
 def choice_from_value(kind: type[Choice], value: Choice | str, name: str) -> Choice:
-    """A member, or the member of a value.
+    """Convert a string to an enum member; a member is returned as is.
 
     Raises:
-        EngineError: there is no such; ``name`` says of what.
+        EngineError: the value is unknown; ``name`` names the option in the message.
     """
     try:
         return kind(value)

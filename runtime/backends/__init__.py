@@ -1,6 +1,6 @@
 """Engines behind one small protocol: named arrays in, named arrays out.
 
-An engine's own package is imported when a backend of it is opened, not before.
+An engine's own package is imported only when one of its backends is opened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Engine(str, Enum):
-    """What executes a graph."""
+    """Library that executes a graph."""
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
@@ -42,11 +42,11 @@ class Engine(str, Enum):
 
 
 GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
-"""Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
+"""Engines that read ONNX files on any machine; TensorRT reads a plan built for one GPU."""
 
 
 def version_of_engine(engine: Engine) -> str:
-    """Version of an installed engine: its distribution's, else its module's (``tensorrt-cu12``)."""
+    """Return an installed engine's version: from its distribution, else its module (``tensorrt-cu12``)."""
     try:
         return importlib.metadata.version(engine.value)
     except importlib.metadata.PackageNotFoundError:
@@ -60,16 +60,16 @@ class Backend(Protocol):
         """Compute the named outputs; they belong to the caller.
 
         Raises:
-            EngineError: the engine refuses the inputs or fails while it runs.
+            EngineError: the engine rejects the inputs or fails while running.
         """
 
     def close(self) -> None:
-        """Release the graph; may be called again."""
+        """Release the graph; safe to call more than once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """``dtype`` as numpy names it; -1 in ``shape`` where it is dynamic."""
+    """A tensor's numpy dtype name and shape; -1 marks a dynamic dimension."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -77,18 +77,18 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Tensors of an opened graph, by name, in its order."""
+    """Inputs and outputs of an opened graph, by name and in graph order."""
 
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
 
 
 class GraphBackend(Backend, Protocol):
-    """A backend that read an ONNX file, and knows what is in it."""
+    """A backend that reads an ONNX file and exposes its signature."""
 
     @property
     def signature(self) -> Signature:
-        """What goes in and out, as the engine read it."""
+        """Inputs and outputs as the engine reports them."""
 
 
 def open_backend(
@@ -103,13 +103,13 @@ def open_backend(
     """Open a graph in an engine.
 
     Args:
-        engine: Which one; no other is ever taken instead.
-        graph: ONNX file, its external data beside it; a plan and its manifest for TensorRT.
+        engine: Engine to open the graph in; there is no fallback to another.
+        graph: ONNX file with its external data beside it; for TensorRT, a plan with its manifest.
         precision: Arithmetic of the matrix products.
-        threads: Threads of one run; ``None`` lets the engine take every physical core. TensorRT has none.
+        threads: Threads per run; ``None`` uses every physical core. TensorRT ignores it.
         provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
             device (``CPU`` by default). TensorRT has none.
-        instances: Runs that may go on at once, on ``threads`` threads each; TensorRT's take turns.
+        instances: Concurrent runs, of ``threads`` threads each; TensorRT runs one at a time.
 
     Raises:
         EngineError: the engine is not installed, does not know the provider, cannot compute in the
@@ -134,7 +134,7 @@ def open_graph(
     provider: str | None = None,
     instances: int = 1,
 ) -> GraphBackend:
-    """``open_backend`` for one of ``GRAPH_ENGINES``; errors as there."""
+    """Open an ONNX graph in one of ``GRAPH_ENGINES``; arguments and errors as in ``open_backend``."""
     _require_sane(graph, threads, instances)
     if engine is Engine.OPENVINO:
         from runtime.backends.openvino import OpenVinoBackend
@@ -157,14 +157,14 @@ def open_graph(
 
 
 def require_computes(engine: Engine, precision: Precision, provider: str | None = None) -> None:
-    """Check that one of ``GRAPH_ENGINES`` computes in a precision on this machine, before any work.
+    """Check that one of ``GRAPH_ENGINES`` supports a precision on this machine, before any work.
 
     Args:
         provider: See ``open_backend``.
 
     Raises:
-        EngineError: the engine is not installed, or does not compute in the precision here; the message
-            names the processor and what to use instead.
+        EngineError: the engine is not installed, or does not support the precision here; the message
+            names the processor and the alternatives.
     """
     if engine is Engine.OPENVINO:
         from runtime.backends import openvino
@@ -188,7 +188,7 @@ def _require_sane(graph: Path, threads: int | None, instances: int) -> None:
 
 
 class _SeveralBackends:
-    """Backends of one graph; each run takes one that is idle."""
+    """Pool of backends for one graph; each run takes an idle one."""
 
     def __init__(self, backends: Sequence[GraphBackend]) -> None:
         self._backends = backends
@@ -198,11 +198,11 @@ class _SeveralBackends:
 
     @property
     def signature(self) -> Signature:
-        """The same for all."""
+        """Signature of the graph, the same for every backend."""
         return self._backends[0].signature
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Wait for an idle backend, and run it."""
+        """Wait for an idle backend and run the graph on it."""
         backend = self._idle.get()
         try:
             return backend.run(inputs, outputs)
@@ -210,6 +210,6 @@ class _SeveralBackends:
             self._idle.put(backend)
 
     def close(self) -> None:
-        """Release them all."""
+        """Release all backends."""
         for backend in self._backends:
             backend.close()

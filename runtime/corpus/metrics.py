@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run, for those who watch it from outside."""
+"""Prometheus metrics of a run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["metrics_served"]
 
 @contextmanager
 def metrics_served(port: int | None, *, inner: Watcher | None = None) -> Iterator[Watcher]:
-    """Serve ``/metrics`` on a port while a run goes on; on none, change nothing.
+    """Serve ``/metrics`` on a port during a run; without a port, pass ``inner`` through.
 
     Raises:
-        CorpusError: prometheus_client is not installed, or the port is taken.
+        CorpusError: prometheus_client is not installed, or the port is in use.
     """
     watcher = inner or Watcher()
     if port is None:
