@@ -1,4 +1,4 @@
-"""The libraries of the ``index`` extra, imported at their first use."""
+"""Libraries of the ``index`` extra, imported on first use."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ __all__ = ["faiss", "parquet", "pyarrow"]
 
 
 def pyarrow() -> Any:
-    """Apache Arrow.
+    """Import Apache Arrow.
 
     Raises:
-        EngineError: it is not installed; so of the others.
+        EngineError: it is not installed; the same holds for the other functions here.
     """
     return _imported("pyarrow", "pyarrow")
 
 
 def parquet() -> Any:
-    """Apache Arrow's Parquet files."""
+    """Import Apache Arrow's Parquet module."""
     return _imported("pyarrow.parquet", "pyarrow")
 
 
 def faiss() -> Any:
-    """FAISS."""
+    """Import FAISS."""
     return _imported("faiss", "faiss-cpu")
 
 
@@ -34,6 +34,6 @@ def _imported(module: str, distribution: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise EngineError(
-            f"{distribution} cannot be imported ({error}). Install what indexes need with "
+            f"{distribution} cannot be imported ({error}). Install the dependencies of indexes with "
             "pip install 'babeltower[index]'."
         ) from error

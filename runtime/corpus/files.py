@@ -84,7 +84,7 @@ def files_from_location(location: str, *, keep: Callable[[str], bool] | None = N
     """List the files of a path, folder (recursively), glob or URL, sorted by path, without hidden files.
 
     Args:
-        keep: Which names of a folder count; a file that is named itself always does.
+        keep: Filter on the file names of a folder; a file named directly is always kept.
 
     Raises:
         InputError: the location does not exist, or a pattern matches nothing.
