@@ -28,8 +28,8 @@ def retrieval_loss_points(variant: Variant, engine: str) -> float | None:
 def reason_against(variant: Variant, engine: str) -> str | None:
     """Return the reason not to choose a variant automatically; ``None`` if it may be chosen.
 
-    FP32 is the baseline. Another precision needs a measured retrieval loss within the limits of its precision;
-    a drop accepted at export is not accepted here, since the user of the model did not choose it.
+    FP32 is the baseline. Another precision needs a measured retrieval loss within the limits of its
+    precision; a drop accepted at export does not count, since the user of the model did not accept it.
     """
     if variant.precision is Precision.FP32:
         return None

@@ -166,8 +166,8 @@ class Variant:
 
     ``engines`` are those that parity was measured on, and the only ones that open the variant. ``recipe``
     describes how the graphs were made from the FP32 ones, and ``calibration`` the data behind their scales;
-    both are empty if not applicable. ``measured_on`` is the machine of the parity measurement: ``cpu`` and its
-    ``instruction_sets``; empty in older manifests.
+    both are empty if not applicable. ``measured_on`` is the machine of the parity measurement: ``cpu`` and
+    its ``instruction_sets``; empty in older manifests.
     """
 
     precision: Precision

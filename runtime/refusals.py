@@ -1,4 +1,4 @@
-"""A refused input as a line of text between a server and its client: ``LanguageError: Language 'tlh' …``."""
+"""Input errors as messages between server and client: ``LanguageError: Language 'tlh' …``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _KINDS = {kind.__name__: kind for kind in (InputError, LanguageError, ImageError
 
 
 def message_from_error(error: InputError) -> str:
-    """The class's name in front; of a class that the client does not know, that of its nearest base."""
+    """Format an error with its class name, or its nearest base class known to the client, in front."""
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
     return f"{name}: {error}"
 
 
 def error_from_message(message: str, *, place: str) -> InputError:
-    """The error that the same input raises in process, with its place in front.
+    """Recreate the error that the same input raises in process, with its position in front.
 
-    A message without a class is the server's own, of a request that it could not read: an ``InputError``.
+    A message without a class comes from the server itself, for an invalid request, and is an ``InputError``.
     """
     name, _, rest = message.partition(": ")
     kind = _KINDS.get(name)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, brought to the disk, renamed."""
+"""Atomic file writes: write a temporary file, sync it, rename it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["beside", "sync_folder", "write_atomically"]
 
 
 def beside(path: Path) -> Path:
-    """Where a file is written before it is whole; a run that goes on writes over it."""
+    """Return the temporary path of a file being written; a resumed run overwrites it."""
     return path.with_name(f".{path.name}.part")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> int:
-    """Write a file beside, sync it, rename it, sync the folder.
+    """Write a temporary file, sync it, rename it, and sync the folder.
 
     Args:
-        write: Writes the path that it is given.
+        write: Function that writes the file at a given path.
 
     Returns:
-        The file's size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        CorpusError: the disk is full, or cannot be written; nothing is left behind.
+        CorpusError: the disk is full or not writable; no file is left behind.
     """
     unfinished = beside(path)
     try:
@@ -41,14 +41,14 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> int:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise CorpusError(
-            f"{path} cannot be written: {error}. Free space or mend the disk, and run the same command "
-            "again: it goes on with this part."
+            f"{path} cannot be written: {error}. Free disk space or fix the disk, and run the same command "
+            "again to resume with this part."
         ) from error
     return n_bytes
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
+    """Sync a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

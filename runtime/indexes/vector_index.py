@@ -76,13 +76,13 @@ class VectorIndex:
         Args:
             queries: float32 (queries, dim) of any norm, or in the encoding of the index.
             fingerprint: Fingerprint of the encoder that embedded the queries.
-            k: Results per query; fewer if the index is smaller, or if the lists visited in an ``ivf-pq`` index
-                hold fewer.
+            k: Results per query; fewer if the index is smaller, or if the lists that an ``ivf-pq`` search
+                visits hold fewer.
             effort: See ``Settings.effort``; default: the one chosen when the index was measured.
 
         Returns:
             One list per query. A score is the dot product of the unit-length query with the stored row: exact
-            in ``flat`` and ``hnsw``, estimated from codes in ``ivf-pq``; for binary vectors it is the share of
+            in ``flat`` and ``hnsw``, estimated from codes in ``ivf-pq``; for binary vectors, the share of
             equal bits, scaled to -1..1.
 
         Raises:

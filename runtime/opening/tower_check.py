@@ -114,8 +114,8 @@ def cosines_of_rows(
     """
     if found.shape != expected.shape:
         raise EngineError(
-            f"Output {output!r} has shape {found.shape}, but its probes have shape {expected.shape}: the graph "
-            "does not match its probes. Export the checkpoint again."
+            f"Output {output!r} has shape {found.shape}, but its probes have shape {expected.shape}: the "
+            "graph does not match its probes. Export the checkpoint again."
         )
     return tuple(row_cosines(found, expected).tolist())
 

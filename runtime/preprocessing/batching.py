@@ -50,7 +50,7 @@ def batches_from_rows(
     multiple_of: int = 1,
     overhead: int = RUN_OVERHEAD,
 ) -> Iterator[TokenBatch]:
-    """Batch rows of token ids, longest rows first, so that the first batch has the longest rows.
+    """Batch rows of token ids, longest first, so that memory use peaks at the first batch.
 
     Args:
         rows: Token ids of each text.
