@@ -1,8 +1,8 @@
 """Fingerprints of embedding spaces: their kinds, and remarks for errors about incomparable ones.
 
-A fingerprint starts with its kind. ``bt2-`` covers what a model computes. The older ``bt1-`` covers only
+A fingerprint starts with its kind. ``bt2-`` covers what a model computes. The former ``bt1-`` covers only
 weights, tokenizer and preprocessing, so equal ones do not prove that vectors are comparable with those of a
-later export. Models and vectors of the older kind still work with each other.
+later export. Models and vectors of the former kind still work with each other.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ __all__ = ["KIND", "is_former", "remark_on_kind", "remark_on_models", "remark_on
 KIND = "bt2"
 """Kind that exports write."""
 
-_LACKING = "of the older kind (bt1), which does not cover what a model computes"
+_LACKING = "of the former kind (bt1), which does not cover what a model computes"
 
 
 def is_former(fingerprint: str) -> bool:
-    """Check whether a fingerprint is of the older kind, ``bt1``."""
+    """Check whether a fingerprint is of the former kind, ``bt1``."""
     return fingerprint.startswith("bt1-")
 
 
 def remark_on_kind(fingerprint: str) -> str:
-    """Return a remark to show after a fingerprint of the older kind; empty for the current kind."""
+    """Return a remark to show after a fingerprint of the former kind; empty for the current kind."""
     return f" ({_LACKING}: recreate it from a new export)" if is_former(fingerprint) else ""
 
 
 def remark_on_vectors(vectors: str, model: str) -> str:
-    """Return a remark for an error on vectors and a model; empty unless exactly one is of the older kind.
+    """Return a remark for an error on vectors and a model; empty unless exactly one is of the former kind.
 
     Args:
         vectors: Fingerprint of the stored vectors.
@@ -47,7 +47,7 @@ def remark_on_vectors(vectors: str, model: str) -> str:
 
 
 def remark_on_models(one: str, other: str) -> str:
-    """Return a remark for an error on two models; empty unless exactly one has the older kind."""
+    """Return a remark for an error on two models; empty unless exactly one is of the former kind."""
     if is_former(one) == is_former(other):
         return ""
     former = one if is_former(one) else other

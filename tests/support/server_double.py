@@ -83,7 +83,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "LanguageError: Language 'tlh' is unknown.")
         if b"broken" in items:
             context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "ImageError: no image format recognises its bytes"
+                grpc.StatusCode.INVALID_ARGUMENT, "ImageError: its format is unknown"
             )
         self.batches.append(len(items))
         vectors = np.stack([vector_of(item, dim) for item in items]).astype(self.dtype)
