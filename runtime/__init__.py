@@ -5,7 +5,7 @@
     with Encoder.open("repository/nllb-clip-base") as encoder:
         vectors = encoder.embed_texts(["um gato preto"], language="por_Latn")
 
-What needs an engine is imported at its first use.
+Modules that need an engine are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Cosines of rows: the one place that says what they are where a vector has no direction.
+"""Cosines of rows, with one definition for vectors that have no direction.
 
-A vector has no direction where it is zero or not finite. Its cosine is NaN, which no limit passes
-(``not cosine >= limit``), and it is never left out of a minimum or a mean.
+A zero or non-finite vector has no direction. Its cosine is NaN, which fails every limit
+(``not cosine >= limit``) and is never left out of a minimum or a mean.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ __all__ = [
 ]
 
 _SHOWN = 5
-"""Rows that an error names."""
+"""Maximum number of rows listed in an error."""
 
 
 def row_cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine of each row with the row of the same number, in float64.
+    """Return the cosine of each row with the same row of the other array, in float64.
 
     Args:
-        found: Numbers (rows, dim), of any length.
-        expected: The same shape.
+        found: Numeric vectors (rows, dim), of any norm.
+        expected: Numeric vectors of the same shape.
 
     Returns:
-        float64 (rows,), in -1..1; NaN where either vector is zero or not finite.
+        float64 (rows,), in -1..1; NaN if either vector is zero or not finite.
 
     Raises:
-        InputError: the shapes differ, are not (rows, dim), or hold nothing.
+        InputError: the shapes differ, are not (rows, dim), or are empty.
     """
     if found.shape != expected.shape or found.ndim != 2 or not found.size:
         raise InputError(
-            f"Vectors to compare have shapes {found.shape} and {expected.shape}; expected the same (rows, "
-            "dim), not empty."
+            f"Vectors to compare have shapes {found.shape} and {expected.shape}; expected the same "
+            "non-empty (rows, dim)."
         )
     cosines: NDArray[np.float64] = np.clip((_unit(found) * _unit(expected)).sum(axis=1), -1, 1)
     return cosines
@@ -57,10 +57,10 @@ def row_cosines(found: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float
 def lowest_cosine(
     found: NDArray[Any], expected: NDArray[Any], *, names: Sequence[str] | None = None
 ) -> float:
-    """Lowest cosine of any row, where every vector must have a direction.
+    """Return the lowest cosine of the rows, all of which must have a direction.
 
     Raises:
-        InputError: as of ``row_cosines``, or a vector is zero or not finite; it names the rows.
+        InputError: as in ``row_cosines``, or a vector is zero or not finite; the message names the rows.
     """
     cosines = row_cosines(found, expected)
     require_directions(found, names=names, what="compared vectors")
@@ -69,18 +69,18 @@ def lowest_cosine(
 
 
 def mean_cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Mean cosine of the rows, where every vector must have a direction; errors as of ``lowest_cosine``."""
+    """Return the mean cosine of the rows, all of which must have a direction; errors as ``lowest_cosine``."""
     lowest_cosine(found, expected)
     return float(row_cosines(found, expected).mean())
 
 
 def require_directions(vectors: NDArray[Any], *, what: str, names: Sequence[str] | None = None) -> None:
-    """Refuse vectors that have no direction.
+    """Check that every vector has a direction.
 
     Args:
-        vectors: Numbers (rows, dim).
-        what: What the rows are, for the error.
-        names: What the error calls the rows; by default their numbers.
+        vectors: Numeric vectors (rows, dim).
+        what: Description of the rows, for the error message.
+        names: Names of the rows in the error message; default: their numbers.
 
     Raises:
         InputError: a row is zero or not finite.
@@ -89,23 +89,23 @@ def require_directions(vectors: NDArray[Any], *, what: str, names: Sequence[str]
     if len(rows):
         raise InputError(
             f"{len(rows)} of {len(vectors)} {what} are zero or not finite, and have no cosine: "
-            f"{_listed(rows, names)}. A precision that overflows gives such vectors."
+            f"{_listed(rows, names)}. A common cause is a precision that overflows; try a higher one."
         )
 
 
 def rows_without_direction(vectors: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers of the rows that are zero or not finite."""
+    """Return the numbers of the rows that are zero or not finite."""
     return np.flatnonzero(np.isnan(_unit(vectors)).any(axis=1))
 
 
 def worst_rows(cosines: NDArray[np.float64], names: Sequence[str] | None = None) -> str:
-    """The rows without a cosine, if any; else the one with the lowest."""
+    """Return the rows without a cosine, if any, otherwise the row with the lowest, in words."""
     undefined = np.flatnonzero(np.isnan(cosines))
     return _listed(undefined if len(undefined) else np.asarray([cosines.argmin()]), names)
 
 
 def highest(values: Iterable[float]) -> float:
-    """The highest value; NaN where any is, which Python's ``max`` may pass over.
+    """Return the highest value, or NaN if any value is NaN, which Python's ``max`` may miss.
 
     Raises:
         ValueError: there are none.
@@ -114,7 +114,7 @@ def highest(values: Iterable[float]) -> float:
 
 
 def lowest(values: Iterable[float]) -> float:
-    """The lowest value; NaN where any is, which Python's ``min`` may pass over.
+    """Return the lowest value, or NaN if any value is NaN, which Python's ``min`` may miss.
 
     Raises:
         ValueError: there are none.
@@ -123,12 +123,12 @@ def lowest(values: Iterable[float]) -> float:
 
 
 def nan_first(value: float) -> float:
-    """A key for ``min`` and ``sorted`` by which NaN is lower than everything."""
+    """Return a sort key for ``min`` and ``sorted`` that orders NaN before everything."""
     return -math.inf if math.isnan(value) else float(value)
 
 
 def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros stays so, and scores 0 with everything.
+    """Scale rows to length 1; a zero row stays zero and scores 0 with everything.
 
     Returns:
         float32 (rows, dim).
@@ -148,7 +148,7 @@ def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows of length 1; all NaN where a row has no direction. Scaled first: squares of 1e-200 are zero."""
+    """Scale rows to length 1, NaN if without direction; first by the maximum, since 1e-200² underflows."""
     rows = vectors.astype(np.float64)
     largest = np.abs(rows).max(axis=1, keepdims=True)
     scales = np.where(np.isfinite(largest) & (largest > 0), largest, np.nan)

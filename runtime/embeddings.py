@@ -1,4 +1,4 @@
-"""Embeddings as stored: float32, float16, int8 or one bit a component, and the similarity of each."""
+"""Stored embeddings: float32, float16, int8 or one bit per component, and their similarities."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 INT8_SCALE = 127
-"""A component of 1.0 is stored as this."""
+"""Stored int8 value of a component of 1.0."""
 
 
 class Encoding(str, Enum):
-    """How a vector is stored."""
+    """Storage format of vectors."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -36,7 +36,7 @@ class Encoding(str, Enum):
 
 
 def encoded_from_float(vectors: NDArray[np.float32], encoding: Encoding | str) -> NDArray[Any]:
-    """Store unit vectors in an encoding.
+    """Encode unit vectors for storage.
 
     Args:
         vectors: float32 (n, dim), L2-normalised.
@@ -68,10 +68,10 @@ def _encoding(encoding: Encoding | str) -> Encoding:
 
 
 def int8_from_float(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
-    """``clip(round(127 · x), -127, 127)``, half to even: one fixed symmetric scale for all components.
+    """Quantize to int8: ``clip(round(127 · x), -127, 127)``, half to even, with one fixed symmetric scale.
 
     The scale is the same for every vector, so dot products of int8 vectors keep the order of the cosines
-    up to rounding; ``float_from_int8`` undoes the scale.
+    up to rounding; ``float_from_int8`` reverses the scale.
 
     Args:
         vectors: float32 (n, dim), L2-normalised.
@@ -83,20 +83,20 @@ def int8_from_float(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
 
 
 def float_from_int8(vectors: NDArray[np.int8]) -> NDArray[np.float32]:
-    """``x / 127``: float32 (n, dim), of nearly unit length."""
+    """Dequantize int8 vectors, ``x / 127``: float32 (n, dim), of nearly unit length."""
     return vectors.astype(np.float32) / np.float32(INT8_SCALE)
 
 
 def float_from_encoded(vectors: NDArray[Any], encoding: Encoding, *, dim: int) -> NDArray[np.float32]:
-    """What stored vectors stand for.
+    """Decode stored vectors to float32.
 
     Args:
-        vectors: As ``encoded_from_float`` returns them.
-        dim: Components of a vector; the bits that fill up a last byte are dropped.
+        vectors: Vectors as returned by ``encoded_from_float``.
+        dim: Components per vector; padding bits of the last byte are dropped.
 
     Returns:
-        float32 (n, dim), of unit length up to the encoding's rounding; for ``binary``, of ±1, so that dot
-        products are whole numbers: ``dim - 2 · differing bits``.
+        float32 (n, dim), of unit length up to the encoding's rounding; for ``binary``, components of ±1, so
+        that dot products are integers: ``dim - 2 · differing bits``.
     """
     if encoding is Encoding.INT8:
         return float_from_int8(vectors)
@@ -106,22 +106,22 @@ def float_from_encoded(vectors: NDArray[Any], encoding: Encoding, *, dim: int) -
 
 
 def bits_from_float(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """One bit a component: 1 where it is above zero, the first component in the highest bit of byte 0.
+    """Pack one bit per component: 1 if above zero, the first component in the highest bit of byte 0.
 
     Args:
         vectors: float32 (n, dim).
 
     Returns:
-        uint8 (n, ceil(dim / 8)); the last byte is filled up with zero bits.
+        uint8 (n, ceil(dim / 8)); the last byte is padded with zero bits.
     """
     return np.packbits(vectors > 0, axis=-1)
 
 
 def cosine_similarity(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Cosine of every query with every vector, whatever their lengths: float32 or int8 alike.
+    """Return the cosine of every query with every vector, of any norm, float32 or int8.
 
     Returns:
-        float32 (queries, vectors), in -1..1; 0 where a vector is all zero.
+        float32 (queries, vectors), in -1..1; 0 if a vector is all zero.
 
     Raises:
         InputError: a component is not finite.
@@ -131,7 +131,7 @@ def cosine_similarity(queries: NDArray[Any], vectors: NDArray[Any]) -> NDArray[n
 
 
 def hamming_distance(queries: NDArray[np.uint8], vectors: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Differing bits of every query and every vector, both packed: int32 (queries, vectors)."""
+    """Count the differing bits of every packed query and vector: int32 (queries, vectors)."""
     distance = np.empty((len(queries), len(vectors)), dtype=np.int32)
     for query, line in zip(queries, distance, strict=True):
         _ONES_OF_BYTE[vectors ^ query].sum(axis=-1, dtype=np.int32, out=line)

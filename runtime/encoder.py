@@ -1,4 +1,4 @@
-"""The encoder: a model's texts and images as vectors of one space."""
+"""Encoder interface: embeds texts and images into one vector space."""
 
 from __future__ import annotations
 
@@ -52,36 +52,36 @@ class Encoder(ABC):
         """Open ``REPOSITORY/NAME`` in process, or ``grpc://HOST:PORT/NAME`` on a server.
 
         Args:
-            model: Path of the model: a repository's folder and the name of a manifest in it. Or the address
+            model: Path of the model, a repository folder and the name of a manifest in it; or the address
                 of a server: ``grpc://``, ``grpcs://``, ``http://`` or ``https://``.
-            engine: ``onnxruntime`` (the default), ``openvino`` or ``tensorrt``. With an address, what the
-                server must run; by default whatever it runs.
+            engine: ``onnxruntime`` (the default), ``openvino`` or ``tensorrt``. With an address, the engine
+                that the server must run; by default any.
             precision: ``fp32`` (the default), ``fp16``, ``bf16``, ``int8`` or ``fp8``, if the model was
-                exported in it and measured on that engine. With an address, what the server must hold; by
-                default whatever it holds.
-            threads: Threads of one run; ``None`` takes every physical core.
-            default_language: Language of the texts that name none.
-            verify: Compare every file with its recorded sha256, and, where a tower is first opened on this
-                machine, its vectors of a few probes with PyTorch's. ``False`` skips both, and logs a warning.
-            provider: ONNX Runtime's execution provider or OpenVINO's device; the CPU by default.
-            max_pixels: Width × height above which an image is refused; Pillow's limit by default.
-            instances: Runs that may go on at once, on ``threads`` threads each, when several threads embed.
-            cache: Folder in which it is remembered which towers gave PyTorch's vectors here; in the user's
-                cache by default. One that cannot be written is no error: towers are checked each time.
-            connection: How to reach a server: TLS, token, concurrency, retries; for addresses only.
+                exported in it and measured on that engine. With an address, the precision that the server
+                must serve; by default any.
+            threads: Threads per run; ``None`` uses every physical core.
+            default_language: Language of texts without one.
+            verify: Check every file against its recorded sha256, and, when a tower is first opened on this
+                machine, its vectors for a few probes against PyTorch's. ``False`` skips both with a warning.
+            provider: ONNX Runtime's execution provider or OpenVINO's device; default: the CPU.
+            max_pixels: Width × height above which an image is rejected; default: Pillow's limit.
+            instances: Concurrent runs, of ``threads`` threads each, when several threads embed.
+            cache: Folder that records which towers passed their check on this machine; default: in the
+                user's cache. If it is not writable, towers are checked every time.
+            connection: Connection options of a server: TLS, token, concurrency, retries; addresses only.
 
-        ``threads``, ``provider``, ``max_pixels``, ``instances`` and ``cache`` are set on the server: with an
-        address they are refused. ``verify`` concerns files and their towers; a server has checked its own
-        before it was ready, and its fingerprint is read at every new connection.
+        ``threads``, ``provider``, ``max_pixels``, ``instances`` and ``cache`` are set on the server and are
+        rejected with an address. ``verify`` applies to local files and towers; a server checks its own before
+        it is ready, and its fingerprint is read at every new connection.
 
         Raises:
-            ManifestError: there is no such model or precision, or a file does not fit its manifest.
-            EngineError: an unknown engine or precision, or not what the server runs. In process a graph is
-                opened at the tower's first use: what the engine refuses is raised there, and so is an
-                OpeningCheckError where the tower's vectors are not PyTorch's on this machine.
-            LanguageError: the default language is unknown, or not spoken by the tower.
-            ServerError: the server cannot be reached, does not serve the model, or another embedding space.
-            InputError: an option that does not go with a path, or with an address.
+            ManifestError: there is no such model or precision, or a file does not match its manifest.
+            EngineError: the engine or precision is unknown, or not the server's. In process, a graph is
+                opened at the tower's first use: errors of the engine are raised then, and an
+                OpeningCheckError if the tower's vectors differ from PyTorch's on this machine.
+            LanguageError: the default language is unknown, or not supported by the tower.
+            ServerError: the server cannot be reached, or serves another model or embedding space.
+            InputError: an option is not allowed with a path, or with an address.
         """
         address = os.fspath(model)
         if "://" in address:
@@ -101,7 +101,7 @@ class Encoder(ABC):
             )
         if connection is not None:
             raise InputError(
-                f"{address} is a path; connection goes with an address such as grpc://HOST/NAME."
+                f"{address} is a path; connection is only for an address such as grpc://HOST/NAME."
             )
         from runtime.local import LocalEncoder
 
@@ -121,12 +121,12 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The model's name."""
+        """Name of the model."""
 
     @property
     @abstractmethod
     def dims(self) -> tuple[int, ...]:
-        """Every width that can be asked for, ascending; the last is ``dim``."""
+        """Available vector widths, ascending; the last is ``dim``."""
 
     @property
     def dim(self) -> int:
@@ -136,12 +136,12 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identity of the embedding space; compare vectors only under equal fingerprints."""
+        """Identity of the embedding space; only vectors with equal fingerprints are comparable."""
 
     @property
     @abstractmethod
     def stats(self) -> Stats:
-        """What was embedded so far."""
+        """Counts of everything embedded so far."""
 
     def embed_texts(
         self,
@@ -155,22 +155,22 @@ class Encoder(ABC):
         """Embed texts; see ``iter_texts`` for a corpus that does not fit in memory.
 
         Args:
-            texts: Text over the context length is cut, and counted in ``stats``.
-            language: FLORES-200 or BCP-47 code, one for all texts or one per text. Required where the
-                tower has language tokens; elsewhere it is checked and makes no difference.
-            dim: One of ``dims``; the full width by default.
+            texts: Texts over the context length are truncated, and counted in ``stats``.
+            language: FLORES-200 or BCP-47 code, one for all texts or one per text. Required if the tower has
+                language tokens; otherwise it is checked but has no effect.
+            dim: One of ``dims``; default: the full width.
             encoding: See ``runtime.embeddings``.
-            max_batch_tokens: Rows × padded length of one run, in tokens; a server has its own budget.
+            max_batch_tokens: Rows × padded length of one batch, in tokens; a server has its own budget.
 
         Returns:
-            float32 (texts, dim), L2-normalised, in input order; int8 (texts, dim) or uint8
+            float32 (texts, dim), L2-normalised, in input order; float16 or int8 (texts, dim) or uint8
             (texts, ceil(dim / 8)) in the other encodings.
 
         Raises:
-            InputError: something that is no text, or a width that the model does not have.
-            LanguageError: a language is missing, unknown, or not spoken by the tower.
+            InputError: an input is not a text, or the model does not have the width.
+            LanguageError: a language is missing, unknown, or not supported by the tower.
             EngineError: the text tower cannot be opened, or failed.
-            UnansweredError: the server went away; it names the texts without an answer.
+            UnansweredError: the server became unavailable; the error lists the unanswered texts.
 
         Source:
             Tokens: ``runtime/preprocessing/text.py``. Pooling and projection: ``export/families/``.
@@ -190,11 +190,11 @@ class Encoder(ABC):
         encoding: Encoding | str = Encoding.FLOAT32,
         max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
     ) -> Iterator[NDArray[Any]]:
-        """Embed texts lazily, in input order; arguments and errors as of ``embed_texts``.
+        """Embed texts lazily, in input order; arguments and errors as in ``embed_texts``.
 
         Yields:
             Arrays of up to 4,096 rows. In process, texts are read, sorted by length and embedded 4,096 at a
-            time; from a server, a request at a time.
+            time; with a server, one request at a time.
         """
 
     def embed_images(
@@ -208,24 +208,23 @@ class Encoder(ABC):
         """Embed images; see ``iter_images`` for a corpus that does not fit in memory.
 
         Args:
-            images: Paths, bytes of image files, PIL images or uint8 (height, width, 3) arrays. Files are of
-                the formats of ``runtime.preprocessing.image_formats.FORMATS``.
-                Paths and bytes are decoded on all threads;
-                PIL images and arrays are copied on the calling one, before the next image is asked for, and
-                a file is read when its batch is.
-            dim: One of ``dims``; the full width by default.
+            images: Paths, bytes of image files, PIL images or uint8 (height, width, 3) arrays. Supported file
+                formats are ``runtime.preprocessing.image_formats.FORMATS``. Paths and bytes are decoded on
+                all threads; files are read with their batch. PIL images and arrays are copied on the calling
+                thread, before the next image is requested.
+            dim: One of ``dims``; default: the full width.
             encoding: See ``runtime.embeddings``.
-            batch_size: Images of one run, or of one request.
+            batch_size: Images per run or request.
 
         Returns:
-            float32 (images, dim), L2-normalised, in input order; int8 (images, dim) or uint8
+            float32 (images, dim), L2-normalised, in input order; float16 or int8 (images, dim) or uint8
             (images, ceil(dim / 8)) in the other encodings.
 
         Raises:
-            ImageError: something that is no decodable image.
-            InputError: a single image instead of several, or a width that the model does not have.
+            ImageError: an input is not a decodable image.
+            InputError: a single image was passed instead of several, or the model does not have the width.
             EngineError: the image tower cannot be opened, or failed.
-            UnansweredError: the server went away; it names the images without an answer.
+            UnansweredError: the server became unavailable; the error lists the unanswered images.
 
         Source:
             Pixels: ``runtime/preprocessing/image.py``. Normalisation and tower: ``export/families/``.
@@ -242,26 +241,26 @@ class Encoder(ABC):
         encoding: Encoding | str = Encoding.FLOAT32,
         batch_size: int = 32,
     ) -> Iterator[NDArray[Any]]:
-        """Embed images lazily, in input order; arguments and errors as of ``embed_images``.
+        """Embed images lazily, in input order; arguments and errors as in ``embed_images``.
 
         Yields:
-            One array a batch; images are read and decoded a batch at a time.
+            One array per batch; images are read and decoded one batch at a time.
         """
 
     @abstractmethod
     def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
-        """Decode an image ahead of ``embed_images``, which then gives the vector of ``source`` for it.
+        """Check that an image can be decoded, before passing the result to ``embed_images``.
 
         Returns:
-            What is cheapest to keep: in process, the image in the tower's size.
+            Cheapest equivalent source, with the same vector: in process, the image at the tower's size.
 
         Raises:
-            ImageError: it is no decodable image.
+            ImageError: the image cannot be decoded.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is held; to embed after this is an error."""
+        """Release all resources; embedding afterwards is an error."""
 
     def __enter__(self: Opened) -> Opened:
         return self
@@ -276,7 +275,7 @@ class Encoder(ABC):
 
 
 def no_vectors(width: int, encoding: Encoding | str) -> NDArray[Any]:
-    """(0, ...) in an encoding; an unknown encoding is an InputError."""
+    """Return an empty array (0, ...) in an encoding; an unknown encoding is an InputError."""
     return encoded_from_float(np.empty((0, width), dtype=np.float32), encoding)
 
 
@@ -291,7 +290,7 @@ def _remote(
 ) -> Encoder:
     given = [name for name, value in local.items() if value is not None]
     if given:
-        raise InputError(f"{address} is an address; {', '.join(given)} is the server's matter: set it there.")
+        raise InputError(f"{', '.join(given)} is set on the server; leave it out with address {address}.")
     from runtime.remote import Connection, RemoteEncoder
 
     return RemoteEncoder.connect(

@@ -1,22 +1,22 @@
-"""Every error that babeltower raises on purpose.
+"""Errors that babeltower raises deliberately.
 
     BabeltowerError
-    ├── ManifestError          the repository's manifest is missing, malformed or does not fit its files
-    ├── CheckpointError        a checkpoint cannot be read, or is of no known family
+    ├── ManifestError          the repository's manifest is missing, malformed or does not match its files
+    ├── CheckpointError        a checkpoint cannot be read, or its family is unknown
     ├── ExportError            a graph or repository could not be written
     │   └── ParityError        the exported model does not agree with PyTorch
-    ├── EngineError            an engine, provider or precision that was asked for is not to be had
-    │   └── OpeningCheckError  an opened tower does not give PyTorch's vectors on this machine
+    ├── EngineError            a requested engine, provider or precision is not available
+    │   └── OpeningCheckError  an opened tower does not reproduce PyTorch's vectors on this machine
     ├── InputError             a text, image or option that cannot be embedded
-    │   ├── LanguageError      a language is missing, unknown, or not spoken by the tower
-    │   └── ImageError         bytes that are no decodable image
-    ├── ServerError            a server cannot be reached, or does not answer as it should
-    │   └── UnansweredError    it went away; names the inputs without an answer, and holds the answers
+    │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
+    │   └── ImageError         an image that cannot be decoded
+    ├── ServerError            a server cannot be reached, or answers incorrectly
+    │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
     ├── DatasetError           an evaluation set's files are missing or malformed
-    └── CorpusError            a run over a corpus cannot start, go on, or be written
+    └── CorpusError            a run over a corpus cannot start, continue, or be written
 
-A message says what failed, what was found against what was expected, and the remedy.
+Each message says what failed, what was found and expected, and the remedy.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ __all__ = [
 
 
 class BabeltowerError(Exception):
-    """Root of every deliberate error; catch it to catch them all."""
+    """Base class of every deliberate error."""
 
 
 class ManifestError(BabeltowerError):
-    """The repository's manifest is missing, malformed or does not fit its files."""
+    """The repository's manifest is missing, malformed or does not match its files."""
 
 
 class CheckpointError(BabeltowerError):
-    """A checkpoint cannot be read, or is of no known family."""
+    """A checkpoint cannot be read, or its family is unknown."""
 
 
 class ExportError(BabeltowerError):
@@ -67,7 +67,7 @@ class ParityError(ExportError):
 
 
 class EngineError(BabeltowerError):
-    """An engine, provider or precision that was asked for is not to be had; no other is chosen silently."""
+    """A requested engine, provider or precision is not available; there is no silent fallback."""
 
 
 class MissingPackageError(EngineError):
@@ -75,13 +75,13 @@ class MissingPackageError(EngineError):
 
 
 class OpeningCheckError(EngineError):
-    """An opened tower does not give PyTorch's vectors on this machine, within what its export measured.
+    """An opened tower does not reproduce PyTorch's vectors on this machine within the exported limits.
 
     Attributes:
-        tower: Name of its Triton model.
-        probe: The worst probe.
-        cosine: Its vector's cosine with PyTorch's; NaN where it has none.
-        required: The least that passes.
+        tower: Name of the tower's Triton model.
+        probe: Worst probe.
+        cosine: Cosine of the worst probe's vector with PyTorch's; NaN if undefined.
+        required: Lowest cosine that passes.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class InputError(BabeltowerError, ValueError):
 
 
 class LanguageError(InputError):
-    """A language is missing, unknown, or not spoken by the tower."""
+    """A language is missing, unknown, or not supported by the tower."""
 
 
 class ImageError(InputError):
-    """Bytes that are no decodable image."""
+    """An image that cannot be decoded."""
 
 
 class DatasetError(BabeltowerError):
@@ -114,24 +114,24 @@ class DatasetError(BabeltowerError):
 
 
 class CorpusError(BabeltowerError):
-    """A run over a corpus cannot start, go on, or be written; what is in its journal stays."""
+    """A run over a corpus cannot start, continue, or be written; finished parts in its journal are kept."""
 
 
 class ServerError(BabeltowerError):
-    """A server cannot be reached, or does not answer as it should."""
+    """A server cannot be reached, or answers incorrectly."""
 
 
 class RolloutError(BabeltowerError):
-    """A version's answers are wrong, or it does not load; what was served before is served."""
+    """A version's answers are wrong, or it does not load; the previous version is still served."""
 
 
 class UnansweredError(ServerError):
-    """The server went away before all inputs were answered; pass those in ``unanswered`` again.
+    """The server became unavailable before all inputs were answered; retry those in ``unanswered``.
 
     Attributes:
-        unanswered: Places, in the caller's input, of the inputs that have no answer, ascending.
-        answered: Places of those that have one, ascending; what ``iter_*`` had yielded before is left out.
-        vectors: Theirs: (answered, dim) in the asked encoding.
+        unanswered: Positions in the caller's input without an answer, ascending.
+        answered: Positions with an answer, ascending, without those that ``iter_*`` has already yielded.
+        vectors: Vectors of ``answered``: (answered, dim) in the requested encoding.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class UnansweredError(ServerError):
         self.answered = tuple(answered)
         self.vectors = vectors
         super().__init__(
-            f"{reason} {len(self.unanswered)} inputs have no answer: {_ranges(self.unanswered)}; "
-            f"{len(self.answered)} have one. Pass those of .unanswered again when the server is back."
+            f"{reason} {len(self.unanswered)} inputs are unanswered: {_ranges(self.unanswered)}; "
+            f"{len(self.answered)} are answered. Retry those in .unanswered when the server is back."
         )
 
 
 def _ranges(places: Sequence[int]) -> str:
-    """``0-3, 7``; the first few."""
+    """Format positions as ranges, such as ``0-3, 7``; at most eight are listed."""
     ranges: list[list[int]] = []
     for place in places:
         if ranges and place == ranges[-1][1] + 1:
@@ -163,15 +163,15 @@ _KINDS = {kind.__name__: kind for kind in (InputError, LanguageError, ImageError
 
 
 def message_from_error(error: InputError) -> str:
-    """The class's name in front; of a class that the client does not know, that of its nearest base."""
+    """Format an error with its class name, or its nearest base class known to the client, in front."""
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
     return f"{name}: {error}"
 
 
 def error_from_message(message: str, *, place: str) -> InputError:
-    """The error that the same input raises in process, with its place in front.
+    """Recreate the error that the same input raises in process, with its position in front.
 
-    A message without a class is the server's own, of a request that it could not read: an ``InputError``.
+    A message without a class comes from the server itself, for an invalid request, and is an ``InputError``.
     """
     name, _, rest = message.partition(": ")
     kind = _KINDS.get(name)

@@ -1,8 +1,8 @@
-"""Fingerprints of embedding spaces: the kind of one, and sentences for refusals to compare two.
+"""Fingerprints of embedding spaces: their kinds, and remarks for errors about incomparable ones.
 
-A fingerprint begins with its kind. ``bt2-`` covers what a model computes; ``bt1-``, the former kind, covered
-its weights, tokenizer and preprocessing alone, so that equal ones do not prove that vectors may be compared
-with those of a later export. Models and vectors of the former kind go on working with each other.
+A fingerprint starts with its kind. ``bt2-`` covers what a model computes. The former ``bt1-`` covers only
+weights, tokenizer and preprocessing, so equal ones do not prove that vectors are comparable with those of a
+later export. Models and vectors of the former kind still work with each other.
 """
 
 from __future__ import annotations
@@ -10,44 +10,45 @@ from __future__ import annotations
 __all__ = ["KIND", "is_former", "remark_on_kind", "remark_on_models", "remark_on_vectors"]
 
 KIND = "bt2"
-"""The kind that exports write."""
+"""Kind that exports write."""
 
 _LACKING = "of the former kind (bt1), which does not cover what a model computes"
 
 
 def is_former(fingerprint: str) -> bool:
-    """Tell whether a fingerprint was written before behaviour was covered."""
+    """Check whether a fingerprint is of the former kind, ``bt1``."""
     return fingerprint.startswith("bt1-")
 
 
 def remark_on_kind(fingerprint: str) -> str:
-    """Remark for descriptions, after the fingerprint of a former kind; empty for one of today's."""
-    return f" ({_LACKING}: make it again from a new export)" if is_former(fingerprint) else ""
+    """Return a remark to show after a fingerprint of the former kind; empty for the current kind."""
+    return f" ({_LACKING}: recreate it from a new export)" if is_former(fingerprint) else ""
 
 
 def remark_on_vectors(vectors: str, model: str) -> str:
-    """Sentence for a refusal of stored vectors under a model; empty unless one of them is of the former kind.
+    """Return a remark for an error on vectors and a model; empty unless exactly one is of the former kind.
 
     Args:
         vectors: Fingerprint of the stored vectors.
-        model: Fingerprint of the model that they are asked with.
+        model: Fingerprint of the model that queries them.
     """
     if is_former(vectors) and not is_former(model):
         return (
-            f" The fingerprint of the vectors is {_LACKING}: whether they are of the model's space cannot be "
-            "told. Embed them again with this model, or ask them with the export that embedded them."
+            f" The fingerprint of the vectors is {_LACKING}, so it is unknown whether they are in the "
+            "model's space. Embed them again with this model, or query them with the export that embedded "
+            "them."
         )
     if is_former(model) and not is_former(vectors):
         return (
-            f" The fingerprint of the model is {_LACKING}. Export its checkpoint again; where the new "
-            "fingerprint is that of the vectors, they can stay as they are."
+            f" The fingerprint of the model is {_LACKING}. Export its checkpoint again; if the new "
+            "fingerprint equals that of the vectors, they can be kept."
         )
     return ""
 
 
 def remark_on_models(one: str, other: str) -> str:
-    """Sentence for a refusal of two models; empty unless exactly one of them is of the former kind."""
+    """Return a remark for an error on two models; empty unless exactly one is of the former kind."""
     if is_former(one) == is_former(other):
         return ""
     former = one if is_former(one) else other
-    return f" {former!r} is {_LACKING}: export that model's checkpoint again, then the two can be compared."
+    return f" {former!r} is {_LACKING}: export that model's checkpoint again to compare the two."

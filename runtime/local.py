@@ -1,4 +1,4 @@
-"""The encoder in process: tokenizer, preprocessing and both graphs."""
+"""In-process encoder: tokenizer, preprocessing and both towers' graphs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["LocalEncoder"]
 
 _WINDOW_TEXTS = 4_096
-"""Texts that are sorted by length together; memory is bounded by this, not by the corpus."""
+"""Texts sorted by length together; this bounds the memory, whatever the size of the corpus."""
 
 
 class LocalEncoder(Encoder):
-    """A model opened in process.
+    """Encoder of a model opened in process.
 
-    A tower's graph is opened, and checked, at its first use, so that who embeds only texts never loads the
-    image tower. ``opening`` is the check; without one, nothing is held to PyTorch's vectors.
+    A tower's graph is opened and checked at its first use, so that embedding only texts never loads the image
+    tower. ``opening`` is the check; without one, vectors are not compared with PyTorch's.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class LocalEncoder(Encoder):
         instances: int = 1,
         cache: str | os.PathLike[str] | None = None,
     ) -> LocalEncoder:
-        """Open ``REPOSITORY/NAME``; arguments and errors as of ``Encoder.open``.
+        """Open ``REPOSITORY/NAME``; arguments and errors as in ``Encoder.open``.
 
         Args:
-            verify: ``Checks`` for callers that have compared the files, or measure what has no figures yet;
-                these say nothing, where ``False`` warns.
+            verify: ``Checks`` for callers that have verified the files, or measure models without figures;
+                unlike ``False``, it logs no warning.
         """
         chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
         runs_on = choice_from_value(Engine, Engine.ONNXRUNTIME if engine is None else engine, "Engine")
@@ -106,31 +106,31 @@ class LocalEncoder(Encoder):
         )
 
     def verify_tokenizer(self) -> None:
-        """Compare the tokenizer's file alone with its checksum.
+        """Verify the checksum of the tokenizer file only.
 
         Raises:
-            ManifestError: it was changed, or has no checksum.
+            ManifestError: the file was changed, or has no checksum.
         """
         self.manifest.verify_tokenizer(self._graphs.repository, self._variant)
 
     @property
     def name(self) -> str:
-        """The manifest's name."""
+        """Name of the model in the manifest."""
         return self.manifest.name
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The full width and the MRL heads'."""
+        """Full width and the widths of the MRL heads, ascending."""
         return tuple(sorted({*self.manifest.mrl_dims, self.manifest.dim}))
 
     @property
     def fingerprint(self) -> str:
-        """The manifest's."""
+        """Fingerprint in the manifest."""
         return self.manifest.fingerprint
 
     @property
     def stats(self) -> Stats:
-        """Texts, tokens, padding and images so far."""
+        """Counts of texts, tokens, padding and images so far."""
         return self._stats
 
     def iter_texts(
@@ -184,16 +184,16 @@ class LocalEncoder(Encoder):
         return parts()
 
     def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
-        """First stage of texts: token ids, in input order; needs no graph.
+        """Tokenize texts, the first stage of embedding: token ids in input order; needs no graph.
 
         Raises:
             InputError: a text holds a lone surrogate.
-            LanguageError: a language is missing, unknown, or not spoken by the tower.
+            LanguageError: a language is missing, unknown, or not supported by the tower.
         """
         return self._tokenizer.rows_from_texts(texts)
 
     def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
-        """Second stage of texts: one run of the text tower, on the calling thread.
+        """Run the text tower on a token batch, on the calling thread; the second stage of embedding texts.
 
         Returns:
             float32 (rows, dim), L2-normalised, in the batch's order.
@@ -208,7 +208,7 @@ class LocalEncoder(Encoder):
     def vectors_from_pixels(
         self, pixels: NDArray[np.uint8], *, dim: int | None = None
     ) -> NDArray[np.float32]:
-        """Second stage of images, after ``runtime.preprocessing.image``: one run of the image tower.
+        """Run the image tower on pixels; the second stage, after ``runtime.preprocessing.image``.
 
         Args:
             pixels: uint8 (images, 3, height, width).
@@ -224,16 +224,16 @@ class LocalEncoder(Encoder):
         return self._image_tower().vectors_from_pixels(pixels, output=output, dim=width)
 
     def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
-        """See ``Encoder.checked_image``; preprocessing then leaves the image as it is."""
+        """See ``Encoder.checked_image``; preprocessing leaves the returned image unchanged."""
         image = decode(source, name=name, max_pixels=self._max_pixels)
         return pixels_from_image(image, self.manifest.image).transpose(1, 2, 0)
 
     def open_tower(self, modality: Modality) -> None:
-        """Open and check a tower now rather than at its first use.
+        """Open and check a tower now instead of at its first use.
 
         Raises:
             EngineError: see ``Encoder.open``.
-            OpeningCheckError: its vectors are not PyTorch's on this machine.
+            OpeningCheckError: its vectors differ from PyTorch's on this machine.
         """
         if modality is Modality.TEXT:
             self._text_tower()
@@ -241,7 +241,7 @@ class LocalEncoder(Encoder):
             self._image_tower()
 
     def close(self) -> None:
-        """Release both graphs; what is embedded after this is an EngineError."""
+        """Release both graphs; embedding afterwards raises an EngineError."""
         with self._lock:
             self._closed = True
             for tower in (self._text, self._image):
@@ -268,7 +268,7 @@ class LocalEncoder(Encoder):
             return self._image
 
     def _opened(self, modality: Modality) -> Backend:
-        """A tower's graph, which has proved itself."""
+        """Open a tower's graph and run its opening check."""
         backend = self._graphs.open(self._variant.tower(modality))
         if self._opening is not None:
             try:
@@ -289,30 +289,30 @@ class LocalEncoder(Encoder):
             self._stats += stats
 
     def _output(self, modality: Modality, dim: int | None) -> tuple[str, int]:
-        """Name and width of the output that gives vectors of a width."""
+        """Return the name and width of the output for a requested width."""
         outputs = self._variant.tower(modality).outputs
         width = self.dim if dim is None else dim
         if width not in self.dims or str(width) not in outputs:
             raise InputError(
                 f"{self.manifest.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower "
-                "ones are heads of their own: a cut vector is none of them."
+                "widths have their own MRL heads: truncated vectors are not valid."
             )
         return outputs[str(width)], width
 
 
 _unverified: set[str] = set()
-"""Models of which it was said that they were opened without checks."""
+"""Models for which the warning about missing checks was already logged."""
 
 
 def _checks(verify: bool | Checks, model: str) -> Checks:
-    """The checks that are meant; that a caller wants none is said once for each model."""
+    """Convert ``verify`` to checks; ``False`` logs a warning once per model."""
     if isinstance(verify, Checks):
         return verify
     if not verify and model not in _unverified:
         _unverified.add(model)
         LOGGER.warning(
             "%s is opened with verify=False: its files are not compared with their checksums, nor its "
-            "vectors with PyTorch's on this machine.",
+            "vectors on this machine with PyTorch's.",
             model,
         )
     return Checks.ALL if verify else Checks.NONE

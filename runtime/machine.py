@@ -1,4 +1,4 @@
-"""The machine: processor, cores and the instruction sets that decide how matrix products are computed."""
+"""Processor, cores and the instruction sets that determine how matrix products are computed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INSTRUCTION_SETS = (
     "bf16",
     "sve",
 )
-"""Names as Linux lists them in ``/proc/cpuinfo``; engines choose their kernels by these."""
+"""Names as in Linux's ``/proc/cpuinfo``; engines choose their kernels by these."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
@@ -45,7 +45,7 @@ _DARWIN = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", 
 
 
 def n_cores() -> int:
-    """Number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -64,23 +64,23 @@ def available_memory_bytes() -> int | None:
 
 
 def is_x86() -> bool:
-    """Tell an x86-64 machine from others."""
+    """Check whether this machine is x86-64."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 @lru_cache(maxsize=1)
 def cpu_model() -> str:
-    """Model name of the processor, or the architecture where the system does not tell."""
+    """Return the processor's model name, or the architecture if it is unknown."""
     return _cpuinfo_field(("model name",)) or platform.processor() or platform.machine()
 
 
 @lru_cache(maxsize=1)
 def instruction_sets() -> tuple[str, ...]:
-    """Members of ``INSTRUCTION_SETS`` that this processor has, in their order; empty where none are told.
+    """Return the members of ``INSTRUCTION_SETS`` that this processor has, in order; empty if unknown.
 
     Source:
-        ``/proc/cpuinfo`` on Linux, ``sysctl`` on macOS. Other systems are not asked: what a model may do
-        there is decided by its opening check.
+        ``/proc/cpuinfo`` on Linux, ``sysctl`` on macOS. Other systems are not queried: there, the opening
+        check alone decides whether a model runs correctly.
     """
     is_macos = platform.system() == "Darwin"
     found = _darwin() if is_macos else _cpuinfo_field(("flags", "Features")).split()
@@ -88,29 +88,29 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def has_vnni() -> bool | None:
-    """Tell whether u8 × s8 products are summed in 32 bits on this x86 processor.
+    """Check whether this x86 processor sums u8 × s8 products in 32 bits.
 
     Without VNNI, engines use an instruction whose sums saturate at 16 bits.
 
     Returns:
-        ``None`` where the instruction sets are unknown.
+        ``None`` if the instruction sets are unknown.
     """
     found = instruction_sets()
     return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(found) if found else None
 
 
 def machine_in_words() -> str:
-    """Processor and its instruction sets, for messages: ``AMD EPYC (avx2, fma)``."""
+    """Describe the processor and its instruction sets for messages: ``AMD EPYC (avx2, fma)``."""
     return f"{cpu_model()} ({', '.join(instruction_sets()) or 'instruction sets unknown'})"
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor and instruction sets as plain values, for records of where something was measured."""
+    """Return the processor and instruction sets as plain values, for records of measurements."""
     return {"cpu": cpu_model(), "instruction_sets": list(instruction_sets())}
 
 
 def _cpuinfo_field(names: tuple[str, ...]) -> str:
-    """First value of a field of ``/proc/cpuinfo``; empty where there is none."""
+    """Return the first value of a field of ``/proc/cpuinfo``; empty if there is none."""
     if not _CPUINFO.is_file():
         return ""
     for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,6 +1,6 @@
-"""The manifest: what one exported model is, and which files hold it.
+"""Manifest of an exported model: its properties and its files.
 
-A Triton model repository takes every *folder* for a model, so the manifest is a *file* beside them::
+Triton treats every *folder* of a model repository as a model, so the manifest is a *file* beside them::
 
     REPOSITORY/
         NAME.babeltower.json               the manifest of NAME, written last
@@ -10,8 +10,8 @@ A Triton model repository takes every *folder* for a model, so the manifest is a
         …
 
 ``REPOSITORY/NAME`` names the model everywhere: on the command line, in ``Encoder.open``, in errors.
-A variant is a precision, followed by an engine where its graphs are made for that engine alone; it is part
-of its towers' folder names. The embedding space (and so the fingerprint) is the same for all variants.
+A variant is named by its precision, followed by an engine if its graphs are for that engine only; the name is
+part of its towers' folder names. All variants share the embedding space, and so the fingerprint.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TOKENIZER_FILE = "tokenizer.json"
 """Name of the tokenizer's file, beside a text tower and in a text front end's version folder."""
 
 FORMAT = "babeltower/2"
-"""Version of the manifest's layout; a reader refuses any other."""
+"""Version of the manifest's layout; readers reject any other."""
 
 _SUFFIX = ".babeltower.json"
 Choice = TypeVar("Choice", bound=Enum)
@@ -84,7 +84,7 @@ class Precision(str, Enum):
 
 
 class Engine(str, Enum):
-    """What executes a graph."""
+    """Library that executes a graph."""
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
@@ -96,7 +96,7 @@ GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
 
 
 class Modality(str, Enum):
-    """Which tower."""
+    """Modality of a tower."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -104,7 +104,7 @@ class Modality(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of the repository; ``path`` is relative to it, with forward slashes."""
+    """One file of the repository; ``path`` is relative to the repository, with forward slashes."""
 
     path: str
     sha256: str
@@ -113,10 +113,10 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TextPreprocessing:
-    """How a text becomes token ids: ``prefix or [language] + tokens + suffix``, cut to ``context_length``.
+    """Text preprocessing to token ids: ``prefix or [language] + tokens + suffix``, up to ``context_length``.
 
-    ``language_ids`` maps FLORES-200 codes to token ids where the tower has a language token (which then
-    stands at position 0 and is required); it is empty where the tower takes none.
+    ``language_ids`` maps FLORES-200 codes to token ids if the tower has language tokens (required, at
+    position 0); otherwise it is empty.
     ``clean`` names the text cleaning of the reference tokenizer: ``"whitespace"`` is open_clip's (ftfy,
     HTML unescape, collapsed whitespace), ``"none"`` is transformers'.
     """
@@ -133,24 +133,24 @@ class TextPreprocessing:
             raise ManifestError(f"Text cleaning {self.clean!r} is unknown; expected 'whitespace' or 'none'.")
         if self.language_ids and self.prefix_ids:
             raise ManifestError(
-                "A tower with language tokens puts the language first and takes no other prefix."
+                "A tower with language tokens puts the language first and has no other prefix."
             )
 
     @property
     def needs_language(self) -> bool:
-        """Whether every text must name its language."""
+        """True if every text needs a language."""
         return bool(self.language_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePreprocessing:
-    """How a decoded image becomes uint8 pixels (3, height, width); the graph itself normalises them.
+    """Image preprocessing to uint8 pixels (3, height, width); the graph itself normalises them.
 
     ``resize`` is ``"shortest"`` (shortest side to size, then centre crop) or ``"squash"`` (both sides).
     ``order`` is ``"resize-convert"`` (open_clip: resize in the file's own mode, then to RGB) or
     ``"convert-resize"`` (transformers). ``crop_rounding`` is ``"round"`` (torchvision's half to even) or
-    ``"floor"`` (transformers') for the crop's offset. ``mean`` and ``std`` stand for the record: they are
-    folded into the graph.
+    ``"floor"`` (transformers') for the crop's offset. ``mean`` and ``std`` are informational: they are folded
+    into the graph.
     """
 
     height: int
@@ -171,10 +171,9 @@ class ImagePreprocessing:
 
 @dataclass(frozen=True, slots=True)
 class TowerFiles:
-    """One tower of a variant: its Triton model, its graph and the tensors that go in and out.
+    """One tower of a variant: its Triton model, graph, inputs and outputs.
 
-    ``outputs`` maps an embedding width to the name of its output: the full width always, and one entry
-    per MRL head.
+    ``outputs`` maps an embedding width to its output's name: the full width, and one entry per MRL head.
     """
 
     model: str
@@ -190,12 +189,12 @@ class TowerFiles:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Both towers in one precision, with the evidence that they agree with PyTorch.
+    """Both towers in one precision, with their measured agreement with PyTorch.
 
     ``engines`` are those that parity was measured on, and the only ones that open the variant. ``recipe``
-    says how the graphs were made from the FP32 ones, ``calibration`` what their scales were measured on;
-    both are empty where nothing was to be said. ``measured_on`` is the machine that parity was measured on:
-    ``cpu`` and its ``instruction_sets``; empty in manifests written before they were recorded.
+    describes how the graphs were made from the FP32 ones, and ``calibration`` the data behind their scales;
+    both are empty if not applicable. ``measured_on`` is the machine of the parity measurement: ``cpu`` and
+    its ``instruction_sets``; empty in older manifests.
     """
 
     precision: Precision
@@ -212,16 +211,16 @@ class Variant:
 
     def __post_init__(self) -> None:
         if not self.engines:
-            raise ManifestError("A variant that no engine was measured on cannot be opened by any.")
+            raise ManifestError("The variant has no measured engine, so no engine may open it.")
 
     def tower(self, modality: Modality) -> TowerFiles:
-        """The tower of a modality."""
+        """Return the tower of a modality."""
         return self.text if modality is Modality.TEXT else self.image
 
 
 @dataclass(frozen=True, slots=True)
 class FrontEnds:
-    """The Triton models that take texts and image files, in front of one variant's towers."""
+    """Triton models that accept texts and image files, in front of one variant's towers."""
 
     variant: str
     text: str
@@ -231,9 +230,9 @@ class FrontEnds:
 
 @dataclass(frozen=True, slots=True)
 class KeptVersion:
-    """A version that was served before and whose files are kept; ``babeltower rollout`` switches back to it.
+    """Previously served version whose files are kept; ``babeltower rollout`` can switch back to it.
 
-    ``version`` is that of the front ends, ``key`` what the manifest called the variant.
+    ``version`` is that of the front ends, ``key`` the variant's key in the manifest.
     """
 
     version: int
@@ -243,11 +242,11 @@ class KeptVersion:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known of REPOSITORY/NAME.
+    """Complete description of REPOSITORY/NAME.
 
-    ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing and what the towers make
-    of them, see ``runtime/fingerprints.py``): vectors may be compared exactly when theirs are equal.
-    ``languages`` are FLORES-200 codes. ``front_ends`` is empty, or has one entry; ``kept`` are versions that
+    ``fingerprint`` identifies the embedding space (weights, tokenizer, preprocessing and the towers' computed
+    vectors, see ``runtime/fingerprints.py``): vectors are comparable only if their fingerprints are equal.
+    ``languages`` are FLORES-200 codes. ``front_ends`` is empty or has one entry; ``kept`` are versions that
     they served before. ``probes`` is the record of NAME.probes.npz, or empty in older manifests.
     """
 
@@ -282,41 +281,42 @@ class Manifest:
                 if other != key:
                     raise ManifestError(
                         f"{self.name!r}: both {other!r} and {key!r} are {variant.precision.value} for "
-                        f"{engine}; an engine opens one of a precision. Export the checkpoint again."
+                        f"{engine}; expected one variant per engine and precision. Export the checkpoint "
+                        "again."
                     )
 
     def variant(self, precision: Precision, engine: str | None = None) -> Variant:
-        """The variant of a precision that an engine may open.
+        """Return the variant of a precision that an engine may open.
 
         Args:
-            engine: May be left out where the precision has one variant only.
+            engine: Optional if the precision has only one variant.
 
         Raises:
-            ManifestError: the model was not exported so, or several variants are meant.
+            ManifestError: the model has no such variant, or several variants match.
         """
         return self.variants[self.variant_key(precision, engine)]
 
     def variant_key(self, precision: Precision, engine: str | None = None) -> str:
-        """The key in ``variants`` of what ``variant`` gives; errors as there."""
+        """Return the key in ``variants`` of the result of ``variant``; errors as there."""
         of_precision = {key: v for key, v in self.variants.items() if v.precision is precision}
         found = [key for key, v in of_precision.items() if engine is None or engine in v.engines]
         if len(found) == 1:
             return found[0]
         if found:
-            raise ManifestError(f"{self.name!r} holds {found} in {precision.value}: name the engine too.")
+            raise ManifestError(f"{self.name!r} has {found} in {precision.value}: pass the engine too.")
         if not of_precision:
             raise ManifestError(
-                f"{self.name!r} holds no {precision.value} variant; it holds {sorted(self.variants)}. "
+                f"{self.name!r} has no {precision.value} variant; it has {sorted(self.variants)}. "
                 f"Export it with --precision {precision.value}."
             )
         engines = {key: list(variant.engines) for key, variant in of_precision.items()}
         raise ManifestError(
-            f"{self.name!r} in {precision.value} was not measured on {engine}; it holds {engines}. Open it "
+            f"{self.name!r} in {precision.value} was not measured on {engine}; it has {engines}. Open it "
             f"with one of these engines, or export it with --precision {precision.value} --engine {engine}."
         )
 
     def to_json(self) -> str:
-        """Indented JSON, stable under re-reading."""
+        """Return indented JSON that reads back to an equal manifest."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -324,13 +324,14 @@ class Manifest:
         """Read and validate a manifest.
 
         Raises:
-            ManifestError: not JSON, a missing or unknown field, a wrong type, or another format.
+            ManifestError: the text is not JSON, has a missing or unknown field, a wrong type, or another
+                format.
         """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ManifestError(
-                f"{origin} is not valid JSON ({error}). It may be cut short; export the checkpoint again."
+                f"{origin} is not valid JSON ({error}). It may be truncated; export the checkpoint again."
             ) from error
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise ManifestError(
@@ -345,7 +346,7 @@ class Manifest:
         """Read the manifest of ``REPOSITORY/NAME``.
 
         Raises:
-            ManifestError: there is none, or it is malformed.
+            ManifestError: it is missing or malformed.
         """
         path = manifest_path(model)
         try:
@@ -357,16 +358,16 @@ class Manifest:
         manifest = cls.from_json(text, origin=str(path))
         if manifest.name != Path(model).name:
             raise ManifestError(
-                f"{path} describes {manifest.name!r}. A manifest keeps the name it was exported under; "
+                f"{path} describes {manifest.name!r}. A manifest cannot be renamed; "
                 f"export again with --name {Path(model).name}."
             )
         return manifest
 
     def verify(self, repository: str | os.PathLike[str], variant: Variant) -> None:
-        """Compare every file of a variant with its recorded size and sha256: graphs, weights, tokenizer.
+        """Verify the size and sha256 of every file of a variant: graphs, weights, tokenizer.
 
         Raises:
-            ManifestError: a file is missing, cut short or changed, or one that is opened has no record.
+            ManifestError: a file is missing, truncated or changed, or a required file has no record.
         """
         records = (*variant.text.files, *variant.image.files)
         opened = [f"{t.model}/{t.version}/{t.graph}" for t in (variant.text, variant.image)]
@@ -376,7 +377,7 @@ class Manifest:
             verify_file(Path(repository), record)
 
     def verify_tokenizer(self, repository: str | os.PathLike[str], variant: Variant) -> None:
-        """Compare the tokenizer alone with its record; errors as of ``verify``."""
+        """Verify the tokenizer file only; errors as in ``verify``."""
         records = [record for record in variant.text.files if record.path == variant.tokenizer]
         if not records:
             raise ManifestError(self._without_checksum(variant.tokenizer))
@@ -384,22 +385,22 @@ class Manifest:
 
     def _without_checksum(self, path: str) -> str:
         return (
-            f"The manifest of {self.name!r} has no checksum of {path}, so that file cannot be trusted. Copy "
+            f"The manifest of {self.name!r} has no checksum of {path}, so the file cannot be trusted. Copy "
             "the repository again, or export the checkpoint again."
         )
 
     def verify_front_ends(self, repository: str | os.PathLike[str]) -> None:
-        """Compare every file of the front ends with its record; errors as of ``verify``."""
+        """Verify every file of the front ends; errors as in ``verify``."""
         for front_ends in self.front_ends:
             for record in front_ends.files:
                 verify_file(Path(repository), record)
 
 
 def choice_from_value(kind: type[Choice], value: Choice | str, name: str) -> Choice:
-    """A member, or the member of a value.
+    """Convert a string to an enum member; a member is returned as is.
 
     Raises:
-        EngineError: there is no such; ``name`` says of what.
+        EngineError: the value is unknown; ``name`` names the option in the message.
     """
     try:
         return kind(value)
@@ -410,19 +411,19 @@ def choice_from_value(kind: type[Choice], value: Choice | str, name: str) -> Cho
 
 
 def require_name(name: str) -> None:
-    """Let a model's name pass or not: it becomes part of folder names and of Triton model names.
+    """Check that a model's name is valid in folder names and Triton model names.
 
     Raises:
-        ManifestError: it has a character that those cannot have.
+        ManifestError: the name has a character that they cannot have.
     """
     if not _NAME.fullmatch(name):
         raise ManifestError(
-            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', a letter or digit first."
+            f"Invalid model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first."
         )
 
 
 def manifest_path(model: str | os.PathLike[str]) -> Path:
-    """``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``."""
+    """Return a model's manifest path: ``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``."""
     path = Path(model)
     return path.with_name(f"{path.name}{_SUFFIX}")
 
@@ -438,20 +439,20 @@ def front_end_name(name: str, modality: Modality) -> str:
 
 
 def variant_name(precision: Precision, engine: str | None = None) -> str:
-    """A variant's key: ``fp32``, or ``int8_openvino`` where the graphs are made for one engine alone."""
+    """Return a variant's key: ``fp32``, or ``int8_openvino`` if the graphs are for one engine only."""
     return precision.value if engine is None else f"{precision.value}_{engine}"
 
 
 def tower_folder_name(name: str, modality: Modality, variant: str) -> str:
-    """The Triton model of a tower: ``NAME_{text,image}_tower_{variant}``."""
+    """Return the name of a tower's Triton model: ``NAME_{text,image}_tower_{variant}``."""
     return f"{name}_{modality.value}_tower_{variant}"
 
 
 def triple(values: Iterable[float]) -> tuple[float, float, float]:
-    """Three floats, one per colour channel.
+    """Convert to three floats, one per colour channel.
 
     Raises:
-        ManifestError: not three of them.
+        ManifestError: there are not three values.
     """
     found = [float(value) for value in values]
     if len(found) != 3:
@@ -460,22 +461,22 @@ def triple(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def record_of_file(repository: Path, path: Path) -> FileRecord:
-    """Measure one file of a repository."""
+    """Return the record of one file of a repository."""
     return FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
 
 
 def verify_file(repository: Path, record: FileRecord) -> None:
-    """Compare one file of a repository with its record; errors as of ``Manifest.verify``."""
+    """Verify one file of a repository against its record; errors as in ``Manifest.verify``."""
     path = repository / record.path
     if not path.resolve().is_relative_to(repository.resolve()):
-        raise ManifestError(f"The manifest lists {record.path!r}, which lies outside {repository}.")
+        raise ManifestError(f"The manifest lists {record.path!r}, which is outside {repository}.")
     if not path.is_file():
-        raise ManifestError(f"{path} is missing, though the manifest lists it. Export the checkpoint again.")
+        raise ManifestError(f"{path} is missing, but the manifest lists it. Export the checkpoint again.")
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:
         raise ManifestError(
             f"{path} has {size_bytes} bytes; the manifest says {record.size_bytes}. "
-            "The file is cut short or was replaced: copy the repository again, or export again."
+            "The file is truncated or was replaced: copy the repository again, or export again."
         )
     found = sha256_of_file(path)
     if found != record.sha256:
@@ -493,11 +494,11 @@ def _missing(path: Path) -> str:
     inside = names_in_repository(path.parent / name)
     if inside:
         return (
-            f"{path.parent / name} is a repository, not a model; it holds {inside}. "
+            f"{path.parent / name} is a repository, not a model; it has {inside}. "
             f"Pass {path.parent / name / inside[0]}."
         )
     return (
-        f"{path.parent} holds no model named {name!r} (no {path.name}); it holds {found}. "
+        f"{path.parent} has no model named {name!r} (no {path.name}); it has {found}. "
         "Pass REPOSITORY/NAME, or export the checkpoint first."
     )
 

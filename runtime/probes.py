@@ -1,7 +1,7 @@
-"""The probe set of a model: texts in every language and images, with the vectors that PyTorch made of them.
+"""Probe set of a model: texts in every language and images, with PyTorch's vectors.
 
-``NAME.probes.npz`` lies beside the manifest; a server can be asked the same questions at any time. A few of
-the probes are asked of every tower that is opened: ``opening_texts`` and ``opening_images`` choose them.
+``NAME.probes.npz`` lies beside the manifest, and a server can be checked against it at any time. Every opened
+tower is checked with a few of the probes, chosen by ``opening_texts`` and ``opening_images``.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = ["Probes", "opening_images", "opening_texts", "probes_path", "token_ru
 
 _N_SHORT_TEXTS, _N_IMAGES = 3, 3
 _LONGEST, _SHORT = 96, 24
-"""Tokens of the long opening text and of the others, at most: the check is a part of opening a model."""
+"""Maximum tokens of the long opening text and of the others, to keep the opening of a model fast."""
 
 
 def probes_path(model: str | os.PathLike[str]) -> Path:
-    """``REPOSITORY/NAME`` → ``REPOSITORY/NAME.probes.npz``."""
+    """Return a model's probe file: ``REPOSITORY/NAME`` → ``REPOSITORY/NAME.probes.npz``."""
     path = Path(model)
     return path.with_name(f"{path.name}.probes.npz")
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What is asked, and what the family's own library answers.
+    """Probe inputs and the vectors computed by the family's own library.
 
     Attributes:
-        fingerprint: The embedding space.
-        texts: May be blank, or longer than the context.
-        languages: FLORES-200, one a text.
+        fingerprint: Fingerprint of the embedding space.
+        texts: Texts; may be blank, or longer than the context.
+        languages: FLORES-200 codes, one per text.
         images: Image files.
         text_vectors: float32 (texts, dim), L2-normalised.
         image_vectors: float32 (images, dim), L2-normalised.
@@ -62,7 +62,7 @@ class Probes:
                 np.savez_compressed(
                     file,
                     fingerprint=np.asarray(self.fingerprint),
-                    # NumPy cuts trailing zero characters off strings; bytes with lengths keep any text
+                    # NumPy strips trailing NUL characters from strings; bytes with lengths keep any text
                     **_packed("texts", [text.encode() for text in self.texts]),
                     languages=np.asarray(self.languages, dtype=np.str_),
                     **_packed("images", self.images),
@@ -77,10 +77,10 @@ class Probes:
         """Read the probes of ``REPOSITORY/NAME``.
 
         Args:
-            record: The manifest's, if it has one: the file must fit it.
+            record: Record in the manifest, if any, to verify the file against.
 
         Raises:
-            ManifestError: there are none, they are damaged, or they are not those of the manifest.
+            ManifestError: the file is missing, damaged, or not the one in the manifest.
         """
         path = probes_path(model)
         if record is not None:
@@ -97,14 +97,17 @@ class Probes:
                 )
         except FileNotFoundError:
             raise ManifestError(
-                f"{path} is missing: the model has no probe set, and a rollout would not know right from "
-                "wrong. Export the checkpoint again."
+                f"{path} is missing: without the model's probe set, its answers cannot be checked. Export "
+                "the checkpoint again."
             ) from None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
         n_rows = (len(probes.languages), len(probes.text_vectors), len(probes.image_vectors))
         if n_rows != (len(probes.texts), len(probes.texts), len(probes.images)):
-            raise ManifestError(f"{path} holds {n_rows} vectors for other numbers of probes. Export again.")
+            raise ManifestError(
+                f"{path} is inconsistent: it has {n_rows} languages, text vectors and image vectors for "
+                f"{len(probes.texts)} texts and {len(probes.images)} images. Export again."
+            )
         return probes
 
 
@@ -123,14 +126,14 @@ def _unpacked(name: str, arrays: np.lib.npyio.NpzFile) -> tuple[bytes, ...]:
 def opening_texts(
     texts: Sequence[str], languages: Sequence[str], lengths: Sequence[int], vectors: NDArray[np.float32]
 ) -> list[int]:
-    """Rows that every opened text tower is asked: three short texts and, as the last, a long one.
+    """Choose the probe rows for opening a text tower: three short texts, then a long one.
 
-    The short ones are of three lengths and, where possible, of languages of their own; of those that qualify,
-    each is the text whose vector is least like the ones that were taken before.
+    The short texts have three different lengths and, if possible, different languages; among the candidates,
+    each is the text whose vector is least similar to those already chosen.
 
     Args:
-        lengths: In tokens.
-        vectors: PyTorch's, (texts, dim).
+        lengths: Text lengths in tokens.
+        vectors: PyTorch's vectors, (texts, dim).
     """
     visible = [row for row, text in enumerate(texts) if text.strip()]
     within = [row for row in visible if lengths[row] <= _LONGEST] or visible or list(range(len(texts)))
@@ -152,7 +155,7 @@ def opening_texts(
 
 
 def opening_images(vectors: NDArray[np.float32]) -> list[int]:
-    """Rows that every opened image tower is asked: those whose vectors (images, dim) are least alike."""
+    """Choose the probe rows for opening an image tower: the least similar vectors of (images, dim)."""
     rows, chosen = list(range(len(vectors))), list[int]()
     while rows and len(chosen) < _N_IMAGES:
         chosen.append(_least_alike(rows, chosen or rows, vectors))
@@ -161,14 +164,14 @@ def opening_images(vectors: NDArray[np.float32]) -> list[int]:
 
 
 def _least_alike(rows: Sequence[int], others: Sequence[int], vectors: NDArray[np.float32]) -> int:
-    """The row whose nearest of the other rows is farthest; its mean distance where it is among them."""
+    """Return the row least similar to its nearest other row, or on average if ``others`` include all rows."""
     likeness = vectors[list(rows)] @ vectors[list(others)].T
     score = likeness.mean(axis=1) if set(rows) <= set(others) else likeness.max(axis=1)
     return int(rows[int(score.argmin())])
 
 
 def token_runs(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Mapping[str, NDArray[Any]], ...]:
-    """Inputs of the text tower for token rows: the short ones in one run, the last alone in another."""
+    """Make the text tower's inputs for token rows: all but the last in one run, the last in another."""
     parts = [list(range(len(rows) - 1)), [len(rows) - 1]] if len(rows) > 1 else [list(range(len(rows)))]
     batches = [padded_batch(rows, part, pad_id=pad_id) for part in parts if part]
     return tuple({"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in batches)

@@ -55,7 +55,7 @@ def replace_durably(path: Path, write: Callable[[Path], Any]) -> int:
     that what a killed process left there is overwritten by the next one.
 
     Returns:
-        The file's size in bytes.
+        Size of the file in bytes.
 
     Raises:
         OSError: the disk is full, or cannot be written; nothing is left behind.

@@ -1,4 +1,4 @@
-"""One tower each: preprocessing and graph together, from the caller's items to unit vectors."""
+"""Text and image towers: preprocessing and graph, from the caller's inputs to unit vectors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["GraphOpener", "ImageTower", "Stats", "TextTower"]
 
 
 _COPIES_AHEAD = 16
-"""Images that may wait to be decoded; copies of a caller's large images would fill the memory otherwise."""
+"""Maximum number of images waiting to be decoded, to bound the memory of copied images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What an encoder has done so far; ``tokens`` are the texts' own, special ones included."""
+    """Counts of an encoder's work so far; ``tokens`` includes special tokens but no padding."""
 
     texts: int = 0
     tokens: int = 0
@@ -50,7 +50,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class GraphOpener:
-    """Where the graphs lie, and what shall run them."""
+    """Location of the graphs, and the engine settings to open them with."""
 
     repository: Path
     engine: Engine
@@ -66,7 +66,7 @@ class GraphOpener:
 
     @property
     def run_overhead(self) -> int | None:
-        """What a run of the text tower costs beside its tokens; ``None`` on a GPU, where it is not known."""
+        """Fixed cost of a text tower's run, in tokens; ``None`` on a GPU, where it is unknown."""
         on_cpu = self.engine is not Engine.TENSORRT and "CPU" in (self.provider or "CPU")
         return RUN_OVERHEAD if on_cpu else None
 
@@ -74,7 +74,7 @@ class GraphOpener:
         """Open a tower's graph.
 
         Raises:
-            EngineError: see ``open_backend``; also a plan that was built from another graph.
+            EngineError: see ``open_backend``; also if a plan was built from another graph.
         """
         if self.engine is Engine.TENSORRT:
             require_plan_of_tower(self.repository, tower)
@@ -91,7 +91,7 @@ class GraphOpener:
 
 @dataclass(frozen=True, slots=True)
 class _InParts:
-    """A backend of limited rows: larger batches go in parts, which changes no row."""
+    """Backend with a row limit: larger batches are split, without effect on the results."""
 
     backend: Backend
     max_rows: int
@@ -118,7 +118,7 @@ class _InParts:
 class TextTower:
     """Tokenizer and graph of the text tower.
 
-    ``run_overhead`` is what a run costs beside its tokens; without one, runs are filled to their budget.
+    ``run_overhead`` is the fixed cost of a run, in tokens; without one, runs are filled to their budget.
     """
 
     tokenizer: Tokenizer
@@ -136,13 +136,13 @@ class TextTower:
         """Embed one window of texts.
 
         Args:
-            output: The graph's output of width ``dim``.
+            output: Name of the graph's output of width ``dim``.
 
         Returns:
-            float32 (texts, dim) in input order, L2-normalised, and what it took.
+            float32 (texts, dim) in input order, L2-normalised, and the counts.
 
         Raises:
-            InputError: a text that cannot be tokenised; nothing of the window is embedded then.
+            InputError: a text cannot be tokenized; nothing of the window is embedded then.
             EngineError: the graph failed, or returned numbers that are not finite.
         """
         rows = self.tokenizer.rows_from_texts(texts)
@@ -175,8 +175,8 @@ class TextTower:
 class ImageTower:
     """Preprocessing and graph of the image tower; images are decoded on a pool of threads.
 
-    What belongs to a caller is taken on the calling thread, image by image as the caller gives them, so that
-    no object of theirs is touched by two threads, or after they have gone on to the next image.
+    A caller's images are copied one by one on the calling thread, so that no object of the caller is used by
+    two threads, or after the caller has moved on to the next image.
     """
 
     preprocessing: ImagePreprocessing
@@ -195,10 +195,10 @@ class ImageTower:
         """Embed one batch of numbered images.
 
         Returns:
-            float32 (images, dim) in input order, L2-normalised, and what it took.
+            float32 (images, dim) in input order, L2-normalised, and the counts.
 
         Raises:
-            ImageError: an image that cannot be decoded; nothing of the batch is embedded then.
+            ImageError: an image cannot be decoded; nothing of the batch is embedded then.
             EngineError: the graph failed, or returned numbers that are not finite.
         """
         pixels = np.stack(self._decoded(images))
@@ -221,7 +221,7 @@ class ImageTower:
                 pixels.cancel()
 
     def _taken(self, number: int, source: ImageSource) -> Future[NDArray[np.uint8]]:
-        """A fault waits for its turn, so that the first bad image of a batch is the one that is named."""
+        """Copy and decode an image; errors go into the future, so that a batch's first bad image is named."""
         try:
             snapshot = snapshot_from_source(source, name=_name(number, source), max_pixels=self.max_pixels)
         except ImageError as error:
@@ -235,7 +235,7 @@ class ImageTower:
 
 
 def _name(number: int, source: ImageSource) -> str | None:
-    """What errors call an image: its path, or its place in the caller's input."""
+    """Return an image's name in errors: ``None`` for its path, otherwise its position in the batch."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         n_bytes = source.nbytes if isinstance(source, memoryview) else len(source)
         return f"{number} of the batch, {n_bytes} bytes,"
@@ -249,8 +249,8 @@ def _vectors(backend: Backend, inputs: dict[str, NDArray[Any]], output: str, dim
     n_rows = len(next(iter(inputs.values())))
     if vectors.shape != (n_rows, dim):
         raise EngineError(
-            f"Output {output!r} has shape {vectors.shape}; the manifest says {(n_rows, dim)}. The graph and "
-            "the manifest do not belong together: export the checkpoint again."
+            f"Output {output!r} has shape {vectors.shape}; the manifest says {(n_rows, dim)}. The graph does "
+            "not match the manifest: export the checkpoint again."
         )
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

@@ -1,4 +1,4 @@
-"""Decoded JSON → typed, frozen dataclasses: everything is checked, nothing is guessed."""
+"""Conversion of decoded JSON to typed, frozen dataclasses, with strict checks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from runtime.errors import ManifestError
 __all__ = ["OPTIONAL", "value_from_json"]
 
 OPTIONAL = "optional"
-"""Key in a field's metadata: older files lack the field, and its default says so."""
+"""Key in the metadata of a field that older files lack; its default is then used."""
 
 
 def value_from_json(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` from decoded JSON; a field whose metadata says ``OPTIONAL`` may be left out.
+    """Build ``kind`` from decoded JSON; fields marked ``OPTIONAL`` in their metadata may be missing.
 
     Args:
         kind: A dataclass, ``tuple[…]``, ``Mapping[str, …]``, an ``Enum``, ``Any`` or a plain type.
-        where: What the value is called in errors.
+        where: Name of the value in error messages.
 
     Raises:
-        ManifestError: a missing or unknown field, or a value of another type.
+        ManifestError: a field is missing or unknown, or a value has another type.
     """
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_json(kind, value, where)

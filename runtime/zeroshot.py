@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image's class is the label whose prompts lie nearest."""
+"""Zero-shot classification of images by the label with the nearest prompts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 CLIP_LOGIT_SCALE = 100.0
-"""How far CLIP's training lets the scale of its logits grow; it sharpens the shares, never their order."""
+"""Maximum logit scale in CLIP's training; it sharpens probabilities without changing their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A label with its cosine and its probability among all the labels."""
+    """Label with its cosine, and its probability among all labels."""
 
     label: str
     cosine: float
@@ -48,45 +48,45 @@ def _templates() -> dict[str, tuple[str, ...]]:
 
 
 def templates_from_language(language: str) -> tuple[str, ...]:
-    """Prompt templates of a language, each with ``{}`` for the label.
+    """Return the prompt templates of a language, each with ``{}`` for the label.
 
     Raises:
-        LanguageError: the language is unknown, or has no templates here.
+        LanguageError: the language is unknown, or has no templates.
     """
     flores = flores_from_code(language)
     try:
         return _templates()[flores]
     except KeyError:
         raise LanguageError(
-            f"There are no prompt templates in {flores}; there are in {sorted(_templates())}. Pass your own, "
+            f"There are no prompt templates in {flores}, only in {sorted(_templates())}. Pass your own, "
             "e.g. templates=['a photo of a {}'] in that language, or templates=['{}'] for the bare label."
         ) from None
 
 
 def prompts_from_labels(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every label in every template, label by label."""
+    """Return every label in every template, label by label."""
     return [template.replace("{}", label) for label in labels for template in templates]
 
 
 def class_vectors_from_prompts(vectors: NDArray[np.float32], *, n_labels: int) -> NDArray[np.float32]:
-    """Unit vectors (labels × templates, dim), label by label → (labels, dim): the means, normalised.
+    """Average unit vectors (labels × templates, dim), label by label, to normalised means (labels, dim).
 
     Raises:
         InputError: the prompts of a label cancel each other out, or are not finite.
     """
     means = vectors.reshape(n_labels, -1, vectors.shape[-1]).mean(axis=1)
-    require_directions(means, what="labels' mean prompts")
+    require_directions(means, what="labels' mean prompt vectors")
     return unit_rows(means)
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """Labels of one language and their vectors.
+    """Zero-shot classifier: labels of one language and their vectors.
 
     Attributes:
-        labels: In the caller's order.
+        labels: Labels in the caller's order.
         vectors: float32 (labels, dim), L2-normalised.
-        encoder: Embeds the images.
+        encoder: Encoder of the images.
     """
 
     labels: tuple[str, ...]
@@ -108,11 +108,11 @@ class Classifier:
         Args:
             labels: Class names in ``language``.
             language: FLORES-200 or BCP-47 code.
-            templates: Each with one ``{}``; the language's own by default.
+            templates: Templates, each with one ``{}``; default: those of the language.
             dim: One of ``encoder.dims``.
 
         Raises:
-            InputError: no labels, a label twice, or a template without ``{}``.
+            InputError: there are no labels, a label is repeated, or a template lacks ``{}``.
             LanguageError: the language has no templates and none were passed.
 
         Source:
@@ -127,15 +127,15 @@ class Classifier:
     def classify(
         self, images: Iterable[ImageSource], *, k: int = 5, logit_scale: float = CLIP_LOGIT_SCALE
     ) -> list[list[Prediction]]:
-        """The ``k`` best labels of every image, best first.
+        """Return the ``k`` best labels of every image, best first.
 
         Args:
             images: See ``Encoder.embed_images``.
-            k: Labels an image; fewer if there are fewer.
-            logit_scale: Probabilities are the softmax of this times the cosines.
+            k: Labels per image; fewer if there are fewer labels.
+            logit_scale: Factor of the cosines in the softmax of the probabilities.
 
         Raises:
-            ImageError: something that is no decodable image.
+            ImageError: an image cannot be decoded.
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")
@@ -159,10 +159,10 @@ def _require_labels(labels: Sequence[str]) -> None:
         raise InputError(f"labels is {labels!r}; pass a list of at least one class name.")
     if len(set(labels)) != len(labels):
         twice = sorted({label for label in labels if list(labels).count(label) > 1})
-        raise InputError(f"The labels {twice} are given more than once; pass each once.")
+        raise InputError(f"Labels {twice} are repeated; pass each label once.")
 
 
 def _require_templates(templates: Sequence[str]) -> None:
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
-        raise InputError(f"Templates {wrong} do not hold {{}} exactly once; pass e.g. 'a photo of a {{}}'.")
+        raise InputError(f"Templates {wrong} must have {{}} exactly once, e.g. 'a photo of a {{}}'.")

@@ -1,4 +1,4 @@
-"""Between Triton's Python objects and plain ones; ``triton_python_backend_utils`` exists in a server only."""
+"""Adapter of Triton's Python objects; ``triton_python_backend_utils`` exists only inside a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class TritonTower:
-    """Calls a tower of the same server (business logic scripting)."""
+    """Client of a tower on the same server (business logic scripting)."""
 
     def __init__(self, tower: TowerCall) -> None:
         self._tower = tower
@@ -33,7 +33,7 @@ class TritonTower:
     async def __call__(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> list[NDArray[Any]]:
-        """The named outputs.
+        """Run the tower and return the named outputs.
 
         Raises:
             TowerError: the tower is not loaded, its queue is full, or it failed.
@@ -56,18 +56,18 @@ class TritonTower:
 
 
 def version_folder(args: Mapping[str, str]) -> Path:
-    """The folder of the version that is being loaded."""
+    """Return the folder of the version being loaded."""
     return Path(args["model_repository"]) / args["model_version"]
 
 
 def parameters_of_model(args: Mapping[str, str]) -> Mapping[str, Any]:
-    """``parameters`` of ``config.pbtxt``."""
+    """Return ``parameters`` of ``config.pbtxt``."""
     parameters: Mapping[str, Any] = json.loads(args["model_config"]).get("parameters", {})
     return parameters
 
 
 def counters_of_model(args: Mapping[str, str]) -> Counters:
-    """Counters on the server's metrics page, labelled with the model and its version."""
+    """Create counters on the server's metrics page, labelled with the model and its version."""
     kind = pb_utils.MetricFamily.COUNTER
     families = {
         name: pb_utils.MetricFamily(name=name, description=d, kind=kind) for name, d in DESCRIPTIONS.items()
@@ -84,13 +84,13 @@ def counters_of_model(args: Mapping[str, str]) -> Counters:
 
 
 def tensor(request: Any, name: str) -> NDArray[Any] | None:
-    """An input of a request, or ``None`` where it was left out."""
+    """Return an input of a request, or ``None`` if it was left out."""
     found = pb_utils.get_input_tensor_by_name(request, name)
     return None if found is None else found.as_numpy()
 
 
 def response_from_answer(request: Any, answer: AnswerVectors | Failure) -> Any:
-    """What Triton sends."""
+    """Build Triton's response from an answer."""
     if isinstance(answer, Failure):
         code = getattr(pb_utils.TritonError, answer.code.name)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(answer.message, code))

@@ -1,4 +1,4 @@
-"""What a front end says to one request: vectors, or why not."""
+"""Answer of a front end to one request: vectors or a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["AnswerVectors", "Code", "Failure", "Tower", "TowerError", "failure_f
 
 
 class Code(Enum):
-    """Status of a failed request; the names are those of ``pb_utils.TritonError``."""
+    """Status of a failed request, with the names of ``pb_utils.TritonError``."""
 
     INVALID_ARG = "invalid argument"
     UNAVAILABLE = "unavailable"
@@ -25,9 +25,9 @@ class Code(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request has no vectors; ``reason`` is a short word for counting.
+    """Failure of a request; ``reason`` is a short label for counting.
 
-    The message of an input that is refused begins with the class of the error that it raises in process.
+    The message for a rejected input starts with the class of the error that it raises in process.
     """
 
     code: Code
@@ -37,14 +37,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class AnswerVectors:
-    """float32 (rows, dim), L2-normalised; ``truncated`` bool (rows,) where a text was cut, else ``None``."""
+    """Vectors, float32 (rows, dim), L2-normalised; ``truncated`` is bool (rows,) for texts, else ``None``."""
 
     vectors: NDArray[np.float32]
     truncated: NDArray[np.bool_] | None = None
 
 
 class TowerError(BabeltowerError):
-    """The tower did not answer, or not with vectors."""
+    """The tower failed, or its output is invalid."""
 
     def __init__(self, message: str, code: Code = Code.INTERNAL) -> None:
         super().__init__(message)
@@ -52,11 +52,11 @@ class TowerError(BabeltowerError):
 
 
 Tower: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[str]], Awaitable[list[NDArray[Any]]]]
-"""Calls the tower: named inputs and the outputs wanted → those outputs; raises TowerError."""
+"""Function that runs the tower: named inputs and output names → outputs; raises TowerError."""
 
 
 def failure_from_error(error: BabeltowerError) -> Failure:
-    """What the client is told about an error, and what it is counted under."""
+    """Convert an error to a failure with its code, reason and message for the client."""
     if isinstance(error, TowerError):
         return Failure(error.code, "tower", str(error))
     if isinstance(error, InputError):
@@ -66,13 +66,13 @@ def failure_from_error(error: BabeltowerError) -> Failure:
 
 
 def require_vectors(vectors: NDArray[Any], shape: tuple[int, int], output: str) -> NDArray[np.float32]:
-    """Let a tower's output pass or not.
+    """Check a tower's output and return it as float32.
 
     Raises:
-        TowerError: another shape than asked for, or numbers that are not finite.
+        TowerError: the shape is wrong, or a value is not finite.
     """
     if vectors.shape != shape:
         raise TowerError(f"Output {output!r} of the tower has shape {vectors.shape}; expected {shape}.")
     if not np.isfinite(vectors).all():
-        raise TowerError(f"Output {output!r} of the tower is not finite: the precision overflows in it.")
+        raise TowerError(f"Output {output!r} of the tower is not finite: its precision overflows.")
     return vectors.astype(np.float32, copy=False)

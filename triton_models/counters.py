@@ -1,7 +1,7 @@
-"""Counters that gather in memory and reach Triton's metrics once a second.
+"""Counters that accumulate in memory and are published to Triton's metrics once a second.
 
-One increment of a Triton metric is a message to the server's process; a batch of 32 texts in as many
-languages would wait for 40 of them.
+Each increment of a Triton metric is a message to the server's process; a batch of 32 texts in 32 languages
+would wait for 40 of them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 __all__ = ["DESCRIPTIONS", "Counters", "LabelledName", "bucket_label"]
 
 LabelledName = tuple[str, tuple[tuple[str, str], ...]]
-"""Name of a counter, and its labels in order of their names."""
+"""Name of a counter, and its labels sorted by name."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "babeltower_texts_total": "Texts embedded",
-    "babeltower_texts_by_language_total": "Texts embedded, by the language they named (FLORES-200)",
-    "babeltower_truncated_texts_total": "Texts cut to the context length",
-    "babeltower_tokens_total": "Tokens of the texts, special ones included",
-    "babeltower_padding_tokens_total": "Tokens computed for nothing: padding to the longest text of a call",
-    "babeltower_tower_calls_total": "Calls of the text tower, by the range of their padded length in tokens",
+    "babeltower_texts_by_language_total": "Texts embedded, by their given language (FLORES-200)",
+    "babeltower_truncated_texts_total": "Texts truncated to the context length",
+    "babeltower_tokens_total": "Tokens of the texts, including special tokens",
+    "babeltower_padding_tokens_total": "Padding tokens computed, up to the longest text of a call",
+    "babeltower_tower_calls_total": "Calls of the text tower, by range of padded length in tokens",
     "babeltower_images_total": "Images embedded",
     "babeltower_decode_failures_total": "Images that could not be decoded",
     "babeltower_failed_requests_total": "Requests answered with an error, by reason",
@@ -29,12 +29,12 @@ DESCRIPTIONS: Mapping[str, str] = {
 
 
 class Counters:
-    """Named counts with labels; safe to use from several threads.
+    """Named counters with labels; safe to use from several threads.
 
     Args:
-        publish: Adds an amount to a counter of the server.
-        labels: Labels that every counter has, e.g. the model's name.
-        interval_s: Seconds between two publications.
+        publish: Function that adds an amount to a counter of the server.
+        labels: Labels of every counter, e.g. the model's name.
+        interval_s: Seconds between publications.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class Counters:
         self._thread.start()
 
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
-        """Count something."""
+        """Add an amount to a counter."""
         if amount:
             with self._lock:
                 self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += amount
 
     def flush(self) -> None:
-        """Publish what has gathered."""
+        """Publish the accumulated counts."""
         with self._lock:
             pending, self._pending = self._pending, Counter()
         for key, amount in pending.items():
             self._publish(key, amount)
 
     def close(self) -> None:
-        """Publish the rest and stop."""
+        """Stop the thread and publish the remaining counts."""
         self._closed.set()
         self._thread.join()
         self.flush()
@@ -78,7 +78,7 @@ class Counters:
 
 
 def bucket_label(length: int) -> str:
-    """The range of lengths that a bucket is counted under: ``1-8``, ``9-16``, ``17-32``, …"""
+    """Return the label of a bucket's range of lengths: ``1-8``, ``9-16``, ``17-32``, …"""
     upper = 8
     while upper < length:
         upper *= 2

@@ -1,4 +1,4 @@
-"""Encoded images in, unit vectors out: decoded on a pool of threads by the runtime's own code."""
+"""Image front end: decodes images on a thread pool with the runtime's code, and returns unit vectors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Job:
 
 
 class ImageFrontEnd:
-    """Answers batches of requests; each request succeeds or fails by itself."""
+    """Image front end for batches of requests; each request succeeds or fails independently."""
 
     def __init__(self, spec: ImageSpec, limits: ImageLimits, tower: Tower, counters: Counters) -> None:
         self._spec = spec
@@ -51,7 +51,7 @@ class ImageFrontEnd:
         self._decoders.shutdown(wait=False)
 
     async def answers(self, requests: Sequence[ImageRequest]) -> list[AnswerVectors | Failure]:
-        """One answer a request, in order."""
+        """Return one answer per request, in order."""
         jobs = await asyncio.gather(*(self._job(request) for request in requests))
         good = [job for job in jobs if isinstance(job, _Job)]
         pixels = [image for job in good for image in job.pixels]
@@ -90,12 +90,12 @@ class ImageFrontEnd:
             return failure_from_error(error)
 
     def _pixels(self, number: int, encoded: bytes) -> NDArray[np.uint8] | Failure:
-        """An error ends here: in a cycle with its frames it would keep the image's bytes for minutes."""
+        """Preprocess an image; errors are converted here, since their tracebacks would hold its bytes."""
         name = f"{number} of the request, {len(encoded)} bytes,"
         try:
             if len(encoded) > self._limits.max_bytes:
                 limit = self._limits.max_bytes
-                raise ImageError(f"Image {name} is larger than the limit of {limit} bytes. Shrink it first.")
+                raise ImageError(f"Image {name} exceeds the limit of {limit} bytes. Make it smaller first.")
             image = decode(encoded, name=name, max_pixels=self._limits.max_pixels)
             return pixels_from_image(image, self._spec.preprocessing)
         except BabeltowerError as error:

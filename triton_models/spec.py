@@ -1,7 +1,7 @@
-"""What one version of a front end is (``frontend.json``), and how it is operated (``config.pbtxt``).
+"""Specification (``frontend.json``) and limits (``config.pbtxt``) of one version of a front end.
 
-The version's folder is complete by itself: this file, the tokenizer and the code lie in it, so that a server
-may hold versions of different checkpoints side by side.
+The version's folder is self-contained: it holds this file, the tokenizer and the code, so that a server may
+load versions of different checkpoints side by side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Limits = TypeVar("Limits", "TextLimits", "ImageLimits")
 
 @dataclass(frozen=True, slots=True)
 class TowerCall:
-    """The tower behind a front end: exactly this version of it is called, never "the latest".
+    """Tower behind a front end: exactly this version is called, never "the latest".
 
     ``outputs`` maps a width to the name of its output, as in the manifest.
     """
@@ -49,23 +49,23 @@ class TowerCall:
     outputs: Mapping[str, str]
 
     def width(self, asked: int | None) -> int:
-        """The width to answer with.
+        """Return the vector width of the answer.
 
         Raises:
-            InputError: the model has no vectors that wide.
+            InputError: the model does not have the width.
         """
         width = self.dim if asked is None else asked
         if str(width) not in self.outputs:
             raise InputError(
                 f"There are no vectors of width {width}; this model has {sorted(map(int, self.outputs))}. "
-                "Narrower ones are heads of their own: a cut vector is none of them."
+                "Narrower widths have their own MRL heads: truncated vectors are not valid."
             )
         return width
 
 
 @dataclass(frozen=True, slots=True)
 class TextSpec:
-    """A version of ``NAME_text``."""
+    """Specification of a version of ``NAME_text``."""
 
     tower: TowerCall
     preprocessing: TextPreprocessing
@@ -73,7 +73,7 @@ class TextSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """A version of ``NAME_image``."""
+    """Specification of a version of ``NAME_image``."""
 
     tower: TowerCall
     preprocessing: ImagePreprocessing
@@ -81,14 +81,14 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
-    """How ``NAME_text`` works and what it refuses.
+    """Batching options and input limits of ``NAME_text``.
 
     Attributes:
-        token_budget: Rows × padded length of one call of the tower, in tokens.
-        bucket_overhead: What one more call is held to cost, in tokens; texts of a batch are split by length
-            where that saves more padding than this.
-        max_bytes: UTF-8 bytes of a text.
-        max_characters: Characters of a text.
+        token_budget: Maximum rows × padded length of one call of the tower, in tokens.
+        bucket_overhead: Assumed cost of another call, in tokens; texts of a batch are split by length if that
+            saves more padding.
+        max_bytes: Maximum UTF-8 bytes of a text.
+        max_characters: Maximum characters of a text.
     """
 
     token_budget: int = 2_048
@@ -99,12 +99,12 @@ class TextLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """How ``NAME_image`` works and what it refuses.
+    """Decoding options and input limits of ``NAME_image``.
 
     Attributes:
-        decode_threads: Images that are decoded at once.
-        max_bytes: Size of an encoded image.
-        max_pixels: Width × height, against decompression bombs (Pillow's own limit).
+        decode_threads: Images decoded concurrently.
+        max_bytes: Maximum size of an encoded image.
+        max_pixels: Maximum width × height, to prevent decompression bombs (Pillow's own limit).
     """
 
     decode_threads: int = 2
@@ -113,7 +113,7 @@ class ImageLimits:
 
 
 def spec_from_folder(kind: type[Spec], folder: Path) -> Spec:
-    """Read ``frontend.json`` of a version's folder.
+    """Read ``frontend.json`` from a version's folder.
 
     Raises:
         ManifestError: it is missing or malformed.
@@ -128,10 +128,10 @@ def spec_from_folder(kind: type[Spec], folder: Path) -> Spec:
 
 
 def limits_from_parameters(kind: type[Limits], parameters: Mapping[str, Any]) -> Limits:
-    """Limits from the ``parameters`` of a model's configuration, as Triton's JSON gives them.
+    """Read limits from the ``parameters`` of a model's configuration in Triton's JSON.
 
     Raises:
-        ManifestError: a value that is no whole number of at least 1.
+        ManifestError: a value is not an integer of at least 1.
     """
     found = {}
     for field in dataclasses.fields(kind):
@@ -142,11 +142,11 @@ def limits_from_parameters(kind: type[Limits], parameters: Mapping[str, Any]) ->
 
 
 def parameters_from_limits(limits: TextLimits | ImageLimits) -> dict[str, str]:
-    """The parameters that ``limits_from_parameters`` reads."""
+    """Return the parameters that ``limits_from_parameters`` reads."""
     return {_PREFIX + name: str(value) for name, value in dataclasses.asdict(limits).items()}
 
 
 def _positive(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ManifestError(f"Parameter {name} is {text!r}; expected a whole number of at least 1.")
+        raise ManifestError(f"Parameter {name} is {text!r}; expected an integer of at least 1.")
     return int(text)

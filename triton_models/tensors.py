@@ -1,4 +1,4 @@
-"""Tensors of one request become typed rows."""
+"""Conversion of a request's tensors to typed rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["bytes_rows", "one_width", "text_rows"]
 
 
 def bytes_rows(tensor: NDArray[Any], name: str) -> list[bytes]:
-    """A BYTES tensor (rows, 1) as bytes.
+    """Convert a BYTES tensor (rows, 1) to bytes.
 
     Raises:
-        InputError: another shape.
+        InputError: the shape is wrong.
     """
     if tensor.ndim != 2 or tensor.shape[1] != 1 or not len(tensor):
         raise InputError(f"Input {name!r} has shape {list(tensor.shape)}; expected [rows, 1].")
@@ -24,10 +24,10 @@ def bytes_rows(tensor: NDArray[Any], name: str) -> list[bytes]:
 
 
 def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters: int) -> list[str]:
-    """A BYTES tensor (rows, 1) as text.
+    """Convert a BYTES tensor (rows, 1) to text.
 
     Raises:
-        InputError: another shape, bytes that are no UTF-8, or a text over a limit.
+        InputError: the shape is wrong, bytes are not UTF-8, or a text is over a limit.
     """
     return [
         _text(row, f"{name} {i}", max_bytes=max_bytes, max_characters=max_characters)
@@ -37,7 +37,7 @@ def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters
 
 def _text(row: bytes, name: str, *, max_bytes: int, max_characters: int) -> str:
     if len(row) > max_bytes:
-        raise InputError(f"{name} has {len(row)} bytes; the limit is {max_bytes}. Cut it before sending.")
+        raise InputError(f"{name} has {len(row)} bytes; the limit is {max_bytes}. Shorten it first.")
     try:
         text = row.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -45,12 +45,14 @@ def _text(row: bytes, name: str, *, max_bytes: int, max_characters: int) -> str:
             f"{name} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. Encode it as UTF-8."
         ) from None
     if len(text) > max_characters:
-        raise InputError(f"{name} has {len(text)} characters; the limit is {max_characters}. Cut it first.")
+        raise InputError(
+            f"{name} has {len(text)} characters; the limit is {max_characters}. Shorten it first."
+        )
     return text
 
 
 def one_width(tensor: NDArray[Any] | None) -> int | None:
-    """The width that a request asks for; an output tensor has one width for all its rows.
+    """Return the width that a request asks for, which must be the same for all its rows.
 
     Raises:
         InputError: the rows ask for different widths.
@@ -59,5 +61,5 @@ def one_width(tensor: NDArray[Any] | None) -> int | None:
         return None
     widths = sorted({int(width) for width in np.asarray(tensor).ravel()})
     if len(widths) != 1:
-        raise InputError(f"Input 'dim' asks for widths {widths} in one request; send a request for each.")
+        raise InputError(f"Input 'dim' has widths {widths} in one request; send one request per width.")
     return widths[0]

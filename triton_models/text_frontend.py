@@ -1,4 +1,4 @@
-"""Texts in, unit vectors out: the whole batch is tokenised at once and split by length."""
+"""Text front end: tokenizes a whole batch at once, splits it by length, and returns unit vectors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ from triton_models.tensors import one_width, text_rows
 __all__ = ["TextFrontEnd", "TextRequest"]
 
 _LONGEST_LANGUAGE = 64
-"""Characters of a language code; the longest known one has fewer than 20."""
+"""Maximum characters of a language code; the longest known one has fewer than 20."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """Tensors of one request, as Triton gives them.
+    """Tensors of one request, as received from Triton.
 
     Attributes:
         text: bytes (rows, 1).
-        language: bytes (rows, 1), FLORES-200 or BCP-47 codes; an empty one names none.
+        language: bytes (rows, 1), FLORES-200 or BCP-47 codes; empty for none.
         dim: int32 (rows, 1).
-        allows_blank: A blank text is embedded, as it is in process, and not refused as the mistake that it
-            mostly is.
+        allows_blank: Embed blank texts, as in process, instead of rejecting them as likely mistakes.
     """
 
     text: NDArray[Any]
@@ -46,14 +45,14 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A request that can be answered: its texts, and where they stand in the batch."""
+    """Valid request: its texts with their positions, and its vector width."""
 
     texts: list[Text]
     width: int
 
 
 class TextFrontEnd:
-    """Answers batches of requests; each request succeeds or fails by itself."""
+    """Text front end for batches of requests; each request succeeds or fails independently."""
 
     def __init__(
         self, spec: TextSpec, limits: TextLimits, tokenizer: Tokenizer, tower: Tower, counters: Counters
@@ -65,7 +64,7 @@ class TextFrontEnd:
         self._counters = counters
 
     async def answers(self, requests: Sequence[TextRequest]) -> list[AnswerVectors | Failure]:
-        """One answer a request, in order."""
+        """Return one answer per request, in order."""
         jobs = [self._job(request) for request in requests]
         good = [job for job in jobs if isinstance(job, _Job)]
         rows = self._tokenizer.rows_from_texts([text for job in good for text in job.texts])
@@ -99,7 +98,7 @@ class TextFrontEnd:
                 if not request.allows_blank and not text.text.strip():
                     raise InputError(
                         f"text {text.index} is empty: none of its {len(text.text)} characters is visible. "
-                        "Send a text, or the request parameter blank='embed' if an empty one is meant."
+                        "Send a text, or the request parameter blank='embed' to embed an empty one."
                     )
             return _Job(pairs, self._spec.tower.width(one_width(request.dim)))
         except BabeltowerError as error:
@@ -108,7 +107,7 @@ class TextFrontEnd:
     async def _vectors(
         self, rows: Sequence[TokenRow], widths: Sequence[int]
     ) -> list[NDArray[np.float32] | Failure]:
-        """A vector, or why there is none, for every row; buckets are in flight together."""
+        """Return a vector or failure for every row; buckets run concurrently."""
         found: list[NDArray[np.float32] | Failure] = [_UNANSWERED] * len(rows)
         buckets = runs_from_lengths(
             [len(row.ids) for row in rows],

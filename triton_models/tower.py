@@ -1,4 +1,4 @@
-"""A tower behind Triton's Python backend: what the stock C++ backends do, on a server that pip installed."""
+"""Tower in Triton's Python backend, replacing the stock C++ backends on a pip-installed server."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _TOWER_NAME = re.compile(rf".+_(?:text|image)_tower_({'|'.join(p.value for p in 
 
 @dataclass(frozen=True, slots=True)
 class TowerConfig:
-    """What ``config.pbtxt`` says of a tower; ``threads`` are those of one instance.
+    """A tower's settings in ``config.pbtxt``; ``threads`` are per instance.
 
-    ``batched`` is whether Triton puts requests together, and leaves the batch out of the tensors' dimensions.
+    ``batched`` is true if Triton batches requests, and so omits the batch from the tensors' dimensions.
     """
 
     name: str
@@ -44,15 +44,15 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
     """Parse the configuration that Triton passes to a model.
 
     Raises:
-        EngineError: it lacks what a tower needs.
+        EngineError: the model's name is not that of a tower.
     """
     config = json.loads(config_json)
     parameters = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
     named = _TOWER_NAME.fullmatch(config["name"])
     if named is None:
         raise EngineError(
-            f"{config['name']!r} is no tower's name (NAME_text_tower_fp32, ...), so its precision is "
-            "unknown, and none is guessed. Export the checkpoint again."
+            f"{config['name']!r} is not a tower's name (NAME_text_tower_fp32, ...), so its precision is "
+            "unknown. Export the checkpoint again."
         )
     return TowerConfig(
         name=config["name"],
@@ -68,9 +68,9 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
 def _threads(
     parameters: Mapping[str, str], groups: Sequence[Mapping[str, Any]], engine: Engine
 ) -> int | None:
-    """Of one instance, from what the stock backend of the engine reads them from.
+    """Return the threads per instance, from the same parameters as the engine's stock backend.
 
-    ONNX Runtime's is said for each instance, OpenVINO's for all of them together.
+    ONNX Runtime's parameter is per instance, OpenVINO's is for all instances together.
     """
     if engine is Engine.ONNXRUNTIME:
         said = int(parameters.get("intra_op_thread_count", 0))
@@ -81,11 +81,11 @@ def _threads(
 
 
 class TowerServer:
-    """An opened tower that runs requests of equal shape together.
+    """Opened tower that runs requests of equal shape together.
 
     Raises:
-        EngineError: the graph cannot be opened, or does not fit its configuration.
-        OpeningCheckError: its vectors of the probes beside it are not PyTorch's on this machine.
+        EngineError: the graph cannot be opened, or does not match its configuration.
+        OpeningCheckError: its vectors for the probes beside it differ from PyTorch's on this machine.
         ManifestError: the probes are damaged.
     """
 
@@ -108,7 +108,7 @@ class TowerServer:
     def run(
         self, inputs: Sequence[Mapping[str, NDArray[Any]]], wanted: Sequence[Sequence[str]]
     ) -> list[dict[str, NDArray[Any]] | EngineError]:
-        """Outputs of each request, in order; a group of equal shapes fails together."""
+        """Return the outputs of each request, in order; requests of equal shapes fail together."""
         found: list[dict[str, NDArray[Any]] | EngineError] = [EngineError("not run")] * len(inputs)
         for group in groups_by_shape(inputs):
             names = [name for name in self._outputs if any(name in wanted[i] for i in group)]
@@ -133,7 +133,7 @@ class TowerServer:
 
 
 def _require_opening(path: Path, backend: Backend, config: TowerConfig, engine: Engine) -> None:
-    """A folder of an older export has no probes; there, who started the server asks the whole of it."""
+    """Run the opening check, if there are probes; for older exports, the server's starter checks it."""
     if path.is_file():
         require_opening(
             backend,
@@ -146,7 +146,7 @@ def _require_opening(path: Path, backend: Backend, config: TowerConfig, engine: 
 
 
 def groups_by_shape(inputs: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[int]]:
-    """Positions of requests whose tensors have equal shapes but for their rows."""
+    """Group the positions of requests whose tensors have equal shapes, apart from the number of rows."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, tensors in enumerate(inputs):
         shape = tuple((name, array.shape[1:]) for name, array in sorted(tensors.items()))
@@ -155,7 +155,7 @@ def groups_by_shape(inputs: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[i
 
 
 def check_tensors(config: TowerConfig, signature: Signature) -> None:
-    """Hold a configuration to the graph, as the stock backends do when they load a model.
+    """Check a configuration against the graph, as the stock backends do when loading a model.
 
     Raises:
         EngineError: names, types or shapes differ.
@@ -167,12 +167,12 @@ def check_tensors(config: TowerConfig, signature: Signature) -> None:
         found = {name: _as_configured(tensor, batched=config.batched) for name, tensor in has.items()}
         if dict(said) != found:
             raise EngineError(
-                f"config.pbtxt says {side} {dict(said)}; {config.graph} has {found}. Export again."
+                f"config.pbtxt has {side} {dict(said)}; {config.graph} has {found}. Export again."
             )
 
 
 def _as_configured(tensor: TensorType, *, batched: bool) -> tuple[str, tuple[int, ...]]:
-    """Type and dimensions as ``config.pbtxt`` has them, which leaves out the batch where Triton batches."""
+    """Return a tensor's type and dimensions as in ``config.pbtxt``, without the batch if Triton batches."""
     return _DATA_TYPES.get(tensor.dtype, tensor.dtype), tensor.shape[1:] if batched else tensor.shape
 
 

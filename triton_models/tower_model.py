@@ -1,4 +1,4 @@
-"""The model class of the Python-based backends."""
+"""Model class of the Python-based backends."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["TowerModel"]
 
 
 class TowerModel:
-    """Serves a tower; a subclass names the engine."""
+    """Triton model that serves a tower; a subclass sets the engine."""
 
     engine: Engine
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the graph, after its tensors were compared with the configuration."""
+        """Open the graph and check its tensors against the configuration."""
         config = tower_config_from_triton(args["model_config"], self.engine)
         self._inputs = list(config.inputs)
         self._server = TowerServer(version_folder(args), config, self.engine)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch."""
+        """Answer a batch of requests."""
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self._inputs}
             for r in requests

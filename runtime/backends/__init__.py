@@ -24,7 +24,7 @@ __all__ = [
 
 
 def version_of_engine(engine: Engine) -> str:
-    """Version of an installed engine: its distribution's, else its module's (``tensorrt-cu12``)."""
+    """Return an installed engine's version: from its distribution, else its module (``tensorrt-cu12``)."""
     try:
         return importlib.metadata.version(engine.value)
     except importlib.metadata.PackageNotFoundError:
@@ -43,13 +43,13 @@ def open_backend(
     """Open a graph in an engine.
 
     Args:
-        engine: Which one; no other is ever taken instead.
-        graph: ONNX file, its external data beside it; a plan and its manifest for TensorRT.
+        engine: Engine to open the graph in; there is no fallback to another.
+        graph: ONNX file with its external data beside it; for TensorRT, a plan with its manifest.
         precision: Arithmetic of the matrix products.
-        threads: Threads of one run; ``None`` lets the engine take every physical core. TensorRT has none.
+        threads: Threads per run; ``None`` uses every physical core. TensorRT ignores it.
         provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
             device (``CPU`` by default). TensorRT has none.
-        instances: Runs that may go on at once, on ``threads`` threads each; TensorRT's take turns.
+        instances: Concurrent runs, of ``threads`` threads each; TensorRT runs one at a time.
 
     Raises:
         EngineError: the engine is not installed, does not know the provider, cannot compute in the
@@ -74,7 +74,7 @@ def open_graph(
     provider: str | None = None,
     instances: int = 1,
 ) -> GraphBackend:
-    """``open_backend`` for one of ``GRAPH_ENGINES``; errors as there."""
+    """Open an ONNX graph in one of ``GRAPH_ENGINES``; arguments and errors as in ``open_backend``."""
     _require_sane(graph, threads, instances)
     if engine is Engine.OPENVINO:
         from runtime.backends.openvino import OpenVinoBackend
@@ -97,14 +97,14 @@ def open_graph(
 
 
 def require_computes(engine: Engine, precision: Precision, provider: str | None = None) -> None:
-    """Check that one of ``GRAPH_ENGINES`` computes in a precision on this machine, before any work.
+    """Check that one of ``GRAPH_ENGINES`` supports a precision on this machine, before any work.
 
     Args:
         provider: See ``open_backend``.
 
     Raises:
-        EngineError: the engine is not installed, or does not compute in the precision here; the message
-            names the processor and what to use instead.
+        EngineError: the engine is not installed, or does not support the precision here; the message
+            names the processor and the alternatives.
     """
     if engine is Engine.OPENVINO:
         from runtime.backends import openvino
@@ -128,7 +128,7 @@ def _require_sane(graph: Path, threads: int | None, instances: int) -> None:
 
 
 class _SeveralBackends:
-    """Backends of one graph; each run takes one that is idle."""
+    """Pool of backends for one graph; each run takes an idle one."""
 
     def __init__(self, backends: Sequence[GraphBackend]) -> None:
         self._backends = backends
@@ -138,11 +138,11 @@ class _SeveralBackends:
 
     @property
     def signature(self) -> Signature:
-        """The same for all."""
+        """Signature of the graph, the same for every backend."""
         return self._backends[0].signature
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Wait for an idle backend, and run it."""
+        """Wait for an idle backend and run the graph on it."""
         backend = self._idle.get()
         try:
             return backend.run(inputs, outputs)
@@ -150,6 +150,6 @@ class _SeveralBackends:
             self._idle.put(backend)
 
     def close(self) -> None:
-        """Release them all."""
+        """Release all backends."""
         for backend in self._backends:
             backend.close()

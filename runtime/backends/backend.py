@@ -18,16 +18,16 @@ class Backend(Protocol):
         """Compute the named outputs; they belong to the caller.
 
         Raises:
-            EngineError: the engine refuses the inputs or fails while it runs.
+            EngineError: the engine rejects the inputs or fails while running.
         """
 
     def close(self) -> None:
-        """Release the graph; may be called again."""
+        """Release the graph; safe to call more than once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """``dtype`` as numpy names it; -1 in ``shape`` where it is dynamic."""
+    """A tensor's numpy dtype name and shape; -1 marks a dynamic dimension."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,15 +35,15 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Tensors of an opened graph, by name, in its order."""
+    """Inputs and outputs of an opened graph, by name and in graph order."""
 
     inputs: Mapping[str, TensorType]
     outputs: Mapping[str, TensorType]
 
 
 class GraphBackend(Backend, Protocol):
-    """A backend that read an ONNX file, and knows what is in it."""
+    """A backend that reads an ONNX file and exposes its signature."""
 
     @property
     def signature(self) -> Signature:
-        """What goes in and out, as the engine read it."""
+        """Inputs and outputs as the engine reports them."""

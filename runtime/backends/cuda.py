@@ -1,6 +1,6 @@
-"""The few CUDA calls that a plan needs: memory, copies, one stream, captured graphs.
+"""CUDA calls for running a plan: memory, copies, one stream and captured graphs.
 
-Through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *results)``.
+They go through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *results)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["CudaDevice", "open_device"]
 
 
 def open_device(index: int = 0) -> CudaDevice:
-    """Open a GPU and a stream of our own on it.
+    """Open a GPU and create a stream on it.
 
     Raises:
         EngineError: the bindings are not installed, or there is no such GPU.
@@ -30,14 +30,14 @@ def open_device(index: int = 0) -> CudaDevice:
     status, n_devices = api.cudaGetDeviceCount()
     if int(status) != 0 or index >= n_devices:
         raise EngineError(
-            f"GPU {index} is not available: CUDA says {_reason(api, status)!r} and finds {n_devices or 0} of "
-            "them. Run this on a machine with an NVIDIA GPU and driver, or pass engine='onnxruntime'."
+            f"GPU {index} is not available: CUDA reports {_reason(api, status)!r} and {n_devices or 0} "
+            "GPUs. Run this on a machine with an NVIDIA GPU and driver, or pass engine='onnxruntime'."
         )
     return CudaDevice(api, index)
 
 
 class CudaDevice:
-    """One GPU and one stream; every call raises ``EngineError`` where CUDA reports an error."""
+    """One GPU and one stream; every call raises ``EngineError`` if CUDA reports an error."""
 
     def __init__(self, api: Any, index: int) -> None:
         self._api = api
@@ -47,37 +47,37 @@ class CudaDevice:
         self.stream = int(self._call("cudaStreamCreate"))
 
     def allocate(self, n_bytes: int) -> int:
-        """Address of fresh device memory."""
+        """Allocate device memory and return its address."""
         return int(self._call("cudaMalloc", max(1, n_bytes)))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def copy_in(self, address: int, array: NDArray[Any]) -> None:
-        """Queue a copy to the device; the array must be contiguous and live until ``wait``."""
+        """Queue a copy to the device; the array must be contiguous and stay alive until ``wait``."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
     def copy_out(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """Queue a copy into a new array, which is complete after ``wait``."""
+        """Queue a copy from the device into a new array, complete after ``wait``."""
         array: NDArray[Any] = np.empty(shape, dtype)
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
         return array
 
     def wait(self) -> None:
-        """Until all that was queued is done."""
+        """Wait until all queued work is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """An executable graph of what ``work`` queues; nothing of it runs yet."""
+        """Capture the calls that ``work`` queues as an executable graph, without running them."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         try:
             work()
         except BaseException:
-            self._api.cudaStreamEndCapture(self.stream)  # the stream is of use again; its graph is not
+            self._api.cudaStreamEndCapture(self.stream)  # makes the stream usable again; the graph is dropped
             raise
         graph = self._call("cudaStreamEndCapture", self.stream)
         try:
@@ -86,23 +86,23 @@ class CudaDevice:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any) -> None:
-        """Queue a graph."""
+        """Queue a captured graph."""
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def drop(self, graph: Any) -> None:
-        """Release a graph."""
+        """Release a captured graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def event(self) -> Any:
-        """A mark that can be set in the stream."""
+        """Create an event that can be recorded in the stream."""
         return self._call("cudaEventCreate")
 
     def mark(self, event: Any) -> None:
-        """Queue an event."""
+        """Record an event in the stream."""
         self._call("cudaEventRecord", event, self.stream)
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two events that the stream has passed; they are released."""
+        """Return the milliseconds between two completed events, and release the events."""
         elapsed = float(self._call("cudaEventElapsedTime", start, end))
         for event in (start, end):
             self._call("cudaEventDestroy", event)

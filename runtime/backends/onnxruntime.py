@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""ONNX Runtime backend."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _COMPUTES: Mapping[str, frozenset[Precision]] = {
     _CUDA: frozenset({Precision.FP32, Precision.FP16}),
     _TENSORRT: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
 }
-"""What each provider's matrix products keep to. CUDA's would dequantise and multiply in FP32."""
+"""Precisions each provider's matrix products keep. CUDA would dequantize INT8 and multiply in FP32."""
 
 
 class OnnxRuntimeBackend:
-    """A session on one execution provider; the graph is opened by path, so its external data is mapped.
+    """Session on one execution provider; the graph is opened by path, so external data is memory-mapped.
 
     Raises:
         EngineError: see ``open_backend``.
@@ -41,12 +41,12 @@ class OnnxRuntimeBackend:
 
     @property
     def signature(self) -> Signature:
-        """What goes in and out."""
+        """Inputs and outputs of the graph."""
         session = self._opened()
         return Signature(_types(session.get_inputs()), _types(session.get_outputs()))
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute the named outputs, and nothing that they do not need."""
+        """Compute the named outputs and only the nodes they depend on."""
         session = self._opened()
         try:
             results: list[NDArray[Any]] = session.run(list(outputs), dict(inputs))
@@ -67,7 +67,7 @@ class OnnxRuntimeBackend:
 
 
 def _types(values: Sequence[Any]) -> dict[str, TensorType]:
-    """Of tensors as a session lists them; a dimension with a name, or none, is dynamic."""
+    """Convert a session's tensor list; named or unnamed symbolic dimensions become dynamic."""
     return {
         value.name: TensorType(
             _DTYPES.get(value.type, value.type), tuple(d if isinstance(d, int) else -1 for d in value.shape)
@@ -86,10 +86,10 @@ _DTYPES = {
 
 
 def require_computes(precision: Precision, provider: str | None = None) -> None:
-    """Check that a provider is here and computes in a precision, before a graph is read.
+    """Check that a provider is available and supports a precision, before a graph is read.
 
     Raises:
-        EngineError: it is not, or it does not.
+        EngineError: the provider is unavailable, or does not support the precision.
     """
     _provider(provider, precision)
 
@@ -106,14 +106,14 @@ def _provider(asked: str | None, precision: Precision) -> str:
     if precision not in computes:
         where = "on a CPU" if provider == _CPU else f"with {provider}"
         raise EngineError(
-            f"ONNX Runtime does not compute in {precision.value} {where}; it does in "
+            f"ONNX Runtime does not support {precision.value} {where}; it supports "
             f"{sorted(p.value for p in computes)}. Pass another engine, provider or precision."
         )
     return provider
 
 
 def _with_options(provider: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
-    """The provider first, then what may take the few nodes (shapes, cumulative sums) that it leaves.
+    """List the provider and then the fallback for the few nodes (shapes, cumulative sums) it lacks.
 
     FP32 products must not be rounded to TF32, which CUDA would do by default.
     """
@@ -134,7 +134,7 @@ def _options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # shapes change with every batch: each would keep a plan of its own
+    options.enable_mem_pattern = False  # batch shapes vary, and each would keep its own memory plan
     options.log_severity_level = 3
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", "0"
@@ -147,13 +147,13 @@ def _session(graph: Path, providers: list[tuple[str, dict[str, str]]], options: 
         session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no narrower base
         raise EngineError(
-            f"ONNX Runtime cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be cut "
-            "short or changed: copy the repository again, or export again."
+            f"ONNX Runtime cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be "
+            "truncated or modified: copy the repository again, or export again."
         ) from error
     provider, running = providers[0][0], session.get_providers()[0]
     if running != provider:
         raise EngineError(
-            f"Execution provider {provider!r} was asked for, but {running!r} would run {graph}. Install what "
-            f"the provider needs (driver, CUDA, cuDNN), or pass provider={running!r}."
+            f"Execution provider {provider!r} was requested, but {running!r} would run {graph}. Install the "
+            f"provider's dependencies (driver, CUDA, cuDNN), or pass provider={running!r}."
         )
     return session

@@ -1,4 +1,4 @@
-"""OpenVINO."""
+"""OpenVINO backend."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["OpenVinoBackend", "require_computes"]
 _CPU = "CPU"
 
 _HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
-"""Arithmetic of what is not quantised. Without a hint, OpenVINO computes fp32 graphs in bf16 where it can."""
+"""Arithmetic of unquantized nodes. Without a hint, OpenVINO computes fp32 graphs in bf16 where it can."""
 _FIRST_USE = threading.Lock()
 
 
 class OpenVinoBackend:
-    """A compiled model with a pool of infer requests, one for each thread that runs at once.
+    """Compiled model with a pool of infer requests, one per concurrent thread.
 
     Raises:
         EngineError: see ``open_backend``.
@@ -48,12 +48,12 @@ class OpenVinoBackend:
 
     @property
     def signature(self) -> Signature:
-        """What goes in and out."""
+        """Inputs and outputs of the graph."""
         model = self._opened()
         return Signature(_types(model.inputs), _types(model.outputs))
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute the graph and copy the named outputs out of it."""
+        """Run the graph and return copies of the named outputs."""
         model = self._opened()
         try:
             request = self._idle.get_nowait()
@@ -81,7 +81,7 @@ class OpenVinoBackend:
 
 
 def _types(values: Sequence[Any]) -> dict[str, TensorType]:
-    """Of tensors as a compiled model lists them."""
+    """Convert a compiled model's tensor list to names and types."""
     return {
         value.get_any_name(): TensorType(
             np.dtype(value.get_element_type().to_dtype()).name,
@@ -95,7 +95,7 @@ def _core() -> Any:
     remedy = "or pass engine='onnxruntime'."
     openvino = import_optional("openvino", "The engine 'openvino'", "babeltower[openvino]", remedy=remedy)
     with _FIRST_USE:
-        # The bindings look numpy up at their first use; two threads that do so at once wait for ever.
+        # The bindings import numpy on first use; two threads doing so at once deadlock.
         openvino.Type.f32.to_dtype()
     return openvino.Core()
 
@@ -107,7 +107,7 @@ def _compiled(
     properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "CACHE_DIR": "",
-        "ENABLE_CPU_PINNING": False,  # pinned, two processes of one thread each would share the first core
+        "ENABLE_CPU_PINNING": False,  # pinned, two single-thread processes would share the first core
     }
     if instances == 1:
         properties["PERFORMANCE_HINT"] = "LATENCY"  # one run at a time takes all the threads
@@ -119,16 +119,16 @@ def _compiled(
         return core.compile_model(str(graph), device, properties)
     except RuntimeError as error:
         raise EngineError(
-            f"OpenVINO cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be cut "
-            "short or changed: copy the repository again, or export again."
+            f"OpenVINO cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be "
+            "truncated or modified: copy the repository again, or export again."
         ) from error
 
 
 def require_computes(precision: Precision, device: str | None = None) -> None:
-    """Check that OpenVINO computes in a precision here, and rightly, before a graph is read.
+    """Check that OpenVINO supports a precision here with correct results, before a graph is read.
 
     Raises:
-        EngineError: OpenVINO or the device is missing, the device does not compute in the precision, or it
+        EngineError: OpenVINO or the device is missing, the device does not support the precision, or it
             is a CPU on which INT8 products saturate.
     """
     _require_capability(_core(), device or _CPU, precision)
@@ -138,18 +138,18 @@ def _require_capability(core: Any, device: str, precision: Precision) -> None:
     if device not in core.available_devices:
         raise EngineError(
             f"OpenVINO device {device!r} is not available; this machine has {core.available_devices}. "
-            "Pass one of them as provider=..., or none."
+            "Pass one of them as provider=..., or leave it out."
         )
     capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
     where = machine_in_words() if device == _CPU else f"{device} of {machine_in_words()}"
     if precision in (Precision.FP16, Precision.BF16) and precision.value.upper() not in capabilities:
         raise EngineError(
-            f"OpenVINO does not compute in {precision.value} on {where}; it offers {sorted(capabilities)}. "
+            f"OpenVINO does not support {precision.value} on {where}; it offers {sorted(capabilities)}. "
             "Use fp32 on any engine, or int8 on engine onnxruntime."
         )
     if precision is Precision.INT8 and device == _CPU and is_x86() and has_vnni() is False:
         raise EngineError(
-            f"OpenVINO's int8 is not right on {where}: without VNNI it sums products in 16 bits, which "
-            "saturate, and it is slower than fp32. Use engine onnxruntime with int8, which is right on "
+            f"OpenVINO's int8 is not accurate on {where}: without VNNI it sums products in 16 bits, which "
+            "saturate, and it is slower than fp32. Use engine onnxruntime with int8, which is accurate on "
             "every CPU, or fp32 on either engine."
         )

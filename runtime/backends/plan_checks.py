@@ -1,4 +1,4 @@
-"""What is decided before a plan runs: does it fit this machine, these inputs, and in which profile?"""
+"""Checks before a TensorRT plan runs: machine, inputs and choice of profile."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ __all__ = ["profile_for", "require_fit", "require_plan_of_tower", "sizes_of_inpu
 
 
 def require_fit(manifest: PlanManifest, precision: Precision, version: str, device: DeviceFacts) -> None:
-    """Hold a plan to what would run it.
+    """Check that a plan can run with this TensorRT version, GPU and precision.
 
     Raises:
-        EngineError: it was built for another precision, TensorRT or GPU, or never to be run.
+        EngineError: it was built for another precision, TensorRT version or GPU, or only to check the graph.
     """
     if manifest.compiler != Compiler.TENSORRT.value:
         raise EngineError(
-            f"The plan is a {manifest.note or AHEAD_OF_TIME}: it checks the graph. Build one with TensorRT "
-            f"on this machine, from {manifest.onnx}."
+            f"The plan is a {manifest.note or AHEAD_OF_TIME}: it only checks the graph. Build one with "
+            f"TensorRT on this machine, from {manifest.onnx}."
         )
     if manifest.precision != precision.value:
         raise EngineError(
-            f"The plan computes in {manifest.precision}; {precision.value} was asked for. Open the model "
+            f"The plan computes in {manifest.precision}; {precision.value} was requested. Open the model "
             f"with precision={manifest.precision!r}."
         )
     if not _runs_version(manifest, version):
         raise EngineError(
-            f"The plan was built with TensorRT {manifest.compiler_version}; this is {version}. Build it "
-            f"again from {manifest.onnx}, here or as version-compatible, or install that release."
+            f"The plan was built with TensorRT {manifest.compiler_version}; {version} is installed. Rebuild "
+            f"it from {manifest.onnx}, here or as version-compatible, or install that release."
         )
     if not _runs_on(manifest, device):
         raise EngineError(
             f"The plan was built for {manifest.gpu} (compute capability {manifest.compute_capability}, "
-            f"portability {manifest.portability!r}); this is {device.name} ({device.compute_capability}). "
-            f"Build it here from {manifest.onnx}."
+            f"portability {manifest.portability!r}); this GPU is {device.name} "
+            f"({device.compute_capability}). Build the plan here from {manifest.onnx}."
         )
 
 
 def require_plan_of_tower(repository: Path, tower: TowerFiles) -> None:
-    """Hold a plan to the graph and weights that its tower was measured with.
+    """Check that a plan was built from the graph and weights that its tower was measured with.
 
     Raises:
         EngineError: it was built from another graph, or after the manifest was written.
@@ -69,14 +69,14 @@ def require_plan_of_tower(repository: Path, tower: TowerFiles) -> None:
         if recorded.get(name) != sha256:
             what = "is another plan" if name == plan.name else f"was built from another {name}"
             raise EngineError(
-                f"The plan {plan} {what} than the one that the model was measured with (sha256 "
+                f"The plan {plan} {what} than the one the model was measured with (sha256 "
                 f"{sha256[:16]}…; the model's manifest says {recorded.get(name, 'nothing')[:16]}…). It is "
                 "stale: export the checkpoint again on this machine, or copy the repository again."
             )
 
 
 def _runs_version(manifest: PlanManifest, version: str) -> bool:
-    """The very release, or a later one of the same major version if the plan allows it."""
+    """Check for the same release, or a later one of the same major version if the plan allows it."""
     if manifest.compiler_version == version:
         return True
     built, here = _numbers(manifest.compiler_version), _numbers(version)
@@ -99,13 +99,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def sizes_of_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """Sizes of the dynamic dimensions, read from the arrays.
+    """Return the sizes of the dynamic dimensions, read from the arrays.
 
     Raises:
-        EngineError: an array is missing or unknown, of another type or shape, or two disagree.
+        EngineError: an array is missing or unknown, has another dtype or shape, or two arrays disagree.
     """
     if inputs.keys() != specs.keys():
-        raise EngineError(f"The plan takes {sorted(specs)}, got {sorted(inputs)}.")
+        raise EngineError(f"The plan expects inputs {sorted(specs)}; got {sorted(inputs)}.")
     sizes: dict[str, int] = {}
     for name, spec in specs.items():
         array = inputs[name]
@@ -113,19 +113,19 @@ def sizes_of_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArra
             if not dim.isdigit():
                 sizes.setdefault(dim, size)
         if array.dtype != np.dtype(spec.dtype) or len(spec.dims) != array.ndim:
-            raise EngineError(f"Input {name!r} is {array.dtype}{list(array.shape)}; the plan takes {spec}.")
+            raise EngineError(f"Input {name!r} is {array.dtype}{list(array.shape)}; the plan expects {spec}.")
         if array.shape != spec.shape(sizes):
             raise EngineError(
-                f"Input {name!r} has shape {list(array.shape)}; the plan takes {list(spec.shape(sizes))}."
+                f"Input {name!r} has shape {list(array.shape)}; the plan expects {list(spec.shape(sizes))}."
             )
     return sizes
 
 
 def profile_for(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Index of the smallest profile that covers the sizes.
+    """Return the index of the smallest profile that covers the sizes.
 
     Raises:
-        EngineError: none does; a request is never cut or split silently.
+        EngineError: no profile covers them; a request is never truncated or split silently.
     """
     fitting = [index for index, profile in enumerate(profiles) if profile.admits(sizes)]
     if not fitting:

@@ -1,7 +1,7 @@
-"""The manifest of a TensorRT plan: for which shapes, library and GPU it was built, and from what.
+"""Manifest of a TensorRT plan: its shapes, library, GPU and source graph.
 
-A plan is machine code for one GPU. ``model.plan`` has ``model.plan.json`` beside it, and both have the ONNX
-file that they were built from, so that another machine can build its own.
+A plan is machine code for one GPU. ``model.plan.json`` and the source ONNX file lie beside ``model.plan``,
+so that another machine can build its own plan.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ __all__ = [
 ]
 
 PLAN_FORMAT = "babeltower-plan/1"
-"""Version of the layout; a reader refuses any other."""
+"""Version of the layout; readers reject any other."""
 
 AHEAD_OF_TIME = "TensorRT-RTX ahead-of-time build, not executed"
-"""What every report calls a plan of ``Compiler.TENSORRT_RTX``."""
+"""Label of a ``Compiler.TENSORRT_RTX`` plan in every report."""
 
 
 class Compiler(str, Enum):
-    """What builds a plan."""
+    """Compiler that builds a plan."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
 
 class Portability(str, Enum):
-    """On which other GPUs a plan may run."""
+    """Other GPUs on which a plan may run."""
 
     NONE = "none"
     SAME_COMPUTE_CAPABILITY = "same-compute-capability"
@@ -67,7 +67,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What a dynamic dimension may be, and what the kernels are tuned for."""
+    """Bounds of a dynamic dimension, and the size that kernels are tuned for."""
 
     least: int
     usual: int
@@ -76,29 +76,29 @@ class Extent:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.usual <= self.most:
             raise ManifestError(
-                f"A dimension from {self.least} over {self.usual} to {self.most} is no extent; expected "
+                f"Invalid extent: least {self.least}, usual {self.usual}, most {self.most}; expected "
                 "1 ≤ least ≤ usual ≤ most."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One bucket of shapes: an extent for each dynamic dimension (``batch``, ``sequence``)."""
+    """Bucket of shapes: an extent for each dynamic dimension (``batch``, ``sequence``)."""
 
     dims: Mapping[str, Extent]
 
     def admits(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the profile covers these sizes."""
+        """Check that the profile covers these sizes."""
         return all(e.least <= sizes[name] <= e.most for name, e in self.dims.items())
 
     @property
     def largest(self) -> dict[str, int]:
-        """The largest sizes: what buffers are made for."""
+        """Largest sizes, for which buffers are allocated."""
         return {name: extent.most for name, extent in self.dims.items()}
 
     @property
     def capacity(self) -> int:
-        """Largest product of the dimensions: how much a run may have to hold."""
+        """Largest product of the dimensions, an upper bound on the elements of a run."""
         return math.prod(extent.most for extent in self.dims.values())
 
     def __str__(self) -> str:
@@ -107,26 +107,26 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor's numpy dtype and dimensions, numbers or names of dynamic ones (``("batch", "128")``)."""
+    """A tensor's numpy dtype and dimensions: numbers, or names of dynamic ones (``("batch", "128")``)."""
 
     dtype: str
     dims: tuple[str, ...]
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape at given sizes of the dynamic dimensions."""
+        """Return the shape for given sizes of the dynamic dimensions."""
         return tuple(int(dim) if dim.isdigit() else sizes[dim] for dim in self.dims)
 
     def n_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Bytes of the tensor at given sizes."""
+        """Return the tensor's size in bytes for given sizes of the dynamic dimensions."""
         return math.prod(self.shape(sizes)) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSummary:
-    """What was built, as far as the compiler tells.
+    """Summary of the built kernels, as far as the compiler reports them.
 
-    ``products`` counts the graph's matrix products by the type of their kernels' operands; ``unseen`` are
-    those that no kernel names.
+    ``products`` counts the graph's matrix products by the operand type of their kernels; ``unseen`` lists
+    the products that no kernel names.
     """
 
     n_kernels: int
@@ -137,9 +137,9 @@ class KernelSummary:
 
 @dataclass(frozen=True, slots=True)
 class PlanManifest:
-    """Facts of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used.
+    """Manifest of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used.
 
-    ``onnx_data`` has the sha256 of each file of the graph's weights; none in manifests of before.
+    ``onnx_data`` has the sha256 of each weight file of the graph; older manifests have none.
     """
 
     compiler: str
@@ -169,10 +169,10 @@ class PlanManifest:
 
     @classmethod
     def read(cls, plan: Path) -> PlanManifest:
-        """The manifest beside a plan.
+        """Read the manifest beside a plan and verify the plan.
 
         Raises:
-            ManifestError: it is missing or malformed, or the plan is not the one that it describes.
+            ManifestError: it is missing or malformed, or describes another plan.
         """
         path = plan_manifest_path(plan)
         try:
@@ -192,11 +192,11 @@ class PlanManifest:
             raise ManifestError(f"Plan {plan} is missing: build it from {self.onnx}.")
         if plan.stat().st_size != self.plan_bytes or sha256_of_file(plan) != self.plan_sha256:
             raise ManifestError(
-                f"{plan} is not the plan that its manifest describes (sha256 {self.plan_sha256[:16]}…, "
+                f"{plan} is not the plan its manifest describes (sha256 {self.plan_sha256[:16]}…, "
                 f"{self.plan_bytes} bytes): build it from {self.onnx} again."
             )
 
 
 def plan_manifest_path(plan: Path) -> Path:
-    """``model.plan`` → ``model.plan.json``."""
+    """Return the manifest's path: ``model.plan`` → ``model.plan.json``."""
     return plan.with_name(f"{plan.name}.json")

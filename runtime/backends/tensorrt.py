@@ -1,6 +1,6 @@
-"""TensorRT: runs a plan on the GPU that it was built for.
+"""TensorRT backend: runs a plan on the GPU it was built for.
 
-Written against TensorRT's documented Python API, as far as 10.x and 11.x share it, and tested with
+Written against the part of TensorRT's documented Python API that 10.x and 11.x share, and tested with
 stand-ins for the library and the GPU.
 """
 
@@ -27,7 +27,7 @@ from runtime.manifest import Precision
 __all__ = ["MAX_CAPTURED", "TensorRtBackend"]
 
 MAX_CAPTURED = 64
-"""Shapes whose CUDA graphs are kept; the one that was not used for longest goes first."""
+"""Number of shapes whose CUDA graphs are kept; the least recently used is dropped first."""
 
 _MAX_SEEN = 4096
 
@@ -35,16 +35,16 @@ Shape = tuple[tuple[str, int], ...]
 
 
 class TensorRtBackend:
-    """A plan on a stream of its own; runs take turns.
+    """A plan on its own CUDA stream; runs are serialized.
 
     Raises:
-        EngineError: see ``open_backend``; also a plan of another TensorRT, GPU or precision.
+        EngineError: see ``open_backend``; also if the plan is for another TensorRT, GPU or precision.
         ManifestError: the plan's manifest is missing, or is another plan's.
     """
 
     def __init__(self, plan: Path, *, precision: Precision, provider: str | None = None) -> None:
         if provider is not None:
-            raise EngineError(f"TensorRT knows no provider; got {provider!r}. Leave it out.")
+            raise EngineError(f"TensorRT takes no provider; got {provider!r}. Leave it out.")
         self._lock = threading.Lock()
         self._plan, self._manifest = plan, PlanManifest.read(plan)
         library = _library()
@@ -56,13 +56,13 @@ class TensorRtBackend:
             stack.pop_all()
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
-        """Compute the plan and copy the named outputs out of it."""
+        """Run the plan and return the named outputs."""
         return self._run(inputs, outputs, with_events=False)[0]
 
     def run_with_events(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> tuple[list[NDArray[Any]], float]:
-        """The same, and the milliseconds that the GPU computed for it, copies not included."""
+        """Run the plan; return the outputs and the GPU's compute time in milliseconds, without copies."""
         return self._run(inputs, outputs, with_events=True)
 
     def _run(
@@ -88,17 +88,17 @@ class TensorRtBackend:
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """A shape's CUDA graph, and the context that it was captured from, which nothing else may touch."""
+    """A shape's CUDA graph and the context it was captured from, which must not be used otherwise."""
 
     context: Any
     graph: Any
 
 
 class _Session:
-    """A loaded plan: buffers and a context for each profile in use, a graph for each shape that came again.
+    """Loaded plan: buffers and a context for each profile in use, a graph for each repeated shape.
 
-    A captured graph holds its context's state and every address, so it has a context of its own. The
-    contexts share one scratch memory, since their work is queued on one stream.
+    A captured graph holds its context's state and every address, so it has its own context. The contexts
+    share one scratch buffer, since their work is queued on one stream.
     """
 
     def __init__(self, library: Any, device: CudaDevice, plan: Path, manifest: PlanManifest) -> None:
@@ -106,10 +106,10 @@ class _Session:
         self._log = _log(library)
         self._runtime = library.Runtime(self._log)
         if manifest.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
+            self._runtime.engine_host_code_allowed = True  # such a plan contains its own runtime
         self._engine: Any = _engine(self._runtime, plan, manifest, self._log)
         if streamable_bytes := int(self._engine.streamable_weights_size):
-            # Such a plan keeps on the GPU what fits there; TensorRT's default is all of the weights.
+            # Keep on the GPU the weights that fit; TensorRT's default is all of them.
             budget = int(self._engine.get_weight_streaming_automatic_budget())
             self._engine.weight_streaming_budget_v2 = min(budget, streamable_bytes)
         self._scratch_bytes = int(self._engine.device_memory_size_v2)
@@ -128,7 +128,7 @@ class _Session:
         *,
         with_events: bool,
     ) -> tuple[list[NDArray[Any]], float]:
-        """Copy in, compute in profile ``index``, copy out; milliseconds of computing, by events if asked."""
+        """Copy in, compute in profile ``index``, copy out; return outputs and event-timed ms (or 0.0)."""
         device, specs = self._device, self._manifest.outputs
         device.use()
         buffers = self._buffers_of(index)
@@ -148,7 +148,7 @@ class _Session:
         return found, device.milliseconds(*events) if events else 0.0
 
     def close(self) -> None:
-        """Release graphs, contexts and memory, the plan, and the stream at last."""
+        """Release graphs, contexts, the plan, memory and finally the stream."""
         device = self._device
         device.use()
         for captured in self._captured.values():
@@ -163,7 +163,7 @@ class _Session:
         device.close()
 
     def _compute(self, index: int, sizes: Mapping[str, int]) -> None:
-        """Queue one run: plainly at a shape's first time, captured at its second, replayed from then on."""
+        """Queue one run: plain the first time a shape occurs, captured the second, replayed afterwards."""
         shape: Shape = tuple(sorted(sizes.items()))
         if shape in self._captured:
             self._captured.move_to_end(shape)
@@ -179,7 +179,7 @@ class _Session:
             self._enqueue(self._contexts[index], sizes)
 
     def _capture(self, shape: Shape, index: int, sizes: Mapping[str, int]) -> None:
-        """Run once plainly, where TensorRT settles what a new shape needs, and capture the same again."""
+        """Run once uncaptured, so that TensorRT prepares the new shape, then capture the same run."""
         context = self._context(index)
         self._enqueue(context, sizes)
         graph = self._device.capture(lambda: self._execute(context))
@@ -192,7 +192,9 @@ class _Session:
     def _enqueue(self, context: Any, sizes: Mapping[str, int]) -> None:
         for name, spec in self._manifest.inputs.items():
             if not context.set_input_shape(name, spec.shape(sizes)):
-                raise EngineError(f"TensorRT refuses {name!r} of {spec.shape(sizes)}: {self._log.last()}")
+                raise EngineError(
+                    f"TensorRT rejects {name!r} of shape {spec.shape(sizes)}: {self._log.last()}"
+                )
         self._execute(context)
 
     def _execute(self, context: Any) -> None:
@@ -203,14 +205,14 @@ class _Session:
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(index, self._device.stream):
-            raise EngineError(f"TensorRT made no context for profile {index}: {self._log.last()}")
+            raise EngineError(f"TensorRT cannot create a context for profile {index}: {self._log.last()}")
         context.set_device_memory(self._scratch, self._scratch_bytes)
         for name, address in self._buffers_of(index).items():
             context.set_tensor_address(name, address)
         return context
 
     def _buffers_of(self, index: int) -> dict[str, int]:
-        """Device memory for a profile's tensors at its largest shape, made at its first use."""
+        """Return device buffers for a profile's largest shape, allocated on first use."""
         if index not in self._buffers:
             largest = self._manifest.profiles[index].largest
             self._buffers[index] = {
@@ -227,7 +229,7 @@ def _library() -> Any:
 
 def _log(library: Any) -> Any:
     class Log(library.ILogger):  # type: ignore[misc]
-        """Keeps the last error, which the library's calls do not return."""
+        """Logger that keeps the last error, which the library's calls do not return."""
 
         def __init__(self) -> None:
             library.ILogger.__init__(self)
@@ -244,7 +246,7 @@ def _log(library: Any) -> Any:
 
 
 def _engine(runtime: Any, plan: Path, manifest: PlanManifest, log: Any) -> Any:
-    """The plan, loaded, and held to its manifest."""
+    """Load the plan and check it against its manifest."""
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise EngineError(f"TensorRT cannot load {plan}: {log.last()} Build it from {manifest.onnx} again.")
@@ -253,7 +255,7 @@ def _engine(runtime: Any, plan: Path, manifest: PlanManifest, log: Any) -> Any:
     if names != expected or engine.num_optimization_profiles != len(manifest.profiles):
         raise EngineError(
             f"{plan} has tensors {sorted(names)} and {engine.num_optimization_profiles} profiles; its "
-            f"manifest says {sorted(expected)} and {len(manifest.profiles)}. Build it from {manifest.onnx} "
+            f"manifest lists {sorted(expected)} and {len(manifest.profiles)}. Build it from {manifest.onnx} "
             "again."
         )
     return engine

@@ -1,1 +1,1 @@
-"""The commands of ``babeltower``."""
+"""Commands of ``babeltower``."""

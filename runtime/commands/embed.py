@@ -21,7 +21,7 @@ _SOURCE, _TOWER, _OUTPUT, _SCALE = "Source", "Tower", "Output", "Scale and watch
 
 
 class Runner(str, Enum):
-    """Where the work is done."""
+    """Executor of the run: this process or Ray Data."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -39,9 +39,7 @@ def embed(
             help="File, folder, glob or URL: Parquet, Arrow, CSV, JSONL, text, images, tars, datasets.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the vectors; the same command goes on.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; run again to resume.")],
     text: Annotated[
         str | None, typer.Option("--text", "--text-column", rich_help_panel=_SOURCE, help="Column of texts.")
     ] = None,
@@ -53,10 +51,12 @@ def embed(
     ] = None,
     id_: Annotated[
         str | None,
-        typer.Option("--id", "--id-column", rich_help_panel=_SOURCE, help="Column of ids; else row numbers."),
+        typer.Option(
+            "--id", "--id-column", rich_help_panel=_SOURCE, help="Column of ids; default: row numbers."
+        ),
     ] = None,
     language: Annotated[
-        str | None, typer.Option(rich_help_panel=_SOURCE, help="Language of the texts that name none.")
+        str | None, typer.Option(rich_help_panel=_SOURCE, help="Language of texts without one.")
     ] = None,
     language_column: Annotated[
         str | None, typer.Option(rich_help_panel=_SOURCE, help="Column of language codes.")
@@ -66,7 +66,7 @@ def embed(
         typer.Option(
             "--format",
             rich_help_panel=_SOURCE,
-            help="parquet, arrow, csv, jsonl, text, images, webdataset or datasets; told from suffixes.",
+            help="parquet, arrow, csv, jsonl, text, images, webdataset or datasets; default: by suffix.",
         ),
     ] = None,
     engine: Annotated[
@@ -74,30 +74,33 @@ def embed(
         typer.Option(
             envvar="BABELTOWER_ENGINE",
             rich_help_panel=_TOWER,
-            help="onnxruntime, openvino; measured by default.",
+            help="onnxruntime or openvino; default: the fastest measured.",
         ),
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(envvar="BABELTOWER_PRECISION", rich_help_panel=_TOWER, help="Measured by default."),
+        typer.Option(envvar="BABELTOWER_PRECISION", rich_help_panel=_TOWER, help="Default: measured."),
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_TOWER, help="Runs at once; measured by default.")
+        int | None, typer.Option(min=1, rich_help_panel=_TOWER, help="Concurrent runs; default: measured.")
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, envvar="BABELTOWER_THREADS", rich_help_panel=_TOWER, help="Threads of a run; measured."
+            min=1,
+            envvar="BABELTOWER_THREADS",
+            rich_help_panel=_TOWER,
+            help="Threads per run; default: measured.",
         ),
     ] = None,
     max_batch_tokens: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_TOWER, help="Texts × padded length of a run.")
+        int, typer.Option(min=1, rich_help_panel=_TOWER, help="Texts × padded length per batch.")
     ] = 1_024,
     dim: Annotated[
-        int | None, typer.Option(rich_help_panel=_OUTPUT, help="Width of the vectors; full by default.")
+        int | None, typer.Option(rich_help_panel=_OUTPUT, help="Vector width; default: full.")
     ] = None,
     encoding: Annotated[
-        Encoding, typer.Option(rich_help_panel=_OUTPUT, help="How vectors are stored.")
+        Encoding, typer.Option(rich_help_panel=_OUTPUT, help="Storage format of the vectors.")
     ] = Encoding.FLOAT32,
     npy: Annotated[
         bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as a NumPy array.")
@@ -107,7 +110,7 @@ def embed(
         typer.Option(
             min=1,
             rich_help_panel=_OUTPUT,
-            help="Source rows of one file; duplicates within it are embedded once.",
+            help="Source rows per output file; duplicates within a file are embedded once.",
         ),
     ] = 32_768,
     max_bad_share: Annotated[
@@ -117,7 +120,7 @@ def embed(
     shard: Annotated[
         str,
         typer.Option(
-            metavar="I/N", rich_help_panel=_SCALE, help="Do every N-th part, from the I-th (0…) on."
+            metavar="I/N", rich_help_panel=_SCALE, help="Process every N-th part, starting at I (from 0)."
         ),
     ] = "0/1",
     accept_changed: Annotated[
@@ -125,27 +128,29 @@ def embed(
         typer.Option(
             metavar="engine,cpu,libraries",
             rich_help_panel=_SCALE,
-            help="Go on although these are others than in the parts that are there; the journal says so.",
+            help="Resume although these differ from the existing parts; the journal records the change.",
         ),
     ] = "",
     runner: Annotated[
-        Runner, typer.Option(rich_help_panel=_SCALE, help="This process, or Ray Data on a cluster.")
+        Runner,
+        typer.Option(rich_help_panel=_SCALE, help="Run in this process, or with Ray Data on a cluster."),
     ] = Runner.LOCAL,
     workers: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_SCALE, help="Actors of Ray; one a core by default.")
+        int | None, typer.Option(min=1, rich_help_panel=_SCALE, help="Ray actors; default: one per core.")
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Serve Prometheus metrics.")
+        int | None,
+        typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Port for Prometheus metrics."),
     ] = None,
     cache: Annotated[Path | None, cache_option(_SCALE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Embed a corpus of texts or images into Parquet files, exactly once.
 
-    Run the same command again after anything that stopped it: it goes on, and the output is the same.
-    Rows that cannot be embedded are in OUT/bad-rows, each with its reason.
+    Run the same command again after an interruption: it resumes, and the output is the same.
+    Rows that cannot be embedded are listed in OUT/bad-rows, each with its reason.
     """
-    if engine == "ray":  # an engine of the run, not of the tower
+    if engine == "ray":  # Ray runs the job; it is not an engine of the tower
         engine, runner = None, Runner.RAY
     from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
     from runtime.corpus.computation import ComputationChange
@@ -201,5 +206,5 @@ def _engine(name: str | None) -> Engine | None:
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not (slash and index.strip().isdigit() and count.strip().isdigit()):
-        raise CorpusError(f"Shard {text!r} is none; expected i/n, e.g. 0/4 for the first of four.")
+        raise CorpusError(f"Invalid shard {text!r}; expected i/n, e.g. 0/4 for the first of four.")
     return int(index), int(count)

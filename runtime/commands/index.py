@@ -18,56 +18,59 @@ _IVF_PQ, _HNSW, _MEASURE = "ivf-pq", "hnsw", "Measurement"
 
 def index(
     vectors: Annotated[
-        Path, typer.Argument(metavar="VECTORS", help="Folder that babeltower embed wrote, or one file of it.")
+        Path,
+        typer.Argument(metavar="VECTORS", help="Folder written by babeltower embed, or one of its files."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="INDEX", help="Folder to write.")],
     kind: Annotated[
-        Kind, typer.Option(help="flat: every row is compared; ivf-pq: lists of short codes; hnsw: a graph.")
+        Kind,
+        typer.Option(help="flat: exhaustive search; ivf-pq: inverted lists of short codes; hnsw: a graph."),
     ] = Kind.FLAT,
     lists: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Lists; by default 4·√rows.")
+        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Inverted lists; default: 4·√rows.")
     ] = None,
     code_bytes: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Bytes of a code; by default width/4.")
+        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Bytes per code; default: width/4.")
     ] = None,
     refine: Annotated[
         Refinement | None,
-        typer.Option(rich_help_panel=_IVF_PQ, help="Kept of every row to order the best; int8 by default."),
+        typer.Option(rich_help_panel=_IVF_PQ, help="Copy of every row for re-ranking; default: int8."),
     ] = None,
     training_rows: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Rows to train on.")
+        int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Training rows.")
     ] = None,
     neighbours: Annotated[
-        int | None, typer.Option(min=2, rich_help_panel=_HNSW, help="Neighbours of a row; 32 by default.")
+        int | None, typer.Option(min=2, rich_help_panel=_HNSW, help="Neighbours per row; default: 32.")
     ] = None,
     build_width: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_HNSW, help="Candidates while building; 128.")
+        int | None,
+        typer.Option(min=1, rich_help_panel=_HNSW, help="Candidates while building; default: 128."),
     ] = None,
     effort: Annotated[
         int | None,
         typer.Option(
-            min=1, rich_help_panel=_MEASURE, help="Lists or candidates of a search; measured by default."
+            min=1, rich_help_panel=_MEASURE, help="Lists or candidates per search; default: measured."
         ),
     ] = None,
     recall: Annotated[
-        float, typer.Option(min=0, max=1, rich_help_panel=_MEASURE, help="Recall@10 to aim at.")
+        float, typer.Option(min=0, max=1, rich_help_panel=_MEASURE, help="Target recall@10.")
     ] = 0.99,
     queries: Annotated[
         Path | None,
         typer.Option(
             rich_help_panel=_MEASURE,
             metavar="VECTORS",
-            help="Measure with these vectors, not with held-out rows.",
+            help="Query vectors for the measurement; default: held-out rows.",
         ),
     ] = None,
     n_queries: Annotated[
-        int, typer.Option("--n-queries", min=1, rich_help_panel=_MEASURE, help="Queries to measure with.")
+        int, typer.Option("--n-queries", min=1, rich_help_panel=_MEASURE, help="Queries in the measurement.")
     ] = 1_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn by chance.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random sampling.")] = 0,
     threads: Annotated[
-        int | None, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Every core by default.")
+        int | None, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Default: every core.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an index that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing index.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a FAISS index over embedded vectors, and measure its recall against exact search."""

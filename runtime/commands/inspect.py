@@ -10,7 +10,7 @@ __all__ = ["inspect"]
 
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
-    """Describe a model, after its files are compared with their checksums."""
+    """Verify a model's checksums and describe it."""
     from runtime.commands.summary import summary_from_model, text_from_summary
 
     summary = summary_from_model(model)

@@ -16,7 +16,7 @@ def languages(
         str | None, typer.Argument(metavar="[REPOSITORY/NAME]", help="List only this model's languages.")
     ] = None,
     code: Annotated[
-        list[str] | None, typer.Option(help="Only the language that this code stands for; may be repeated.")
+        list[str] | None, typer.Option(help="Only the language of this code; may be repeated.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

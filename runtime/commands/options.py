@@ -14,12 +14,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def cache_option(panel: str) -> Any:
-    """Option of every command that opens a model in process: where passed opening checks are remembered."""
+    """Return the option ``--cache``, for commands that open a model in process."""
     return typer.Option(
         metavar="FOLDER",
         envvar="BABELTOWER_CACHE",
         rich_help_panel=panel,
-        help="Remembers which towers gave PyTorch's vectors here; in the user's cache by default.",
+        help="Folder that records passed opening checks; default: in the user's cache.",
     )
 
 

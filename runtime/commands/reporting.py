@@ -1,6 +1,6 @@
-"""How every command of the project ends: a deliberate error is one message on stderr, and exit code 1.
+"""Error reporting of every command: a deliberate error is one message on stderr and exit code 1.
 
-Warnings of the library are printed there too.
+Warnings of the library are printed to stderr too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _OWN_PACKAGES = ("runtime", "export", "bench", "triton_models", "samples", "babe
 
 
 class _Printed(logging.Handler):
-    """Prints log records as commands print errors."""
+    """Logging handler that prints records the way commands print errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
+        """Print one record to stderr."""
         typer.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
 
 
@@ -50,16 +50,16 @@ def _errors_reported() -> Iterator[None]:
 
 
 class ErrorReportingGroup(TyperGroup):
-    """Several commands under one name."""
+    """Command group that reports errors."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
+        """Run the named command."""
         with _errors_reported():
             return super().invoke(ctx)
 
 
 class ErrorReportingCommand(TyperCommand):
-    """A lone command; Typer makes no group of a single one."""
+    """Single command that reports errors; Typer makes no group of one command."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

@@ -18,20 +18,24 @@ def rollout(
         str,
         typer.Option(
             metavar="REPOSITORY/NAME|VERSION",
-            help="The model with the new version, or the number of a version that was served before.",
+            help="Model with the new version, or the number of a version served before.",
         ),
     ],
-    url: Annotated[str, typer.Option(help="grpc://HOST:PORT of the server that serves the repository.")],
-    variant: Annotated[str | None, typer.Option(help="Of the new model; the only one by default.")] = None,
-    ca_file: Annotated[Path | None, typer.Option(help="PEM certificates that check the server's.")] = None,
+    url: Annotated[str, typer.Option(help="grpc://HOST:PORT of the server of the repository.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of the new model; default: the only one.")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM file of CA certificates to verify the server.")
+    ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Sent with every request.")
+        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Bearer token sent with every request.")
     ] = None,
 ) -> None:
-    """Switch a served model to a new version under traffic, if its answers to the probes are right.
+    """Switch a served model to a new version under traffic, if its answers to the probes are correct.
 
-    The version is loaded beside the old one and asked the probes; where they do not hold, everything is put
-    back, and the exit code is 1.
+    The new version is loaded beside the old one and probed; if a probe fails, everything is restored and the
+    exit code is 1.
     """
     from runtime.remote import Connection
     from runtime.rollout import roll_out
@@ -47,6 +51,6 @@ def rollout(
     )
     language, mean = min(done.after.languages.items(), key=lambda item: item[1])
     typer.echo(
-        f"{done.model.name} serves version {done.version}: {len(done.after.languages)} languages hold, the "
+        f"{done.model.name} serves version {done.version}: {len(done.after.languages)} languages pass, the "
         f"worst, {language}, at a mean cosine of {mean:.6f}; images at {done.after.images:.6f}"
     )

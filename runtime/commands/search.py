@@ -22,39 +22,37 @@ def search(
         list[Path],
         typer.Argument(
             metavar="SOURCE...",
-            help="An index, a folder of vectors; or image files, folders of images, Parquet files of images.",
+            help="An index or a folder of vectors; or image files, image folders, Parquet files of images.",
         ),
     ],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Query text.")],
     language: Annotated[str | None, typer.Option(help="Language of TEXT: por_Latn, pt-BR, ...")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--query", "-q", metavar="LANGUAGE=TEXT", help="Look for this too; may be repeated."),
+        typer.Option("--query", "-q", metavar="LANGUAGE=TEXT", help="Further query; may be repeated."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Results of a query.")] = 5,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Results per query.")] = 5,
     effort: Annotated[
-        int | None, typer.Option(min=1, help="How hard an index searches; as measured when it was built.")
+        int | None, typer.Option(min=1, help="Lists or candidates per search; default: as measured at build.")
     ] = None,
-    dim: Annotated[
-        int | None, typer.Option(help="Width to embed images in; the full one by default.")
-    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Vector width for images; default: full.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Report images that cannot be decoded, and go on.")
+        bool, typer.Option("--skip-bad", help="Skip images that cannot be decoded, and report them.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option(rich_help_panel=_PAGE, help="Write a page of the pictures found.")
+        Path | None, typer.Option(rich_help_panel=_PAGE, help="Write an HTML page of the images found.")
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             rich_help_panel=_PAGE,
-            help="Folder, Parquet file or tars of the pictures; by default what the vectors were made from.",
+            help="Folder, Parquet file or tars of the images; default: the recorded source of the vectors.",
         ),
     ] = None,
     texts: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Print what the hits say: the source that their vectors were made from."
+            metavar="SOURCE", help="Print the texts of the hits, read from the source of their vectors."
         ),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of --texts that was embedded.")] = None,
@@ -63,30 +61,30 @@ def search(
     ] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="onnxruntime by default."),
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="Default: onnxruntime."),
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_PRECISION", help="fp32 by default."),
+        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_PRECISION", help="Default: fp32."),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Every physical core by default."
+            min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Default: every physical core."
         ),
     ] = None,
     cache: Annotated[Path | None, cache_option(_TOWER)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find what a text describes best: images, or whatever was embedded.
+    """Find the images or other embedded items that best match a text.
 
-    Vectors of another model are refused before anything is searched.
+    Vectors of another model are rejected before the search.
     """
     from runtime.encoder import Encoder
     from runtime.search.answers import Query, answers_from_sources
 
     if html is None and (pictures is not None or (id_column is not None and texts is None)):
-        raise InputError("--pictures and --id-column are for a page of pictures. Pass --html as well.")
+        raise InputError("--pictures and --id-column need --html, the page of images. Pass --html as well.")
     if text_column is not None and texts is None:
         raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
     queries = [Query(text, language), *(_query(one, language) for one in more or [])]
@@ -105,22 +103,22 @@ def search(
 def _texts_of_hits(
     answers: Any, source: str, text_column: str | None, id_column: str | None
 ) -> dict[str, str]:
-    """What the hits say, from the source that they were embedded from."""
+    """Read the texts of the hits from the source they were embedded from."""
     from runtime.corpus.lookup import items_of_ids
     from runtime.corpus.rows import Columns
     from runtime.corpus.sources import open_source
 
     if answers.modality is not Modality.TEXT:
-        raise InputError("--texts is for vectors of texts, and images were searched. See --pictures.")
+        raise InputError("--texts needs vectors of texts, but images were searched. See --pictures.")
     opened = open_source(source, columns=Columns(id=id_column, text=text_column))
     if opened.modality is not Modality.TEXT:
-        raise InputError(f"{source} holds images where --texts wants texts. Name a --text-column.")
+        raise InputError(f"{source} holds images, but --texts needs texts. Pass --text-column.")
     ids = {hit.id for answer in answers.answers for hit in answer.hits}
     found: dict[str, str] = items_of_ids(opened, ids)
     if ids and not found:
         raise InputError(
-            f"{source} has none of the {len(ids)} texts found, such as {min(ids)!r}. Pass what the vectors "
-            "were made from, and --id-column as it was embedded with."
+            f"{source} has none of the {len(ids)} texts found, such as {min(ids)!r}. Pass the source of the "
+            "vectors, with the --id-column it was embedded with."
         )
     return found
 
@@ -131,8 +129,8 @@ def _query(text: str, language: str | None) -> Any:
     code, equals, words = text.partition("=")
     if not equals or not words:
         raise InputError(
-            f"--query {text!r} is no LANGUAGE=TEXT, such as 'por_Latn=gato preto'. "
-            "Write '=gato preto' for the language of --language."
+            f"Invalid --query {text!r}; expected LANGUAGE=TEXT, such as 'por_Latn=gato preto', or "
+            "'=gato preto' for the language of --language."
         )
     return Query(words, code or language)
 
@@ -158,16 +156,16 @@ def _write_page(
         found = pictures_of_ids(pictures, ids, id_column=id_column)
         if not found:
             raise InputError(
-                f"{pictures} has none of the {len(ids)} pictures found, such as {min(ids)!r}. "
-                "Pass what the vectors were made from, and --id-column if its ids have a column of their own."
+                f"{pictures} has none of the {len(ids)} images found, such as {min(ids)!r}. "
+                "Pass the source of the vectors, and --id-column if its ids have their own column."
             )
     elif recorded is not None and recorded.exists():
-        typer.echo(f"pictures from {recorded}, which the vectors were made from", err=True)
+        typer.echo(f"images from {recorded}, the recorded source of the vectors", err=True)
         found = pictures_of_ids(recorded, ids, id_column=id_column)
     else:
         found = {}
     if len(found) < len(ids) and not texts:
-        typer.echo(f"{len(ids) - len(found)} of {len(ids)} results have no picture; see --pictures", err=True)
+        typer.echo(f"{len(ids) - len(found)} of {len(ids)} results have no image; see --pictures", err=True)
     write_page(html, answers, found, model=model, texts=texts)
     typer.echo(f"wrote {html}", err=True)
 

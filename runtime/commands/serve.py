@@ -1,4 +1,4 @@
-"""``babeltower serve``."""
+"""Command ``serve``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["serve"]
 
 
 class ServeTarget(str, Enum):
-    """Where the server runs."""
+    """Hardware that the server runs on."""
 
     CPU = "cpu"
     GPU = "gpu"
@@ -25,46 +25,46 @@ class ServeTarget(str, Enum):
 
 def serve(
     repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="What `babeltower export` wrote to.")
+        Path, typer.Argument(metavar="REPOSITORY", help="Folder written by `babeltower export`.")
     ],
     target: Annotated[
-        ServeTarget, typer.Option(help="cpu starts a server here; gpu writes what a container needs.")
+        ServeTarget, typer.Option(help="cpu: start a server here; gpu: write the files of a container.")
     ] = ServeTarget.CPU,
     write: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With --target gpu: where the files are written.")
+        Path | None, typer.Option(metavar="FOLDER", help="With --target gpu: output folder of the files.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; this machine alone by default.")
+        str, typer.Option(help="Address to listen on; default: this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="HTTP; 0 takes a free port.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, help="gRPC; 0 takes a free port.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=0, help="Prometheus metrics; 0 takes a free port.")] = 8002,
+    port: Annotated[int, typer.Option(min=0, help="HTTP port; 0 picks a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, help="gRPC port; 0 picks a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, help="Prometheus port; 0 picks a free one.")] = 8002,
     env: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             envvar="BABELTOWER_SERVER_ENV",
-            help="The server's Python environment, made at its first use; in the user's cache by default.",
+            help="Python environment of the server, created on first use; default: in the user's cache.",
         ),
     ] = None,
     cache_mb: Annotated[
-        int, typer.Option(min=0, help="Size of the response cache, for front ends written with one.")
+        int, typer.Option(min=0, help="Response cache in MB, for front ends exported with one.")
     ] = 0,
     backends: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Triton's own backends (FOLDER/onnxruntime/libtriton_onnxruntime.so, ...) in place of ours.",
+            help="Triton's own backends (FOLDER/onnxruntime/libtriton_onnxruntime.so, ...) instead of ours.",
         ),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="Keep the server's messages in this file.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
 
-    Every file is compared with its checksum, and every tower's vectors of a few probes with PyTorch's, before
-    the models are listed.
+    Before the models are listed, every file is checked against its checksum, and every tower's vectors for a
+    few probes against PyTorch's.
 
-    Runs until it is interrupted (Ctrl-C or SIGTERM); running requests are answered first.
+    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
     """
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
@@ -77,7 +77,7 @@ def serve(
 
     folder = env or default_folder()
     if not folder.exists():
-        typer.echo(f"making the server's environment in {folder} (once, some 700 MB) …", err=True)
+        typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
     options = ServerOptions(
         host=host,
         http_port=port,

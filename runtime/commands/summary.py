@@ -1,4 +1,4 @@
-"""What a model is, for people: the manifest's facts in a few lines."""
+"""Summary of a model's manifest as plain values and readable text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
 
 
 def summary_from_model(model: str) -> dict[str, Any]:
-    """Describe ``REPOSITORY/NAME`` in plain values, after its files are checked.
+    """Verify the files of ``REPOSITORY/NAME`` and describe it in plain values.
 
     Raises:
-        ManifestError: there is no such model, or a file does not fit its manifest.
+        ManifestError: there is no such model, or a file does not match its manifest.
     """
     manifest = Manifest.read(model)
     for variant in manifest.variants.values():
@@ -73,7 +73,7 @@ def _size_bytes(tower: TowerFiles) -> int:
 
 
 def text_from_summary(summary: dict[str, Any]) -> str:
-    """Lay a summary out in lines; every file was verified before."""
+    """Format a summary as text; its files must be verified already."""
     image = summary["image"]
     widths = [summary["dim"], *sorted(summary["mrl_dims"], reverse=True)]
     facts = {
@@ -103,7 +103,7 @@ def _megabytes(n_bytes: int) -> str:
 
 
 def _parity_lines(parity: dict[str, Any]) -> Iterator[str]:
-    """What each engine was measured at, and against what."""
+    """Yield the reference and each engine's measured cosines."""
     engines = parity.get("engines", {})
     if engines:
         yield f"compared with {parity['reference']}"
@@ -117,7 +117,7 @@ def _parity_lines(parity: dict[str, Any]) -> Iterator[str]:
 
 
 def languages_of_model(model: str | None) -> tuple[Language, ...]:
-    """The table's languages, or those of ``REPOSITORY/NAME``."""
+    """Return every known language, or those of ``REPOSITORY/NAME``."""
     if model is None:
         return languages()
     rows = {language.flores: language for language in languages()}
@@ -125,17 +125,17 @@ def languages_of_model(model: str | None) -> tuple[Language, ...]:
 
 
 def languages_of_codes(codes: Sequence[str], model: str | None) -> tuple[Language, ...]:
-    """The rows that codes resolve to, in the given order.
+    """Return the language rows of codes, in the given order.
 
     Raises:
-        LanguageError: a code is unknown, or ``REPOSITORY/NAME`` does not speak its language.
+        LanguageError: a code is unknown, or ``REPOSITORY/NAME`` does not support its language.
     """
     rows = {row.flores: row for row in languages_of_model(model)}
     return tuple(rows[spoken_language(code, rows)] for code in codes)
 
 
 def _row(rows: dict[str, Language], code: str) -> Language:
-    """A code's row; a code that only the model knows stands for itself."""
+    """Return a code's row; a code that only the model knows gets a row without a name."""
     try:
         return rows[flores_from_code(code)]
     except LanguageError:
@@ -143,5 +143,5 @@ def _row(rows: dict[str, Language], code: str) -> Language:
 
 
 def text_from_languages(found: Sequence[Language]) -> str:
-    """One line a language: FLORES-200 code, BCP-47 tag, English name."""
+    """Format one line per language: FLORES-200 code, BCP-47 tag, English name."""
     return "\n".join(f"{row.flores:<10} {row.bcp47:<12} {row.name}".rstrip() for row in found)

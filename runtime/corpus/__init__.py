@@ -1,4 +1,4 @@
-"""Embed large corpora: from tables, lines, folders and tars to Parquet files of vectors, exactly once.
+"""Embedding of large corpora: tables, lines, folders and tars to Parquet files of vectors, exactly once.
 
 from runtime.corpus import Options, embed_corpus
 

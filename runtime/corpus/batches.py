@@ -1,4 +1,4 @@
-"""The corpus pipeline for Python's own loops: batches from an encoder, and a callable for ``map_batches``."""
+"""Corpus pipeline for use from Python: batches from an encoder, and a callable for ``map_batches``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class EmbeddedBatch:
     """Consecutive rows of a source.
 
     Attributes:
-        ids: One a good row; row numbers where the source has no ids.
-        vectors: (good rows, dim) in the encoding that was asked for.
+        ids: One per good row; row numbers if the source has no ids.
+        vectors: (good rows, dim) in the requested encoding.
         bad: Rows that could not be embedded, each with its reason.
     """
 
@@ -88,19 +88,19 @@ def embedded_batches(
 
 
 class BatchEmbedder:
-    """Embeds batches of columns, for a Ray, Daft, Spark or Dask job of one's own.
+    """Callable that embeds batches of columns, for use in a Ray, Daft, Spark or Dask job.
 
         dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "models/nllb-clip", "text": "t"})
 
-    A batch is a mapping of arrays, a ``pyarrow.Table`` or ``RecordBatch``, or a pandas ``DataFrame``; it
-    comes back as the same with two more columns: ``vector``, and ``problem``, null where the row is good. The
-    vector of a bad row is null; in a mapping of arrays it is all NaN.
+    A batch is a mapping of arrays, a ``pyarrow.Table`` or ``RecordBatch``, or a pandas ``DataFrame``. The
+    same type is returned with two more columns: ``vector`` and ``problem``, which is null for good rows. The
+    vector of a bad row is null, or all NaN in a mapping of arrays.
 
     Args:
-        model: ``REPOSITORY/NAME``; opened at the first batch, once in each process.
+        model: ``REPOSITORY/NAME``; opened at the first batch, once per process.
         text: Column of texts; or ``image``, a column of encoded images or paths.
-        language: Code of the texts that name none; ``language_column`` holds one a row.
-        options: Of ``Encoder.open``: engine, precision, threads, …
+        language: Language code of texts without one; ``language_column`` holds one per row.
+        options: Options of ``Encoder.open``: engine, precision, threads, …
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class BatchEmbedder:
         **options: Any,
     ) -> None:
         if (text is None) == (image is None):
-            raise InputError(f"Name one column to embed: got text={text!r} and image={image!r}.")
+            raise InputError(f"Pass exactly one column to embed; got text={text!r} and image={image!r}.")
         self._model, self._opening = os.fspath(model), options
         self._columns = Columns(text=text, image=image, language=language_column)
         self._options = Options(language=language, dim=dim, max_batch_tokens=max_batch_tokens)

@@ -1,7 +1,7 @@
-"""Identity of the computation that makes vectors: graphs, engine, processor, libraries before the tower.
+"""Identity of the computation behind vectors: graphs, engine, processor and preprocessing libraries.
 
-Vectors of one fingerprint may be compared, but they are equal to the last bit only under one computation. A
-corpus is embedded by one, unless its owner accepts a change by name; its graphs never change.
+Vectors with the same fingerprint are comparable, but bit-identical only under the same computation. A corpus
+is embedded by one computation, unless the user accepts a named change; its graphs must never change.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["Computation", "ComputationChange", "computation_of", "differences", "require_acceptable"]
 
 Computation: TypeAlias = "Mapping[str, Any]"
-"""Plain values under ``graphs`` and the members of ``ComputationChange``, as the journal keeps them."""
+"""Plain values under ``graphs`` and the members of ``ComputationChange``, as stored in the journal."""
 
 _LIBRARIES = {Modality.TEXT: ("tokenizers", "ftfy"), Modality.IMAGE: ("pillow", "simplejpeg")}
-"""What makes token ids and pixels."""
+"""Libraries that produce token ids and pixels."""
 
 
 class ComputationChange(str, Enum):
-    """Parts of a computation that may be other ones in a resumed run, where that is asked for."""
+    """Parts of a computation that a resumed run may change, if explicitly accepted."""
 
     ENGINE = "engine"
     CPU = "cpu"
@@ -42,15 +42,15 @@ class ComputationChange(str, Enum):
 
 
 def computation_of(encoder: Encoder, choice: EngineChoice, modality: Modality) -> Computation:
-    """Describe what will make the vectors of a modality on this machine.
+    """Describe the computation that embeds a modality on this machine.
 
-    A server's graphs, engine version and processor are its own: only the variant is known here.
+    A server's graphs, engine version and processor are unknown here; only its engine and variant are.
     """
     if not isinstance(encoder, LocalEncoder):
         served = cast("RemoteEncoder", encoder).served
         return {"graphs": {}, "engine": f"{served.engine} of a server, {served.variant}"}
     if choice.engine is None or choice.precision is None:
-        raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
+        raise CorpusError(f"Engine or precision is not chosen yet: {choice.name}.")
     variant = encoder.manifest.variant(choice.precision, choice.engine.value)
     tower = variant.tower(modality)
     version = PurePosixPath(tower.model) / str(tower.version)
@@ -70,7 +70,7 @@ def computation_of(encoder: Encoder, choice: EngineChoice, modality: Modality) -
 
 
 def differences(one: Computation, other: Computation) -> dict[str, str]:
-    """Parts that differ, each with what it was and is."""
+    """Return the parts that differ, each with its old and new value in words."""
     found = {
         change.value: f"{change.value} was {one.get(change.value)!r} and is now {other.get(change.value)!r}"
         for change in ComputationChange
@@ -80,7 +80,7 @@ def differences(one: Computation, other: Computation) -> dict[str, str]:
     names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if names:
         found["graphs"] = "; ".join(
-            f"{name} had the sha256 {str(before.get(name))[:12]}… and has {str(after.get(name))[:12]}…"
+            f"{name} had sha256 {str(before.get(name))[:12]}… and now has {str(after.get(name))[:12]}…"
             for name in names
         )
     return found
@@ -93,26 +93,26 @@ def require_acceptable(
     *,
     holder: Path | str,
 ) -> None:
-    """Refuse to add vectors of another computation to those that are there.
+    """Check that new vectors may be added to those of earlier computations.
 
     Args:
-        known: Computations of the vectors so far; one of them must be ``own`` but for what is accepted.
-        holder: What holds the vectors, for errors.
+        known: Computations of the vectors so far; one must equal ``own`` except for accepted changes.
+        holder: Folder or file with the vectors, for the error message.
 
     Raises:
-        CorpusError: naming all that changed and what can be done.
+        CorpusError: another part has changed; the message names the changes and the remedy.
     """
     apart = [differences(computation, own) for computation in known]
     if not apart or any(set(found) <= {change.value for change in accepted} for found in apart):
         return
     nearest = min(apart, key=len)
     refused = [name for name in nearest if name not in {change.value for change in accepted}]
-    remedy = "Go on with what the run was begun with, or choose another output folder"
+    remedy = "Resume with the original setup, or choose another output folder"
     if "graphs" not in nearest:
-        remedy += f"; --accept-changed {','.join(refused)} goes on all the same, and the journal will say so"
+        remedy += f"; --accept-changed {','.join(refused)} resumes anyway and records it in the journal"
     raise CorpusError(
-        f"{holder} holds vectors that were computed otherwise: {'; '.join(nearest.values())}. Vectors made "
-        f"now would differ from them a little. {remedy}."
+        f"{holder} holds vectors of another computation: {'; '.join(nearest.values())}. New vectors would "
+        f"differ slightly. {remedy}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which engine, precision, instances and threads embed a corpus: by hand, from the journal, or measured."""
+"""Choice of engine, precision, instances and threads for a corpus: given, from the journal, or measured."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _TEXT = "a text about as long as most captions are, twenty tokens"
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What runs the tower; ``None`` is open, and measured.
+    """Engine settings of a run; fields that are ``None`` are chosen by measurement.
 
     Attributes:
-        instances: Runs that go on at once.
-        threads: Threads of one run.
-        measured: ``engine precision instances×threads`` → rows a second, where it was measured.
-        reasons: Why it was chosen, and why others were not; a sentence each.
+        instances: Concurrent runs.
+        threads: Threads per run.
+        measured: ``engine precision instances×threads`` → rows per second, for measured candidates.
+        reasons: One sentence for each chosen or rejected candidate.
     """
 
     engine: Engine | None = None
@@ -55,18 +55,18 @@ class EngineChoice:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is open."""
+        """True if engine, precision, instances and threads are all set."""
         return None not in (self.engine, self.precision, self.instances, self.threads)
 
     @property
     def name(self) -> str:
-        """``openvino int8 2×1``."""
+        """Name of the choice, such as ``openvino int8 2×1``; unset fields are ``?``."""
         engine = "?" if self.engine is None else self.engine.value
         precision = "?" if self.precision is None else self.precision.value
         return f"{engine} {precision} {self.instances or '?'}×{self.threads or '?'}"
 
     def deciding(self) -> dict[str, Any]:
-        """What of it decides the vectors; instances do not."""
+        """Return the settings that affect the vectors, as plain values; instances do not."""
         return {
             "engine": None if self.engine is None else self.engine.value,
             "precision": None if self.precision is None else self.precision.value,
@@ -82,9 +82,9 @@ def open_encoder(
     checks: Checks = Checks.ALL,
     cache: Path | None = None,
 ) -> LocalEncoder:
-    """Open a model as chosen; ``cache`` as of ``Encoder.open``."""
+    """Open a model with the chosen engine; ``cache`` as in ``Encoder.open``."""
     if choice.engine is None or choice.precision is None:
-        raise CorpusError(f"The engine is not chosen yet: {choice.name}.")
+        raise CorpusError(f"Engine or precision is not chosen yet: {choice.name}.")
     return LocalEncoder.from_repository(
         model,
         engine=choice.engine,
@@ -105,17 +105,17 @@ def choice_from_arguments(
     modality: Modality,
     cache: Path | None = None,
 ) -> EngineChoice:
-    """Fill in what is open: from the journal of the run that is gone on with, or by measuring.
+    """Fill in unset fields from the journal of the resumed run, or by measuring.
 
-    A precision that nobody asked for is taken only where the manifest's measured loss is within the limits
-    of its precision, and where the tower gives PyTorch's vectors on this machine.
+    A precision that was not requested is used only if its measured loss in the manifest is within the
+    limits, and if the tower reproduces PyTorch's vectors on this machine.
 
     Args:
         known: The journal's arguments.
-        cache: As of ``Encoder.open``.
+        cache: As in ``Encoder.open``.
 
     Raises:
-        CorpusError: nothing that is installed can run any variant of the model.
+        CorpusError: no installed engine can run any variant of the model.
     """
     choice = asked
     if known is not None and choice.engine is None and known.get("engine") is not None:
@@ -134,7 +134,7 @@ def choice_from_arguments(
 def _measured(
     choice: EngineChoice, model: str | os.PathLike[str], modality: Modality, cache: Path | None
 ) -> EngineChoice:
-    """The fastest of all candidates, first by engine and precision, then by instances × threads."""
+    """Return the fastest candidate, first by engine and precision, then by instances × threads."""
     rates: dict[str, float] = {}
     failures: list[str] = []
 
@@ -156,7 +156,7 @@ def _measured(
     else:
         best = candidates[0]
     if rates and not any(rates.values()):
-        raise CorpusError(f"No engine here runs {os.fspath(model)}: {' '.join(failures)}")
+        raise CorpusError(f"No engine on this machine runs {os.fspath(model)}: {' '.join(failures)}")
     return replace(
         best,
         measured={name: round(value, 1) for name, value in rates.items() if value},
@@ -168,12 +168,12 @@ def _why(best: EngineChoice, manifest: Manifest, rate: float | None) -> str:
     assert best.engine is not None, "a candidate has an engine"
     assert best.precision is not None, "a candidate has a precision"
     variant = manifest.variant(best.precision, best.engine.value)
-    measured = "the only candidate" if rate is None else f"{rate:,.1f} rows/s, the most that was measured"
+    measured = "the only candidate" if rate is None else f"{rate:,.1f} rows/s, the fastest measured"
     return f"chose {best.name}: {measured}; {loss_in_words(variant, best.engine.value)}"
 
 
 def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[list[EngineChoice], list[str]]:
-    """Candidates, and the reasons against other variants that an installed engine runs."""
+    """Return the candidates, and the reasons against other variants that an installed engine runs."""
     found: list[EngineChoice] = []
     left_out: list[str] = []
     for precision, engine in manifest_pairs(manifest):
@@ -188,8 +188,8 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
             found.append(replace(choice, engine=engine, precision=precision))
         else:
             left_out.append(
-                f"{engine.value} {precision.value} was not considered: {reason}; --precision "
-                f"{precision.value} asks for it"
+                f"{engine.value} {precision.value} was not considered: {reason}; pass --precision "
+                f"{precision.value} to use it"
             )
     if not found:
         pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
@@ -201,7 +201,7 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
 
 
 def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:
-    """Every precision with each engine that may open it."""
+    """Return every precision with each engine that may open it."""
     return [
         (variant.precision, Engine(engine))
         for variant in manifest.variants.values()
@@ -214,7 +214,7 @@ def _shaped(choice: EngineChoice, shape: tuple[int, int]) -> EngineChoice:
 
 
 def _shapes(choice: EngineChoice) -> list[tuple[int, int]]:
-    """Ways to share the cores; one thread a run first, which wins on most machines."""
+    """Return the (instances, threads) to try; one thread per run first, the fastest on most machines."""
     if choice.instances is not None and choice.threads is not None:
         return [(choice.instances, choice.threads)]
     cores = n_cores()
@@ -228,8 +228,8 @@ def rows_per_second(
     """Measure one candidate for about a second, on all its instances at once.
 
     Raises:
-        OpeningCheckError: its vectors are not PyTorch's on this machine. Its files are compared with their
-            checksums once it is chosen.
+        OpeningCheckError: its vectors differ from PyTorch's on this machine. File checksums are verified
+            only once a candidate is chosen.
     """
     manifest = Manifest.read(model)
     language = manifest.languages[0] if manifest.text.needs_language else None
@@ -242,7 +242,7 @@ def rows_per_second(
 
 
 def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> int:
-    """How often something ran, on a thread an instance, until the time was over.
+    """Call ``run`` on one thread per instance until the time is over, and return the number of calls.
 
     Raises:
         BabeltowerError: a run failed.

@@ -1,6 +1,6 @@
-"""Where a corpus lies: paths, globs and URLs become files of a pyarrow file system.
+"""Files of a corpus: paths, globs and URLs resolved to files of a pyarrow file system.
 
-Local paths and the schemes that pyarrow speaks itself (s3, gs, hdfs, file) need nothing else; any other
+Local paths and the schemes that pyarrow supports itself (s3, gs, hdfs, file) need nothing else; any other
 scheme (memory, http, az, …) is opened with fsspec.
 """
 
@@ -24,20 +24,20 @@ _WILD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a corpus; ``path`` is the file system's own."""
+    """One file of a corpus; ``path`` is its path in the file system."""
 
     path: str
     n_bytes: int
 
     @property
     def suffix(self) -> str:
-        """The last suffix, in lower case."""
+        """Last suffix, in lower case."""
         return Path(self.path).suffix.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """Files of one file system, by path; ``root`` is the folder they were found in."""
+    """Files of one file system, sorted by path; ``root`` is the folder they were found in."""
 
     filesystem: Any
     root: str
@@ -45,12 +45,12 @@ class FileSet:
     is_folder: bool
 
     def relative(self, file: File) -> str:
-        """A file's path below the root."""
+        """Return a file's path relative to the root."""
         return file.path.removeprefix(self.root).lstrip("/") or file.path
 
 
 def filesystem_from_location(location: str) -> tuple[Any, str]:
-    """Open the file system of a path or URL, and give the path in it.
+    """Open the file system of a path or URL, and return it with the path inside it.
 
     Raises:
         InputError: pyarrow or the scheme's own package is not installed, or the URL is malformed.
@@ -73,7 +73,7 @@ def filesystem_from_location(location: str) -> tuple[Any, str]:
 
 
 def _without_wildcards(location: str) -> tuple[str, str]:
-    """A URL up to its first wild path component (wild characters are no URL), and the rest."""
+    """Split a URL before its first path component with wildcards, which URLs do not allow."""
     found = _WILD.search(location)
     if found is None:
         return location, ""
@@ -82,13 +82,13 @@ def _without_wildcards(location: str) -> tuple[str, str]:
 
 
 def files_from_location(location: str, *, keep: Callable[[str], bool] | None = None) -> FileSet:
-    """List the files of a path, folder (recursively), glob or URL, sorted by path; hidden ones are left out.
+    """List the files of a path, folder (recursively), glob or URL, sorted by path, without hidden files.
 
     Args:
-        keep: Which names of a folder count; a file that is named itself always does.
+        keep: Filter on the file names of a folder; a file named directly is always kept.
 
     Raises:
-        InputError: nothing is there.
+        InputError: the location does not exist, or a pattern matches nothing.
     """
     filesystem, path = filesystem_from_location(location)
     arrow_fs = _arrow_fs()
@@ -132,7 +132,7 @@ def _is_hidden(path: str) -> bool:
 
 
 def digest_of_files(files: Sequence[File], names: Iterable[str]) -> str:
-    """Identity of a list of files: names and sizes, in order."""
+    """Return a short hash of the files' names and sizes, in order."""
     digest = hashlib.sha256()
     for file, name in zip(files, names, strict=True):
         digest.update(f"{name}\0{file.n_bytes}\n".encode("utf-8", "surrogateescape"))

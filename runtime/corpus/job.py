@@ -1,4 +1,4 @@
-"""What one run has to do, and the threads of this process doing it."""
+"""Job of one run, and its execution on threads of this process."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _IMAGES_PER_SLICE = 16
 
 @dataclass(slots=True)
 class Job:
-    """Parts of a source that are still to be embedded.
+    """Pending parts of a source, with everything needed to embed them.
 
     Attributes:
         dim: Width of the vectors.
-        pending: Whether a part is to be done.
-        observe: Is told of each batch.
-        computation: What makes the vectors; workers elsewhere must make them so too.
-        n_rows: Rows of the whole source; whoever executes the job sets it at the end.
+        pending: Predicate: part number → still to be embedded.
+        observe: Callback after each batch.
+        computation: Identity of the computation; remote workers must match it.
+        n_rows: Rows of the whole source; set by the executor at the end.
     """
 
     model: str
@@ -49,20 +49,20 @@ class Job:
 
     @property
     def has_ids(self) -> bool:
-        """Whether the source brings ids; row numbers stand in otherwise."""
+        """True if the source has ids; otherwise row numbers are used."""
         return self.source.columns.id is not None or self.source.format is SourceFormat.IMAGES
 
     def needs(self, start: int, stop: int) -> bool:
-        """Whether any of these rows is in a pending part."""
+        """Check whether any row of a range is in a pending part."""
         size = self.options.rows_per_part
         return any(map(self.pending, range(start // size, -(-stop // size))))
 
     def preparation(self) -> Preparation:
-        """What comes before the tower."""
+        """Return the preparation of this job's rows."""
         return preparation_for(self.encoder, self.source.modality, self.options)
 
     def slices(self, rows: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
-        """Pending parts' rows in slices: a whole part of texts, a few images."""
+        """Yield the rows of pending parts in slices: a whole part of texts, or a few images."""
         for part, piece in slices_of_rows(rows, self.source.modality, self.options.rows_per_part):
             if self.pending(part):
                 yield part, piece
@@ -72,7 +72,7 @@ Executor: TypeAlias = "Callable[[Job], Iterator[EmbeddedPart]]"
 
 
 def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
-    """Do a job on threads of this process; parts come in order."""
+    """Run a job on threads of this process, yielding parts in order."""
     rows = NumberedRows(job.source, job.needs)
     yield from embedded_parts(
         job.encoder,
@@ -90,19 +90,19 @@ def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
 def slices_of_rows(
     rows: Iterable[Rows], modality: Modality, rows_per_part: int
 ) -> Iterator[tuple[int, Rows]]:
-    """Slices with the number of their part: a whole part of texts, a few images."""
+    """Yield slices with their part number: a whole part of texts, or a few images."""
     size = rows_per_part if modality is Modality.TEXT else _IMAGES_PER_SLICE
     for piece in slices_from_rows(iter(rows), size=size, boundary=rows_per_part):
         yield piece.start // rows_per_part, piece
 
 
 def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> Preparation:
-    """Tokenising or decoding, as the options say."""
+    """Return the preparation for a modality: tokenizing, decoding, or sending to a server."""
     if not isinstance(encoder, LocalEncoder):
         from runtime.corpus.served import ServedImagePreparation, ServedTextPreparation
 
         if options.max_pixels is not None:
-            raise CorpusError("With an address, max_pixels is the server's matter; leave it out.")
+            raise CorpusError("max_pixels is set on the server; leave it out with an address.")
         if modality is Modality.TEXT:
             return ServedTextPreparation(encoder, language=options.language)
         return ServedImagePreparation(encoder)
@@ -112,7 +112,7 @@ def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> P
 
 
 def _workers(job: Job) -> Workers:
-    """How many threads do what; the tokenizer takes all cores by itself."""
+    """Return the thread counts; the tokenizer itself uses all cores."""
     towers = job.choice.instances or 1
     if job.source.modality is Modality.TEXT:
         return Workers(preparers=1, towers=towers, prepared_ahead=1)

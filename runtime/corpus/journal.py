@@ -1,9 +1,9 @@
-"""The journal: which parts of a run are done, so that each row is written exactly once.
+"""Journal of a run's finished parts, so that each row is written exactly once.
 
-A file of JSON lines beside the parts. The first line holds the arguments that decide what the output is; a
-further line says what computes the parts that follow, or that a part's files are whole and in place. A
-part's line is written only after its files are on the disk under their final names, so whatever stops a run,
-a part is either in the journal or done again.
+A file of JSON lines beside the parts. The first line holds the arguments that determine the output; each
+further line records the computation of the parts that follow, or a finished part. A part's line is written
+only after its files are on disk under their final names, so after any interruption a part is either in the
+journal or embedded again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from runtime.fingerprints import remark_on_vectors
 __all__ = ["VERSION", "Journal", "PartRecord", "Shard", "computations_of_folder", "header_of_journal"]
 
 VERSION = 2
-"""Of the journal; version 1 did not say what computed its parts."""
+"""Version of the journal; version 1 did not record the computation of its parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Share ``index`` of ``count`` of a run: every ``count``-th part, from ``index`` on."""
+    """Shard ``index`` of ``count`` of a run: every ``count``-th part, starting at ``index``."""
 
     index: int = 0
     count: int = 1
@@ -36,29 +36,29 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise CorpusError(
-                f"Shard {self.index}/{self.count} is none; expected i/n with 0 <= i < n, e.g. 0/4 to 3/4."
+                f"Invalid shard {self.index}/{self.count}; expected i/n with 0 <= i < n, e.g. 0/4 to 3/4."
             )
 
     @property
     def suffix(self) -> str:
-        """What its journal and record have in their names."""
+        """Suffix of the shard's journal and record file names."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
     def has(self, part: int) -> bool:
-        """Whether a part is its own."""
+        """Check whether a part belongs to this shard."""
         return part % self.count == self.index
 
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A part that is done.
+    """Record of a finished part.
 
     Attributes:
-        part: Its number.
-        rows: Rows of the source that it covers; good and bad.
-        files: Name below the output folder → bytes.
-        counts: What the rows took.
-        bad_kinds: Kind of problem → rows.
+        part: Number of the part.
+        rows: Source rows of the part, good and bad.
+        files: Path relative to the output folder → size in bytes.
+        counts: Nonzero fields of ``Counts``.
+        bad_kinds: Kind of problem → number of rows.
     """
 
     part: int
@@ -69,14 +69,14 @@ class PartRecord:
 
 
 class Journal:
-    """Opened for one run, and locked against a second one.
+    """Journal opened by one run and locked against a second one.
 
     Args:
-        folder: The output folder; made if it is not there.
-        arguments: What decides the output. A journal of other arguments is refused.
+        folder: Output folder; created if missing.
+        arguments: Arguments that determine the output. A journal with other arguments is rejected.
 
     Raises:
-        CorpusError: other arguments, another run at work, or a journal that cannot be read or written.
+        CorpusError: other arguments, another active run, or a journal that cannot be read or written.
     """
 
     def __init__(self, folder: Path, shard: Shard, arguments: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ class Journal:
             self._lock = (folder / f".{self.path.name}.lock").open("wb")
         except OSError as error:
             raise CorpusError(
-                f"{folder} cannot hold a run: {error}. Choose another output folder."
+                f"{folder} cannot be used as an output folder: {error}. Choose another one."
             ) from error
         try:
             _lock(self._lock, self.path)
@@ -104,7 +104,7 @@ class Journal:
         self._load()
 
     def _require_same_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Runs that share a folder share everything but the shard's index."""
+        """Check that runs sharing the folder agree in everything but the shard's index."""
         for path in sorted(self._folder.glob("journal*.jsonl")):
             header = header_of_journal(path)
             if header is not None:
@@ -114,7 +114,7 @@ class Journal:
             write_atomically(self.path, lambda path: path.write_text(header_line, encoding="utf-8"))
 
     def _load(self) -> None:
-        """Read what is done; a line that was cut short ends the journal, and is cut off."""
+        """Read the finished parts; an incomplete line ends the journal and is removed."""
         good = 0
         for number, line in enumerate(self._file.read().splitlines(keepends=True)):
             try:
@@ -144,10 +144,10 @@ class Journal:
             self.done[done.part] = done
 
     def begin(self, computation: Computation, accepted: Collection[ComputationChange]) -> None:
-        """Note what computes the parts from now on, if it may go on with those that are there.
+        """Record the computation of the following parts, after checking it against the existing ones.
 
         Raises:
-            CorpusError: parts in the folder were computed otherwise, and that was not accepted.
+            CorpusError: existing parts have another computation, and the change was not accepted.
         """
         own = self.computations if self._has_begun else self.computations[:-1]
         known = [*own, *computations_of_folder(self._folder, but=self.path)]
@@ -159,14 +159,14 @@ class Journal:
             self._begin(computation)
 
     def _begin(self, computation: Computation) -> None:
-        """Add a computation; one that made no part is replaced."""
+        """Add a computation, replacing the last one if it produced no part."""
         if self.computations and not self._has_begun:
             self.computations.pop()
         self.computations.append(computation)
         self._has_begun = False
 
     def _renew(self) -> None:
-        """Give a journal of version 1 today's header; an older reader would cut off what it cannot read."""
+        """Upgrade a version 1 header, so that older readers do not truncate lines they cannot read."""
         arguments = header_of_journal(self.path)
         self._file.seek(0)
         lines = self._file.read().split(b"\n", 1)[1]
@@ -177,13 +177,13 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
 
     def add(self, record: PartRecord) -> None:
-        """Note a part whose files are in place."""
+        """Record a part whose files are in place."""
         self._append(asdict(record))
         self.done[record.part] = record
         self._has_begun = True
 
     def end(self, n_rows: int) -> None:
-        """Note that the source ends after ``n_rows`` rows."""
+        """Record that the source ends after ``n_rows`` rows."""
         if self.n_rows != n_rows:
             self._append({"end": n_rows})
             self.n_rows = n_rows
@@ -199,42 +199,42 @@ class Journal:
         except OSError as error:
             self._file.truncate(start)
             raise CorpusError(
-                f"{self.path} cannot be written: {error}. Free space, and run the same command again: it "
-                "goes on from here."
+                f"{self.path} cannot be written: {error}. Free disk space and run the same command again to "
+                "resume."
             ) from error
 
     def close(self) -> None:
-        """Unlock."""
+        """Close and unlock the journal."""
         self._file.close()
         self._lock.close()
 
 
 def header_of_journal(path: Path) -> dict[str, Any] | None:
-    """Arguments of a journal, or ``None`` where there is none.
+    """Return the arguments of a journal, or ``None`` if the file is missing.
 
     Raises:
-        CorpusError: a file that is no journal.
+        CorpusError: the file is not a journal of a known version.
     """
     try:
         with path.open(encoding="utf-8") as file:
             header = json.loads(file.readline())
         if header["journal"] not in (1, VERSION):
-            raise ValueError(f"it is of version {header['journal']}")
+            raise ValueError(f"it has version {header['journal']}")
         arguments: dict[str, Any] = header["arguments"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(
-            f"{path} is no journal of this version of babeltower ({error}). Choose another output folder."
+            f"{path} is not a journal that this babeltower can read ({error}). Choose another output folder."
         ) from error
     return arguments
 
 
 def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with other arguments.
+    """Check that the arguments are those of the journal.
 
     Raises:
-        CorpusError: naming each argument that differs.
+        CorpusError: an argument differs; the message names each one.
     """
     differing = [
         f"{name} was {found.get(name)!r} and is now {asked.get(name)!r}"
@@ -244,8 +244,8 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
     if differing:
         remark = remark_on_vectors(str(found.get("fingerprint")), str(asked.get("fingerprint")))
         raise CorpusError(
-            f"{path} belongs to a run with other arguments: {'; '.join(differing)}. Run the first command "
-            f"again to go on with it, or choose another output folder.{remark}"
+            f"{path} belongs to a run with other arguments: {'; '.join(differing)}. Run the original command "
+            f"to resume it, or choose another output folder.{remark}"
         )
 
 
@@ -254,7 +254,7 @@ def _header_line(arguments: Mapping[str, Any]) -> str:
 
 
 def computations_of_folder(folder: Path, *, but: Path | None = None) -> list[Computation]:
-    """Each computation that a folder's journals name, once; none of journals that were written before."""
+    """Return the distinct computations recorded in a folder's journals; version 1 recorded none."""
     found: list[Computation] = []
     for path in sorted(folder.glob("journal*.jsonl")):
         if path != but:
@@ -263,7 +263,7 @@ def computations_of_folder(folder: Path, *, but: Path | None = None) -> list[Com
 
 
 def _computations_of_journal(path: Path) -> list[Computation]:
-    """Computations of a journal's parts; a line that is cut short ends the journal."""
+    """Return the computations of a journal's parts; an incomplete line ends the journal."""
     found: list[Computation] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -291,4 +291,4 @@ def _lock(file: IO[bytes], path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise CorpusError(f"Another run is writing {path}. Wait for it, or end it first.") from None
+        raise CorpusError(f"Another run is writing {path}. Wait for it to finish, or stop it.") from None

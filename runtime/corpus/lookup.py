@@ -1,4 +1,4 @@
-"""What a corpus's rows were, by their ids: for those who look at results, not for those who embed."""
+"""Lookup of a corpus's rows by id, to show search results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["items_of_ids"]
 
 
 def items_of_ids(source: Source, ids: Collection[str]) -> dict[str, Any]:
-    """Texts, or encoded images, by id as a string; what the source does not have is left out.
+    """Return texts or encoded images by id (as a string); ids missing from the source are left out.
 
     Args:
-        source: As it was opened to be embedded. Without ids of its own, its row numbers are the ids; only
-            the pieces that hold these rows are read then. Otherwise reading stops when all are found.
+        source: Source opened as for embedding. Without an id column, row numbers are the ids, and only the
+            pieces with these rows are read; otherwise reading stops once all ids are found.
 
     Raises:
         InputError: the source cannot be read.
@@ -42,7 +42,7 @@ def items_of_ids(source: Source, ids: Collection[str]) -> dict[str, Any]:
 
 
 def _shown(item: Any) -> str | bytes | None:
-    """The item as a text or an encoded image; ``None`` for what could not be embedded either."""
+    """Return the item as a text or an encoded image; ``None`` if it cannot be embedded."""
     if isinstance(item, ImageFile):
         item = item.read()
     if isinstance(item, Snapshot):

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run, for those who watch it from outside."""
+"""Prometheus metrics of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["metrics_served"]
 
 @contextmanager
 def metrics_served(port: int | None, *, inner: Watcher | None = None) -> Iterator[Watcher]:
-    """Serve ``/metrics`` on a port while a run goes on; on none, change nothing.
+    """Serve ``/metrics`` on a port during a run; without a port, pass ``inner`` through.
 
     Raises:
         CorpusError: the port is taken.

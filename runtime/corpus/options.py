@@ -1,4 +1,4 @@
-"""What a run is told, what it tells while it goes on, and what it leaves on record."""
+"""Options, callbacks and final record of a corpus run."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ MAX_BAD_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a corpus is embedded.
+    """Options of a corpus run.
 
     Attributes:
-        columns: Which columns hold what; looked for under their usual names by default.
-        format: How the source is stored; told from suffixes by default.
-        language: Code of the texts that name none.
-        dim: Width of the vectors; the full width by default.
-        encoding: How vectors are stored.
-        engine: Engine, precision, instances and threads; what is left open is measured.
-        rows_per_part: Rows of the source that one file covers, and the most that an interruption costs.
-        max_batch_tokens: Texts × padded length of one run, in tokens.
-        max_pixels: Width × height above which an image is bad; Pillow's limit by default.
+        columns: Columns of ids, texts, images and languages; default: their usual names.
+        format: Storage format of the source; default: inferred from suffixes.
+        language: Language code of texts without one.
+        dim: Width of the vectors; default: the full width.
+        encoding: Storage format of the vectors.
+        engine: Engine, precision, instances and threads; unset fields are measured.
+        rows_per_part: Source rows per output file, and the most that an interruption loses.
+        max_batch_tokens: Texts × padded length of one batch, in tokens.
+        max_pixels: Width × height above which an image is bad; default: Pillow's limit.
         max_bad_share: Share of bad rows above which the run stops.
-        shard: Which parts are this run's own.
-        accept_changed: What may be another one than in the parts that are there: engine version, processor
-            or libraries. Their vectors then differ a little from those made now; the journal says so.
+        shard: Shard of the parts that this run embeds.
+        accept_changed: Parts of the computation (engine version, processor, libraries) that may differ from
+            the existing parts. The new vectors then differ slightly; the journal records the change.
         npy: Also write the vectors as NumPy arrays.
-        cache: As of ``Encoder.open``.
+        cache: As in ``Encoder.open``.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -71,18 +71,19 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run did; ``run.json`` holds it.
+    """Summary of a run, stored as ``run.json``.
 
     Attributes:
-        arguments: What decided the output, as in the journal.
-        source: What the caller named.
-        total: Of all parts in the folder that are this shard's own, also those of earlier runs.
-        this_run: Of the parts that this process embedded.
-        bad_kinds: Kind of problem → rows, of all parts.
-        computations: What computed the parts, in the order of their beginning; of parts of a journal that was
-            written before this was recorded, nothing is known.
-        notes: What the reader of the vectors should know of how they were computed.
-        seconds: Wall clock and CPU of this process, from the first row read to the last part written.
+        arguments: Arguments that determine the output, as in the journal.
+        source: Source as named by the caller.
+        total: Counts over all parts of this shard in the folder, including those of earlier runs.
+        this_run: Counts over the parts embedded by this process.
+        bad_kinds: Kind of problem → number of rows, over all parts.
+        computations: Computations of the parts, in order of first use; parts of version 1 journals have
+            none recorded.
+        notes: Remarks for users of the vectors on how they were computed.
+        seconds: Wall-clock time from the first row read to the last part written; ``cpu_seconds`` is the
+            CPU time of this process.
     """
 
     arguments: Mapping[str, Any]
@@ -103,19 +104,19 @@ class RunRecord:
 
     @property
     def padding_share(self) -> float:
-        """Padding among the tokens that this run computed."""
+        """Share of padding in the tokens computed by this run."""
         computed = self.this_run.tokens + self.this_run.padding_tokens
         return self.this_run.padding_tokens / computed if computed else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Whom a run tells what it does.
+    """Callbacks that report a run's progress.
 
     Attributes:
-        started: Once: the source, and rows in all where that is known, and those done before.
-        observe: Batch by batch.
-        part_done: Part by part, when its files are in place.
+        started: Called once with the source, engine choice, total rows (if known) and rows already done.
+        observe: Called after each batch.
+        part_done: Called for each part once its files are in place.
     """
 
     started: Callable[[Source, EngineChoice, int | None, int], None] = lambda source, engine, total, done: (

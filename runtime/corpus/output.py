@@ -1,4 +1,4 @@
-"""Parts on disk: Parquet files of ids and vectors, side tables of bad rows, and NumPy arrays if asked for."""
+"""Output files of a part: Parquet of ids and vectors, Parquet of bad rows, optional NumPy arrays."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _ROW_GROUP = 16_384
 
 
 def part_name(part: int) -> str:
-    """``part-00000``: the stem of a part's files."""
+    """Return the stem of a part's file names: ``part-00000``."""
     return f"part-{part:05d}"
 
 
 @dataclass(frozen=True, slots=True)
 class PartWriter:
-    """Writes parts below one folder; the same part gives the same bytes.
+    """Writer of parts below one folder; the same part gives the same bytes.
 
     Attributes:
-        metadata: What every file's schema says of its vectors (keys ``babeltower.…``).
+        metadata: Schema metadata of every file (keys ``babeltower.…``).
         npy: Also write the vectors as ``part-00000.npy``.
     """
 
@@ -44,10 +44,10 @@ class PartWriter:
     npy: bool = False
 
     def write(self, part: EmbeddedPart) -> PartRecord:
-        """Write all of a part's files; a part without good rows has no vectors to write.
+        """Write all files of a part; without good rows there is no vector file.
 
         Raises:
-            CorpusError: the disk is full, or cannot be written.
+            CorpusError: the disk is full or not writable.
         """
         stem = part_name(part.number)
         files: dict[str, int] = {}
@@ -66,7 +66,7 @@ class PartWriter:
         return PartRecord(part.number, part.counts.rows, files, counts, dict(sorted(kinds.items())))
 
     def remove_unfinished(self, parts: Any) -> None:
-        """Remove what a killed run left half-written of its own parts."""
+        """Remove half-written files that a killed run left of the given parts."""
         for folder in (self.folder, self.folder / "bad-rows"):
             for path in folder.glob(".part-*.part"):
                 number = path.name.removeprefix(".part-").split(".")[0]
@@ -141,7 +141,7 @@ class PartWriter:
 
 
 def _stored(value: Any) -> Any:
-    """Strings as UTF-8 can hold them: half characters, which file names and broken texts have, escaped."""
+    """Escape lone surrogates in strings, which file names and broken texts may contain."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

@@ -1,8 +1,8 @@
-"""Reading, preparation and inference at once, on threads with bounded queues between them.
+"""Concurrent reading, preparation and inference, on threads joined by bounded queues.
 
 reader → slices → preparers → prepared slices → one feed → towers → vectors → parts, in order
 
-Every long step (reading, tokenising, decoding, the tower) leaves Python's lock, so threads fill the cores.
+Every long step (reading, tokenizing, decoding, the tower) releases the GIL, so threads use all cores.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_part
 
 _POLL_S = 0.1
 _DONE_AHEAD = 256
-"""Batches of vectors that may wait for the one who writes them."""
+"""Batches of vectors that may wait to be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many threads do what."""
+    """Thread counts of the pipeline stages, and the capacity of the queue of prepared slices."""
 
     preparers: int
     towers: int
@@ -39,11 +39,11 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPart:
-    """A finished part: its good rows in the source's order, and its bad ones.
+    """Finished part: its good rows in source order, and its bad rows.
 
     Attributes:
-        number: Rows ``number × rows a part`` and on.
-        ids: One a good row; the row's number where the source has no ids.
+        number: Part number; its first row is ``number × rows per part``.
+        ids: One per good row; row numbers if the source has no ids.
         vectors: float32 (good rows, dim), L2-normalised.
     """
 
@@ -55,7 +55,7 @@ class EmbeddedPart:
 
 
 class PartAssembly:
-    """Collects what belongs to one part, in any order."""
+    """Assembles one part from slices and vectors that arrive in any order."""
 
     def __init__(self, number: int, start: int, dim: int) -> None:
         self.number, self._start, self._dim = number, start, dim
@@ -67,14 +67,14 @@ class PartAssembly:
         self._counts = Counts()
 
     def add_slice(self, prepared: Prepared) -> None:
-        """A slice whose batches will follow."""
+        """Add a slice; its batches follow."""
         self._slices[prepared.start] = prepared
         self._n_batches += len(prepared.batches)
         self._n_rows_seen += len(prepared.ids)
         self._counts += prepared.counts
 
     def add_vectors(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
-        """One batch's vectors."""
+        """Add the vectors of one batch."""
         positions = batch.rows - self._start
         self._reserve(int(positions.max()) + 1)
         self._vectors[positions] = vectors
@@ -82,23 +82,23 @@ class PartAssembly:
         self._counts += batch.counts
 
     def end_at(self, stop: int) -> None:
-        """The part's last row is known."""
+        """Set the end of the part, one past its last row."""
         self._n_rows = stop - self._start
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row is embedded or bad."""
+        """True if every row is embedded or bad."""
         return self._n_rows_seen == self._n_rows and self._n_batches == 0
 
     def finished(self, *, has_ids: bool) -> EmbeddedPart:
-        """All of it, in the source's order."""
+        """Return the finished part, in source order."""
         slices = [self._slices[start] for start in sorted(self._slices)]
         empty = np.empty(0, dtype=np.int64)
         vector_row = np.concatenate([empty, *(prepared.vector_row for prepared in slices)])
         problems = {row: problem for prepared in slices for row, problem in prepared.problems.items()}
         n_before = len(problems)
         for position in np.flatnonzero(np.isin(vector_row, list(problems))):
-            row = self._start + int(position)  # a duplicate of what turned out to be bad
+            row = self._start + int(position)  # a duplicate of a row found to be bad
             problems[row] = problems[int(vector_row[position])]
             vector_row[position] = BAD
         stop = self._start + len(vector_row)
@@ -128,7 +128,7 @@ def _bad_row(id_: Any, row: int, problem: Problem) -> BadRow:
 
 
 class _StoppedError(Exception):
-    """Another thread failed, or the caller left: put everything down."""
+    """Signals that another thread failed or the caller stopped iterating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +152,11 @@ class _PartEnd:
 _Event: TypeAlias = "Prepared | _Vectors | _PartBegin | _PartEnd | BaseException | None"
 
 Observer: TypeAlias = "Callable[[int, Counts], None]"
-"""Told, batch by batch, how many rows are through with, and what they took."""
+"""Callback called per batch with the number of finished rows and their counts."""
 
 
 class _Channel:
-    """A bounded queue that lets go when the run is over."""
+    """Bounded queue whose blocked callers are released when the run stops."""
 
     def __init__(self, size: int, stop: threading.Event) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(size)
@@ -181,7 +181,7 @@ class _Channel:
 
 @dataclass(slots=True)
 class _Feed:
-    """Batches one by one, from slice after slice; the towers pull them."""
+    """Feed of single batches, slice by slice, pulled by the towers."""
 
     prepared: _Channel
     done: _Channel
@@ -216,15 +216,15 @@ def embedded_parts(
     workers: Workers,
     observe: Observer | None = None,
 ) -> Iterator[EmbeddedPart]:
-    """Embed slices and give whole parts, in order.
+    """Embed slices and yield whole parts, in order.
 
     Args:
         slices: Part number and rows, in order; see ``slices_from_rows``.
         dim: Width of the vectors.
-        has_ids: Whether the rows bring ids; their numbers stand in otherwise.
+        has_ids: True if the rows have ids; otherwise row numbers are used.
 
     Raises:
-        BabeltowerError: the source cannot be read further, or the tower failed; the parts before are given.
+        BabeltowerError: reading the source or running the tower failed; earlier parts are yielded first.
     """
     stop = threading.Event()
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
@@ -247,7 +247,7 @@ def embedded_parts(
         while (piece := raw.get()) is not None:
             prepared.put(preparation.prepared(piece))
         raw.put(None)
-        if not alive.acquire(blocking=False):  # the last one out ends the feed
+        if not alive.acquire(blocking=False):  # the last preparer ends the feed
             prepared.put(None)
 
     feed = _Feed(prepared, done)
@@ -284,7 +284,7 @@ def embedded_parts(
 
 @dataclass(slots=True)
 class _Assemblies:
-    """The parts that are under way, in the order in which they began."""
+    """Unfinished parts, in the order in which they began."""
 
     dim: int
     rows_per_part: int

@@ -1,7 +1,7 @@
-"""Rows become batches that a tower can run: tokenised or decoded, duplicates out, bad rows set aside.
+"""Preparation of rows into batches: tokenizing or decoding, deduplication, separation of bad rows.
 
-What is made of a slice of rows depends on these rows alone, never on timing or on what ran before: that is
-why a run that was interrupted gives the same vectors as one that was not.
+The result for a slice depends only on its rows, never on timing or earlier work, so an interrupted run gives
+the same vectors as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BAD, SAME = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What rows took; tokens are the texts' own, special ones included."""
+    """Counts over rows; ``tokens`` includes special tokens but no padding."""
 
     rows: int = 0
     bad: int = 0
@@ -60,11 +60,11 @@ class Counts:
 
 
 class Batch(Protocol):
-    """Rows that run together.
+    """Rows that are embedded together.
 
     Attributes:
-        rows: int64 (n,): the numbers of the rows that the vectors are for.
-        counts: What the run computes.
+        rows: int64 (n,): row numbers of the vectors.
+        counts: Tokens and images that the batch computes.
     """
 
     @property
@@ -74,12 +74,12 @@ class Batch(Protocol):
     def counts(self) -> Counts: ...
 
     def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
-        """Embed them with the encoder that they were prepared for: float32 (n, dim)."""
+        """Embed the rows with the encoder they were prepared for: float32 (n, dim)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows of one part on their way to preparation.
+    """Rows of one part before preparation.
 
     Attributes:
         part: Number of the part.
@@ -93,13 +93,13 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A slice, ready to run.
+    """Prepared slice, ready to run.
 
     Attributes:
-        ids: One a row.
-        vector_row: int64 (rows,): the row whose vector each row takes, itself mostly; -1 where it is bad.
-        problems: Row → what is wrong with it.
-        batches: Every row that is computed, once.
+        ids: One per row.
+        vector_row: int64 (rows,): row whose vector each row uses, usually itself; -1 for bad rows.
+        problems: Row → problem, for bad rows.
+        batches: Batches that hold every distinct good row exactly once.
     """
 
     part: int
@@ -112,18 +112,18 @@ class Prepared:
 
 
 class Preparation(Protocol):
-    """First half of the work, before the tower."""
+    """Preparation of slices before the tower."""
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """Set duplicates aside that can be told before preparation, in order."""
+        """Yield slices in order, marking the duplicates that can be found before preparation."""
 
     def prepared(self, piece: Slice) -> Prepared:
-        """Tokenise or decode a slice; may run on several threads at once."""
+        """Tokenize or decode a slice; may run on several threads at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """Rows of token ids, end to end: row ``i`` is ``ids[starts[i] : starts[i] + lengths[i]]``."""
+    """Concatenated rows of token ids: row ``i`` is ``ids[starts[i] : starts[i] + lengths[i]]``."""
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
@@ -140,7 +140,7 @@ class _Tokens:
 
 @dataclass(frozen=True, slots=True)
 class _TextBatch:
-    """Built at its run: token ids take a tenth of the memory of padded batches."""
+    """Text batch, padded only when it runs: token ids take a tenth of the memory of padded batches."""
 
     tokens: _Tokens
     positions: NDArray[np.int64]
@@ -160,11 +160,11 @@ class _TextBatch:
 
 
 class TextPreparation:
-    """Tokenises a whole part, and splits it by length as calls in process are.
+    """Tokenizes a whole part and splits it into batches by length, as in-process calls are.
 
     Args:
-        language: Code of the rows that name none.
-        max_batch_tokens: Rows × padded length of one run.
+        language: Language code of rows without one.
+        max_batch_tokens: Rows × padded length of one batch.
     """
 
     def __init__(self, encoder: LocalEncoder, *, language: str | None, max_batch_tokens: int) -> None:
@@ -174,11 +174,11 @@ class TextPreparation:
         self._checked: dict[str | None, Problem | None] = {}
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """Nothing can be told before the texts are tokenised."""
+        """Yield the slices unchanged; duplicates are found after tokenizing."""
         return (Slice(part, piece) for part, piece in rows)
 
     def prepared(self, piece: Slice) -> Prepared:
-        """Tokenise, find equal token rows, plan the batches."""
+        """Tokenize, deduplicate equal token rows and plan the batches."""
         rows = piece.rows
         codes = rows.languages or [None] * len(rows)
         problems: dict[int, Problem] = {}
@@ -200,7 +200,7 @@ class TextPreparation:
     def _tokenised(
         self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
     ) -> tuple[_Tokens, NDArray[np.int64], int]:
-        """Distinct token rows and the numbers of the first rows that have them."""
+        """Return distinct token rows, the number of each one's first row, and the truncated rows."""
         first_of: dict[bytes, int] = {}
         kept: list[NDArray[np.int32]] = []
         numbers: list[int] = []
@@ -243,14 +243,14 @@ class TextPreparation:
         return None
 
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
-        """Longest first; equal lengths in the rows' order."""
+        """Plan batches, longest rows first and equal lengths in row order."""
         pad_id = self._encoder.manifest.text.pad_id
         runs = runs_from_lengths(tokens.lengths, max_tokens=self._max_batch_tokens, overhead=RUN_OVERHEAD)
         return [_TextBatch(tokens, positions, numbers[positions], pad_id) for positions in runs]
 
 
 def kind_of_language(code: str | None) -> str:
-    """What is wrong with a code that a tower refuses."""
+    """Return the kind of problem of a language code that a tower rejects."""
     if code is None:
         return "missing-language"
     try:
@@ -275,7 +275,7 @@ class _ImageBatch:
 
 
 class ImagePreparation:
-    """Reads and decodes a few images at a time; each slice is one batch."""
+    """Preparation of images, a few at a time; each slice is one batch."""
 
     def __init__(self, preprocessing: ImagePreprocessing, *, max_pixels: int | None) -> None:
         self._preprocessing = preprocessing
@@ -283,7 +283,7 @@ class ImagePreparation:
 
     @staticmethod
     def deduplicated(rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """Read the files, and leave out what has the same bytes as an earlier row of its part."""
+        """Read the files, and mark rows with the same bytes as an earlier row of their part."""
         seen: dict[bytes, int] = {}
         current = -1
         with _item_reader() as read:
@@ -300,7 +300,7 @@ class ImagePreparation:
                 yield Slice(part, Rows(piece.start, piece.ids, items), same_as)
 
     def prepared(self, piece: Slice) -> Prepared:
-        """Decode and resize what is no duplicate."""
+        """Decode and resize the images that are not duplicates."""
         rows = piece.rows
         vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
         problems: dict[int, Problem] = {}
@@ -337,7 +337,7 @@ class ImagePreparation:
 
 @contextmanager
 def _item_reader() -> Iterator[Callable[[Sequence[Item]], list[Item]]]:
-    """Reads the files among some items; those of a network several at a time."""
+    """Yield a function that reads the files among items; remote files are read concurrently."""
     from pyarrow.fs import LocalFileSystem
 
     with ThreadPoolExecutor(_READS_AT_ONCE, "babeltower-read") as pool:

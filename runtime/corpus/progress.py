@@ -1,4 +1,4 @@
-"""What people see while a corpus is embedded, and the summary at the end."""
+"""Progress display of a corpus run, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Sums up what a run says of itself; rates are of this process alone."""
+    """Progress totals of a run; rates are for this process only."""
 
     def __init__(self) -> None:
         self.source: Source | None = None
@@ -33,35 +33,35 @@ class Progress:
         self._started = time.perf_counter()
 
     def start(self, source: Source, choice: EngineChoice, total: int | None, done: int) -> None:
-        """The run begins."""
+        """Record the start of the run."""
         self.source, self.total, self.rows_before = source, total, done
         self._started = time.perf_counter()
 
     def observe(self, n_rows: int, counts: Counts) -> None:
-        """A batch is through."""
+        """Add the counts of a batch."""
         self.rows += n_rows
         self.counts += counts
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return max(1e-9, time.perf_counter() - self._started)
 
     @property
     def seconds_left(self) -> float | None:
-        """At this run's rate so far, where the number of rows is known."""
+        """Estimated seconds left at the rate so far; ``None`` if the number of rows is unknown."""
         if self.total is None or not self.rows:
             return None
         return max(0, self.total - self.rows_before - self.rows) / self.rows * self.seconds
 
     @property
     def padding_share(self) -> float:
-        """Padding among the computed tokens."""
+        """Share of padding in the computed tokens."""
         computed = self.counts.tokens + self.counts.padding_tokens
         return self.counts.padding_tokens / computed if computed else 0.0
 
     def line(self) -> str:
-        """All of it on one line."""
+        """Return the progress as one line."""
         counts, seconds = self.counts, self.seconds
         of = "" if self.total is None else f" of {self.total:,}"
         is_text = self.source is None or self.source.modality is Modality.TEXT
@@ -82,11 +82,11 @@ class Progress:
 def progress_bar(
     stream: IO[str] | None = None, *, inner: Watcher | None = None
 ) -> Iterator[tuple[Progress, Watcher]]:
-    """Show a run's progress: a bar on a terminal, else a line now and then.
+    """Show a run's progress: a bar on a terminal, otherwise a line every 30 seconds.
 
     Args:
-        stream: Where to; stderr by default.
-        inner: Is told the same.
+        stream: Output stream; default: stderr.
+        inner: Watcher that receives the same events.
     """
     stream = sys.stderr if stream is None else stream
     progress, inner = Progress(), inner or Watcher()
@@ -159,7 +159,7 @@ def _display(stream: IO[str], progress: Progress) -> Iterator[Any]:
 
 
 def summary_of_run(record: RunRecord) -> str:
-    """A run in a few lines."""
+    """Format a run's record as a few lines."""
     total, this = record.total, record.this_run
     seconds = max(1e-9, record.seconds)
     lines = [
@@ -178,7 +178,7 @@ def summary_of_run(record: RunRecord) -> str:
             rate += f", {this.images / seconds:,.1f} images/s"
         busy = record.cpu_seconds / (seconds * record.cores)
         lines.append(f"time        {_duration(seconds)}; {rate}; {record.cores} cores {busy:.0%} busy")
-    lines.append(f"memory      {record.peak_memory_bytes / 1e6:,.0f} MB at most")
+    lines.append(f"memory      {record.peak_memory_bytes / 1e6:,.0f} MB at peak")
     lines += [f"note        {note}" for note in record.notes]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""The same pipeline on Ray Data: tasks read and prepare, actors hold the model, the driver writes.
+"""Corpus pipeline on Ray Data: tasks read and prepare, actors hold the model, the driver writes.
 
-What a slice of rows becomes does not depend on where or when it is computed, and a part is written by the
-driver alone, so the output is the local run's. A worker that dies is Ray's to replace: it computes its slices
-again. A driver that dies leaves a journal, from which the same command goes on.
+The result for a slice does not depend on where or when it is computed, and only the driver writes parts, so
+the output equals that of a local run. If a worker dies, Ray replaces it and recomputes its slices. If the
+driver dies, the same command resumes from the journal.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from runtime.opening.tower_check import Checks
 __all__ = ["ray_executor"]
 
 _READER_CPUS, _TASK_CPUS, _ACTOR_CPUS = 0.1, 0.2, 0.6
-"""Shares of a core that Ray reckons with: an actor's and a few tasks' fit on one. Readers' differ from other
-tasks', since Ray runs steps of equal needs as one, in which a file would be decoded by its reader alone."""
+"""CPU shares requested from Ray; an actor and a few tasks fit on one core. Readers request another share than
+other tasks, since Ray fuses steps with equal needs, and then a file would be decoded by its reader alone."""
 
 
 def ray_executor(n_workers: int | None = None) -> Executor:
-    """Do jobs on a Ray cluster: the one that is connected to or that ``RAY_ADDRESS`` names, else a local one.
+    """Return an executor on a Ray cluster: the connected one, the one in ``RAY_ADDRESS``, or a local one.
 
     Args:
-        n_workers: Actors that hold the model; one for each core of the cluster by default.
+        n_workers: Actors that hold the model; default: one per core of the cluster.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -53,7 +53,7 @@ def ray_executor(n_workers: int | None = None) -> Executor:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What every worker is told; all of it can be sent."""
+    """Picklable description of the job, sent to every worker."""
 
     model: str
     source: Source
@@ -64,7 +64,7 @@ class _Work:
     computation: Computation
 
     def pieces(self, first_file: int, first_row: int, n_rows: int) -> Iterator[Slice]:
-        """Slices of the pending parts that begin in one file; the last part may reach into the next files."""
+        """Yield slices of the pending parts that begin in one file; the last may extend into later files."""
         size = self.options.rows_per_part
         first, last = -(-first_row // size), -(-(first_row + n_rows) // size)
 
@@ -84,14 +84,14 @@ class _Work:
 
 @lru_cache(maxsize=2)
 def _tokenizing_encoder(model: str, choice: EngineChoice, language: str | None) -> LocalEncoder:
-    """An encoder that opens no graph; of its files, the tokenizer alone is compared with its checksum."""
+    """Open an encoder for tokenizing only: no graph is opened, and only the tokenizer's checksum verified."""
     encoder = open_encoder(model, choice, language, checks=Checks.OPENING)
     encoder.verify_tokenizer()
     return encoder
 
 
 def _preparation(work: _Work) -> Preparation:
-    """A worker's own; its encoder opens no graph as long as it only tokenises."""
+    """Return this worker's preparation; its encoder opens no graph for tokenizing."""
     choice = replace(work.choice, measured=None, reasons=())
     encoder = _tokenizing_encoder(work.model, choice, work.options.language)
     return preparation_for(encoder, work.source.modality, work.options)
@@ -116,9 +116,9 @@ def _prepare(batch: dict[str, Any], sent: Any) -> dict[str, Any]:
 
 
 class _Embedder:
-    """An actor: one model, opened once, after this machine's copy of its files was checked.
+    """Ray actor with one model, opened once after this machine's copy of its files is verified.
 
-    The tower proves itself on this machine before its first batch.
+    The tower is checked on this machine before its first batch.
     """
 
     def __init__(self, sent: Any) -> None:
@@ -132,7 +132,7 @@ class _Embedder:
             own = computation_of(self._encoder, choice, work.source.modality)
             accepted = work.options.accept_changed
             require_acceptable([work.computation], own, accepted, holder="Another worker")
-        except BabeltowerError as error:  # raised here, Ray would bury it under an actor's death
+        except BabeltowerError as error:  # if raised here, Ray would report only a dead actor
             self._refusal = _Refusal(platform.node(), error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -154,27 +154,27 @@ class _Embedder:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Sent in place of vectors by a worker whose model is not right on its machine, or that failed."""
+    """Error sent instead of vectors by a worker that failed or whose model is wrong on its machine."""
 
     machine: str
     error: BabeltowerError
 
 
 def _sent_back(data: bytes) -> Prepared:
-    """Unpack a worker's result of a slice.
+    """Unpack a worker's result for a slice.
 
     Raises:
-        CorpusError: the worker refused.
+        CorpusError: the worker sent a refusal.
     """
     found: Prepared | _Refusal = pickle.loads(data)
     if isinstance(found, _Refusal):
-        raise CorpusError(f"The worker on {found.machine} does not embed: {found.error}") from found.error
+        raise CorpusError(f"The worker on {found.machine} cannot embed: {found.error}") from found.error
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    """A batch that has been run."""
+    """Batch with computed vectors."""
 
     rows: NDArray[np.int64]
     counts: Any
@@ -197,12 +197,12 @@ def _unpacked(sent: Any) -> _Work:
 
 
 def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
-    """Do a job on Ray; parts come as they are finished."""
+    """Run a job on Ray, yielding parts as they finish."""
     import ray
     import ray.data
 
     if job.source.format is SourceFormat.ITEMS:
-        raise CorpusError("Workers cannot read a Python iterable; write it to a file, or embed it locally.")
+        raise CorpusError("Ray workers cannot read a Python iterable. Write it to a file, or embed locally.")
     if not ray.is_initialized():
         ray.init(num_cpus=None if _has_cluster() else max(n_cores(), n_workers or 0), log_to_driver=False)
     n_actors = n_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -238,10 +238,10 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
 
 
 def _context(ray: Any) -> Any:
-    """A copy of the caller's settings of Ray Data, under which every slice is a block of its own.
+    """Copy the caller's Ray Data settings, changed so that every slice is its own block.
 
-    Ray hands blocks, not rows, from worker to worker: with blocks of many slices, a file would be one
-    worker's work from its first row to its last.
+    Ray passes blocks, not rows, between workers: with blocks of many slices, one worker would process a
+    whole file.
     """
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -254,7 +254,7 @@ def _has_cluster() -> bool:
 
 
 def _rows_of_files(ray: Any, source: Source) -> list[int]:
-    """Rows of each file; what only reading can tell is counted by tasks."""
+    """Return the rows of each file; files that must be read are counted by Ray tasks."""
     known = [source.n_rows(file) for file in range(source.n_files)]
     count = ray.remote(num_cpus=_READER_CPUS)(_count_rows)
     asked = {file: count.remote(source, file) for file, n_rows in enumerate(known) if n_rows is None}

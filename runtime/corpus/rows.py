@@ -1,4 +1,4 @@
-"""Rows of a corpus on their way in: numbered, each with its item or with what is wrong with it."""
+"""Input rows of a corpus: numbered, each with its item or its problem."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from runtime.errors import InputError
 __all__ = ["BadRow", "Columns", "IdType", "ImageFile", "Item", "Needs", "Problem", "Rows", "slices_from_rows"]
 
 Needs: TypeAlias = "Callable[[int, int], bool]"
-"""Whether any row of ``start <= row < stop`` is asked for; a source may leave out what is not."""
+"""Predicate: is any row in ``start <= row < stop`` needed? A source may skip other rows."""
 
 
 class IdType(str, Enum):
-    """How ids are stored."""
+    """Storage type of ids."""
 
     STRING = "string"
     INT64 = "int64"
@@ -24,7 +24,7 @@ class IdType(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row cannot be embedded; ``kind`` is one of a few fixed words, ``reason`` a sentence."""
+    """Reason a row cannot be embedded; ``kind`` is a fixed keyword, ``reason`` a sentence."""
 
     kind: str
     reason: str
@@ -32,13 +32,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that is still to be read."""
+    """Image file that has not been read yet."""
 
     filesystem: Any
     path: str
 
     def read(self) -> bytes | Problem:
-        """The file's bytes."""
+        """Return the file's bytes, or the problem with it."""
         try:
             with self.filesystem.open_input_file(self.path) as file:
                 data: bytes = file.read()
@@ -50,7 +50,7 @@ class ImageFile:
 
 
 Item: TypeAlias = Any
-"""A text, bytes, an ``ImageFile``, a ``runtime.preprocessing.image.Snapshot``, or a ``Problem``."""
+"""Text, bytes, ``ImageFile``, ``runtime.preprocessing.image.Snapshot``, or ``Problem``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Rows:
     """Consecutive rows of a source.
 
     Attributes:
-        start: Number of the first, from 0.
-        ids: One a row; ``None`` only where the item is a problem.
-        items: A text; an encoded image, a file that holds one, or a snapshot of a caller's; or a problem.
-        languages: One code a row (``None``: not given), or ``None`` for no languages at all.
+        start: Number of the first row, from 0.
+        ids: One per row; ``None`` only if the item is a problem.
+        items: Texts; encoded images, image files or snapshots of a caller's images; or problems.
+        languages: One code per row (``None``: not given), or ``None`` if there are no languages.
     """
 
     start: int
@@ -74,11 +74,11 @@ class Rows:
 
     @property
     def stop(self) -> int:
-        """Number of the row after the last."""
+        """Row number after the last row."""
         return self.start + len(self.items)
 
     def cut(self, start: int, stop: int) -> Rows:
-        """The rows numbered ``start <= row < stop``."""
+        """Return the rows numbered ``start <= row < stop``."""
         part = slice(start - self.start, stop - self.start)
         languages = None if self.languages is None else self.languages[part]
         return Rows(start, self.ids[part], self.items[part], languages)
@@ -86,7 +86,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row of the side table."""
+    """Row of the table of bad rows."""
 
     id: Any
     row: int
@@ -96,10 +96,10 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns hold what; those left out are looked for under their usual names.
+    """Column names; columns left out are looked up under their usual names.
 
     Attributes:
-        id: Ids; row numbers stand in where there is no such column.
+        id: Ids; row numbers are used if there is no such column.
         text: Texts, for the text tower.
         image: Images (bytes, a struct with ``bytes`` or ``path``, or a path), for the image tower.
         language: A language code for each text.
@@ -113,16 +113,16 @@ class Columns:
     def __post_init__(self) -> None:
         if self.text is not None and self.image is not None:
             raise InputError(
-                f"A run embeds texts or images: got the text column {self.text!r} and the image column "
-                f"{self.image!r}. Name one of them, and run twice for both."
+                f"A run embeds texts or images, not both; got text column {self.text!r} and image column "
+                f"{self.image!r}. Pass one of them, and run twice for both."
             )
 
 
 def slices_from_rows(rows: Iterator[Rows], *, size: int, boundary: int) -> Iterator[Rows]:
-    """Cut and join rows anew: slices of ``size`` rows that never cross a multiple of ``boundary``.
+    """Regroup rows into slices of ``size`` rows that never cross a multiple of ``boundary``.
 
     Slices start at multiples of ``size`` after each boundary, whatever pieces the source delivers, so
-    that what is computed from a slice does not depend on how a file is laid out or where reading began.
+    results do not depend on the layout of a file or on where reading began.
     """
     held: list[Rows] = []
     for piece in rows:

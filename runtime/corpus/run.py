@@ -1,4 +1,4 @@
-"""One run over a corpus: from a model and a source to a folder of vectors, whatever stops it on the way."""
+"""Resumable run over a corpus, from a model and a source to a folder of vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from runtime.machine import n_cores
 __all__ = ["embed_corpus"]
 
 _ROWS_BEFORE_JUDGING = 1_000
-"""Rows after which the share of bad ones may stop a run; at its end it is judged in any case."""
+"""Rows after which too many bad rows may stop a run; the share is always checked at the end."""
 
 
 def embed_corpus(
@@ -42,19 +42,19 @@ def embed_corpus(
     watcher: Watcher | None = None,
     execute: Executor | None = None,
 ) -> RunRecord:
-    """Embed a corpus into a folder; the same call goes on where an interrupted one stopped.
+    """Embed a corpus into a folder; the same call resumes an interrupted run.
 
     Args:
-        model: ``REPOSITORY/NAME``, or the address of a server that has it.
+        model: ``REPOSITORY/NAME``, or the address of a server that serves it.
         source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
-        out: Folder of the output.
-        execute: Where the work is done; on threads of this process by default.
+        out: Output folder.
+        execute: Executor of the job; default: threads of this process.
 
     Raises:
-        CorpusError: the folder belongs to a run with other arguments, or its parts were computed otherwise;
-            the disk is full, or too many rows are bad.
+        CorpusError: the folder belongs to a run with other arguments, or its parts have another
+            computation; the disk is full, or too many rows are bad.
         InputError: the source cannot be read.
-        ManifestError, EngineError, LanguageError: as of ``Encoder.open``.
+        ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
     opened = open_source(source, columns=options.columns, format=options.format)
@@ -84,7 +84,7 @@ def embed_corpus(
 def _opened(
     model: str, source: Source, options: Options, known: Mapping[str, Any] | None
 ) -> tuple[Encoder, EngineChoice]:
-    """The encoder, on a server or in process, and what runs it."""
+    """Open the encoder, on a server or in process, and return it with its engine choice."""
     if "://" in model:
         from runtime.corpus.served import open_served
 
@@ -96,7 +96,7 @@ def _opened(
 
 
 def _arguments(encoder: Encoder, source: Source, options: Options, choice: EngineChoice) -> dict[str, Any]:
-    """Everything that decides what is written."""
+    """Return every argument that determines the output."""
     return {
         "model": encoder.name,
         "fingerprint": encoder.fingerprint,
@@ -131,7 +131,7 @@ class _Run:
             self.journal.begin(self.job.computation, self.job.options.accept_changed)
         encoder = self.job.encoder if self.execute is parts_in_process else None
         if isinstance(encoder, LocalEncoder) and not self._is_finished():
-            encoder.open_tower(self.job.source.modality)  # rates are of the work after it
+            encoder.open_tower(self.job.source.modality)  # not part of the measured time
         started, cpu_started = time.perf_counter(), _cpu_seconds()
         done_before = sum(record.rows for record in self.journal.done.values())
         self.watcher.started(self.job.source, self.job.choice, self._rows_in_all(), done_before)
@@ -187,7 +187,7 @@ class _Run:
         return n_rows is not None and not any(map(self.job.pending, range(-(-n_rows // size))))
 
     def _rows_in_all(self) -> int | None:
-        """Rows of this shard, where the source can tell without being read."""
+        """Return this shard's number of rows; ``None`` if the source must be read to tell."""
         counts = [self.job.source.n_rows(file) for file in range(self.job.source.n_files)]
         known = [count for count in counts if count is not None]
         n_rows = sum(known) if len(known) == len(counts) else self.journal.n_rows
@@ -199,7 +199,7 @@ class _Run:
         return len(whole) * size + tail
 
     def _write(self, writer: PartWriter) -> None:
-        """Embed what is pending; one part is written while the next is computed."""
+        """Embed the pending parts, writing one while the next is computed."""
         writing: Future[PartRecord] | None = None
         with ThreadPoolExecutor(1, "babeltower-write") as pool:
             for part in self.execute(self.job):
@@ -226,8 +226,8 @@ class _Run:
                 kinds.update(part.bad_kinds)
             raise CorpusError(
                 f"{bad} of {rows} rows are bad, a share of {bad / rows:.1%}; the limit is "
-                f"{self.job.options.max_bad_share:.1%}. Their kinds: {dict(kinds.most_common())}; each row's "
-                f"reason is in {self.folder / 'bad-rows'}. Mend the source, or raise --max-bad-share."
+                f"{self.job.options.max_bad_share:.1%}. Kinds: {dict(kinds.most_common())}; each row's "
+                f"reason is in {self.folder / 'bad-rows'}. Fix the source, or raise --max-bad-share."
             )
 
     def _save(self, record: RunRecord) -> None:
@@ -241,10 +241,10 @@ def _notes(journal: Journal, *, was_former: bool) -> Iterator[str]:
     if was_former:
         yield (
             "the journal was begun by an older babeltower, which did not record graphs, engine version and "
-            "processor: that all parts were computed alike cannot be told"
+            "processor: it is unknown whether all parts were computed alike"
         )
     for changed in map(differences, journal.computations, journal.computations[1:]):
-        yield f"parts were computed in more than one way, as was accepted: {'; '.join(changed.values())}"
+        yield f"the computation changed between parts, as accepted: {'; '.join(changed.values())}"
 
 
 def _counts(part: PartRecord) -> Counts:

@@ -1,4 +1,4 @@
-"""Rows on their way to a server, which tokenises and decodes; here they are checked and batched."""
+"""Preparation of rows for a server: checked and batched here, tokenized and decoded on the server."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ _REQUESTS_AT_ONCE = 4
 
 
 def open_served(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, EngineChoice]:
-    """Connect, and take over what the server runs.
+    """Connect to a server and complete the choice with its engine and precision.
 
     Raises:
-        CorpusError: threads are asked for, which are the server's matter.
+        CorpusError: threads are given, which are set on the server.
         EngineError, ServerError: see ``Encoder.open``.
     """
     if choice.threads is not None:
-        raise CorpusError(f"threads is {choice.threads}; with an address, threads are the server's matter.")
+        raise CorpusError(
+            f"threads is {choice.threads}, but threads are set on the server; leave it out with an address."
+        )
     encoder = Encoder.open(model, engine=choice.engine, precision=choice.precision)
     if not isinstance(encoder, RemoteEncoder):
-        raise CorpusError(f"{model} is no address of a server.")
+        raise CorpusError(f"{model} is not the address of a server.")
     served = encoder.served
     return encoder, replace(
         choice,
@@ -61,18 +63,18 @@ class _ServedTexts:
 
 
 class ServedTextPreparation:
-    """Sorts a part's texts by their length in characters, since tokens are counted on the server."""
+    """Preparation of texts, batched by length in characters, since tokens are counted on the server."""
 
     def __init__(self, encoder: Encoder, *, language: str | None) -> None:
         self._encoder, self._language = encoder, language
         self._checked: dict[str | None, Problem | None] = {}
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """Duplicates are found with the rest."""
+        """Yield the slices unchanged; ``prepared`` finds duplicates."""
         return (Slice(part, piece) for part, piece in rows)
 
     def prepared(self, piece: Slice) -> Prepared:
-        """Check texts and languages, find equal ones, batch them by length."""
+        """Check texts and languages, deduplicate, and batch by length."""
         rows = piece.rows
         codes = rows.languages or [None] * len(rows)
         vector_row = np.full(len(rows), BAD, dtype=np.int64)
@@ -107,7 +109,7 @@ class ServedTextPreparation:
             return Problem("undecodable-text", str(error))
 
     def _problem_of_language(self, code: str | None) -> Problem | None:
-        """The server is asked once for each language."""
+        """Ask the server about a language; results are cached by the caller."""
         try:
             self._encoder.embed_texts(["a"], code)
         except LanguageError as error:
@@ -137,17 +139,17 @@ class _ServedImages:
 
 
 class ServedImagePreparation:
-    """Decodes images to find the bad ones, and sends the files as they are."""
+    """Preparation of images: decoded to find bad ones, sent as the original files."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """As in process."""
+        """Read the files and mark duplicates, as in process."""
         return ImagePreparation.deduplicated(rows)
 
     def prepared(self, piece: Slice) -> Prepared:
-        """Check what is no duplicate."""
+        """Check the images that are not duplicates."""
         rows = piece.rows
         vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
         problems: dict[int, Problem] = {}

@@ -1,4 +1,4 @@
-"""Folders of embedded vectors: searched exactly as they are, or through a FAISS index built from them.
+"""Search over folders of embedded vectors: exact, or through a FAISS index built from them.
 
 from runtime.indexes import Kind, VectorIndex, index_from_vectors
 

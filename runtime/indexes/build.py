@@ -1,4 +1,4 @@
-"""Vectors become an index: trained on some, filled block by block, measured, published by a rename."""
+"""Building of an index from vectors: train, fill block by block, measure, publish by a rename."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from runtime.storage import staged_folder
 __all__ = ["Progress", "index_from_vectors"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with a step's name, what is done of it and what there is to do, in rows or queries."""
+"""Callback with a step's name, the finished count and the total, in rows or queries."""
 
 
 def index_from_vectors(
@@ -50,24 +50,24 @@ def index_from_vectors(
 ) -> IndexRecord:
     """Build an index over embedded vectors, and measure it against exact search.
 
-    Rows drawn by chance stay out of the training and out of the index while it is measured, so that no query
-    finds itself; then they are added. Vectors are read a block at a time: memory holds the index, the rows
-    that are trained on and the queries.
+    Randomly drawn rows are held out of training and of the index during the measurement, so that no query
+    finds itself; they are added afterwards. Vectors are read block by block: memory holds the index, the
+    training rows and the queries.
 
     Args:
-        vectors: A folder of ``babeltower embed``, or one Parquet file of it.
+        vectors: Folder written by ``babeltower embed``, or one of its Parquet files.
         out: Folder to write: ``index.faiss``, ``ids.arrow`` and ``index.json``.
-        queries: Vectors of the same space to measure with instead of held-out rows. Texts lie elsewhere than
-            images: an index of images that texts will be sought in is measured with texts.
-        n_queries: Queries to measure with; at most a tenth of the rows is held out.
-        target_recall: Recall@10 that the effort of a search is chosen for.
-        seed: Of what is drawn by chance. A graph that several threads build differs from run to run.
-        threads: Threads of FAISS; every core by default.
-        replace: Allow an existing index to be replaced.
+        queries: Query vectors of the same space for the measurement; default: held-out rows. Text vectors are
+            distributed differently from image vectors, so measure an image index for text search with texts.
+        n_queries: Queries in the measurement; at most a tenth of the rows is held out.
+        target_recall: Target recall@10 for choosing the search effort.
+        seed: Seed of random draws. A graph built by several threads still differs between runs.
+        threads: Threads of FAISS; default: every core.
+        replace: Allow replacing an existing index.
 
     Raises:
-        InputError: the vectors cannot be read or do not belong together; a setting does not fit them; they
-            are too few to train on or too many for the memory; or ``out`` is taken. No index is left then.
+        InputError: the vectors are unreadable or inconsistent; a setting does not fit them; there are too few
+            to train on or too many for the memory; or ``out`` exists. No index is written then.
         EngineError: FAISS or pyarrow is not installed.
     """
     if n_queries < 1 or not 0 < target_recall <= 1:
@@ -103,7 +103,7 @@ def _questions_from_folder(folder: Path, shards: VectorShards, n: int, seed: int
     questions = VectorShards.open(folder)
     if questions.space != shards.space:
         raise InputError(
-            f"The queries are of another space: {folder} has {questions.space}, {shards.location} has "
+            f"The queries are from another space: {folder} has {questions.space}, {shards.location} has "
             f"{shards.space}. Embed both with the same model, width and encoding."
             + remark_on_vectors(shards.space.fingerprint, questions.space.fingerprint)
         )
@@ -131,12 +131,12 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Build:
-    """One index on its way into a folder.
+    """Build of one index into a folder.
 
     Attributes:
-        held_out: int64, ascending: rows that are queries first, and added last.
-        training: int64, ascending: none of them is held out.
-        asked: Queries from elsewhere.
+        held_out: int64, ascending: rows used as queries first and added last.
+        training: int64, ascending: training rows, disjoint from ``held_out``.
+        asked: Query vectors given by the caller, instead of held-out rows.
     """
 
     plan: Plan
@@ -181,7 +181,7 @@ class _Build:
         return index
 
     def _fill(self, index: Any, queries: NDArray[np.float32], nearest: Nearest, ids: IdsFile) -> list[Any]:
-        """Add all rows but those held out, whose ids are returned."""
+        """Add all rows except the held-out ones, and return the ids of the latter."""
         space, start = self.shards.space, 0
         last_ids = []
         for block in self.shards.blocks():

@@ -20,7 +20,7 @@ from runtime.storage import replace_file
 __all__ = ["Hit", "Index", "Nearest"]
 
 _BLOCK_ROWS = 16_384
-"""Vectors that are scored at once."""
+"""Number of vectors scored at once."""
 
 _DTYPES = {
     Encoding.FLOAT32: np.float32,
@@ -32,7 +32,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result; ``score`` is the cosine, or for binary vectors the share of equal bits, scaled to -1..1."""
+    """One search result; ``score`` is the cosine, or for binary vectors the share of equal bits in -1..1."""
 
     id: str
     score: float
@@ -43,14 +43,14 @@ class Index:
     """Vectors of one embedding space and their ids.
 
     Attributes:
-        ids: One a row; any strings.
-        vectors: As an encoder returns them: float32 or float16 (n, dim), L2-normalised; int8 (n, dim);
+        ids: One string per row.
+        vectors: Vectors as returned by an encoder: float32 or float16 (n, dim), L2-normalised; int8 (n, dim);
             or uint8 (n, ceil(dim / 8)) of packed bits.
-        fingerprint: The space of the vectors; queries of another space are refused.
-        encoding: How the vectors are stored.
+        fingerprint: Embedding space of the vectors; queries from another space are rejected.
+        encoding: Storage format of the vectors.
 
     Raises:
-        InputError: not one id a row, or an array that does not fit the encoding.
+        InputError: the numbers of ids and rows differ, or the array does not fit the encoding.
     """
 
     ids: tuple[str, ...]
@@ -62,24 +62,24 @@ class Index:
         if self.vectors.ndim != 2 or self.vectors.dtype != _DTYPES[self.encoding]:
             raise InputError(
                 f"The vectors are {self.vectors.dtype} {self.vectors.shape}; {self.encoding.value} vectors "
-                f"are {np.dtype(_DTYPES[self.encoding])} (n, dim)."
+                f"must be {np.dtype(_DTYPES[self.encoding])} (n, dim)."
             )
         if len(self.ids) != len(self.vectors):
             raise InputError(
-                f"There are {len(self.ids)} ids for {len(self.vectors)} vectors; pass one a row."
+                f"There are {len(self.ids)} ids for {len(self.vectors)} vectors; pass one id per row."
             )
 
     def search(self, queries: NDArray[Any], *, fingerprint: str, k: int = 10) -> list[list[Hit]]:
-        """The ``k`` nearest rows of every query, best first; equal scores in row order.
+        """Return the ``k`` nearest rows of every query, best first; equal scores in row order.
 
         Args:
             queries: (queries, dim) in the index's encoding.
-            fingerprint: The encoder's that made the queries.
-            k: Results a query; fewer if the index is smaller.
+            fingerprint: Fingerprint of the encoder that embedded the queries.
+            k: Results per query; fewer if the index is smaller.
 
         Raises:
-            InputError: another embedding space, another width or encoding, ``k`` below 1, a query that is
-                zero or not finite, or a row that is not finite. A row of zeros scores 0.
+            InputError: the queries have another embedding space, width or encoding, ``k`` is below 1, a query
+                is zero or not finite, or a row is not finite. A zero row scores 0.
         """
         self._require_fitting(queries, fingerprint, k)
         nearest = Nearest(len(queries), k)
@@ -98,20 +98,20 @@ class Index:
             return cosine_similarity(queries, block)
         cosines: NDArray[np.float32] = queries @ block.T
         if not np.isfinite(cosines).all():
-            unit_rows(block)  # names the rows
+            unit_rows(block)  # raises an error that names the rows
         return cosines
 
     def _require_fitting(self, queries: NDArray[Any], fingerprint: str, k: int) -> None:
         if fingerprint != self.fingerprint:
             raise InputError(
-                f"The index holds vectors of the space {self.fingerprint!r}, the queries are of "
-                f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+                f"The index holds vectors of space {self.fingerprint!r}, but the queries are from "
+                f"{fingerprint!r}: their scores are meaningless. Embed both with the same model."
                 + remark_on_vectors(self.fingerprint, fingerprint)
             )
         expected = self.vectors.shape[1]
         if queries.ndim != 2 or queries.shape[1] != expected or queries.dtype != self.vectors.dtype:
             raise InputError(
-                f"The queries are {queries.dtype} {queries.shape}; this index takes {self.vectors.dtype} "
+                f"The queries are {queries.dtype} {queries.shape}; this index expects {self.vectors.dtype} "
                 f"(n, {expected}). Embed them with the same dim and encoding={self.encoding.value!r}."
             )
         if k < 1:
@@ -136,10 +136,10 @@ class Index:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Index:
-        """Read what ``save`` wrote.
+        """Read an index written by ``save``.
 
         Raises:
-            InputError: there is no such file, or it is no index.
+            InputError: the file is missing, or is not an index.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -153,16 +153,16 @@ class Index:
             raise InputError(f"Index {os.fspath(path)} does not exist.") from None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, AttributeError, TypeError) as error:
             raise InputError(
-                f"{os.fspath(path)} is no index of babeltower ({error}). It may be cut short: build it again."
+                f"{os.fspath(path)} is not a babeltower index ({error}). It may be truncated: build it again."
             ) from error
 
 
 class Nearest:
-    """The best rows of every query, over blocks of rows that are seen one after another.
+    """Running top-k rows of every query over consecutive blocks of rows.
 
     Attributes:
         scores: float32 (queries, up to k), best first.
-        rows: int64 of the same shape: numbers of the rows in the order they were seen; among equals the lower
+        rows: int64 of the same shape: row numbers in the order of the blocks; equal scores have the lower row
             first.
     """
 
@@ -173,7 +173,7 @@ class Nearest:
         self._n_seen = 0
 
     def see(self, block: NDArray[np.float32]) -> None:
-        """Take in the next rows' scores: float32 (queries, rows)."""
+        """Add the scores of the next rows: float32 (queries, rows)."""
         numbers = np.arange(self._n_seen, self._n_seen + block.shape[1])
         self._n_seen += block.shape[1]
         if self.scores.shape[1] < self._k:
@@ -192,7 +192,7 @@ class Nearest:
 def _best(
     scores: NDArray[np.float32], rows: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Keep the ``k`` best columns of each line, best first, lower rows first among equals."""
+    """Keep the ``k`` best columns of each line, best first; equal scores have the lower row first."""
     if scores.shape[1] > k:
         threshold = np.partition(scores, -k, axis=1)[:, -k, None]
         surely = scores > threshold

@@ -1,4 +1,4 @@
-"""FAISS: indexes made, filled, searched and kept in a file, whatever the vectors' encoding."""
+"""FAISS indexes: create, train, fill, search, save and load, for every encoding."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = [
 ]
 
 _REFINE_FACTOR = 8
-"""Candidates, in multiples of k, whose scores are computed anew from the refining vectors."""
+"""Candidates, in multiples of k, that are re-scored with the refining vectors."""
 
 
 def use_threads(threads: int | None) -> int:
-    """Threads of this process's next calls of FAISS; ``None`` leaves them. Returns their number."""
+    """Set the number of FAISS threads of this process, unless ``None``, and return the current number."""
     if threads is not None:
         faiss().omp_set_num_threads(threads)
     return int(faiss().omp_get_max_threads())
 
 
 def index_from_plan(plan: Plan) -> Any:
-    """An index without rows; ``ivf-pq`` still to be trained."""
+    """Create an empty index; ``ivf-pq`` still has to be trained."""
     library = faiss()
     if plan.space.encoding is Encoding.BINARY:
         return _binary_index(plan)
@@ -54,7 +54,7 @@ def index_from_plan(plan: Plan) -> Any:
 
 
 def train(index: Any, vectors: NDArray[np.float32]) -> None:
-    """Find lists and codes for rows like these: float32 (n, dim)."""
+    """Train lists and codes on sample rows: float32 (n, dim)."""
     parts = [index]
     if isinstance(index, faiss().IndexRefine):
         parts = [faiss().downcast_index(part) for part in (index.base_index, index.refine_index)]
@@ -65,7 +65,7 @@ def train(index: Any, vectors: NDArray[np.float32]) -> None:
 
 
 def add(index: Any, space: Space, vectors: NDArray[Any]) -> None:
-    """Add rows as they are stored."""
+    """Add rows in their stored encoding."""
     rows = vectors if space.encoding is Encoding.BINARY else space.decoded(vectors)
     index.add(np.ascontiguousarray(rows))
 
@@ -73,14 +73,14 @@ def add(index: Any, space: Space, vectors: NDArray[Any]) -> None:
 def neighbours(
     index: Any, space: Space, queries: NDArray[np.float32], *, k: int, effort: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The rows that the index finds, best first; equal scores in row order.
+    """Search the index: rows found for every query, best first; equal scores in row order.
 
     Args:
-        queries: float32 (queries, dim), as ``Space.decoded_queries`` gives them.
+        queries: float32 (queries, dim), as returned by ``Space.decoded_queries``.
         effort: See ``Settings``.
 
     Returns:
-        float32 scores and int64 row numbers, both (queries, k); row -1 where the index found fewer.
+        float32 scores and int64 row numbers, both (queries, k); row -1 if the index found fewer.
     """
     k = min(k, index.ntotal)
     parameters = _search_parameters(index, effort, k)
@@ -97,7 +97,7 @@ def save(index: Any, path: Path) -> None:
     """Write the index to a file.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     library = faiss()
     try:
@@ -110,10 +110,10 @@ def save(index: Any, path: Path) -> None:
 
 
 def index_from_file(path: Path, space: Space) -> Any:
-    """Open what ``save`` wrote, mapped into memory instead of read.
+    """Open an index written by ``save``, memory-mapped.
 
     Raises:
-        InputError: it is no index of FAISS, or not one of these vectors.
+        InputError: the file is not a FAISS index, or not one of this encoding.
     """
     library = faiss()
     try:
@@ -125,7 +125,7 @@ def index_from_file(path: Path, space: Space) -> Any:
 
 
 def _search_parameters(index: Any, effort: int | None, k: int) -> Any:
-    """Given with each search, so that threads may search one index with different efforts."""
+    """Return per-search parameters, so that threads may search one index with different efforts."""
     library = faiss()
     if effort is None:
         return None
@@ -168,12 +168,12 @@ def _ivf_pq_index(plan: Plan) -> Any:
     index.cp.spherical = True
     for clustering in (index.cp, index.pq.cp):
         clustering.seed = plan.seed
-        clustering.min_points_per_centroid = 1  # too few are reported by us, not on FAISS's stderr
+        clustering.min_points_per_centroid = 1  # our own check reports too few rows, not FAISS on stderr
     return index
 
 
 def _refining_rows(refine: Refinement, space: Space) -> Any:
-    """Rows of one byte a component have each component's range fitted; int8 vectors have theirs already."""
+    """Create the refining index; its 8-bit rows fit each component's range, except for int8 vectors."""
     library = faiss()
     if refine is Refinement.INT8 and space.encoding is not Encoding.INT8:
         eight_bits = library.ScalarQuantizer.QT_8bit
@@ -196,10 +196,10 @@ def _quantizer(encoding: Encoding) -> int:
 
 
 def _fix_scale(index: Any, encoding: Encoding) -> None:
-    """Make FAISS decode a byte as babeltower does.
+    """Make FAISS decode int8 components the way babeltower does.
 
-    It takes byte b for ``low + (b + 0.5) / 255 · span``; with these two, byte ``x + 127`` is just ``x /
-    127``.
+    FAISS decodes byte b as ``low + (b + 0.5) / 255 · span``; with these values, byte ``x + 127`` decodes to
+    ``x / 127``.
     """
     if encoding is Encoding.INT8:
         low, span = -(INT8_SCALE + 0.5) / INT8_SCALE, 255 / INT8_SCALE

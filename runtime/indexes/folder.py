@@ -1,4 +1,4 @@
-"""The folder of an index: written beside its place and renamed when complete; and the file of ids in it."""
+"""Index folder, written to a temporary sibling and renamed when complete, and its file of ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["IdsFile", "ids_from_file", "ids_of_rows", "require_free"]
 
 
 class IdsFile:
-    """Ids being written as an Arrow file; use ``create``."""
+    """Writer of ids to an Arrow file; open it with ``create``."""
 
     def __init__(self, writer: Any, schema: Any) -> None:
         self._writer = writer
@@ -27,7 +27,7 @@ class IdsFile:
     @classmethod
     @contextmanager
     def create(cls, path: Path, id_type: str) -> Iterator[IdsFile]:
-        """Open for writing.
+        """Open a file for writing.
 
         Args:
             id_type: ``string`` or ``int64``.
@@ -45,7 +45,7 @@ class IdsFile:
 
 
 def ids_from_file(path: Path) -> Any:
-    """Arrow column of an index's ids, mapped into memory.
+    """Return the Arrow column of an index's ids, memory-mapped.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -58,19 +58,19 @@ def ids_from_file(path: Path) -> Any:
 
 
 def ids_of_rows(column: Any, rows: NDArray[np.int64]) -> dict[int, str]:
-    """Ids of some rows as strings, by row."""
+    """Return the ids of rows as strings, by row number."""
     return dict(zip(rows.tolist(), map(str, column.take(pyarrow().array(rows)).to_pylist()), strict=True))
 
 
 def require_free(out: Path, *, replace: bool) -> None:
-    """See that an index may be put there.
+    """Check that an index may be written to a folder.
 
     Raises:
-        InputError: something else is there, or an index that may not be replaced.
+        InputError: the folder holds something else, or an index that may not be replaced.
     """
     if not out.exists():
         return
     if not (out / RECORD_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists and is no index. Choose another folder.")
+        raise InputError(f"{out} exists and is not an index. Choose another folder.")
     if (out / RECORD_FILE).is_file() and not replace:
         raise InputError(f"{out} already holds an index. Pass --replace, or choose another folder.")

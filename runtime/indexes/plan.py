@@ -1,4 +1,4 @@
-"""Kinds of index and their settings: what is asked for, and what is decided from the vectors."""
+"""Index kinds and settings, and the plan that completes them from the vectors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from runtime.indexes.space import Space
 __all__ = ["Kind", "Plan", "Refinement", "Settings"]
 
 N_CENTROIDS = 256
-"""Values of one byte of a product-quantised code; training has to find as many."""
+"""Centroids per byte of a product-quantized code, all of which training must find."""
 
 POINTS_PER_CENTROID = 39
-"""Training rows that FAISS asks for, for each value of a byte and each list; fewer train worse."""
+"""Training rows that FAISS recommends per centroid and per list; fewer give worse training."""
 
 _TRAINING_ROWS_PER_LIST = 64
 
 
 class Kind(str, Enum):
-    """How an index finds neighbours.
+    """Search method of an index.
 
-    ``FLAT`` compares with every row. ``IVF_PQ`` looks into the nearest of many lists, at rows shortened to a
-    few bytes. ``HNSW`` walks a graph of neighbours over whole rows.
+    ``FLAT`` compares with every row. ``IVF_PQ`` searches the nearest of many lists of product-quantized rows.
+    ``HNSW`` walks a graph of neighbours over full rows.
     """
 
     FLAT = "flat"
@@ -35,7 +35,7 @@ class Kind(str, Enum):
 
 
 class Refinement(str, Enum):
-    """What else an ``ivf-pq`` index keeps of every row, to put the candidates into their right order."""
+    """Copy of every row that an ``ivf-pq`` index keeps to re-rank candidates."""
 
     NONE = "none"
     INT8 = "int8"
@@ -44,18 +44,18 @@ class Refinement(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What an index is built with; ``None`` is chosen from the number of rows and the width.
+    """Build settings of an index; ``None`` is chosen from the number of rows and the width.
 
     Attributes:
-        n_lists: ``ivf-pq``: lists that the rows are divided into.
-        code_bytes: ``ivf-pq``: bytes a row is shortened to; has to divide the width.
-        refine: ``ivf-pq``: see ``Refinement``; ``int8`` by default.
-        n_training_rows: ``ivf-pq``: rows, drawn by chance, that lists and codes are trained on.
-        n_neighbours: ``hnsw``: neighbours of a row in the upper layers, twice as many in the lowest; 32 by
-            default.
-        build_width: ``hnsw``: candidates kept while a row's neighbours are sought; 128 by default.
-        effort: Lists that a search looks into (``ivf-pq``), or candidates that it keeps (``hnsw``); by
-            default the least that reached the recall aimed at.
+        n_lists: ``ivf-pq``: number of inverted lists.
+        code_bytes: ``ivf-pq``: bytes per product-quantized row; must divide the width.
+        refine: ``ivf-pq``: see ``Refinement``; default: ``int8``.
+        n_training_rows: ``ivf-pq``: randomly drawn rows to train lists and codes on.
+        n_neighbours: ``hnsw``: neighbours of a row in the upper layers, twice as many in the lowest; default:
+            32.
+        build_width: ``hnsw``: candidates kept while searching a row's neighbours; default: 128.
+        effort: Lists that a search visits (``ivf-pq``), or candidates that it keeps (``hnsw``); default: the
+            lowest that reaches the target recall.
     """
 
     n_lists: int | None = None
@@ -76,12 +76,12 @@ _SETTINGS_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An index of one kind over a known number of rows, everything decided.
+    """Complete plan of an index: its kind, space and all settings.
 
     Attributes:
-        parameters: By the names of ``Settings``.
-        n_training_rows: Rows to train on; 0 where nothing is trained.
-        seed: Of everything that FAISS draws by chance.
+        parameters: Settings by their names in ``Settings``.
+        n_training_rows: Rows to train on; 0 if nothing is trained.
+        seed: Seed of FAISS's random draws.
     """
 
     kind: Kind
@@ -92,13 +92,13 @@ class Plan:
 
     @classmethod
     def of(cls, kind: Kind, space: Space, *, settings: Settings, n_rows: int, seed: int) -> Plan:
-        """Decide what was left open.
+        """Make a plan, choosing the settings left as ``None``.
 
         Args:
-            n_rows: Rows that may be trained on.
+            n_rows: Rows available for training.
 
         Raises:
-            InputError: a setting that is not of the kind, or does not fit the vectors; or too few rows.
+            InputError: a setting does not apply to the kind or fit the vectors, or there are too few rows.
         """
         given = {f.name: v for f in fields(settings) if (v := getattr(settings, f.name)) is not None}
         foreign = sorted(given.keys() - _SETTINGS_OF[kind])
@@ -119,14 +119,14 @@ class Plan:
                 "build_width": settings.build_width or 128,
             }
             if parameters["n_neighbours"] == 1:
-                raise InputError("n_neighbours is 1; a graph needs at least 2 to hang together.")
+                raise InputError("n_neighbours is 1; a connected graph needs at least 2.")
         return cls(kind, space, parameters, 0, seed)
 
     @classmethod
     def _ivf_pq(cls, space: Space, settings: Settings, n_rows: int, seed: int) -> Plan:
         if space.encoding is Encoding.BINARY:
             raise InputError(
-                "Binary vectors cannot be shortened further by ivf-pq: they have no components to quantise. "
+                "ivf-pq cannot compress binary vectors: they have no components to quantize. "
                 "Choose flat or hnsw, or embed with encoding int8."
             )
         code_bytes = settings.code_bytes or _divisor(space.dim, at_most=max(1, space.dim // 4))
@@ -142,7 +142,7 @@ class Plan:
         least = max(N_CENTROIDS, n_lists)
         if n_training < least:
             raise InputError(
-                f"{n_training:,} rows are too few to train an ivf-pq index with {n_lists:,} lists: it takes "
+                f"{n_training:,} rows are too few to train an ivf-pq index with {n_lists:,} lists: it needs "
                 f"at least {least:,}, and {POINTS_PER_CENTROID * least:,} to train well. Choose flat or "
                 "hnsw, which need no training, or fewer lists, or embed more rows."
             )
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def row_bytes(self) -> int:
-        """Memory that a row takes in the index, in bytes, without its id."""
+        """Memory per row of the index, in bytes, without its id."""
         width, dim = self.space.encoding, self.space.dim
         stored = {
             Encoding.FLOAT32: 4 * dim,
@@ -176,13 +176,13 @@ class Plan:
 
     @property
     def n_well_trained_rows(self) -> int:
-        """Rows that FAISS asks for to train well; 0 where nothing is trained."""
+        """Training rows that FAISS recommends; 0 if nothing is trained."""
         if not self.n_training_rows:
             return 0
         return POINTS_PER_CENTROID * max(N_CENTROIDS, int(self.parameters["n_lists"]))
 
     def efforts(self) -> list[int]:
-        """Efforts to measure, rising; empty where a search has no choice."""
+        """Return the efforts to measure, ascending; empty if the search has no effort setting."""
         match self.kind:
             case Kind.FLAT:
                 return []

@@ -1,4 +1,4 @@
-"""How many of the true neighbours an index finds, and how fast, against comparing with every row."""
+"""Measured recall and speed of an index, compared with exact search."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ __all__ = ["IndexedRows", "K", "best_point", "points_from_index"]
 K = 10
 
 _ALONE = 100
-"""Queries that are timed one at a time."""
+"""Number of queries timed one at a time."""
 
 _SAME_SCORE = 1e-6
-"""Cosines this near are equal: two orders of summing float32 differ by as much."""
+"""Cosines this close count as equal: different float32 summation orders differ by as much."""
 
 _GAIN = 0.001
-"""Recall that twice the effort has to bring, or no more effort is tried."""
+"""Minimum gain in recall from doubling the effort; below it, no higher effort is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedRows:
-    """Which rows of the shards an index holds: all but those held out.
+    """Rows of the shards that an index holds: all except the held-out ones.
 
     Attributes:
-        shards: All rows.
-        held_out: int64, ascending: numbers of the rows that it does not hold.
+        shards: Shards with all rows.
+        held_out: int64, ascending: numbers of the held-out rows.
     """
 
     shards: VectorShards
     held_out: NDArray[np.int64]
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Decoded vectors of rows, numbered as in the index, ascending."""
+        """Return the decoded vectors of rows, ascending and numbered as in the index."""
         held_before = np.searchsorted(self.held_out - np.arange(len(self.held_out)), rows, side="right")
         return self.shards.space.decoded(self.shards.rows(rows + held_before))
 
@@ -67,12 +67,12 @@ def points_from_index(
     *,
     effort: int | None,
 ) -> tuple[OperatingPoint, ...]:
-    """Search with rising effort until more brings no more.
+    """Measure searches with rising effort until the recall stops improving.
 
     Args:
-        queries: Decoded, float32 (queries, dim).
-        nearest: Their true neighbours among the rows of the index.
-        effort: Try this one only.
+        queries: Decoded queries, float32 (queries, dim).
+        nearest: True neighbours of the queries among the rows of the index.
+        effort: Measure only this effort.
     """
     k = nearest.rows.shape[1]
     trials: list[_Trial] = []
@@ -90,7 +90,7 @@ def points_from_index(
 
 
 def best_point(points: Sequence[OperatingPoint], target_recall: float) -> OperatingPoint:
-    """The least effort that reaches a recall; if none does, the least that comes as near as any."""
+    """Return the lowest effort that reaches a recall; if none does, the lowest close to the best one."""
     reached = [point for point in points if point.recall >= target_recall]
     if reached:
         return reached[0]
@@ -113,7 +113,7 @@ def _trial(index: Any, space: Space, queries: NDArray[np.float32], k: int, effor
 def _recalls(
     trials: Sequence[_Trial], queries: NDArray[np.float32], nearest: Nearest, rows: IndexedRows
 ) -> list[float]:
-    """Recall of each trial; rows that may score as well as the k-th are read once for all of them."""
+    """Return each trial's recall; rows that may tie with the k-th are read once for all trials."""
     right = [_among(trial.rows, nearest.rows) for trial in trials]
     doubtful = [~good & (trial.rows >= 0) for trial, good in zip(trials, right, strict=True)]
     wanted = np.unique(np.concatenate([t.rows[d] for t, d in zip(trials, doubtful, strict=True)]))

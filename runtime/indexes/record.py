@@ -1,4 +1,4 @@
-"""What is kept beside an index: what it holds, how it was built, and how well it was measured to search."""
+"""Record stored beside an index: its content, settings and measured recall."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """What one effort finds, and how long that takes.
+    """Recall and speed at one search effort.
 
     Attributes:
-        effort: See ``Settings.effort``; 0 for a flat index, whose search has no choice.
-        recall: Share of the true ``k`` nearest that was found, 0..1; a row that scores as well as the k-th is
-            one of them.
-        search_ms: Median time of a query asked alone.
-        queries_per_second: Of all queries asked at once.
+        effort: See ``Settings.effort``; 0 for a flat index, which has no effort setting.
+        recall: Share of the true ``k`` nearest rows found, 0..1; a row that ties with the k-th counts as
+            found.
+        search_ms: Median latency of single queries.
+        queries_per_second: Throughput of all queries in one batch.
     """
 
     effort: int
@@ -43,14 +43,14 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class IndexRecall:
-    """How an index compares with exact search.
+    """Recall of an index compared with exact search.
 
     Attributes:
-        k: Neighbours asked for: 10, or fewer where the index is smaller.
-        n_queries: Queries; 0 where the index has too few rows to hold any out.
-        queries: Where they came from: ``held-out rows``, or a folder of vectors.
+        k: Neighbours per query: 10, or fewer if the index is smaller.
+        n_queries: Number of queries; 0 if the index has too few rows to hold any out.
+        queries: Origin of the queries: ``held-out rows``, or a folder of vectors.
         threads: Threads of the search.
-        points: By rising effort.
+        points: Operating points by ascending effort.
     """
 
     k: int
@@ -65,26 +65,26 @@ class IndexRecord:
     """Description of an index folder, its ``index.json``.
 
     Attributes:
-        version: Of this layout.
-        kind: A ``Kind``.
-        parameters: Settings of the kind, all decided.
-        effort: What searches use unless they say otherwise; 0 for a flat index.
-        n_rows: Vectors.
-        n_well_trained_rows: Training rows that FAISS asks for, to compare with
-            ``parameters["n_training_rows"]``; 0 where nothing is trained.
+        version: Version of this layout.
+        kind: Value of a ``Kind``.
+        parameters: Complete settings of the kind.
+        effort: Default search effort; 0 for a flat index.
+        n_rows: Number of vectors.
+        n_well_trained_rows: Training rows that FAISS recommends, to compare with
+            ``parameters["n_training_rows"]``; 0 if nothing is trained.
         fingerprint: Embedding space of the vectors.
         dim: Components of a vector.
-        encoding: An ``Encoding``: how the vectors were stored that the index was built from.
+        encoding: Value of an ``Encoding``: storage format of the source vectors.
         model: Name of the model that embedded them.
         modality: ``text`` or ``image``.
-        source: What was embedded, as it was called then; empty where that is not recorded.
+        source: Source of the embedded rows, as named then; empty if not recorded.
         file_bytes: Size of each file.
-        recall: Measured before the index was published.
+        recall: Recall measured before the index was published.
         seconds: Time of each step.
-        seed: Of everything drawn by chance.
+        seed: Seed of random draws.
         faiss: Version of FAISS.
-        created: UTC, ISO 8601.
-        computations: What computed the vectors, as the journals of their folder say.
+        created: Creation time in UTC, ISO 8601.
+        computations: Computations of the vectors, from the journals of their folder.
     """
 
     version: int
@@ -109,7 +109,7 @@ class IndexRecord:
 
     @property
     def space(self) -> Space:
-        """What queries have to fit."""
+        """Space that queries must match."""
         return Space(self.fingerprint, self.dim, Encoding(self.encoding))
 
     @property
@@ -119,20 +119,20 @@ class IndexRecord:
 
     @property
     def point(self) -> OperatingPoint | None:
-        """What was measured at the effort of the index; ``None`` where nothing was."""
+        """Operating point at the index's default effort; ``None`` if it was not measured."""
         return next((point for point in self.recall.points if point.effort == self.effort), None)
 
     def write(self, folder: Path) -> None:
-        """Write it into an index's folder."""
+        """Write the record into an index's folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> IndexRecord:
-        """Read an index's record, and see that its files are whole.
+        """Read an index's record, and check the sizes of its files.
 
         Raises:
-            InputError: the folder holds no index, or one that is damaged or of another version.
+            InputError: the folder holds no index, or the index is damaged or of another version.
         """
         path = folder / RECORD_FILE
         try:
@@ -145,14 +145,14 @@ class IndexRecord:
             raise InputError(f"{path} cannot be read ({error}). Build the index again.") from error
         if isinstance(decoded, dict) and decoded.get("version") != VERSION:
             raise InputError(
-                f"{path} is of version {decoded.get('version')!r}; this build reads {VERSION}. "
+                f"{path} has version {decoded.get('version')!r}; this babeltower reads {VERSION}. "
                 "Build the index again."
             )
         try:
             record: IndexRecord = value_from_json(cls, decoded, str(path))
             Kind(record.kind), Encoding(record.encoding)
         except (ManifestError, ValueError) as error:
-            raise InputError(f"{path} is no record of an index ({error}). Build the index again.") from error
+            raise InputError(f"{path} is not an index record ({error}). Build the index again.") from error
         record._require_whole(folder)
         return record
 
@@ -162,5 +162,5 @@ class IndexRecord:
             if found != expected:
                 raise InputError(
                     f"{folder / name} has {found if found is not None else 'no'} bytes, {RECORD_FILE} says "
-                    f"{expected}. The index was cut short or mixed with another: build it again."
+                    f"{expected}. The index is truncated or mixed with another: build it again."
                 )

@@ -1,4 +1,4 @@
-"""A folder of embedded vectors, as ``babeltower embed`` writes it: Parquet shards, read a block at a time."""
+"""Parquet shards of embedded vectors, as ``babeltower embed`` writes them, read block by block."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _LAYOUT_VERSION = "1"
 
 @dataclass(frozen=True, slots=True)
 class VectorBlock:
-    """Rows that follow each other.
+    """Block of consecutive rows.
 
     Attributes:
-        ids: Arrow array of strings or int64, one a row.
-        vectors: As stored: (rows, dim) of float32, float16 or int8, or uint8 (rows, ceil(dim / 8)).
+        ids: Arrow array of strings or int64, one per row.
+        vectors: Vectors as stored: (rows, dim) of float32, float16 or int8, or uint8 (rows, ceil(dim / 8)).
     """
 
     ids: Any
@@ -44,12 +44,12 @@ class VectorBlock:
 
 @dataclass(frozen=True, slots=True)
 class VectorShard:
-    """One Parquet file, and what its schema says of it.
+    """One Parquet file of vectors, described by its schema.
 
     Attributes:
         model: Name of the model that embedded the rows.
         modality: ``text`` or ``image``.
-        source: What was embedded, as it was called then; empty where that is not recorded.
+        source: Source of the embedded rows, as named then; empty if not recorded.
         id_type: ``string`` or ``int64``.
     """
 
@@ -63,10 +63,10 @@ class VectorShard:
 
     @classmethod
     def open(cls, path: Path) -> VectorShard:
-        """Read the schema.
+        """Read the schema of a shard.
 
         Raises:
-            InputError: the file is damaged, or holds no vectors of babeltower.
+            InputError: the file is damaged, or was not written by babeltower.
         """
         with _reading(path):
             file = parquet().ParquetFile(path)
@@ -75,25 +75,25 @@ class VectorShard:
         said = _said(schema)
         if "fingerprint" not in said:
             raise InputError(
-                f"{path} holds no vectors of babeltower: its schema names no fingerprint. "
+                f"{path} holds no babeltower vectors: its schema has no fingerprint. "
                 f"Embed it first: babeltower embed REPOSITORY/NAME {path} --out VECTORS."
             )
         if said.get("version") != _LAYOUT_VERSION:
             raise InputError(
-                f"{path} is of layout version {said.get('version')}; this build reads {_LAYOUT_VERSION}. "
+                f"{path} has layout version {said.get('version')}; this babeltower reads {_LAYOUT_VERSION}. "
                 "Embed again, or use the babeltower that wrote it."
             )
         try:
             space = Space(said["fingerprint"], int(said["dim"]), Encoding(said["encoding"]))
             model, modality = said["model"], said["modality"]
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path} describes its vectors wrongly ({error}). Embed again.") from error
+            raise InputError(f"{path} has invalid vector metadata ({error}). Embed again.") from error
         return cls(
             path, space, model, modality, said.get("source", ""), _id_type(path, schema, space), n_rows
         )
 
     def batches(self, columns: list[str]) -> Iterator[Any]:
-        """Record batches of up to 16,384 rows.
+        """Yield record batches of up to 16,384 rows.
 
         Raises:
             InputError: the file is damaged.
@@ -102,10 +102,10 @@ class VectorShard:
             yield from file.iter_batches(_BLOCK_ROWS, columns=columns)
 
     def vectors(self, column: Any) -> NDArray[Any]:
-        """A column's rows as an array.
+        """Return the rows of a column as an array.
 
         Raises:
-            InputError: a vector is null, or not finite.
+            InputError: a vector is null or not finite.
         """
         if column.null_count:
             raise InputError(f"{self.path} holds {column.null_count} rows without a vector. Embed again.")
@@ -121,8 +121,8 @@ class VectorShards:
     """Vectors of one embedding space in one or more shards.
 
     Attributes:
-        location: The folder, or the one shard.
-        shards: In the order of their rows.
+        location: Folder of shards, or a single shard.
+        shards: Shards in the order of their rows.
     """
 
     location: Path
@@ -133,11 +133,11 @@ class VectorShards:
         """Read every shard's schema.
 
         Args:
-            location: A folder of ``babeltower embed``, or one of its shards.
+            location: Folder written by ``babeltower embed``, or one of its shards.
 
         Raises:
-            InputError: there is nothing there, the run was never finished, a shard is damaged or holds no
-                vectors, or the shards are of different spaces.
+            InputError: the location is empty, the run is unfinished, a shard is damaged or holds no vectors,
+                or the shards are of different spaces.
         """
         location = Path(location)
         shards = tuple(VectorShard.open(path) for path in _shard_paths(location))
@@ -147,7 +147,7 @@ class VectorShards:
 
     @property
     def space(self) -> Space:
-        """Of every shard."""
+        """Space of every shard."""
         return self.shards[0].space
 
     @property
@@ -157,34 +157,34 @@ class VectorShards:
 
     @property
     def modality(self) -> str:
-        """``text`` or ``image``."""
+        """Modality of the rows: ``text`` or ``image``."""
         return self.shards[0].modality
 
     @property
     def source(self) -> str:
-        """What was embedded; empty where that is not recorded."""
+        """Source of the embedded rows; empty if not recorded."""
         return self.shards[0].source
 
     @property
     def id_type(self) -> str:
-        """``string`` or ``int64``."""
+        """Type of the ids: ``string`` or ``int64``."""
         return self.shards[0].id_type
 
     def __len__(self) -> int:
         return sum(shard.n_rows for shard in self.shards)
 
     def blocks(self) -> Iterator[VectorBlock]:
-        """All rows, in order, up to 16,384 at once.
+        """Yield all rows, in order, in blocks of up to 16,384.
 
         Raises:
-            InputError: a shard is damaged, or holds a vector that is null or not finite.
+            InputError: a shard is damaged, or a vector is null or not finite.
         """
         for shard in self.shards:
             for batch in shard.batches(["id", "vector"]):
                 yield VectorBlock(batch.column("id"), shard.vectors(batch.column("vector")))
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Vectors of some rows, as stored; shards that hold none of them are not read.
+        """Return the stored vectors of rows; shards without any of them are not read.
 
         Args:
             numbers: int64 (n,), ascending, counted over all shards.
@@ -199,14 +199,15 @@ class VectorShards:
         return np.concatenate(found) if found else next(iter(self.blocks())).vectors[:0]
 
     def search(self, queries: NDArray[Any], *, fingerprint: str, k: int = 10) -> list[list[Hit]]:
-        """The ``k`` nearest rows of every query by comparing with all; equal scores in row order.
+        """Return the ``k`` nearest rows of every query by exhaustive search; equal scores in row order.
 
         Args:
             queries: float32 (queries, dim), or in the shards' encoding.
-            fingerprint: The encoder's that made the queries.
+            fingerprint: Fingerprint of the encoder that embedded the queries.
 
         Raises:
-            InputError: another embedding space or width, ``k`` below 1, or a damaged shard.
+            InputError: the queries have another embedding space or width, ``k`` is below 1, or a shard is
+                damaged.
         """
         self.space.require(fingerprint, holder=str(self.location))
         if k < 1:
@@ -229,7 +230,7 @@ class VectorShards:
         return dict(zip(numbers.tolist(), ids, strict=True))
 
     def _by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[VectorShard, NDArray[np.int64]]]:
-        """The shards that hold any of some rows, with these rows' numbers in the shard."""
+        """Yield the shards that hold any of the rows, with the row numbers within the shard."""
         ends = accumulate(shard.n_rows for shard in self.shards)
         for shard, end in zip(self.shards, ends, strict=True):
             first = end - shard.n_rows
@@ -239,7 +240,7 @@ class VectorShards:
 
 
 def holds_vectors(path: Path) -> bool:
-    """Whether a path is a folder of shards or a Parquet file of vectors."""
+    """Check whether a path is a folder of shards or a Parquet file of vectors."""
     if path.is_dir():
         return any(_SHARD_NAME.fullmatch(entry.name) for entry in path.iterdir())
     if path.suffix.lower() != ".parquet" or not path.is_file():
@@ -252,19 +253,19 @@ def _shard_paths(location: Path) -> list[Path]:
     if location.is_file():
         return [location]
     if not location.is_dir():
-        raise InputError(f"{location} does not exist; pass a folder that babeltower embed wrote.")
+        raise InputError(f"{location} does not exist; pass a folder written by babeltower embed.")
     paths = [path for path in location.iterdir() if _SHARD_NAME.fullmatch(path.name)]
     if not paths:
         raise InputError(
-            f"{location} holds no vectors: no file is called part-00000.parquet or the like. "
-            "Pass a folder that babeltower embed wrote."
+            f"{location} holds no vectors: it has no files such as part-00000.parquet. "
+            "Pass a folder written by babeltower embed."
         )
     _require_finished(location)
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def _require_finished(folder: Path) -> None:
-    """Each process of an embedding run leaves a record at its end; its journal is there from the start."""
+    """Check that each process of the run, known by its journal, wrote its final record."""
     names = sorted(path.name for path in folder.iterdir())
     for match in filter(None, map(_JOURNAL_NAME.fullmatch, names)):
         of = match[2]
@@ -272,8 +273,8 @@ def _require_finished(folder: Path) -> None:
         missing = [name for name in runs if not (folder / name).is_file()]
         if missing:
             raise InputError(
-                f"The embedding run of {folder} is not finished: {match[0]} is there, {missing[0]} is not. "
-                "Run the same babeltower embed command again; it goes on where it stopped."
+                f"The embedding run of {folder} is not finished: it has {match[0]} but no {missing[0]}. "
+                "Run the same babeltower embed command again to resume it."
             )
 
 
@@ -287,7 +288,7 @@ def _require_alike(first: VectorShard, other: VectorShard) -> None:
     ):
         if one != two:
             raise InputError(
-                f"The shards do not belong together: {first.path} has the {name} {one!r}, {other.path} has "
+                f"The shards are inconsistent: {first.path} has the {name} {one!r}, {other.path} has "
                 f"{two!r}. Keep vectors of one model, width and encoding in one folder."
                 + (remark_on_vectors(*sorted((str(one), str(two)))) if name == "fingerprint" else "")
             )
@@ -305,8 +306,8 @@ def _id_type(path: Path, schema: Any, space: Space) -> str:
     found = {field.name: field.type for field in schema}
     if found.get("vector") != expected:
         raise InputError(
-            f"{path} says that it holds {space.encoding.value} vectors of width {space.dim}, but its column "
-            f"'vector' is {found.get('vector')}. Embed again."
+            f"{path} claims {space.encoding.value} vectors of width {space.dim}, but its column 'vector' is "
+            f"{found.get('vector')}. Embed again."
         )
     if found.get("id") not in (arrow.string(), arrow.int64()):
         raise InputError(f"{path} has ids of type {found.get('id')}; expected string or int64. Embed again.")
@@ -328,6 +329,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (pyarrow().ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read as Parquet ({error}). It is cut short or damaged: restore it or "
+            f"{path} cannot be read as Parquet ({error}). It is truncated or damaged: restore it or "
             "embed again."
         ) from error

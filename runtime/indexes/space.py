@@ -1,4 +1,4 @@
-"""The space that stored vectors live in: which queries fit it, and how both are compared."""
+"""Space of stored vectors: checks and decoding of rows and queries for comparison."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["Space", "queries_from_texts"]
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What has to be equal before two vectors may be compared.
+    """Properties that must be equal for two vectors to be comparable.
 
     Attributes:
         fingerprint: Identity of the embedding space, ``Encoder.fingerprint``.
         dim: Components of a vector, before bits are packed.
-        encoding: How the vectors are stored.
+        encoding: Storage format of the vectors.
     """
 
     fingerprint: str
@@ -33,43 +33,43 @@ class Space:
     encoding: Encoding
 
     def require(self, fingerprint: str, *, holder: str) -> None:
-        """Refuse queries of another space.
+        """Check that queries are from this space.
 
         Raises:
             InputError: the fingerprints differ.
         """
         if fingerprint != self.fingerprint:
             raise InputError(
-                f"{holder} holds vectors of the space {self.fingerprint!r}, the queries are of "
-                f"{fingerprint!r}: their scores would mean nothing. Embed both with the same model."
+                f"{holder} holds vectors of space {self.fingerprint!r}, but the queries are from "
+                f"{fingerprint!r}: their scores are meaningless. Embed both with the same model."
                 + remark_on_vectors(self.fingerprint, fingerprint)
             )
 
     def decoded(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored rows as what they stand for: float32 (n, dim); see ``float_from_encoded``."""
+        """Decode stored rows: float32 (n, dim); see ``float_from_encoded``."""
         return float_from_encoded(vectors, self.encoding, dim=self.dim)
 
     @property
     def scale(self) -> float:
-        """What makes a score, at most 1, of the dot product of a decoded query and a decoded row."""
+        """Factor that turns the dot product of a decoded query and row into a score of at most 1."""
         return 1 / self.dim if self.encoding is Encoding.BINARY else 1.0
 
     def decoded_queries(self, queries: NDArray[Any]) -> NDArray[np.float32]:
-        """Queries whose dot products with decoded rows are the scores, up to ``scale``.
+        """Decode queries so that their dot products with decoded rows are the scores, up to ``scale``.
 
         Args:
-            queries: float32 or float16 (n, dim) of any length above zero; or in the space's encoding.
+            queries: float32 or float16 (n, dim) of any norm above zero; or in the space's encoding.
 
         Returns:
             float32 (n, dim) of unit length; in a binary space their signs, ±1.
 
         Raises:
-            InputError: another width or dtype, or a query that is zero or not finite.
+            InputError: the width or dtype does not fit, or a query is zero or not finite.
         """
         if queries.ndim != 2 or not self._fits(queries):
             raise InputError(
-                f"The queries are {queries.dtype} {queries.shape}; this space takes float32 (n, {self.dim}), "
-                f"or {self.encoding.value} as the encoder stores it. Embed them with dim={self.dim}."
+                f"The queries are {queries.dtype} {queries.shape}; expected float32 (n, {self.dim}), or "
+                f"{self.encoding.value} as stored by the encoder. Embed them with dim={self.dim}."
             )
         if queries.dtype == np.uint8:
             return self.decoded(queries)
@@ -92,15 +92,14 @@ def queries_from_texts(
     """Embed texts as queries of a space.
 
     Args:
-        language: One for all texts, or one a text.
-        holder: What holds the vectors, for errors.
+        language: Language code, one for all texts or one per text.
+        holder: Folder or file with the vectors, for the error message.
 
     Returns:
         float32 (texts, dim).
 
     Raises:
-        InputError: the encoder is of another space, which is found before anything is embedded; or a text
-            cannot be embedded.
+        InputError: the encoder is of another space, checked before embedding; or a text cannot be embedded.
     """
     space.require(encoder.fingerprint, holder=holder)
     vectors: NDArray[np.float32] = encoder.embed_texts(texts, language, dim=space.dim)

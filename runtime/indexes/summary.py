@@ -1,4 +1,4 @@
-"""What people see of an index being built."""
+"""Progress lines and summary of an index build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EVERY_S = 5.0
 
 
 def lines_of_progress(write: Callable[[str], None]) -> Progress:
-    """A line when a step begins, and every five seconds of it."""
+    """Return a progress callback that writes a line at the start of each step and every five seconds."""
     said_step, said_at = "", time.monotonic()
 
     def progress(step: str, done: int, of: int) -> None:
@@ -30,14 +30,14 @@ def lines_of_progress(write: Callable[[str], None]) -> Progress:
 
 
 def text_from_record(record: IndexRecord, folder: Path) -> str:
-    """A summary of a few lines."""
+    """Format an index's record as a few lines."""
     parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
     mb = record.size_bytes / 1e6
     lines = [
         f"{folder}: {record.kind} index of {record.n_rows:,} {record.modality}s, {record.dim} wide, "
         f"{record.encoding}",
         f"fingerprint  {record.fingerprint} ({record.model}){remark_on_kind(record.fingerprint)}",
-        f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes a row",
+        f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes per row",
         *([f"settings     {parameters}"] if parameters else []),
         *_measured(record),
         "seconds      " + ", ".join(f"{step} {spent:.1f}" for step, spent in record.seconds.items()),
@@ -45,13 +45,13 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
     trained = int(record.parameters.get("n_training_rows", 0))
     if trained < record.n_well_trained_rows:
         lines.append(
-            f"note         trained on {trained:,} rows; FAISS asks for {record.n_well_trained_rows:,} to "
+            f"note         trained on {trained:,} rows; FAISS recommends {record.n_well_trained_rows:,} to "
             "train lists and codes well"
         )
     if len(record.computations) > 1:
         lines.append(
-            f"note         the vectors were computed in {len(record.computations)} ways, as accepted "
-            "when they were embedded; index.json names them"
+            f"note         the vectors have {len(record.computations)} different computations, as accepted "
+            "when they were embedded; index.json lists them"
         )
     return "\n".join(lines)
 
@@ -59,17 +59,17 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
 def _measured(record: IndexRecord) -> list[str]:
     recall = record.recall
     if not recall.points:
-        return ["recall       not measured: there are too few rows to hold any out"]
+        return ["recall       not measured: too few rows to hold any out"]
     unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates"}[Kind(record.kind)]
     lines = [
         f"recall@{recall.k:<5} against exact search, {recall.n_queries:,} queries ({recall.queries}), "
         f"{recall.threads} thread{'' if recall.threads == 1 else 's'}"
     ]
     for point in recall.points:
-        chosen = "  ← searches use this" if unit and point.effort == record.effort else ""
+        chosen = "  ← default of searches" if unit and point.effort == record.effort else ""
         effort = f"{point.effort:>5} {unit}: " if unit else ""
         lines.append(
-            f"             {effort}{point.recall:.4f}, {point.search_ms:.2f} ms a query alone, "
-            f"{point.queries_per_second:,.0f} queries a second together{chosen}"
+            f"             {effort}{point.recall:.4f}, {point.search_ms:.2f} ms per single query, "
+            f"{point.queries_per_second:,.0f} queries/s in a batch{chosen}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""An index on disk, opened for searching."""
+"""Search in an index on disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["VectorIndex"]
 
 
 class VectorIndex:
-    """An index that ``babeltower index`` built; safe to search from several threads.
+    """Index built by ``babeltower index``; safe to search from several threads.
 
-    The files are mapped into memory: opening is quick, and processes that open one index share its pages.
+    The files are memory-mapped: opening is fast, and processes that open the same index share its pages.
 
         with VectorIndex.open("captions.index") as index:
             found = index.search_texts(encoder, ["gato preto"], "por_Latn")
@@ -42,10 +42,10 @@ class VectorIndex:
         """Open an index's folder.
 
         Args:
-            threads: Threads of FAISS in this process; as they are by default.
+            threads: Threads of FAISS in this process; default: unchanged.
 
         Raises:
-            InputError: it holds no index, or one that is damaged or of another version.
+            InputError: the folder holds no index, or the index is damaged or of another version.
             EngineError: FAISS or pyarrow is not installed.
         """
         folder = Path(location)
@@ -56,7 +56,7 @@ class VectorIndex:
         if not index.ntotal == len(ids) == record.n_rows:
             raise InputError(
                 f"{folder} has {index.ntotal:,} vectors, {len(ids):,} ids and a record of {record.n_rows:,}. "
-                "Its files were mixed with another's: build the index again."
+                "Its files are mixed with another index's: build the index again."
             )
         return cls(folder, record, index, ids)
 
@@ -71,30 +71,30 @@ class VectorIndex:
     def search(
         self, queries: NDArray[Any], *, fingerprint: str, k: int = 10, effort: int | None = None
     ) -> list[list[Hit]]:
-        """The nearest rows that the index finds for every query, best first; equal scores in row order.
+        """Return the nearest rows found for every query, best first; equal scores in row order.
 
         Args:
-            queries: float32 (queries, dim) of any length, or in the encoding of the index.
-            fingerprint: The encoder's that made the queries.
-            k: Results a query; fewer if the index is smaller, or if the lists that an ``ivf-pq`` index looks
-                into hold fewer.
-            effort: See ``Settings.effort``; the one chosen when the index was measured, by default.
+            queries: float32 (queries, dim) of any norm, or in the encoding of the index.
+            fingerprint: Fingerprint of the encoder that embedded the queries.
+            k: Results per query; fewer if the index is smaller, or if the lists that an ``ivf-pq`` search
+                visits hold fewer.
+            effort: See ``Settings.effort``; default: the one chosen when the index was measured.
 
         Returns:
-            One list a query. A score is the dot product of the query, made unit length, with the row as it is
-            stored: exact in ``flat`` and ``hnsw``, estimated from codes in ``ivf-pq``; for binary vectors the
-                share
-            of equal bits, scaled to -1..1.
+            One list per query. A score is the dot product of the unit-length query with the stored row: exact
+            in ``flat`` and ``hnsw``, estimated from codes in ``ivf-pq``; for binary vectors, the share of
+            equal bits, scaled to -1..1.
 
         Raises:
-            InputError: another embedding space, width or dtype, or ``k`` or ``effort`` below 1.
+            InputError: the queries have another embedding space, width or dtype, or ``k`` or ``effort`` is
+                below 1.
         """
         self.space.require(fingerprint, holder=str(self.location))
         if k < 1 or (effort is not None and effort < 1):
-            raise InputError(f"k is {k}, effort {effort}; expected at least 1.")
+            raise InputError(f"k is {k} and effort {effort}; expected at least 1.")
         if effort is not None and not self.record.effort:
             raise InputError(
-                f"{self.location} is a flat index: it compares with all rows, and takes no effort."
+                f"{self.location} is a flat index: it compares with all rows and has no effort. Leave it out."
             )
         decoded = self.space.decoded_queries(queries)
         scores, rows = faiss_index.neighbours(
@@ -118,17 +118,17 @@ class VectorIndex:
         """Embed texts and search for them; see ``search``.
 
         Args:
-            language: One for all texts, or one a text.
+            language: Language code, one for all texts or one per text.
 
         Raises:
-            InputError: the encoder is of another space, which is found before anything is embedded; or as of
-                ``search`` and ``Encoder.embed_texts``.
+            InputError: the encoder is of another space, checked before embedding; or as in ``search`` and
+                ``Encoder.embed_texts``.
         """
         queries = queries_from_texts(self.space, encoder, texts, language, holder=str(self.location))
         return self.search(queries, fingerprint=encoder.fingerprint, k=k, effort=effort)
 
     def close(self) -> None:
-        """Release the files."""
+        """Release the index's files."""
         self._index = self._ids = None
 
     def __enter__(self) -> VectorIndex:

@@ -1,1 +1,1 @@
-"""The opening check: a tower that is opened must reproduce PyTorch's vectors of its probes."""
+"""Opening check: an opened tower must reproduce PyTorch's vectors for its probes."""

@@ -1,4 +1,4 @@
-"""Passed opening checks, remembered: a file for each, named by the hash of everything that it depends on."""
+"""Cache of passed opening checks: one file per check, named by the hash of all facts it depends on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.storage import replace_text
 __all__ = ["PassCache", "default_cache_folder", "kernel_facts"]
 
 _KERNEL_VARIABLES = ("DNNL_", "GLIBC_TUNABLES", "MKL_", "MLAS_", "ONEDNN_", "OPENVINO_", "ORT_", "OV_")
-"""How environment variables begin that change which kernels an engine takes (``ONEDNN_MAX_CPU_ISA``)."""
+"""Prefixes of environment variables that change an engine's kernels (``ONEDNN_MAX_CPU_ISA``)."""
 
 
 def default_cache_folder() -> Path | None:
-    """``babeltower/opening`` in the user's cache; ``None`` where there is no home."""
+    """Return ``babeltower/opening`` in the user's cache; ``None`` if there is no home folder."""
     named = os.environ.get("XDG_CACHE_HOME")
     try:
         cache = Path(named) if named else Path.home() / ".cache"
@@ -31,7 +31,7 @@ def default_cache_folder() -> Path | None:
 
 
 def kernel_facts() -> dict[str, Any]:
-    """Facts that decide, beside graph and engine, how a CPU computes."""
+    """Return the facts that, besides graph and engine, determine how a CPU computes."""
     return {
         **machine_facts(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_KERNEL_VARIABLES)},
@@ -39,20 +39,20 @@ def kernel_facts() -> dict[str, Any]:
 
 
 _MAX_BYTES = 1 << 20
-"""A larger file is none of ours."""
+"""Largest size of a cache file; larger files are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassCache:
-    """A folder of passed checks; where it cannot be read or written, nothing is remembered.
+    """Folder of passed checks; if it cannot be read or written, nothing is cached.
 
-    Processes may share it: a file is written beside and renamed, and holds the facts that it is named by.
+    Processes may share it: files are written atomically, and each holds the facts that its name hashes.
     """
 
     folder: Path | None
 
     def has(self, facts: Mapping[str, Any]) -> bool:
-        """Tell if a check under these very facts passed before; a damaged file counts as none."""
+        """Check whether a check with exactly these facts passed before; damaged files are ignored."""
         path = self._path(facts)
         if path is None:
             return False
@@ -64,7 +64,7 @@ class PassCache:
             return False
 
     def add(self, facts: Mapping[str, Any]) -> None:
-        """Remember a pass."""
+        """Record a passed check."""
         path = self._path(facts)
         if path is None:
             return
@@ -80,5 +80,5 @@ class PassCache:
 
 
 def _plain(facts: Mapping[str, Any]) -> Any:
-    """As JSON gives it back: tuples are lists."""
+    """Convert to plain JSON values, such as tuples to lists."""
     return json.loads(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""A model's opening checks: the probes of each tower, and the checks that passed before."""
+"""Opening checks of a model: the probes of each tower, and the cache of passed checks."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from runtime.storage import sha256_of_file
 __all__ = ["OpeningCheck", "opening_path", "probes_of_tower", "require_same_space"]
 
 _OLD = (
-    " The model was exported before figures were kept for each probe; it is held to the lowest cosine that "
-    "its export measured, or to the limits that it was published under."
+    " The model's export recorded no figures per probe, so the lowest cosine that it measured, or the limit "
+    "that it was exported with, applies to every probe."
 )
 
 
 def opening_path(repository: Path, tower: TowerFiles) -> Path:
-    """The file of a tower's opening probes."""
+    """Return the path of a tower's opening probes."""
     return repository / tower.model / str(tower.version) / OPENING_FILE
 
 
 def has_opening_file(tower: TowerFiles) -> bool:
-    """Tell if the manifest lists the file; a model that was exported before has none."""
+    """Check whether the manifest lists a tower's opening probes; older exports have none."""
     return any(record.path == f"{tower.model}/{tower.version}/{OPENING_FILE}" for record in tower.files)
 
 
 def probes_of_tower(
     repository: Path, manifest: Manifest, variant: Variant, modality: Modality
 ) -> OpeningProbes | None:
-    """Opening probes of a tower: its own file, or some of NAME.probes.npz where an older export wrote none.
+    """Return a tower's opening probes: its own file, or a selection of NAME.probes.npz for older exports.
 
     Returns:
-        ``None`` where the model has no probes at all, or no figures to hold them to.
+        ``None`` if the model has no probes, or no figures to compare them with.
 
     Raises:
         ManifestError: a file of the manifest is missing or damaged.
@@ -67,7 +67,7 @@ def probes_of_tower(
     probes = Probes.read(model, manifest.probes[0] if manifest.probes else None)
     if probes.fingerprint != manifest.fingerprint:
         raise ManifestError(
-            f"{probes_path(model)} is of the space {probes.fingerprint!r}, {manifest.name} of "
+            f"{probes_path(model)} is of space {probes.fingerprint!r}, but {manifest.name} is of "
             f"{manifest.fingerprint!r}. Copy the repository again, or export the checkpoint again."
         )
     chosen = _chosen(repository, manifest, variant, modality, probes)
@@ -77,7 +77,7 @@ def probes_of_tower(
 
 
 def _least_figure(variant: Variant, modality: Modality, engine: str) -> float | None:
-    """Lowest cosine that the export measured for a tower, else the limit it was published under."""
+    """Return the lowest cosine that the export measured for a tower, otherwise the limit it was held to."""
     try:
         engines = {name.partition(" ")[0]: found for name, found in variant.parity["engines"].items()}
         return float(engines[engine][modality.value]["min_cosine"])
@@ -114,12 +114,12 @@ def _chosen(
 def require_same_space(
     repository: Path, manifest: Manifest, variant: Variant, modality: Modality, probes: OpeningProbes
 ) -> None:
-    """Refuse a manifest whose fingerprint or preprocessing is not what a tower was exported with.
+    """Check that the manifest's fingerprint and preprocessing are those the tower was exported with.
 
-    Probes of before do not say, and pass.
+    Older probes do not record them, and pass.
 
     Raises:
-        ManifestError: it was changed after the export.
+        ManifestError: the manifest was changed after the export.
     """
     if not probes.space:
         return
@@ -130,8 +130,8 @@ def require_same_space(
         differing.insert(0, "fingerprint")
     if differing:
         raise ManifestError(
-            f"The manifest of {repository / manifest.name} has another {', '.join(differing)} "
-            f"({modality.value}) than {variant.tower(modality).model} was exported with: it was changed "
+            f"The manifest of {repository / manifest.name} differs in {', '.join(differing)} "
+            f"({modality.value}) from the export of {variant.tower(modality).model}: it was changed "
             "after the export. Copy the repository again, or export the checkpoint again."
         )
 
@@ -143,11 +143,11 @@ def _space(manifest: Manifest, modality: Modality) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class OpeningCheck:
-    """Holds each tower of an opened model to its probes, at its first opening under the same circumstances.
+    """Opening check of a model's towers, each run once for the same files, engine and machine.
 
     Attributes:
-        threads, provider: As the backend was opened.
-        cache: Passes of before. What runs on a GPU is checked at every opening, in milliseconds.
+        threads, provider: Options that the backend was opened with.
+        cache: Earlier passes. Towers on a GPU are checked at every opening, which takes milliseconds.
     """
 
     repository: Path
@@ -159,10 +159,10 @@ class OpeningCheck:
     cache: PassCache
 
     def require(self, modality: Modality, backend: Backend) -> None:
-        """Let a tower pass that was just opened.
+        """Check a tower that was just opened.
 
         Raises:
-            OpeningCheckError: its vectors are not PyTorch's.
+            OpeningCheckError: its vectors differ from PyTorch's.
             ManifestError: its probes are missing, damaged, or have no figures of this engine.
             EngineError: it does not run.
         """
@@ -172,8 +172,8 @@ class OpeningCheck:
         probes = probes_of_tower(self.repository, self.manifest, self.variant, modality)
         if probes is None:
             LOGGER.warning(
-                "%s holds no probes with PyTorch's vectors, so whether its %s tower is right on this machine "
-                "cannot be told. Export the checkpoint again.",
+                "%s has no probes with PyTorch's vectors, so its %s tower cannot be checked on this machine. "
+                "Export the checkpoint again.",
                 self.repository / self.manifest.name,
                 modality.value,
             )
@@ -194,7 +194,7 @@ class OpeningCheck:
             self.cache.add(facts)
 
     def _facts(self, modality: Modality) -> dict[str, Any] | None:
-        """Everything that a pass depends on; ``None`` where that is not known, on a GPU."""
+        """Return all facts that a pass depends on; ``None`` if unknown, as on a GPU."""
         if self.engine is Engine.TENSORRT or "CPU" not in (self.provider or "CPU"):
             return None
         tower = self.variant.tower(modality)

@@ -1,4 +1,4 @@
-"""A tower's opening probes as a file: what it is asked when it is opened, and what it has to answer."""
+"""File of a tower's opening probes: inputs and expected vectors for its opening check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
 __all__ = ["OPENING_FILE", "OpeningProbes", "space_of_manifest"]
 
 OPENING_FILE = "opening.npz"
-"""In a tower's version folder, beside its graph; Triton's own backends read nothing but the graph there."""
+"""File name in a tower's version folder, beside the graph; Triton's own backends read only the graph."""
 
 _FORMAT = "babeltower-opening/1"
 _SHOWN = 40
@@ -28,17 +28,17 @@ _SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class OpeningProbes:
-    """Inputs for a tower that is opened, and the answers that it must give.
+    """Inputs for an opened tower and the vectors it must return.
 
     Attributes:
-        texts, languages: Of a text tower's rows; empty for images.
+        texts, languages: Texts and languages of a text tower's rows; empty for images.
         images: Image files of an image tower's rows; empty for texts.
-        runs: Inputs of one run each; their rows together are the rows above, in order.
-        vectors: PyTorch's, by the graph's output: float32 (rows, width).
+        runs: Inputs of each run; concatenated, their rows are the rows above, in order.
+        vectors: PyTorch's vectors by graph output: float32 (rows, width).
         figures: Engine → output → cosine of each row with PyTorch's vector, as measured at export.
-        measured_on: Machine of the figures; see ``Variant``.
-        space: Facts of the manifest that decide the runs' inputs, see ``space_of_manifest``; empty in older
-            files.
+        measured_on: Machine that the figures were measured on; see ``Variant``.
+        space: Facts of the manifest that determine the runs' inputs, see ``space_of_manifest``; empty in
+            older files.
     """
 
     modality: Modality
@@ -57,7 +57,7 @@ class OpeningProbes:
         return len(self.texts) or len(self.images)
 
     def name_of_row(self, row: int) -> str:
-        """A probe as messages call it."""
+        """Return the name of a probe for messages."""
         if self.modality is Modality.IMAGE:
             return f"probe image {row}"
         text = self.texts[row]
@@ -65,7 +65,7 @@ class OpeningProbes:
         return f"probe text {shown!r} ({self.languages[row]})"
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz`` file."""
+        """Write the probes to an ``.npz`` file."""
         about = {
             "format": _FORMAT,
             "modality": self.modality.value,
@@ -89,7 +89,7 @@ class OpeningProbes:
 
     @classmethod
     def read(cls, path: Path) -> OpeningProbes:
-        """Read what ``save`` wrote.
+        """Read probes written by ``save``.
 
         Raises:
             ManifestError: the file is missing or damaged.
@@ -99,8 +99,8 @@ class OpeningProbes:
                 return _probes_from_arrays({name: arrays[name] for name in arrays.files})
         except FileNotFoundError:
             raise ManifestError(
-                f"{path} is missing, and without it no opened tower can be told right from wrong. Copy the "
-                "repository again, or export the checkpoint again."
+                f"{path} is missing, so the tower cannot be checked when it is opened. Copy the repository "
+                "again, or export the checkpoint again."
             ) from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, BadZipFile) as error:
             raise ManifestError(
@@ -112,7 +112,7 @@ class OpeningProbes:
 def space_of_manifest(
     fingerprint: str, preprocessing: TextPreprocessing | ImagePreprocessing
 ) -> dict[str, Any]:
-    """Facts that a tower's inputs and the use of its vectors depend on, as JSON gives them back."""
+    """Return the manifest's facts that determine a tower's inputs and space, as plain JSON values."""
     facts = {"fingerprint": fingerprint, "preprocessing": dataclasses.asdict(preprocessing)}
     plain: dict[str, Any] = json.loads(json.dumps(facts, sort_keys=True))
     return plain

@@ -1,8 +1,8 @@
-"""The opening check: a tower that was just opened must give PyTorch's vectors of a few probes.
+"""Opening check: a newly opened tower must reproduce PyTorch's vectors for a few probes.
 
-The same graph gives other vectors where an engine computes otherwise than on the machine that measured the
-model (8-bit products that saturate on a CPU without VNNI, a driver, a damaged weight). So every tower's
-version folder holds ``opening.npz``: inputs, PyTorch's vectors, and each engine's cosines at export.
+The same graph can give other vectors than on the machine that measured the model: 8-bit products saturate on
+a CPU without VNNI, a driver differs, a weight is damaged. So every tower's version folder has
+``opening.npz`` with inputs, PyTorch's vectors, and each engine's cosines at export.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _SLACK: Mapping[Precision, float] = {
     Precision.INT8: 2e-3,
     Precision.FP8: 2e-3,
 }
-"""How far a cosine may lie under its figure beyond twice what the figure itself lacks of 1.
+"""Tolerance of a cosine, in addition to twice the distance of its exported figure from 1.
 
-Rounding noise of another kernel is as large as that of the kernel which was measured, and independent of it:
-what a cosine lacks of 1 may double. The rest is for figures near 1. Exact INT8 kernels with other float
-kernels around them moved a cosine by 1e-5 at most; saturating ones lose 3 to 33 times the figure's own loss.
+Rounding noise of another kernel is independent of the measured kernel's and as large, so the distance from 1
+may double; the tolerance matters for figures near 1. With exact INT8 kernels, other float kernels changed a
+cosine by at most 1e-5; saturating INT8 kernels lose 3 to 33 times the figure's own loss.
 """
 
 
 class Checks(Enum):
-    """Proofs that an opened model owes.
+    """Checks of an opened model.
 
     Attributes:
-        ALL: Files fit their checksums, and each tower gives PyTorch's vectors when it is opened.
-        OPENING: The vectors alone: the caller has compared the files.
-        NONE: Nothing: for what is being measured and has no figures yet.
+        ALL: Verify file checksums, and each tower's vectors when it is opened.
+        OPENING: Verify only the vectors; the caller has verified the files.
+        NONE: Verify nothing; for models that are being measured and have no figures yet.
     """
 
     ALL = "all"
@@ -67,15 +67,15 @@ class Checks(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A probe whose vector is not near enough to PyTorch's.
+    """Failed check: the probe whose vector is farthest below the required cosine.
 
     Attributes:
-        probe: Name of the worst one.
-        found: Its cosine; NaN where the vector is not finite or has no direction.
-        measured: The cosine at export.
-        required: The least that passes here.
-        n_short: Rows, over all outputs, that fall short.
-        n_rows: Rows that were compared.
+        probe: Name of the worst probe.
+        found: Its cosine; NaN if the vector is not finite or has no direction.
+        measured: Its cosine at export.
+        required: Lowest cosine that passes.
+        n_short: Number of failing rows, over all outputs.
+        n_rows: Number of compared rows.
     """
 
     probe: str
@@ -88,10 +88,10 @@ class Shortfall:
 
 
 def opening_cosines(backend: Backend, probes: OpeningProbes) -> dict[str, tuple[float, ...]]:
-    """Cosine of each row with PyTorch's vector, for every output of the tower; NaN where there is none.
+    """Run the probes; return each row's cosine with PyTorch's vector per output, NaN if undefined.
 
     Raises:
-        EngineError: the backend fails, or its outputs have other shapes.
+        EngineError: the backend fails, or its outputs have unexpected shapes.
     """
     names = list(probes.vectors)
     parts = [backend.run(run, names) for run in probes.runs]
@@ -102,15 +102,15 @@ def opening_cosines(backend: Backend, probes: OpeningProbes) -> dict[str, tuple[
 def cosines_of_rows(
     found: NDArray[Any], expected: NDArray[np.float32], output: str = "vector"
 ) -> tuple[float, ...]:
-    """Cosine of each row with its counterpart; NaN where a row is not finite or zero.
+    """Return the cosine of each row with its counterpart; NaN if a row is not finite or zero.
 
     Raises:
         EngineError: the shapes differ.
     """
     if found.shape != expected.shape:
         raise EngineError(
-            f"Output {output!r} has shape {found.shape} for probes of shape {expected.shape}: the graph and "
-            "its probes do not belong together. Export the checkpoint again."
+            f"Output {output!r} has shape {found.shape}, but its probes have shape {expected.shape}: the "
+            "graph does not match its probes. Export the checkpoint again."
         )
     return tuple(row_cosines(found, expected).tolist())
 
@@ -118,7 +118,7 @@ def cosines_of_rows(
 def worst_shortfall(
     cosines: Mapping[str, Sequence[float]], probes: OpeningProbes, *, engine: str, precision: Precision
 ) -> Shortfall | None:
-    """The probe that lies farthest under what it needs, or ``None`` where all hold.
+    """Return the probe farthest below its required cosine, or ``None`` if all pass.
 
     Raises:
         ManifestError: the probes have no figures of this engine.
@@ -127,7 +127,7 @@ def worst_shortfall(
     if figures is None or cosines.keys() - figures.keys():
         raise ManifestError(
             f"The opening probes have figures of {sorted(probes.figures)} for outputs "
-            f"{sorted(probes.vectors)}, none of {engine} for {sorted(cosines)}. Export the "
+            f"{sorted(probes.vectors)}, but none of {engine} for {sorted(cosines)}. Export the "
             "checkpoint again with this engine."
         )
     short: list[tuple[float, Shortfall]] = []
@@ -155,12 +155,12 @@ def require_opening(
     others: str = "another precision or engine of the model",
     note: str = "",
 ) -> None:
-    """Hold an opened tower to PyTorch's vectors of its probes.
+    """Check that an opened tower reproduces PyTorch's vectors for its probes.
 
     Args:
-        tower: Its Triton model's name, for the message.
-        others: What may be opened instead, in words.
-        note: What else the message says of the figures.
+        tower: Name of the tower's Triton model, for the message.
+        others: Alternatives to open instead, in words.
+        note: Remark on the figures, added to the message.
 
     Raises:
         OpeningCheckError: a vector is not finite, or farther from PyTorch's than the figures allow.
@@ -197,18 +197,18 @@ def message_of_shortfall(
     others: str,
     note: str = "",
 ) -> str:
-    """A failed opening check in words: what was found, where, against what, and the remedy."""
+    """Describe a failed opening check: found and required cosines, computation, machines and remedy."""
     found = "not finite or zero" if np.isnan(worst.found) else f"at a cosine of {worst.found:.6f}"
     head = worst.output if worst.output == "vector" else f"the head {worst.output}"
     saturates = precision is Precision.INT8 and has_vnni() is False
     return (
-        f"{tower} does not give PyTorch's vectors on this machine: {head} of {worst.probe} is {found} with "
-        f"PyTorch's; the export measured {worst.measured:.6f}, and at least {worst.required:.6f} is required "
-        f"({worst.n_short} of {worst.n_rows} vectors fall short). Computed by {computed} on "
+        f"{tower} does not reproduce PyTorch's vectors on this machine: {head} of {worst.probe} is {found} "
+        f"with PyTorch's; the export measured {worst.measured:.6f}, and at least {worst.required:.6f} is "
+        f"required ({worst.n_short} of {worst.n_rows} vectors fail). Computed by {computed} on "
         f"{machine_in_words()}; measured on {_machine_of(probes.measured_on)}.{note}"
-        + (" This CPU has no VNNI, and sums of 8-bit products may saturate on it." if saturates else "")
-        + f" Export the checkpoint again on this machine, or open {others}. Where files may be damaged, "
-        "`babeltower inspect` compares them with their checksums: copy the repository again."
+        + (" This CPU has no VNNI, so sums of 8-bit products may saturate." if saturates else "")
+        + f" Export the checkpoint again on this machine, or open {others}. If files may be damaged, verify "
+        "their checksums with `babeltower inspect`, and copy the repository again."
     )
 
 
@@ -220,7 +220,7 @@ def _machine_of(measured_on: Mapping[str, Any]) -> str:
 
 
 def others_in_words(manifest: Manifest, engine: Engine, precision: Precision) -> str:
-    """Other ways to open a model, in words: ``precision='fp32' with engine='onnxruntime' or …``."""
+    """Describe other ways to open a model: ``precision='fp32' with engine='onnxruntime' or …``."""
     pairs = sorted(
         {
             (variant.precision is not Precision.FP32, variant.precision.value, name)
@@ -237,6 +237,6 @@ def others_in_words(manifest: Manifest, engine: Engine, precision: Precision) ->
 
 
 def engine_version(engine: Engine) -> str:
-    """Version of an engine that is imported."""
+    """Return the version of an imported engine."""
     module = sys.modules.get(engine.value)
     return str(getattr(module, "__version__", "of unknown version"))

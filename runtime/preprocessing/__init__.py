@@ -1,1 +1,1 @@
-"""Preprocessing: text and images to the integers that towers take."""
+"""Preprocessing of texts and images to the integer inputs of the towers."""

@@ -1,4 +1,4 @@
-"""Token rows become padded batches: split by length so that padding and runs together cost least."""
+"""Batching of token rows by length, minimizing the cost of padding and runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["RUN_OVERHEAD", "TokenBatch", "batches_from_rows", "padded_batch", "r
 T = TypeVar("T")
 
 RUN_OVERHEAD = 8
-"""What a run of a tower costs beside its tokens, in tokens: on a CPU, its weights are read once more."""
+"""Fixed cost of a tower's run, in tokens: on a CPU, each run reads the weights once more."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows of like length.
+    """Padded batch of token rows of similar length.
 
     Attributes:
-        positions: int64 (rows,): where each row stood in the input.
+        positions: int64 (rows,): position of each row in the input.
         input_ids: int64 (rows, length), padded on the right.
-        attention_mask: int64 (rows, length): 1 at the row's own tokens, 0 at padding.
-        n_tokens: the row's own tokens; the rest is padding.
+        attention_mask: int64 (rows, length): 1 for tokens, 0 for padding.
+        n_tokens: Number of tokens without padding.
     """
 
     positions: NDArray[np.int64]
@@ -38,7 +38,7 @@ class TokenBatch:
 
     @property
     def n_padding_tokens(self) -> int:
-        """Tokens that are computed for nothing."""
+        """Number of padding tokens."""
         return int(self.input_ids.size) - self.n_tokens
 
 
@@ -50,12 +50,12 @@ def batches_from_rows(
     multiple_of: int = 1,
     overhead: int = RUN_OVERHEAD,
 ) -> Iterator[TokenBatch]:
-    """Batch rows of token ids, longest first, so that the first batch needs the most memory.
+    """Batch rows of token ids, longest first, so that memory use peaks at the first batch.
 
     Args:
         rows: Token ids of each text.
-        pad_id: What fills a row up to the batch's length.
-        max_batch_tokens: Rows × padded length of a batch, in tokens; a longer row runs alone.
+        pad_id: Padding token id.
+        max_batch_tokens: Maximum rows × padded length of a batch, in tokens; a longer row runs alone.
         multiple_of: The padded length is rounded up to a multiple of this.
         overhead: See ``runs_from_lengths``.
 
@@ -80,20 +80,20 @@ def runs_from_lengths(
     overhead: int,
     max_rows: int | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Split rows by length so that padding and runs together cost least.
+    """Split rows by length into runs, minimizing the cost of padding and runs.
 
-    Every run is padded to its longest row. Rows of one length stay together as far as the limits let them; of
-    all such splits, the one of the fewest tokens, plus ``overhead`` a run, is found by dynamic programming
-    over the lengths that occur.
+    Every run is padded to its longest row. Rows of equal length stay together within the limits; among all
+    such splits, dynamic programming over the distinct lengths finds the one with the fewest tokens plus
+    ``overhead`` per run.
 
     Args:
         lengths: Tokens of each row.
-        max_tokens: Rows × longest row of a run; a row that is longer goes alone.
-        overhead: What a run costs beside its tokens, in tokens.
-        max_rows: Rows of a run.
+        max_tokens: Maximum rows × longest row of a run; a longer row runs alone.
+        overhead: Fixed cost of a run, in tokens.
+        max_rows: Maximum rows of a run.
 
     Returns:
-        Positions of the rows, each in one run; longest first, equal lengths in the rows' order.
+        Row positions of each run, longest rows first and equal lengths in row order.
     """
     sizes = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     order = np.argsort(-sizes, kind="stable")
@@ -126,7 +126,7 @@ def padded_batch(
     pad_id: int,
     length: int | None = None,
 ) -> TokenBatch:
-    """One batch of the rows at ``positions``, padded to ``length``, or to the longest of them."""
+    """Make one batch of the rows at ``positions``, padded to ``length``, or to the longest row."""
     if length is None:
         length = max((len(rows[position]) for position in positions), default=0)
     input_ids = np.full((len(positions), length), pad_id, dtype=np.int64)
@@ -140,7 +140,7 @@ def padded_batch(
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Cut an iterable in lists of ``size``, lazily; the last may be shorter.
+    """Split an iterable lazily into lists of ``size``; the last may be shorter.
 
     Raises:
         InputError: ``size`` is below 1.

@@ -1,4 +1,4 @@
-"""Text cleaning, as the reference tokenizers do it before they tokenise."""
+"""Text cleaning of the reference tokenizers, applied before tokenization."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from runtime.errors import InputError
 __all__ = ["clean_whitespace", "whole_characters"]
 
 _LONGEST_FAST_PATH = 65_536
-"""ftfy cuts longer lines in pieces; the fast path stays well below."""
+"""Longest text of the fast path, well below the length at which ftfy splits lines."""
 
 _PLAIN_ASCII = re.compile(r"[\t\n -%'-~]*")
-"""Printable ASCII without ``&``: no step of ftfy, and no HTML reference, touches it."""
+"""Printable ASCII without ``&``, unaffected by ftfy and HTML unescaping."""
 
 _TOUCHED_BY_FTFY = re.compile(
     "[&"  # HTML references
@@ -30,11 +30,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_whitespace(text: str) -> str:
-    """Mend mojibake and HTML references, and collapse white space.
+    """Fix mojibake, unescape HTML references, and collapse white space.
 
     Source:
         ``open_clip.tokenizer.get_clean_fn("whitespace")``; equal to it on every text without lone
-        surrogates. Text that no step of ftfy would change skips ftfy.
+        surrogates. Text that ftfy would not change skips ftfy.
     """
     if not _PLAIN_ASCII.fullmatch(text) and not _is_left_alone_by_ftfy(text):
         import ftfy
@@ -44,7 +44,7 @@ def clean_whitespace(text: str) -> str:
 
 
 def _is_left_alone_by_ftfy(text: str) -> bool:
-    """Whether each step of ``ftfy.fix_text`` is known to return the text as it is."""
+    """Check whether every step of ``ftfy.fix_text`` is known to leave the text unchanged."""
     if len(text) > _LONGEST_FAST_PATH or _TOUCHED_BY_FTFY.search(text):
         return False
     from ftfy.badness import is_bad
@@ -53,10 +53,10 @@ def _is_left_alone_by_ftfy(text: str) -> bool:
 
 
 def whole_characters(text: str, name: str) -> str:
-    """Join characters that are written as two surrogates, and refuse half ones.
+    """Join surrogate pairs into characters, and reject lone surrogates.
 
     Raises:
-        InputError: the text holds a lone surrogate, which is no character and has no UTF-8.
+        InputError: the text has a lone surrogate, which is not a character and has no UTF-8 encoding.
     """
     if text.isascii() or not _SURROGATE.search(text):
         return text
@@ -64,8 +64,8 @@ def whole_characters(text: str, name: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise InputError(
-            f"{name} holds a lone surrogate, which is half a character: {_around_surrogate(text)!a}. The "
-            "text was decoded wrongly: decode its bytes as UTF-8, or replace what is lost with "
+            f"{name} has a lone surrogate, which is half a character: {_around_surrogate(text)!a}. The "
+            "text was decoded wrongly: decode its bytes as UTF-8, or replace lone surrogates with "
             'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
         ) from None
 

@@ -1,8 +1,8 @@
-"""Images become uint8 pixels, exactly as the reference preprocessing makes them.
+"""Image preprocessing to uint8 pixels, identical to the reference preprocessing.
 
-Every pixel comes from Pillow's own resize, in the order and the rounding of the reference; no draft decoding,
-no reduced first pass, no rotation by EXIF, because the references do none of these. What is faster here than
-there leaves out work, never changes it.
+Every pixel comes from Pillow's own resize, in the order and rounding of the reference. There is no draft
+decoding, reduced first pass or EXIF rotation, since the references do none of these. Optimizations skip
+unneeded work and never change pixels.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ __all__ = [
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
 )
-"""A path, an encoded file's bytes, a Pillow image, or uint8 (height, width, 3) RGB."""
+"""Path, encoded file bytes, Pillow image, or uint8 (height, width, 3) RGB array."""
 
 _callers_images = threading.RLock()
-"""Held while a caller's Pillow image is decoded or copied. One for all: images share files without showing it
-(members of a tar, frames of one GIF), and Pillow guards neither an image nor a file."""
+"""Lock held while a caller's Pillow image is decoded or copied. It is global: images may share a file without
+showing it (members of a tar, frames of one GIF), and Pillow locks neither images nor files."""
 
 _LARGEST_RESIZED_PIXELS = 1 << 27
-"""Width × height (0.5 GB): a long thin image grows as its shortest side is fitted, and Pillow's own way of
-resizing only what the crop keeps (``box``) gives other pixels."""
+"""Width × height (0.5 GB): a long thin image grows when its shortest side is fitted, and Pillow's ``box``
+option, which would resize only the cropped part, gives other pixels."""
 
 _PASS_BY_PASS = ("RGB", "L")
-"""Modes that Pillow resizes as they are; others it converts before and after."""
+"""Modes that Pillow resizes directly; it converts others before and after."""
 
 _TALLEST = 1.5
-"""Height ÷ width of images whose rows Pillow resizes first; of tall ones it is the columns."""
+"""Height ÷ width up to which Pillow resizes rows first; for taller images it resizes columns first."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.BILINEAR: 1.0, Image.Resampling.LANCZOS: 3.0}
-"""Pixels to each side that a filter reads when it makes an image no smaller."""
+"""Filter radius in pixels, when not downscaling."""
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -71,10 +71,10 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An image as it was when it was taken: a path, bytes or pixels that its caller can no longer change.
+    """Snapshot of an image: a path, bytes or pixels that the caller can no longer change.
 
     Attributes:
-        name: What errors call the image.
+        name: Name of the image in error messages.
     """
 
     content: str | bytes | Image.Image | NDArray[np.uint8]
@@ -84,19 +84,19 @@ class Snapshot:
 def snapshot_from_source(
     source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
 ) -> Snapshot:
-    """Take what belongs to a caller out of their reach, so that other threads may work on it.
+    """Copy a caller's image, so that other threads may work on it.
 
-    A Pillow image is decoded, if it is not yet, and copied: on the calling thread, one at a time in the whole
-    process, since two images may stand in one file. Its frame is the one that its caller has sought. Buffers
-    and arrays are copied; a file is read later, when it is decoded.
+    A Pillow image is decoded if necessary and copied, on the calling thread and one at a time in the process,
+    since two images may share a file. Its current frame is used. Buffers and arrays are copied; a file is
+    read later, when it is decoded.
 
     Args:
-        source: See ``ImageSource``; a snapshot is returned as it is.
-        name: What errors call the image; a path by default.
+        source: See ``ImageSource``; a snapshot is returned as is.
+        name: Name of the image in error messages; default: its path.
         max_pixels: See ``decode``.
 
     Raises:
-        ImageError: of no known type, or a Pillow image or array that ``decode`` refuses.
+        ImageError: the type is unknown, or ``decode`` rejects the Pillow image or array.
     """
     if isinstance(source, Snapshot):
         return source
@@ -112,21 +112,21 @@ def snapshot_from_source(
 def decode(
     source: ImageSource | Snapshot, *, name: str | None = None, max_pixels: int | None = None
 ) -> Image.Image:
-    """Decode an image fully; files are closed again, a caller's own Pillow image is left open.
+    """Decode an image fully; files are closed afterwards, a caller's Pillow image is left open.
 
     Args:
-        source: See ``ImageSource``. Of a file's animation the first frame is taken, of a Pillow image the one
-            that it shows.
-        name: What errors call the image; a path by default.
-        max_pixels: Width × height above which an image is refused; ``PIL.Image.MAX_IMAGE_PIXELS`` by
-            default. Pillow itself refuses more than twice its own limit.
+        source: See ``ImageSource``. Of an animated file the first frame is used, of a Pillow image the
+            current one.
+        name: Name of the image in error messages; default: its path.
+        max_pixels: Width × height above which an image is rejected; default: ``PIL.Image.MAX_IMAGE_PIXELS``.
+            Pillow itself rejects more than twice its own limit.
 
     Returns:
-        The image in the mode of its file, unrotated; never a caller's own object.
+        The image in the mode of its file, unrotated; never the caller's own object.
 
     Raises:
-        ImageError: missing, empty, cut short, no image, of a format that is not one of
-            ``runtime.preprocessing.image_formats.FORMATS``, of no pixels, or of more than ``max_pixels``.
+        ImageError: the image is missing, empty, truncated, not an image, of a format that is not in
+            ``runtime.preprocessing.image_formats.FORMATS``, has no pixels, or more than ``max_pixels``.
     """
     snapshot = snapshot_from_source(source, name=name, max_pixels=max_pixels)
     name = snapshot.name
@@ -150,7 +150,7 @@ def pixels_from_source(
     name: str | None = None,
     max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode and preprocess; arguments and errors as of ``decode`` and ``pixels_from_image``.
+    """Decode and preprocess an image; arguments and errors as in ``decode`` and ``pixels_from_image``.
 
     Returns:
         uint8 (3, height, width), C-contiguous.
@@ -168,10 +168,10 @@ def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:
 
 
 def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """Refuse a single image where several are expected.
+    """Check that several images were passed, not a single one.
 
     Raises:
-        InputError: a path, bytes, a PIL image or one (height, width, 3) array.
+        InputError: the argument is a path, bytes, a PIL image or one (height, width, 3) array.
     """
     single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
     if single or (isinstance(images, np.ndarray) and images.ndim < 4):
@@ -204,7 +204,7 @@ def _own_content(
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
-    remedy = " Pass what its read() returns." if hasattr(source, "read") else ""
+    remedy = " Pass the result of its read()." if hasattr(source, "read") else ""
     subject = "An image" if name == _name_of(source) else f"Image {name}"
     raise ImageError(
         f"{subject} is of type {type(source).__name__}; expected a path, the bytes of an image file, "
@@ -225,16 +225,16 @@ def _copied_image(image: Image.Image, name: str, max_pixels: int | None) -> Imag
             if file is not None and not getattr(file, "closed", False):
                 raise
             raise ImageError(
-                f"Image {name} cannot be decoded: it was closed before ({_reason(error)}). Keep it and its "
-                "file open until it is embedded, or call image.load() before its file is closed."
+                f"Image {name} cannot be decoded: it is already closed ({_reason(error)}). Keep it and its "
+                "file open until it is embedded, or call image.load() before closing its file."
             ) from error
 
 
 def _copied_array(array: NDArray[np.uint8], name: str, max_pixels: int | None) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise ImageError(
-            f"Image {name} is an array of {array.dtype} {array.shape}; expected uint8 (height, width, 3), "
-            "RGB, not empty."
+            f"Image {name} is an array of {array.dtype} {array.shape}; expected non-empty uint8 "
+            "(height, width, 3), RGB."
         )
     require_size((array.shape[1], array.shape[0]), name, max_pixels)
     return np.array(array, order="C")
@@ -253,17 +253,17 @@ def _opened(snapshot: Snapshot) -> Image.Image:
 
 
 def _file_bytes(path: Path) -> bytes:
-    """Content of a regular file; a pipe or a device would be waited for, or read without end."""
+    """Read a regular file; a pipe or device could block or never end."""
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return path.read_bytes()
 
 
 def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
-    """Refuse an image by its width and height; see ``decode``.
+    """Check an image's width and height; see ``decode``.
 
     Raises:
-        ImageError: no pixels, or too many.
+        ImageError: the image has no pixels, or too many.
     """
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     width, height = size
@@ -273,7 +273,7 @@ def require_size(size: tuple[int, int], name: str, max_pixels: int | None) -> No
     if limit is not None and n_pixels > limit:
         raise ImageError(
             f"Image {name} has {width}×{height} = {n_pixels} pixels; the limit is {limit}, "
-            "against decompression bombs. Pass a larger max_pixels if you trust the file."
+            "to prevent decompression bombs. Pass a larger max_pixels if you trust the file."
         )
 
 
@@ -282,10 +282,10 @@ def _reason(error: Exception) -> str:
 
 
 def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> NDArray[np.uint8]:
-    """Resize, crop and convert to RGB.
+    """Resize an image, crop it and convert it to RGB.
 
     Args:
-        image: In any mode; see ``decode``.
+        image: Image in any mode; see ``decode``.
 
     Returns:
         uint8 (3, height, width), C-contiguous.
@@ -295,7 +295,7 @@ def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> 
 
     Source:
         ``resize-convert``: ``open_clip.transform.image_transform_v2``. ``convert-resize``:
-        ``transformers.CLIPImageProcessorPil``, which lays transparency on white.
+        ``transformers.CLIPImageProcessorPil``, which puts transparency on white.
     """
     try:
         if preprocessing.order == "convert-resize":
@@ -304,7 +304,7 @@ def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> 
     except (ValueError, OSError, MemoryError) as error:
         raise ImageError(
             f"An image of mode {image.mode} and size {image.width}×{image.height} cannot be resized: "
-            f"{_reason(error)}. Convert it to RGB, or make it smaller, first."
+            f"{_reason(error)}. Convert it to RGB, or make it smaller first."
         ) from error
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
@@ -329,7 +329,7 @@ def _resized(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Ima
     if width * height > _LARGEST_RESIZED_PIXELS:
         raise ImageError(
             f"An image of {image.width}×{image.height} becomes {width}×{height} when its shortest side is "
-            f"fitted to {min(target)}, which is over {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
+            f"resized to {min(target)}, over the limit of {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
         )
     if image.mode in _PASS_BY_PASS and resampling in _SUPPORT and image.height <= _TALLEST * image.width:
         return _resized_by_passes(image, (width, height), (left, top), target, resampling)
@@ -344,10 +344,10 @@ def _resized_by_passes(
     target: tuple[int, int],
     resampling: Image.Resampling,
 ) -> Image.Image:
-    """Resize and crop, without most of what the crop drops.
+    """Resize and crop, skipping most of the work for cropped pixels.
 
-    Pillow resizes along the rows, rounds, then along the columns; so the columns that the crop drops can be
-    left out between the two, and the rows that it drops before. Each pass is Pillow's own, of the full size.
+    Pillow resizes along the rows, rounds, then resizes along the columns. So unneeded rows can be dropped
+    before the first pass, and cropped columns between the two. Each pass is Pillow's own, at full size.
     """
     (left, top), (width, height) = corner, size
     if height > target[1]:
@@ -365,14 +365,14 @@ def _resized_by_passes(
 def _rows_needed(
     n_rows: int, resized: int, top: int, bottom: int, resampling: Image.Resampling
 ) -> tuple[int, int]:
-    """Rows that the filter reads for the resized rows from ``top`` to ``bottom``, and one to spare."""
+    """Return the range of rows that the filter reads for resized rows ``top`` to ``bottom``, plus one."""
     scale = n_rows / resized
     reach = _SUPPORT[resampling] * max(scale, 1.0) + 2
     return max(0, int(top * scale - reach)), min(n_rows, int(bottom * scale + reach) + 1)
 
 
 def _shortest_to(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Width and height once the shortest side fits; torchvision rounds so (square), and timm (not square)."""
+    """Return the size with the shortest side fitted, rounded as torchvision (square) or timm (otherwise)."""
     width, height = size
     if target[0] == target[1]:
         if width <= height:

@@ -1,8 +1,8 @@
-"""Image formats that are decoded, and the only place where Pillow opens a file.
+"""Supported image formats, and the only place where Pillow opens a file.
 
-Pillow knows over forty formats. Some start another program (EPS: Ghostscript), some decode another image than
-the one whose size they state (ICO, ICNS), and many are read by nobody but an attacker. So Pillow is asked for
-those of ``FORMATS`` and no other, and what a file's length does not bound is refused before it is decoded.
+Pillow supports over forty formats. Some start another program (EPS: Ghostscript), some decode an image of
+another size than stated (ICO, ICNS), and many are of use only to attackers. So Pillow may decode only the
+formats in ``FORMATS``, and files whose decoding cost is not bounded by their length are rejected first.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ __all__ = [
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
         "JPEG": "most photographs; decoded by libjpeg-turbo",
-        "MPO": "photographs of phones and stereo cameras: JPEGs in a row, of which the first counts",
-        "PNG": "drawings and screenshots, APNG included; also how a remote encoder sends pixels",
-        "GIF": "the web's animations, of which the first frame counts",
-        "WEBP": "what data sets of the web are stored in",
-        "BMP": "uncompressed files of cameras and of Windows",
-        "TIFF": "scans, 16 bits and floats; how a remote encoder sends the modes that no PNG keeps",
-        "AVIF": "what browsers and phones write today",
-        "PPM": "uncompressed files of research data sets (GTSRB, for one)",
+        "MPO": "photographs of phones and stereo cameras: concatenated JPEGs, of which the first is used",
+        "PNG": "drawings and screenshots, including APNG; also sent by remote encoders for pixels",
+        "GIF": "web animations, of which the first frame is used",
+        "WEBP": "web images and web data sets",
+        "BMP": "uncompressed files of cameras and Windows",
+        "TIFF": "scans, 16-bit and float images; sent by remote encoders for modes that PNG lacks",
+        "AVIF": "images of current browsers and phones",
+        "PPM": "uncompressed files of research data sets, such as GTSRB",
     }
 )
-"""Formats that are decoded, by Pillow's name, each with what it is here for.
+"""Supported formats by Pillow's name, each with its use.
 
-Left out on purpose: EPS (runs Ghostscript); ICO, CUR and ICNS (may decode an image of another size than they
-state); JPEG 2000 (rare, and its size does not bound the work); PSD, FITS, DDS, TGA and other formats of one
-field each. See ``docs/decisions/0022-image-formats.md``.
+Deliberately left out: EPS (runs Ghostscript); ICO, CUR and ICNS (may decode an image of another size than
+stated); JPEG 2000 (rare, and its decoding cost is unbounded); PSD, FITS, DDS, TGA and other specialized
+formats. See ``docs/decisions/0022-image-formats.md``.
 """
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Files of a folder that are taken for images; a file named itself may have any suffix."""
+"""Suffixes of image files in folders; a file named directly may have any suffix."""
 
 _PLUGINS = (
     BmpImagePlugin,
@@ -75,16 +75,16 @@ _PLUGINS = (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-"""Imported above: Pillow imports what it lacks when a file is opened, which two threads may do at once."""
+"""Plugins imported above; Pillow would import them when a file is opened, possibly on two threads."""
 
 _OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
-"""MPO is left out: Pillow opens it as JPEG."""
+"""Formats passed to Pillow; MPO is left out, since Pillow opens it as JPEG."""
 
 _MAX_SCANS = 100
-"""Of a JPEG. Encoders write up to 20; each decodes the whole picture again, however short it is."""
+"""Maximum scans of a JPEG. Encoders write up to 20; each scan, however short, decodes the whole image."""
 
 _SHARED_TAG_BYTES = 1 << 20
-"""Bytes of a TIFF's tags beyond its length: a few writers let tags share values."""
+"""Allowed bytes of a TIFF's tags beyond its length, since some writers let tags share values."""
 
 _TAG_UNITS = {
     1: 1,
@@ -104,7 +104,7 @@ _TAG_UNITS = {
     17: 8,
     18: 8,
 }
-"""Bytes of a value by the type of a TIFF's tag."""
+"""Bytes per value by TIFF tag type."""
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -157,22 +157,22 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\3\4", "ZIP"),
     (0, b"\x1f\x8b", "gzip"),
 )
-"""Offset, bytes and name; the first that fits."""
+"""Offset, signature and format name; the first match is used."""
 
 _MARKUP = ((b"<svg", "SVG"), (b"<!doctype html", "HTML page"), (b"<html", "HTML page"), (b"<?xml", "XML"))
 _BROWSED = 1_024
-"""Bytes in which markup and a PDF's start are looked for."""
+"""Number of first bytes searched for markup and for a PDF header."""
 
 
 def open_image(data: bytes, *, name: str) -> ImageFile.ImageFile:
-    """Read an image's header; the pixels are decoded when they are asked for.
+    """Read an image's header; the pixels are decoded lazily.
 
     Args:
-        name: What errors call the image.
+        name: Name of the image in error messages.
 
     Raises:
-        ImageError: of none of ``FORMATS``, damaged, over twice Pillow's own limit of pixels, or of a
-            form whose work its length does not bound.
+        ImageError: the format is not in ``FORMATS``, the file is damaged, it has over twice Pillow's limit of
+            pixels, or its decoding cost is not bounded by its length.
     """
     require_whole_decoding(name)
     require_bounded(data, name)
@@ -182,7 +182,7 @@ def open_image(data: bytes, *, name: str) -> ImageFile.ImageFile:
         raise ImageError(f"Image {name} cannot be decoded: {_unidentified(data)}.") from None
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"Image {name} is refused, against decompression bombs: {str(error).rstrip('.')}. Raise "
+            f"Image {name} is rejected to prevent decompression bombs: {str(error).rstrip('.')}. Raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except (
@@ -194,58 +194,59 @@ def open_image(data: bytes, *, name: str) -> ImageFile.ImageFile:
 
 
 def require_openable(image: Image.Image, name: str) -> None:
-    """Refuse a caller's image that Pillow has yet to decode, unless its format is one of ``FORMATS``.
+    """Check that an undecoded Pillow image of a caller has a format in ``FORMATS``.
 
     Raises:
-        ImageError: of another format.
+        ImageError: the format is not supported.
     """
     if not isinstance(image, ImageFile.ImageFile) or not _is_undecoded(image):
         return
     if image.format not in FORMATS:
         raise ImageError(
-            f"Image {name} is of the format {image.format or type(image).__name__} and not decoded yet; "
+            f"Image {name} has format {image.format or type(image).__name__} and is not decoded yet; "
             f"{_accepted()}. Decode it first if you trust it: image.load()."
         )
     require_whole_decoding(name)
 
 
 def require_whole_decoding(name: str) -> None:
-    """Refuse to decode while Pillow is told to fill in what a file lacks.
+    """Check that Pillow is not set to decode truncated files.
 
     Raises:
         ImageError: ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(
-            f"Image {name} is not decoded: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, under which a "
-            "truncated file becomes a picture with grey in it, and its vector one of that picture. Set it to "
-            "False; or decode the image yourself (image.load()) and pass it."
+            f"Image {name} is not decoded: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated files "
+            "would be filled with grey and give wrong vectors. Set it to False, or decode the image yourself "
+            "(image.load()) and pass it."
         )
 
 
 def require_bounded(data: bytes, name: str) -> None:
-    """Refuse what takes far more work or memory than its length and its size in pixels tell.
+    """Check that the decoding cost is bounded by the file's length and its size in pixels.
 
     Raises:
-        ImageError: a JPEG of more than 100 scans, or a TIFF whose tags are longer than its file.
+        ImageError: a JPEG has more than 100 scans, or a TIFF's tags are longer than its file.
     """
     if data.startswith(b"\xff\xd8\xff"):
         n_scans = data.count(b"\xff\xda")
         if n_scans > _MAX_SCANS:
             raise ImageError(
                 f"Image {name} is a JPEG of {n_scans} scans; the limit is {_MAX_SCANS}, since each decodes "
-                "the whole picture again. Save it anew."
+                "the whole image again. Re-encode the file."
             )
     elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         n_bytes = sum(_tag_bytes(data))
         if n_bytes > len(data) + _SHARED_TAG_BYTES:
             raise ImageError(
-                f"Image {name} is a TIFF of {len(data)} bytes whose tags claim {n_bytes} bytes. Save it anew."
+                f"Image {name} is a TIFF of {len(data)} bytes whose tags claim {n_bytes} bytes. Re-encode "
+                "the file."
             )
 
 
 def format_of_bytes(data: bytes) -> str | None:
-    """Name of a file's format by its first bytes; ``None`` where they tell nothing."""
+    """Return the name of a file's format by its first bytes; ``None`` if unknown."""
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
@@ -259,7 +260,7 @@ def format_of_bytes(data: bytes) -> str | None:
 def _unidentified(data: bytes) -> str:
     found = format_of_bytes(data)
     if found is None:
-        return f"no image format recognises its bytes; {_accepted()}"
+        return f"its format is unknown; {_accepted()}"
     if found in FORMATS:
         return (
             f"it starts as {found}, but its header is damaged, or this Pillow was built without {found}"
@@ -270,7 +271,7 @@ def _unidentified(data: bytes) -> str:
 
 
 def _accepted() -> str:
-    return f"accepted are {', '.join(sorted(FORMATS))}"
+    return f"supported formats are {', '.join(sorted(FORMATS))}"
 
 
 def _is_undecoded(image: ImageFile.ImageFile) -> bool:
@@ -279,7 +280,7 @@ def _is_undecoded(image: ImageFile.ImageFile) -> bool:
 
 
 def _tag_bytes(data: bytes) -> Iterator[int]:
-    """Bytes that the tags of a TIFF's first directory claim outside of it."""
+    """Yield the bytes that each tag of a TIFF's first directory claims outside the directory."""
     order = "<" if data.startswith(b"II") else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
     header, count, entry = ("Q", "Q", "HHQ8x") if is_big else ("L", "H", "HHL4x")
@@ -293,4 +294,4 @@ def _tag_bytes(data: bytes) -> Iterator[int]:
             size = n_values * _TAG_UNITS.get(kind, 1)
             yield size if size > (8 if is_big else 4) else 0
     except (struct.error, OverflowError):
-        return  # cut short: Pillow says so
+        return  # truncated: Pillow reports it

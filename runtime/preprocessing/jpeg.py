@@ -1,7 +1,7 @@
-"""JPEG files decoded with simplejpeg where it is installed: the pixels of Pillow to the bit, sooner.
+"""JPEG decoding with simplejpeg, if installed: bit-identical to Pillow and faster.
 
-Both are libjpeg-turbo. Pillow copies every row out of the decoder and widens it from three bytes a pixel to
-four; here the decoder writes the four bytes itself, and Pillow takes them as they lie.
+Both use libjpeg-turbo. Pillow copies every row out of the decoder and widens it from three to four bytes per
+pixel; here the decoder writes four bytes per pixel itself, and Pillow uses its buffer without a copy.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _buffers = threading.local()
 
 
 def image_from_jpeg(data: bytes) -> Image.Image | None:
-    """Decode a colour JPEG to an RGB image whose pixels stand in a buffer of this thread's.
+    """Decode a colour JPEG to an RGB image backed by a thread-local buffer.
 
     Returns:
-        An image that is good until the next call on the same thread; or ``None`` where Pillow must decode: no
-        JPEG, not in colour, damaged, too large, or simplejpeg or pyarrow is not installed.
+        An image that is valid until the next call on the same thread; or ``None`` if Pillow must decode: the
+        file is not a colour JPEG, damaged or too large, or simplejpeg or pyarrow is not installed.
     """
     decoder = _decoder()
     if decoder is None or not data.startswith(_START):
@@ -50,7 +50,7 @@ def _decoded(decoder: Any, data: bytes) -> Image.Image | None:
             return None
         buffer = _buffer(n_bytes)
         decoder.decode_jpeg(data, colorspace="RGBX", buffer=buffer)
-    except (ValueError, RuntimeError):  # any warning of the decoder's; Pillow's judgement counts
+    except (ValueError, RuntimeError):  # also raised for warnings of the decoder; Pillow decides
         return None
     levels = pyarrow.Array.from_buffers(pyarrow.uint8(), n_bytes, [None, pyarrow.py_buffer(buffer)])
     kind = pyarrow.list_(pyarrow.uint8(), _BYTES_A_PIXEL)
@@ -67,7 +67,7 @@ def _buffer(n_bytes: int) -> bytearray:
 
 @lru_cache(maxsize=1)
 def _decoder() -> Any:
-    """simplejpeg, if it and Pillow decode the same file to the same pixels here."""
+    """Return simplejpeg, if it decodes test files to the same pixels as Pillow."""
     try:
         import pyarrow  # noqa: F401
         import simplejpeg

@@ -1,8 +1,8 @@
-"""Language tags: parsing every spelling in use, and CLDR's facts about what they mean.
+"""Language tags: parsing of all common spellings, and CLDR data about them.
 
 BCP-47 (RFC 5646), CLDR and ICU locale identifiers (UTS #35), POSIX locale names, Java's ``Locale.toString``
-and FLORES codes are all read into one ``Tag``. The facts are ``language_tags.json``, which
-``python -m samples.languages`` makes from CLDR and the IANA registry.
+and FLORES codes are all parsed into one ``Tag``. The data is ``language_tags.json``, which
+``python -m samples.languages`` generates from CLDR and the IANA registry.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 NO_LANGUAGE = frozenset({"", "art", "c", "mis", "mul", "posix", "root", "und", "zxx"})
-"""Codes of no language, several, or an unnamed one; ``C`` and ``POSIX`` are the locales without any."""
+"""Codes for no language, several languages or an unknown one; ``C`` and ``POSIX`` are neutral locales."""
 
 _LANGUAGE = re.compile(r"[a-z]{2,8}")
 _SCRIPT = re.compile(r"[a-z]{4}")
@@ -60,7 +60,7 @@ _SCRIPT_NAMES: Mapping[str, str] = MappingProxyType(
         "tifinagh": "Tfng",
     }
 )
-"""Scripts by name, as in POSIX modifiers and some data sets: ``sr@latin``, ``uzb-script_cyrillic``."""
+"""Script names in POSIX modifiers and some data sets: ``sr@latin``, ``uzb-script_cyrillic``."""
 
 _READ_AS: Mapping[str, str] = MappingProxyType(
     {
@@ -74,12 +74,12 @@ _READ_AS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("Syre", "Syrj", "Syrn"), "Syrc"),
     }
 )
-"""Scripts that are a part, a mixture or a typographic form of the one that a row names."""
+"""Scripts that are a part, mixture or typographic variant of another, which replaces them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Subtags that tell a language and its script apart; empty where the code has none."""
+    """Subtags that identify a language and its script; missing ones are empty."""
 
     language: str
     script: str = ""
@@ -89,7 +89,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """The file's tables; the docstring of ``samples.languages.facts_from_packages`` tells their columns."""
+    """Tables of the data file; their columns are described in ``samples.languages.facts_from_packages``."""
 
     aliases: Mapping[str, str]
     defaults: Mapping[str, str]
@@ -109,10 +109,10 @@ def _facts() -> _Facts:
 
 
 def tag_from_code(code: str) -> Tag | None:
-    """Read a code in any of the spellings; ``und`` is the language of what names none.
+    """Parse a code in any spelling; a code without a language gets ``und``.
 
     Returns:
-        ``None`` for what no standard could have written.
+        ``None`` if the code is invalid in every standard.
     """
     code = code.strip()
     if not code:
@@ -131,7 +131,7 @@ def tag_from_code(code: str) -> Tag | None:
 
 
 def _tag_from_subtags(subtags: list[str]) -> Tag | None:
-    """Read subtags in RFC 5646's order, registered legacy tags included; a script's name may stand last."""
+    """Parse subtags in RFC 5646 order, including registered legacy tags; a script name may come last."""
     rest = _without_legacy(subtags)
     named = [script for subtag in rest[1:] if (script := _named_script(subtag))]
     rest = [subtag for i, subtag in enumerate(rest) if i == 0 or not _named_script(subtag)]
@@ -148,13 +148,13 @@ def _tag_from_subtags(subtags: list[str]) -> Tag | None:
 
 
 def _named_script(subtag: str) -> str | None:
-    """``latin`` of some data sets, or ``#latn`` of Java."""
+    """Return the script named by a subtag: ``latin`` of some data sets, or ``#latn`` of Java."""
     java = subtag.startswith("#") and _SCRIPT.fullmatch(subtag[1:])
     return subtag[1:].title() if java else _SCRIPT_NAMES.get(subtag)
 
 
 def _with_modifier(tag: Tag, modifier: str) -> Tag:
-    """The tag and a POSIX modifier: a script's code or name, a variant, or what tells no languages apart."""
+    """Add a POSIX modifier to a tag: as script if it is a script's code or name, otherwise as variant."""
     script = _SCRIPT_NAMES.get(modifier, modifier.title())
     if script in _scripts():
         return dataclasses.replace(tag, script=tag.script or script)
@@ -181,7 +181,7 @@ def _public_subtags(replacement: str) -> list[str]:
 
 
 def _is_language_of(extended: str, prefix: str) -> bool:
-    """Tell an extended language (``zh-yue``) from a country of three letters."""
+    """Check whether a subtag is an extended language (``zh-yue``), not a three-letter country."""
     prefix = canonical_language(prefix, macro=False)
     if extended in _facts().extended.get(prefix, "").split():
         return True
@@ -194,10 +194,10 @@ def _is_region(subtag: str) -> bool:
 
 
 def forms_of_tag(tag: Tag) -> Iterator[tuple[Tag, bool]]:
-    """Yield the tag with its region in use today, then what CLDR replaces it by, step by step.
+    """Yield the tag with its current region, then each of CLDR's replacements, step by step.
 
     Yields:
-        A form, and whether it speaks of the macrolanguage in place of the language: ``arb`` → ``ar``.
+        A form, and whether it names the macrolanguage instead of the language: ``arb`` → ``ar``.
     """
     facts = _facts()
     form, macro = dataclasses.replace(tag, region=_region(tag)), False
@@ -215,13 +215,13 @@ def forms_of_tag(tag: Tag) -> Iterator[tuple[Tag, bool]]:
 
 
 def _replaced(tag: Tag, replacement: str) -> Tag:
-    """Replacement of a tag, with what only the tag says."""
+    """Return the replacement of a tag, keeping the tag's script, region and variants."""
     new = _tag_from_subtags(_public_subtags(replacement)) or Tag("und")
     return Tag(new.language, tag.script or new.script, tag.region or new.region, tag.variants)
 
 
 def _region(tag: Tag) -> str:
-    """The region in use today; where several replaced it, the one where the language is likely."""
+    """Return the current region of a tag; of several replacements, the one likely for the language."""
     choices = _facts().regions.get(tag.region, tag.region).split(" ")
     _, _, home = _facts().likely.get(canonical_language(tag.language), "").partition("-")
     return home if home in choices else choices[0]
@@ -229,7 +229,7 @@ def _region(tag: Tag) -> str:
 
 @lru_cache(maxsize=1024)
 def canonical_language(language: str, *, macro: bool = True) -> str:
-    """CLDR's code of a language: ``por`` → ``pt``, and with ``macro`` ``arb`` → ``ar``."""
+    """Return CLDR's code of a language: ``por`` → ``pt``, and with ``macro`` ``arb`` → ``ar``."""
     facts = _facts()
     while True:
         found = facts.aliases.get(language) or (macro and facts.defaults.get(language))
@@ -239,20 +239,20 @@ def canonical_language(language: str, *, macro: bool = True) -> str:
 
 
 def likely_script(language: str, region: str = "") -> str:
-    """CLDR's likely script of a language, in a region if one is given; empty if CLDR was not asked for it."""
+    """Return CLDR's likely script of a language, in a region if given; empty if the data has none."""
     likely = _facts().likely
     language = canonical_language(language)
     return (likely.get(f"{language}-{region}") or likely.get(language, "")).split("-")[0]
 
 
 def readable_script(script: str, known: Mapping[str, str]) -> str | None:
-    """The script among ``known`` that a text in ``script`` is read as: ``Kore`` is read as ``Hang``."""
+    """Return the script in ``known`` that covers ``script``, such as ``Hang`` for ``Kore``."""
     return next((one for one in (script, _READ_AS.get(script)) if one is not None and one in known), None)
 
 
 @lru_cache(maxsize=1024)
 def macrolanguage_of(language: str) -> str | None:
-    """CLDR's code of the language around another: its macrolanguage, or the one whose variant it was."""
+    """Return CLDR's code of a language's macrolanguage, or of the language it was a variant of."""
     known = {language, canonical_language(language, macro=False)}
     for macro, members in _facts().macrolanguages.items():
         if known & set(members.split()):
@@ -262,17 +262,17 @@ def macrolanguage_of(language: str) -> str | None:
 
 
 def members_of_macrolanguage(language: str) -> tuple[str, ...]:
-    """The languages that a macrolanguage encompasses."""
+    """Return the member languages of a macrolanguage."""
     return tuple(_facts().macrolanguages.get(canonical_language(language, macro=False), "").split())
 
 
 def official_languages(country: str) -> tuple[str, ...]:
-    """Tags of the languages that are official in a country whose code is no language's."""
+    """Return the tags of a country's official languages, for country codes that are not language codes."""
     found = _facts().countries.get(country, "").split()
     return tuple(f"{language}-{country.upper()}" for language in found)
 
 
 def is_assigned(language: str) -> bool:
-    """Tell codes of ISO 639 from other two or three letters."""
+    """Check whether a code of two or three letters is assigned in ISO 639."""
     facts = _facts()
     return (language[2:] or "-") in facts.assigned.get(language[:2], "") or language in facts.aliases

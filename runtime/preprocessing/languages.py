@@ -1,7 +1,7 @@
-"""Language codes: every code a caller may write, resolved to FLORES-200.
+"""Language codes in any common spelling, resolved to FLORES-200.
 
-The table is ``languages.csv``: one row a FLORES code, with its canonical BCP-47 tag, its CLDR file, its
-English name and the further spellings that mean the same language.
+The table is ``languages.csv``: one row per FLORES code, with its canonical BCP-47 tag, CLDR file, English
+name and further spellings of the same language.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SHORTEST_NAME = 4
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One row of the table; ``cldr`` is empty where CLDR has no data."""
+    """One row of the table; ``cldr`` is empty if CLDR has no data."""
 
     flores: str
     bcp47: str
@@ -57,7 +57,7 @@ class Language:
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
-    """Every known language, in the table's order."""
+    """Return every known language, in table order."""
     text = files("runtime.preprocessing").joinpath("languages.csv").read_text(encoding="utf-8")
     return tuple(
         Language(
@@ -73,17 +73,17 @@ def languages() -> tuple[Language, ...]:
 
 
 def languages_from_codes(codes: Iterable[str]) -> tuple[Language, ...]:
-    """The rows of some FLORES codes, in the given order.
+    """Return the rows of FLORES codes, in the given order.
 
     Raises:
-        LanguageError: a code is not a FLORES code of the table.
+        LanguageError: a code is not in the table.
     """
     rows = {language.flores: language for language in languages()}
     return tuple(rows.get(code) or rows[flores_from_code(code)] for code in codes)
 
 
 def english_name(flores: str) -> str:
-    """A language's English name, or the code itself where the table has none."""
+    """Return a language's English name, or the code itself if the table has none."""
     return next((row.name for row in languages() if row.flores == flores), flores)
 
 
@@ -92,14 +92,14 @@ def flores_from_code(code: str) -> str:
     """Resolve a language code: ``pt``, ``pt-BR``, ``por-Latn``, ``pt_BR.UTF-8``, ``POR_latn`` → ``por_Latn``.
 
     BCP-47 tags, POSIX and Java locale names, ISO 639 codes of two and three letters and FLORES codes are
-    read, in any case and with ``-`` or ``_``. What a row of the table spells out holds. Else CLDR says which
-    language a code stands for (``zho``, ``iw``, ``zh-cmn``) and which script it is in: a region decides that
-    where CLDR's likely subtags say so (``sr-ME`` → ``srp_Latn``), and is left out of account where they do
-    not (``pt-MZ`` is ``pt``). Variants and extensions tell no rows apart.
+    accepted, in any case and with ``-`` or ``_``. Spellings listed in the table take precedence. Otherwise
+    CLDR determines the language (``zho``, ``iw``, ``zh-cmn``) and the script: a region matters if CLDR's
+    likely subtags say so (``sr-ME`` → ``srp_Latn``), and is ignored if not (``pt-MZ`` is ``pt``). Unlisted
+    variants and extensions are ignored.
 
     Raises:
-        LanguageError: the table has no such language, or not in that script; the message names the closest
-            rows.
+        LanguageError: the table does not have the language, or not in that script; the message lists the
+            closest rows.
 
     Source:
         FLORES-200 codes; BCP-47 (RFC 5646); aliases and likely subtags of CLDR (UTS #35).
@@ -115,7 +115,7 @@ def flores_from_code(code: str) -> str:
 
 
 def code_among(code: str, known: Collection[str]) -> str | None:
-    """The one of ``known`` that a code means: itself, or what it resolves to; ``None`` if there is none."""
+    """Resolve a code to one of ``known``: the code itself or its FLORES code; ``None`` if there is none."""
     if code in known:
         return code
     try:
@@ -126,18 +126,18 @@ def code_among(code: str, known: Collection[str]) -> str | None:
 
 
 def spoken_language(code: str, known: Collection[str]) -> str:
-    """A code as a tower has it, out of the tower's ``known`` codes.
+    """Resolve a code to one of a tower's ``known`` codes.
 
     Raises:
-        LanguageError: it is unknown, or not spoken by the tower; the message names the closest that are.
+        LanguageError: it is unknown, or not supported by the tower; the message lists the closest that are.
     """
     found = code_among(code, known)
     if found is None:
         flores = flores_from_code(code)
         close = _close_to_row(flores, known)
         raise LanguageError(
-            f"This text tower does not speak {english_name(flores)} ({flores}){_listed(close)}; it knows "
-            f"{len(known)} languages. `babeltower languages REPOSITORY/NAME` lists them."
+            f"This text tower does not support {english_name(flores)} ({flores}){_listed(close)}; it "
+            f"supports {len(known)} languages. `babeltower languages REPOSITORY/NAME` lists them."
         )
     return found
 
@@ -148,7 +148,7 @@ def _close_to_row(flores: str, known: Collection[str]) -> tuple[str, ...]:
 
 
 def _listed(close: Sequence[str]) -> str:
-    return f" (close to it: {', '.join(close[:_N_CLOSE])})" if close else ""
+    return f" (closest: {', '.join(close[:_N_CLOSE])})" if close else ""
 
 
 def _key(code: str) -> str:
@@ -166,12 +166,12 @@ def _spellings() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Rows by parts of their spellings.
+    """Index of rows by parts of their spellings.
 
     Attributes:
-        bare: Language → the row that spells it out without a script.
-        qualified: Language and a region, or a variant → row; ``fa`` and ``AF``.
-        scripts: Language, as spelled and as CLDR has it → script → row.
+        bare: Language → row with a spelling of it without a script.
+        qualified: Language and region or variant → row, such as ``fa`` and ``AF``.
+        scripts: Language, as spelled and as in CLDR → script → row.
     """
 
     bare: dict[str, str]
@@ -201,7 +201,7 @@ def _index() -> _Index:
 def _tags_of_row(row: Language) -> Iterator[Tag]:
     for spelling in (row.flores, row.bcp47, *row.aliases):
         tag = tag_from_code(spelling)
-        if tag is not None:  # zh-CHS and its like are no tags; _spellings has them
+        if tag is not None:  # zh-CHS and the like are not tags; _spellings has them
             yield tag
 
 
@@ -241,7 +241,7 @@ def _refusal(code: str, tag: Tag | None) -> str:
 
 def _reason(tag: Tag | None) -> str:
     if tag is None:
-        return ": it is no BCP-47 tag and no locale name"
+        return ": it is neither a BCP-47 tag nor a locale name"
     if tag.language in NO_LANGUAGE:
         return ": it names no language"
     if not _rows_of_language(tag.language):
@@ -254,7 +254,7 @@ def _reason(tag: Tag | None) -> str:
 
 
 def _close_to_code(key: str, tag: Tag | None) -> tuple[str, ...]:
-    """Rows of the same language, else of its macrolanguage or country, and by spelling what is no code."""
+    """Return rows of the same language, else its macrolanguage or country, else of similar spelling."""
     language = tag.language if tag else re.split("[^a-z]", key)[0]
     if language in NO_LANGUAGE:
         return ()
@@ -267,7 +267,7 @@ def _close_to_code(key: str, tag: Tag | None) -> tuple[str, ...]:
 
 
 def _kin(tag: Tag, known: frozenset[str]) -> tuple[str, ...]:
-    """Rows of a language, else of the macrolanguage around it or the languages that it encompasses."""
+    """Return rows of a language, otherwise of its macrolanguage or its member languages."""
     macro = macrolanguage_of(tag.language)
     around = _rows_of_language(macro) if macro else ()
     same = [*_rows_of_language(tag.language), *(row for row in around if row[4:] == tag.script)]
@@ -278,7 +278,7 @@ def _kin(tag: Tag, known: frozenset[str]) -> tuple[str, ...]:
 
 
 def _rows_of_language(language: str) -> tuple[str, ...]:
-    """Rows of a language and of what CLDR calls it, the one of its bare code first."""
+    """Return rows of a language and of its CLDR code, the row of its bare code first."""
     index = _index()
     found: list[str] = []
     for one in (language, canonical_language(language)):
@@ -289,7 +289,7 @@ def _rows_of_language(language: str) -> tuple[str, ...]:
 
 
 def _spelled_alike(language: str, key: str) -> tuple[str, ...]:
-    """Rows with such an English name, or with a code of the same letters in another order."""
+    """Return rows with a similar English name, or whose code has the same letters in another order."""
     if len(language) < _SHORTEST_NAME:
         return tuple(row.flores for row in languages() if sorted(row.flores[:3]) == sorted(language))
     names: dict[str, list[str]] = {}

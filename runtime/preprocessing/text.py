@@ -1,4 +1,4 @@
-"""Texts and their languages become rows of token ids."""
+"""Tokenization of texts with languages to rows of token ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLEAN: dict[str, Callable[[str], str]] = {"whitespace": clean_whitespace, "none
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text, its place in the caller's input, and the language code it was given (if any)."""
+    """Text, its position in the caller's input, and its language code, if given."""
 
     text: str
     index: int
@@ -33,17 +33,18 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids with the special ones; ``truncated`` if the text was cut to the context length."""
+    """Token ids including special tokens; ``truncated`` if the text exceeded the context length."""
 
     ids: list[int]
     truncated: bool
 
 
 def texts_with_languages(texts: Iterable[str], language: str | Iterable[str] | None) -> Iterator[Text]:
-    """Pair texts with languages, lazily: one code for all, or one per text.
+    """Pair texts lazily with languages: one code for all, or one per text.
 
     Raises:
-        InputError: a bare string, an item that is no string, or not one language per text.
+        InputError: ``texts`` is a single string, an item is not a string, or the numbers of texts and
+            languages differ.
     """
     if isinstance(texts, (str, bytes)):
         raise InputError("texts is a single string; pass a list of strings, e.g. embed_texts([text]).")
@@ -80,13 +81,13 @@ def _text(text: object, index: int, language: object) -> Text:
 
 
 class Tokenizer:
-    """Token rows of one text tower: ``prefix or [language] + tokens + suffix``, as its reference makes them.
+    """Tokenizer of one text tower: ``prefix or [language] + tokens + suffix``, as in its reference.
 
-    Safe to use from several threads. ``default_language`` stands in for texts that name none.
+    Safe to use from several threads. ``default_language`` is used for texts without a language.
 
     Raises:
         ManifestError: the tokenizer's file cannot be read.
-        LanguageError: the default language is not one of the tower's.
+        LanguageError: the default language is not supported by the tower.
     """
 
     def __init__(
@@ -105,19 +106,19 @@ class Tokenizer:
             self._prefix(default_language)
 
     def require_language(self, text: Text) -> None:
-        """Let a text's language pass or not, before anything is tokenised.
+        """Check a text's language before tokenizing.
 
         Raises:
-            LanguageError: it is missing, unknown, or not spoken by the tower.
+            LanguageError: it is missing, unknown, or not supported by the tower.
         """
         self._prefix(text.language)
 
     def rows_from_texts(self, texts: Sequence[Text]) -> list[TokenRow]:
-        """Tokenise, in input order.
+        """Tokenize texts, in input order.
 
         Raises:
             InputError: a text holds a lone surrogate.
-            LanguageError: a language is missing, unknown, or not spoken by the tower.
+            LanguageError: a language is missing, unknown, or not supported by the tower.
         """
         prefixes = [self._prefix(text.language) for text in texts]
         cleaned = [self._clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]

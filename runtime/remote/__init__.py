@@ -1,15 +1,15 @@
-"""The same encoder on a server: ``Encoder.open("grpc://HOST:PORT/NAME")``.
+"""Client for an encoder on a server: ``Encoder.open("grpc://HOST:PORT/NAME")``.
 
     encoder.py     RemoteEncoder: the interface of ``runtime.Encoder``, answered by a server
-    served.py      what the server says of a model, and whether it is what was asked for
-    calls.py       one request: retries, back-off, the embedding space checked again after a loss
+    served.py      description of a served model, and its check against the requested one
+    calls.py       requests with retries, back-off and a repeated space check after a lost connection
     transport.py   gRPC and HTTP behind one small interface
     payloads.py    texts and images as the tensors of a request
     tensors.py     tensors as bytes
     shared.py      system shared memory, for a server on this machine
     options.py     addresses and connection options
 
-Needs ``pip install 'babeltower[client]'``; nothing of it is imported before an address is opened.
+Needs ``pip install 'babeltower[client]'``; its libraries are imported only when an address is opened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One request at a time: sent again while the server is away, in the same embedding space when it is back."""
+"""Single requests: retried while the server is unavailable, with a space check after reconnecting."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LONGEST_DELAY_S = 2.0
 
 
 class NoAnswerError(ServerError):
-    """A request got no answer, though it may get one later."""
+    """A request got no answer, but a retry may succeed."""
 
 
 def delays_s(random_unit: random.Random) -> Iterator[float]:
-    """Endless waits between tries: 50 ms, doubled up to 2 s, each cut by up to a half at random."""
+    """Yield endless back-off delays in seconds: 0.05, doubled up to 2, each randomly cut by up to half."""
     delay = _FIRST_DELAY_S
     while True:
         yield delay * (1 - random_unit.random() / 2)
@@ -42,7 +42,7 @@ def delays_s(random_unit: random.Random) -> Iterator[float]:
 
 
 class Caller:
-    """Requests to one model on one server; lives on the event loop."""
+    """Sender of requests to one model on one server; runs on the event loop."""
 
     def __init__(self, transport: Transport, connection: Connection, address: str) -> None:
         self._transport = transport
@@ -52,13 +52,13 @@ class Caller:
         self._regions = SharedRegions(transport) if connection.shared_memory else None
         self._served: Served | None = None
         self._versions: dict[str, str] = {}
-        self._sure_of: int | None = None  # the connection whose server was seen to serve this space
+        self._sure_of: int | None = None  # connection generation whose server's space was checked
         self._checking = asyncio.Lock()
         self._random = random.Random()
         self._away_since: float | None = None
 
     async def open(self, name: str) -> Served:
-        """Read what is served; asked once, since whoever opens wants to know at once.
+        """Read the served model, without retries, so that opening fails fast.
 
         Raises:
             ServerError: the server cannot be reached, or does not serve the model.
@@ -77,9 +77,9 @@ class Caller:
             float32 (rows, dim), in order.
 
         Raises:
-            InputError: the server refuses a row; the message names its place.
-            NoAnswerError: the server was away for too long, or took too long.
-            ServerError: it failed, or serves another embedding space by now.
+            InputError: the server rejects a row; the message names its position.
+            NoAnswerError: the server was unavailable for too long, or timed out.
+            ServerError: it failed, or now serves another embedding space.
         """
         async with self._slots:
             waits = delays_s(self._random)
@@ -108,7 +108,7 @@ class Caller:
         return concatenated([await self.vectors(row, dim=dim) for row in rows.alone()], dim)
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         if self._regions is not None:
             await self._regions.close()
         await self._transport.close()
@@ -126,7 +126,7 @@ class Caller:
         return _checked(answer.vector, model, (len(rows), dim))
 
     async def _require_same_release(self, model: str, answer: ServerAnswer) -> None:
-        """An answer is believed once its server and version are known to be of the same space."""
+        """Check that the answering server and version are of the same space."""
         if self._versions.setdefault(model, answer.version) != answer.version:
             LOGGER.info(
                 "%s: %s answers with version %s, before with %s",
@@ -175,25 +175,25 @@ class Caller:
         require_served(found, engine=None, precision=None, fingerprint=known.fingerprint)
         if found.dims != known.dims:
             raise ServerError(
-                f"{self._address} had the widths {list(known.dims)} and has {list(found.dims)} now: it "
+                f"{self._address} had widths {list(known.dims)} and now has {list(found.dims)}: it "
                 "serves another release. Open it again."
             )
         self._served = found
 
     def _known(self) -> Served:
         if self._served is None:
-            raise EngineError("The caller was not opened.")
+            raise EngineError("The caller is not open; call open() first.")
         return self._served
 
 
 def _checked(vector: NDArray[Any], model: str, shape: tuple[int, int]) -> NDArray[np.float32]:
     if vector.dtype != np.float32 or vector.shape != shape:
         raise ServerError(
-            f"{model} answered {vector.dtype} {vector.shape}; expected float32 {shape}. Its repository and "
-            "its server do not belong together: export the checkpoint again."
+            f"{model} answered {vector.dtype} {vector.shape}; expected float32 {shape}. The server does not "
+            "match its repository: export the checkpoint again."
         )
     if not np.isfinite(vector).all():
-        raise ServerError(f"{model} answered numbers that are not finite. Serve another precision.")
+        raise ServerError(f"{model} answered non-finite numbers. Serve another precision.")
     return vector
 
 
@@ -207,21 +207,19 @@ def _error_of_failure(
         case Status.UNAVAILABLE:
             return NoAnswerError(f"{address} is not available: {message.rstrip('.')}.")
         case Status.TIMEOUT:
-            return NoAnswerError(f"{address} took too long: {message.rstrip('.')}.")
+            return NoAnswerError(f"{address} timed out: {message.rstrip('.')}.")
         case Status.NOT_FOUND:
             return ServerError(
-                f"{address} serves no such model: {message.rstrip('.')}. The name is that of a manifest in "
+                f"{address} does not serve this model: {message.rstrip('.')}. Use the name of a manifest in "
                 "the server's repository, not of a tower."
             )
         case Status.UNTRUSTED:
             return ServerError(
-                f"The certificate of {address} does not check out: {message.rstrip('.')}. Pass the authority "
-                "that signed it as Connection(ca_file=...); the certificate must be for this very host."
+                f"The certificate of {address} cannot be verified: {message.rstrip('.')}. Pass its CA as "
+                "Connection(ca_file=...); the certificate must be issued for this host."
             )
         case Status.REFUSED:
-            return ServerError(
-                f"{address} does not let this client in: {message.rstrip('.')}. Pass Connection(token=...)."
-            )
+            return ServerError(f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...).")
     return ServerError(f"{address} failed: {message.rstrip('.')}.")
 
 
@@ -230,9 +228,9 @@ _loops: dict[int, asyncio.AbstractEventLoop] = {}
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The process's loop for remote calls, on a thread of its own.
+    """Return the process's event loop for remote calls, on its own thread.
 
-    One for all encoders: gRPC's asyncio wakes every loop of a process for every answer.
+    All encoders share it, since gRPC's asyncio wakes every loop of a process for every answer.
     """
     with _loop_lock:
         loop = _loops.get(os.getpid())

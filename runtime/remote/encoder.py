@@ -1,4 +1,4 @@
-"""The encoder of a model on a server; same results and same errors as in process."""
+"""Encoder of a model on a server, with the same results and errors as in process."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = ["RemoteEncoder"]
 T = TypeVar("T")
 
 _AHEAD = 2
-"""Requests prepared for each one in flight: a slow one at the front does not idle the rest."""
+"""Pending requests per concurrent one, so that a slow first request does not idle the others."""
 
 
 class RemoteEncoder(Encoder):
-    """A model on a server; safe to use from several threads, which share its connection.
+    """Encoder of a model on a server; safe to use from several threads, which share its connection.
 
-    ``stats`` counts texts and images; tokens, padding and truncation are in the server's metrics. A text
-    over the context length is cut there, as in process.
+    ``stats`` counts texts and images; tokens, padding and truncation are in the server's metrics. Texts over
+    the context length are truncated on the server, as in process.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RemoteEncoder(Encoder):
         encoder = cls(parsed, connection, caller, served, default_language)
         if default_language is not None:
             try:
-                encoder.embed_texts(["a"], default_language)  # the server knows its languages
+                encoder.embed_texts(["a"], default_language)  # the server checks the language
             except BaseException:
                 encoder.close()
                 raise
@@ -104,22 +104,22 @@ class RemoteEncoder(Encoder):
 
     @property
     def name(self) -> str:
-        """The address's last part."""
+        """Name of the model, the last part of the address."""
         return self.served.name
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Those that the server says."""
+        """Vector widths reported by the server, ascending."""
         return self.served.dims
 
     @property
     def fingerprint(self) -> str:
-        """That of the space which is served; every answer is of this space, or an error."""
+        """Fingerprint of the served space; every answer is of this space, or an error."""
         return self.served.fingerprint
 
     @property
     def stats(self) -> Stats:
-        """Texts and images that were answered so far."""
+        """Counts of texts and images answered so far."""
         return self._stats
 
     def embed_texts(
@@ -147,7 +147,7 @@ class RemoteEncoder(Encoder):
         encoding: Encoding | str = Encoding.FLOAT32,
         max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
     ) -> Iterator[NDArray[Any]]:
-        """See ``Encoder.iter_texts``; texts are read as requests get free."""
+        """See ``Encoder.iter_texts``; texts are read as requests complete."""
         pairs = texts_with_languages(texts, language)
         width = self._width(dim)
         no_vectors(width, encoding)
@@ -178,7 +178,7 @@ class RemoteEncoder(Encoder):
         encoding: Encoding | str = Encoding.FLOAT32,
         batch_size: int = 32,
     ) -> Iterator[NDArray[Any]]:
-        """See ``Encoder.iter_images``; decoded pixels travel without loss, files as they are."""
+        """See ``Encoder.iter_images``; pixels are sent losslessly, files unchanged."""
         width = self._width(dim)
         no_vectors(width, encoding)
         if batch_size < 1:
@@ -188,13 +188,13 @@ class RemoteEncoder(Encoder):
         return self._answers(requests, width, encoding)
 
     def checked_image(self, source: ImageSource, *, name: str | None = None) -> ImageSource:
-        """See ``Encoder.checked_image``; decoded here, and sent as it is."""
+        """See ``Encoder.checked_image``; the image is decoded here to check it, but sent unchanged."""
         taken = snapshot_from_source(source, name=name)
         decode(taken)
         return bytes_from_image(taken, name=taken.name)
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         with self._lock:
             if self._closed:
                 return
@@ -205,15 +205,15 @@ class RemoteEncoder(Encoder):
         width = self.dim if dim is None else dim
         if width not in self.dims:
             raise InputError(
-                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower ones are "
-                "heads of their own: a cut vector is none of them."
+                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower widths "
+                "have their own MRL heads: truncated vectors are not valid."
             )
         return width
 
     def _answers(
         self, requests: Iterator[RequestRows], dim: int, encoding: Encoding | str
     ) -> Iterator[NDArray[Any]]:
-        """Answers in order; requests are read no further ahead than the concurrency asks for."""
+        """Yield answers in order, reading requests only as far ahead as the concurrency needs."""
         pending: deque[tuple[RequestRows, Future[NDArray[np.float32]]]] = deque()
         try:
             for rows in requests:
@@ -243,7 +243,7 @@ class RemoteEncoder(Encoder):
         except NoAnswerError as error:
             raise _unanswered(str(error), pending, dim, encoding) from error
         except CancelledError:
-            raise EngineError(f"The encoder of {self.address} was closed while it embedded.") from None
+            raise EngineError(f"The encoder of {self.address} was closed while embedding.") from None
         pending.popleft()
         self._count(rows)
         return vectors
@@ -260,7 +260,7 @@ class RemoteEncoder(Encoder):
         dim: int | None,
         encoding: Encoding | str,
     ) -> NDArray[Any]:
-        """All parts together; if the server goes away, what was answered and what was not, of all inputs."""
+        """Concatenate all parts; an ``UnansweredError`` is extended to all inputs."""
         found = [no_vectors(self._width(dim), encoding)]
         try:
             for part in parts:
@@ -278,7 +278,7 @@ class RemoteEncoder(Encoder):
 
 
 class _Counted:
-    """An iterable that is read once, item by item: a caller may use one object for all of them."""
+    """Counter around an iterable read once, item by item, since a caller may reuse one object for all."""
 
     def __init__(self, items: Iterable[ImageSource]) -> None:
         self._items = iter(items)
@@ -290,7 +290,7 @@ class _Counted:
             yield item
 
     def n_items(self) -> int:
-        """Number of all items; reads those that are left."""
+        """Return the number of all items, reading the remaining ones."""
         return self._n_items + sum(1 for _ in self._items)
 
 
@@ -300,7 +300,7 @@ def _unanswered(
     dim: int,
     encoding: Encoding | str,
 ) -> UnansweredError:
-    """Sort requests in those that have an answer by now, and the others, which are given up."""
+    """Build the error from pending requests: finished ones are answered, the others cancelled."""
     answered: list[int] = []
     unanswered: list[int] = []
     vectors: list[NDArray[np.float32]] = []

@@ -1,4 +1,4 @@
-"""Where a server is, and how to reach it."""
+"""Addresses and connection options of servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Address", "Connection", "WireProtocol", "address_from_text"]
 
 
 class WireProtocol(str, Enum):
-    """What is spoken on the wire."""
+    """Wire protocol of a server."""
 
     GRPC = "grpc"
     HTTP = "http"
@@ -34,7 +34,7 @@ _SCHEMES = {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``SCHEME://HOST:PORT/NAME``; ``prefix`` is the path of a gateway before NAME, HTTP only."""
+    """Address ``SCHEME://HOST:PORT/NAME``; ``prefix`` is a gateway's path before NAME, HTTP only."""
 
     protocol: WireProtocol
     tls: bool
@@ -45,13 +45,13 @@ class Address:
 
     @property
     def target(self) -> str:
-        """``HOST:PORT``, with the gateway's path."""
+        """``HOST:PORT``, followed by the gateway's path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}{self.prefix}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server is on this machine."""
+        """True if the server is on this machine."""
         if self.host == "localhost":
             return True
         try:
@@ -65,16 +65,16 @@ class Address:
 
 
 def address_from_text(text: str) -> Address:
-    """Read ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` ``HOST[:PORT]/NAME``.
+    """Parse ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` ``HOST[:PORT]/NAME``.
 
-    The port is Triton's own by default: 8001 for gRPC, 8000 for HTTP (443 for https).
+    The default port is Triton's: 8001 for gRPC, 8000 for HTTP (443 for https).
 
     Raises:
-        InputError: another scheme, no host, no name, or something that such an address does not have.
+        InputError: the scheme is unknown, host or name is missing, or there is an unexpected part.
     """
     parts = urlsplit(text)
     if parts.scheme not in _SCHEMES:
-        raise InputError(f"{text} begins with {parts.scheme}://; expected one of {sorted(_SCHEMES)}.")
+        raise InputError(f"{text} has scheme {parts.scheme!r}; expected one of {sorted(_SCHEMES)}.")
     protocol, tls = _SCHEMES[parts.scheme]
     try:
         port = parts.port
@@ -82,12 +82,12 @@ def address_from_text(text: str) -> Address:
         raise InputError(f"{text} has no valid port: {error}.") from None
     if parts.username is not None or parts.query or parts.fragment:
         raise InputError(
-            f"{parts.scheme}://{parts.hostname or ''} carries a user, query or fragment; an address is "
+            f"{parts.scheme}://{parts.hostname or ''} has a user, query or fragment; expected "
             "SCHEME://HOST:PORT/NAME. Pass secrets as Connection(token=...)."
         )
     prefix, _, name = parts.path.rstrip("/").rpartition("/")
     if not parts.hostname or not name or (prefix and protocol is WireProtocol.GRPC):
-        raise InputError(f"{text} names no model on a host; expected e.g. grpc://127.0.0.1:8001/NAME.")
+        raise InputError(f"{text} is not a host and model; expected e.g. grpc://127.0.0.1:8001/NAME.")
     try:
         require_name(name)
     except BabeltowerError as error:
@@ -98,20 +98,20 @@ def address_from_text(text: str) -> Address:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach a server.
+    """Connection options of a server.
 
     Attributes:
         token: Sent as ``authorization: Bearer TOKEN`` with every request.
-        headers: More headers of every request.
-        ca_file: PEM certificates that the server's is checked with; the system's own by default.
-        certificate_file: The client's own certificate chain (PEM), where the server asks for one.
-        key_file: Its key.
-        timeout_s: Longest time for the answer of one request.
-        retry_for_s: How long a request is sent again while the server is unavailable; 0 gives up at once.
-        concurrency: Requests in flight at once, all threads together.
-        texts_per_request: Texts that travel together; the server batches across requests anyway.
-        fingerprint: The embedding space that the server must serve.
-        shared_memory: Hand images over in system shared memory; the server must be on this machine.
+        headers: Additional headers of every request.
+        ca_file: CA certificates (PEM) to verify the server's; default: the system's.
+        certificate_file: The client's certificate chain (PEM), if the server requires one.
+        key_file: Key of the client's certificate.
+        timeout_s: Timeout of one request.
+        retry_for_s: Time to retry a request while the server is unavailable; 0 fails at once.
+        concurrency: Maximum requests in flight, over all threads.
+        texts_per_request: Texts per request; the server batches across requests anyway.
+        fingerprint: Embedding space that the server must serve.
+        shared_memory: Pass images in system shared memory; the server must be on this machine.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -129,8 +129,8 @@ class Connection:
     def __post_init__(self) -> None:
         if not self.timeout_s > 0 or not self.retry_for_s >= 0:
             raise InputError(
-                f"timeout_s is {self.timeout_s} and retry_for_s {self.retry_for_s}; expected above 0, and 0 "
-                "or more."
+                f"timeout_s is {self.timeout_s} and retry_for_s {self.retry_for_s}; expected above 0, and at "
+                "least 0."
             )
         if self.concurrency < 1 or self.texts_per_request < 1:
             raise InputError(
@@ -138,33 +138,33 @@ class Connection:
                 "expected at least 1."
             )
         if (self.certificate_file is None) != (self.key_file is None):
-            raise InputError("certificate_file and key_file go together; pass both or none.")
+            raise InputError("certificate_file and key_file belong together; pass both or neither.")
         for path in self.tls_files:
             if not path.is_file():
-                raise InputError(f"{path} is not a file; expected PEM.")
+                raise InputError(f"{path} is not a file; expected a PEM file.")
 
     @property
     def tls_files(self) -> tuple[Path, ...]:
-        """Those that were given."""
+        """TLS files that are set."""
         given = (self.ca_file, self.certificate_file, self.key_file)
         return tuple(Path(path) for path in given if path is not None)
 
     def all_headers(self) -> dict[str, str]:
-        """With the token's, in lower case, as gRPC wants them."""
+        """Return all headers, including the token's, in lower case as gRPC requires."""
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         return headers
 
     def require_fitting(self, address: Address) -> None:
-        """Let the options pass or not, for an address.
+        """Check that the options fit an address.
 
         Raises:
-            InputError: TLS files without TLS, or shared memory with a server elsewhere.
+            InputError: TLS files are set without TLS, or shared memory with a remote server.
         """
         if self.tls_files and not address.tls:
             secure = f"{address.protocol.value}s://"
-            raise InputError(f"{address} uses no TLS, but certificate files were given. Use {secure}.")
+            raise InputError(f"{address} does not use TLS, but certificate files were given. Use {secure}.")
         if self.shared_memory and not address.is_loopback:
             raise InputError(
                 f"{address.host} is not this machine; shared memory needs a server on 127.0.0.1, ::1 or "

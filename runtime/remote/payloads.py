@@ -1,4 +1,4 @@
-"""Texts and images as the tensors of a request, such that the server sees what a caller in process sees."""
+"""Texts and images as request tensors, so that the server sees the same inputs as in process."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from runtime.preprocessing.text import Text
 __all__ = ["RequestRows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
-"""Modes that a PNG gives back as they were; the others travel as TIFF."""
+"""Modes that PNG stores unchanged; other modes are sent as TIFF."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRows:
-    """What travels in one request.
+    """Rows of one request.
 
     Attributes:
-        places: Where each row stood in the caller's input.
-        columns: The inputs by name, one value a row.
+        places: Position of each row in the caller's input.
+        columns: Inputs by name, one value per row.
     """
 
     modality: Modality
@@ -43,7 +43,7 @@ class RequestRows:
         return len(self.places)
 
     def tensors(self, *, dim: int | None) -> dict[str, NDArray[Any]]:
-        """BYTES (rows, 1) a column, and INT32 (rows, 1) ``dim`` if one is given."""
+        """Return BYTES (rows, 1) for each column, and INT32 (rows, 1) ``dim`` if given."""
         tensors: dict[str, NDArray[Any]] = {}
         for name, values in self.columns.items():
             tensors[name] = np.empty((len(values), 1), dtype=np.object_)
@@ -53,7 +53,7 @@ class RequestRows:
         return tensors
 
     def alone(self) -> Iterator[RequestRows]:
-        """Each row by itself."""
+        """Yield each row as its own request."""
         for i, place in enumerate(self.places):
             yield RequestRows(self.modality, (place,), {name: (v[i],) for name, v in self.columns.items()})
 
@@ -61,7 +61,7 @@ class RequestRows:
 def rows_from_texts(
     texts: Iterable[Text], *, per_request: int, default_language: str | None
 ) -> Iterator[RequestRows]:
-    """Cut texts in requests, lazily.
+    """Split texts lazily into requests.
 
     Raises:
         InputError: a text holds a lone surrogate.
@@ -76,10 +76,10 @@ def rows_from_texts(
 
 
 def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[RequestRows]:
-    """Cut images in requests, lazily; each is taken before the next is asked for.
+    """Split images lazily into requests; each image is copied before the next is requested.
 
     Raises:
-        ImageError: a file that is missing, or an image that cannot be sent as it is.
+        ImageError: a file is missing, or an image cannot be sent losslessly.
     """
     files = ((i, bytes_from_image(image, name=f"{i}")) for i, image in enumerate(images))
     for window in windows(files, per_request):
@@ -89,10 +89,10 @@ def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iter
 
 
 def bytes_from_image(source: ImageSource | Snapshot, *, name: str) -> bytes:
-    """An image file: a caller's own bytes unchanged, decoded pixels without loss.
+    """Return the bytes of an image file: a caller's bytes unchanged, decoded pixels losslessly.
 
     Raises:
-        ImageError: missing, empty, no image, or of a mode that no file keeps.
+        ImageError: the image is missing, empty, invalid, or of a mode that no file format keeps.
     """
     taken = snapshot_from_source(source, name=name)
     content = taken.content
@@ -118,18 +118,18 @@ def bytes_from_image(source: ImageSource | Snapshot, *, name: str) -> bytes:
             _require_same(image, file.getvalue())
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(
-            f"Image {name} is of mode {image.mode}, which cannot be sent without loss ({error}). Convert it "
+            f"Image {name} has mode {image.mode}, which cannot be sent losslessly ({error}). Convert it "
             "to RGB first, or pass the bytes of its file."
         ) from error
     return file.getvalue()
 
 
 def _require_same(image: Image.Image, file: bytes) -> None:
-    read = open_image(file, name="as it is sent")
+    read = open_image(file, name="to be sent")
     if read.mode != image.mode or read.tobytes() != image.tobytes():
-        raise ValueError(f"a file gives mode {read.mode} back")
+        raise ValueError(f"its file has mode {read.mode}")
 
 
 def concatenated(parts: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:
-    """Parts of one width together; (0, dim) if there are none."""
+    """Concatenate parts of one width; (0, dim) if there are none."""
     return np.concatenate([np.empty((0, dim), np.float32), *parts])

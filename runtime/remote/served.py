@@ -1,4 +1,4 @@
-"""What a server says of a model, and whether it is what was asked for."""
+"""Description of a served model, and its check against the requested one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Served", "require_served", "served_from_transport"]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model on a server; both of its front ends say the same.
+    """One model on a server, as described by both of its front ends.
 
-    ``max_batch_sizes`` are rows of one request.
+    ``max_batch_sizes`` are maximum rows per request.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Served:
 
 
 async def served_from_transport(transport: Transport, name: str) -> Served:
-    """Read both front ends' configurations.
+    """Read the configurations of both front ends.
 
     Raises:
-        FailedRequestError: no answer, or no such model.
-        ServerError: front ends that are none of babeltower's, or of two releases.
+        FailedRequestError: there is no answer, or no such model.
+        ServerError: the front ends are not babeltower's, or are from different releases.
     """
     text, image = await asyncio.gather(
         *(transport.config(front_end_name(name, modality)) for modality in Modality)
@@ -43,8 +43,8 @@ async def served_from_transport(transport: Transport, name: str) -> Served:
     found = _served(name, text, Modality.TEXT), _served(name, image, Modality.IMAGE)
     if found[0] != found[1]:
         raise ServerError(
-            f"The front ends of {name} disagree: its texts are of {_description(found[0])}, its images of "
-            f"{_description(found[1])}. Their vectors could not be compared: finish or undo the rollout."
+            f"The front ends of {name} disagree: texts are in {_description(found[0])}, images in "
+            f"{_description(found[1])}. Their vectors are not comparable: finish or undo the rollout."
         )
     sizes = {Modality.TEXT: max(1, text.max_batch_size), Modality.IMAGE: max(1, image.max_batch_size)}
     return Served(name, *found[0], max_batch_sizes=sizes)
@@ -60,14 +60,14 @@ def _served(name: str, config: ServedModelConfig, modality: Modality) -> _Facts:
         key = f"babeltower_{fact}"
         if key not in config.parameters:
             raise ServerError(
-                f"{model} has no parameter {key}: it is none of babeltower's front ends. Its repository was "
-                "written by an older version, or by hand; export the checkpoint again."
+                f"{model} has no parameter {key}, so it is not a front end of this babeltower. Its "
+                "repository was written by an older version, or by hand; export the checkpoint again."
             )
         facts[fact] = config.parameters[key]
     if config.outputs.get("vector") != "TYPE_FP32":
-        raise ServerError(f"{model} has the outputs {dict(config.outputs)}; expected 'vector' of TYPE_FP32.")
+        raise ServerError(f"{model} has outputs {dict(config.outputs)}; expected 'vector' of TYPE_FP32.")
     if facts["name"] != name:
-        raise ServerError(f"{model} says that it belongs to {facts['name']!r}, not to {name!r}.")
+        raise ServerError(f"{model} belongs to {facts['name']!r}; expected {name!r}.")
     dims = _dims(facts["dims"], facts["dim"], model)
     return facts["fingerprint"], facts["variant"], facts["precision"], facts["engine"], dims
 
@@ -76,20 +76,20 @@ def _dims(text: str, dim: str, model: str) -> tuple[int, ...]:
     try:
         dims = {int(width) for width in text.split(",")} | {int(dim)}
     except ValueError:
-        raise ServerError(f"{model} has the widths {text!r} and {dim!r}; expected whole numbers.") from None
+        raise ServerError(f"{model} has widths {text!r} and {dim!r}; expected integers.") from None
     if max(dims) != int(dim) or min(dims) < 1:
-        raise ServerError(f"{model} says that {dim} is the full width of {sorted(dims)}.")
+        raise ServerError(f"{model} has full width {dim} among {sorted(dims)}; expected the largest.")
     return tuple(sorted(dims))
 
 
 def require_served(
     served: Served, *, engine: Engine | None, precision: Precision | None, fingerprint: str | None
 ) -> None:
-    """Let what is served pass or not; what was not asked for is not compared.
+    """Check that the served model is the requested one; arguments that are ``None`` are not checked.
 
     Raises:
-        EngineError: another engine or precision.
-        ServerError: another embedding space.
+        EngineError: the server runs another engine or precision.
+        ServerError: the server serves another embedding space.
     """
     asked = {
         "engine": (engine and engine.value, served.engine),
@@ -98,13 +98,13 @@ def require_served(
     for what, (wanted, found) in asked.items():
         if wanted is not None and wanted != found:
             raise EngineError(
-                f"{what} {wanted!r} was asked for; the server runs {served.name} in {served.precision} on "
-                f"{served.engine}. Leave {what} out to take what is served, or serve another variant."
+                f"{what} {wanted!r} was requested; the server runs {served.name} in {served.precision} on "
+                f"{served.engine}. Leave {what} out to use the served one, or serve another variant."
             )
     if fingerprint is not None and fingerprint != served.fingerprint:
         raise ServerError(
-            f"The server's {served.name} embeds into the space {served.fingerprint!r}; expected was "
-            f"{fingerprint!r}. Vectors of the two cannot be compared: serve the other release, or embed "
+            f"The server's {served.name} embeds into space {served.fingerprint!r}; expected "
+            f"{fingerprint!r}. Their vectors are not comparable: serve the other release, or embed "
             f"everything again.{remark_on_vectors(fingerprint, served.fingerprint)}"
         )
 

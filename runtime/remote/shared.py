@@ -1,4 +1,4 @@
-"""System shared memory: the images of a request lie in a region that the server maps, too."""
+"""System shared memory for the images of a request, mapped by client and server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GRANULE_BYTES = 1 << 20
 
 
 class SharedRegions:
-    """Regions that are used again and again, one a request in flight; to be used from one event loop."""
+    """Pool of reusable regions, one per request in flight; use it from one event loop."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -28,10 +28,10 @@ class SharedRegions:
 
     @contextlib.asynccontextmanager
     async def holding(self, files: Sequence[bytes]) -> AsyncIterator[SharedTensor]:
-        """A BYTES tensor (files, 1) in a region, for the time of one request.
+        """Hold a BYTES tensor (files, 1) in a region during one request.
 
         Raises:
-            FailedRequestError: the server cannot map it.
+            FailedRequestError: the server cannot map the region.
         """
         contents = bytes_from_strings(files)
         region = self._region(len(contents))
@@ -46,11 +46,11 @@ class SharedRegions:
             self._free.append(region)
 
     def forget(self) -> None:
-        """The server was lost: a new one knows no region."""
+        """Forget which regions are registered, since a restarted server knows none."""
         self._known.clear()
 
     async def close(self) -> None:
-        """Release every region that no request holds."""
+        """Release every region that is not held by a request."""
         for region in self._free:
             if region.name in self._known:
                 with contextlib.suppress(FailedRequestError):

@@ -1,4 +1,4 @@
-"""Tensors as they lie on the wire (KServe v2, binary): numbers as they are, a length before each string."""
+"""Binary wire format of tensors (KServe v2): raw numbers, and strings with a length prefix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["SharedTensor", "Tensor", "bytes_from_strings", "bytes_from_tensor", 
 
 @dataclass(frozen=True, slots=True)
 class SharedTensor:
-    """A BYTES input that lies in a shared memory region which the server knows."""
+    """BYTES input in a shared memory region registered with the server."""
 
     region: str
     size_bytes: int
@@ -23,22 +23,22 @@ class SharedTensor:
 
 
 Tensor: TypeAlias = NDArray[Any] | SharedTensor
-"""int32, or an object array of ``bytes``, which is a BYTES tensor."""
+"""int32 array, object array of ``bytes`` (a BYTES tensor), or shared BYTES tensor."""
 
 
 def datatype_of(tensor: Tensor) -> str:
-    """Its name in the protocol."""
+    """Return the tensor's datatype in the protocol."""
     is_bytes = isinstance(tensor, SharedTensor) or tensor.dtype == np.object_
     return "BYTES" if is_bytes else "INT32"
 
 
 def bytes_from_tensor(tensor: NDArray[Any]) -> bytes:
-    """Contents of an int32 or a BYTES tensor."""
+    """Serialize an int32 or BYTES tensor."""
     if tensor.dtype == np.object_:
         return bytes_from_strings(tensor.ravel().tolist())
     return np.ascontiguousarray(tensor, dtype="<i4").tobytes()
 
 
 def bytes_from_strings(strings: Sequence[bytes]) -> bytes:
-    """Four bytes of length before each."""
+    """Serialize strings, each with a 4-byte length prefix."""
     return b"".join(piece for string in strings for piece in (struct.pack("<I", len(string)), string))

@@ -1,7 +1,7 @@
 """gRPC and HTTP behind one small interface; every failure becomes a ``FailedRequestError``.
 
-Messages are made and sent here rather than by a client library, since those reconnect without a word, and
-behind a new connection may be another server.
+Messages are built and sent here instead of by a client library, since those reconnect silently, and a new
+connection may lead to another server.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ __all__ = [
 _GRPC_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # gRPC's own wait between two connects grows to two minutes; a server that is back would not be seen.
+    # gRPC's default reconnect delay grows to two minutes; a restarted server would be noticed late.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Channels of one process share connections otherwise, and one would not see that another reconnected.
+    # Otherwise channels of one process share connections, and one would not notice another's reconnect.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 _PARAMETERS = {"blank": "embed"}
-"""Of every request: a blank text is embedded as in process; the server takes it for a mistake otherwise."""
+"""Parameters of every request: embed blank texts as in process; by default the server rejects them."""
 
 
 class Status(Enum):
-    """What a failure means to the client; only ``UNAVAILABLE`` is worth another try."""
+    """Kind of a failed request; only ``UNAVAILABLE`` is retried."""
 
     UNAVAILABLE = "unavailable"
     TIMEOUT = "timeout"
@@ -63,7 +63,7 @@ class Status(Enum):
 
 
 class FailedRequestError(Exception):
-    """A request that got no answer; never leaves ``runtime.remote``."""
+    """A failed request; internal to ``runtime.remote``."""
 
     def __init__(self, status: Status, message: str) -> None:
         self.status = status
@@ -73,7 +73,7 @@ class FailedRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServedModelConfig:
-    """What is used of a model's configuration."""
+    """Used fields of a model's configuration."""
 
     parameters: Mapping[str, str]
     max_batch_size: int
@@ -82,37 +82,37 @@ class ServedModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """The output ``vector`` of a request, and the version of the model that answered."""
+    """Output ``vector`` of a request, and the model version that answered."""
 
     vector: NDArray[Any]
     version: str
 
 
 class Transport(Protocol):
-    """One server; to be used from one event loop."""
+    """Connection to one server; use it from one event loop."""
 
     @property
     def generation(self) -> int:
-        """Grows whenever a connection was replaced: the server may be another one."""
+        """Counter of replaced connections, after which the server may be another one."""
 
     async def config(self, model: str) -> ServedModelConfig:
-        """A model's configuration."""
+        """Return a model's configuration."""
 
     async def infer(self, model: str, inputs: Mapping[str, Tensor], *, version: str = "") -> ServerAnswer:
-        """Ask a model for its output ``vector``."""
+        """Request the output ``vector`` of a model."""
 
     async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
-        """Make a region known to the server."""
+        """Register a region with the server."""
 
     async def unregister_shared_memory(self, region: str) -> None:
-        """Make the server forget a region, if it knows it."""
+        """Unregister a region, if the server knows it."""
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
 
 
 def open_transport(address: options.Address, connection: options.Connection) -> Transport:
-    """The transport of an address; nothing is sent yet. Call it on the event loop that will use it.
+    """Create the transport of an address, on the event loop that will use it; nothing is sent yet.
 
     Raises:
         EngineError: the client libraries are not installed.
@@ -180,7 +180,7 @@ class GrpcTransport:
             if output.name == "vector":
                 vector = _array(contents, output.datatype, tuple(output.shape))
                 return ServerAnswer(vector, response.model_version)
-        raise FailedRequestError(Status.INTERNAL, "the answer holds no output 'vector'")
+        raise FailedRequestError(Status.INTERNAL, "the answer has no output 'vector'")
 
     async def register_shared_memory(self, region: str, key: str, size_bytes: int) -> None:
         """See ``Transport``."""
@@ -217,7 +217,7 @@ class GrpcTransport:
 
 
 def _grpc_status(error: Any) -> Status:
-    """gRPC says UNAVAILABLE of a certificate, too; but no later try makes it a better one."""
+    """Map a gRPC error to a status; certificate errors are UNAVAILABLE in gRPC, but retries do not help."""
     details = error.details() or ""
     if error.code().name == "UNAVAILABLE" and any(word in details for word in _GRPC_UNTRUSTED):
         return Status.UNTRUSTED
@@ -227,7 +227,7 @@ def _grpc_status(error: Any) -> Status:
 _GRPC_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _GRPC_STATUSES = {
     "UNAVAILABLE": Status.UNAVAILABLE,
-    "CANCELLED": Status.UNAVAILABLE,  # by a server that stops; what the client cancels is never looked at
+    "CANCELLED": Status.UNAVAILABLE,  # by a stopping server; the client's own are ignored
     "DEADLINE_EXCEEDED": Status.TIMEOUT,
     "INVALID_ARGUMENT": Status.INVALID_ARGUMENT,
     "NOT_FOUND": Status.NOT_FOUND,
@@ -259,7 +259,7 @@ class HttpTransport:
 
     @property
     def generation(self) -> int:
-        """See ``Transport``; the pool's growth counts, too: behind a balancer each may be another server."""
+        """See ``Transport``; new pool connections count too, since a balancer may pick another server."""
         return self._generation
 
     async def config(self, model: str) -> ServedModelConfig:
@@ -317,7 +317,7 @@ class HttpTransport:
     async def _call(
         self, method: str, path: str, body: bytes | None = None, n_head: int | None = None
     ) -> tuple[bytes, int | None]:
-        """The body of the answer, and how much of it is JSON if not all."""
+        """Send a request; return the answer's body and the length of its JSON header, if not all of it."""
         import aiohttp
 
         headers = {} if n_head is None else {"Inference-Header-Content-Length": str(n_head)}
@@ -368,7 +368,7 @@ def _answer_from_body(body: bytes, n_head: int | None) -> ServerAnswer:
         vector = _array(contents, output["datatype"], tuple(output["shape"]))
     except (ValueError, KeyError, TypeError) as error:
         raise FailedRequestError(
-            Status.INTERNAL, f"the answer is none of the protocol's ({type(error).__name__}: {error})"
+            Status.INTERNAL, f"the answer violates the protocol ({type(error).__name__}: {error})"
         ) from error
     return ServerAnswer(vector, str(head.get("model_version", "")))
 

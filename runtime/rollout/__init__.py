@@ -1,10 +1,10 @@
-"""A new version of a served model: loaded beside the old one, asked the probes, switched to, or taken back.
+"""Rollout of a new version of a served model: load beside the old one, probe, then switch or roll back.
 
-gate.py       are a server's answers to the probes those of PyTorch?
-control.py    the server's own control of its models
-release.py    the files of a version in a repository, put in and taken out
-kept.py       a version whose files are there already
-rollout.py    the order of it all
+gate.py       comparison of a server's probe answers with PyTorch's vectors
+control.py    loading and unloading of models on the server
+release.py    files of a version in a repository, added and removed
+kept.py       versions whose files are already in the repository
+rollout.py    sequence of the rollout
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server's own control of its models, over gRPC."""
+"""Model control of a server over gRPC."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ASK_S = 30.0
 
 
 class Control:
-    """Loads and unloads models of one server."""
+    """Client that loads and unloads models of one server."""
 
     def __init__(self, address: Address, connection: Connection) -> None:
         if address.protocol is not WireProtocol.GRPC:
-            raise InputError(f"A rollout speaks gRPC; {address} does not. Pass grpc://HOST:PORT.")
+            raise InputError(f"A rollout needs gRPC, but {address} is HTTP. Pass grpc://HOST:PORT.")
         with needing("A rollout", "babeltower[client]"):
             from tritonclient import grpc
         self._headers = connection.all_headers() or None
@@ -36,19 +36,19 @@ class Control:
         )
 
     def load(self, model: str) -> None:
-        """Load a model as its files say now; versions that it serves go on until the new ones are ready.
+        """Load a model from its current files; served versions keep running until new ones are ready.
 
         Raises:
-            ServerError: it does not load, or the server lets nobody load models.
+            ServerError: it does not load, or the server does not allow loading.
         """
         self._call(self._client.load_model, model)
 
     def unload(self, model: str) -> None:
-        """Let a model's requests end, then drop it."""
+        """Unload a model after its running requests end."""
         self._call(self._client.unload_model, model)
 
     def is_loaded(self, model: str) -> bool:
-        """Whether some version of a model answers.
+        """Check whether any version of a model is ready.
 
         Raises:
             ServerError: the server does not answer.
@@ -61,7 +61,7 @@ class Control:
             raise ServerError(f"{model}: {error.message().rstrip('.')}.") from error
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         self._client.close()
 
     def _call(self, method: Any, model: str) -> None:

@@ -1,4 +1,4 @@
-"""Are a server's answers to the probes those of PyTorch, language by language?"""
+"""Comparison of a server's probe answers with PyTorch's vectors, by language."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class ProbeLimits:
-    """What the answers must hold; see ``limits_from_variant``.
+    """Limits on the cosines of the answers; see ``limits_from_variant``.
 
     Attributes:
-        min_cosine: Of any probe.
-        min_mean: Of the mean of a language, and of the images.
-        measured: What the export measured for each language: few probes of a low precision may lie lower
-            than ``min_mean``, which is a limit of whole retrieval sets.
-        measured_images: The same for the images.
-        slack: How far answers may lie under what was measured, where that is under ``min_mean``.
+        min_cosine: Lowest cosine allowed for any probe.
+        min_mean: Lowest mean cosine allowed over a language's probes, and over the images.
+        measured: Mean cosine at export, by language. In a low precision it may be below ``min_mean``, a limit
+            meant for whole retrieval sets, since there are few probes.
+        measured_images: Mean cosine of the images at export.
+        slack: Allowed distance below a measured mean that is itself below ``min_mean``.
     """
 
     min_cosine: float
@@ -39,12 +39,12 @@ class ProbeLimits:
     slack: float = 0.0
 
     def min_language_mean(self, code: str) -> float:
-        """Of a language's probes."""
+        """Return the lowest mean cosine allowed over a language's probes."""
         return self._required(self.measured.get(code, 1.0))
 
     @property
     def min_images_mean(self) -> float:
-        """Of the images."""
+        """Lowest mean cosine allowed over the images."""
         return self._required(self.measured_images)
 
     def _required(self, measured: float) -> float:
@@ -52,12 +52,12 @@ class ProbeLimits:
 
 
 def limits_from_variant(variant: Variant) -> ProbeLimits:
-    """The limits that a variant was published under, and what it was measured at, from its manifest.
+    """Read a variant's export limits and measured figures from its manifest.
 
-    Of several engines, the lower figure of each language counts.
+    With several engines, the lowest figure of each language is used.
 
     Raises:
-        ManifestError: the manifest does not say.
+        ManifestError: the manifest lacks them.
     """
     try:
         said, engines = variant.parity["limits"], list(variant.parity["engines"].values())
@@ -78,20 +78,20 @@ def limits_from_variant(variant: Variant) -> ProbeLimits:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ManifestError(
-            f"The manifest of {variant.text.model} lacks the limits or figures that it was published under "
+            f"The manifest of {variant.text.model} lacks the limits or figures of its export "
             f"({type(error).__name__}: {error}). Export the checkpoint again."
         ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeVerdict:
-    """How near the answers are.
+    """Cosines of the answers, and their faults.
 
     Attributes:
         languages: Mean cosine of each language's probes.
         lowest: Lowest cosine of each language's probes.
         images: Mean cosine of the images.
-        faults: What does not hold, worst first; empty if all does.
+        faults: Violated limits, in words, worst language first; empty if all answers pass.
     """
 
     languages: Mapping[str, float]
@@ -101,12 +101,12 @@ class ProbeVerdict:
 
     @property
     def holds(self) -> bool:
-        """Whether the version may be switched to."""
+        """True if all limits hold, so the version may be switched to."""
         return not self.faults
 
 
 def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: ProbeLimits) -> ProbeVerdict:
-    """Ask an encoder all probes."""
+    """Embed all probes with an encoder and compare the answers."""
     return verdict_of_vectors(
         encoder.embed_texts(probes.texts, probes.languages),
         encoder.embed_images(probes.images),
@@ -118,7 +118,7 @@ def verdict_of_encoder(encoder: Encoder, probes: Probes, limits: ProbeLimits) ->
 def verdict_of_vectors(
     texts: NDArray[np.float32], images: NDArray[np.float32], probes: Probes, limits: ProbeLimits
 ) -> ProbeVerdict:
-    """Compare float32 (probes, dim) with the reference."""
+    """Compare vectors of the probes, float32 (probes, dim), with the reference."""
     cosines = _cosines(texts, probes.text_vectors)
     codes = np.asarray(probes.languages)
     by_language = {code: cosines[codes == code] for code in sorted(set(probes.languages))}
@@ -133,19 +133,19 @@ def verdict_of_vectors(
         worst = sorted(bad, key=lambda code: means[code])[:_SHOWN]
         figures = ", ".join(f"{code} at {means[code]:.4f} (lowest {lowest[code]:.4f})" for code in worst)
         faults.append(
-            f"{len(bad)} of {len(means)} languages are under a mean cosine of {limits.min_mean} (or what the "
-            f"export measured) or a lowest of {limits.min_cosine}; the worst: {figures}"
+            f"{len(bad)} of {len(means)} languages are below a mean cosine of {limits.min_mean} (or the "
+            f"export's) or a lowest cosine of {limits.min_cosine}; the worst: {figures}"
         )
     if not (image_cosines.mean() >= limits.min_images_mean and image_cosines.min() >= limits.min_cosine):
         worst_image = int(image_cosines.argmin())
         faults.append(
-            f"images are at a mean cosine of {image_cosines.mean():.4f}, the worst, number {worst_image}, at "
-            f"{image_cosines[worst_image]:.4f}; the limits are {limits.min_images_mean:.6f} and "
+            f"images have a mean cosine of {image_cosines.mean():.4f}, and the worst, number {worst_image}, "
+            f"has {image_cosines[worst_image]:.4f}; the limits are {limits.min_images_mean:.6f} and "
             f"{limits.min_cosine}"
         )
     return ProbeVerdict(means, lowest, float(image_cosines.mean()), tuple(faults))
 
 
 def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A vector that is zero or not finite has no cosine; it counts as -1."""
+    """Return row cosines; -1 for vectors that are zero or not finite, which have none."""
     return np.nan_to_num(row_cosines(found, expected), nan=-1.0)

@@ -1,4 +1,4 @@
-"""A version that lies in the repository already: asked and switched to as a new one is, without a copy."""
+"""Rollback to a version kept in the repository: probed and switched like a new one, without copies."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = ["KeptRelease", "release_from_version"]
 
 @dataclass(frozen=True, slots=True)
 class KeptRelease(Release):
-    """A version of REPOSITORY/NAME that was served before."""
+    """Previously served version of REPOSITORY/NAME."""
 
     kept: KeptVersion
 
     @property
     def variant(self) -> Variant:
-        """As the manifest has kept it."""
+        """Variant kept in the manifest."""
         return self.kept.variant
 
     @property
     def origin(self) -> str:
-        """For messages."""
-        return "which the repository kept"
+        """Origin of the version, for messages."""
+        return "kept in the repository"
 
     def tower_folder(self, modality: Modality) -> Path:
-        """Where its tower is."""
+        """Return the folder of a tower."""
         return self.repository / self.kept.variant.tower(modality).model
 
     def tower_version(self, modality: Modality) -> int:
-        """The version of the tower that its front ends call."""
+        """Return the tower version that the front ends call."""
         return self.kept.variant.tower(modality).version
 
     def verify(self) -> None:
-        """Compare its towers' files with their checksums; configurations have been written anew since."""
+        """Verify the checksums of the towers' files, except configurations, which were rewritten since."""
         for modality in Modality:
             for record in self.variant.tower(modality).files:
                 if not record.path.endswith(CONFIG_FILE):
@@ -48,13 +48,13 @@ class KeptRelease(Release):
         self._verify_plans(self.repository)
 
     def verify_copies(self) -> None:
-        """There are none."""
+        """Do nothing, since no files are copied."""
 
     def put_towers_in(self) -> None:
-        """They are in."""
+        """Do nothing, since the towers are already in the repository."""
 
     def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
-        """Make the version of a front end the one to be loaded; copied for the trial alone."""
+        """Set this version of a front end to be loaded; it is copied only for the trial."""
         served = self.front_end_folder(modality)
         folder = self.front_end_folder(modality, trial=trial)
         if trial:
@@ -63,7 +63,7 @@ class KeptRelease(Release):
         self._write_front_end_config(folder, served, modality, trial=trial)
 
     def front_end_facts(self, modality: Modality) -> dict[str, str]:
-        """The version's own variant; all else is as it is served now."""
+        """Return the parameters of this version's variant; all others stay as currently served."""
         return {
             "babeltower_variant": self.key,
             "babeltower_precision": self.variant.precision.value,
@@ -71,28 +71,28 @@ class KeptRelease(Release):
         }
 
     def take_out(self, *, trial_only: bool) -> None:
-        """Remove the trial; the version stays, as it was there before."""
+        """Remove the trial; the kept version stays."""
         for modality in Modality:
             shutil.rmtree(self.front_end_folder(modality, trial=True), ignore_errors=True)
 
 
 def release_from_version(model: Path, version: int) -> KeptRelease:
-    """Plan to serve a version again; nothing is written.
+    """Plan to serve a kept version again; nothing is written.
 
     Raises:
-        ManifestError: it is served now, was never served, or its files are gone.
+        ManifestError: it is already served, was never served, or its files are missing.
     """
     manifest = Manifest.read(model)
     if not manifest.front_ends:
-        raise ManifestError(f"{model} is served by no front ends. Run: babeltower frontends {model}")
+        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {model}")
     served = served_version(model.parent / manifest.front_ends[0].text)
     if version == served:
-        raise ManifestError(f"{model} serves version {version} already.")
+        raise ManifestError(f"{model} already serves version {version}. Pass another version.")
     found = {kept.version: kept for kept in manifest.kept}
     if version not in found:
         raise ManifestError(
-            f"{model} kept no version {version}; it serves {served} and kept {sorted(found)}. A new one "
-            "comes in with --to REPOSITORY/NAME."
+            f"{model} has no version {version}; it serves {served} and has kept {sorted(found)}. Roll out a "
+            "new version with --to REPOSITORY/NAME."
         )
     kept = found[version]
     release = KeptRelease(model.parent, manifest, model, manifest, kept.key, version, served, kept)
@@ -102,5 +102,5 @@ def release_from_version(model: Path, version: int) -> KeptRelease:
             release.front_end_folder(modality) / str(version),
         ):
             if not folder.is_dir():
-                raise ManifestError(f"{folder} is gone, so version {version} cannot be served again.")
+                raise ManifestError(f"{folder} is missing, so version {version} cannot be served again.")
     return release

@@ -1,7 +1,7 @@
-"""The files of a version in a repository: put in beside the old ones, taken out, or made the model's own.
+"""Files of a version in a repository: added beside the old ones, removed, or made the served ones.
 
-What a server loads is pinned in every ``config.pbtxt``, so that a server which restarts in the middle of a
-rollout serves the old version, and not whatever lies there.
+Every ``config.pbtxt`` pins the versions that a server loads, so a server that restarts during a rollout
+serves the old version, not the highest one.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["Release", "release_from_model"]
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version of REPOSITORY/NAME that is being put in.
+    """Version of REPOSITORY/NAME that is being rolled out.
 
     Attributes:
-        source: The model it is taken from.
-        key: Its variant, which is the key of both manifests.
-        version: Its number.
-        served: The version of the front ends that is served until then.
+        source: Model with the new version.
+        key: Key of its variant in both manifests.
+        version: Number of the new version.
+        served: Currently served version of the front ends.
     """
 
     repository: Path
@@ -58,34 +58,34 @@ class Release:
 
     @property
     def trial_name(self) -> str:
-        """Under this name it is asked the probes, before anybody else reaches it."""
+        """Name under which the version is probed before it gets traffic."""
         return f"{self.manifest.name}_candidate"
 
     @property
     def variant(self) -> Variant:
-        """As the candidate's manifest has it."""
+        """Variant in the candidate's manifest."""
         return self.candidate.variants[self.key]
 
     @property
     def origin(self) -> str:
-        """For messages."""
+        """Origin of the version, for messages."""
         return f"from {self.source}"
 
     def tower_folder(self, modality: Modality) -> Path:
-        """Where its tower goes."""
+        """Return the target folder of a tower."""
         return self.repository / tower_folder_name(self.manifest.name, modality, self.key)
 
     def tower_version(self, modality: Modality) -> int:
-        """The version of its tower, which is its own."""
+        """Return the tower's version, the same as the release's."""
         return self.version
 
     def front_end_folder(self, modality: Modality, *, trial: bool = False) -> Path:
-        """Where its front end goes."""
+        """Return the target folder of a front end."""
         name = self.trial_name if trial else self.manifest.name
         return self.repository / front_end_name(name, modality)
 
     def folders(self) -> tuple[Path, ...]:
-        """All folders of the model that it touches."""
+        """Return all folders of the model that the rollout changes."""
         return tuple(
             folder
             for modality in Modality
@@ -93,10 +93,10 @@ class Release:
         )
 
     def verify(self) -> None:
-        """Compare the version's files, where they are, with their checksums.
+        """Verify the checksums of the version's files at their source.
 
         Raises:
-            ManifestError: a file is missing, cut short or changed.
+            ManifestError: a file is missing, truncated or changed.
             EngineError: a plan was built from another graph.
         """
         repository = self.source.parent
@@ -110,10 +110,10 @@ class Release:
                 require_plan_of_tower(repository, self.variant.tower(modality))
 
     def verify_copies(self) -> None:
-        """Compare what was copied of both towers' version with the checksums of what it was copied from.
+        """Verify the copied files of both towers against the checksums of their originals.
 
         Raises:
-            ManifestError: a copy is cut short or damaged.
+            ManifestError: a copy is truncated or damaged.
         """
         for modality in Modality:
             tower, folder = self.variant.tower(modality), self.tower_folder(modality)
@@ -124,7 +124,7 @@ class Release:
                     verify_file(self.repository, dataclasses.replace(record, path=path))
 
     def put_towers_in(self) -> None:
-        """Copy both towers in, beside those that are served."""
+        """Copy both towers into the repository, beside the served ones."""
         for modality in Modality:
             tower = self.variant.tower(modality)
             origin = self.source.parent / tower.model
@@ -140,7 +140,7 @@ class Release:
             copy_folder(origin / str(tower.version), folder / str(self.version))
 
     def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
-        """Copy a front end in, bound to the towers' version, and make it the one to be loaded."""
+        """Copy a front end into the repository, bind it to the tower version, and set it to be loaded."""
         origin = self.source.parent / front_end_name(self.candidate.name, modality)
         folder = self.front_end_folder(modality, trial=trial)
         folder.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ class Release:
         )
 
     def front_end_facts(self, modality: Modality) -> dict[str, str]:
-        """What a front end's configuration says of this version, beyond what its origin's says."""
+        """Return parameters that this version changes in a front end's configuration."""
         return {}
 
     def _bind(self, modality: Modality) -> Any:
@@ -179,7 +179,7 @@ class Release:
         write_config_from(folder, folder, versions=versions)
 
     def take_out(self, *, trial_only: bool) -> None:
-        """Remove what was put in; the trial's front ends are removed in any case."""
+        """Remove the trial's front ends and, unless ``trial_only``, all added files."""
         for modality in Modality:
             shutil.rmtree(self.front_end_folder(modality, trial=True), ignore_errors=True)
         if not trial_only:
@@ -189,7 +189,7 @@ class Release:
                     shutil.rmtree(folder)
 
     def finished_manifest(self) -> Manifest:
-        """The model's manifest once this version is the one that is served."""
+        """Return the model's manifest with this version as the served one."""
         towers = {modality: self._tower_files(modality) for modality in Modality}
         text = towers[Modality.TEXT]
         tokenizer = f"{text.model}/{Path(self.variant.tokenizer).name}"
@@ -210,7 +210,7 @@ class Release:
         )
 
     def _kept(self) -> tuple[KeptVersion, ...]:
-        """Versions to go back to: those of before, and the one that was served until now."""
+        """Return the versions kept for rollback: earlier ones, and the one served until now."""
         (front_ends,) = self.manifest.front_ends
         key = front_ends.variant
         served = KeptVersion(self.served, key, self.manifest.variants[key])
@@ -228,32 +228,34 @@ class Release:
 
 
 def release_from_model(model: Path, source: Path, key: str | None = None) -> Release:
-    """Plan a version; nothing is written.
+    """Plan the rollout of a new version; nothing is written.
 
     Raises:
-        ManifestError: another embedding space, a variant that is not there, or missing front ends.
+        ManifestError: the embedding space differs, the variant does not exist, or front ends are missing.
     """
     manifest, candidate = Manifest.read(model), Manifest.read(source)
     if manifest.fingerprint != candidate.fingerprint:
         raise ManifestError(
-            f"{source} embeds into the space {candidate.fingerprint!r}, {model} into "
-            f"{manifest.fingerprint!r}. Its vectors could not be compared with those that were made so far: "
-            "serve it under a name of its own, and embed everything again."
+            f"{source} embeds into space {candidate.fingerprint!r}, but {model} into "
+            f"{manifest.fingerprint!r}. Its vectors are not comparable with existing ones: serve it under "
+            "another name, and embed everything again."
             + remark_on_models(candidate.fingerprint, manifest.fingerprint)
         )
     if key is None and len(candidate.variants) > 1:
-        raise ManifestError(f"{source} holds {sorted(candidate.variants)}; pass --variant.")
+        raise ManifestError(f"{source} has variants {sorted(candidate.variants)}; pass --variant.")
     key = key or next(iter(candidate.variants))
     if key not in candidate.variants:
-        raise ManifestError(f"{source} has no variant {key!r}; it holds {sorted(candidate.variants)}.")
+        raise ManifestError(f"{source} has no variant {key!r}; it has {sorted(candidate.variants)}.")
     release = Release(model.parent, manifest, source, candidate, key, version=0, served=0)
     for parent, name in ((model.parent, manifest.name), (source.parent, candidate.name)):
         for modality in Modality:
             folder = parent / front_end_name(name, modality)
             if not (folder / CONFIG_FILE).is_file() or not versions_of_folder(folder):
-                raise ManifestError(f"{folder} is missing or no front end. Write the front ends first.")
+                raise ManifestError(
+                    f"{folder} is missing or not a front end. Run babeltower frontends first."
+                )
     if not manifest.front_ends:
-        raise ManifestError(f"{model} is served by no front ends. Run: babeltower frontends {model}")
+        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {model}")
     taken = [v for folder in release.folders() if folder.exists() for v in versions_of_folder(folder)]
     served = served_version(release.front_end_folder(Modality.TEXT))
     return dataclasses.replace(release, version=max(taken) + 1, served=served)
@@ -265,6 +267,6 @@ def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """What a Triton model has beside its versions: its configuration, a tokenizer, tensors to warm it up."""
+    """List a Triton model's files outside its versions: configuration, tokenizer, warm-up tensors."""
     tops = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.isdecimal()]
     return [file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()]

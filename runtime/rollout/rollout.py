@@ -1,4 +1,4 @@
-"""Put a version in, ask it the probes, switch, or take it out: in this order, and back from anywhere."""
+"""Sequence of a rollout: add a version, probe it, switch to it; any failure rolls everything back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A version that was switched to, and how its answers compared on the server before and after."""
+    """Version that was switched to, and its probe verdicts before and after the switch."""
 
     model: Path
     version: int
@@ -43,26 +43,26 @@ def roll_out(
     connection: Connection | None = None,
     say: Say = lambda _: None,
 ) -> Rollout:
-    """Switch a served model to a new version, under traffic, if its answers are right.
+    """Switch a served model to a new version under traffic, if its answers are correct.
 
-    Its files are compared with their checksums first. The new towers are loaded beside the old ones, where
-    our own backends ask them their opening probes, with front ends under another name that nobody asks. These
-    are asked the probes of REPOSITORY/NAME. If the answers hold, the front ends are switched, asked again,
-    and the old towers unloaded; their files stay. Otherwise everything is put back as it was.
+    The checksums of its files are verified first. The new towers are loaded beside the old ones (our own
+    backends then run their opening checks), with front ends under a trial name that gets no traffic. These
+    are probed with the probes of REPOSITORY/NAME. If the answers pass, the front ends are switched and probed
+    again, and the old towers are unloaded; their files stay. Otherwise everything is restored.
 
     Args:
-        model: REPOSITORY/NAME; the server reads this very repository.
-        to: The model with the new version, of the same embedding space, front ends written; or the number
-            of a version that was served before, whose files the repository has kept.
-        url: ``grpc://HOST:PORT`` of the server, which lets its models be loaded (explicit control).
-        variant: Of ``to``; may be left out where it has one.
-        say: Told each step.
+        model: REPOSITORY/NAME, in the repository that the server reads.
+        to: Model with the new version, of the same embedding space and with front ends; or the number of a
+            previously served version whose files are kept in the repository.
+        url: ``grpc://HOST:PORT`` of the server, which must allow loading of models (explicit control).
+        variant: Variant of ``to``; optional if it has only one.
+        say: Callback with a description of each step.
 
     Raises:
         RolloutError: the version's answers are wrong, or it does not load; the old one is served.
-        ManifestError: it is of another embedding space, or files are missing or changed; nothing was touched.
+        ManifestError: the embedding space differs, or files are missing or changed; nothing was modified.
         EngineError: a plan was built from another graph.
-        ServerError: the server cannot be reached, or does not let its models be loaded.
+        ServerError: the server cannot be reached, or does not allow loading of models.
     """
     model, connection = Path(model), connection or Connection()
     release = _planned(model, to, variant)
@@ -70,10 +70,10 @@ def roll_out(
     probes = Probes.read(model, records[0] if records else None)
     if probes.fingerprint != release.manifest.fingerprint:
         raise ManifestError(
-            f"The probes of {model} are of the space {probes.fingerprint!r}, the model of "
+            f"The probes of {model} are of space {probes.fingerprint!r}, but the model is of "
             f"{release.manifest.fingerprint!r}. Export the checkpoint again."
         )
-    say("comparing its files with their checksums")
+    say("verifying checksums")
     release.verify()
     base = url.rstrip("/")
     control = Control(address_from_text(f"{base}/{release.manifest.name}"), connection)
@@ -87,7 +87,7 @@ def _planned(model: Path, to: str | os.PathLike[str] | int, variant: str | None)
     if not isinstance(to, int):
         return release_from_model(model, Path(to), variant)
     if variant is not None:
-        raise InputError(f"Version {to} is of one variant; leave the variant out.")
+        raise InputError(f"Version {to} has a fixed variant; leave the variant out.")
     return release_from_version(model, to)
 
 
@@ -106,19 +106,19 @@ class _Run:
         loaded = {name for name in self._towers() if self.control.is_loaded(name)}
         try:
             self._pin_served()
-            self.say(f"loading version {release.version} beside the one that is served")
+            self.say(f"loading version {release.version} beside the served one")
             self._load_towers()
             self._load_trial()
             before = self._judged(release.trial_name)
-            self.say("the probes hold; switching")
+            self.say("the probes pass; switching")
             self._switch()
             after = self._judged(release.manifest.name)
         except BaseException as error:
             self._go_back(kept, loaded)
             if isinstance(error, BabeltowerError):
                 raise RolloutError(
-                    f"Version {release.version} of {release.manifest.name}, {release.origin}, was taken "
-                    f"back; what was served before is served. {error}"
+                    f"Version {release.version} of {release.manifest.name}, {release.origin}, was rolled "
+                    f"back; the previous version is still served. {error}"
                 ) from error
             raise
         self._finish()
@@ -130,7 +130,7 @@ class _Run:
         return [*configs, manifest_path(release.repository / release.manifest.name)]
 
     def _pin_served(self) -> None:
-        """Nothing that lies beside is loaded by a server that restarts in between."""
+        """Pin the served versions, so that a server that restarts during the rollout loads no others."""
         for folder in self.release.folders():
             if folder.exists():
                 self.release.pin(folder, [served_version(folder)])
@@ -165,7 +165,7 @@ class _Run:
             self.control.load(self.release.front_end_folder(modality).name)
 
     def _finish(self) -> None:
-        """The old towers are unloaded, once nobody calls them."""
+        """Unload the trial and the old towers, which nothing calls any more, and write the manifest."""
         release = self.release
         for modality in Modality:
             self.control.unload(release.front_end_folder(modality, trial=True).name)
@@ -179,19 +179,19 @@ class _Run:
         write_manifest(release.repository / release.manifest.name, release.finished_manifest())
 
     def _towers(self) -> list[str]:
-        """Triton models of the version's towers."""
+        """Return the Triton models of the version's towers."""
         return [self.release.tower_folder(modality).name for modality in Modality]
 
     def _towers_served(self) -> list[str]:
-        """Those that were served until now; of another variant, they have other names."""
+        """Return the Triton models of the towers served until now; another variant has other names."""
         manifest = self.release.manifest
         served = manifest.variants[manifest.front_ends[0].variant]
         return [served.tower(modality).model for modality in Modality]
 
     def _go_back(self, kept: dict[Path, bytes], loaded: set[str]) -> None:
-        """Files first, so that a server which restarts now is right; then what it has loaded."""
+        """Restore the files first, so that a restarting server is correct, then the loaded models."""
         release = self.release
-        self.say("taking it back")
+        self.say("rolling back")
         for path, content in kept.items():
             path.write_bytes(content)
         faults = []
@@ -205,7 +205,7 @@ class _Run:
         for name in self._towers():
             faults += self._tried(self.control.load if name in loaded else self.control.unload, name)
         for fault in faults:
-            self.say(f"while taking it back: {fault}")
+            self.say(f"while rolling back: {fault}")
 
     @staticmethod
     def _tried(step: Callable[[str], None], name: str) -> list[str]:

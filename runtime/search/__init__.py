@@ -1,1 +1,1 @@
-"""Search: galleries, answers and their page."""
+"""Search by text: galleries of images, answers, and an HTML page of results."""

@@ -1,4 +1,4 @@
-"""Texts are searched for in whatever holds vectors or images: an index, a folder of vectors, a gallery."""
+"""Text search in an index, a folder of vectors, or a gallery of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Answer", "Answers", "Query", "answers_from_sources"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text to look for, in the language that it names."""
+    """Query text and its language, if given."""
 
     text: str
     language: str | None
@@ -31,7 +31,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was found for one query, best first."""
+    """Hits of one query, best first."""
 
     query: Query
     hits: tuple[Hit, ...]
@@ -39,16 +39,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was found for all queries, and where.
+    """Answers to all queries, with a description of the searched items.
 
     Attributes:
-        modality: Of what was searched.
-        searched: What was searched, in words.
-        source: Where the searched items come from, as it was called when they were embedded; empty if
-            unknown.
-        is_gallery: Whether images themselves were searched, so that ids are what ``images_from_paths`` calls
-            them.
-        skipped: Messages of images that were left out.
+        modality: Modality of the searched items.
+        searched: Description of the searched items.
+        source: Source of the searched items, as named when they were embedded; empty if unknown.
+        is_gallery: True if images themselves were searched; ids are then the names of ``images_from_paths``.
+        skipped: Error messages of skipped images.
     """
 
     answers: tuple[Answer, ...]
@@ -73,16 +71,16 @@ def answers_from_sources(
     """Search one index, one folder or file of vectors, or any number of images.
 
     Args:
-        sources: A folder of ``babeltower index`` or ``babeltower embed``; or image files, folders and Parquet
-            files.
-        dim: Width of the vectors that images are embedded in; stored vectors have theirs.
+        sources: Folder written by ``babeltower index`` or ``babeltower embed``; or image files, folders and
+            Parquet files.
+        dim: Vector width for images; stored vectors have a fixed width.
         effort: See ``VectorIndex.search``.
         threads: Threads of FAISS.
-        skip_bad: Leave out images that cannot be decoded, instead of failing.
+        skip_bad: Skip images that cannot be decoded, instead of failing.
 
     Raises:
-        InputError: vectors of another embedding space, found before anything is embedded; several sources of
-            which one holds vectors; an option that the source does not take; or a query that cannot be
+        InputError: the vectors are of another embedding space, checked before embedding; there are several
+            sources and one holds vectors; an option does not apply to the source; or a query cannot be
             embedded.
     """
     source = sources[0]
@@ -90,12 +88,12 @@ def answers_from_sources(
     if any((path / RECORD_FILE).is_file() or holds_vectors(path) for path in sources):
         _require_alone(sources, dim=dim, skip_bad=skip_bad)
     elif effort is not None:
-        raise InputError(f"{source} is no index, and takes no effort: every image is compared with.")
+        raise InputError(f"{source} is not an index, so every image is compared. Leave effort out.")
     if is_index:
         return _from_index(encoder, source, queries, k=k, effort=effort, threads=threads)
     if holds_vectors(source):
         if effort is not None:
-            raise InputError(f"{source} is no index, and takes no effort: every vector is compared with.")
+            raise InputError(f"{source} is not an index, so every vector is compared. Leave effort out.")
         return _from_vectors(encoder, source, queries, k=k)
     vectors = _embedded(encoder, queries, dim)
     gallery = gallery_from_images(encoder, sources, dim=dim, skip_bad=skip_bad)
@@ -145,15 +143,15 @@ def _require_alone(sources: Sequence[Path], *, dim: int | None, skip_bad: bool) 
     missing = [str(path) for path in sources if not path.exists()]
     if missing:
         raise InputError(
-            f"{missing[0]} does not exist. Only the last word is taken for a text; pass more texts as "
+            f"{missing[0]} does not exist. Only the last argument is the query text; pass more texts as "
             "--query LANGUAGE=TEXT."
         )
     if len(sources) > 1:
         raise InputError(
-            f"One of {', '.join(map(str, sources))} holds vectors, which are searched alone: ranks of "
-            "different sources do not mix. Pass it without the others."
+            f"One of {', '.join(map(str, sources))} holds vectors, which cannot be searched together with "
+            "other sources. Pass it without the others."
         )
     if dim is not None:
         raise InputError(f"{sources[0]} holds vectors, whose width is fixed. Leave --dim out.")
     if skip_bad:
-        raise InputError(f"{sources[0]} holds vectors, of which none is skipped. Leave --skip-bad out.")
+        raise InputError(f"{sources[0]} holds vectors, which are never skipped. Leave --skip-bad out.")

@@ -1,4 +1,4 @@
-"""Where a search finds its images: files, folders and Parquet tables."""
+"""Galleries of images to search: files, folders and Parquet tables."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = [
 _BATCH_IMAGES = 32
 
 ID_COLUMNS = ("id", "image_id", "key", "name", "filename", "file_name", "path", "emoji")
-"""Columns of a Parquet file that name its images; the first of them that is there."""
+"""Possible id columns of a Parquet file of images; the first one present is used."""
 
 
 def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes]]:
-    """Images and what to call them: files, folders (recursively, by name) and the rows of Parquet tables.
+    """Yield names and images of files, folders (recursively, by name) and rows of Parquet tables.
 
     Raises:
-        InputError: a path that does not exist, a folder without images, or a table without them.
+        InputError: a path does not exist, or a folder or table has no images.
     """
     for path in paths:
         if path.is_dir():
@@ -57,7 +57,7 @@ def images_from_paths(paths: Iterable[Path]) -> Iterator[tuple[str, Path | bytes
 def _images_in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not found:
-        raise InputError(f"{folder} holds no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise InputError(f"{folder} has no images; expected files with {', '.join(sorted(IMAGE_SUFFIXES))}.")
     yield from ((str(path), path) for path in found)
 
 
@@ -68,7 +68,7 @@ def _images_in_table(path: Path) -> Iterator[tuple[str, bytes]]:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Any]:
-    """A Parquet file of images, opened with pyarrow.
+    """Open a Parquet file of images with pyarrow.
 
     Raises:
         InputError: pyarrow is not installed, the file cannot be read, or it has no column ``image``.
@@ -80,13 +80,11 @@ def open_table(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if "image" not in names:
-                raise InputError(
-                    f"{path} has the columns {names}; expected one named 'image' that holds image files."
-                )
+                raise InputError(f"{path} has columns {names}; expected one named 'image' with image files.")
             yield table
     except pyarrow.ArrowException as error:
         raise InputError(
-            f"{path} cannot be read as Parquet ({error}). Restore it if it was cut short or damaged."
+            f"{path} cannot be read as Parquet ({error}). Restore it if it is truncated or damaged."
         ) from error
 
 
@@ -101,15 +99,15 @@ def _rows(path: Path, table: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def image_bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None) -> bytes:
-    """The image file in a cell of a Parquet file.
+    """Return the image file in a cell of a Parquet file.
 
     Raises:
-        InputError: it holds something else.
+        InputError: the cell holds something else.
     """
     data = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(data, bytes):
         raise InputError(
-            f"Row {number} of {path} holds {type(data).__name__} for an image; expected the bytes of an "
+            f"Row {number} of {path} has an image of type {type(data).__name__}; expected the bytes of an "
             "image file, or a struct with a field 'bytes'."
         )
     return data
@@ -117,14 +115,14 @@ def image_bytes(path: Path, number: int, cell: bytes | Mapping[str, Any] | None)
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What is wrong with an image."""
+    """Error message of an image that cannot be decoded."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found, and the messages of the images that it had to leave out."""
+    """Hits of a search, and the error messages of skipped images."""
 
     hits: list[Hit]
     skipped: list[str]
@@ -132,7 +130,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Images embedded to be searched, and the messages of those that had to be left out."""
+    """Index of embedded images, and the error messages of skipped ones."""
 
     index: Index
     skipped: list[str]
@@ -148,10 +146,10 @@ def search_images(
     dim: int | None = None,
     skip_bad: bool = False,
 ) -> Found:
-    """Embed all images and a text, and rank the images; arguments and errors as of ``gallery_from_images``.
+    """Embed images and a text, and rank the images; arguments and errors as in ``gallery_from_images``.
 
     Raises:
-        InputError: a text that cannot be embedded.
+        InputError: the text cannot be embedded.
     """
     query_vector = encoder.embed_texts([query], language, dim=dim)
     gallery = gallery_from_images(encoder, paths, dim=dim, skip_bad=skip_bad)
@@ -161,15 +159,15 @@ def search_images(
 def gallery_from_images(
     encoder: Encoder, paths: Iterable[Path], *, dim: int | None = None, skip_bad: bool = False
 ) -> Gallery:
-    """Embed images.
+    """Embed images into a gallery.
 
     Args:
         paths: See ``images_from_paths``.
-        skip_bad: Leave out images that cannot be decoded, instead of failing.
+        skip_bad: Skip images that cannot be decoded, instead of failing.
 
     Raises:
-        ImageError: an image that cannot be decoded, unless ``skip_bad``.
-        InputError: no images.
+        ImageError: an image cannot be decoded, unless ``skip_bad``.
+        InputError: there are no images.
     """
     names: list[str] = []
     skipped: list[str] = []

@@ -1,4 +1,4 @@
-"""Answers as one self-contained HTML page of pictures: no network, no scripts, light and dark."""
+"""Self-contained HTML page of answers with pictures: no network, no scripts, light and dark themes."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def write_page(
     model: str,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     page = page_from_answers(answers, pictures, model=model, texts=texts)
     try:
@@ -68,12 +68,12 @@ def write_page(
 def page_from_answers(
     answers: Answers, pictures: Mapping[str, bytes], *, model: str, texts: Mapping[str, str] | None = None
 ) -> str:
-    """Render the page.
+    """Render the page as HTML.
 
     Args:
-        pictures: Encoded images by the ids of the hits; without any, hits are shown by their ids alone.
-        model: Name of the model, for the head of the page.
-        texts: What the hits say, by their ids, where texts were searched.
+        pictures: Encoded images by hit id; if empty, only ids are shown.
+        model: Name of the model, for the page header.
+        texts: Texts of the hits by id, if texts were searched.
     """
     n = len(answers.answers)
     title = answers.answers[0].query.text if n == 1 else f"{n} searches"
@@ -92,7 +92,7 @@ def page_from_answers(
 <header>
 <p class="mark">babeltower</p>
 <h1>{"A search" if n == 1 else f"{n} searches"}</h1>
-<p class="quiet">{escape(model)}: {escape(answers.searched)}. Each has its id, rank and score.</p> </header>
+<p class="quiet">{escape(model)}: {escape(answers.searched)}. Hits show id, rank and score.</p> </header>
 {sections}
 </main>
 </body>
@@ -127,16 +127,16 @@ def _card(rank: int, hit: Hit, pictures: Mapping[str, bytes], texts: Mapping[str
 
 def _picture(hit: Hit, data: bytes | None) -> str:
     if data is None:
-        return '<div class="picture none">no picture of this id</div>'
+        return '<div class="picture none">no picture for this id</div>'
     try:
         address = data_uri(data)
-    except (OSError, ValueError, SyntaxError):  # Pillow's ways of refusing a file
-        return '<div class="picture none">not a picture that can be shown</div>'
+    except (OSError, ValueError, SyntaxError):  # Pillow's errors for invalid files
+        return '<div class="picture none">this picture cannot be shown</div>'
     return f'<div class="picture"><img src="{address}" alt="{escape(hit.id)}" loading="lazy"></div>'
 
 
 def _language(code: str | None) -> tuple[str, str]:
-    """BCP-47 tag and English name of a language; both empty if there is none."""
+    """Return a language's BCP-47 tag and English name; both empty if there is none."""
     if code is None:
         return "", ""
     (row,) = languages_from_codes([code])

@@ -1,4 +1,4 @@
-"""Pictures to look at: found by the ids of what a search answered, small enough to lie inside a page."""
+"""Pictures for a results page: looked up by the ids of hits, and small enough to be inlined."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["data_uri", "pictures_of_gallery", "pictures_of_ids"]
 
 _THUMBNAIL_PX = 320
 _INLINE_BYTES = 8_192
-"""Images up to this size are inlined as they are; larger ones become JPEG thumbnails."""
+"""Size up to which images are inlined unchanged; larger ones become JPEG thumbnails."""
 
 _INLINE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 
 
 def pictures_of_ids(source: Path, ids: Collection[str], *, id_column: str | None = None) -> dict[str, bytes]:
-    """Encoded images by id; ids that the source does not know are left out.
+    """Return encoded images by id; ids missing from the source are left out.
 
     Args:
-        source: A folder of images, where ids are paths relative to it; a Parquet file with a column
-            ``image``; or any other source of images that ``babeltower embed`` takes, such as a tar.
-        ids: Only what they name is read of a folder or a Parquet file.
-        id_column: The Parquet file's column that holds the ids. By default the first known name among its
-            columns that holds any of them, or else row numbers.
+        source: Folder of images, with ids as paths relative to it; Parquet file with a column ``image``; or
+            any other source of images that ``babeltower embed`` accepts, such as a tar.
+        ids: Ids to look up; of a folder or a Parquet file, only their images are read.
+        id_column: Column with the ids in the Parquet file. Default: the first known column name that holds
+            any of them, otherwise row numbers.
 
     Raises:
-        InputError: there is no such source, or it holds no images.
+        InputError: the source does not exist, or has no images.
     """
     if source.is_dir() and (found := {one: path for one in ids if (path := _file_in(source, one))}):
         return {one: path.read_bytes() for one, path in found.items()}
@@ -55,17 +55,17 @@ def _pictures_of_corpus(source: Path, ids: Collection[str], id_column: str | Non
     try:
         opened = open_source(str(source), columns=Columns(id=id_column))
     except InputError as error:
-        try:  # a tar's samples may have texts beside their images
+        try:  # samples of a tar may also have texts
             opened = open_source(str(source), columns=Columns(id=id_column, image="image"))
         except InputError:
-            raise InputError(f"{source} is no source of pictures: {error}") from None
+            raise InputError(f"{source} is not a source of images: {error}") from None
     if opened.modality is not Modality.IMAGE:
-        raise InputError(f"{source} is no source of pictures: it holds {opened.modality.value}s.")
+        raise InputError(f"{source} is not a source of images: it has {opened.modality.value}s.")
     return items_of_ids(opened, ids)
 
 
 def pictures_of_gallery(paths: Iterable[Path], names: Collection[str]) -> dict[str, bytes]:
-    """Encoded images by what ``images_from_paths`` calls them."""
+    """Return encoded images by their names in ``images_from_paths``."""
     wanted = set(names)
     return {
         name: image.read_bytes() if isinstance(image, Path) else image
@@ -75,11 +75,11 @@ def pictures_of_gallery(paths: Iterable[Path], names: Collection[str]) -> dict[s
 
 
 def data_uri(data: bytes) -> str:
-    """An image as an address that holds it: small ones unchanged, others as a JPEG of up to 320 pixels.
+    """Encode an image as a data URI: small ones unchanged, others as a JPEG of up to 320 pixels.
 
     Raises:
-        ImageError: the bytes are no image of an accepted format.
-        OSError: the image is cut short or damaged.
+        ImageError: the bytes are not an image of a supported format.
+        OSError: the image is truncated or damaged.
     """
     image = open_image(data, name="to show")
     require_size(image.size, "to show", None)
@@ -101,7 +101,7 @@ def _thumbnail(image: Image.Image) -> bytes:
 
 
 def _file_in(folder: Path, name: str) -> Path | None:
-    """The file that an id names, by its path below the folder or from where we are; never one outside it."""
+    """Return the file of an id, a path relative to the folder or the working directory, if in the folder."""
     for path in (folder / name, Path(name)):
         if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             return path
@@ -131,7 +131,7 @@ def _values(table: Any, column: str) -> Iterator[tuple[int, str]]:
 
 
 def _cells(table: Any, rows: Collection[int]) -> Iterator[tuple[int, Any]]:
-    """Images of some rows; row groups that hold none of them are not read."""
+    """Yield the images of rows; row groups without any of them are not read."""
     first = 0
     for group in range(table.num_row_groups):
         end = first + table.metadata.row_group(group).num_rows

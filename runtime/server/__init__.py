@@ -1,4 +1,4 @@
-"""A Triton server for a repository: its environment, its backends, its process, its containers.
+"""Triton server of a repository: environment, backends, process and containers.
 
 with running_server("models", environment=environment_from_folder(folder)) as server:
     print(server.addresses.grpc)

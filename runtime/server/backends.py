@@ -1,4 +1,4 @@
-"""The folder of backends that the server is given: Triton's Python backend, and ours for the towers."""
+"""Backend folder of the server: Triton's Python backend, and ours for the towers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def write_backends(environment: ServerEnvironment, target: Path, *, stock: Path 
     """Fill ``target`` with the backends ``python``, ``onnxruntime`` and ``openvino``.
 
     Args:
-        stock: A folder of Triton's own backends, ``NAME/libtriton_NAME.so``; those that are there are taken
-            in place of ours.
+        stock: Folder of Triton's own backends, ``NAME/libtriton_NAME.so``; those present are used instead of
+            ours.
 
     Raises:
-        EngineError: the environment holds no Triton, or ``stock`` no backend.
+        EngineError: the environment has no Triton, or ``stock`` has no backend.
     """
     python = environment.triton / "backends" / "python"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = environment.triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not python.is_dir() or not stub.is_file():
         raise EngineError(
-            f"{environment.folder} holds no Triton for Python {version}. Delete it and start again."
+            f"{environment.folder} has no Triton for Python {version}. Delete it and start again."
         )
     shutil.copytree(python, target / "python", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(stub, target / "python" / stub.name)
@@ -42,11 +42,11 @@ def write_backends(environment: ServerEnvironment, target: Path, *, stock: Path 
 
 
 def _libraries(stock: Path) -> dict[Engine, Path]:
-    """The backends' libraries that a folder holds."""
+    """Return the backend libraries in a folder."""
     wanted = {engine: stock / engine.value / f"libtriton_{engine.value}.so" for engine in GRAPH_ENGINES}
     found = {engine: path for engine, path in wanted.items() if path.is_file()}
     if not found:
-        raise EngineError(f"{stock} holds no backend; expected one of {[str(p) for p in wanted.values()]}.")
+        raise EngineError(f"{stock} has no backend; expected one of {[str(p) for p in wanted.values()]}.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Checks of a server: its files before it starts, its answers to the opening probes once it is ready."""
+"""Checks of a server: its files before the start, and its answers to the opening probes when ready."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _DATATYPES = {"int64": "INT64", "uint8": "UINT8", "object": "BYTES"}
 
 
 def verify_served_files(repository: Path, models: Collection[str] | None) -> None:
-    """Compare every file of the towers and front ends that a server will load with its checksum.
+    """Verify the checksum of every file of the towers and front ends that a server will load.
 
     Args:
-        models: Triton models that it loads; all of the repository if ``None``.
+        models: Triton models to be loaded; ``None`` for all of the repository.
 
     Raises:
-        ManifestError: a file is missing, cut short or changed.
+        ManifestError: a file is missing, truncated or changed.
         EngineError: a plan was built from another graph.
     """
     for manifest in manifests_of_repository(repository):
@@ -69,17 +69,17 @@ def _is_loaded(model: str, models: Collection[str] | None) -> bool:
 
 
 def require_right_answers(address: str, repository: Path, loaded: Collection[str]) -> None:
-    """Ask a server the opening probes: front ends as strings and image files, other towers as tensors.
+    """Check a server with the opening probes: front ends by strings and images, other towers by tensors.
 
-    Whatever backend runs a tower, Triton's own included, its vectors must be PyTorch's.
+    A tower's vectors must match PyTorch's on every backend, including Triton's own.
 
     Args:
-        address: ``HOST:PORT`` of HTTP.
+        address: ``HOST:PORT`` of the HTTP endpoint.
         loaded: Names of the Triton models that are ready.
 
     Raises:
         OpeningCheckError: a vector is farther from PyTorch's than the export's figures allow.
-        EngineError: a probe is not answered.
+        EngineError: a probe gets no answer.
         ManifestError: probes are missing or damaged.
     """
     for manifest in manifests_of_repository(repository):
@@ -100,7 +100,7 @@ def require_right_answers(address: str, repository: Path, loaded: Collection[str
 
 
 def _front_end_of(manifest: Manifest, key: str, modality: Modality) -> str:
-    """The front end before a variant's tower; empty where there is none."""
+    """Return the front end of a variant's tower; empty if there is none."""
     for served in manifest.front_ends:
         if served.variant == key:
             return served.text if modality is Modality.TEXT else served.image
@@ -133,10 +133,10 @@ def _require(
 
 
 def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
-    """The engine whose backend a tower's ``config.pbtxt`` names.
+    """Return the engine of the backend in a tower's ``config.pbtxt``.
 
     Raises:
-        ManifestError: the file is missing, or names none.
+        ManifestError: the file is missing, or has no known backend.
     """
     # Not parsed: a server's environment has no tritonclient, and needs this one field.
     text = config_text_of_folder(repository / tower.model)
@@ -155,7 +155,7 @@ def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, N
 
 
 def _asked_front_end(address: str, model: str, probes: OpeningProbes, output: str) -> dict[str, NDArray[Any]]:
-    """A request for each row; ``output`` is the tower's name of what the front end gives at full width."""
+    """Send one request per row; ``output`` is the tower's output name for the front end's full width."""
     rows: list[dict[str, bytes]]
     if probes.modality is Modality.IMAGE:
         rows = [{"image": image} for image in probes.images]
@@ -178,7 +178,7 @@ def _bytes_tensor(value: bytes) -> NDArray[Any]:
 def _inferred(
     address: str, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Collection[str]
 ) -> dict[str, NDArray[Any]]:
-    """One request in KServe v2's binary form."""
+    """Send one request in KServe v2's binary format."""
     contents = [
         bytes_from_tensor(a) if a.dtype == np.object_ else np.ascontiguousarray(a).tobytes()
         for a in inputs.values()
@@ -216,7 +216,7 @@ def _tensors(body: bytes, head_bytes: int) -> dict[str, NDArray[Any]]:
     for output in json.loads(body[:head_bytes])["outputs"]:
         size = int(output["parameters"]["binary_data_size"])
         if output["datatype"] != "FP32":
-            raise ValueError(f"its {output['name']} is {output['datatype']}, expected FP32")
+            raise ValueError(f"its {output['name']} is {output['datatype']}; expected FP32")
         array = np.frombuffer(body[start : start + size], np.dtype("<f4"))
         found[output["name"]], start = array.reshape(output["shape"]), start + size
     return found

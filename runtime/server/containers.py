@@ -1,4 +1,4 @@
-"""What a container of Triton's release needs to serve a repository: files, and the command that uses them."""
+"""Files and command to serve a repository in a container of a Triton release."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.triton_config import config_text_of_folder
 __all__ = ["RELEASE", "deployment_from_repository"]
 
 RELEASE = "26.06"
-"""Triton's release: ONNX Runtime 1.24.4, which reads opset 18 and IR 10."""
+"""Triton release, with ONNX Runtime 1.24.4, which reads opset 18 and IR 10."""
 
 _FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg")
 _ARGUMENT = "--backend-config=tensorrt,version-compatible=true"
@@ -27,20 +27,20 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
     """Write ``Dockerfile``, ``compose.yaml``, ``kubernetes.yaml`` and ``dashboard.json``.
 
     Args:
-        folder: Made if it is not there; files of these names are replaced. ``None`` writes nothing.
+        folder: Output folder, created if missing; existing files are replaced. ``None`` writes nothing.
         target: ``gpu`` reserves a GPU, ``cpu`` does not.
 
     Yields:
-        What was written, the command that starts the server, and what its backends do otherwise than ours.
+        Lines on the written files, the command that starts the server, and differences of its backends.
 
     Raises:
-        EngineError: there is no such repository, or the folder cannot be written.
+        EngineError: the repository has no model, or the folder cannot be written.
     """
     if not names_in_repository(repository):
         raise EngineError(f"{repository} holds no model. Pass the folder that `babeltower export` wrote to.")
     texts = _texts(repository.resolve(), target)
     if folder is None:
-        yield "# compose.yaml; --write FOLDER keeps it, and writes a Kubernetes manifest and a dashboard too"
+        yield "# compose.yaml; --write FOLDER saves it with a Kubernetes manifest and a dashboard"
         yield texts["compose.yaml"]
         return
     try:
@@ -55,7 +55,7 @@ def deployment_from_repository(repository: Path, folder: Path | None, *, target:
 
 
 def _differences(repository: Path) -> Iterator[str]:
-    """What the container's own backends cannot be told, for the variants that are served."""
+    """Yield the settings that the container's own backends lack, for the served variants."""
     for manifest in manifests_of_repository(repository):
         for served in manifest.front_ends:
             variant = manifest.variants[served.variant]
@@ -63,8 +63,8 @@ def _differences(repository: Path) -> Iterator[str]:
             on_openvino = 'backend: "openvino"' in config
             if on_openvino and variant.precision is not Precision.BF16:
                 yield (
-                    f"{manifest.name} {served.variant}: the container's OpenVINO computes what is not "
-                    "quantised in BF16 where the processor can, and cannot be told otherwise "
+                    f"{manifest.name} {served.variant}: the container's OpenVINO computes unquantized nodes "
+                    "in BF16 if the processor supports it, and has no option to change this "
                     "(docs/stock-backends.md)"
                 )
 

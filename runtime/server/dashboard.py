@@ -1,4 +1,4 @@
-"""A Grafana dashboard of the front ends' counters and Triton's own metrics."""
+"""Grafana dashboard of the front ends' counters and Triton's own metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Panel = tuple[str, str, Sequence[tuple[str, str]]]
 
 _PANELS: Sequence[_Panel] = (
     (
-        "Requests a second",
+        "Requests per second",
         "reqps",
         [
             ("sum by (model) (rate(nv_inference_request_success[1m]))", "{{model}}"),
@@ -19,7 +19,7 @@ _PANELS: Sequence[_Panel] = (
         ],
     ),
     (
-        "Time of a request",
+        "Request latency",
         "µs",
         [
             (
@@ -35,7 +35,7 @@ _PANELS: Sequence[_Panel] = (
         ],
     ),
     (
-        "Rows of a batch",
+        "Rows per batch",
         "short",
         [
             (
@@ -46,7 +46,7 @@ _PANELS: Sequence[_Panel] = (
         ],
     ),
     ("Waiting requests", "short", [("sum by (model) (nv_inference_pending_request_count)", "{{model}}")]),
-    ("Tokens a second", "short", [("sum by (model) (rate(babeltower_tokens_total[1m]))", "{{model}}")]),
+    ("Tokens per second", "short", [("sum by (model) (rate(babeltower_tokens_total[1m]))", "{{model}}")]),
     (
         "Share of padding",
         "percentunit",
@@ -81,18 +81,18 @@ _PANELS: Sequence[_Panel] = (
         ],
     ),
     (
-        "Images, and those that cannot be decoded",
+        "Images and decode failures",
         "ops",
         [
             ("sum by (model) (rate(babeltower_images_total[1m]))", "{{model}}"),
-            ("sum by (model) (rate(babeltower_decode_failures_total[1m]))", "{{model}}: refused"),
+            ("sum by (model) (rate(babeltower_decode_failures_total[1m]))", "{{model}}: failed"),
         ],
     ),
 )
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it; the data source is asked for then."""
+    """Return the dashboard in Grafana's import format; Grafana asks for the data source."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "title": "babeltower",

@@ -1,4 +1,4 @@
-"""The server's own Python environment; it differs from the project's in numpy, which must be below 2."""
+"""Separate Python environment of the server, which needs numpy below 2."""
 
 from __future__ import annotations
 
@@ -22,43 +22,44 @@ __all__ = ["ServerEnvironment", "default_folder", "environment_from_folder"]
 _REQUIREMENTS = "requirements.txt"
 _READY = ".babeltower-requirements"
 _SUPPORTED = ((3, 10), (3, 13))
-"""Python versions that the wheel has stubs for, and the pinned numpy wheels."""
+"""Oldest and newest Python versions with stubs in the wheel and with pinned numpy wheels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEnvironment:
-    """An environment that holds ``tritonserver`` and what its Python models need."""
+    """Python environment with ``tritonserver`` and the dependencies of its Python models."""
 
     folder: Path
 
     @property
     def python(self) -> Path:
-        """The environment's interpreter."""
+        """Python interpreter of the environment."""
         return self.folder / "bin" / "python"
 
     @property
     def site_packages(self) -> Path:
-        """Where its packages lie."""
+        """Folder of the environment's packages."""
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         return self.folder / "lib" / version / "site-packages"
 
     @property
     def triton(self) -> Path:
-        """The wheel's ``bin``, ``backends``, ``caches`` and stubs."""
+        """Folder of the wheel's ``bin``, ``backends``, ``caches`` and stubs."""
         return self.site_packages / "pytriton" / "tritonserver"
 
 
 def default_folder() -> Path:
-    """Where ``babeltower serve`` keeps the environment: a folder for each state of the requirements."""
+    """Return the default environment folder of ``babeltower serve``, one per version of the requirements."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "babeltower" / f"server-{_digest()[:12]}"
 
 
 def environment_from_folder(folder: Path) -> ServerEnvironment:
-    """The environment in ``folder``, made there if it is not; several processes may ask at once.
+    """Return the environment in ``folder``, creating it if missing; safe across processes.
 
     Raises:
-        EngineError: Python is too old or new for the server, pip failed, or the folder holds something else.
+        EngineError: the Python version or platform is unsupported, pip failed, or the folder holds something
+            else.
     """
     folder = folder.resolve()
     environment = ServerEnvironment(folder)
@@ -81,7 +82,7 @@ def _make(environment: ServerEnvironment) -> None:
     folder = environment.folder
     if folder.exists():
         if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-            raise EngineError(f"{folder} is no Python environment. Name an empty or new folder.")
+            raise EngineError(f"{folder} is not a Python environment. Pass an empty or new folder.")
         shutil.rmtree(folder)
     with tempfile.TemporaryDirectory() as scratch:
         requirements = Path(scratch) / _REQUIREMENTS
@@ -95,7 +96,7 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise EngineError(f"The server's environment could not be made: {' '.join(command)} failed:\n{tail}")
+        raise EngineError(f"Creating the server's environment failed: {' '.join(command)} failed:\n{tail}")
 
 
 def _is_ready(folder: Path) -> bool:

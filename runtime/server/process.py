@@ -1,4 +1,4 @@
-"""One ``tritonserver`` process: started, waited for, and stopped with all that it started."""
+"""Start, readiness and stop of one ``tritonserver`` process and its children."""
 
 from __future__ import annotations
 
@@ -30,31 +30,30 @@ __all__ = ["Addresses", "Server", "ServerOptions", "running_server"]
 
 _STOP_S = 30.0
 _ERROR = re.compile(r"E\d{4} |error: |\w*Error: ")
-"""How lines of the log begin that tell of a failure."""
+"""Start of log lines that report a failure."""
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
 }
-"""Left to itself, glibc keeps what large requests took, in every one of up to eight arenas a core."""
+"""Without these, glibc keeps the memory of large requests in each of up to eight arenas per core."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve.
+    """Options of a server.
 
     Attributes:
-        host: Address to listen on; this machine alone by default.
-        http_port, grpc_port, metrics_port: 0 takes a free port.
-        cache_bytes: Size of the response cache, for models whose configuration asks for one; 0 for none.
-        models: Load these alone (and let a client load and unload); all of the repository if empty.
-        explicit: Load what ``models`` names, which may be nothing, and let a client load the rest.
-        ready_s: How long loading may take.
-        backends: Folder of Triton's own backends, used in place of those that come with us; see
-            ``write_backends``.
-        log: File for the server's messages; without one they are kept only while it runs.
-        verify: Compare files with their checksums first, and answers to the opening probes with PyTorch's
-            before the server is handed over.
+        host: Address to listen on; default: this machine only.
+        http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
+        cache_bytes: Size of the response cache, for models whose configuration enables it; 0 for none.
+        models: Load only these models, and allow clients to load and unload; all of the repository if empty.
+        explicit: Load only ``models``, even if empty, and allow clients to load others.
+        ready_s: Timeout for loading.
+        backends: Folder of Triton's own backends, used instead of ours; see ``write_backends``.
+        log: File for the server's log; without one it is kept only while the server runs.
+        verify: Verify file checksums before the start, and answers to the opening probes before the server is
+            returned.
         arguments: Further arguments of ``tritonserver``.
     """
 
@@ -75,7 +74,7 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server answers."""
+    """Addresses ``HOST:PORT`` of a server's endpoints."""
 
     http: str
     grpc: str
@@ -84,7 +83,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server."""
+    """Running server process."""
 
     addresses: Addresses
     process: subprocess.Popen[bytes]
@@ -92,11 +91,11 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The server's process, which leads a group of its own."""
+        """Process id of the server, which leads its own process group."""
         return self.process.pid
 
     def models(self) -> Sequence[Mapping[str, Any]]:
-        """Every model's name, version, state and reason, as the server tells it."""
+        """Return every model's name, version, state and reason, as reported by the server."""
         request = urllib.request.Request(
             f"http://{self.addresses.http}/v2/repository/index", data=b"{}", method="POST"
         )
@@ -105,13 +104,13 @@ class Server:
         return found
 
     def metrics(self) -> str:
-        """The metrics page, in Prometheus' format."""
+        """Return the metrics page, in Prometheus format."""
         with urllib.request.urlopen(f"http://{self.addresses.metrics}/metrics", timeout=10) as answer:
             page: str = answer.read().decode()
         return page
 
     def is_ready(self) -> bool:
-        """Whether every model that was asked for answers."""
+        """Check whether every requested model is ready."""
         try:
             with urllib.request.urlopen(f"http://{self.addresses.http}/v2/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -119,18 +118,18 @@ class Server:
             return False
 
     def require_running(self) -> None:
-        """Let a server that runs pass.
+        """Check that the server is running.
 
         Raises:
-            EngineError: it ended by itself.
+            EngineError: it has exited.
         """
         if self.process.poll() is not None:
             raise EngineError(
-                f"The server ended with exit code {self.process.returncode}:\n{_last_words(self.log)}"
+                f"The server exited with code {self.process.returncode}:\n{_last_words(self.log)}"
             )
 
     def stop(self) -> None:
-        """Let running requests end, then stop; what does not stop in half a minute is killed."""
+        """Stop after running requests end; kill the server if that takes more than 30 s."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -138,7 +137,7 @@ class Server:
         self.kill()
 
     def kill(self) -> None:
-        """End the server and its Python models at once."""
+        """Kill the server and its Python models immediately."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -152,16 +151,16 @@ def running_server(
     options: ServerOptions | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Server]:
-    """Start a server, wait until every model is ready and right, and stop it on the way out.
+    """Run a server: start it, wait until every model is ready and checked, and stop it on exit.
 
     Args:
-        stop: Once it is set, loading is no longer waited for.
+        stop: Event that aborts waiting for the models to load.
 
     Raises:
-        EngineError: a port is taken, a model does not load, or the server ends or takes too long; the message
-            has the server's own words.
-        OpeningCheckError: it answers the opening probes with other vectors than PyTorch's.
-        ManifestError: a file that it would load does not fit its checksum.
+        EngineError: a port is in use, a model does not load, or the server exits or times out; the message
+            includes the server's log.
+        OpeningCheckError: its answers to the opening probes differ from PyTorch's vectors.
+        ManifestError: a file to be loaded does not match its checksum.
     """
     repository, options = Path(repository).resolve(), options or ServerOptions()
     if not repository.is_dir():
@@ -222,7 +221,7 @@ def _started(
 
 
 def _models(options: ServerOptions) -> tuple[str, ...] | None:
-    """Triton models that are loaded at the start; ``None`` for all."""
+    """Return the Triton models to load at the start; ``None`` for all."""
     return options.models if options.models or options.explicit else None
 
 
@@ -249,17 +248,17 @@ def _variables(environment: ServerEnvironment) -> dict[str, str]:
         **inherited,
         "PATH": f"{environment.folder / 'bin'}:{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(map(str, filter(None, libraries))),
-        "PYTHONDONTWRITEBYTECODE": "1",  # the repository stays as it was written
+        "PYTHONDONTWRITEBYTECODE": "1",  # keep the repository unchanged
     }
 
 
 def _die_with_parent() -> None:
-    """Have the kernel stop the server if this process is killed (prctl PR_SET_PDEATHSIG)."""
+    """Make the kernel stop the server if this process is killed (prctl PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _ports(options: ServerOptions) -> tuple[int, int, int]:
-    """The asked ports, or free ones; all are held at once, so that no two are the same."""
+    """Return the requested or free ports; all are bound at once, so that they differ."""
     asked = (options.http_port, options.grpc_port, options.metrics_port)
     with contextlib.ExitStack() as held:
         found = []
@@ -270,7 +269,7 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
                 listener.bind((options.host, port))
             except OSError as error:
                 raise EngineError(
-                    f"Port {port} of {options.host} cannot be taken: {error.strerror}."
+                    f"Port {port} of {options.host} cannot be used: {error.strerror}. Choose another port."
                 ) from None
             found.append(int(listener.getsockname()[1]))
     http, grpc, metrics = found
@@ -281,10 +280,10 @@ def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> 
     deadline = time.monotonic() + ready_s
     while not server.is_ready():
         if stop.wait(0.05):
-            raise EngineError("The server was stopped while it loaded its models.")
+            raise EngineError("The server was stopped while loading its models.")
         if server.process.poll() is not None:
             raise EngineError(
-                f"The server ended with exit code {server.process.returncode} while it loaded its models:\n"
+                f"The server exited with code {server.process.returncode} while loading its models:\n"
                 f"{_last_words(server.log)}"
             )
         if time.monotonic() > deadline:
@@ -292,7 +291,7 @@ def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> 
 
 
 def _last_words(log: Path, n_lines: int = 12) -> str:
-    """The server's errors, or its last lines where it printed none."""
+    """Return the errors in the server's log, or its last lines if there are none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line for line in lines if _ERROR.match(line)]
     return "\n".join((errors or lines)[-n_lines:])

@@ -103,7 +103,7 @@ def test_a_missing_server_is_a_row_that_says_so(exported: Exported, tmp_path: Pa
     (record,) = measure_server(
         exported("nllb-clip"), tmp_path, ServerLoad(), Console(quiet=True), modalities=[Modality.TEXT]
     )
-    assert "is no Python environment" in (record.error or "")
+    assert "is not a Python environment" in (record.error or "")
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, {(1, 1)}), (2, {(1, 2), (2, 1)}), (8, {(1, 8), (8, 1)})])

@@ -104,7 +104,7 @@ def test_openvino_reads_the_graph_and_says_where_it_cannot_compute_in_fp16(conve
     graph.close()
     assert cosines(found, vectors(converted.source, converted.batches[-1:])).min() >= 0.99999
     if "FP16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        with pytest.raises(EngineError, match="does not compute in fp16 on "):
+        with pytest.raises(EngineError, match="does not support fp16 on "):
             open_backend(Engine.OPENVINO, converted.target, precision=Precision.FP16)
 
 

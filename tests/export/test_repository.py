@@ -192,7 +192,7 @@ def test_the_command_publishes_and_prints_a_record(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["no-such-folder", "r"], "no checkpoint at"),
-        ([str(SAMPLE), "r", "--name", "a/b"], "cannot name a model"),
+        ([str(SAMPLE), "r", "--name", "a/b"], "Invalid model name"),
         ([str(SAMPLE), "r", "--precision", "bf16", "--engine", "onnxruntime"], "bf16 has no form"),
         ([str(SAMPLE), "r", "--context-length", "100000"], "context"),
     ],

@@ -205,7 +205,9 @@ def test_a_plan_that_computes_otherwise_on_this_gpu_is_refused(
 ) -> None:
     opened(planned.model)
     library.noise = 0.02
-    with pytest.raises(OpeningCheckError, match=r"capivara_text_tower_fp16_tensorrt does not give") as error:
+    with pytest.raises(
+        OpeningCheckError, match=r"capivara_text_tower_fp16_tensorrt does not reproduce"
+    ) as error:
         opened(planned.model)
     assert "precision='fp32' with engine='tensorrt'" in str(error.value)
 

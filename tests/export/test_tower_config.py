@@ -193,5 +193,5 @@ def test_the_backends_from_pip_open_the_same_folder(
     TowerServer(folder / "1", parsed, engine).close()
     assert len(opened) == 1
     wrong = as_triton_says | {"output": [{"name": "vector", "data_type": "TYPE_FP16", "dims": ["1"]}]}
-    with pytest.raises(EngineError, match=r"config\.pbtxt says output"):
+    with pytest.raises(EngineError, match=r"config\.pbtxt has output"):
         TowerServer(folder / "1", tower_config_from_triton(json.dumps(wrong), engine), engine)

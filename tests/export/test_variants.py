@@ -118,7 +118,7 @@ def test_a_precision_opens_on_the_engines_it_was_measured_on_alone(lowered: Expo
     manifest = Manifest.read(model)
     other = replace(manifest.variants["int8_onnxruntime"], engines=("openvino",))
     both = replace(manifest, variants={**manifest.variants, "int8_openvino": other})
-    with pytest.raises(ManifestError, match="name the engine too"):
+    with pytest.raises(ManifestError, match="pass the engine too"):
         both.variant(Precision.INT8)
 
 
@@ -205,7 +205,7 @@ def test_the_command_publishes_several_precisions(tmp_path: Path) -> None:
         assert (recipe["largest_weight_code"], recipe["rounding"]) == (64, "compensated")
 
 
-NO_BF16 = "OpenVINO does not compute in bf16 on Some CPU (avx2)"
+NO_BF16 = "OpenVINO does not support bf16 on Some CPU (avx2)"
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_what_the_processor_cannot_run_is_refused_before_any_work(
 
     monkeypatch.setattr("export.repository.towers_from_checkpoint", work)
     forms = forms_for([Precision.FP32, Precision.BF16], [], installed=CPU)
-    with pytest.raises(EngineError, match="does not compute in bf16 on Some CPU"):
+    with pytest.raises(EngineError, match="does not support bf16 on Some CPU"):
         repository_from_checkpoint(
             CHECKPOINTS / "capivara", tmp_path / "r", options=replace(FEW, forms=forms)
         )
@@ -258,13 +258,13 @@ def test_an_engine_nobody_named_is_left_out_with_a_word(
 ) -> None:
     def require_computes(engine: Engine, precision: Precision) -> None:
         if (engine, precision) == (Engine.OPENVINO, Precision.INT8):
-            raise EngineError("OpenVINO's int8 is not right on Some CPU.")
+            raise EngineError("OpenVINO's int8 is not accurate on Some CPU.")
 
     monkeypatch.setattr("export.variants.require_computes", require_computes)
     arguments = ["export", str(CHECKPOINTS / "capivara"), str(tmp_path), "--precision", "int8"]
     done = CliRunner().invoke(app, [*arguments, "--captions-per-language", "8"])
     assert done.exit_code == 0, done.output
-    assert "int8_openvino cannot be built here: OpenVINO's int8 is not right on Some CPU" in done.stderr
+    assert "int8_openvino cannot be built here: OpenVINO's int8 is not accurate on Some CPU" in done.stderr
     assert list(Manifest.read(tmp_path / "capivara").variants) == ["int8_onnxruntime"]
 
 

@@ -308,7 +308,7 @@ def test_prompts_that_cancel_out_are_no_class(kind: str) -> None:
     prompts = np.repeat(unit(), 2, axis=0)
     assert class_vectors_from_prompts(prompts, n_labels=N).shape == (N, DIM)
     prompts[2 * BAD] = KINDS[kind] if kind != "zero" else -prompts[2 * BAD + 1]
-    with pytest.raises(InputError, match=rf"labels' mean prompts are zero or not finite.*row {BAD}"):
+    with pytest.raises(InputError, match=rf"labels' mean prompt vectors are zero or not finite.*row {BAD}"):
         class_vectors_from_prompts(prompts, n_labels=N)
 
 

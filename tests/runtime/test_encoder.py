@@ -415,7 +415,7 @@ def test_options_that_do_not_fit_are_errors(model, options, error, message):
             {"provider": "CUDAExecutionProvider"},
             r"'CUDAExecutionProvider' is not available; this onnxruntime has",
         ),
-        ({"precision": "bf16"}, "does not compute in bf16 on a CPU"),
+        ({"precision": "bf16"}, "does not support bf16 on a CPU"),
         ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"engine": "openvino", "provider": "NPU"}, "'NPU' is not available"),
     ],
@@ -436,7 +436,7 @@ def test_a_missing_openvino_is_an_error_with_its_remedy(monkeypatch, model):
 
 
 def test_a_missing_model_is_an_error(model):
-    with pytest.raises(ManifestError, match="holds no model named 'other'"):
+    with pytest.raises(ManifestError, match="has no model named 'other'"):
         Encoder.open(model.with_name("other"))
 
 
@@ -624,7 +624,7 @@ def test_search_reads_images_from_parquet(tmp_path, model, as_struct):
         (
             ["search", "{model}", "{images}/below/../notes.txt", "gato", "--language", "pt"],
             1,
-            "no image format",
+            "its format is unknown",
         ),
         (["inspect", "no/such"], 1, "not a folder"),
         (["languages", "no/such"], 1, "not a folder"),
@@ -672,8 +672,8 @@ def test_languages_shows_what_a_code_stands_for(model):
     assert [row["flores"] for row in json.loads(own.stdout)] == ["por_Latn"]
     unspoken = invoke("languages", model, "--code", "zh-TW")
     assert unspoken.exit_code == 1
-    assert "does not speak" in unspoken.stderr
-    assert "(close to it: zho_Hans)" in unspoken.stderr
+    assert "does not support" in unspoken.stderr
+    assert "(closest: zho_Hans)" in unspoken.stderr
 
 
 def test_the_package_exports_what_it_says():

@@ -109,7 +109,7 @@ def test_vectors_that_do_not_belong_together_are_refused(tmp_path, change, words
 
 
 def test_a_folder_without_vectors_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"holds no vectors: no file is called part-00000\.parquet"):
+    with pytest.raises(InputError, match=r"holds no vectors: it has no files such as part-00000\.parquet"):
         VectorShards.open(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         VectorShards.open(tmp_path / "nowhere")
@@ -117,7 +117,7 @@ def test_a_folder_without_vectors_is_an_error(tmp_path):
 
 def test_a_parquet_file_of_something_else_says_how_to_embed_it():
     gallery = ROOT / "samples" / "emoji" / "gallery.parquet"
-    with pytest.raises(InputError, match=r"names no fingerprint.*babeltower embed"):
+    with pytest.raises(InputError, match=r"has no fingerprint.*babeltower embed"):
         VectorShards.open(gallery)
 
 
@@ -126,7 +126,7 @@ def test_a_shard_cut_short_is_named(tmp_path, kept):
     folder = write_vectors(tmp_path / "vectors", VECTORS)
     shard = folder / "part-00001.parquet"
     shard.write_bytes(shard.read_bytes()[: int(shard.stat().st_size * kept)])
-    with pytest.raises(InputError, match=r"part-00001\.parquet cannot be read.*cut short or damaged"):
+    with pytest.raises(InputError, match=r"part-00001\.parquet cannot be read.*truncated or damaged"):
         index_from_vectors(folder, tmp_path / "index")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors"]
 
@@ -146,7 +146,7 @@ def test_an_unfinished_run_is_not_indexed(tmp_path, journals, runs, missing):
     write_shard(tmp_path / "part-00000.parquet", ["a"], unit_vectors(1))
     for name in [*journals, *runs]:
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=rf"not finished.*{missing}.*is not\. Run the same"):
+    with pytest.raises(InputError, match=rf"not finished.* but no {missing}.*Run the same"):
         VectorShards.open(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_vector_that_is_not_finite_is_an_error(tmp_path):
 
 def test_a_shard_that_describes_itself_wrongly_is_an_error(tmp_path):
     path = write_shard(tmp_path / "part-00000.parquet", ["a"], unit_vectors(1, 32), dim=64)
-    with pytest.raises(InputError, match="says that it holds float32 vectors of width 64"):
+    with pytest.raises(InputError, match="claims float32 vectors of width 64"):
         VectorShards.open(path)
 
 
@@ -365,7 +365,7 @@ def test_too_few_rows_to_train_are_an_error_with_a_remedy(tmp_path):
         (Kind.IVF_PQ, Encoding.FLOAT32, Settings(code_bytes=5), r"does not divide the width 32.*16, 32"),
         (Kind.IVF_PQ, Encoding.FLOAT32, Settings(n_lists=1400), "too few to train"),
         (Kind.IVF_PQ, Encoding.FLOAT32, Settings(n_lists=0), "n_lists is 0"),
-        (Kind.IVF_PQ, Encoding.BINARY, Settings(), "Binary vectors cannot be shortened"),
+        (Kind.IVF_PQ, Encoding.BINARY, Settings(), "cannot compress binary vectors"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors(folders, tmp_path, kind, encoding, settings, message):
@@ -377,15 +377,15 @@ def test_an_index_larger_than_the_memory_is_refused_at_once(folders, tmp_path, m
     small = tmp_path / "meminfo"
     small.write_text("MemTotal: 900 kB\nMemAvailable: 100 kB\n")
     monkeypatch.setattr("runtime.machine._MEMINFO", small)
-    with pytest.raises(InputError, match=r"hnsw index of 1,500 rows takes .* GB of memory.*ivf-pq"):
+    with pytest.raises(InputError, match=r"hnsw index of 1,500 rows needs .* GB of memory.*ivf-pq"):
         index_from_vectors(folders(), tmp_path / "index", kind=Kind.HNSW)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fingerprint": "other"}, "holds vectors of the space 'space', the queries are of 'other'"),
-        ({"queries": unit_vectors(1, 16)}, r"float32 \(1, 16\); this space takes float32 \(n, 32\)"),
+        ({"fingerprint": "other"}, "holds vectors of space 'space', but the queries are from 'other'"),
+        ({"queries": unit_vectors(1, 16)}, r"float32 \(1, 16\); expected float32 \(n, 32\)"),
         ({"queries": QUERIES.astype(np.float64)}, "float64"),
         ({"queries": np.full((1, DIM), np.inf, np.float32)}, "not finite"),
         ({"k": 0}, "k is 0"),
@@ -426,7 +426,7 @@ def test_an_index_is_replaced_only_when_that_is_asked_for(folders, tmp_path):
 def test_something_else_is_never_replaced(folders, tmp_path, replace):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
-    with pytest.raises(InputError, match="exists and is no index"):
+    with pytest.raises(InputError, match="exists and is not an index"):
         index_from_vectors(folders(), tmp_path / "photos", replace=replace)
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"cat"
 
@@ -479,12 +479,12 @@ def damaged(out, name, how):
     [
         ("index.json", "missing", r"holds no index: there is no index\.json"),
         ("index.json", "short", "cannot be read"),
-        ("index.json", {"version": 99}, "is of version 99"),
-        ("index.json", {"kind": "psychic"}, "is no record of an index"),
-        ("index.json", {"dim": "wide"}, "is no record of an index"),
+        ("index.json", {"version": 99}, "has version 99"),
+        ("index.json", {"kind": "psychic"}, "is not an index record"),
+        ("index.json", {"dim": "wide"}, "is not an index record"),
         ("index.json", {"n_rows": 7}, "1,500 vectors, 1,500 ids and a record of 7"),
         ("index.faiss", "missing", r"index\.faiss has no bytes"),
-        ("index.faiss", "short", "cut short"),
+        ("index.faiss", "short", "truncated"),
         ("ids.arrow", "short", r"ids\.arrow has \d+ bytes"),
     ],
 )

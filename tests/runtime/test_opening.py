@@ -231,7 +231,7 @@ def test_vectors_that_are_none_do_not_pass(broken: float) -> None:
         )
     assert error.value.tower == "t"
     assert math.isnan(error.value.cosine)
-    with pytest.raises(EngineError, match="do not belong together"):
+    with pytest.raises(EngineError, match="does not match its probes"):
         require_opening(
             Answering(vectors[:, :3]), probes, tower="t", engine=Engine.ONNXRUNTIME, precision=Precision.INT8
         )
@@ -354,7 +354,7 @@ def test_a_model_of_before_is_held_to_what_was_measured(own: Path, asked: list[s
         assert probes is not None
         assert probes.n_rows == (4 if modality is Modality.TEXT else 3)
     computing_otherwise(own, Modality.TEXT)
-    with pytest.raises(OpeningCheckError, match="exported before figures were kept"):
+    with pytest.raises(OpeningCheckError, match="recorded no figures per probe"):
         open_towers(own, threads=1)
 
 
@@ -374,7 +374,7 @@ def test_a_model_without_any_probes_is_said(own: Path, caplog: pytest.LogCapture
     probes_path(own).unlink()
     with caplog.at_level(logging.WARNING, "babeltower"):
         open_towers(own, threads=1)
-    assert "holds no probes with PyTorch's vectors" in caplog.text
+    assert "has no probes with PyTorch's vectors" in caplog.text
 
 
 def test_probes_that_are_not_the_manifests_are_refused(own: Path) -> None:
@@ -520,7 +520,7 @@ def test_a_corpus_is_not_embedded_with_a_tower_that_is_wrong_here(
     arguments = ["embed", str(elsewhere), str(source), "--out", str(tmp_path / "out"), "--language", "pt"]
     done = CliRunner().invoke(app, [*arguments, *by_hand, "--shard", shard, "--rows-per-part", "64"])
     assert done.exit_code == 1
-    assert "does not give PyTorch's vectors on this machine" in done.output
+    assert "does not reproduce PyTorch's vectors on this machine" in done.output
     assert not list((tmp_path / "out").glob("part-*"))
 
 
@@ -536,7 +536,7 @@ def test_search_asks_no_tower_that_is_wrong_here(elsewhere: Path, tmp_path: Path
     arguments = ["search", str(elsewhere), "gato", str(tmp_path / "images"), "--language", "pt"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1
-    assert "does not give PyTorch's vectors on this machine" in done.output
+    assert "does not reproduce PyTorch's vectors on this machine" in done.output
 
 
 def with_int8(model: Path, **limits: Any) -> Path:
@@ -571,7 +571,7 @@ def rate_of_precision(monkeypatch: pytest.MonkeyPatch, *, broken: bool = False) 
     ("limits", "broken", "chosen", "said"),
     [
         ({}, False, Precision.INT8, "chose onnxruntime int8 1×1: 1,000.0 rows/s"),
-        ({"accepted_drop": 0.02}, False, Precision.FP32, "published with an accepted drop of 2 points"),
+        ({"accepted_drop": 0.02}, False, Precision.FP32, "exported with an accepted drop of 2 points"),
         ({"retrieval": {"max_mean_drop": 0.001}}, False, Precision.FP32, "over the limit of 0.1"),
         ({}, True, Precision.FP32, "onnxruntime int8 1×1 was dropped: the INT8 tower does not give"),
     ],
@@ -607,7 +607,9 @@ def test_a_precision_that_was_asked_for_is_taken_with_its_accepted_drop(
 def test_a_choice_is_an_error_where_every_candidate_is_wrong(
     elsewhere: Path, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CorpusError, match=r"No engine here runs .*was dropped: .*does not give PyTorch's"):
+    with pytest.raises(
+        CorpusError, match=r"No engine on this machine runs .*was dropped: .*does not reproduce PyTorch's"
+    ):
         embed_corpus(elsewhere, source, tmp_path / "out", options(engine=EngineChoice()))
 
 
@@ -615,7 +617,7 @@ def test_the_command_says_what_it_chose_and_why(model: Path, source: Path, tmp_p
     arguments = ["embed", str(model), str(source), "--out", str(tmp_path / "out"), "--language", "pt"]
     done = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "c")])
     assert done.exit_code == 0, done.output
-    assert "loss in retrieval not measured" in done.output
+    assert "retrieval loss not measured" in done.output
     assert "chose " in done.output
     assert list((tmp_path / "c").iterdir())
 
@@ -628,7 +630,7 @@ def test_a_warning_of_the_library_is_printed_by_commands(own: Path, source: Path
     done = CliRunner().invoke(app, [*arguments, *by_hand])
     assert done.exit_code == 0, done.output
     assert "warning: " in done.output
-    assert "holds no probes" in done.output
+    assert "has no probes" in done.output
 
 
 # Saturation
@@ -725,7 +727,7 @@ def test_a_loss_that_is_no_number_was_not_measured(model: Path, figure: object) 
     if figure == "0.2":
         assert reason_against(int8, "onnxruntime") is None
     else:
-        assert reason_against(int8, "onnxruntime") == "its loss in retrieval was not measured"
+        assert reason_against(int8, "onnxruntime") == "its retrieval loss was not measured"
 
 
 def test_a_cache_of_nested_lists_counts_as_none(own: Path, tmp_path: Path) -> None:

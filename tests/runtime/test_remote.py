@@ -186,7 +186,7 @@ def test_a_refusal_names_its_place_and_is_the_error_of_in_process(server: Runnin
     with Encoder.open(server.address) as encoder:
         with pytest.raises(LanguageError, match=r"^Text 11: Language 'tlh' is unknown"):
             encoder.embed_texts([*texts(11), "klingon", "after"])
-        with pytest.raises(ImageError, match=r"^Image 2: no image format"):
+        with pytest.raises(ImageError, match=r"^Image 2: its format is unknown"):
             encoder.embed_images([b"one", b"two", b"broken", b"four"])
         with pytest.raises(InputError, match="Text 1 is of type int"):
             encoder.embed_texts(["one", 2])  # type: ignore[list-item]
@@ -202,15 +202,15 @@ def test_an_answer_of_another_type_is_not_believed(server: Running) -> None:
 def test_what_is_served_must_be_what_was_asked_for(server: Running) -> None:
     address = server.address
     Encoder.open(address, engine="onnxruntime", precision="fp32").close()
-    with pytest.raises(EngineError, match="'int8' was asked for; the server runs double in fp32 on onnxr"):
+    with pytest.raises(EngineError, match="'int8' was requested; the server runs double in fp32 on onnxr"):
         Encoder.open(address, precision="int8")
-    with pytest.raises(EngineError, match="'openvino' was asked for"):
+    with pytest.raises(EngineError, match="'openvino' was requested"):
         Encoder.open(address, engine="openvino")
     with pytest.raises(ServerError, match="expected was 'bt1:z'"):
         Encoder.open(address, connection=Connection(fingerprint="bt1:z"))
-    with pytest.raises(ServerError, match="serves no such model"):
+    with pytest.raises(ServerError, match="does not serve this model"):
         Encoder.open(address.replace("/double", "/other"))
-    with pytest.raises(InputError, match="threads is the server's matter"):
+    with pytest.raises(InputError, match="threads is set on the server"):
         Encoder.open(address, threads=2)
     server.double.fingerprints["image"] = "bt1:b"
     with pytest.raises(ServerError, match="disagree"):

@@ -135,7 +135,7 @@ def test_what_is_no_index_is_an_error(tmp_path, content):
     path = tmp_path / "photos.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"does not exist|is no index"):
+    with pytest.raises(InputError, match=r"does not exist|is not an index"):
         Index.load(path)
 
 
@@ -145,15 +145,15 @@ def test_an_index_cut_short_is_an_error(tmp_path, kept):
     index_of(unit(30)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="is not an index"):
         Index.load(path)
 
 
 @pytest.mark.parametrize(
     ("queries", "options", "message"),
     [
-        (unit(1), {"fingerprint": "other"}, "the queries are of 'other'"),
-        (unit(1, 47), {}, r"float32 \(1, 47\); this index takes float32 \(n, 48\)"),
+        (unit(1), {"fingerprint": "other"}, "the queries are from 'other'"),
+        (unit(1, 47), {}, r"float32 \(1, 47\); this index expects float32 \(n, 48\)"),
         (int8_from_float(unit(1)), {}, "int8"),
         (unit(1)[0], {}, r"\(48,\)"),
         (unit(1), {"k": 0}, "k is 0; expected at least 1"),

@@ -135,19 +135,19 @@ def test_another_models_vectors_are_refused_before_anything_is_embedded(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{flat}", "{hnsw}", "gato"], "holds vectors, which are searched alone"),
-        (["{flat}", "{gallery}", "gato"], "holds vectors, which are searched alone"),
+        (["{flat}", "{hnsw}", "gato"], "holds vectors, which cannot be searched together"),
+        (["{flat}", "{gallery}", "gato"], "holds vectors, which cannot be searched together"),
         (["{flat}", "cachorro", "gato"], "cachorro does not exist. Only the last"),
         (["{flat}", "gato", "--dim", 128], "Leave --dim out"),
         (["{flat}", "gato", "--skip-bad"], "Leave --skip-bad out"),
-        (["{flat}", "gato", "--effort", 4], "takes no effort"),
-        (["{vectors}", "gato", "--effort", 4], "takes no effort"),
-        (["{gallery}", "gato", "--effort", 4], "takes no effort"),
-        (["{flat}", "gato", "-q", "gato"], "is no LANGUAGE=TEXT"),
+        (["{flat}", "gato", "--effort", 4], "Leave effort out"),
+        (["{vectors}", "gato", "--effort", 4], "Leave effort out"),
+        (["{gallery}", "gato", "--effort", 4], "Leave effort out"),
+        (["{flat}", "gato", "-q", "gato"], "expected LANGUAGE=TEXT"),
         (["{flat}", "gato", "-q", "xx=gato"], "'xx' is unknown"),
         (["{flat}", "gato", "--pictures", "{gallery}"], "Pass --html as well"),
-        (["{flat}", "gato", "--html", "{page}", "--pictures", "{flat}"], "is no source of pictures"),
-        (["{flat}", "gato", "--html", "{page}", "--pictures", "nowhere"], "no source of pictures"),
+        (["{flat}", "gato", "--html", "{page}", "--pictures", "{flat}"], "is not a source of images"),
+        (["{flat}", "gato", "--html", "{page}", "--pictures", "nowhere"], "not a source of images"),
         (
             ["{flat}", "gato", "--html", "{page}", "--pictures", "{gallery}", "--id-column", "nothing"],
             "no column 'nothing'",
@@ -171,7 +171,7 @@ def test_the_summary_of_an_index_says_how_it_was_measured(vectors, tmp_path):
     assert re.search(
         r"recall@10 +against exact search, 191 queries \(held-out rows\), 1 thread\n", result.stdout
     )
-    assert re.search(r"40 candidates: [01]\.\d{4}, .* ← searches use this", result.stdout)
+    assert re.search(r"40 candidates: [01]\.\d{4}, .* ← default of searches", result.stdout)
     again = invoke("index", vectors, "-o", out)
     assert (again.exit_code, "Pass --replace" in again.stderr) == (1, True)
     record = json.loads(succeed("index", vectors, "-o", out, "--replace", "--json").stdout)
@@ -204,8 +204,8 @@ def test_a_page_escapes_what_it_did_not_write():
 def test_a_page_says_where_a_picture_is_missing_or_broken():
     page = page_from_answers(answers("a", "b", "c"), {"a": picture(), "b": b"broken"}, model="m")
     assert page.count('<img src="data:image/png;base64,') == 1
-    assert "not a picture that can be shown" in page
-    assert "no picture of this id" in page
+    assert "this picture cannot be shown" in page
+    assert "no picture for this id" in page
     assert 'class="picture' not in page_from_answers(answers("a"), {}, model="m")
 
 
@@ -280,5 +280,5 @@ def test_texts_have_no_pictures_and_the_page_says_so(model, tmp_path):
     )
     page = tmp_path / "page.html"
     result = succeed("search", model, path, "gato", "--language", "pt", "--html", page, "--threads", 1)
-    assert "2 of 2 results have no picture" in result.stderr
+    assert "2 of 2 results have no image" in result.stderr
     assert "<img" not in page.read_text(encoding="utf-8")

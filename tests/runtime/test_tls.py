@@ -40,7 +40,7 @@ def test_the_right_authority_and_token_are_let_in(address: str, own: Authority) 
 
 @pytest.mark.parametrize("token", [None, "guessed"])
 def test_a_missing_or_wrong_token_is_said(address: str, own: Authority, token: str | None) -> None:
-    with pytest.raises(ServerError, match=r"does not let this client in: no valid token\. Pass Connection"):
+    with pytest.raises(ServerError, match=r"denies access: no valid token\. Pass Connection"):
         Encoder.open(address, connection=Connection(token=token, ca_file=own.ca))
 
 

@@ -164,7 +164,7 @@ def test_tritons_own_backends_serve_the_same_repository(
 
 
 def test_a_folder_without_backends_is_said(server_environment: ServerEnvironment, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"holds no backend; expected .*libtriton_onnxruntime\.so"):
+    with pytest.raises(EngineError, match=r"has no backend; expected .*libtriton_onnxruntime\.so"):
         write_backends(server_environment, tmp_path / "backends", stock=tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_a_kept_version_is_switched_back_to(controlled: tuple[Path, str], tmp_pa
     spec = json.loads(broken.read_text())
     spec["preprocessing"]["suffix_ids"] = []
     broken.write_text(json.dumps(spec))
-    with pytest.raises(RolloutError, match=r"Version 2 of .*, which the repository kept, was taken back"):
+    with pytest.raises(RolloutError, match=r"Version 2 of .*, kept in the repository, was rolled back"):
         roll_out(model, 2, url=url)
     assert Manifest.read(model) == manifest
     with Encoder.open(f"{url}/{NAME}") as encoder:
@@ -350,7 +350,7 @@ def test_an_int8_calibrated_on_noise_is_taken_back(controlled: tuple[Path, str],
     rerecorded(new)
     with (
         Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
-        pytest.raises(RolloutError, match="languages are under a mean cosine"),
+        pytest.raises(RolloutError, match="languages are below a mean cosine"),
     ):
         roll_out(model, new, url=url)
     assert traffic.errors == []
@@ -363,7 +363,9 @@ def test_a_version_whose_towers_compute_otherwise_here_does_not_load(
     new = computing_otherwise(copied(model, tmp_path / "new"), Modality.IMAGE)
     with (
         Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
-        pytest.raises(RolloutError, match=r"taken back.*_image_tower_fp32 does not give PyTorch's vectors"),
+        pytest.raises(
+            RolloutError, match=r"rolled back.*_image_tower_fp32 does not reproduce PyTorch's vectors"
+        ),
     ):
         roll_out(model, new, url=url)
     assert traffic.errors == []

@@ -352,7 +352,7 @@ def test_a_broken_model_is_reported_in_the_servers_words(
     config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16"))
     options = ServerOptions(ready_s=60)
     with (
-        pytest.raises(EngineError, match=r"config.pbtxt says output"),
+        pytest.raises(EngineError, match=r"config.pbtxt has output"),
         running_server(tmp_path, environment=server_environment, options=options),
     ):
         pass

@@ -95,7 +95,7 @@ def test_any_server_with_our_backends_refuses_a_tower_that_computes_otherwise(
     """Even one that compares nothing itself: the tower's folder carries its probes."""
     options = ServerOptions(verify=False, ready_s=60)
     with (
-        pytest.raises(EngineError, match=f"{NAME}_text_tower_fp32 does not give PyTorch's vectors"),
+        pytest.raises(EngineError, match=f"{NAME}_text_tower_fp32 does not reproduce PyTorch's vectors"),
         running_server(elsewhere.parent, environment=server_environment, options=options),
     ):
         pass
@@ -147,7 +147,7 @@ def test_a_backend_that_checks_nothing_is_asked_through_the_server(
     dataclasses.replace(probes, vectors=rolled).save(path)
     names = {name for name in loaded(alone) if asks_front_ends or "_tower_" in name}
     asked = f"{NAME}_{modality.value}" if asks_front_ends else f"{NAME}_{modality.value}_tower_fp32"
-    with pytest.raises(OpeningCheckError, match=f"The server's {asked} does not give") as error:
+    with pytest.raises(OpeningCheckError, match=f"The server's {asked} does not reproduce") as error:
         require_right_answers(alone.addresses.http, rerecorded(own).parent, names)
     assert error.value.tower == asked
 
@@ -158,7 +158,7 @@ def test_a_model_of_before_is_served_and_asked(own: Path, server_environment: Se
         assert {m["state"] for m in server.models()} == {"READY"}
     computing_otherwise(own, Modality.TEXT)
     with (
-        pytest.raises(OpeningCheckError, match=f"The server's {NAME}_text does not give PyTorch's"),
+        pytest.raises(OpeningCheckError, match=f"The server's {NAME}_text does not reproduce PyTorch's"),
         running_server(own.parent, environment=server_environment),
     ):
         pass
@@ -184,7 +184,7 @@ def test_a_towers_engine_is_read_from_its_configuration(own: Path) -> None:
     config.write_text('platform: "tensorrt_plan"\n')
     assert engine_of_tower(own.parent, tower) is Engine.TENSORRT
     config.write_text('name: "x"\n')
-    with pytest.raises(ManifestError, match="names no backend"):
+    with pytest.raises(ManifestError, match="has no known tower backend"):
         engine_of_tower(own.parent, tower)
 
 

@@ -131,7 +131,7 @@ def test_narrower_heads_are_asked_for_by_width(exported: Exported, ask: Any) -> 
         ("capivara_text", {"text": ["x" * 70_000]}, "70000 bytes; the limit is 65536"),
         ("capivara_image", {"image": [b""]}, "it is empty"),
         ("capivara_image", {"image": [b"GIF89a nonsense"]}, "cannot be decoded"),
-        ("capivara_image", {"image": [b"no image at all"]}, "no image format"),
+        ("capivara_image", {"image": [b"no image at all"]}, "its format is unknown"),
     ],
 )
 def test_bad_requests_are_told_why(

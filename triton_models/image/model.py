@@ -1,4 +1,4 @@
-"""``NAME_image``: image files in, vectors out; see ``triton_models/image_frontend.py``."""
+"""Triton model ``NAME_image``: image files in, vectors out; see ``triton_models/image_frontend.py``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from triton_models.spec import ImageLimits, ImageSpec, limits_from_parameters, s
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for."""
+    """Model class loaded by Triton's Python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the version's files."""
+        """Load the version's files."""
         spec = spec_from_folder(ImageSpec, version_folder(args))
         self._counters = counters_of_model(args)
         self._front_end = ImageFrontEnd(
@@ -35,7 +35,7 @@ class TritonPythonModel:
         )
 
     async def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch."""
+        """Answer a batch of requests."""
         answers = await self._front_end.answers([_request(request) for request in requests])
         return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
@@ -47,5 +47,5 @@ class TritonPythonModel:
 
 def _request(request: Any) -> ImageRequest:
     image = tensor(request, "image")
-    assert image is not None, "Triton lets no request without a required input through"
+    assert image is not None, "Triton rejects requests without a required input"
     return ImageRequest(image, tensor(request, "dim"))

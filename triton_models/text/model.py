@@ -1,4 +1,4 @@
-"""``NAME_text``: texts and languages in, vectors out; see ``triton_models/text_frontend.py``."""
+"""Triton model ``NAME_text``: texts and languages in, vectors out; see ``triton_models/text_frontend.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from triton_models.text_frontend import TextFrontEnd, TextRequest
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for."""
+    """Model class loaded by Triton's Python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the version's files; the first text is tokenised here, not in the first request."""
@@ -41,7 +41,7 @@ class TritonPythonModel:
         )
 
     async def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer a batch."""
+        """Answer a batch of requests."""
         answers = await self._front_end.answers([_request(request) for request in requests])
         return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
@@ -52,7 +52,7 @@ class TritonPythonModel:
 
 def _request(request: Any) -> TextRequest:
     text = tensor(request, "text")
-    assert text is not None, "Triton lets no request without a required input through"
+    assert text is not None, "Triton rejects requests without a required input"
     parameters = json.loads(request.parameters() or "{}")
     return TextRequest(
         text,

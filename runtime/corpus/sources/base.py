@@ -1,4 +1,4 @@
-"""What every source offers: files, each a run of rows that can be read from any point on."""
+"""Source protocol, column lookup and cell checks common to all corpus sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 PIECE_TEXTS = 8_192
 PIECE_IMAGES = 32
-"""Rows that a source hands on at once."""
+"""Rows that a source yields at once."""
 
 _ID_NAMES = ("id", "image_id", "key", "__key__")
 _TEXT_NAMES = ("text", "caption", "sentence", "txt")
@@ -33,7 +33,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class SourceFormat(str, Enum):
-    """How a corpus is stored."""
+    """Storage format of a corpus."""
 
     PARQUET = "parquet"
     ARROW = "arrow"
@@ -50,12 +50,12 @@ class Source(Protocol):
     """Rows in a fixed order; safe to send to another process unless it holds a Python iterable.
 
     Attributes:
-        name: What the caller called it.
-        format: How it is stored.
-        columns: The columns in use.
-        modality: Whether its items are texts or images.
-        id_type: How its ids are stored.
-        n_files: How many runs of rows it has.
+        name: Source as named by the caller.
+        format: Storage format.
+        columns: Columns in use.
+        modality: Modality of the items.
+        id_type: Storage type of the ids.
+        n_files: Number of files, each a run of rows.
     """
 
     name: str
@@ -66,26 +66,26 @@ class Source(Protocol):
     n_files: int
 
     def identity(self) -> str:
-        """Changes with the source's files and sizes."""
+        """Return a string that changes with the source's files and sizes."""
 
     def n_rows(self, file: int) -> int | None:
-        """Rows of a file where they can be told without reading it."""
+        """Return the rows of a file, or ``None`` if it must be read to count them."""
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """Rows of a file, numbered from 0 in it.
+        """Yield the rows of a file, numbered from 0 within the file.
 
-        What is not needed may be left out, if ``n_rows`` of the file is known.
+        Rows that are not needed may be skipped if ``n_rows`` of the file is known.
         """
 
 
 class NumberedRows:
-    """Rows of all files, numbered through; what is not needed may be left out.
+    """Rows of all files, numbered consecutively; rows that are not needed may be skipped.
 
     Args:
-        first_file: Where to begin; its first row is number ``first_row``.
+        first_file: File to start with; its first row has number ``first_row``.
 
     Attributes:
-        n_rows: Rows of the whole source, once they have been iterated over.
+        n_rows: Rows of the whole source, after iterating over them.
     """
 
     def __init__(self, source: Source, needs: Needs, *, first_file: int = 0, first_row: int = 0) -> None:
@@ -111,10 +111,10 @@ class NumberedRows:
 
 
 def chosen_columns(asked: Columns, names: list[str], *, where: str) -> Columns:
-    """The columns to read: those asked for, and the usual names for what was not.
+    """Choose the columns to read: the requested ones, and the usual names for the rest.
 
     Raises:
-        InputError: a column is missing, or it is not clear what to embed.
+        InputError: a column is missing, or the column to embed is ambiguous.
     """
     for column in (asked.id, asked.text, asked.image, asked.language):
         if column is not None and column not in names:
@@ -126,8 +126,8 @@ def chosen_columns(asked: Columns, names: list[str], *, where: str) -> Columns:
         if (text is None) == (image is None):
             found = "neither texts nor images" if text is None else f"texts ({text!r}) and images ({image!r})"
             raise InputError(
-                f"{where} has {found} under their usual names; its columns are {names}. Say which column to "
-                "embed: --text COLUMN or --image COLUMN."
+                f"{where} has {found} under their usual names; its columns are {names}. Choose the column to "
+                "embed with --text COLUMN or --image COLUMN."
             )
     used = {asked.text, asked.image, text, image}
     language = asked.language
@@ -138,7 +138,7 @@ def chosen_columns(asked: Columns, names: list[str], *, where: str) -> Columns:
 
 
 def checked_id(value: Any, id_type: IdType) -> Any | Problem:
-    """An id as it is stored, or what is wrong with it."""
+    """Return an id as stored, or the problem with it."""
     if value is None:
         return Problem("null-id", "The id is null.")
     if isinstance(value, str) and id_type is IdType.STRING:
@@ -149,12 +149,12 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
         if value in _INT64:
             return value
     return Problem(
-        "wrong-id", f"The id {value!r} is {type(value).__name__}; the first ids are {id_type.value}."
+        "wrong-id", f"The id {value!r} is of type {type(value).__name__}; expected {id_type.value}."
     )
 
 
 def checked_text(value: Any) -> str | Problem:
-    """A text, or why it is none; a text without a visible character has nothing to embed."""
+    """Return a text, or the problem with it; blank texts are rejected."""
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
         return Problem("null-text", "The text is null.")
     if not isinstance(value, str):
@@ -165,7 +165,7 @@ def checked_text(value: Any) -> str | Problem:
 
 
 def checked_language(value: Any) -> str | Problem | None:
-    """A language code, ``None`` where it is left out, or why it is none."""
+    """Return a language code, ``None`` if it is left out, or the problem with it."""
     if value is None or value == "":
         return None
     if not isinstance(value, str):

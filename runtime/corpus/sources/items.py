@@ -1,4 +1,4 @@
-"""Python's own iterables as a source: strings, images, or mappings with columns."""
+"""Python iterables as a source: strings, images, or mappings with columns."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class _Cell(NamedTuple):
 
 
 class ItemSource:
-    """Items of an iterable, read once, in order.
+    """Items of an iterable, read once and in order.
 
-    A string is a text; bytes, a path, a Pillow image or an array is an image (with ``columns.image`` set,
-    a string is an image's path). A mapping has columns.
+    A string is a text, or an image's path if ``columns.image`` is set. Bytes, a path, a Pillow image or an
+    array is an image. A mapping has columns.
 
     Raises:
-        InputError: nothing to read, or columns that are missing or unclear.
+        InputError: the iterable is empty, or columns are missing or ambiguous.
     """
 
     def __init__(self, items: Iterable[Any], columns: Columns) -> None:
@@ -62,14 +62,14 @@ class ItemSource:
             self._local = pyarrow.fs.LocalFileSystem()
 
     def identity(self) -> str:
-        """The same for every iterable: its content cannot be known before it is read."""
+        """Return a constant, since the content is unknown before it is read."""
         return "items"
 
     def n_rows(self, file: int) -> None:
-        """Unknown until the iterable ends."""
+        """Return ``None``: the number is unknown until the iterable ends."""
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """All items; a second reading finds none left."""
+        """Yield all items as rows; a second call yields none."""
         start = 0
         is_text = self.modality is Modality.TEXT
         for cells in windows(self._cells(), PIECE_TEXTS if is_text else PIECE_IMAGES):
@@ -77,7 +77,7 @@ class ItemSource:
             start += len(cells)
 
     def _cells(self) -> Iterator[_Cell]:
-        """Each item's own cells, taken before the next item is asked for: the caller may change it then."""
+        """Yield each item's cells, copied before requesting the next item, when the caller may change it."""
         columns = self.columns
         for number, item in enumerate(self._items):
             cell = _Cell(item)
@@ -110,7 +110,7 @@ def _image(value: Any, number: int, local: Any) -> Item:
         return Problem("null-image", "The image is null.")
     if isinstance(value, bytes):
         return value
-    known = isinstance(value, (Image.Image, bytearray, memoryview))  # asking an image for more decodes it
+    known = isinstance(value, (Image.Image, bytearray, memoryview))  # hasattr would decode an image
     if not known and not hasattr(value, "__array_interface__"):
         return Problem("not-image", f"The image is of type {type(value).__name__}.")
     try:

@@ -1,4 +1,4 @@
-"""CSV, JSON lines and plain text, read line by line; a line that cannot be parsed is a bad row."""
+"""CSV, JSON lines and plain text, read line by line; an unparsable line is a bad row."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from runtime.preprocessing.batching import windows
 __all__ = ["LineSource"]
 
 _SAMPLE_LINES = 64
-"""JSON lines that are looked at for the names of the columns."""
+"""JSON lines that are sampled for column names."""
 
 
 class LineSource:
-    """Files of lines, in order; each CSV file has its own header.
+    """Line-based files, in order; each CSV file has its own header.
 
     Raises:
-        InputError: a file without a header, or columns that are missing or unclear.
+        InputError: a file has no header, or columns are missing or ambiguous.
     """
 
     def __init__(self, name: str, format_: SourceFormat, files: FileSet, columns: Columns) -> None:
@@ -57,14 +57,14 @@ class LineSource:
         self.modality = modality_of(self.columns)
 
     def identity(self) -> str:
-        """Of names and sizes."""
+        """Return a hash of file names and sizes."""
         return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
 
     def n_rows(self, file: int) -> None:
-        """Unknown until the lines are read."""
+        """Return ``None``: the number is unknown until the lines are read."""
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """All rows of a file."""
+        """Yield all rows of a file."""
         path = self._files.files[file].path
         columns = self.columns
         item = columns.text if columns.text is not None else columns.image
@@ -92,7 +92,7 @@ class LineSource:
                     yield from (_json_record(line) for line in lines if not line.isspace())
 
     def _lines(self, file: int) -> io.TextIOWrapper:
-        """Decoded lines; bytes that are no UTF-8 become surrogates, which the text's own check names."""
+        """Open a file as text; invalid UTF-8 becomes surrogates, which the later text check reports."""
         opened = self._files.filesystem.open_input_stream(
             self._files.files[file].path, compression="detect", buffer_size=1 << 20
         )
@@ -106,7 +106,7 @@ class LineSource:
     def _header(self, lines: io.TextIOWrapper, where: str) -> list[str]:
         header = next(self._reader(lines), None)
         if not header:
-            raise InputError(f"{where} is empty; a CSV file starts with the names of its columns.")
+            raise InputError(f"{where} is empty; a CSV file must start with its column names.")
         return header
 
     def _csv_records(
@@ -114,19 +114,19 @@ class LineSource:
     ) -> Iterator[Mapping[str, Any] | Problem]:
         for fields in self._reader(lines):
             if not fields:
-                continue  # an empty line is no record, as in every reader of CSV
+                continue  # an empty line is not a record, as in other CSV readers
             if len(fields) == len(header):
                 yield dict(zip(header, fields, strict=True))
             else:
                 yield Problem(
-                    "malformed-row", f"The line has {len(fields)} fields; the header {len(header)}."
+                    "malformed-row", f"The line has {len(fields)} fields; the header has {len(header)}."
                 )
 
     def _sample(self, where: str) -> list[Mapping[str, Any]]:
         records = list(islice(self._records(0), _SAMPLE_LINES))
         found = [record for record in records if not isinstance(record, Problem)]
         if not found:
-            raise InputError(f"{where} holds no JSON object in its first {_SAMPLE_LINES} lines.")
+            raise InputError(f"{where} has no JSON object in its first {_SAMPLE_LINES} lines.")
         return found
 
 
@@ -134,9 +134,9 @@ def _json_record(line: str) -> Mapping[str, Any] | Problem:
     try:
         record = json.loads(line)
     except ValueError as error:
-        return Problem("malformed-row", f"The line is no JSON: {error}.")
+        return Problem("malformed-row", f"The line is not JSON: {error}.")
     if not isinstance(record, dict):
-        return Problem("malformed-row", f"The line holds {type(record).__name__}; expected a JSON object.")
+        return Problem("malformed-row", f"The line is a {type(record).__name__}; expected a JSON object.")
     return record
 
 

@@ -1,4 +1,4 @@
-"""What a caller names becomes a source: by suffix, by what lies in a folder, or by format."""
+"""Opening of a source by its suffix, folder content or given format."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def open_source(
 
     Args:
         source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
-        columns: Which columns hold what; looked for under their usual names by default.
-        format: How it is stored; told from suffixes by default.
+        columns: Columns of ids, texts, images and languages; default: their usual names.
+        format: Storage format; default: inferred from suffixes.
 
     Raises:
-        InputError: nothing is there, it is of no known or of several formats, or its columns are unclear.
+        InputError: the source is missing, its format is unknown or mixed, or its columns are ambiguous.
     """
     columns = columns or Columns()
     if not isinstance(source, (str, os.PathLike)):
@@ -76,7 +76,7 @@ def open_source(
 
 
 def source_format(name: SourceFormat | str) -> SourceFormat:
-    """A format by its name.
+    """Return the format with a name.
 
     Raises:
         InputError: there is no such format.
@@ -95,12 +95,12 @@ def _format(name: str, files: FileSet) -> SourceFormat:
     if len(found) > 1:
         raise InputError(
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
-            "such as 'FOLDER/*.parquet', or say which with --format."
+            "such as 'FOLDER/*.parquet', or choose one with --format."
         )
     if not found:
         raise InputError(
-            f"{name} is of no format that its suffix tells; known are {', '.join(sorted(_SUFFIXES))}. Say "
-            "which with --format."
+            f"{name} has no known suffix; expected one of {', '.join(sorted(_SUFFIXES))}. Choose the format "
+            "with --format."
         )
     return found.pop()
 
@@ -113,7 +113,7 @@ def _format_of(path: str) -> SourceFormat | None:
 
 
 def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
-    """The files of a folder that are of the format; files that were named themselves all are."""
+    """Keep a folder's files of the format; files named directly are all kept."""
     if not files.is_folder:
         return files
     kept = tuple(file for file in files.files if _format_of(file.path) is format)

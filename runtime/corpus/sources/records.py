@@ -1,4 +1,4 @@
-"""Cells become items: what a table, a JSON line or a tar sample holds in its columns."""
+"""Conversion of the cells of a table, JSON line or tar sample to rows."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Cells", "image_from_cell", "modality_of"]
 
 
 def modality_of(columns: Columns) -> Modality:
-    """What the columns hold."""
+    """Return the modality of the columns: texts if a text column is set, otherwise images."""
     return Modality.TEXT if columns.text is not None else Modality.IMAGE
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """How the cells of one file become rows.
+    """Converter from the cells of one file to rows.
 
     Attributes:
-        filesystem: Of the paths that stand in the image column.
-        folder: What relative paths are relative to.
+        filesystem: File system of the paths in the image column.
+        folder: Base folder of relative paths.
     """
 
     columns: Columns
@@ -40,7 +40,7 @@ class Cells:
         items: Sequence[Any],
         languages: Sequence[Any] | None,
     ) -> Rows:
-        """Check every cell; a bad one makes its row a problem."""
+        """Check every cell; a bad cell makes its row a problem."""
         checked: list[Item]
         if self.columns.text is not None:
             checked = [item if isinstance(item, Problem) else checked_text(item) for item in items]
@@ -67,7 +67,7 @@ class Cells:
 
 
 def image_from_cell(cell: Any, filesystem: Any, folder: str) -> Item:
-    """Bytes, a struct of bytes or path, or a path: the image's bytes, or the file to read."""
+    """Return the bytes, or the file to read, of a cell with bytes, a path, or a struct of either."""
     if isinstance(cell, Problem):
         return cell
     if isinstance(cell, Mapping):
@@ -87,5 +87,5 @@ def image_from_cell(cell: Any, filesystem: Any, folder: str) -> Item:
         return ImageFile(filesystem, f"{folder}/{cell}")
     return Problem(
         "not-image",
-        f"The image is of type {type(cell).__name__}; expected bytes, a path, or a struct of them.",
+        f"The image is of type {type(cell).__name__}; expected bytes, a path, or a struct of either.",
     )

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and Feather files, and Hugging Face datasets on disk, read a piece at a time."""
+"""Parquet, Arrow and Feather files, and Hugging Face datasets on disk, read in pieces."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["TableSource", "files_of_dataset"]
 
 
 class TableSource:
-    """Columnar files that share a schema; rows that are not needed are never read.
+    """Columnar files that share a schema; rows that are not needed are skipped.
 
     Raises:
-        InputError: a file that cannot be read, or columns that are missing or unclear.
+        InputError: a file cannot be read, or columns are missing or ambiguous.
     """
 
     def __init__(self, name: str, format_: SourceFormat, files: FileSet, columns: Columns) -> None:
@@ -37,18 +37,18 @@ class TableSource:
         self._counts: dict[int, int] = {}
 
     def identity(self) -> str:
-        """Of names and sizes."""
+        """Return a hash of file names and sizes."""
         return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
 
     def n_rows(self, file: int) -> int:
-        """From the file's footer or batches."""
+        """Return the rows of a file, from its footer or batches."""
         if file not in self._counts:
             with self._opened(file) as table:
                 self._counts[file] = table.n_rows()
         return self._counts[file]
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """Rows of a file, without those that are not needed."""
+        """Yield the rows of a file, skipping those that are not needed."""
         path = self._files.files[file].path
         columns = self.columns
         item = columns.text if columns.text is not None else columns.image
@@ -78,7 +78,7 @@ class TableSource:
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{opened.path} cannot be read as {self.format.value} ({error}). "
-                "Restore it if it was cut short or damaged."
+                "Restore it if it is truncated or damaged."
             ) from error
 
 
@@ -86,7 +86,7 @@ class _ParquetTable:
     def __init__(self, filesystem: Any, path: str) -> None:
         import pyarrow.parquet
 
-        # a large buffer a column would be held for every one of thousands of row groups
+        # larger buffers would be kept per column for each of thousands of row groups
         self._file = pyarrow.parquet.ParquetFile(
             filesystem.open_input_file(path), buffer_size=1 << 20, pre_buffer=False
         )
@@ -113,7 +113,7 @@ class _ParquetTable:
 
 
 class _ArrowTable:
-    """An Arrow file or stream; Feather (version 2) is an Arrow file."""
+    """Arrow file or stream; Feather (version 2) is an Arrow file."""
 
     def __init__(self, filesystem: Any, path: str) -> None:
         import pyarrow
@@ -172,24 +172,24 @@ def _id_type(schema: Any, column: str | None) -> IdType:
         return IdType.INT64
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or kind == pyarrow.string_view():
         return IdType.STRING
-    raise InputError(f"The id column {column!r} is of type {kind}; ids are strings or integers.")
+    raise InputError(f"The id column {column!r} is of type {kind}; expected strings or integers.")
 
 
 def files_of_dataset(name: str, files: FileSet) -> FileSet:
-    """The Arrow files of a dataset that ``datasets.save_to_disk`` wrote, in its own order.
+    """Return the Arrow files of a dataset written by ``datasets.save_to_disk``, in dataset order.
 
     Raises:
-        InputError: several splits, or files that are missing.
+        InputError: the dataset has several splits, or files are missing.
     """
     by_name = {files.relative(file): file for file in files.files}
     prefix = ""
     if "dataset_dict.json" in by_name:
         splits = json.loads(_text(files, by_name["dataset_dict.json"]))["splits"]
         if len(splits) != 1:
-            raise InputError(f"{name} has the splits {splits}; pass one of them, e.g. {name}/{splits[0]}.")
+            raise InputError(f"{name} has splits {splits}; pass one of them, e.g. {name}/{splits[0]}.")
         prefix = f"{splits[0]}/"
     if f"{prefix}state.json" not in by_name:
-        raise InputError(f"{name} holds no {prefix}state.json, so it is no dataset that was saved to disk.")
+        raise InputError(f"{name} has no {prefix}state.json, so it is not a dataset saved to disk.")
     state = json.loads(_text(files, by_name[f"{prefix}state.json"]))
     wanted = [prefix + entry["filename"] for entry in state["_data_files"]]
     if missing := [entry for entry in wanted if entry not in by_name]:

@@ -1,4 +1,4 @@
-"""WebDataset tars: files that share a name up to the first dot are one sample."""
+"""WebDataset tars: files with the same name up to the first dot form one sample."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class TarSource:
-    """Samples in the tars' order. Their columns are ``__key__``, the files' extensions, ``image`` for
-    whichever image there is, and the fields of a ``json`` file.
+    """Samples in tar order, with columns ``__key__``, the files' extensions, ``image`` for the first image
+    of any extension, and the fields of a ``json`` file.
 
     Raises:
-        InputError: a tar that cannot be read, or columns that are missing or unclear.
+        InputError: a tar cannot be read, or columns are missing or ambiguous.
     """
 
     def __init__(self, name: str, files: FileSet, columns: Columns) -> None:
@@ -38,21 +38,21 @@ class TarSource:
         if first is None:
             raise InputError(f"{files.files[0].path} holds no samples.")
         if columns == Columns() and "image" in first:
-            columns = Columns(image="image")  # a captioned image is an image
+            columns = Columns(image="image")  # embed the image of a captioned image
         if columns.id is None:
             columns = Columns("__key__", columns.text, columns.image, columns.language)
         self.columns = chosen_columns(columns, list(first), where=files.files[0].path)
         self.modality = modality_of(self.columns)
 
     def identity(self) -> str:
-        """Of names and sizes."""
+        """Return a hash of file names and sizes."""
         return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
 
     def n_rows(self, file: int) -> None:
-        """Unknown until the tar is read."""
+        """Return ``None``: the number is unknown until the tar is read."""
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """All samples of a tar."""
+        """Yield all samples of a tar as rows."""
         columns = self.columns
         item = columns.text if columns.text is not None else columns.image
         cells = Cells(columns, self.id_type, self._files.filesystem, self._files.root)
@@ -88,7 +88,7 @@ class TarSource:
                     _add(sample, extension.lower(), content.read() if content is not None else b"")
         except (tarfile.TarError, OSError, EOFError) as error:
             raise InputError(
-                f"{path} cannot be read as a tar ({error}). Restore it if it was cut short or damaged."
+                f"{path} cannot be read as a tar ({error}). Restore it if it is truncated or damaged."
             ) from error
         if sample:
             yield sample
@@ -109,7 +109,7 @@ def _add(sample: dict[str, Any], extension: str, data: bytes) -> None:
 
 
 def _cell(sample: dict[str, Any], column: str) -> Any:
-    """A cell; texts are files too, and so bytes."""
+    """Return a cell; texts are stored as files, so their bytes are decoded."""
     value = sample.get(column)
     if value is None:
         return Problem("missing-file", f"The sample has no {column!r}; it has {sorted(sample)}.")

@@ -83,7 +83,7 @@ def test_a_callable_for_other_frameworks(model, encoder):
 
 
 def test_columns_that_are_wrong(model):
-    with pytest.raises(InputError, match="Name one column"):
+    with pytest.raises(InputError, match="exactly one column"):
         BatchEmbedder(model)
     with pytest.raises(InputError, match="has no column 'text'"):
         BatchEmbedder(model, text="text", language="pt")({"caption": np.asarray(["a"])})

@@ -53,7 +53,7 @@ OTHERS = {
     "engine": ({"engine": "onnxruntime 0.1"}, "engine was 'onnxruntime 1.* is now 'onnxruntime 0.1'"),
     "cpu": ({"cpu": "Another: avx2"}, "cpu was .* is now 'Another: avx2'"),
     "libraries": ({"libraries": "tokenizers 0"}, "libraries was .*'tokenizers 0'"),
-    "graphs": ({"graphs": {"model.onnx": "ab" * 32}}, "model.onnx had the sha256 .* has abababababab"),
+    "graphs": ({"graphs": {"model.onnx": "ab" * 32}}, "model.onnx had sha256 .* now has abababababab"),
 }
 
 
@@ -78,7 +78,7 @@ def test_another_computation_does_not_go_on(
     elsewhere(monkeypatch, **OTHERS[what][0])
     with pytest.raises(CorpusError, match=f"(?s){OTHERS[what][1]}.*another output folder") as refusal:
         embed_corpus(model, source, tmp_path, chosen)
-    assert (f"--accept-changed {what} goes on" in str(refusal.value)) is (what != "graphs")
+    assert (f"--accept-changed {what} resumes anyway" in str(refusal.value)) is (what != "graphs")
     assert bytes_of(tmp_path) == before
     every = dataclasses.replace(chosen, accept_changed=tuple(ComputationChange))
     if what == "graphs":
@@ -89,7 +89,7 @@ def test_another_computation_does_not_go_on(
         model, source, tmp_path, dataclasses.replace(chosen, accept_changed=(ComputationChange(what),))
     )
     assert len(record.computations) == 2
-    assert f"more than one way, as was accepted: {what} was" in record.notes[0]
+    assert f"computation changed between parts, as accepted: {what} was" in record.notes[0]
     (tmp_path / "part-00000.parquet").unlink()
     embed_corpus(model, source, tmp_path, chosen)  # accepted once, it need not be again
 

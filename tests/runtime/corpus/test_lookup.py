@@ -70,7 +70,7 @@ def test_pictures_come_out_of_tars(tmp_path):
     assert pictures_of_ids(path, ["b", "c"]) == {"b": png("blue")}
     assert pictures_of_ids(tmp_path, ["a"]) == {"a": png("red")}
     (tmp_path / "0.jsonl").write_text('{"text": "one"}\n')
-    with pytest.raises(InputError, match="no source of pictures: it holds texts"):
+    with pytest.raises(InputError, match="not a source of images: it has texts"):
         pictures_of_ids(tmp_path / "0.jsonl", ["0"])
 
 

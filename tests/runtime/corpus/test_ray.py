@@ -131,7 +131,10 @@ def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows, n_
     ("damage", "message"),
     [
         (lambda model: overwritten(graph_of(model, Modality.TEXT)), r"model\.onnx has sha256"),
-        (lambda model: computing_otherwise(model, Modality.TEXT), "does not give PyTorch's vectors on this"),
+        (
+            lambda model: computing_otherwise(model, Modality.TEXT),
+            "does not reproduce PyTorch's vectors on this",
+        ),
     ],
     ids=["damaged", "computes otherwise"],
 )
@@ -143,6 +146,6 @@ def test_a_worker_proves_its_own_copy(damage, message, model, source, tmp_path):
         damage(own)
         yield from ray_executor(1)(job)
 
-    with pytest.raises(CorpusError, match=rf"The worker on .* does not embed: .*{message}"):
+    with pytest.raises(CorpusError, match=rf"The worker on .* cannot embed: .*{message}"):
         embed_corpus(own, source, tmp_path / "out", options(), execute=execute)
     assert not list((tmp_path / "out").glob("part-*"))

@@ -68,7 +68,7 @@ def test_batches_come_from_a_server_too(server, runs_at_once):
 def test_requests_at_once_change_nothing(server, tmp_path):
     source = write_texts(tmp_path / "a.parquet", [f"text {i}" for i in range(300)])
     embed_corpus(server.address, source, tmp_path / "whole", options(engine=EngineChoice()))
-    with pytest.raises(CorpusError, match="server's matter"):
+    with pytest.raises(CorpusError, match="set on the server"):
         embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(threads=1)))
     embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(instances=2)))
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")

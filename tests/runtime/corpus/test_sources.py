@@ -260,7 +260,7 @@ def test_a_lazy_image_of_another_format_is_a_bad_row():
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.xyz", b"", {}, "no format that its suffix tells"),
+        ("a.xyz", b"", {}, "has no known suffix"),
         ("a.parquet", b"PAR1 no", {}, "cannot be read as parquet"),
         ("a.csv", b"", {}, "is empty"),
         ("a.csv", b"id,words\n", {}, "neither texts nor images"),

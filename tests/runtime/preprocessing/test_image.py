@@ -170,7 +170,7 @@ def test_pixels_are_near_those_of_transformers_tensor_resize(file_bytes):
 
 @pytest.mark.parametrize("size", [(1_000_000, 1), (1, 80_000_000)])
 def test_an_image_too_long_to_resize_is_refused(size):
-    with pytest.raises(ImageError, match=r"when its shortest side is fitted to 64.*Crop it first"):
+    with pytest.raises(ImageError, match=r"when its shortest side is resized to 64.*Crop it first"):
         pixels_from_image(Image.new("1", size), preprocessing())
 
 
@@ -218,16 +218,16 @@ def broken_png():
     ("source", "message"),
     [
         (b"", r"empty \(0 bytes\)"),
-        (b"not an image at all", "no image format recognises"),
+        (b"not an image at all", "its format is unknown"),
         (saved(scene(), "JPEG")[:-400], "truncated|cannot be decoded"),
         (saved(scene(), "PNG")[:200], "truncated|cannot be decoded"),
         (saved(scene(), "PNG")[:20], "cannot be decoded"),
         (broken_png(), "cannot be decoded"),
-        (zlib.compress(b"x" * 999), "no image format recognises"),
+        (zlib.compress(b"x" * 999), "its format is unknown"),
         ("no/such/file.png", "no/such/file.png does not exist"),
         (np.zeros((4, 4), np.uint8), r"uint8 \(height, width, 3\)"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
-        (np.zeros((0, 4, 3), np.uint8), "not empty"),
+        (np.zeros((0, 4, 3), np.uint8), "non-empty"),
         (3.5, "of type float; expected a path"),
         (None, "of type NoneType; expected a path"),
     ],

@@ -288,7 +288,7 @@ def test_a_closed_image_is_named_as_such(
     tower: ImageTower, tmp_path: Path, kind: str, close: Callable[[Path], Image.Image]
 ) -> None:
     image = close(file_of(tmp_path, kind))
-    with pytest.raises(ImageError, match=r"Image 1 of the batch cannot be decoded: it was closed before"):
+    with pytest.raises(ImageError, match=r"Image 1 of the batch cannot be decoded: it is already closed"):
         vectors(tower, [scene(), image])
 
 
@@ -296,10 +296,10 @@ def test_the_first_bad_image_of_a_batch_is_named(tower: ImageTower, tmp_path: Pa
     lazy = closed_by_with(file_of(tmp_path, "png"))
     with pytest.raises(ImageError, match=r"^Image 1 of the batch, 3 bytes, cannot be decoded"):
         vectors(tower, [scene(), b"bad", lazy])
-    with pytest.raises(ImageError, match=r"^Image 1 of the batch cannot be decoded: it was closed"):
+    with pytest.raises(ImageError, match=r"^Image 1 of the batch cannot be decoded: it is already closed"):
         vectors(tower, [scene(), lazy, b"bad"])
     with pytest.raises(
-        ImageError, match=r"^Image 2 of the batch is of type BytesIO.*what its read\(\) returns"
+        ImageError, match=r"^Image 2 of the batch is of type BytesIO.*the result of its read\(\)"
     ):
         vectors(tower, [scene(), scene(), io.BytesIO(png_bytes())])
 

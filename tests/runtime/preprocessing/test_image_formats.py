@@ -119,7 +119,7 @@ def test_other_formats_are_refused_by_their_name(name: str) -> None:
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "IM", "SPIDER", "XBM"])
 def test_formats_without_a_mark_are_refused_too(kind: str) -> None:
     image = scene().convert({"XBM": "1", "SPIDER": "F"}.get(kind, "RGB"))
-    with pytest.raises(ImageError, match=r"no image format recognises its bytes; accepted are AVIF"):
+    with pytest.raises(ImageError, match=r"its format is unknown; supported formats are AVIF"):
         decode(saved(kind, image))
 
 
@@ -164,7 +164,9 @@ def test_ghostscript_is_never_run(ghostscript: Path, tmp_path: Path, name: str) 
 @pytest.mark.parametrize("kind", ["JPEG2000", "QOI", "TGA", "PCX"])
 def test_a_callers_image_of_another_format_must_be_decoded_before(kind: str) -> None:
     image = Image.open(io.BytesIO(saved(kind)))
-    message = rf"Image 3 is of the format {kind} and not decoded yet; accepted are AVIF.*image\.load\(\)"
+    message = (
+        rf"Image 3 has format {kind} and is not decoded yet; supported formats are AVIF.*image\.load\(\)"
+    )
     with pytest.raises(ImageError, match=message):
         decode(image, name="3")
     image.load()
@@ -371,5 +373,5 @@ def test_images_are_opened_in_one_place() -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_regular_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "x.png")
-    with pytest.raises(ImageError, match=r"x\.png cannot be decoded: it is no regular file"):
+    with pytest.raises(ImageError, match=r"x\.png cannot be decoded: it is not a regular file"):
         decode(tmp_path / "x.png")

@@ -104,7 +104,7 @@ def resolved(code: str) -> str | None:
 def hints(code: str) -> tuple[str, ...]:
     with pytest.raises(LanguageError) as refused:
         flores_from_code(code)
-    found = re.search(r"\(close to it: ([^)]+)\)", str(refused.value))
+    found = re.search(r"\(closest: ([^)]+)\)", str(refused.value))
     return tuple(found[1].split(", ")) if found else ()
 
 

@@ -267,8 +267,8 @@ def test_cut_texts_are_marked_and_keep_their_special_tokens(nllb):
     [
         (None, r"needs the language of every text. Pass language=\.\.\., e\.g\."),
         ("xx", "'xx' is unknown"),
-        ("portugese", "close to it: por_Latn"),
-        ("deu_Latn", r"does not speak German \(deu_Latn\); it knows 7 languages"),
+        ("portugese", "closest: por_Latn"),
+        ("deu_Latn", r"does not support German \(deu_Latn\); it supports 7 languages"),
         (["por_Latn", "nonsense"], "'nonsense' is unknown"),
         ([None, "pt"], "needs the language"),
         ([3, 4], "The language of text 0 is of type int"),
@@ -282,7 +282,7 @@ def test_a_language_that_does_not_fit_is_an_error(nllb, language, message):
 
 def test_a_bad_default_language_fails_at_once(nllb):
     _, path, preprocessing = nllb
-    with pytest.raises(LanguageError, match="does not speak"):
+    with pytest.raises(LanguageError, match="does not support"):
         Tokenizer(path, preprocessing, default_language="deu_Latn")
 
 

@@ -1,4 +1,4 @@
-"""Python-based backend ``onnxruntime``: serves towers, unmodified, where the C++ one is missing."""
+"""Python-based backend ``onnxruntime``: serves unmodified towers if the C++ backend is missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from triton_models.tower_model import TowerModel
 
 
 class TritonPythonModel(TowerModel):
-    """What Triton's Python backend looks for."""
+    """Model class loaded by Triton's Python backend."""
 
     engine = Engine.ONNXRUNTIME
