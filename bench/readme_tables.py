@@ -31,6 +31,7 @@ from bench.reporting.record_tables import (
     recall_table,
     server_table,
     speed_table,
+    summary_table,
 )
 from runtime.commands.errors import ErrorReportingCommand
 from runtime.errors import BabeltowerError
@@ -63,10 +64,19 @@ def _of_json(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Path], str
 
 
 def _precisions(path: Path) -> str:
-    """One table of two machines' records, the second one's in the folder ``avx2`` beside the first."""
+    """Render the record and its counterpart of another machine in the folder ``avx2`` beside it."""
+    return precisions_table(*_both_machines(path))
+
+
+def _summary(path: Path) -> str:
+    """Render the records of ``_precisions`` with the speeds in the same folder."""
+    return summary_table(*_both_machines(path), read_records(path.with_name("precision_speed.json")))
+
+
+def _both_machines(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     beside = path.parent / "avx2" / path.name
     record, avx2 = (json.loads(found.read_text(encoding="utf-8")) for found in (path, beside))
-    return precisions_table(record, avx2)
+    return record, avx2
 
 
 _PRECISIONS = ("precisions.json", "python -m bench.precisions")
@@ -74,6 +84,7 @@ _CORPUS = ("corpus.json", "python -m bench.corpus --work FOLDER")
 _PEERS = ("peers.json", "python -m bench.peers")
 
 TABLES: Mapping[str, Table] = {
+    "summary": Table(*_PRECISIONS, _summary),
     "recall": Table(*_PRECISIONS, _of_json(recall_table)),
     "precisions": Table(*_PRECISIONS, _precisions),
     "speed": Table("precision_speed.json", "python -m bench.precision_speed", _of_records(speed_table)),

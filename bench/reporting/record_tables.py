@@ -30,6 +30,7 @@ __all__ = [
     "recall_table",
     "server_table",
     "speed_table",
+    "summary_table",
 ]
 
 _NONE = "–"
@@ -56,6 +57,16 @@ _FORMS = {
     "onnxruntime int8": "ONNX Runtime INT8",
     "openvino int8": "OpenVINO INT8",
 }
+_SUMMARY_MODELS = ("nllb-clip", "capivara", "altclip")
+_SUMMARY_TOWERS = (("NLLB-600M", "8×16"), ("XLM-R base", "8×16"), ("ViT-B/32", "8"))
+_SUMMARY_VARIANTS = (
+    ("fp32", "onnxruntime"),
+    ("fp32", "openvino"),
+    ("fp16", "onnxruntime"),
+    ("bf16_openvino", "openvino"),
+    ("int8_onnxruntime", "onnxruntime"),
+    ("int8_openvino", "openvino"),
+)
 _LOOPS = {"plain": "PyTorch", "open_clip": "open_clip", "sentence-transformers": "sentence-transformers"}
 _CORPORA = {
     "captions": "CLDR captions",
@@ -106,6 +117,33 @@ def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
         for model in _in_order({model for model, _ in lost})
     ]
     return _markdown(("checkpoint", *_VARIANTS.values(), *_VARIANTS_AVX2.values()), rows)
+
+
+def summary_table(record: Mapping[str, Any], avx2: Mapping[str, Any], speeds: Sequence[Record]) -> str:
+    """Render R@1 lost and speed × PyTorch FP32 for each precision and engine.
+
+    Args:
+        record: Losses from a machine with VNNI and BF16.
+        avx2: Losses from a machine with AVX2 alone; its variants replace those of ``record``.
+        speeds: Speeds of full-size towers.
+    """
+    require_one_environment(speeds)
+    lost = {
+        (row["model"], row["variant"], row["engine"].split()[0]): _lost(row)
+        for found in (record, avx2)
+        for row in found["rows"]
+    }
+    cells = cells_by_shape(speeds)
+    rows = []
+    for variant, engine in _SUMMARY_VARIANTS:
+        precision = variant.split("_")[0]
+        losses = (lost.get((model, variant, engine), _NONE) for model in _SUMMARY_MODELS)
+        form = f"{engine} {precision}"
+        ratios = (_ratio(cells.get(place, {}), form, TORCH) for place in _SUMMARY_TOWERS)
+        rows.append((f"{precision.upper()}, {_ENGINES[engine]}", *losses, *ratios))
+    models = (f"R@1 lost, `{model}`" for model in _SUMMARY_MODELS)
+    towers = (f"speed, {tower}" for tower, _ in _SUMMARY_TOWERS)
+    return _markdown(("precision, engine", *models, *towers), rows)
 
 
 def portable_speed_table(records: Sequence[Record]) -> str:
