@@ -93,7 +93,7 @@ def test_a_missing_record_is_named_with_its_command(name: str, tmp_path: Path) -
     path = tmp_path / TABLES[name].record
     with pytest.raises(BabeltowerError, match="python -m bench") as error:
         table_from_results(name, tmp_path)
-    assert f"{path}, which is not there" in str(error.value)
+    assert f"{path}, which does not exist" in str(error.value)
 
 
 def test_check_writes_nothing_and_fails_on_a_stale_page(

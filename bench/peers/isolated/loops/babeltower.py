@@ -1,4 +1,4 @@
-"""This project's runtime, from prepared inputs through a backend, or from strings and files by an Encoder."""
+"""This project's runtime: prepared inputs through a backend, strings and files through an Encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """One thread; ``repository`` is the model's folder in a Triton repository."""
+    """Open the model on one thread; ``repository`` is its folder in a Triton repository."""
     from runtime.backends import Engine, open_backend
     from runtime.encoder import Encoder
     from runtime.manifest import Manifest, Precision
