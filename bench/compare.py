@@ -1,10 +1,10 @@
-"""Is a run worse than an earlier one, beyond noise? For the CI of people who deploy.
+"""Compare a run with an earlier one and report changes beyond noise, for use in CI.
 
     python bench/compare.py OLD NEW [--tolerance 3] [--json FILE]
 
 OLD and NEW are files or folders of records, and of the reports of ``bench/retrieval.py``. Cells are paired by
-name. A ratio's interval is a bootstrap over processes and their samples; over all cells together, at most 5%
-of the changes that are called so are expected to be chance. Recall is compared query by query. Exit code 1:
+name. The interval of a ratio is a bootstrap over processes and their samples; over all cells together, at
+most 5% of the reported changes are expected to be chance. Recall is compared query by query. Exit code 1:
 something is worse, failed or missing.
 """
 
@@ -46,13 +46,13 @@ app = typer.Typer(add_completion=False)
 def compare_runs(
     old: Path, new: Path, *, tolerance: float = 0.03, different_environments: bool = False
 ) -> list[Change]:
-    """Every cell that either run holds, the worst first.
+    """Return the change of every cell of either run, the worst first.
 
     Args:
-        tolerance: Changes of speed and size up to this share of the old are not called changes.
+        tolerance: Changes of speed and size up to this share of the old value count as unchanged.
 
     Raises:
-        BabeltowerError: a run is of another machine or other packages, is broken, or shares nothing.
+        BabeltowerError: the runs are of different machines or packages, are broken, or share no cell.
     """
     reports = retrieval_records(old), retrieval_records(new)
     records = _records(old, reports[0]), _records(new, reports[1])
@@ -73,15 +73,15 @@ def compare_runs(
 @app.command(cls=ErrorReportingCommand)
 def compare(
     old: Annotated[Path, typer.Argument(help="File or folder of records.")],
-    new: Annotated[Path, typer.Argument(help="The same, of the run that is judged.")],
-    tolerance: Annotated[float, typer.Option(min=0, help="Percent that speed and size may change.")] = 3.0,
-    allow_missing: Annotated[bool, typer.Option(help="Cells that NEW lacks are no failure.")] = False,
+    new: Annotated[Path, typer.Argument(help="File or folder of the run to check.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="Allowed change of speed and size, percent.")] = 3.0,
+    allow_missing: Annotated[bool, typer.Option(help="Accept cells that NEW lacks.")] = False,
     different_environments: Annotated[
         bool, typer.Option(help="Compare runs of different machines or packages.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell's comparison.")] = None,
 ) -> None:
-    """Compare two runs; exit code 1 where the second is worse."""
+    """Compare two runs; exit code 1 if the second is worse."""
     changes = compare_runs(old, new, tolerance=tolerance / 100, different_environments=different_environments)
     console = Console(width=150)
     if shown := [change for change in changes if change.outcome not in (Outcome.SAME, Outcome.NEW)]:
@@ -96,7 +96,7 @@ def compare(
 
 
 def _records(path: Path, reports: object) -> list[Record]:
-    """Records of a run; none where it consists of retrieval reports alone."""
+    """Return the records of a run; none if it has only retrieval reports."""
     try:
         return [] if reports and path.is_file() else read_records(path)
     except NoRecordsError:

@@ -1,11 +1,11 @@
-"""How fast a corpus is embedded: by stage on a sample, or at true size beside the loops that people write.
+"""Measure corpus embedding: by stage on a sample, or at full size beside common loops.
 
     python -m bench.corpus --json build/bench/corpus.json
     python -m bench.corpus --work FOLDER --json bench/results/corpus.json
 
-At true size: CLDR captions and generated texts through XLM-R base and NLLB-600M, JPEGs of 640×480 through
-ViT-B/32, INT8 in the pipeline, FP32 PyTorch in the loops. With --only, the file's records of what is not
-measured anew stay in it, if they are of this machine and commit.
+At full size: CLDR captions and generated texts through XLM-R base and NLLB-600M, JPEGs of 640×480 through
+ViT-B/32, INT8 in the pipeline, FP32 PyTorch in the loops. With --only, the file's other records are kept if
+they are of this machine and commit.
 """
 
 from __future__ import annotations
@@ -53,21 +53,19 @@ def _is_of(record: Record, only: str | None) -> bool:
 
 
 def main(
-    sample: Annotated[
-        str, typer.Argument(help="Measured by stage where no work folder is named.")
-    ] = "nllb-clip",
+    sample: Annotated[str, typer.Argument(help="Sample to measure by stage, without --work.")] = "nllb-clip",
     work: Annotated[
         Path | None,
-        typer.Option(help="Measure at true size; folder of models and corpora, kept, some 12 GB."),
+        typer.Option(help="Measure at full size; folder of models and corpora, kept, some 12 GB."),
     ] = None,
-    texts: Annotated[int, typer.Option(help="Rows of a turn of the pipeline.")] = 4_000,
-    loop_texts: Annotated[int, typer.Option(help="Of them, rows of a turn of a loop.")] = 64,
-    images: Annotated[int, typer.Option(help="JPEGs.")] = 600,
-    turns: Annotated[int, typer.Option(help="Turns of every way.", min=1)] = 3,
-    only: Annotated[str | None, typer.Option(help=f"Of {', '.join(TEXT_MODELS)}, images: one.")] = None,
+    texts: Annotated[int, typer.Option(help="Rows in a turn of the pipeline.")] = 4_000,
+    loop_texts: Annotated[int, typer.Option(help="Rows in a turn of a loop, taken from those.")] = 64,
+    images: Annotated[int, typer.Option(help="Number of JPEGs.")] = 600,
+    turns: Annotated[int, typer.Option(help="Turns of each way.", min=1)] = 3,
+    only: Annotated[str | None, typer.Option(help=f"One of {', '.join(TEXT_MODELS)}, images.")] = None,
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
 ) -> None:
-    """Measure, print, keep."""
+    """Measure corpus embedding, print the results and write the records."""
     if work is None:
         _by_stage(sample, record or Path("build/bench/corpus.json"))
         return

@@ -1,8 +1,8 @@
-"""Does memory grow with the corpus? Peak of a small sample model over corpora of generated rows.
+"""Measure peak memory against corpus size, with a small sample model and generated rows.
 
     python -m bench.corpus_memory --work FOLDER --json bench/results/corpus_memory.json
 
-Every corpus has a process of its own; its rows are distinct, so that each of them is embedded.
+Each corpus is embedded in a process of its own; its rows are distinct, so that every one is embedded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST = 4
 
 
 def _write(path: Path, n_rows: int) -> None:
-    """Distinct texts: the row's number, and one word to four."""
+    """Write distinct texts: the row's number and one to four words."""
     import pyarrow
     import pyarrow.parquet
 
@@ -85,7 +85,7 @@ def _record(found: dict[str, Any]) -> Record:
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the model and the corpora.")],
-    rows: Annotated[list[int] | None, typer.Option(help="Rows of a corpus; may be repeated.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="Corpus size in rows; may be repeated.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
 ) -> None:
     """Measure each corpus in a process of its own."""

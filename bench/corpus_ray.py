@@ -1,9 +1,9 @@
-"""What a second worker brings on Ray: the same corpus with one worker and with two, in turn.
+"""Measure scaling on Ray: the same corpus with one worker and with two, in turns.
 
     python -m bench.corpus_ray --work FOLDER --json bench/results/corpus_ray.json
 
-XLM-R base with random weights in INT8, generated texts in small parts. A run's rate is taken from its first
-part written to its last, without the start of its workers; the whole run's is kept beside it.
+XLM-R base with random weights in INT8, generated texts in small parts. A run's rate is measured from its
+first written part to its last, without the start of its workers; the rate of the whole run is kept too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROWS_PER_PART = 128
 
 
 def _run(model: Path, source: Path, n_workers: int) -> tuple[float, float]:
-    """Rows a second from the first part to the last, and of the whole run."""
+    """Return rows per second from the first part to the last, and of the whole run."""
     written: list[tuple[float, int]] = []
 
     def part_done(record: PartRecord) -> None:
@@ -70,7 +70,7 @@ def main(
     turns: Annotated[int, typer.Option(help="Runs with each number of workers.", min=1)] = 2,
     json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
 ) -> None:
-    """Measure, print, keep."""
+    """Measure one worker and two, print the rates and write the records."""
     import pyarrow
     import pyarrow.parquet
     import ray

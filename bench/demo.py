@@ -1,4 +1,4 @@
-"""The whole way at a glance: export a sample checkpoint, check it, search it in many languages.
+"""Run the whole workflow: export a sample checkpoint, check it, search it in many languages.
 
     python -m bench.demo [--checkpoint samples/checkpoints/nllb-clip] [--out demo]
 
@@ -46,10 +46,10 @@ SEARCHES: Sequence[tuple[str, str]] = (
     ("amh_Ethi", "☕"),
     ("yor_Latn", "🐔"),
 )
-"""A language, and the emoji whose name in it is asked for."""
+"""Language codes, each with the emoji whose name in that language is the query."""
 
 EXPORT = ExportOptions(replace=True, captions_per_language=0)
-"""Retrieval is measured afterwards, on all captions."""
+"""Options of the export; retrieval is measured afterwards, on all captions."""
 
 app = typer.Typer(add_completion=False)
 
@@ -60,7 +60,7 @@ def demo(
         "samples/checkpoints/nllb-clip"
     ),
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
-    threads: Annotated[int, typer.Option(min=1, help="Full-size towers want every core.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Use every core for full-size towers.")] = 1,
 ) -> None:
     """Export a checkpoint, check it against PyTorch, search in many languages, and write a page."""
     console = Console()
@@ -105,7 +105,7 @@ def _print_searches(console: Console, searches: Sequence[Search]) -> None:
         found = "   ".join(
             f"{answer.key} {answer.score:.2f}{'✓' if answer.is_right else ''}" for answer in search.exported
         )
-        mark = "" if search.agrees else "  [red](PyTorch answers otherwise)[/]"
+        mark = "" if search.agrees else "  [red](PyTorch's answers differ)[/]"
         console.print(f"[dim]{english_name(search.language):<26}[/] {escape(search.text)}{mark}")
         console.print(f"{'':<26} {found}")
 

@@ -1,9 +1,9 @@
-"""Export every published variant at its true size, with random weights: does it fit, and does parity hold?
+"""Export every published variant at full size with random weights, and check memory and parity.
 
     python -m bench.full_size [VARIANT …] --work FOLDER
 
 No network is needed: architectures come from open_clip, transformers and ``export/families/published.py``,
-the tokenizers from the sample checkpoints (a tokenizer's size changes nothing in a tower). Each variant is
+tokenizers from the sample checkpoints (a tower does not depend on its tokenizer's size). Each variant is
 built, exported and removed in processes of its own, so that peak memory is that variant's alone.
 """
 
@@ -31,7 +31,7 @@ __all__ = ["FullSizeResult", "measure_variant"]
 
 @dataclass(frozen=True, slots=True)
 class FullSizeResult:
-    """One variant: sizes in bytes, times in seconds, memory in bytes; parity over both engines."""
+    """Result of one variant: sizes and memory in bytes, times in seconds, parity over both engines."""
 
     variant: str
     image_parameters: int
@@ -46,7 +46,7 @@ class FullSizeResult:
 
 
 def measure_variant(name: str, work: Path) -> FullSizeResult:
-    """Build, export and remove one variant; each step in a process of its own.
+    """Build, export and remove one variant, each step in a process of its own.
 
     Raises:
         BabeltowerError: the export failed, or parity did not hold.
@@ -92,11 +92,11 @@ def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
 def main(
     variants: Annotated[list[str] | None, typer.Argument(help="Published names; all by default.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints, up to 15 GB; emptied as it goes.")
+        Path | None, typer.Option(help="Folder for checkpoints, up to 15 GB; emptied after each variant.")
     ] = None,
     record: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
 ) -> None:
-    """Export published variants at true size with random weights, and report parity, sizes, time, memory."""
+    """Export published variants at full size and report parity, sizes, time and memory."""
     console = Console()
     results = []
     failures = 0
@@ -125,7 +125,7 @@ def _table(results: list[FullSizeResult]) -> Table:
         "cosine ≥",
         "error ≤",
     )
-    table = Table(*columns, title="Published variants at true size, random weights, FP32")
+    table = Table(*columns, title="Published variants at full size, random weights, FP32")
     for r in results:
         table.add_row(
             r.variant,

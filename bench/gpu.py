@@ -1,12 +1,12 @@
-"""Qualify a GPU: build the engines, hold them to the parity gate, time them.
+"""Qualify a GPU: build the engines, check them against the parity gate, time them.
 
     make gpu        or        python -m bench.gpu [CHECKPOINT …] --json bench/results/gpu.json
 
-Every sample checkpoint, and each that is named, is exported for TensorRT in every precision that the GPU has,
-into a repository that is kept. The gate of every export judges the engines: what retrieves worse than PyTorch
-is refused, with a report beside the repository. What was published is timed over batch and sequence sizes,
-from arrays in host memory to arrays in host memory. Exit code 1 where there is no GPU, or an engine was
-refused.
+Every sample checkpoint, and each named one, is exported for TensorRT in every precision that the GPU
+supports, into a repository that is kept. The engines pass through the same gate as every export: one that
+retrieves worse than PyTorch is refused, with a report beside the repository. Published engines are timed over
+batch and sequence sizes, from arrays in host memory to arrays in host memory. Exit code 1 if there is no GPU
+or an engine was refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FP8_SINCE = (8, 9)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Shapes that are timed, and how: ``repeats`` runs each, after ``warm_up`` that do not count."""
+    """Shapes to time: ``repeats`` runs of each, after ``warm_up`` runs that do not count."""
 
     batches: tuple[int, ...] = (1, 8, 32)
     sequences: tuple[int, ...] = (16, 32, 77)
@@ -53,7 +53,7 @@ class Grid:
 
 
 def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
-    """Every form for TensorRT whose products the GPU can compute."""
+    """Return every form for TensorRT whose products the GPU can compute."""
     capability = tuple(int(part) for part in device.compute_capability.split("."))
     forms = [form for form in FORMS if form.engine is Engine.TENSORRT]
     return tuple(form for form in forms if form.precision is not Precision.FP8 or capability >= _FP8_SINCE)
@@ -62,10 +62,10 @@ def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
 def qualify(
     checkpoint: Path, repository: Path, device: DeviceFacts, *, grid: Grid, options: ExportOptions
 ) -> tuple[list[Record], str]:
-    """Export a checkpoint for this GPU and time what passed the gate.
+    """Export a checkpoint for this GPU and time the variants that pass the gate.
 
     Returns:
-        The records, and what the gate refused (empty if nothing).
+        The records, and the gate's refusals (empty if there are none).
     """
     name = checkpoint.name
     refusal = ""
@@ -144,7 +144,7 @@ def _seconds(backend: Any, inputs: dict[str, NDArray[Any]], tower: TowerFiles, g
 
 
 def table_of(records: Sequence[Record]) -> Table:
-    """One row a cell: latency, and rows a second."""
+    """Return a table with one row per cell: latency, and rows per second."""
     table = Table("model", "tower", "variant", "shape", "ms", "95%", "rows/s")
     for record in records:
         low, high = interval(record.samples)
@@ -160,16 +160,16 @@ def table_of(records: Sequence[Record]) -> Table:
 
 def main(
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints to qualify beside the samples.")
+        list[Path] | None, typer.Argument(help="Checkpoints to qualify, besides the samples.")
     ] = None,
-    repository: Annotated[Path, typer.Option(help="Where the engines go; kept.")] = Path("gpu/repository"),
-    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path("gpu/gpu.json"),
+    repository: Annotated[Path, typer.Option(help="Folder of the engines; kept.")] = Path("gpu/repository"),
+    record: Annotated[Path, typer.Option("--json", help="File of the records.")] = Path("gpu/gpu.json"),
     samples: Annotated[bool, typer.Option(help="Qualify the sample checkpoints.")] = True,
     captions_per_language: Annotated[
-        int, typer.Option(min=1, help="Captions of each language that the gate asks.")
+        int, typer.Option(min=1, help="Captions per language for the gate.")
     ] = 200,
 ) -> None:
-    """Build, judge and time TensorRT engines on this machine's GPU; exit code 1 where there is none."""
+    """Build, check and time TensorRT engines on this machine's GPU; exit code 1 if there is none."""
     console = Console(width=120)
     try:
         device = require_compiler(EngineOptions())

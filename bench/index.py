@@ -1,11 +1,11 @@
-"""What each kind of index costs and finds: size, build time, recall@10 of exact search, queries a second.
+"""Measure every kind of index: size, build time, recall@10 against exact search, queries per second.
 
     python -m bench.index                      a sample model's 200,617 captions and 1,911 pictures
     python -m bench.index --model REPOSITORY/NAME --json FILE
 
-Every index is measured twice: with rows held out of it, and with vectors of the other modality, as when
-pictures are sought by texts. The captions and pictures are embedded by ``runtime.corpus``; the sample model
-is exported to ``build/repository`` unless that holds it. ``bench/results/index.json`` keeps a run.
+Every index is measured twice: with rows held out of it, and with vectors of the other modality, as in a
+search for pictures by text. ``runtime.corpus`` embeds the captions and pictures; the sample model is exported
+to ``build/repository`` unless it is there. ``bench/results/index.json`` has the record of a run.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ VARIANTS: Mapping[str, tuple[Kind, Settings]] = {
     "ivf-pq": (Kind.IVF_PQ, Settings()),
     "ivf-pq, codes alone": (Kind.IVF_PQ, Settings(refine=Refinement.NONE)),
 }
-"""Each kind as it is by default, and the smallest index of all."""
+"""Each kind with its default settings, and the smallest index."""
 
 app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexCell:
-    """One index, measured with one sort of queries.
+    """One index, measured with one kind of queries.
 
     Attributes:
         rows: Modality of the vectors in the index.
@@ -61,7 +61,7 @@ class IndexCell:
 
 
 def vectors_from_samples(model: str | Path, folder: Path, *, threads: int) -> dict[Modality, Path]:
-    """Embed the samples' captions, of all languages, and their held-out pictures in FP32 on ONNX Runtime."""
+    """Embed the samples' captions and held-out pictures in FP32 on ONNX Runtime."""
     emoji = ROOT / "samples" / "emoji"
     engine = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=1, threads=threads)
     captions = Options(columns=Columns(text="caption", language="flores"), engine=engine)
@@ -74,7 +74,7 @@ def vectors_from_samples(model: str | Path, folder: Path, *, threads: int) -> di
 def cells_from_vectors(
     vectors: Mapping[Modality, Path], folder: Path, *, threads: int
 ) -> Iterator[IndexCell]:
-    """Build and measure every variant, one after another; the indexes themselves are not kept."""
+    """Build and measure every variant, one after another; the indexes are not kept."""
     for rows, shards in vectors.items():
         other = next(path for modality, path in vectors.items() if modality is not rows)
         for queries in (None, other):
@@ -93,7 +93,7 @@ def cells_from_vectors(
 
 
 def _without_folders(record: IndexRecord, asked: str) -> IndexRecord:
-    """Records are compared between machines, whose folders differ."""
+    """Remove folders from a record, since they differ between machines."""
     recall = replace(record.recall, queries=asked)
     return replace(record, source=Path(record.source).name, recall=recall)
 
@@ -104,9 +104,9 @@ def index(
         Path | None, typer.Option(metavar="REPOSITORY/NAME", help="Exported model; a sample by default.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of FAISS and of the towers.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Keep the record.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
 ) -> None:
-    """Build every kind of index over the samples' vectors, and print what each costs and finds."""
+    """Build every kind of index over the samples' vectors, and print cost and recall."""
     console = Console()
     model = model or _sample_model()
     with tempfile.TemporaryDirectory() as work:
@@ -133,7 +133,7 @@ def _sample_model() -> Path:
 
 
 def _table(cells: list[IndexCell], model: str, threads: int) -> Table:
-    """Searches are shown at the effort that the index chose for a recall of 0.99."""
+    """Return the table; searches use the effort that the index chose for a recall of 0.99."""
     plural = "" if threads == 1 else "s"
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{model}: indexes against exact search, {threads} thread{plural}"

@@ -1,10 +1,10 @@
-"""INT8 by this project, by NNCF and by nvidia-modelopt: the same batches, the same retrieval.
+"""Compare INT8 by this project, NNCF and nvidia-modelopt on the same batches and retrieval set.
 
     python -m bench.int8_peers [SAMPLE …] --modelopt-python ENVIRONMENT/bin/python --json FILE
 
 Every library quantises the same FP32 graphs, calibrated on the same batches, with its own defaults for
-transformers; every engine then retrieves with each. modelopt pins other versions of onnx and ONNX Runtime,
-so it runs in an environment of its own; without ``--modelopt-python`` it is left out, which the record says.
+transformers; every engine then retrieves with each. modelopt pins other versions of onnx and ONNX Runtime, so
+it runs in an environment of its own; without ``--modelopt-python`` it is left out, and the record says so.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ SCHEMA = "babeltower-int8-peers/1"
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 Quantise = Callable[[Path, Path, Batches], Path]
-"""Source, ONNX file to write, batches → what was written."""
+"""Function from the source, the ONNX file to write and the batches to the written file."""
 
 app = typer.Typer(add_completion=False)
 
 
 def ours(target: GraphTarget) -> Quantise:
-    """This project's default recipe of an engine."""
+    """Return this project's default recipe for an engine."""
 
     def quantise(source: Path, graph: Path, batches: Batches) -> Path:
         int8_from_onnx(
@@ -63,7 +63,7 @@ def ours(target: GraphTarget) -> Quantise:
 
 
 def by_nncf(engine: Engine) -> Quantise:
-    """NNCF on the engine's own kind of graph, with its own defaults for transformers."""
+    """Return NNCF with its defaults for transformers, on the engine's own kind of graph."""
 
     def quantise(source: Path, graph: Path, batches: Batches) -> Path:
         import nncf
@@ -89,7 +89,7 @@ def by_nncf(engine: Engine) -> Quantise:
 
 
 def by_modelopt(python: Path, method: str) -> Quantise:
-    """nvidia-modelopt in its own environment."""
+    """Return nvidia-modelopt in its own environment."""
 
     def quantise(source: Path, graph: Path, batches: Batches) -> Path:
         arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
@@ -106,7 +106,7 @@ def by_modelopt(python: Path, method: str) -> Quantise:
 
 
 def peer_figures(study: Study, quantise: Quantise, engine: Engine, folder: Path) -> dict[str, Any]:
-    """Both towers by one recipe on one engine: drops in points, cosines with PyTorch."""
+    """Quantise both towers by one recipe for one engine; return drops in points, and cosines."""
     vectors, seconds = {}, {}
     for modality in Modality:
         graph = folder / f"{modality.value}.onnx"
@@ -142,11 +142,11 @@ def int8_peers(
     modelopt_python: Annotated[
         Path | None, typer.Option(help="Python of an environment with nvidia-modelopt.")
     ] = None,
-    captions_per_language: Annotated[int, typer.Option(min=1, help="Captions asked.")] = 200,
-    all_captions: Annotated[bool, typer.Option("--all-captions", help="Ask every caption.")] = False,
+    captions_per_language: Annotated[int, typer.Option(min=1, help="Captions per language.")] = 200,
+    all_captions: Annotated[bool, typer.Option("--all-captions", help="Use every caption.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
 ) -> None:
-    """Quantise the samples with every library, and print what each loses."""
+    """Quantise the samples with every library, and print the loss of each."""
     console = Console()
     rows = []
     for checkpoint in sample_checkpoints(samples or ()):

@@ -1,13 +1,13 @@
-"""How long does one run take? Percentiles per tower × precision × engine × batch × sequence length.
+"""Measure the time of one run, per tower × precision × engine × batch × sequence length.
 
     python bench/latency.py                              a sample of each family, exported for it
     python bench/latency.py nllb-clip --batch 1,8        some samples, some shapes
     python bench/latency.py REPOSITORY/NAME              a model of your own
 
-Every tower × engine × precision is opened in processes of its own, several times; the processes that are
-open together take turns, so that a drift of the machine hits all of them alike. Wall time tells what a
-caller waits, CPU time what a core pays. No time counts before the vectors were compared with FP32's. Each
-result stands beside the limit of this machine (``bench/timing/roofline.py``).
+Every tower × engine × precision is opened several times, each time in a process of its own; processes that
+are open together take turns, so that drift of the machine affects all of them alike. Wall time is the
+caller's waiting time, CPU time the cost on a core. No time counts before the vectors were compared with
+FP32's. Each result is shown beside the limit of this machine (``bench/timing/roofline.py``).
 """
 
 from __future__ import annotations
@@ -58,19 +58,20 @@ __all__ = [
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 _BYTES_OF_A_PROCESS = 160 << 20
 _COPIES_OF_A_GRAPH = 3
-"""Of its file's size, in memory, while an engine opens it."""
+"""Memory that an engine takes to open a graph, in multiples of the file's size."""
 
 app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyPlan:
-    """How much is measured.
+    """Size of the measurement.
 
     Attributes:
-        processes: Times that every graph is opened anew; intervals come from what these differ by.
-        turns: Of each process over its shapes.
-        worker: What is started as a process; see ``bench.timing.timed_process``.
+        processes: Number of times that every graph is opened anew; intervals come from the variation between
+            them.
+        turns: Turns of each process over its shapes.
+        worker: Program to start as the process; see ``bench.timing.timed_process``.
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
@@ -84,7 +85,7 @@ class LatencyPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A tower in one precision on one engine: what one process opens. ``error``: why none can."""
+    """Tower in one precision on one engine, opened by one process; ``error`` says why it cannot be."""
 
     model: Path
     manifest: Manifest
@@ -96,17 +97,17 @@ class Group:
 
     @property
     def graph(self) -> Path:
-        """The file that the engine opens."""
+        """File that the engine opens."""
         assert self.files is not None
         return self.model.parent / self.files.model / str(self.files.version) / self.files.graph
 
     @property
     def graph_files(self) -> tuple[Path, ...]:
-        """The graph and its weights."""
+        """Files of the graph and its weights."""
         return tuple(sorted(path for path in self.graph.parent.iterdir() if path.is_file()))
 
     def cell(self, metric: str, shape: Shape | None = None) -> dict[str, str]:
-        """The name of one of its cells."""
+        """Return the name of one of its cells."""
         return suite_cell(
             suite="latency",
             metric=metric,
@@ -122,7 +123,7 @@ class Group:
 
 @dataclass(slots=True)
 class _Found:
-    """What the processes of a group said."""
+    """Results of a group's processes."""
 
     opened: list[Opened] = field(default_factory=list)
     times: dict[Shape, list[Times]] = field(default_factory=dict)
@@ -137,10 +138,12 @@ def groups_of_model(
     engines: Sequence[Engine] = (),
     errors: Mapping[Precision, str] | None = None,
 ) -> list[Group]:
-    """What of a model is measured: all that it holds, or what was asked for and why it is not there.
+    """Return the groups of a model to measure: all of them, or the requested ones.
+
+    A requested group that the model does not have carries the reason.
 
     Args:
-        errors: Why a precision could not be exported.
+        errors: Reasons by precision that could not be exported.
     """
     manifest = Manifest.read(model)
     found: list[Group] = []
@@ -168,7 +171,7 @@ def groups_of_model(
 def measure_latency(
     groups: Sequence[Group], plan: LatencyPlan, console: Console | None = None
 ) -> list[Record]:
-    """Every group in turns, with its error where it could not run."""
+    """Measure every group in turns; a group that cannot run gets a record with its error."""
     found = {group: _Found(error=group.error) for group in groups}
     runnable = [group for group in groups if group.files is not None]
     with tempfile.TemporaryDirectory() as scratch:
@@ -187,7 +190,7 @@ def measure_latency(
 
 
 def stored_shapes(group: Group, plan: LatencyPlan, scratch: Path) -> dict[Shape, Path]:
-    """The inputs of each shape, in files that the processes read; groups of a tower share them."""
+    """Write the inputs of each shape to files; groups of a tower share them."""
     manifest, stored = group.manifest, {}
     tokenizer = group.model.parent / next(iter(manifest.variants.values())).tokenizer
     shapes = shapes_of(manifest, group.modality, batches=plan.batches, tokens=plan.tokens)
@@ -200,7 +203,7 @@ def stored_shapes(group: Group, plan: LatencyPlan, scratch: Path) -> dict[Shape,
 
 
 def _packs(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups that are open together: as many as half of the free memory holds."""
+    """Yield groups to open together: as many as fit into half of the free memory."""
     room = _free_bytes() // 2
     pack: list[Group] = []
     used = 0
@@ -231,7 +234,7 @@ def _one_process_each(
     *,
     check: bool,
 ) -> None:
-    """Open every group once, compare its vectors at the first time, and time it in turns."""
+    """Open every group once, compare its vectors the first time, and time it in turns."""
     opened: dict[Group, TimedProcess] = {}
     try:
         for group in pack:
@@ -254,7 +257,7 @@ def _one_process_each(
 
 
 class _kept_error:  # noqa: N801 - reads as a statement
-    """Keep a group's first error, and do nothing more for it."""
+    """Context manager that keeps a group's first error and skips the rest of the block."""
 
     def __init__(self, found: _Found) -> None:
         self._found = found
@@ -281,7 +284,7 @@ def _compare(
     plan: LatencyPlan,
     found: Mapping[Group, _Found],
 ) -> None:
-    """Hold every graph's vectors to FP32's on the very inputs that are timed, where the model holds FP32."""
+    """Compare every graph's vectors with FP32's on the timed inputs, if the model has FP32."""
     references: dict[Path, NDArray[np.float64] | None] = {}
     for group, process in opened.items():
         for shape, inputs in shapes[group].items():
@@ -296,15 +299,15 @@ def _compare(
                 limit = LIMITS[group.precision].min_cosine
                 if not cosine >= limit:
                     raise BabeltowerError(
-                        f"It computes something else than FP32 at {shape}: cosine {cosine:.5f}, expected "
-                        f"at least {limit}. Its speed means nothing; export it again."
+                        f"Its vectors differ from FP32's at {shape}: cosine {cosine:.5f}, expected "
+                        f"at least {limit}. Its speed is not valid; export it again."
                     )
 
 
 def _reference(
     group: Group, inputs: Path, opened: Mapping[Group, TimedProcess], plan: LatencyPlan
 ) -> NDArray[np.float64] | None:
-    """FP32's vectors, from a process that is open anyway where there is one; ``None`` without FP32."""
+    """Return FP32's vectors, from a process that is already open if possible; ``None`` without FP32."""
     for other, process in opened.items():
         same = (other.model, other.modality) == (group.model, group.modality)
         if same and other.precision is Precision.FP32:
@@ -366,14 +369,14 @@ def _records_of(group: Group, found: _Found, plan: LatencyPlan) -> Iterator[Reco
 
 
 def onnx_of(group: Group) -> Path:
-    """The graph as ONNX; a plan keeps what it was built from beside it."""
+    """Return the ONNX file of a graph; a TensorRT plan has its source beside it."""
     return group.graph if group.graph.suffix == ".onnx" else group.graph.with_name("model.onnx")
 
 
 def chosen_groups(
     models: Sequence[str], *, precisions: Sequence[Precision], engines: Sequence[Engine], console: Console
 ) -> list[Group]:
-    """The groups of samples (exported where they are not yet) and of models in repositories.
+    """Return the groups of samples, exported if missing, and of models in repositories.
 
     Raises:
         InputError: a name is neither a sample nor a model.
@@ -388,7 +391,7 @@ def chosen_groups(
             )
     exports = {}
     if samples:
-        console.print(f"{', '.join(samples)}: exported, unless they are there …", style="dim")
+        console.print(f"{', '.join(samples)}: exporting unless they exist …", style="dim")
         wanted = tuple(dict.fromkeys((Precision.FP32, *(precisions or DEFAULT_PRECISIONS))))
         exports = dict(zip(samples, sample_exports(samples, wanted), strict=True))
     groups: list[Group] = []
@@ -407,7 +410,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32.") from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,8,32.") from None
     if min(found) < 1:
         raise typer.BadParameter(f"{min(found)} is less than 1.")
     return found
@@ -417,19 +420,19 @@ def _numbers(text: str) -> tuple[int, ...]:
 def latency(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Samples or REPOSITORY/NAME; a sample of each family."),
+        typer.Argument(metavar="[MODEL]...", help="Samples or REPOSITORY/NAME; by default one per family."),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Rows of a run, comma separated.")] = "1,8,32",
-    tokens: Annotated[str, typer.Option(help="Tokens of a text, comma separated.")] = "16,64",
-    precision: Annotated[list[Precision] | None, typer.Option(help="Repeat it for several.")] = None,
-    engine: Annotated[list[Engine] | None, typer.Option(help="Repeat it for several.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of one run.")] = 1,
-    processes: Annotated[int, typer.Option(min=1, help="Times that each graph is opened anew.")] = 5,
-    turns: Annotated[int, typer.Option(min=1, help="Of each process over its shapes.")] = 1,
+    batch: Annotated[str, typer.Option(help="Rows per run, comma separated.")] = "1,8,32",
+    tokens: Annotated[str, typer.Option(help="Tokens per text, comma separated.")] = "16,64",
+    precision: Annotated[list[Precision] | None, typer.Option(help="May be repeated.")] = None,
+    engine: Annotated[list[Engine] | None, typer.Option(help="May be repeated.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one run.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Number of times to open each graph.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each process over its shapes.")] = 1,
     peaks: Annotated[
-        Path | None, typer.Option(help="Records of bench/peaks.py; measured anew by default.")
+        Path | None, typer.Option(help="Records of bench/peaks.py; measured if not given.")
     ] = None,
-    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
+    record: Annotated[Path, typer.Option("--json", help="File of the records.")] = Path(
         "build/bench/latency.json"
     ),
 ) -> None:

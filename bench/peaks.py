@@ -1,12 +1,11 @@
-"""What this machine can do at most: matrix products in each precision, reading memory, copying it.
+"""Measure this machine's peaks: matrix products in each precision, reading and copying memory.
 
     python bench/peaks.py [--threads N] [--json build/bench/peaks.json]
 
-Products are a chain of OpenVINO's fully connected layers on 1,024 rows, as wide as the towers' own
-(768 → 3,072 → 768); INT8 is uint8 × int8, requantised between the layers. Memory is read in working sets of
-several sizes, since small weights stay in caches, which are faster than memory. One thread is measured by
-CPU time; several by wall time. A GPU is measured with PyTorch, where there is one; where there is none, the
-record says so.
+Products are a chain of OpenVINO's fully connected layers on 1,024 rows, as wide as the towers' own (768 →
+3,072 → 768); INT8 is uint8 × int8, requantised between the layers. Memory is read in working sets of several
+sizes, since small weights stay in caches, which are faster than memory. One thread is measured in CPU time,
+several in wall time. A GPU is measured with PyTorch; without one, the record says so.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ __all__ = ["PEAKS", "READ_MB", "Sampler", "measure_peaks", "peak_samplers", "pri
 
 PEAKS = ("fp32", "bf16", "int8")
 READ_MB = (1, 4, 16, 64, 256)
-"""Working sets that are read again and again."""
+"""Sizes of the working sets that are read repeatedly."""
 
 _ROWS, _WIDTH, _OUT = 1_024, 768, 3_072
 _N_PRODUCTS = 4
 _COPIED_BYTES = 256 << 20
 
 Sampler = Callable[[], float]
-"""Measures once: GOP/s (GB/s for memory)."""
+"""Function that measures once and returns GOP/s (GB/s for memory)."""
 
 
 def peak_samplers(
     precisions: Sequence[str] = PEAKS, *, seconds: float = 0.3, threads: int = 1
 ) -> dict[str, Sampler]:
-    """One sampler for each precision; two operations a multiply–add.
+    """Return one sampler per precision; a multiply–add counts as two operations.
 
     Raises:
         BabeltowerError: the processor does not compute in a precision.
@@ -63,7 +62,7 @@ def peak_samplers(
 def measure_peaks(
     *, turns: int = 7, threads: int = 1, seconds: float = 0.15, gpu: bool = True
 ) -> list[Record]:
-    """Every peak in turns; what cannot be measured here is a record with its error."""
+    """Measure every peak in turns; a peak that cannot be measured is a record with its error."""
     samplers, errors = _samplers(threads, seconds)
     samples: Mapping[str, list[float]] = {name: [] for name in samplers}
     for _ in range(turns):
@@ -82,7 +81,7 @@ def measure_peaks(
 
 
 def gpu_peaks(*, turns: int = 7) -> list[Record]:
-    """Products and memory of the first GPU, by its own events; records with an error where there is none."""
+    """Measure the first GPU by its own events; without a GPU, return records with an error."""
     import torch
 
     names = ("fp32", "fp16", "bf16", "read 1024 MB")
@@ -104,7 +103,7 @@ def gpu_peaks(*, turns: int = 7) -> list[Record]:
 
 
 def _gpu_run(name: str) -> tuple[float, Callable[[], Any]]:
-    """Giga-operations (or gigabytes) of a run, and the run."""
+    """Return the giga-operations (or gigabytes) of a run, and the run."""
     import torch
 
     if name.startswith("read"):
@@ -117,7 +116,7 @@ def _gpu_run(name: str) -> tuple[float, Callable[[], Any]]:
 
 
 def print_peaks(records: Sequence[Record], console: Console) -> None:
-    """One row a peak."""
+    """Print one row per peak."""
     table = Table("peak", "by", "median", "95%", "unit")
     for record in records:
         name, by = record.cell["precision"], record.cell["engine"]
@@ -130,7 +129,7 @@ def print_peaks(records: Sequence[Record], console: Console) -> None:
 
 
 def _samplers(threads: int, seconds: float) -> tuple[dict[str, Sampler], dict[str, str]]:
-    """Samplers of the processor and its memory, and why some are missing."""
+    """Return samplers of the processor and its memory, and the reasons for missing ones."""
     samplers: dict[str, Sampler] = {}
     errors: dict[str, str] = {}
     for precision in PEAKS:
@@ -149,7 +148,7 @@ def _samplers(threads: int, seconds: float) -> tuple[dict[str, Sampler], dict[st
 
 
 def _in_threads(runs: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
-    """All of them at once; NumPy lets go of the interpreter while it reads or copies."""
+    """Combine runs into one that does all at once; NumPy releases the GIL to read or copy."""
     if len(runs) == 1:
         return runs[0]
     pool = ThreadPoolExecutor(len(runs))
@@ -157,7 +156,7 @@ def _in_threads(runs: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
 
 
 def _cell(name: str, engine: str = "") -> dict[str, str]:
-    """``precision`` names the peak: a precision, ``read N MB`` or ``copy``."""
+    """Return a cell whose ``precision`` names the peak: a precision, ``read N MB`` or ``copy``."""
     by_memory = name == "copy" or name.startswith("read")
     engine = engine or ("memory" if by_memory else "openvino")
     return suite_cell(suite="peaks", metric="rate", engine=engine, precision=name)
@@ -197,7 +196,7 @@ def _by_events(run: Callable[[], Any], giga: float) -> float:
 
 
 def _product(precision: str, threads: int) -> Callable[[], Any]:
-    """Products of ``_ROWS`` rows and constant weights in a chain, so that reorders weigh little."""
+    """Chain products of ``_ROWS`` rows and constant weights, which makes reorders negligible."""
     import openvino
     from openvino import opset13 as op
 
@@ -231,9 +230,9 @@ def _fake(op: Any, value: Any, low: float, high: float, levels: int) -> Any:
 
 
 def main(
-    threads: Annotated[int, typer.Option(min=1, help="Of a product, and of reading memory.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a product and of reading memory.")] = 1,
     turns: Annotated[int, typer.Option(min=1)] = 7,
-    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
+    record: Annotated[Path, typer.Option("--json", help="File of the records.")] = Path(
         "build/bench/peaks.json"
     ),
 ) -> None:

@@ -1,13 +1,13 @@
-"""How fast is each precision in each engine, at full size? The tables of decision 0007.
+"""Measure the speed of each precision in each engine at full size, for the tables of decision 0007.
 
     python -m bench.precision_speed [TOWER …] --work FOLDER --json bench/results/precision_speed.json
 
 Full-size towers with random weights are exported into the work folder (kept there for the next run), and
 every engine × precision is run in turns in one process, one thread, beside PyTorch eager in FP32, NNCF's own
 quantisation in OpenVINO, and the machine's INT8 peak. A figure is rows per second of CPU time; a ratio is the
-median over the turns of ratios *within* a turn, so that a busy machine's drift falls out. No time counts
-before the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them. Where
-towers are named, the record's cells of the others stay, if they were measured in the same environment.
+median over the turns of ratios *within* a turn, so that a busy machine's drift cancels. No time counts before
+the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them. If towers are
+named, the record keeps the cells of the others that were measured in the same environment.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from runtime.manifest import Modality, Precision
 __all__ = ["measure_case"]
 
 _LOWEST_COSINE_OF_NNCF = 0.95
-"""NNCF's model is measured against, not published: it must compute the tower, no more."""
+"""Limit for NNCF's model, which is only compared with and never published."""
 _LOWEST_COSINE = {Precision.FP32: 0.99999, Precision.BF16: 0.999, Precision.INT8: 0.99}
 _SECONDS = 0.25
 
@@ -66,7 +66,7 @@ class _Runs(Protocol):
 
 
 class _Torch:
-    """The family's own library, eager, one thread."""
+    """Eager model of the family's own library, on one thread."""
 
     def __init__(self, case: SpeedCase, work: Path) -> None:
         import torch
@@ -124,7 +124,7 @@ def measure_case(case: SpeedCase, work: Path, *, turns: int) -> list[Record]:
 def _turns(
     forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]], rows: int, turns: int
 ) -> dict[str, list[float]]:
-    """Samples of every form and of the INT8 peak, one a turn."""
+    """Return samples of every form and of the INT8 peak, one per turn."""
     peak = peak_samplers(["int8"], seconds=_SECONDS)["int8"]
     n_runs = {}
     for name, form in forms.items():
@@ -149,7 +149,7 @@ def _cpu_seconds(form: _Runs, inputs: Mapping[str, NDArray[Any]], n_runs: int) -
 
 
 def _cosines(forms: Mapping[str, _Runs], inputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Lowest cosine of any row to PyTorch's.
+    """Return each form's lowest cosine of any row to PyTorch's.
 
     Raises:
         BabeltowerError: a form gives a vector that is zero or not finite.
@@ -169,13 +169,13 @@ def _require_close(cosines: Mapping[str, float], artefacts: Mapping[str, Artefac
         limit = _LOWEST_COSINE_OF_NNCF if name == NNCF else _LOWEST_COSINE[artefact.precision]
         if not cosines[name] >= limit:
             raise BabeltowerError(
-                f"{name} computes something else than PyTorch: cosine {cosines[name]:.5f}, expected at least "
-                f"{limit}. Its speed means nothing; remove {artefact.graph.parent} and measure again."
+                f"{name} gives other vectors than PyTorch: cosine {cosines[name]:.5f}, expected at least "
+                f"{limit}. Its speed is not valid; remove {artefact.graph.parent} and measure again."
             )
 
 
 def print_tables(records: Sequence[Record], console: Console) -> bool:
-    """Print every cell and the verdicts; whether all targets hold."""
+    """Print every cell and the verdicts; return True if all targets hold."""
     table = Table("tower", "shape", "form", "rows/core-s", "95%", "× PyTorch", "of int8 peak", "cosine")
     verdicts = Table("tower", "shape", "target", "measured", "by", "holds")
     holds = True
@@ -204,7 +204,7 @@ def main(
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
     prepare: Annotated[bool, typer.Option(help="Only export and quantise.")] = False,
 ) -> None:
-    """Time every precision in every engine; exit code 1 where a target is missed."""
+    """Time every precision in every engine; exit code 1 if a target is missed."""
     console = Console(width=140)
     if unknown := set(towers or ()) - {case.tower for case in CASES}:
         raise typer.BadParameter(f"{sorted(unknown)}; expected some of {[case.tower for case in CASES]}.")

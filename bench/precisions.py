@@ -1,10 +1,10 @@
-"""What each precision costs in retrieval, on every caption of the samples.
+"""Measure the recall that each precision loses, on every caption of the samples.
 
     python -m bench.precisions [SAMPLE …] [--work FOLDER] [--json FILE]
 
-Each sample is exported in every precision and for every engine that is installed, and the exporter's own gate
-compares both directions in all languages with PyTorch. The record keeps the figures of each language; samples
-that it holds already, measured in the same environment, stay in it.
+Each sample is exported in every precision for every installed engine, and the exporter's own gate compares
+both directions in all languages with PyTorch. The record keeps the figures of each language, and the samples
+that were measured earlier in the same environment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False)
 
 
 def rows_from_manifest(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """One row a variant and engine: recall at 1 in percent, drops in points, the worst language of each."""
+    """Yield one row per variant and engine: R@1 in percent, drops in points, worst languages."""
     for key, variant in manifest.variants.items():
         shares = [float(recipe.get("int8_share", 0.0)) for recipe in variant.recipe.values()]
         for engine, found in variant.parity["retrieval"].items():
@@ -79,9 +79,9 @@ def precisions(
     ] = None,
     work: Annotated[Path, typer.Option(help="Repository to export to.")] = Path("build/precisions"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of one run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one run.")] = 1,
 ) -> None:
-    """Export the samples in every precision and print what each costs in retrieval."""
+    """Export the samples in every precision and print the recall that each loses."""
     console = Console(width=140)
     rows: list[dict[str, Any]] = []
     languages: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def precisions(
 
 
 def _write(path: Path, rows: list[dict[str, Any]], languages: Mapping[str, Any]) -> None:
-    """Write the record beside and rename it, with the earlier samples of the same environment."""
+    """Write the record atomically, with the earlier samples of the same environment."""
     here = asdict(environment())
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if earlier.get("environment") != here:

@@ -1,9 +1,9 @@
 """Render the tables of README.md and docs/ from the committed records.
 
     python -m bench.readme_tables           write them
-    python -m bench.readme_tables --check   only say which pages are stale; exit code 1 if one is
+    python -m bench.readme_tables --check   only list stale pages; exit code 1 if there are any
 
-A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between them is
+A table is between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``; everything between them is
 replaced. ``TABLES`` names each table's record in bench/results/ and the command that measures it.
 """
 
@@ -31,6 +31,7 @@ from bench.reporting.record_tables import (
     recall_table,
     server_table,
     speed_table,
+    summary_table,
 )
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.errors import BabeltowerError
@@ -48,7 +49,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A record, the command that measures it, and what makes Markdown of its file."""
+    """Record, the command that measures it, and the function that renders its file as Markdown."""
 
     record: str
     command: str
@@ -64,10 +65,19 @@ def _of_json(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Path], str
 
 
 def _precisions(path: Path) -> str:
-    """One table of two machines' records, the second one's in the folder ``avx2`` beside the first."""
+    """Render the record and its counterpart of another machine in the folder ``avx2`` beside it."""
+    return precisions_table(*_both_machines(path))
+
+
+def _summary(path: Path) -> str:
+    """Render the records of ``_precisions`` with the speeds in the same folder."""
+    return summary_table(*_both_machines(path), read_records(path.with_name("precision_speed.json")))
+
+
+def _both_machines(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     beside = path.parent / "avx2" / path.name
     record, avx2 = (json.loads(found.read_text(encoding="utf-8")) for found in (path, beside))
-    return precisions_table(record, avx2)
+    return record, avx2
 
 
 _PRECISIONS = ("precisions.json", "python -m bench.precisions")
@@ -75,6 +85,7 @@ _CORPUS = ("corpus.json", "python -m bench.corpus --work FOLDER")
 _PEERS = ("peers.json", "python -m bench.peers")
 
 TABLES: Mapping[str, Table] = {
+    "summary": Table(*_PRECISIONS, _summary),
     "recall": Table(*_PRECISIONS, _of_json(recall_table)),
     "precisions": Table(*_PRECISIONS, _precisions),
     "speed": Table("precision_speed.json", "python -m bench.precision_speed", _of_records(speed_table)),
@@ -91,10 +102,10 @@ TABLES: Mapping[str, Table] = {
 
 
 def table_from_results(name: str, results: Path) -> str:
-    """One table, from its record in a folder.
+    """Render one table from its record in a folder.
 
     Raises:
-        BabeltowerError: there is no such table, or its record is missing or of another format.
+        BabeltowerError: there is no such table, or its record is missing or in another format.
     """
     if name not in TABLES:
         raise BabeltowerError(f"There is no table {name!r}; there are {sorted(TABLES)}.")
@@ -102,14 +113,14 @@ def table_from_results(name: str, results: Path) -> str:
     path = results / table.record
     if not path.is_file():
         raise BabeltowerError(
-            f"The table {name!r} is rendered from {path}, which is not there; measure it: "
+            f"The table {name!r} is rendered from {path}, which does not exist; measure it: "
             f"{table.command} --json {path}"
         )
     return table.render(path)
 
 
 def rendered(page: str, results: Path) -> str:
-    """A page's text with every marked table rendered anew.
+    """Return a page's text with every marked table rendered anew.
 
     Raises:
         BabeltowerError: a mark has no end, or its table cannot be rendered.
@@ -133,14 +144,14 @@ def _skip_to_end(lines: Iterator[str], begin: str) -> None:
 
 
 def pages(root: Path) -> list[Path]:
-    """The pages that hold marked tables."""
+    """Return the pages that have marked tables."""
     found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return [path for path in found if any(map(_BEGIN.fullmatch, path.read_text("utf-8").splitlines()))]
 
 
 @app.command(cls=ErrorReportingCommand)
 def readme_tables(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; list stale pages.")] = False,
 ) -> None:
     """Render the measured tables of README.md and docs/ from bench/results/."""
     stale = {}

@@ -1,11 +1,10 @@
-"""Do two runs of the suite on one machine agree within the intervals that they state?
+"""Check that two runs of the suite on one machine agree within their stated intervals.
 
     python -m bench.repeatability FIRST SECOND
 
-A cell agrees where the 95% intervals of its two medians share a value. Beside that stands the stricter count:
-cells whose interval of the ratio holds 1, which is what 95% of equal cells should do. Of peers, what is
-stated are ratios within turns, and so are what is compared. Exit code 1 where less than the wanted share
-agrees.
+A cell agrees if the 95% intervals of its two medians overlap. A stricter count is shown too: cells whose
+interval of the ratio contains 1, which 95% of equal cells should. For peers, the ratios within turns are
+compared, since those are what a run states. Exit code 1 if less than the wanted share agrees.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _PEERS = "peers"
 
 @dataclass(frozen=True, slots=True)
 class RunAgreement:
-    """One cell of two runs.
+    """Agreement of one cell in two runs.
 
     Attributes:
-        ratio: Second ÷ first, medians over the processes' medians; of peers, of their ratios to babeltower.
-        overlaps: Whether the intervals of the two medians share a value.
-        holds_one: Whether the interval of the ratio holds 1.
-        width: Of the interval of the ratio, high ÷ low - 1: what could have been told apart.
+        ratio: Second ÷ first, medians over the processes' medians; for peers, of their ratios to babeltower.
+        overlaps: True if the intervals of the two medians overlap.
+        holds_one: True if the interval of the ratio contains 1.
+        width: Width of the interval of the ratio, high ÷ low - 1: the smallest difference that would show.
     """
 
     cell: dict[str, str]
@@ -52,7 +51,7 @@ class RunAgreement:
 
 
 def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[RunAgreement]:
-    """Cells that both runs measured.
+    """Return the agreement of each cell that both runs measured.
 
     Raises:
         BabeltowerError: the runs are of different environments, or share no cell.
@@ -86,7 +85,7 @@ def agreements(first: Sequence[Record], second: Sequence[Record]) -> list[RunAgr
 
 
 def _agreements_of_peers(first: Sequence[Record], second: Sequence[Record]) -> Iterator[RunAgreement]:
-    """Ratios that both runs state, of the same two forms."""
+    """Yield the agreement of each ratio, of the same two forms, that both runs state."""
     if not (first and second):
         return
     stated = {_key(verdict): verdict for verdict in verdicts_of(second)}
@@ -114,7 +113,7 @@ def _key(verdict: PeerVerdict) -> tuple[str, ...]:
 @app.command(cls=ErrorReportingCommand)
 def repeatability(
     first: Annotated[Path, typer.Argument(help="File or folder of records.")],
-    second: Annotated[Path, typer.Argument(help="The same, of another run.")],
+    second: Annotated[Path, typer.Argument(help="File or folder of another run.")],
     wanted: Annotated[float, typer.Option(min=0, max=1, help="Share of cells that must agree.")] = 0.95,
 ) -> None:
     """Count the cells that agree, by metric, and name those that do not."""

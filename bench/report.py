@@ -1,9 +1,9 @@
-"""One page of all results: verdicts, speed, limits of the machine, peers, every language.
+"""Render one page of all results: verdicts, speed, limits of the machine, peers, every language.
 
     python bench/report.py [FILE_OR_FOLDER …] [--out FILE]
 
-Without an argument: of build/bench, where 'make bench' wrote there, else of the committed bench/results. The
-page needs no network, and follows the reader's light or dark.
+The default is build/bench if 'make bench' wrote it, else the committed bench/results. The page needs no
+network, and follows the reader's light or dark theme.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ app = typer.Typer(add_completion=False)
 def report(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE_OR_FOLDER]...", help="build/bench if it is there, or bench/results."),
+        typer.Argument(metavar="[FILE_OR_FOLDER]...", help="build/bench if it exists, else bench/results."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Page to write; index.html beside the results.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write; by default beside the results.")] = None,
 ) -> None:
-    """Write the page."""
+    """Write the page of all results."""
     measured = ROOT / "build" / "bench"
     paths = results or [measured if any(measured.glob("*.json")) else ROOT / "bench" / "results"]
     found = results_from_paths(paths)

@@ -1,11 +1,11 @@
-"""Retrieval figures of exported models beside PyTorch's, language by language.
+"""Compare retrieval of exported models with PyTorch's, language by language.
 
     python bench/retrieval.py                        every sample checkpoint on the emoji samples
     python bench/retrieval.py nllb-clip altclip      some of them
     python bench/retrieval.py --checkpoint FOLDER --model REPOSITORY/NAME --dataset xtd10 --data FOLDER
 
-Sample checkpoints are exported to ``build/repository`` unless it holds them. The exit code is 1 where an
-exported model breaks a limit.
+Sample checkpoints are exported to ``build/repository`` unless it holds them. The exit code is 1 if an
+exported model exceeds a limit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from runtime.manifest import Engine, Precision
 __all__ = ["app", "retrieval_report"]
 
 SAMPLES_RECORD = Path("build/bench/retrieval.json")
-"""Where the samples' records go when no file is named, the model's name before the suffix."""
+"""Default path of the samples' records; the model's name is inserted before the suffix."""
 
 app = typer.Typer(add_completion=False)
 
@@ -77,26 +77,26 @@ def retrieval(
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Trained checkpoint, with --model.")] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="REPOSITORY/NAME", help="What it was exported to.")
+        str | None, typer.Option(metavar="REPOSITORY/NAME", help="Model exported from it.")
     ] = None,
     dataset: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "emoji",
     data: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
     languages: Annotated[str | None, typer.Option(help="Codes, comma separated; all by default.")] = None,
-    captions: Annotated[CaptionChoice, typer.Option(help="Of Crossmodal-3600.")] = CaptionChoice.ALL,
-    translator: Annotated[Translator, typer.Option(help="Of CAPIVARA's Portuguese.")] = Translator.ALL,
+    captions: Annotated[CaptionChoice, typer.Option(help="Captions of Crossmodal-3600.")] = CaptionChoice.ALL,
+    translator: Annotated[Translator, typer.Option(help="Translator, for CAPIVARA.")] = Translator.ALL,
     missing_images: Annotated[MissingImages, typer.Option()] = MissingImages.REFUSE,
     engine: Annotated[Engine, typer.Option(envvar="BABELTOWER_ENGINE")] = Engine.ONNXRUNTIME,
     precision: Annotated[Precision, typer.Option(envvar="BABELTOWER_PRECISION")] = Precision.FP32,
     threads: Annotated[
-        int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Full-size towers want every core.")
+        int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Use every core for full-size towers.")
     ] = 1,
     dim: Annotated[int | None, typer.Option(help="Width of an MRL head; full width by default.")] = None,
     language_map: Annotated[
-        LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the right one.")
+        LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the correct one.")
     ] = LanguageMap.RIGHT,
     protocol: Annotated[
         RetrievalProtocol,
-        typer.Option(help="A query with several answers: any in the top k, or their share."),
+        typer.Option(help="For several right answers: any in the top k, or their share."),
     ] = RetrievalProtocol.ANY,
     order: Annotated[Order, typer.Option(help="Order of the table's rows.")] = Order.WORST,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,

@@ -1,9 +1,9 @@
-"""The whole set on the sample models, step after step.
+"""Run all benchmarks on the sample models, step by step.
 
     make bench          or        python -m bench.run [--out build/bench] [--only latency …]
 
-Each step is a command of its own, and what it prints is shown as it goes. A step that fails, or whose verdict
-is bad, does not keep the others from running, so that the page shows what there is; the exit code is 1 then.
+Each step is a command of its own, whose output is shown as it runs. A step that fails, or has a bad verdict,
+does not stop the others, so that the page shows everything available; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command, and the file of records that it must leave (``None`` where it writes none)."""
+    """Command, and the file of records that it must write (``None`` if it writes none)."""
 
     name: str
     arguments: tuple[str, ...]
@@ -43,7 +43,7 @@ class Step:
 
 
 def steps_into(out: Path) -> tuple[Step, ...]:
-    """The set, in order; the peaks come first, since latencies are held against them."""
+    """Return the steps in order; peaks come first, since latencies are compared with them."""
     peaks, latency, throughput, corpus = (
         out / f"{name}.json" for name in ("peaks", "latency", "throughput", "corpus")
     )
@@ -72,7 +72,7 @@ def steps_into(out: Path) -> tuple[Step, ...]:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """How a step went: ``fault`` is empty where it went well."""
+    """Outcome of a step; ``fault`` is empty on success."""
 
     name: str
     seconds: float
@@ -80,7 +80,7 @@ class StepOutcome:
 
 
 def run_steps(steps: Sequence[Step], console: Console) -> list[StepOutcome]:
-    """Run them all, and hold each to its exit code and to its records."""
+    """Run all steps, and check the exit code and the records of each."""
     outcomes = []
     for step in steps:
         console.rule(step.name)
@@ -106,10 +106,10 @@ def _fault(step: Step, code: int) -> str:
 @app.command(cls=ErrorReportingCommand)
 def run(
     out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("build/bench"),
-    only: Annotated[list[str] | None, typer.Option(help="A step; repeat it for several.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="A step to leave out.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Step to run; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Step to leave out; may be repeated.")] = None,
 ) -> None:
-    """Run the whole set on the sample models."""
+    """Run all benchmarks on the sample models."""
     console = Console()
     steps = steps_into(out.resolve())
     names = [step.name for step in steps]

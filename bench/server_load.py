@@ -1,10 +1,10 @@
-"""Texts over gRPC from many clients, beside the in-process runtime on the same cores and an unbatched server.
+"""Measure a server under closed-loop gRPC load, beside the in-process runtime and an unbatched server.
 
     python -m bench.server_load REPOSITORY/NAME [REPOSITORY/NAME …] --json FILE
 
-Every client sends one text a request and waits for its vector. Servers, in-process run and clients are held
-to the same cores; the clients' own cost is part of a server's figure. Both servers and the encoder are up all
-the while, and are measured in turns.
+Every client sends one text per request and waits for its vector. Servers, in-process runs and clients share
+the same cores, so the clients' own cost is part of a server's figure. Both servers and the encoder stay up,
+and are measured in turns.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ __all__ = ["LoadResult", "realistic_texts", "records_of_result"]
 SERVER, UNBATCHED = "babeltower server", "babeltower server, unbatched"
 IN_PROCESS, AT_A_TIME = "babeltower in process", "babeltower in process, as many at a time"
 _PAUSE_S = 0.5
-"""Before every stretch, so that none runs into what the one before left behind."""
+"""Pause before every stretch, so that it is not affected by the one before."""
 _METRICS_S = 1.5
-"""The front ends publish their counters once a second."""
+"""Wait for the front ends, which publish their counters once a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """One model under load.
+    """Results of one model under load.
 
     Attributes:
-        rates: Texts a second, one a run, by way: the server, the server without batching, one call of the
-            in-process runtime with all texts, and calls of it with as many texts as there are clients, which
-            is what the server has at a time.
-        average_batch: Texts of one execution of the front end.
-        tower_average_batch: Rows of one execution of the tower.
+        rates: Texts per second of each run, by way: the server, the server without batching, one in-process
+            call with all texts, and in-process calls with as many texts as there are clients, which is as
+            many as the server has at a time.
+        average_batch: Texts per execution of the front end.
+        tower_average_batch: Rows per execution of the tower.
         padding_share: Padding ÷ all tokens that the tower computed.
-        latency_ms: Percentiles 50, 90 and 99 of a request, of the server and of the unbatched one.
+        latency_ms: Percentiles 50, 90 and 99 of a request, for the server and the unbatched one.
         max_error: Largest difference to the in-process vectors.
     """
 
@@ -70,7 +70,7 @@ class LoadResult:
     max_error: float
 
     def share_of(self, way: str) -> float:
-        """Server ÷ a way in process, medians."""
+        """Return server ÷ a way in process, medians."""
         return statistics.median(self.rates[SERVER]) / statistics.median(self.rates[way])
 
     @property
@@ -91,7 +91,7 @@ class LoadResult:
 
 @dataclass(frozen=True, slots=True)
 class _Turns:
-    """What was measured in turns; ``counts`` are the batched server's, over all runs."""
+    """Measurements in turns; ``counts`` are the batched server's, over all runs."""
 
     loads: Mapping[str, Sequence[Load]]
     in_process: Mapping[str, Sequence[float]]
@@ -102,7 +102,7 @@ class _Turns:
 def measure(
     model: Path, server_environment: Path, *, clients: int, n_texts: int, runs: int, threads: int
 ) -> LoadResult:
-    """One model: on a server, on a server that does not batch, in process; in turns."""
+    """Measure one model in turns: on a server, on one that does not batch, and in process."""
     manifest = Manifest.read(model)
     files = tuned_files(model, manifest, Modality.TEXT)
     operation = operation_of_model(model.parent, files)
@@ -179,7 +179,7 @@ def _turns(
 
 
 def records_of_result(result: LoadResult, model: Path) -> list[Record]:
-    """Cells of the suite: the server, the server without batching, the runtime in process."""
+    """Return the suite's cells: the server, the server without batching, the runtime in process."""
     variant = result.manifest.variants[result.manifest.front_ends[0].variant]
     tower = variant.text
     folder = model.parent / tower.model / str(tower.version)
@@ -262,7 +262,7 @@ def main(
     clients: Annotated[int, typer.Option(min=1)] = 32,
     n_texts: Annotated[int, typer.Option(min=64)] = 800,
     runs: Annotated[int, typer.Option(min=1)] = 6,
-    threads: Annotated[int, typer.Option(min=1, help="Of the in-process run.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the in-process run.")] = 2,
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
 ) -> None:
     """Measure texts a second, batches and padding under load."""

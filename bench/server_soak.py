@@ -1,12 +1,12 @@
-"""Thousands of requests, some of them bad, to one server: is every answer right, and does memory stay flat?
+"""Soak-test a server with thousands of requests, some invalid: correct answers and flat memory.
 
     python -m bench.server_soak REPOSITORY/NAME --requests 10000 --minutes 12 --json FILE --plot FILE
 
-Texts and images are sent at an even rate. Every twentieth request is bad in one of fifteen ways and must be
-answered INVALID_ARGUMENT; every other with the vector of the in-process runtime. Memory counts as flat if a
-line through its samples, the first quarter of the time left out, grows by at most 1% over the time that is
-left; the upper end of the slope's 95% interval is held to that, not the slope. Memory is what the processes
-hold beside the files that they map.
+Texts and images are sent at an even rate. Every twentieth request is invalid in one of fifteen ways and must
+be answered INVALID_ARGUMENT, all others with the vector of the in-process runtime. Memory counts as flat if a
+line through its samples, without the first quarter of the time, grows by at most 1% over the remaining time;
+the limit applies to the upper end of the slope's 95% interval. Memory is what the processes hold beside the
+files that they map.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _FLAT = 0.01
 _EVERY_S = 2.0
 _TOLERANCE = 1e-6
 _ARGUMENTS = ("--grpc-infer-allocation-pool-size=0",)
-"""Triton keeps the buffers of up to eight requests for the next; of 34 MB each, they would hide a leak."""
+"""Triton keeps the buffers of up to eight requests for reuse; at 34 MB each, they would hide a leak."""
 
 
 @dataclass(slots=True)
 class SoakResult:
-    """What came back.
+    """Results of a soak test.
 
     Attributes:
-        bad_kinds: Requests that were refused as they should be, by what was wrong with them.
-        messages: What the client was told, by the same.
-        surprises: Answers that were not expected.
+        bad_kinds: Number of invalid requests that were refused correctly, by kind.
+        messages: Error messages sent to the client, by kind.
+        surprises: Unexpected answers.
         memory: Seconds since the start, and each process's own bytes (anonymous and shared memory), by name.
     """
 
@@ -66,22 +66,22 @@ class SoakResult:
 
     @property
     def restarted(self) -> bool:
-        """Whether a process ended or came in between."""
+        """True if a process ended or started during the test."""
         return self.processes_at_start != self.processes_at_end
 
     def trends(self) -> dict[str, Trend]:
-        """Of every process, and of all together."""
+        """Return the trends of every process, and of all together."""
         names = sorted(self.memory[-1][1])
         series = {name: [(at, n.get(name, 0)) for at, n in self.memory] for name in names}
         series["all"] = [(at, sum(n.values())) for at, n in self.memory]
         return {name: trend_of_samples(samples, skip=_WARM_UP) for name, samples in series.items()}
 
     def faults(self) -> list[str]:
-        """What is not as it should be."""
+        """Return all violated expectations."""
         found = []
         if self.n_good_right != self.n_good:
             found.append(
-                f"{self.n_good - self.n_good_right} of {self.n_good} good requests not answered right"
+                f"{self.n_good - self.n_good_right} of {self.n_good} good requests not answered correctly"
             )
         if self.n_bad_refused != self.n_bad:
             found.append(
@@ -100,7 +100,7 @@ class SoakResult:
 
 
 def _processes(leader: int) -> list[int]:
-    """The server and its Python models, by their process group."""
+    """Return the server and its Python models, by their process group."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -115,7 +115,7 @@ def _processes(leader: int) -> list[int]:
 
 
 def _name_of_process(pid: int, known: Mapping[int, str]) -> str:
-    """``server``, or the model whose Python process it is, numbered where it has several."""
+    """Return ``server``, or the model whose Python process it is, numbered if there are several."""
     if pid in known:
         return known[pid]
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -128,10 +128,10 @@ def _name_of_process(pid: int, known: Mapping[int, str]) -> str:
 
 
 def own_bytes(rollup: str) -> int:
-    """Anonymous and shared memory, what processes share in equal parts, from the text of ``smaps_rollup``.
+    """Return anonymous and shared memory, in equal parts per sharing process, from ``smaps_rollup``.
 
-    Pages of mapped files are left out: they cannot leak, and a library's share falls and rises with whatever
-    other program maps it.
+    Pages of mapped files are left out: they cannot leak, and a library's share changes with every other
+    program that maps it.
     """
     return sum(
         int(line.split()[1]) * 1024
@@ -149,7 +149,7 @@ async def _watch(result: SoakResult, leader: int, started: float) -> None:
                 names[pid] = _name_of_process(pid, names)
                 now[names[pid]] = own_bytes(Path(f"/proc/{pid}/smaps_rollup").read_text())
             except OSError:
-                continue  # it ended in between; the list of processes at the end will tell
+                continue  # it ended in between; the final list of processes shows that
         result.memory.append((time.perf_counter() - started, now))
         await asyncio.sleep(_EVERY_S)
 
@@ -276,7 +276,7 @@ def main(
     record: Annotated[Path | None, typer.Option("--json")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of the memory over time.")] = None,
 ) -> None:
-    """Soak a server; exit code 0 if every answer was right, nothing was restarted and memory is flat."""
+    """Soak-test a server; exit code 0 if all answers are right, nothing restarts and memory is flat."""
     requests = requests_of_soak(model, n_requests)
     front = tuple(f"{model.name}_{modality}" for modality in ("text", "image"))
     manifest = Manifest.read(model)
@@ -293,7 +293,7 @@ def main(
         f"{result.n_good_right}/{result.n_good} good right (error ≤ {result.max_error:.1e}), "
         f"{result.n_bad_refused}/{result.n_bad} bad refused, {result.seconds / 60:.1f} min, "
         f"{trend.mean_bytes / 1e6:.0f} MB, {trend.bytes_per_min / 1e6:+.3f} MB/min "
-        f"[{trend.low / 1e6:+.3f}, {trend.high / 1e6:+.3f}]; {'; '.join(faults) or 'all as it should be'}"
+        f"[{trend.low / 1e6:+.3f}, {trend.high / 1e6:+.3f}]; {'; '.join(faults) or 'no faults'}"
     )
     if record is not None:
         _write_record(

@@ -1,10 +1,11 @@
-"""Which kernels does a TensorRT compiler make of the full-size towers? Without a GPU; nothing is executed.
+"""List the kernels that a TensorRT compiler builds for the full-size towers, without a GPU.
 
     python -m bench.tensorrt_rtx [TOWER …] --work FOLDER --json bench/results/tensorrt_rtx.json
 
-Towers with random weights are exported, converted for TensorRT and built ahead of time with TensorRT-RTX. A
-cell is one build: what its log lists (kernels, the types of the matrix products, fused attentions), bytes,
-seconds. Exit code 1 where a product is not of its type, or an attention is not one kernel.
+Towers with random weights are exported, converted for TensorRT and built ahead of time with TensorRT-RTX;
+nothing is executed. A cell is one build: the contents of its log (kernels, the types of the matrix products,
+fused attentions), bytes, seconds. Exit code 1 if a product is not of its type, or an attention is not one
+kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _FP8_SINCE = "8.9"
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """A published tower, and the largest batch and text of its engines."""
+    """Published tower, with the largest batch and text of its engines."""
 
     name: str
     variant: str
@@ -61,7 +62,7 @@ TOWERS = (
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What one build made; ``expected`` counts the graph's products by the type they must have."""
+    """Result of one build; ``expected`` counts the graph's products by the required type."""
 
     expected: Mapping[str, int]
     products: Mapping[str, int]
@@ -76,7 +77,7 @@ class Build:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it must be."""
+        """All violated expectations."""
         found = []
         if dict(self.products) != dict(self.expected):
             found.append(f"products {dict(self.products)}, expected {dict(self.expected)}")
@@ -88,7 +89,7 @@ class Build:
 
 
 def graph_for(tower: Tower, precision: Precision, work: Path) -> Path:
-    """The tower's graph for TensorRT; it is made where it is missing."""
+    """Return the tower's graph for TensorRT, making it if it is missing."""
     source = fp32_graph(tower.variant, tower.modality, work)
     target = source.with_name(f"{precision.value}_tensorrt.onnx")
     if not target.is_file():
@@ -104,7 +105,7 @@ def graph_for(tower: Tower, precision: Precision, work: Path) -> Path:
 
 
 def build(graph: Path, tower: Tower, compute_capability: str) -> Build:
-    """Build a graph for one target, and throw the engine away.
+    """Build a graph for one target, and discard the engine.
 
     Raises:
         ExportError: the compiler refuses the graph, or a product is not of its type.
@@ -143,7 +144,7 @@ def _record(tower: Tower, precision: Precision, compute_capability: str, built: 
 
 
 def table_of(records: Sequence[Record]) -> Table:
-    """One row a build."""
+    """Return a table with one row per build."""
     table = Table(
         "tower", "precision", "for", "kernels", "products", "attentions fused", "MB", "s", title=AHEAD_OF_TIME
     )
@@ -171,10 +172,10 @@ def main(
     ] = list(_TARGETS),  # noqa: B006
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
 ) -> None:
-    """Build full-size towers ahead of time with TensorRT-RTX, and read which kernels it made."""
+    """Build full-size towers ahead of time with TensorRT-RTX, and list the kernels."""
     console = Console(width=140)
     if unknown := set(towers or ()) - {tower.name for tower in TOWERS}:
-        raise typer.BadParameter(f"{sorted(unknown)} are no towers; known are {[t.name for t in TOWERS]}.")
+        raise typer.BadParameter(f"{sorted(unknown)} are not towers; known are {[t.name for t in TOWERS]}.")
     records: list[Record] = []
     faults: list[str] = []
     for tower in (tower for tower in TOWERS if not towers or tower.name in towers):

@@ -1,13 +1,13 @@
-"""How many rows a second, when there is always work? In process on every core, and through Triton.
+"""Measure rows per second at saturation, in process on every core and through Triton.
 
     python bench/throughput.py                         one sample, in process and through a server
     python bench/throughput.py capivara --no-server    another one, in process alone
     python bench/throughput.py REPOSITORY/NAME         a model of your own
 
-In process, the cores are shared out as one instance of all threads, and as single-threaded instances. The
-server is held to the same cores, and so are its clients: first clients that wait for their answers (closed
-loop), then requests that arrive by themselves at shares of the highest rate (open loop), whose latency is
-drawn against the load. One text or image a request.
+In process, the cores run one instance with all threads, then single-threaded instances. The server and its
+clients are restricted to the same cores: first clients that wait for their answers (closed loop), then
+requests that arrive independently at shares of the highest rate (open loop), whose latency is drawn against
+the load. One text or image per request.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """How much is measured in process; ``sharings`` are (instances, threads of each)."""
+    """Size of the in-process measurement; ``sharings`` are (instances, threads of each)."""
 
     batches: tuple[int, ...] = (8, 32)
     tokens: tuple[int, ...] = (16,)
@@ -71,13 +71,13 @@ class Saturation:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """How much is measured through a server.
+    """Size of the measurement through a server.
 
     Attributes:
-        clients: Of closed loops.
-        shares: Of the highest closed-loop rate, for open loops.
-        seconds: Of each loop, about.
-        runs: Of every closed loop.
+        clients: Numbers of clients of the closed loops.
+        shares: Shares of the highest closed-loop rate, for the open loops.
+        seconds: Approximate duration of each loop.
+        runs: Runs of every closed loop.
     """
 
     clients: tuple[int, ...] = (1, 8, 32)
@@ -87,12 +87,12 @@ class ServerLoad:
 
 
 def sharings_of(cores: int) -> tuple[tuple[int, int], ...]:
-    """All cores for one run, and a run for each core."""
+    """Return one instance on all cores, and one instance per core."""
     return tuple(dict.fromkeys(((1, cores), (cores, 1))))
 
 
 def measure_in_process(groups: Sequence[Group], plan: Saturation, console: Console) -> list[Record]:
-    """Rows a second of every graph, batch and sharing of the cores."""
+    """Measure rows per second of every graph, batch and sharing of the cores."""
     records: list[Record] = []
     shape_plan = LatencyPlan(batches=plan.batches, tokens=plan.tokens)
     with tempfile.TemporaryDirectory() as scratch:
@@ -164,12 +164,12 @@ def _cell(group: Group, shape: Shape | None, load: str) -> dict[str, str]:
 def measure_server(
     model: Path, environment: Path, load: ServerLoad, console: Console, *, modalities: Sequence[Modality]
 ) -> list[Record]:
-    """The model's front ends under closed and open loops; a record with the error where there is none."""
+    """Measure the model's front ends in closed and open loops; an error becomes a record."""
     manifest = Manifest.read(model)
     records: list[Record] = []
     try:
         if not manifest.front_ends:
-            raise BabeltowerError(f"{model} has no front ends; write them with `babeltower front-ends`.")
+            raise BabeltowerError(f"{model} has no front ends; write them with `babeltower frontends`.")
         (front_ends,) = manifest.front_ends
         variant = manifest.variants[front_ends.variant]
         names = {Modality.TEXT: front_ends.text, Modality.IMAGE: front_ends.image}
@@ -198,7 +198,7 @@ def measure_server(
 
 
 def _requests(manifest: Manifest, modality: Modality, model: str) -> list[bytes]:
-    """Of the samples: captions of all languages that the tower speaks, or drawings; one a request."""
+    """Return requests from the samples, one text in any of the tower's languages, or drawing, each."""
     dataset = sample_retrieval_set()
     if modality is Modality.IMAGE:
         return image_requests(model, [image.read() for image in dataset.images[:_N_REQUESTS]])
@@ -213,7 +213,7 @@ def _requests(manifest: Manifest, modality: Modality, model: str) -> list[bytes]
 def _loaded(
     address: str, requests: Sequence[bytes], load: ServerLoad, cell: Callable[..., dict[str, str]]
 ) -> Iterator[Record]:
-    """Closed loops of each number of clients, then open ones at shares of the highest rate."""
+    """Run closed loops of each number of clients, then open ones at shares of the highest rate."""
 
     def closed(clients: int) -> Load:
         found = load_of_server(address, requests, clients=clients, seconds=load.seconds)
@@ -257,7 +257,7 @@ def _latency_record(
 
 
 def print_throughput(records: Sequence[Record], peaks: Peaks, console: Console) -> None:
-    """Rows a second in process; then latencies of the server, at the rate that was reached or offered."""
+    """Print rows per second in process, then the server's latencies at each rate."""
     keys = ("model", "tower", "precision", "engine", "batch", "tokens", "load")
     table = Table(*keys, "rows/s", "95%", "of limit", title="In process", box=box.SIMPLE_HEAD)
     served = Table(
@@ -299,21 +299,21 @@ def throughput(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Samples, or REPOSITORY/NAME.")
     ] = None,
-    precision: Annotated[list[Precision] | None, typer.Option(help="Repeat it for several.")] = None,
-    engine: Annotated[list[Engine] | None, typer.Option(help="Repeat it for several.")] = None,
+    precision: Annotated[list[Precision] | None, typer.Option(help="May be repeated.")] = None,
+    engine: Annotated[list[Engine] | None, typer.Option(help="May be repeated.")] = None,
     server: Annotated[bool, typer.Option(help="Measure through Triton too.")] = True,
     env: Annotated[
         Path | None, typer.Option(envvar="BABELTOWER_SERVER_ENV", help="The server's environment.")
     ] = None,
     peaks: Annotated[
-        Path | None, typer.Option(help="Records of bench/peaks.py; measured anew by default.")
+        Path | None, typer.Option(help="Records of bench/peaks.py; measured if not given.")
     ] = None,
-    record: Annotated[Path, typer.Option("--json", help="Where the records go.")] = Path(
+    record: Annotated[Path, typer.Option("--json", help="File of the records.")] = Path(
         "build/bench/throughput.json"
     ),
     plot: Annotated[Path | None, typer.Option(help="SVG or PNG; beside the records by default.")] = None,
 ) -> None:
-    """Measure rows a second at saturation, and latency against load."""
+    """Measure rows per second at saturation, and latency against load."""
     console = wide_console()
     names = models or ["nllb-clip"]
     groups = chosen_groups(names, precisions=precision or [], engines=engine or [], console=console)

@@ -1,11 +1,11 @@
-"""Zero-shot classification with exported models beside PyTorch, language by language.
+"""Compare zero-shot classification of exported models with PyTorch's, language by language.
 
     python bench/zeroshot.py                     every sample checkpoint on the emoji samples
     python bench/zeroshot.py nllb-clip altclip   some of them
     python bench/zeroshot.py --checkpoint FOLDER --model REPOSITORY/NAME --dataset babel-imagenet --data DATA
 
-Sample checkpoints are exported to ``build/repository`` unless it holds them. The exit code is 1 where an
-exported model breaks a limit.
+Sample checkpoints are exported to ``build/repository`` unless it holds them. The exit code is 1 if an
+exported model exceeds a limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from runtime.manifest import Engine, Precision
 __all__ = ["app"]
 
 SAMPLES_RECORD = Path("build/bench/zeroshot.json")
-"""Where the samples' records go when no file is named, the model's name before the suffix."""
+"""Default path of the samples' records; the model's name is inserted before the suffix."""
 
 app = typer.Typer(add_completion=False)
 
@@ -48,22 +48,22 @@ def zeroshot(
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Trained checkpoint, with --model.")] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="REPOSITORY/NAME", help="What it was exported to.")
+        str | None, typer.Option(metavar="REPOSITORY/NAME", help="Model exported from it.")
     ] = None,
     dataset: Annotated[str, typer.Option(help=f"One of {', '.join(CLASS_LAYOUTS)}.")] = "emoji",
     data: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
     languages: Annotated[str | None, typer.Option(help="Codes, comma separated; all by default.")] = None,
     prompts: Annotated[
-        Prompts | None, typer.Option(help="Bare labels or templates; by default what suits the data set.")
+        Prompts | None, typer.Option(help="Bare labels or templates; by default the data set's usual.")
     ] = None,
     engine: Annotated[Engine, typer.Option(envvar="BABELTOWER_ENGINE")] = Engine.ONNXRUNTIME,
     precision: Annotated[Precision, typer.Option(envvar="BABELTOWER_PRECISION")] = Precision.FP32,
     threads: Annotated[
-        int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Full-size towers want every core.")
+        int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Use every core for full-size towers.")
     ] = 1,
     dim: Annotated[int | None, typer.Option(help="Width of an MRL head; full width by default.")] = None,
     language_map: Annotated[
-        LanguageMap, typer.Option(help="Babel-ImageNet's published map, or the right one.")
+        LanguageMap, typer.Option(help="Babel-ImageNet's published map, or the correct one.")
     ] = LanguageMap.RIGHT,
     order: Annotated[Order, typer.Option(help="Order of the table's rows.")] = Order.WORST,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,

@@ -13,7 +13,7 @@ from runtime.errors import BabeltowerError
 
 
 def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BabeltowerError, match="no published variant"):
+    with pytest.raises(BabeltowerError, match="not a published variant"):
         checkpoint_from_variant("nllb-clip-huge", tmp_path)
 
 

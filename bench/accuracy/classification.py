@@ -1,8 +1,8 @@
-"""One checkpoint, one exported model, one classification set → the report.
+"""Compare zero-shot classification by PyTorch and by an exported model, and make the report.
 
-The images are embedded once by each, then the classes' prompts language by language, so that only the
-classes' vectors are kept: 80 prompts of 1,000 classes in 90 languages would not fit. The classes' vectors are
-made by ``runtime.zeroshot``, as a ``Classifier`` makes them.
+Each model embeds the images once, then the class prompts language by language, and only the class vectors are
+kept: 80 prompts of 1,000 classes in 90 languages would not fit into memory. ``runtime.zeroshot`` computes the
+class vectors, as for a ``Classifier``.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def classify(
     settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
-    """Classify with an exported model beside its checkpoint.
+    """Classify with a checkpoint and with the model exported from it, and compare.
 
     Args:
-        dataset: With the templates to ask by (``asked_by``).
+        dataset: Set with its templates chosen (``asked_by``).
 
     Raises:
         ManifestError: the model was exported from other weights, or not in that precision.
-        BabeltowerError: whatever reading the checkpoint, the model or an image raises.
+        BabeltowerError: the checkpoint, the model or an image cannot be read.
     """
     return classify_towers(towers_from_checkpoint(checkpoint), checkpoint, model, dataset, settings, progress)
 
@@ -77,7 +77,7 @@ def classify_sample(
     settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
-    """The same, after exporting the checkpoint where the repository does not hold these very weights."""
+    """Export the checkpoint unless the repository has it with these weights, then ``classify``."""
     towers = towers_from_checkpoint(checkpoint)
     model = sample_model(towers, Path(checkpoint).name, repository, settings, progress)
     return classify_towers(towers, checkpoint, model, dataset, settings, progress)
@@ -91,7 +91,7 @@ def classify_towers(
     settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> ClassificationReport:
-    """The same, with towers that were read before."""
+    """Classify as ``classify`` does, with towers that are already loaded."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     dim = chosen_dim(towers, settings)
@@ -123,7 +123,7 @@ def classify_towers(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Embedded:
-    """float32 unit vectors: images (images, dim), and by language the classes (classes, dim)."""
+    """float32 unit vectors: images (images, dim), and classes (classes, dim) by language."""
 
     images: Float
     classes: Mapping[str, Float]
@@ -164,7 +164,7 @@ def _by_reference(towers: Towers, dataset: ClassificationSet, dim: int, progress
 def _class_vectors(
     towers: Towers, dataset: ClassificationSet, embed: _Embed, stage: str, progress: Progress
 ) -> Mapping[str, Float]:
-    """float32 (classes, dim) by the language's code."""
+    """Return class vectors by language code, float32 (classes, dim)."""
     found = {}
     for done, names in enumerate(dataset.languages):
         progress(stage, done, len(dataset.languages))

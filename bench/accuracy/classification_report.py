@@ -1,4 +1,4 @@
-"""What a classification run found: figures a language, the verdict, and the JSON record."""
+"""Report of a classification run: figures per language, verdict, and JSON record."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SCHEMA = "babeltower-zeroshot/1"
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """One language.
+    """Figures of one language.
 
     Attributes:
-        code: The data set's own.
-        language: FLORES-200, ``None`` where it has no code.
-        name: In English, or the code.
-        classification: Accuracy at k is the recall at k of an image that asks for its class.
-        texts: Agreement of the classes' vectors, the normalised means of their prompts'.
+        code: Language code of the data set.
+        language: FLORES-200 code, or ``None`` if there is none.
+        name: English name, or the code.
+        classification: Accuracy at k: recall at k with an image as the query and its class as the answer.
+        texts: Agreement of the class vectors, the normalised means over the class's prompts.
     """
 
     code: str
@@ -45,17 +45,17 @@ class ClassFigures:
 
     @property
     def comparisons(self) -> Mapping[str, Comparison]:
-        """For the verdict."""
+        """Comparisons that the verdict checks, by name."""
         return {"classification": self.classification}
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationReport:
-    """A classification run.
+    """Report of a classification run.
 
     Attributes:
-        created: UTC, ISO 8601.
-        unspoken: Codes that were left out because the text tower has no token for them.
+        created: Time of creation, UTC in ISO 8601.
+        unspoken: Codes left out because the text tower has no token for them.
         seconds: Wall-clock seconds by stage; not a benchmark of speed.
     """
 
@@ -77,31 +77,31 @@ class ClassificationReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What broke a limit, a sentence each; empty where the exported model agrees with PyTorch."""
+        """Exceeded limits, one sentence each; empty if the exported model agrees with PyTorch."""
         return retrieval_failures(self.languages, self.images, self.limits)
 
     @property
     def passed(self) -> bool:
-        """Whether every limit holds."""
+        """True if every limit holds."""
         return not self.failures
 
     @property
     def n_turned(self) -> int:
-        """Hits within k=1, 5 or 10 that turned, over all languages."""
+        """Number of turned hits at k=1, 5 or 10, over all languages."""
         return sum(len(figures.classification.turned) for figures in self.languages)
 
     @property
     def n_decisions(self) -> int:
-        """How many hits were compared: images × cut-offs."""
+        """Number of compared hits: images × cut-offs."""
         return sum(figures.n_images for figures in self.languages) * len(KS)
 
     @property
     def min_cosine(self) -> float:
-        """The lowest cosine of any class or image with itself."""
+        """Lowest cosine of any class or image vector to PyTorch's."""
         return lowest([self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages)])
 
     def mean_accuracy_at(self, k: int) -> tuple[float, float]:
-        """Mean over languages of PyTorch's accuracy within k, and of the exported model's."""
+        """Return the mean accuracy at k over languages, PyTorch's and the exported model's."""
         found = [figures.classification for figures in self.languages]
         return (
             sum(comparison.reference.at[k] for comparison in found) / len(found),
@@ -109,11 +109,11 @@ class ClassificationReport:
         )
 
     def worst_first(self) -> tuple[ClassFigures, ...]:
-        """Languages by rising top-1 accuracy of the exported model, then by code."""
+        """Return the languages by ascending top-1 accuracy of the exported model, then by code."""
         return tuple(sorted(self.languages, key=lambda f: (f.classification.exported.at[1], f.code)))
 
     def to_json(self) -> str:
-        """The record: every field, the verdict, and enough to repeat the run."""
+        """Return the record as JSON: every field, the verdict, and enough to repeat the run."""
         record = dataclasses.asdict(self)
         record["verdict"] = {"passed": self.passed, "failures": list(self.failures)}
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

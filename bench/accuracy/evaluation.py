@@ -1,4 +1,4 @@
-"""One checkpoint, one exported model, one retrieval set → vectors of both, and the report."""
+"""Embed a retrieval set with PyTorch and with an exported model, and make the report."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """How to run.
+    """Settings of an evaluation.
 
     Attributes:
-        threads: Of PyTorch and of the engine; ``None`` leaves both their defaults. The sample towers are so
-            small that a second thread slows them down.
+        threads: Threads of PyTorch and of the engine; ``None`` leaves both at their defaults. The sample
+            towers are so small that a second thread slows them down.
         dim: Width of the vectors, one of the model's MRL heads; the full width by default.
-        language_map: What the set was read with; it goes into the report.
+        language_map: Map that the set was read with; recorded in the report.
     """
 
     engine: Engine = Engine.ONNXRUNTIME
@@ -74,7 +74,7 @@ class EvaluationSettings:
 
 
 _GATED_CAPTIONS = 16
-"""For the exporter's own gate: what is measured afterwards is all of them."""
+"""Captions per language for the exporter's own gate; all of them are measured afterwards."""
 
 
 def evaluate(
@@ -88,7 +88,7 @@ def evaluate(
 
     Raises:
         ManifestError: the model was exported from other weights, or not in that precision.
-        BabeltowerError: whatever reading the checkpoint, the model or an image raises.
+        BabeltowerError: the checkpoint, the model or an image cannot be read.
     """
     return evaluate_towers(towers_from_checkpoint(checkpoint), checkpoint, model, dataset, settings, progress)
 
@@ -100,7 +100,7 @@ def evaluate_sample(
     settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> Evaluation:
-    """The same, after exporting the checkpoint where the repository does not hold these very weights."""
+    """Export the checkpoint unless the repository has it with these weights, then ``evaluate``."""
     towers = towers_from_checkpoint(checkpoint)
     model = sample_model(towers, Path(checkpoint).name, repository, settings, progress)
     return evaluate_towers(towers, checkpoint, model, dataset, settings, progress)
@@ -109,7 +109,7 @@ def evaluate_sample(
 def sample_model(
     towers: Towers, name: str, repository: Path, settings: EvaluationSettings, progress: Progress = silent
 ) -> Path:
-    """``REPOSITORY/NAME`` in the asked variant, exported unless the repository holds these very weights."""
+    """Return ``REPOSITORY/NAME`` in the requested variant, exporting it unless it has these weights."""
     if not _holds(repository / name, towers, settings):
         forms = forms_for([settings.precision], [settings.engine], installed=installed_engines())
         few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
@@ -128,7 +128,7 @@ def evaluate_towers(
     settings: EvaluationSettings,
     progress: Progress = silent,
 ) -> Evaluation:
-    """The same, with towers that were read before."""
+    """Evaluate as ``evaluate`` does, with towers that are already loaded."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     dim = chosen_dim(towers, settings)
@@ -184,10 +184,10 @@ def _figures(
 
 
 def chosen_dim(towers: Towers, settings: EvaluationSettings) -> int:
-    """The width to compare.
+    """Return the vector width to compare.
 
     Raises:
-        InputError: the towers have no vectors of the asked width.
+        InputError: the towers have no vectors of the requested width.
     """
     dim = settings.dim or towers.dim
     if dim not in towers.dims:
@@ -210,7 +210,7 @@ def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) ->
     """Refuse a model that was exported from other weights.
 
     Raises:
-        ManifestError: its fingerprint is not the checkpoint's.
+        ManifestError: its fingerprint differs from the checkpoint's.
     """
     if manifest.fingerprint != towers.fingerprint:
         raise ManifestError(
@@ -221,7 +221,7 @@ def require_same_space(manifest: Manifest, towers: Towers, model: str | Path) ->
 
 
 def facts_of(manifest: Manifest, checkpoint: str | Path, settings: EvaluationSettings) -> ModelFacts:
-    """What was compared, for a report."""
+    """Describe the compared model for a report."""
     is_local = Path(checkpoint).exists()
     return ModelFacts(
         name=manifest.name,

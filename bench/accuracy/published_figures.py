@@ -1,7 +1,8 @@
-"""Published figures, to read beside one's own: never merged with them, always with source and protocol.
+"""Published figures to show beside a run: kept separate, always with source and protocol.
 
-They are shown where the data set is the same and the model is: by its published name, or, where a folder's
-name does not tell, by its architecture, which is then said. Figures by language lie in ``bench/published/``.
+They are shown if the data set and the model are the same: by the model's published name or, if the folder's
+name does not show it, by its architecture, in which case the report says so. Figures by language are in
+``bench/published/``.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ _FOLDER = Path(__file__).resolve().parents[1] / "published"
 
 @dataclass(frozen=True, slots=True)
 class PublishedFigures:
-    """What a source reports of one model on one data set, in percent.
+    """Figures that a source reports for one model on one data set, in percent.
 
     Attributes:
         dataset: Name of the layout.
-        model: One of the published models.
-        measures: What ``values`` are.
-        values: Of the measures; means over the languages where there are several.
-        protocol: How they were measured, where runs differ.
-        source: Where they are published.
-        asked: A note of the run that tells that it asks alike; empty where all runs do.
-        by_language: The measures' values by the data set's own language codes; empty where not published.
-        named: Whether the run's checkpoint bears the model's published name.
+        model: Published name of the model.
+        measures: Names of ``values``.
+        values: Value of each measure; means over the languages if there are several.
+        protocol: Measurement protocol, where protocols differ.
+        source: Place of publication.
+        asked: Note that a run with the same protocol has; empty if every run has it.
+        by_language: Values of the measures by the data set's own language codes; empty if not published.
+        named: True if the run's checkpoint has the model's published name.
     """
 
     dataset: str
@@ -53,7 +54,7 @@ class PublishedFigures:
         return f"{whose}: {values}{over} ({self.protocol}; {self.source})"
 
     def of(self, code: str, measure: str) -> float | None:
-        """One language's value of a measure, ``None`` where it is not published."""
+        """Return one language's value of a measure, or ``None`` if it is not published."""
         values = self.by_language.get(code)
         return (
             None if values is None or measure not in self.measures else values[self.measures.index(measure)]
@@ -148,10 +149,12 @@ _TABLES = (
 def published_figures(
     dataset: str, model: ModelFacts, notes: Sequence[str] = ()
 ) -> tuple[PublishedFigures, ...]:
-    """What is published of a run's model on its data set, the named before those of the same architecture.
+    """Return published figures of a run's model on its data set.
+
+    Those of the named model if there are any, otherwise those of models with the same architecture.
 
     Args:
-        notes: The run's own; where a data set may be asked in two ways, they tell which.
+        notes: Notes of the run; if a data set has several protocols, they tell which one was used.
     """
     name = model.checkpoint.rpartition("/")[2]
     found = []
@@ -166,19 +169,22 @@ def published_figures(
 
 
 def published_beside(figures: Sequence[PublishedFigures], measure: str) -> PublishedFigures | None:
-    """The figures to stand beside each language's own: of the named model, or of the only one there is."""
+    """Return the figures to show by language: the named model's, or the only candidate's."""
     able = [entry for entry in figures if entry.by_language and measure in entry.measures]
     return able[0] if able and (able[0].named or len({entry.model for entry in able}) == 1) else None
 
 
 @lru_cache(maxsize=1)
 def published_by_language() -> tuple[PublishedFigures, ...]:
-    """Everything in ``bench/published/``."""
+    """Return all figures in ``bench/published/``."""
     return tuple(figures for table in _TABLES for figures in _figures_of(table))
 
 
 def _figures_of(table: _Table) -> list[PublishedFigures]:
-    """One entry a model and set of languages: prompts of Babel-ImageNet are translated into 90 of its 298."""
+    """Return one entry per model and set of languages.
+
+    Babel-ImageNet has 298 languages, and translated prompts in 90 of them.
+    """
     with (_FOLDER / table.file).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     models = [column for column in rows[0] if column not in ("language", "measure")]

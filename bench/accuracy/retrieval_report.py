@@ -1,4 +1,4 @@
-"""What a retrieval run found: figures a language, the verdict, and the JSON record."""
+"""Report of a retrieval run: figures per language, verdict, and JSON record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEMA = "babeltower-retrieval/1"
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What was compared; ``checkpoint`` is the name of the checkpoint's folder, or its hub name."""
+    """Compared model; ``checkpoint`` is the name of the checkpoint's folder, or its hub name."""
 
     name: str
     family: str
@@ -46,12 +46,12 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalReport:
-    """A retrieval run.
+    """Report of a retrieval run.
 
     Attributes:
-        created: UTC, ISO 8601.
-        n_texts: Distinct (text, language) that were embedded.
-        unspoken: Codes that were left out because the text tower has no token for them.
+        created: Time of creation, UTC in ISO 8601.
+        n_texts: Number of distinct (text, language) pairs that were embedded.
+        unspoken: Codes left out because the text tower has no token for them.
         seconds: Wall-clock seconds by stage; not a benchmark of speed.
     """
 
@@ -74,22 +74,22 @@ class RetrievalReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What broke a limit, a sentence each; empty where the exported model agrees with PyTorch."""
+        """Exceeded limits, one sentence each; empty if the exported model agrees with PyTorch."""
         return retrieval_failures(self.languages, self.images, self.limits)
 
     @property
     def passed(self) -> bool:
-        """Whether every limit holds."""
+        """True if every limit holds."""
         return not self.failures
 
     @property
     def n_turned(self) -> int:
-        """Hits at k=1, 5 or 10 that turned, over all languages and directions."""
+        """Number of turned hits at k=1, 5 or 10, over all languages and directions."""
         return sum(len(f.comparison(direction).turned) for f in self.languages for direction in Direction)
 
     @property
     def n_decisions(self) -> int:
-        """How many hits were compared: queries × cut-offs."""
+        """Number of compared hits: queries × cut-offs."""
         n_queries = [
             f.comparison(direction).reference.n_queries for f in self.languages for direction in Direction
         ]
@@ -97,25 +97,25 @@ class RetrievalReport:
 
     @property
     def min_cosine(self) -> float:
-        """The lowest cosine of any text or image with itself."""
+        """Lowest cosine of any text or image vector to PyTorch's."""
         return lowest([self.images.cosine_min, *(figures.texts.cosine_min for figures in self.languages)])
 
     def mean_recall_at(self, direction: Direction, k: int) -> tuple[float, float]:
-        """Mean over languages of PyTorch's recall at k, and of the exported model's."""
+        """Return the mean recall at k over languages, PyTorch's and the exported model's."""
         chosen = [figures.comparison(direction) for figures in self.languages]
         return _mean([c.reference.at[k] for c in chosen]), _mean([c.exported.at[k] for c in chosen])
 
     def mean_recall(self, direction: Direction) -> tuple[float, float]:
-        """The mean of that over the cut-offs, CAPIVARA's "mean recall"."""
+        """Return ``mean_recall_at`` averaged over the cut-offs, CAPIVARA's "mean recall"."""
         reference, exported = zip(*(self.mean_recall_at(direction, k) for k in KS), strict=True)
         return _mean(reference), _mean(exported)
 
     def worst_first(self) -> tuple[LanguageFigures, ...]:
-        """Languages by rising text→image recall at 1 of the exported model, then by code."""
+        """Return the languages by ascending text→image R@1 of the exported model, then by code."""
         return tuple(sorted(self.languages, key=lambda f: (f.text_to_image.exported.at[1], f.code)))
 
     def to_json(self) -> str:
-        """The record: every field, the verdict, and enough to repeat the run."""
+        """Return the record as JSON: every field, the verdict, and enough to repeat the run."""
         record = dataclasses.asdict(self)
         record["verdict"] = {"passed": self.passed, "failures": list(self.failures)}
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -123,7 +123,7 @@ class RetrievalReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """A report, with the set (in the evaluated languages) and the vectors it was made from."""
+    """Report with its data set (evaluated languages only) and vectors."""
 
     dataset: RetrievalSet
     reference: Vectors

@@ -1,4 +1,4 @@
-"""Searches to look at: a caption as query, the pictures both models answer with."""
+"""Example searches: a caption as the query, and the pictures that both models return."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _N_SAMPLES = 12
 
 @dataclass(frozen=True, slots=True)
 class FoundPicture:
-    """A picture that was found: its index and key in the set, its cosine, and whether it is right."""
+    """Search result: the picture's index and key in the set, its cosine, and its correctness."""
 
     image: int
     key: str
@@ -32,7 +32,7 @@ class FoundPicture:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One query, answered by both; answers best first."""
+    """Query with the answers of both models, best first."""
 
     code: str
     language: str
@@ -42,13 +42,13 @@ class Search:
 
     @property
     def agrees(self) -> bool:
-        """Whether both found the same pictures in the same order."""
+        """True if both models return the same pictures in the same order."""
         return [a.image for a in self.exported] == [a.image for a in self.reference]
 
 
 @dataclass(frozen=True, slots=True)
 class TurnedSearch:
-    """A search that only one of the two answers within k; ranks of the right image count from 1."""
+    """Search that only one of the models answers within k; ranks of the right image count from 1."""
 
     search: Search
     hit: TurnedHit
@@ -61,8 +61,8 @@ def named_searches(evaluation: Evaluation, wanted: Iterable[tuple[str, str]]) ->
     """Search for the captions of given pictures.
 
     Args:
-        wanted: Pairs of a language code and the key of the picture whose caption to ask for; languages that
-            were not evaluated are left out.
+        wanted: Pairs of a language code and the key of the picture whose caption is the query; languages
+            that were not evaluated are left out.
 
     Raises:
         DatasetError: a picture has no caption in an evaluated language.
@@ -80,7 +80,7 @@ def named_searches(evaluation: Evaluation, wanted: Iterable[tuple[str, str]]) ->
 
 
 def sample_searches(evaluation: Evaluation) -> tuple[Search, ...]:
-    """One search in each of up to 12 languages, spread over the set and its pictures."""
+    """Return one search in each of up to 12 languages, spread over the set and its pictures."""
     entries = evaluation.dataset.captions
     chosen = np.unique(np.linspace(0, len(entries) - 1, min(_N_SAMPLES, len(entries))).astype(int))
     return tuple(
@@ -90,7 +90,10 @@ def sample_searches(evaluation: Evaluation) -> tuple[Search, ...]:
 
 
 def turned_searches(evaluation: Evaluation, n: int = 6) -> tuple[TurnedSearch, ...]:
-    """Text→image searches whose hit turned between PyTorch and the exported model, by falling margin."""
+    """Return the first turned text→image searches, by descending margin.
+
+    A search is turned if only one of PyTorch and the exported model answers it within k.
+    """
     by_code = {captions.code: captions for captions in evaluation.dataset.captions}
     turned = [
         (by_code[figures.code], hit)

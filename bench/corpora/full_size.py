@@ -1,7 +1,7 @@
-"""How fast a corpus is embedded at true size: the pipeline beside the loops that people write.
+"""Measure corpus embedding with full-size towers: the pipeline beside common loops.
 
-Weights are random, so INT8's figures are speeds only. Every way has turns in rotation with the others, in
-processes of their own; a turn's rows are other rows than the turn's before. Ratios are taken within a turn.
+Weights are random, so INT8 figures show speed only. All ways take turns in rotation, each in a process of its
+own; every turn embeds other rows than the turn before. Ratios are taken within a turn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ _FAMILIES = {"xlm-roberta-base-ViT-B-32": "capivara", "nllb-clip-base": "nllb-cl
 
 @dataclass(slots=True)
 class _Busy:
-    """CPU seconds of this process, noted every second from the first full one after the model is open."""
+    """CPU seconds of this process, sampled every second.
+
+    Sampling starts with the first full second after the model is open.
+    """
 
     noted: list[tuple[float, float]] = field(default_factory=list)
     last: tuple[float, float] | None = None
@@ -53,7 +56,7 @@ class _Busy:
         self.last = _now()
 
     def shares(self) -> tuple[float, ...]:
-        """Of all cores, second by second up to the last batch; the last, shorter second is one too."""
+        """Return the busy share of all cores per second; the shorter one of the last batch is included."""
         if self.last is None:
             return ()
         times = [point for point in self.noted if point[0] < self.last[0]] + [self.last]
@@ -86,12 +89,12 @@ def _noted_each_second(busy: _Busy, opened: threading.Event) -> Iterator[None]:
 
 
 def _choice() -> EngineChoice:
-    """INT8 on OpenVINO, one instance a core."""
+    """Return INT8 on OpenVINO with one instance per core."""
     return EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
 
 
 def _pipeline(model: Path, source: Path, n_vectors: int) -> Timed:
-    """The corpus in INT8 on OpenVINO, one instance a core; vectors of the first rows are handed back."""
+    """Embed the corpus in INT8 on OpenVINO, one instance per core; return the first rows' vectors."""
     import pyarrow.parquet
 
     from runtime.corpus import Options, Watcher, embed_corpus
@@ -113,13 +116,13 @@ def _pipeline(model: Path, source: Path, n_vectors: int) -> Timed:
 
 @dataclass(slots=True)
 class _Way:
-    """All turns of one way."""
+    """Results of all turns of one way to embed the corpus."""
 
     turns: list[Timed] = field(default_factory=list)
 
     @property
     def rates(self) -> list[float]:
-        """Rows a core-second, turn by turn."""
+        """Rows per core-second, turn by turn."""
         return [turn.rows / turn.cpu_seconds for turn in self.turns]
 
     @property
@@ -139,10 +142,10 @@ class _Way:
 def measure_texts(
     name: str, work: Path, *, n_rows: int, n_loop_rows: int, turns: int, console: Console
 ) -> list[Record]:
-    """Both corpora through the pipeline and the loops: rows a core-second of each.
+    """Measure rows per core-second of the pipeline and the loops on both corpora.
 
     Args:
-        n_rows: Texts of a turn of the pipeline; the first ``n_loop_rows`` of them are the loops'.
+        n_rows: Texts in a turn of the pipeline; the loops embed the first ``n_loop_rows`` of them.
     """
     import pyarrow
     import pyarrow.parquet
@@ -197,7 +200,7 @@ def _text_record(name: str, corpus: str, way: str, ways: dict[str, _Way]) -> Rec
 
 
 def _min_cosine(way: str, ways: dict[str, _Way]) -> float | None:
-    """To the plain loop's vectors, over all turns; random weights say little of INT8's cost.
+    """Return the lowest cosine to the plain loop; with random weights it says little of INT8.
 
     Raises:
         InputError: a vector is zero or not finite.
@@ -211,7 +214,7 @@ def _min_cosine(way: str, ways: dict[str, _Way]) -> float | None:
 
 
 def measure_images(work: Path, *, n_images: int, turns: int, console: Console) -> list[Record]:
-    """JPEGs of 640×480 through the pipeline, beside the tower alone and preprocessing alone."""
+    """Measure the pipeline on JPEGs of 640×480, beside the tower alone and preprocessing alone."""
     model = full_size_model(IMAGE_MODEL, work)
     folder = work / f"photographs-{n_images}"
     if not folder.is_dir():
@@ -256,11 +259,11 @@ def _image_record(way: str, measured: _Way) -> Record:
 
 _ALONE_S = 4.0
 _BATCH_IMAGES = 16
-"""As the pipeline's slices are."""
+"""Images of one run, as many as in the pipeline's slices."""
 
 
 def _tower_alone(model: Path) -> Timed:
-    """The image tower on pixels that are ready, an instance a core."""
+    """Run the image tower on prepared pixels, one instance per core."""
     encoder = _open_tower(model)
     size = encoder.manifest.image
     shape = (_BATCH_IMAGES, 3, size.height, size.width)
@@ -282,7 +285,7 @@ def _open_tower(model: Path) -> Any:
 
 
 def _preprocessing(model: Path, folder: Path, way: str) -> Timed:
-    """Decoding and preprocessing on one thread: the runtime's, or Pillow alone."""
+    """Decode and preprocess on one thread, with the runtime or with Pillow alone."""
     from runtime.manifest import Manifest
     from runtime.preprocessing.image import decode, pixels_from_image, pixels_from_source
 
@@ -304,7 +307,7 @@ def _preprocessing(model: Path, folder: Path, way: str) -> Timed:
 
 @contextmanager
 def _process() -> Iterator[Callable[..., Timed]]:
-    """A process of its own, in which calls are made one by one."""
+    """Yield a function that runs calls one by one in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
 
         def call(task: Callable[..., Timed], *arguments: Any) -> Timed:

@@ -1,4 +1,4 @@
-"""What is embedded where a corpus is timed at true size: captions, generated texts, photographs."""
+"""Inputs of the full-size corpus benchmark: captions, generated texts, photographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LANGUAGE = "eng_Latn"
 
 
 def texts_of(corpus: str, n: int, *, seed: int = 0) -> list[str]:
-    """``n`` texts drawn by chance: CLDR captions of all 106 languages, or generated ones."""
+    """Return ``n`` random texts: CLDR captions of all 106 languages, or generated ones."""
     if corpus == "generated":
         return _generated_texts(n, seed)
     captions = [caption.text for caption in dataset.load_captions()]
@@ -27,7 +27,7 @@ def texts_of(corpus: str, n: int, *, seed: int = 0) -> list[str]:
 
 
 def _generated_texts(n: int, seed: int) -> list[str]:
-    """Texts whose lengths spread as captions of photographs do: about 16 tokens, a long tail."""
+    """Return texts as long as captions of photographs: about 16 tokens, with a long tail."""
     random = np.random.default_rng(seed)
     words = [word for caption in dataset.load_captions(LANGUAGE) for word in caption.text.split()]
     lengths = np.clip(random.lognormal(2.2, 0.6, n), 2, 60).astype(int)
@@ -35,7 +35,7 @@ def _generated_texts(n: int, seed: int) -> list[str]:
 
 
 def photographs(folder: Path, n: int, *, seed: int = 0) -> None:
-    """JPEGs of 640×480 with the detail, and so about the size, of photographs."""
+    """Write JPEGs of 640×480 with the detail, and roughly the size, of photographs."""
     from PIL import Image
 
     random = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""The loops that people write to embed texts, in FP32 PyTorch, through the libraries themselves.
+"""Common loops for embedding texts in FP32 PyTorch, using the libraries themselves.
 
-- ``plain``: each batch of 32 in the source's order, padded to its longest text;
+- ``plain``: batches of 32 in the source's order, each padded to its longest text;
 - ``open_clip``: its tokenizer, which pads to 77 tokens, and ``encode_text``, 32 texts at a time;
-- ``sentence-transformers``: ``encode`` as it comes: sorts by length, pads each batch of 32 to its longest.
+- ``sentence-transformers``: ``encode`` with its defaults: sorts by length, pads each batch of 32.
 
-Tokenising is in the time, as it is in the pipeline's; opening the model is not.
+The time includes tokenising, as the pipeline's does, but not opening the model.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _CONTEXT_LENGTH = 77
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One way's work over some rows.
+    """Measured work of one way over some rows.
 
     Attributes:
-        padding: Share of the computed tokens, where the way tells.
-        vectors: float32 (rows, dim), L2-normalised, where it computes the whole tower.
+        padding: Padding as a share of the computed tokens, if the way reports it.
+        vectors: float32 (rows, dim), L2-normalised, if the way computes the whole tower.
         busy_each_second: CPU seconds ÷ cores in every second from the first full one to the last batch.
-        error: Why the way cannot run the model.
+        error: Reason that the way cannot run the model.
     """
 
     rows: int = 0
@@ -48,7 +48,7 @@ class Timed:
 
 
 def timed_loop(way: str, checkpoint: Path, texts: list[str]) -> Timed:
-    """Embed texts in one of ``LOOPS``; the model is opened, and warmed up, at the first call in a process."""
+    """Embed texts with one of ``LOOPS``; the first call in a process opens and warms up the model."""
     try:
         run = _opened(way, checkpoint)
     except (ImportError, ValueError, OSError) as error:
@@ -77,7 +77,7 @@ def _opened(way: str, checkpoint: Path) -> _Run:
 
 @lru_cache
 def _open_clip(checkpoint: Path) -> tuple[Any, Any]:
-    """open_clip's model and tokenizer of a checkpoint."""
+    """Return open_clip's model and tokenizer of a checkpoint."""
     from open_clip.tokenizer import HFTokenizer
 
     from export.families.open_clip_checkpoint import checkpoint_from_folder
@@ -132,7 +132,7 @@ def _open_clip_loop(model: Any, tokenizer: Any) -> _Run:
 
 
 def _sentence_transformers(model: Any, tokenizer: Any) -> _Run:
-    """The checkpoint's transformer and mean pooling; without the projection, which the library leaves out."""
+    """Build the loop of the transformer and mean pooling; the library omits the projection."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.sentence_transformer.modules.pooling import Pooling

@@ -1,8 +1,8 @@
-"""Where the time of embedding a corpus goes, on a sample model: each stage by itself, and the pipeline whole.
+"""Measure the stages of corpus embedding on a sample model, and the whole pipeline.
 
-Stages run on one thread, by CPU time: reading the source, making inputs of rows (tokenising texts, decoding
-and resizing images), the tower, writing the parts. The pipeline's own figures are rows per second and per CPU
-second of the process, all stages included.
+Stages run on one thread and are timed in CPU time: reading the source, preparing inputs (tokenising texts,
+decoding and resizing images), the tower, writing the parts. The pipeline is measured in rows per second and
+per CPU second of the process, all stages included.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BATCH_IMAGES = 32
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """How much is embedded, and how often."""
+    """Numbers of texts and images to embed, and of turns."""
 
     n_texts: int = 4_000
     n_images: int = 384
@@ -57,12 +57,12 @@ class Corpus:
 
 
 def measure_stages(sample: str, corpus: Corpus, console: Console) -> list[Record]:
-    """Rows a core-second of every stage, and of the pipeline whole, in FP32 on ONNX Runtime.
+    """Measure rows per core-second of each stage and the pipeline, FP32 on ONNX Runtime.
 
     Raises:
-        DatasetError: no such sample.
+        DatasetError: there is no such sample.
     """
-    console.print(f"{sample}: exported, unless it is there …", style="dim")
+    console.print(f"{sample}: exporting unless it exists …", style="dim")
     model = sample_export(sample, [Precision.FP32]).model
     records: list[Record] = []
     with (
@@ -94,7 +94,7 @@ def measure_stages(sample: str, corpus: Corpus, console: Console) -> list[Record
 
 
 def _turns(runs: Mapping[str, Callable[[], Any]], n_rows: int, turns: int) -> dict[str, list[float]]:
-    """Rows a CPU second of each stage, after one that does not count."""
+    """Return rows per CPU second of each stage, after one warm-up turn."""
     samples: dict[str, list[float]] = {stage: [] for stage in runs}
     for run in runs.values():
         run()
@@ -107,7 +107,7 @@ def _turns(runs: Mapping[str, Callable[[], Any]], n_rows: int, turns: int) -> di
 
 
 def _source(encoder: LocalEncoder, modality: Modality, corpus: Corpus, scratch: Path) -> Path:
-    """Captions in a Parquet file, or the drawings in a folder."""
+    """Write the captions to a Parquet file, or the drawings to a folder."""
     import pyarrow
     import pyarrow.parquet
 
@@ -135,7 +135,7 @@ def _source(encoder: LocalEncoder, modality: Modality, corpus: Corpus, scratch: 
 def _runs(
     encoder: LocalEncoder, modality: Modality, source: Path, scratch: Path
 ) -> dict[str, Callable[[], Any]]:
-    """Each stage over the whole source, on what the stage before it gives."""
+    """Return each stage as a function over the whole source, given the previous stage's output."""
     manifest = encoder.manifest
 
     def read() -> list[tuple[Any, Any]]:
@@ -180,7 +180,7 @@ def _runs(
 
 
 def _whole(model: Path, source: Path, turns: int, cell: Callable[..., dict[str, str]]) -> list[Record]:
-    """The pipeline itself, by wall time and by CPU time."""
+    """Measure the whole pipeline in wall time and in CPU time."""
     choice = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=1, threads=1)
     by_wall, by_cpu = [], []
     for _ in range(turns):
@@ -196,7 +196,7 @@ def _whole(model: Path, source: Path, turns: int, cell: Callable[..., dict[str, 
 
 
 def print_stages(records: list[Record], console: Console) -> None:
-    """One row a stage, with its share of the stages' CPU time."""
+    """Print one row per stage, with its share of the stages' CPU time."""
     table = Table("model", "tower", "stage", "rate", "95%", "unit", "share", box=box.SIMPLE_HEAD)
     for record in records:
         cell = record.cell

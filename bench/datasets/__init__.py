@@ -1,6 +1,6 @@
 """Read published retrieval and classification sets from a local folder; nothing is downloaded.
 
-One file a layout, each a function that reads a ``RetrievalSet`` or a ``ClassificationSet``; ``LAYOUTS`` and
+Each file has one layout, a function that reads a ``RetrievalSet`` or a ``ClassificationSet``; ``LAYOUTS`` and
 ``CLASS_LAYOUTS`` register them by name.
 """
 

@@ -1,8 +1,8 @@
 """Babel-ImageNet: names of ImageNet's classes in up to 298 languages, with translated prompts in 90.
 
-The published evaluation asks each language for the classes that it names, with ImageNet's validation images
-of those; English is asked by OpenAI's labels and prompts, not by the file's own. Both are done here.
-Labels and prompts are passed on as they stand: two classes may share a name, prompts hold double spaces.
+As in the published evaluation, each language has only the classes that it names, with ImageNet's validation
+images of those, and English uses OpenAI's labels and prompts instead of the file's. Labels and prompts are
+kept unchanged: two classes may share a name, and prompts may contain double spaces.
 
 Source: github.com/gregor-ge/Babel-ImageNet, ``benchmark/data/babel_imagenet.py`` (arXiv 2306.08658).
 """
@@ -32,7 +32,7 @@ _ENGLISH = "EN"
 
 
 def read_babel_imagenet(folder: Path, language_map: LanguageMap) -> ClassificationSet:
-    """Read Babel-ImageNet beside ImageNet's validation images.
+    """Read Babel-ImageNet with ImageNet's validation images.
 
     Raises:
         DatasetError: a file is missing or malformed.
@@ -46,12 +46,12 @@ def read_babel_imagenet(folder: Path, language_map: LanguageMap) -> Classificati
     ]
     images, class_of = imagenet_images(folder)
     notes = [
-        f"Babel-ImageNet: {path.name}; a language is asked for the classes that it names, and their images.",
-        "English is asked by OpenAI's labels and prompts, as in the published evaluation.",
+        f"Babel-ImageNet: {path.name}; each language has only the classes that it names, and their images.",
+        "English uses OpenAI's labels and prompts, as in the published evaluation.",
     ]
     if len(images) != _N_IMAGES:
         notes.append(
-            f"{len(images):,} of ImageNet's {_N_IMAGES:,} images: not to be compared with published figures."
+            f"{len(images):,} of ImageNet's {_N_IMAGES:,} images: not comparable with published figures."
         )
     usual = Prompts.TEMPLATES if prompts else Prompts.LABELS
     return ClassificationSet("babel-imagenet", images, class_of, tuple(languages), usual, tuple(notes))
@@ -60,7 +60,7 @@ def read_babel_imagenet(folder: Path, language_map: LanguageMap) -> Classificati
 def _object(path: Path) -> dict[str, Any]:
     data = json_from_text(text_of(path, BABEL_IMAGENET_LAYOUT), str(path))
     if not isinstance(data, dict):
-        raise DatasetError(f"{path} is no JSON object. Expected layout:\n{BABEL_IMAGENET_LAYOUT}")
+        raise DatasetError(f"{path} is not a JSON object. Expected layout:\n{BABEL_IMAGENET_LAYOUT}")
     return data
 
 
@@ -74,7 +74,7 @@ def _names(path: Path, code: str, entry: Any, templates: Any, language_map: Lang
             f"{path}: {code} is not [[class indices], [labels]]. It may be cut short; fetch it again."
         )
     if not _is_list_of(templates, str):
-        raise DatasetError(f"{path.parent / 'nllb_dist13b_prompts.json'}: {code} is no list of strings.")
+        raise DatasetError(f"{path.parent / 'nllb_dist13b_prompts.json'}: {code} is not a list of strings.")
     outside = [index for index in entry[0] if not 0 <= index < _N_CLASSES]
     if outside:
         raise DatasetError(
@@ -84,7 +84,7 @@ def _names(path: Path, code: str, entry: Any, templates: Any, language_map: Lang
 
 
 def _openai_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """OpenAI's labels of the 1,000 classes, and its 80 prompts."""
+    """Return OpenAI's labels of the 1,000 classes, and its 80 prompts."""
     from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
     return tuple(IMAGENET_CLASSNAMES), tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)

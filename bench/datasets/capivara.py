@@ -1,8 +1,8 @@
 """CAPIVARA's evaluation sets (Flickr30k, MS COCO, PraCegoVer): webdataset tars of image and captions.
 
-Source: ``clip_pt/src/evaluate/zero_shot_retrieval.py`` of CAPIVARA's repository: of several Portuguese
-captions those at odd indices are Google's translations and those at even indices Marian's; a single one is
-the original.
+Source: ``clip_pt/src/evaluate/zero_shot_retrieval.py`` of CAPIVARA's repository: if an image has several
+Portuguese captions, those at odd indices are Google's translations and those at even indices Marian's; a
+single one is the original.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def read_capivara(folder: Path, language_map: LanguageMap, translator: Translato
     """Read CAPIVARA's tars.
 
     Args:
-        translator: Whose Portuguese captions count, where an image has several.
+        translator: Translator whose Portuguese captions are used if an image has several.
 
     Raises:
-        DatasetError: no tar, a compressed or broken one, or an image without captions or the reverse.
+        DatasetError: there is no tar, a tar is compressed or broken, or an image or its captions are missing.
     """
     shards = [folder] if folder.is_file() else sorted(folder.glob("*.tar"))
     if not shards:
@@ -99,9 +99,9 @@ def _caption_lists(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -
     file = tar.extractfile(member)
     data: Any = json_from_text(file.read().decode("utf-8"), origin) if file else None
     if not isinstance(data, dict):
-        raise DatasetError(f"{origin} is no JSON object. Expected layout:\n{CAPIVARA_LAYOUT}")
+        raise DatasetError(f"{origin} is not a JSON object. Expected layout:\n{CAPIVARA_LAYOUT}")
     lists = {key.removeprefix(_PREFIX): value for key, value in data.items() if key.startswith(_PREFIX)}
     for code, value in lists.items():
         if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
-            raise DatasetError(f"{origin}: captions-{code} is no list of strings.")
+            raise DatasetError(f"{origin}: captions-{code} is not a list of strings.")
     return lists

@@ -1,4 +1,4 @@
-"""All classification layouts by name; adding one is adding an entry."""
+"""Registry of classification layouts by name; add an entry to add a layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_classes(
         folder: The data set's own folder; not needed for ``emoji``.
 
     Raises:
-        DatasetError: an unknown name, no folder, or files that are missing or malformed.
+        DatasetError: the name is unknown, no folder is given, or files are missing or malformed.
     """
     if name not in CLASS_LAYOUTS:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""What every classification layout is read into: images of a class each, and the classes' names."""
+"""Common form of classification sets: images with one class each, and the classes' names."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.preprocessing.languages import code_among
 __all__ = ["BARE_LABEL", "ClassNames", "ClassificationSet", "Prompts"]
 
 BARE_LABEL = ("{}",)
-"""The template of the bare label."""
+"""Template of the bare label."""
 
 
 class Prompts(str, Enum):
-    """What a class is asked by."""
+    """Kind of class prompts."""
 
     LABELS = "labels"
     TEMPLATES = "templates"
@@ -29,14 +29,15 @@ class Prompts(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClassNames:
-    """The classes that one language names; they alone, and their images, are asked in it.
+    """Classes that one language names; the language is evaluated on these and their images only.
 
     Attributes:
         code: The data set's own code, unique within the set.
-        language: FLORES-200 code; ``None`` where there is none: a tower with language tokens is not asked.
+        language: FLORES-200 code; ``None`` if there is none, and towers with language tokens skip the
+            language.
         classes: Indices of the set's classes, each once.
-        labels: Their names; two classes may share one, as people's names for them do.
-        templates: Each with ``{}`` for the name; empty where the set has none in this language.
+        labels: Names of the classes; two classes may share one.
+        templates: Prompts, each with ``{}`` for the label; empty if the set has none in this language.
     """
 
     code: str
@@ -49,7 +50,7 @@ class ClassNames:
         if not self.classes or len(self.classes) != len(self.labels):
             raise DatasetError(
                 f"Language {self.code!r} has {len(self.classes)} classes and {len(self.labels)} labels; "
-                "expected as many, and at least one."
+                "expected equal numbers, at least one."
             )
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
@@ -70,12 +71,13 @@ class ClassificationSet:
 
     Attributes:
         name: Name of the layout.
-        images: Each of one class.
-        class_of: For each image, the index of its class.
-        languages: One entry a language code.
-        prompts: What the classes are asked by: as read, what published evaluations or the samples ask by.
-        notes: What the reader chose or left out, for the report.
-        credit: Whose images and names these are.
+        images: Images, each of one class.
+        class_of: Class index of each image.
+        languages: One entry per language code.
+        prompts: Kind of prompts; a set that was just read has the kind that published evaluations or the
+            samples use.
+        notes: Choices and omissions of the reader, for the report.
+        credit: Credit for the images and names.
     """
 
     name: str
@@ -89,12 +91,12 @@ class ClassificationSet:
     def __post_init__(self) -> None:
         if not self.images or len(self.images) != len(self.class_of):
             raise DatasetError(
-                f"{self.name} has {len(self.images)} images and {len(self.class_of)} classes of them; "
-                "expected as many, and at least one."
+                f"{self.name} has {len(self.images)} images and {len(self.class_of)} class indices; "
+                "expected equal numbers, at least one."
             )
         if not self.languages or len(set(self.codes)) != len(self.codes):
             raise DatasetError(
-                f"{self.name} has languages {list(self.codes)}; expected at least one, none twice."
+                f"{self.name} has languages {list(self.codes)}; expected at least one, without duplicates."
             )
         shown = set(self.class_of)
         empty = [names.code for names in self.languages if not shown.intersection(names.classes)]
@@ -103,14 +105,14 @@ class ClassificationSet:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The data set's own language codes, in order."""
+        """Language codes of the data set, in order."""
         return tuple(names.code for names in self.languages)
 
     def select(self, codes: Sequence[str]) -> ClassificationSet:
-        """The same set in some languages, named by own or any language code, in the set's order.
+        """Return the set in some languages, in the set's order; any form of a language code works.
 
         Raises:
-            DatasetError: a code that the set does not hold.
+            DatasetError: the set does not have a code.
         """
         known = set(self.codes) | {names.language for names in self.languages if names.language}
         wanted = {code_among(code, known) or code for code in codes}
@@ -124,7 +126,7 @@ class ClassificationSet:
         return dataclasses.replace(self, languages=kept)
 
     def asked_by(self, prompts: Prompts) -> ClassificationSet:
-        """The set with these prompts; a language without the wanted templates is left out, with a note.
+        """Return the set with these prompts; languages without such templates are left out, with a note.
 
         Raises:
             DatasetError: templates are wanted, and no language has any.
@@ -135,20 +137,20 @@ class ClassificationSet:
         kept = tuple(names for names in self.languages if names.templates)
         if not kept:
             raise DatasetError(
-                f"{self.name} has no templates in any of {list(self.codes)}; pass --prompts labels to ask by "
+                f"{self.name} has no templates in any of {list(self.codes)}; pass --prompts labels to use "
                 "the bare labels."
             )
         left_out = [names.code for names in self.languages if not names.templates]
-        note = f"Left out, no templates: {', '.join(left_out)}. --prompts labels asks them by the bare label."
+        note = f"Left out, no templates: {', '.join(left_out)}. --prompts labels includes them by bare label."
         notes = (*self.notes, note) if left_out else self.notes
         return dataclasses.replace(self, languages=kept, prompts=prompts, notes=notes)
 
     def rows(self, names: ClassNames) -> Int:
-        """int64: indices of the images whose class the language names."""
+        """Return int64 indices of the images whose class the language names."""
         return np.flatnonzero(np.isin(np.array(self.class_of), np.array(names.classes))).astype(np.int64)
 
     def relevance(self, names: ClassNames) -> Relevance:
-        """Which of the language's classes each of its images (``rows``) belongs to."""
+        """Return the class of each of the language's images (``rows``), among its classes."""
         place = {c: index for index, c in enumerate(names.classes)}
         rows = self.rows(names)
         answers: Int = np.array([place[self.class_of[row]] for row in rows], dtype=np.int64)

@@ -1,7 +1,7 @@
-"""COCO-CN's test split: 1,000 images, with sentences that people wrote (``cn``) and translated (``zhm``).
+"""COCO-CN's test split: 1,000 images, with sentences written (``cn``) and translated (``zhm``) by people.
 
-The published text is cut into words by spaces; it is passed on as it stands.
-Source: github.com/li-xirong/coco-cn, in the COCO form of NLLB-CLIP's repository.
+The published text is segmented into words by spaces and kept unchanged. Source: github.com/li-xirong/coco-cn,
+in the COCO form of NLLB-CLIP's repository.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def read_crossmodal3600(folder: Path, language_map: LanguageMap, choice: Caption
     """Read Crossmodal-3600.
 
     Args:
-        choice: All captions, or the first alone as CLIP_benchmark scores it.
+        choice: All captions, or only the first, as CLIP_benchmark scores it.
 
     Raises:
         DatasetError: the file is missing or a line is malformed.

@@ -1,4 +1,4 @@
-"""The sample data that comes with the project: 1,911 held-out drawings, named in 106 languages."""
+"""Classification set of the samples: 1,911 held-out drawings, named in 106 languages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["read_emoji", "read_emoji_classes"]
 
 
 def read_emoji_classes() -> ClassificationSet:
-    """Every drawing is a class of its own; a language is asked for the drawings that it names.
+    """Read the samples: every drawing is its own class, and a language has the drawings that it names.
 
-    The sample towers learnt bare names, so that these are the usual prompts; 40 languages have templates too.
+    The sample towers were trained on bare names, so these are the default prompts; 40 languages have
+    templates too.
     """
     samples = read_emoji()
     languages = tuple(

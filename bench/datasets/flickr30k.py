@@ -31,14 +31,14 @@ FLICKR30K_CN_LAYOUT = """\
     FOLDER/images/IMAGE.jpg    Flickr30k's images"""
 
 _HUMAN_TRANSLATION = "zhm"
-"""The test split's mark, m for manual; the validation split carries none."""
+"""Mark of the test split, m for manual; the validation split has none."""
 
 
 def read_flickr30k_200(folder: Path, language_map: LanguageMap) -> RetrievalSet:
     """Read Flickr30k-200.
 
     Raises:
-        DatasetError: a file is missing, or its lines do not line up with the images.
+        DatasetError: a file is missing, or its lines do not match the images.
     """
     files = files_by_code(folder, r"([a-z]{3}_[A-Z][a-z]{3})\.txt", FLICKR30K_200_LAYOUT)
     names = folder / "filenames.txt"

@@ -1,4 +1,4 @@
-"""One's own classes: a folder of images a class, and the classes' names in a small file a language."""
+"""User-defined classes: a folder of images per class, and a small file of class names per language."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runtime.zeroshot import templates_from_language
 __all__ = ["IMAGE_FOLDER_LAYOUT", "read_image_folder"]
 
 IMAGE_FOLDER_LAYOUT = """\
-    FOLDER/images/CLASS/….jpg     a folder a class; jpg, jpeg, png, webp
+    FOLDER/images/CLASS/….jpg     a folder per class; jpg, jpeg, png, webp
     FOLDER/labels/pt.json         {"labels": {"CLASS": "gato", …}, "templates": ["uma foto de {}", …]}; or
     FOLDER/labels/pt.csv          lines of CLASS,LABEL under that header, in small letters
-    FOLDER/labels/pt.templates.txt   with the CSV, or not at all: a template a line"""
+    FOLDER/labels/pt.templates.txt   optional, with the CSV: one template a line"""
 
 
 def read_image_folder(folder: Path) -> ClassificationSet:
     """Read class folders and the labels beside them.
 
-    A language may name some of the classes alone. One without templates of its own is given the runtime's,
-    where there are any.
+    A language may name only some of the classes. A language without templates gets the runtime's, if there
+    are any.
 
     Raises:
         DatasetError: a folder or a file is missing or malformed, or a label names a class that has no folder.
-        LanguageError: a labels file is named by no language code.
+        LanguageError: the name of a labels file is not a language code.
     """
     images, labels = folder / "images", folder / "labels"
     for place in (images, labels):

@@ -1,7 +1,7 @@
-"""ImageNet's 50,000 validation images, in the forms that people have them in.
+"""ImageNet's 50,000 validation images, in their usual layouts.
 
-A class's index is its place among the 1,000 WordNet ids in alphabetical order, as torchvision, timm and
-Babel-ImageNet number them. The development kit numbers classes differently; its own table translates.
+A class's index is its place among the 1,000 WordNet ids in alphabetical order, as in torchvision, timm and
+Babel-ImageNet. The development kit numbers classes differently; its own table maps the numbers.
 
 Sources: torchvision's ``ImageNet`` (class folders, ``meta.mat``), Kaggle's ILSVRC (``LOC_val_solution.csv``),
 Caffe's ``val.txt``.
@@ -21,7 +21,7 @@ from runtime.extras import needing
 __all__ = ["IMAGENET_LAYOUT", "imagenet_images", "images_of_folders"]
 
 IMAGENET_LAYOUT = """\
-    FOLDER/val/n01440764/….JPEG               a folder a class, named by WordNet id; or flat:
+    FOLDER/val/n01440764/….JPEG               a folder per class, named by WordNet id; or flat:
     FOLDER/val/ILSVRC2012_val_00000001.JPEG   with one of
       FOLDER/LOC_val_solution.csv             Kaggle's: ImageId,PredictionString
       FOLDER/val.txt                          Caffe's: lines of FILE INDEX
@@ -33,12 +33,12 @@ Labelled = tuple[tuple[ImageOnDisk, ...], tuple[int, ...]]
 
 
 def imagenet_images(folder: Path) -> Labelled:
-    """The images of ``FOLDER/val`` and the class index of each.
+    """Return the images of ``FOLDER/val`` and the class index of each.
 
-    A part of the images or of the classes is read as it stands.
+    A subset of the images or of the classes is accepted.
 
     Raises:
-        DatasetError: no images, no ground truth, or the two do not belong together.
+        DatasetError: images or ground truth are missing, or the two do not match.
     """
     val = folder / "val"
     if not val.is_dir():
@@ -51,7 +51,7 @@ def imagenet_images(folder: Path) -> Labelled:
         unknown = [name for name in classes if name not in index_of]
         if unknown:
             raise DatasetError(
-                f"{val} holds folders that are no class of ImageNet-1k: {unknown[:5]}. "
+                f"{val} holds folders that are not classes of ImageNet-1k: {unknown[:5]}. "
                 f"Expected layout:\n{IMAGENET_LAYOUT}"
             )
         return images_of_folders(val, {name: index_of[name] for name in classes})
@@ -59,7 +59,7 @@ def imagenet_images(folder: Path) -> Labelled:
 
 
 def images_of_folders(folder: Path, index_of: Mapping[str, int]) -> Labelled:
-    """The images of class folders, in order of class and file name.
+    """Return the images of class folders, in order of class and file name.
 
     Args:
         index_of: Class index by folder name.
@@ -141,12 +141,12 @@ def _classes_of_devkit(folder: Path, files: Sequence[Path], index_of: Mapping[st
         return {path.stem: index_of[wnid_of[int(i)]] for path, i in zip(files, ids, strict=True)}
     except (KeyError, ValueError) as error:
         raise DatasetError(
-            f"{data / name} holds {error}, which is no class of {data / 'meta.mat'}."
+            f"{data / name} holds {error}, which is not a class of {data / 'meta.mat'}."
         ) from error
 
 
 def _wnid_of_devkit_id(path: Path) -> dict[int, str]:
-    """The leaves of the development kit's table: its own number → WordNet id."""
+    """Map the development kit's class numbers to WordNet ids, for the leaves of its table."""
     remedy = "or put Kaggle's LOC_val_solution.csv or Caffe's val.txt beside the images."
     with needing(f"Reading {path}", "scipy", remedy=remedy):
         from scipy.io import loadmat

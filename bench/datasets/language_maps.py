@@ -1,7 +1,7 @@
-"""From a data set's own language codes to FLORES-200, by one of two maps.
+"""Two maps from a data set's own language codes to FLORES-200.
 
 ``PAPER`` repeats the choices of NLLB-CLIP's published evaluation (``test/lang_map.py`` of its repository),
-and is needed to repeat its figures. ``RIGHT`` names the language that the text is in. They differ in:
+and is needed to reproduce its figures. ``RIGHT`` names the language that the text is in. They differ in:
 
 ======  ===========  ===========  =====================================================================
 code    PAPER        RIGHT        why
@@ -12,9 +12,8 @@ zhm     yue_Hant     zho_Hans     human translations into simplified Mandarin, n
 no      nno_Latn     nob_Latn     Crossmodal-3600's Norwegian is Bokmål
 ======  ===========  ===========  =====================================================================
 
-``quz`` (Cusco Quechua) goes to ``quy_Latn`` (Ayacucho Quechua) in both: FLORES-200 has no nearer language.
-Codes that are FLORES-200 already, as in XTD200 and Flickr30k-200, stay as they are; the others are resolved
-by the runtime.
+``quz`` (Cusco Quechua) maps to ``quy_Latn`` (Ayacucho Quechua) in both: FLORES-200 has no closer language.
+Codes that are already FLORES-200, as in XTD200 and Flickr30k-200, are kept; the runtime resolves the others.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _FLORES = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 
 class LanguageMap(str, Enum):
-    """Which map was used; named in every record and report."""
+    """Name of a language map; recorded in every record and report."""
 
     PAPER = "paper"
     RIGHT = "right"
@@ -51,14 +50,14 @@ _OWN: Mapping[LanguageMap, Mapping[str, str]] = MappingProxyType(
         LanguageMap.RIGHT: {"cn": "zho_Hans", "jp": "jpn_Jpan", "zhm": "zho_Hans"},
     }
 )
-"""What ``flores_from_code`` does not know, and in ``PAPER`` what it knows better."""
+"""Codes that ``flores_from_code`` lacks, and for ``PAPER`` those that it resolves differently."""
 
 
 def flores_code(code: str, language_map: LanguageMap) -> str:
-    """The FLORES-200 code of a data set's language code.
+    """Return the FLORES-200 code of a data set's language code.
 
     Raises:
-        DatasetError: it is no language code, and the map does not list it.
+        DatasetError: it is not a language code, and the map does not list it.
     """
     own = _OWN[language_map]
     if _FLORES.fullmatch(code) or code in own:
@@ -67,9 +66,9 @@ def flores_code(code: str, language_map: LanguageMap) -> str:
         return flores_from_code(code)
     except LanguageError as error:
         raise DatasetError(
-            f"Language code {code!r} is no FLORES-200 code, and the {language_map.value} language map does "
-            f"not list it; it lists {sorted(own)} beside the codes of the runtime. {error} A name of the "
-            "data set's own belongs in bench/datasets/language_maps.py."
+            f"Language code {code!r} is not a FLORES-200 code, and the {language_map.value} language map "
+            f"does not list it; it lists {sorted(own)} beside the codes of the runtime. {error} Add the "
+            "data set's own codes to bench/datasets/language_maps.py."
         ) from error
 
 
@@ -85,14 +84,14 @@ _BABEL_PAPER: Mapping[str, str] = MappingProxyType(
 
 
 def babel_language(code: str, language_map: LanguageMap) -> str | None:
-    """The FLORES-200 code of one of Babel-ImageNet's language codes (``DE``, ``ZH_YUE``).
+    """Return the FLORES-200 code of one of Babel-ImageNet's language codes (``DE``, ``ZH_YUE``).
 
-    ``PAPER`` repeats the choices of its published evaluation (``benchmark/models/nllb_clip.py``), which gives
-    English's token to a language that its table lacks.
+    ``PAPER`` repeats the choices of its published evaluation (``benchmark/models/nllb_clip.py``), which uses
+    English's token for languages that are missing from its table.
 
     Returns:
-        ``None`` where the language has no code and ``RIGHT`` is asked; a tower that takes no language reads
-        it all the same.
+        ``None`` if the language has no code and the map is ``RIGHT``; towers without language tokens read it
+            all the same.
     """
     try:
         found = flores_from_code(code)

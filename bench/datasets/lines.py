@@ -1,4 +1,4 @@
-"""Read text files whose lines must line up with a list of images."""
+"""Text files whose lines must match a list of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["json_from_text", "lines_of", "require_length", "text_of"]
 
 
 def text_of(path: Path, layout: str) -> str:
-    """The text of a UTF-8 file.
+    """Return the text of a UTF-8 file.
 
     Args:
         layout: The expected layout, quoted in errors.
@@ -29,7 +29,7 @@ def text_of(path: Path, layout: str) -> str:
 
 
 def lines_of(path: Path, layout: str) -> list[str]:
-    """Lines, split at newlines alone: ``splitlines`` would split at U+2028 too, which captions may hold.
+    """Return lines, split only at newlines: ``splitlines`` would split at U+2028, which captions may have.
 
     Raises:
         DatasetError: the file is missing, is not UTF-8, or has an empty line.
@@ -39,14 +39,14 @@ def lines_of(path: Path, layout: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise DatasetError(
-                f"{path}, line {number} is empty; every line stands for an image. "
+                f"{path}, line {number} is empty; every line belongs to an image. "
                 "Fetch the file again, or write the missing caption."
             )
     return lines
 
 
 def require_length(path: Path, found: int, expected: int, per: Path) -> None:
-    """Refuse a caption file that does not line up with its images.
+    """Refuse a caption file whose number of lines differs from the number of images.
 
     Raises:
         DatasetError: the counts differ.

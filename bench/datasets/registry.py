@@ -1,4 +1,4 @@
-"""All layouts by name; adding one is adding an entry."""
+"""Registry of retrieval layouts by name; add an entry to add a layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["LAYOUTS", "ReadOptions", "read"]
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """Choices that published evaluations make differently; each is named in the set's notes or the record."""
+    """Options that published evaluations set differently; each is in the set's notes or the record."""
 
     language_map: LanguageMap = LanguageMap.RIGHT
     captions: CaptionChoice = CaptionChoice.ALL
@@ -56,7 +56,7 @@ def read(name: str, folder: Path | None = None, options: ReadOptions | None = No
         folder: The data set's own folder; not needed for ``emoji``.
 
     Raises:
-        DatasetError: an unknown name, no folder, or files that are missing or malformed.
+        DatasetError: the name is unknown, no folder is given, or files are missing or malformed.
     """
     options = options or ReadOptions()
     if name not in LAYOUTS:

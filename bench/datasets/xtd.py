@@ -31,7 +31,7 @@ def read_xtd10(folder: Path, language_map: LanguageMap) -> RetrievalSet:
     """Read XTD10.
 
     Raises:
-        DatasetError: a file is missing, or its lines do not line up with the images.
+        DatasetError: a file is missing, or its lines do not match the images.
     """
     captions = folder / "captions"
     files = files_by_code(captions, r"test_1kcaptions_([A-Za-z]+)\.txt", XTD10_LAYOUT)
@@ -43,7 +43,7 @@ def read_xtd200(folder: Path, language_map: LanguageMap) -> RetrievalSet:
     """Read XTD200, with XTD10's image names and images beside the captions.
 
     Raises:
-        DatasetError: a file is missing, or its lines do not line up with the images.
+        DatasetError: a file is missing, or its lines do not match the images.
     """
     files = files_by_code(folder, r"([a-z]{3}_[A-Z][a-z]{3})\.txt", XTD200_LAYOUT)
     names = folder / "test_image_names.txt"
@@ -51,7 +51,7 @@ def read_xtd200(folder: Path, language_map: LanguageMap) -> RetrievalSet:
 
 
 def files_by_code(folder: Path, pattern: str, layout: str) -> dict[str, Path]:
-    """Files of a folder whose whole name matches, by the pattern's group, sorted.
+    """Return the files whose whole name matches, sorted, by the group of the pattern.
 
     Raises:
         DatasetError: the folder is missing, or no file matches.
@@ -73,10 +73,10 @@ def aligned_set(
     layout: str,
     language_map: LanguageMap,
 ) -> RetrievalSet:
-    """A set whose n-th caption in every file belongs to the n-th image name.
+    """Build a set in which the n-th caption of every file belongs to the n-th image name.
 
     Raises:
-        DatasetError: a file is missing, or its lines do not line up with the images.
+        DatasetError: a file is missing, or its lines do not match the images.
     """
     keys = lines_of(names, layout)
     entries = []

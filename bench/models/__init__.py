@@ -1,1 +1,1 @@
-"""Models that are measured."""
+"""Models for the benchmarks."""

@@ -1,6 +1,6 @@
-"""Full-size models with random weights, in FP32 and INT8, for the measurements of corpora.
+"""Full-size models with random weights, in FP32 and INT8, for the corpus benchmarks.
 
-INT8's figures are speeds only: random weights say nothing of its fidelity, so no parity is asked for.
+INT8 figures show speed only: random weights say nothing about INT8's loss, so parity is not required.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["full_size_model"]
 
 
 def full_size_model(variant: str, folder: Path) -> Path:
-    """``REPOSITORY/NAME`` of a published variant with random weights, in FP32 and INT8; made at first use."""
+    """Return ``REPOSITORY/NAME`` of a published variant with random weights, made on first use."""
     repository = folder / "repository"
     model, checkpoint = repository / variant, folder / "checkpoints" / variant
     if not checkpoint.is_dir():

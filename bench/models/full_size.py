@@ -33,7 +33,7 @@ def checkpoint_from_variant(name: str, folder: Path, *, samples: Path = CHECKPOI
     import torch
 
     if name not in VARIANTS:
-        raise BabeltowerError(f"{name!r} is no published variant; known are {list(VARIANTS)}.")
+        raise BabeltowerError(f"{name!r} is not a published variant; known are {list(VARIANTS)}.")
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     facts = VARIANTS[name]
@@ -44,7 +44,7 @@ def checkpoint_from_variant(name: str, folder: Path, *, samples: Path = CHECKPOI
 
 
 def in_process(task: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task in a fresh process; its result, and the process's peak resident memory in bytes."""
+    """Run a task in a fresh process; return its result and the process's peak memory in bytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, task, arguments))

@@ -1,8 +1,8 @@
-"""A full-size model of random weights in INT8 as a repository with front ends, for measuring servers.
+"""Full-size INT8 repository with random weights and front ends, for server benchmarks.
 
     python -m bench.models.full_size_served xlm-roberta-base-ViT-B-32 --work FOLDER
 
-Random weights have no parity to be held to: the manifest says so, and the model is good for speed alone.
+Parity of random weights cannot be checked: the manifest says so, and the model serves only to measure speed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["served_model"]
 def served_model(
     variant: str, work: Path, *, precision: Precision = Precision.INT8, engine: Engine = Engine.OPENVINO
 ) -> Path:
-    """``WORK/repository/VARIANT``, made where it is missing: checkpoint, graphs, variant, front ends."""
+    """Return ``WORK/repository/VARIANT``, making what is missing: graphs, variant, front ends."""
     from bench.models.full_size import checkpoint_from_variant
     from export.checkpoint import towers_from_checkpoint
     from export.repository import repository_for_timing
@@ -41,7 +41,7 @@ def main(
     variant: Annotated[str, typer.Argument(help="A published variant.")],
     work: Annotated[Path, typer.Option(help="Folder for the checkpoint and the repository; some 4 GB.")],
 ) -> None:
-    """Write a full-size INT8 repository of random weights."""
+    """Write a full-size INT8 repository with random weights."""
     typer.echo(served_model(variant, work))
 
 

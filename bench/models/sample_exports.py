@@ -1,6 +1,6 @@
-"""The sample checkpoints, exported for measuring: kept under ``build/bench``, made anew when they must be.
+"""Exports of the sample checkpoints for benchmarks, kept under ``build/bench`` while they are current.
 
-Measured is speed, so the gate asks part of the retrieval set only; ``bench/retrieval.py`` measures all of it.
+Only speed is measured, so the gate uses part of the retrieval set; ``bench/retrieval.py`` measures all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 REPOSITORY = ROOT / "build" / "bench" / "repository"
 FAMILIES = ("nllb-clip", "capivara", "altclip")
-"""One sample of each family; what is measured when nobody names a model."""
+"""One sample of each family: the models that are measured by default."""
 
 _IMAGES_SHARE, _CAPTIONS = 6, 8
 ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {
@@ -45,7 +45,7 @@ ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class SampleExport:
-    """``REPOSITORY/NAME``, and why some precisions could not be exported here."""
+    """``REPOSITORY/NAME``, with the reasons that some precisions could not be exported here."""
 
     model: Path
     errors: Mapping[Precision, str]
@@ -54,12 +54,12 @@ class SampleExport:
 def sample_export(
     name: str, precisions: Sequence[Precision], *, repository: Path = REPOSITORY
 ) -> SampleExport:
-    """Export a sample for the processor's engines, where it is not there already.
+    """Export a sample for the processor's engines unless a current export exists.
 
-    What is there counts while checkpoint, exporter and its libraries are the same.
+    An export is current while the checkpoint, the exporter and its libraries are unchanged.
 
     Raises:
-        DatasetError: no such sample.
+        DatasetError: there is no such sample.
         BabeltowerError: FP32 could not be exported.
     """
     checkpoint = sample_checkpoint(name)
@@ -79,7 +79,7 @@ def sample_export(
 def sample_exports(
     names: Sequence[str], precisions: Sequence[Precision], *, repository: Path = REPOSITORY
 ) -> list[SampleExport]:
-    """Several samples, one a core at a time; errors as of ``sample_export``."""
+    """Export several samples, one per core at a time; errors as of ``sample_export``."""
     n_workers = min(len(names), n_cores())
     task = partial(sample_export, precisions=tuple(precisions), repository=repository)
     if n_workers < 2:
@@ -90,7 +90,7 @@ def sample_exports(
 
 
 def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision]) -> dict[Precision, str]:
-    """Each precision by itself: what one cannot have here, the others do not lack."""
+    """Export each precision separately, so that a failure does not affect the others."""
     import torch
 
     from export.checkpoint import towers_from_checkpoint
@@ -146,7 +146,7 @@ def _export(checkpoint: Path, repository: Path, precisions: Sequence[Precision])
 
 
 def _keys(precision: Precision) -> set[str]:
-    """Keys of the variants of a precision that can be made on this machine."""
+    """Return the keys of the variants of a precision that can be made on this machine."""
     from export.variants import FORMS, possible_forms
 
     engines = ENGINES_OF[precision]
@@ -161,7 +161,7 @@ def _variants(model: Path) -> set[str]:
 
 
 def _errors_of(stamp: Path, wanted: str) -> dict[Precision, str] | None:
-    """Of an export that still counts; ``None`` where none does."""
+    """Return the errors of a current export; ``None`` if there is none."""
     if not stamp.is_file():
         return None
     record = json.loads(stamp.read_text(encoding="utf-8"))
@@ -171,7 +171,11 @@ def _errors_of(stamp: Path, wanted: str) -> dict[Precision, str] | None:
 
 
 def _stamp(checkpoint: Path) -> str:
-    """Of the checkpoint's files, the exporter's sources, the manifest's format, the libraries' versions."""
+    """Return a hash of everything that an export depends on.
+
+    It covers the checkpoint's files, the exporter's sources, the manifest's format and the libraries'
+    versions.
+    """
     digest = hashlib.sha256()
     sources = sorted((ROOT / "export").rglob("*.py"))
     for file in (*sorted(path for path in checkpoint.rglob("*") if path.is_file()), *sources):

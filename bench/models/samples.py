@@ -1,4 +1,4 @@
-"""The checkout, its sample checkpoints, and the choice between them and a user's own checkpoint."""
+"""Checkout and sample checkpoints, and the choice between samples and a user's own checkpoint."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ SAMPLES = ("nllb-clip", "nllb-siglip-mrl", "capivara", "capivara-lora", "altclip
 """Names of the sample checkpoints, in the order of every table."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout: benchmarks are run from one, and are no part of the wheel."""
+"""Root of the checkout that benchmarks are run from."""
 
 CHECKPOINTS = ROOT / "samples" / "checkpoints"
 
 SAMPLE_REPOSITORY = ROOT / "build" / "repository"
-"""Where sample checkpoints are exported to."""
+"""Repository for exported sample checkpoints."""
 
 
 def jobs_of(models: list[str], checkpoint: str | None, model: str | None) -> list[tuple[str, str | None]]:
-    """(checkpoint, ``REPOSITORY/NAME``) of every run; ``None`` for a sample, which is exported when needed.
+    """Return (checkpoint, ``REPOSITORY/NAME``) of every run; ``None`` for a sample exported on demand.
 
     Raises:
-        BadParameter: a checkpoint without its model, the reverse, or with names of samples.
+        BadParameter: a checkpoint is given without its model, the reverse, or together with names of samples.
         DatasetError: no sample has that name.
     """
     if (checkpoint is None) != (model is None) or (checkpoint and models):
@@ -47,7 +47,7 @@ def jobs_of(models: list[str], checkpoint: str | None, model: str | None) -> lis
 
 
 def sample_checkpoints(names: Sequence[str] = ()) -> list[Path]:
-    """Folders of the named samples; of all by default.
+    """Return the folders of the named samples, all by default.
 
     Raises:
         DatasetError: no sample has that name.
@@ -56,7 +56,7 @@ def sample_checkpoints(names: Sequence[str] = ()) -> list[Path]:
 
 
 def sample_checkpoint(name: str) -> Path:
-    """Folder of one sample.
+    """Return the folder of one sample.
 
     Raises:
         DatasetError: no sample has that name.
@@ -64,14 +64,14 @@ def sample_checkpoint(name: str) -> Path:
     found = [known for known in SAMPLES if (CHECKPOINTS / known).is_dir()]
     if name not in found:
         raise DatasetError(
-            f"No sample checkpoint {name!r}; there are {found}. They lie in the checkout, not in the wheel. "
+            f"No sample checkpoint {name!r}; there are {found}. They are in the checkout, not in the wheel. "
             "Name one of them, or pass a model of your own."
         )
     return CHECKPOINTS / name
 
 
 def numbered(path: Path | None, model: str, *, n_jobs: int) -> Path | None:
-    """The path, with the model's name before the suffix where several models are written."""
+    """Return the path, with the model's name before the suffix if several models are written."""
     if path is None or n_jobs == 1:
         return path
     return path.with_name(f"{path.stem}-{model}{path.suffix}")

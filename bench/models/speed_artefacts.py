@@ -1,4 +1,4 @@
-"""Full-size graphs of random weights in every precision, written once into a work folder."""
+"""Full-size graphs with random weights in every precision, written once into a work folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAD_ID = 1
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A graph, and what shall run it."""
+    """Graph, with the engine and precision that run it."""
 
     engine: Engine
     precision: Precision
@@ -35,14 +35,14 @@ class Artefact:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The graph and its weights."""
+        """Files of the graph and its weights."""
         return (self.graph, self.data) if self.data.is_file() else (self.graph,)
 
 
 def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Artefact]:
-    """Write what is missing of a tower's forms, and name them ``engine precision``.
+    """Write the missing forms of a tower, and return all by name, ``engine precision``.
 
-    Forms that are not right on this processor are left out.
+    Forms that are not correct on this processor are left out.
     """
     fp32 = fp32_graph(variant, modality, work)
     folder = fp32.parent
@@ -80,7 +80,7 @@ def _computes(engine: Engine, precision: Precision) -> bool:
 
 
 def fp32_graph(variant: str, modality: Modality, work: Path) -> Path:
-    """A tower's FP32 graph; it is exported where it is missing."""
+    """Return a tower's FP32 graph, exporting it if it is missing."""
     graph = work / f"{variant}_{modality.value}" / "fp32.onnx"
     if not graph.is_file():
         _export(variant, modality, work, graph)
@@ -99,7 +99,7 @@ def torch_towers(variant: str, work: Path) -> Towers:
 
 
 def random_inputs(graph: Path, *, n_rows: int, n_tokens: int, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Inputs of a tower's graph; the last row of texts ends in padding."""
+    """Return random inputs of a tower's graph; the last text ends in padding."""
     random = np.random.default_rng(seed)
     first = onnx_ir.load(graph).graph.inputs[0]
     if first.name == "pixels":
@@ -113,7 +113,7 @@ def random_inputs(graph: Path, *, n_rows: int, n_tokens: int, seed: int = 0) -> 
 
 
 def calibration_batches(graph: Path) -> Sequence[dict[str, NDArray[Any]]]:
-    """A few batches of random inputs: for speed and form, not for fidelity."""
+    """Return a few batches of random inputs, enough for speed and form but not for accuracy."""
     return [random_inputs(graph, n_rows=4, n_tokens=16, seed=seed) for seed in (1, 2, 3)]
 
 
@@ -139,9 +139,10 @@ def _convert(fp32: Path, graph: Path, engine: Engine, precision: Precision) -> N
 
 
 def _quantise_with_nncf(fp32: Path, target: Path) -> None:
-    """NNCF's own recipe for transformers, on the same graph and the same batches.
+    """Quantise the same graph on the same batches with NNCF's recipe for transformers.
 
-    OpenVINO refuses the model where a factor stands behind the token table, so that it moves inside first.
+    OpenVINO refuses the model if a factor follows the token table, so the factor is moved into the table
+    first.
     """
     import nncf
     import openvino

@@ -1,1 +1,1 @@
-"""Other ways to run the same models, side by side in one run; see docs/adding/peer.md."""
+"""Other libraries running the same models, measured in one run; see docs/adding/peer.md."""

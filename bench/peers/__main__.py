@@ -1,10 +1,10 @@
-"""What would I use instead? Every peer beside babeltower, on the same weights, inputs and thread, in one run.
+"""Measure every peer beside babeltower, on the same weights, inputs and thread, in one run.
 
     python -m bench.peers [MODEL …] [--peer NAME …] [--json bench/results/peers.json]
 
-Each peer runs in a process of an environment of its own, which is made on demand. A time counts only where
-the vectors are the reference's; what a peer cannot run is a row with its error. docs/adding/peer.md says
-how to add one. What is behind is printed as such; with ``--require-ahead`` it is exit code 1 too.
+Each peer runs in a process with its own environment, made on demand. A time counts only if the vectors equal
+the reference's; a peer that cannot run is a row with its error. docs/adding/peer.md tells how to add one.
+Cases where babeltower is behind are printed; with ``--require-ahead`` they also give exit code 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 def measure_model(
     model: GivenModel, peers: Sequence[Peer], running: Processes, *, turns: int, towers: Sequence[Modality]
 ) -> list[Record]:
-    """Every case of a model with all peers; a tower's models are opened together."""
+    """Measure every case of a model with all peers; a tower's models are opened together."""
     records = []
     for modality in towers:
         running.open(peers, model, modality)
@@ -49,10 +49,10 @@ def measure_model(
 
 
 def chosen_peers(names: Sequence[str], model: Path) -> list[Peer]:
-    """babeltower's forms that the model was exported in, and the peers named; all if none is.
+    """Return babeltower's exported forms of the model, and the named peers (by default all).
 
     Raises:
-        InputError: no such peer.
+        InputError: there is no such peer.
     """
     known = list(dict.fromkeys(peer.name for peer in PEERS))
     if unknown := sorted(set(names) - set(known)):
@@ -66,22 +66,22 @@ def chosen_peers(names: Sequence[str], model: Path) -> list[Peer]:
 @app.command(cls=ErrorReportingCommand)
 def peers(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Samples; one of each family by default.")
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Samples; by default one per family.")
     ] = None,
     peer: Annotated[list[str] | None, typer.Option(help="A peer's name; all by default.")] = None,
     tower: Annotated[list[Modality] | None, typer.Option(help="Both by default.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows of a run; 1, 8 and 32 by default.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows per run; 1, 8 and 32 by default.")] = None,
     turns: Annotated[int, typer.Option(min=3, help="Samples of each cell.")] = 9,
     environments: Annotated[
-        Path, typer.Option(envvar="BABELTOWER_PEERS", help="Where the peers' environments lie or are made.")
+        Path, typer.Option(envvar="BABELTOWER_PEERS", help="Folder of the peers' environments.")
     ] = FOLDER,
-    every: Annotated[bool, typer.Option("--all", help="Print every peer, not the best alone.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print every peer, not only the best.")] = False,
     require_ahead: Annotated[
-        bool, typer.Option("--require-ahead", help="Exit code 1 where babeltower is behind.")
+        bool, typer.Option("--require-ahead", help="Exit code 1 if babeltower is behind.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records.")] = None,
 ) -> None:
-    """Run every peer beside babeltower, and say where babeltower is behind."""
+    """Run every peer beside babeltower, and report where babeltower is behind."""
     console = Console(width=150)
     started = time.monotonic()
 

@@ -1,8 +1,8 @@
-"""Every peer in an environment of its own: a name, and the versions pinned in ``requirements/NAME.txt``.
+"""Environments of the peers, each with a name and versions pinned in ``requirements/NAME.txt``.
 
-Environments are made on demand under ``build/peers``. torch is by far the largest of their packages: where
-the suite's own environment has the pinned release, theirs see that copy (and nothing else of it), through
-a folder of links; elsewhere pip installs it.
+Environments are made on demand under ``build/peers``. torch is by far the largest of their packages: if the
+suite's own environment has the pinned release, they use that copy (and nothing else of it) through a folder
+of links; otherwise pip installs it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ ENVIRONMENTS: tuple[str, ...] = tuple(sorted(path.stem for path in _REQUIREMENTS
 
 _SHARED = ("torch", "torchvision")
 _SHARED_WITH_THEM = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")
-"""What torch is installed with, and nothing else asks for."""
+"""Packages that are installed with torch and needed by nothing else."""
 _MARK = "requirements.sha256"
 
 
 def pins_of(name: str) -> Mapping[str, str]:
-    """Version by distribution.
+    """Return the pinned version of each distribution.
 
     Raises:
-        BabeltowerError: no environment of that name.
+        BabeltowerError: there is no environment of that name.
     """
     if name not in ENVIRONMENTS:
         raise BabeltowerError(f"No environment {name!r} for peers; there are {list(ENVIRONMENTS)}.")
@@ -47,14 +47,14 @@ def pins_of(name: str) -> Mapping[str, str]:
 
 
 def python_of(name: str, folder: Path, say: Callable[[str], None]) -> Path:
-    """The interpreter of an environment; it is made where it is missing or its pins have changed.
+    """Return the interpreter of an environment, made if it is missing or its pins have changed.
 
     Args:
-        folder: Where the environments lie.
-        say: Told once when an environment has to be made, which takes a minute or more.
+        folder: Folder of the environments.
+        say: Called with a message if an environment has to be made, which takes a minute or more.
 
     Raises:
-        BabeltowerError: no such environment, or pip failed; nothing of it is left then.
+        BabeltowerError: there is no such environment, or pip failed; in that case nothing is left of it.
     """
     pins = pins_of(name)
     mark = hashlib.sha256(repr(sorted(pins.items())).encode()).hexdigest()
@@ -90,7 +90,7 @@ def _make(place: Path, name: str, pins: Mapping[str, str]) -> None:
 
 
 def _links_to_shared(folder: Path) -> Path:
-    """A folder of links to torch and what is installed for it alone; pip removes nothing outside its own."""
+    """Make a folder of links to torch and its own packages, where pip cannot remove them."""
     folder.mkdir(parents=True, exist_ok=True)
     site = Path(sysconfig.get_paths()["purelib"])
     for distribution in metadata.distributions():

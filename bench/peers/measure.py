@@ -1,4 +1,4 @@
-"""All ways to run a model, in turns: no time counts before the vectors were compared with the reference's."""
+"""Timing of all peers in turns; no time counts before the vectors equal the reference's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Processes:
-    """A process a peer, started at its first model and kept; and what each could not open."""
+    """Processes of the peers, each started at its first model, and the models that failed to open."""
 
     environments: Path
     say: Say
@@ -42,21 +42,21 @@ class Processes:
     _opened: set[tuple[str, str]] = field(default_factory=set)
 
     def open(self, peers: Sequence[Peer], model: GivenModel, modality: Modality) -> None:
-        """Open a tower with all the peers, two at a time; what fails is kept as that peer's error."""
+        """Open a tower with all peers, two at a time; a failure is kept as that peer's error."""
         pythons = {peer.key: self._python(peer) for peer in peers}
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda peer: self._open(peer, pythons[peer.key], model, modality), peers))
 
     def error(self, peer: Peer, model: GivenModel, modality: Modality) -> str | None:
-        """Why a peer could not open a tower."""
+        """Return the reason that a peer could not open a tower, if any."""
         return self._errors.get((peer.key, _key(model, modality)))
 
     def process(self, peer: Peer) -> PeerProcess:
-        """Of a peer that has opened something."""
+        """Return the process of a peer that has opened something."""
         return self._running[peer.key]
 
     def restart(self) -> None:
-        """End all processes: what they hold in memory goes with them."""
+        """End all processes, which frees their memory."""
         for process in self._running.values():
             process.close()
         self._running.clear()
@@ -93,7 +93,7 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(environments: Path, say: Say) -> Iterator[Processes]:
-    """Processes that end with the block."""
+    """Yield processes that end with the block."""
     found = Processes(environments, say)
     try:
         yield found
@@ -104,7 +104,7 @@ def processes(environments: Path, say: Say) -> Iterator[Processes]:
 def measure_case(
     peers: Sequence[Peer], running: Processes, model: GivenModel, case: PeerCase, *, turns: int
 ) -> list[Record]:
-    """Compare the vectors of each peer, then time them in turns; a record each, with an error if need be."""
+    """Compare each peer's vectors, then time the peers in turns; return a record or error of each."""
     key = _key(model, case.modality)
     errors: dict[str, str] = {}
     cosines: dict[str, float] = {}
@@ -136,11 +136,11 @@ def measure_case(
 
 
 def require_equal(vectors: NDArray[np.float32], reference: NDArray[np.float32], peer: Peer) -> float:
-    """The lowest cosine of any row with the reference's.
+    """Return the lowest cosine of any row to the reference's.
 
     Raises:
-        PeerError: it is under the limit of the peer's precision, which is what a variant of this project
-            must hold too; the peer computes something else, and its speed says nothing.
+        PeerError: the cosine is below the limit of the peer's precision, which applies to this project's
+            variants too; the peer computes something else, and its speed is not valid.
     """
     if vectors.shape != reference.shape:
         raise PeerError(f"gave vectors {list(vectors.shape)}; expected {list(reference.shape)}")
@@ -156,7 +156,7 @@ def require_equal(vectors: NDArray[np.float32], reference: NDArray[np.float32], 
 
 
 def cell_of(peer: Peer, model: GivenModel, case: PeerCase) -> dict[str, str]:
-    """The name of a cell; ``tokens`` is ``strings`` or ``files`` where that is timed too."""
+    """Return the name of a cell; ``tokens`` is ``strings`` or ``files`` if the run starts from those."""
     text = case.modality is Modality.TEXT
     cell = suite_cell(
         suite="peers",
@@ -176,7 +176,7 @@ def cell_of(peer: Peer, model: GivenModel, case: PeerCase) -> dict[str, str]:
 def _turns(
     peers: Sequence[Peer], running: Processes, key: str, inputs: Path, turns: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds a run, CPU and wall, of each peer, one sample a turn; who begins moves on every turn."""
+    """Return milliseconds per run, CPU and wall, of each peer; the first peer rotates every turn."""
     n_runs = {}
     for peer in peers:
         seconds, _ = running.process(peer).seconds(key, inputs, 2)

@@ -1,4 +1,4 @@
-"""What all peers of a run are given: the same weights, the same inputs, and the vectors that they must give.
+"""Common inputs of all peers in a run: the same weights, inputs and expected vectors.
 
 The reference is the library that the checkpoint is made for, in FP32 (``export/families/references.py``).
 """
@@ -30,7 +30,7 @@ _CALIBRATION_BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class PeerCase:
-    """One set of rows for one tower, and the reference's vectors of them."""
+    """Set of rows for one tower, with the reference's vectors."""
 
     modality: Modality
     stage: Stage
@@ -41,13 +41,13 @@ class PeerCase:
 
 @dataclass(frozen=True, slots=True)
 class GivenModel:
-    """A checkpoint, laid out for all peers.
+    """Checkpoint prepared for all peers.
 
     Attributes:
-        checkpoint: In its published format; an open_clip folder names itself as its text model.
-        text_encoder: The text model alone, as transformers saves it, with what comes after it in
-            ``tail.json`` and ``tail.npz``; the way into libraries of text encoders.
-        example: Inputs that a graph is traced on, by modality.
+        checkpoint: Folder in the published format; an open_clip folder names itself as its text model.
+        text_encoder: Text model alone in transformers' format, with the layers after it in ``tail.json`` and
+            ``tail.npz``, for libraries of text encoders.
+        example: Inputs to trace a graph on, by modality.
         calibration: Batches of real inputs, by modality; keys are ``BATCH/INPUT``.
     """
 
@@ -62,7 +62,7 @@ class GivenModel:
     cases: tuple[PeerCase, ...]
 
     def task(self, modality: Modality) -> dict[str, Any]:
-        """What a loop is told, in plain values."""
+        """Return the task of a loop in plain values."""
         return {
             "model": self.name,
             "family": self.family,
@@ -78,12 +78,12 @@ class GivenModel:
 
 
 def given_model(checkpoint: Path, repository: Path, work: Path, *, batches: Sequence[int]) -> GivenModel:
-    """Lay a checkpoint out under ``work``, with inputs and reference vectors.
+    """Prepare a checkpoint under ``work``, with inputs and reference vectors.
 
     Args:
         repository: ``REPOSITORY/NAME`` of the exported model.
-        work: A folder of this model alone; what it held is removed.
-        batches: Rows of the cases.
+        work: Folder for this model alone; its contents are removed.
+        batches: Number of rows of each case.
     """
     from export.checkpoint import towers_from_checkpoint
 
@@ -124,7 +124,7 @@ def given_model(checkpoint: Path, repository: Path, work: Path, *, batches: Sequ
 
 
 def captions(n: int) -> list[str]:
-    """Portuguese captions of one to four names, as long as people's are."""
+    """Return Portuguese captions of one to four names, about as long as real ones."""
     from export.retrieval.sample_set import sample_retrieval_set
 
     (names,) = (entry.texts for entry in sample_retrieval_set().captions if entry.language == _LANGUAGE)
@@ -132,7 +132,7 @@ def captions(n: int) -> list[str]:
 
 
 def _token_rows(towers: Towers, n: int) -> dict[str, NDArray[Any]]:
-    """Real token ids, cut to one length: no row has padding."""
+    """Return real token ids, cut to one length so that no row has padding."""
     texts = [" ".join(group) for group in zip(*[iter(captions(8 * n))] * 8, strict=True)]
     ids = towers.reference.token_ids(texts, [_LANGUAGE] * n)
     ids = np.concatenate(
@@ -187,7 +187,7 @@ def _reference_vectors(
 
 
 def _laid_out(checkpoint: Path, folder: Path) -> Path:
-    """Links to a checkpoint's files; open_clip's configuration names the folder, not a model of the hub."""
+    """Link a checkpoint's files, with open_clip's configuration naming the folder, not a hub model."""
     folder.mkdir()
     for file in checkpoint.resolve().iterdir():
         (folder / file.name).symlink_to(file)
@@ -208,7 +208,10 @@ def _laid_out(checkpoint: Path, folder: Path) -> Path:
 
 
 def _let_older_transformers_read(folder: Path) -> None:
-    """Names as in published checkpoints, which releases 4 and 5 both know; 5 saves under some of its own."""
+    """Rename entries to the published names, which releases 4 and 5 of transformers both read.
+
+    Release 5 saves some under new names.
+    """
     from safetensors import numpy, safe_open
 
     file = folder / "tokenizer_config.json"
@@ -236,7 +239,7 @@ def _replace(file: Path, data: Mapping[str, Any]) -> None:
 
 
 def _text_encoder(towers: Towers, checkpoint: Path, folder: Path) -> Path:
-    """The text model without pooling and projection, which are written beside it layer by layer."""
+    """Write the text model alone, and its pooling and projection beside it layer by layer."""
     folder.mkdir()
     reference: Any = towers.reference
     if towers.family == "altclip":
@@ -266,7 +269,7 @@ def _text_encoder(towers: Towers, checkpoint: Path, folder: Path) -> Path:
 
 
 def _plain_roberta(roberta: Any) -> Any:
-    """AltCLIP's RoBERTa as the XLM-RoBERTa that it was initialised from."""
+    """Return AltCLIP's RoBERTa as the XLM-RoBERTa that it was initialised from."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = XLMRobertaConfig(**{k: v for k, v in roberta.config.to_dict().items() if k != "model_type"})
@@ -277,7 +280,7 @@ def _plain_roberta(roberta: Any) -> Any:
 
 
 def _calibration(towers: Towers, work: Path) -> dict[Modality, Path]:
-    """The batches that this project's own INT8 graphs are calibrated on."""
+    """Write the batches that this project's INT8 graphs are calibrated on; return the files."""
     from export.precision.calibration import CalibrationSize, calibration_from_samples
     from runtime.preprocessing.text import Tokenizer
 

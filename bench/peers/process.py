@@ -1,4 +1,4 @@
-"""The suite's end of a peer's process: commands out, answers back; a process that dies is an error too."""
+"""Client of a peer's process: sends commands, reads answers; a dead process is an error too."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_
 
 
 class PeerError(BabeltowerError):
-    """What a peer answered when it could not do something, in its own words."""
+    """Error that a peer answered, in its own words."""
 
 
 class PeerProcess:
     """One interpreter with one peer's loop; use it as a context manager.
 
     Args:
-        sees_project: Put this project on the interpreter's path. Of no peer but itself.
+        sees_project: Put this project on the interpreter's path, which only babeltower itself needs.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class PeerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """True if the process still runs."""
         return self._process.poll() is None
 
     def open(self, key: str, task: Mapping[str, Any]) -> None:
         """Open a model under a key.
 
         Raises:
-            PeerError: the peer cannot.
+            PeerError: the peer cannot open it.
         """
         self._ask(do="open", key=key, task=dict(task))
 
     def vectors(self, key: str, inputs: Path) -> NDArray[np.float32]:
-        """Vectors of an input file's rows.
+        """Return the vectors of an input file's rows.
 
         Raises:
             PeerError: the peer failed.
@@ -92,7 +92,7 @@ class PeerProcess:
         return found
 
     def seconds(self, key: str, inputs: Path, n_runs: int) -> tuple[float, float]:
-        """CPU seconds (of all of the process's threads) and wall seconds of ``n_runs`` runs.
+        """Return CPU seconds (of all of the process's threads) and wall seconds of ``n_runs`` runs.
 
         Raises:
             PeerError: the peer failed.
@@ -138,5 +138,5 @@ class PeerProcess:
 
 
 def _without_folders(message: str) -> str:
-    """Absolute paths by their last parts alone: a record does not tell where it was made."""
+    """Shorten absolute paths to their last parts, so that a record does not show its machine."""
     return _PATH.sub("…/", message)

@@ -1,4 +1,4 @@
-"""The peers. To add one, add a line here, a loop in ``isolated/loops`` and its pinned requirements."""
+"""Registry of peers. To add one, add a line here, a loop in ``isolated/loops`` and its requirements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["OWN", "PEERS", "Peer", "Stage"]
 
 
 class Stage(str, Enum):
-    """Where a run starts: at token ids and pixels, or at strings and image files."""
+    """Start of a run: at token ids and pixels, or at strings and image files."""
 
     PREPARED = "prepared"
     WHOLE = "whole"
@@ -20,12 +20,12 @@ class Stage(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to run the models.
+    """Library and settings that run the models.
 
     Attributes:
         environment: Name of its pinned requirements; ``None`` is the suite's own interpreter.
         loop: Module of ``isolated/loops``.
-        options: What else the loop is told.
+        options: Further options of the loop.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Peer:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is this project."""
+        """True for this project."""
         return self.environment is None
 
     @property
     def key(self) -> str:
-        """Unique among all."""
+        """Unique key."""
         return f"{self.name}/{self.engine}/{self.precision.value}/{self.stage.value}"
 
 

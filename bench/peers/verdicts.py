@@ -1,4 +1,4 @@
-"""babeltower against its peers, from the records of a run: ratios within the turns, and what they say."""
+"""Verdicts on babeltower against its peers: ratios within the turns, from the records of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 ANY = "any"
-"""In the place of a precision: the best of all that pass the gate."""
+"""Stands for a precision: the best of all precisions that pass the gate."""
 
 _PLACE = ("family", "model", "tower", "tokens", "batch")
 
@@ -32,10 +32,10 @@ class PeerVerdict:
     """babeltower's fastest form beside one peer, in one place.
 
     Attributes:
-        place: family, model, tower, tokens, batch.
-        precision: That both are measured at, or ``ANY``.
-        ratio: Time of the peer over time of babeltower: median of the ratios within the turns.
-        low, high: Its interval, of 95% where there are 6 turns or more.
+        place: Family, model, tower, tokens, batch.
+        precision: Precision of both, or ``ANY``.
+        ratio: Time of the peer ÷ time of babeltower: median of the ratios within the turns.
+        low, high: Interval of the ratio, 95% if there are 6 turns or more.
     """
 
     place: tuple[str, ...]
@@ -48,14 +48,14 @@ class PeerVerdict:
 
     @property
     def word(self) -> str:
-        """``ahead`` or ``behind`` where the interval says so; else ``even``, within the noise."""
+        """``ahead`` or ``behind`` if the interval shows it; else ``even``, within the noise."""
         if self.low >= 1.0:
             return "ahead"
         return "behind" if self.high < 1.0 else "even"
 
 
 def verdicts_of(records: Sequence[Record]) -> list[PeerVerdict]:
-    """Each peer's verdict at equal precision, then the best peer's at any precision, place by place.
+    """Return each peer's verdict at equal precision, then the best peer's at any precision.
 
     Raises:
         BabeltowerError: the records are of several environments, or a place has no time of babeltower.
@@ -78,7 +78,7 @@ def verdicts_of(records: Sequence[Record]) -> list[PeerVerdict]:
 
 
 def closest_of_verdicts(verdicts: Iterable[PeerVerdict]) -> list[PeerVerdict]:
-    """The verdict on the best peer of each place and precision."""
+    """Return the verdict on the best peer of each place and precision."""
     best: dict[tuple[tuple[str, ...], str], PeerVerdict] = {}
     for verdict in verdicts:
         key = verdict.place, verdict.precision
@@ -88,20 +88,20 @@ def closest_of_verdicts(verdicts: Iterable[PeerVerdict]) -> list[PeerVerdict]:
 
 
 def verdict_table(verdicts: Iterable[PeerVerdict]) -> Table:
-    """The best peer of each place and precision: one line each."""
+    """Return a table with the best peer of each place and precision."""
     return _table(
         closest_of_verdicts(verdicts), "babeltower and the best peer; ms of CPU time a run, one thread"
     )
 
 
 def peer_table(verdicts: Iterable[PeerVerdict]) -> Table:
-    """Every peer: one line each."""
+    """Return a table with every peer."""
     return _table(verdicts, "babeltower and every peer; ms of CPU time a run, one thread")
 
 
 def error_table(records: Iterable[Record]) -> Table:
-    """What could not run, with its error; batches of one error together."""
-    table = Table("family", "tower", "from", "peer", "error", title="What a peer cannot run")
+    """Return a table of errors; batches with the same error share a row."""
+    table = Table("family", "tower", "from", "peer", "error", title="Models that a peer cannot run")
     batches: dict[tuple[str, ...], list[str]] = {}
     for record in records:
         if record.error is not None:

@@ -1,7 +1,7 @@
-"""What changed between two runs of a benchmark: cells of speed and size, and recall per language.
+"""Changes between two runs of a benchmark: cells of speed and size, and recall per language.
 
-Which changes to believe is decided over all of them at once: among several hundred cells of which none
-changed, chance alone puts some beyond any interval that looks at one.
+Significance is decided over all changes at once: among several hundred unchanged cells, some exceed the
+interval of a single cell by chance.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HIGHER_IS_BETTER = frozenset({"rows/s", "rows/core-second", "requests/s", "GOP/
 
 
 class Outcome(str, Enum):
-    """Of one cell. ``FAILED`` was measured and is an error now, or passed its gate and does not now."""
+    """Outcome of one cell. ``FAILED``: it has an error now, or passed its gate before and not now."""
 
     WORSE = "worse"
     BETTER = "better"
@@ -51,13 +51,13 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One cell of two runs, or one language's recall in one direction at one k.
+    """Change of one cell, or of one language's recall in one direction at one k, between two runs.
 
     Attributes:
-        old: Median of the samples, or recall in percent; ``None`` where nothing was measured.
-        worse_by: Speed and size: share of the old; recall: points. Negative where it is better.
-        interval: Of new ÷ old, 95%, of this cell alone; ``None`` for recall.
-        chance: That so large a change is seen where nothing changed.
+        old: Median of the samples, or recall in percent; ``None`` if nothing was measured.
+        worse_by: Speed and size: share of the old value; recall: points. Negative if it is better.
+        interval: 95% interval of new ÷ old, for this cell alone; ``None`` for recall.
+        chance: Probability of so large a change if nothing changed.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Change:
 
 
 def changes_of_records(old: Sequence[Record], new: Sequence[Record]) -> list[Change]:
-    """Pair the cells of two runs by their names; outcomes are those of a cell alone, see ``judged``.
+    """Pair the cells of two runs by name; outcomes are those of single cells, see ``judged``.
 
     Raises:
-        BabeltowerError: a run names a cell twice, a unit that is not known, or another unit for a cell.
+        BabeltowerError: a run has a cell twice or an unknown unit, or a cell has different units.
     """
     before, after = _by_cell(old), _by_cell(new)
     found = [_change(name, before.get(name), after.get(name)) for name in before]
@@ -85,11 +85,11 @@ def changes_of_records(old: Sequence[Record], new: Sequence[Record]) -> list[Cha
 def changes_of_retrieval(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """Compare two reports of ``bench/retrieval.py`` on the same model and captions, query by query.
 
-    Both name the queries that their exported model answers otherwise than PyTorch; a query that only one of
-    them names is one that changed between them.
+    Both name the queries that their exported model answers differently from PyTorch; a query that only one
+    of them names changed between them.
 
     Raises:
-        BabeltowerError: they are of other embedding spaces, data sets or protocols.
+        BabeltowerError: their embedding spaces, data sets or protocols differ.
     """
     for what in ("dataset", "protocol", "n_images", "n_texts"):
         _require_equal(what, old[what], new[what])
@@ -111,10 +111,10 @@ def changes_of_retrieval(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 
 def judged(changes: Sequence[Change], *, tolerance: float) -> list[Change]:
-    """Decide over all cells which changes to believe; the worst first.
+    """Decide over all cells which changes are significant; the worst first.
 
-    A change is believed where at most 5% of the believed ones are expected to be chance (Benjamini and
-    Hochberg). One of speed or size must exceed the tolerance too, a share; one of recall need not.
+    At most 5% of the significant changes are expected to be chance (Benjamini and Hochberg). A change of
+    speed or size must also exceed the tolerance, a share; a change of recall need not.
     """
     open_ = [i for i, change in enumerate(changes) if change.outcome in (Outcome.WORSE, Outcome.BETTER)]
     chances = [changes[i].chance for i in open_]
@@ -139,7 +139,7 @@ _URGENCY = (
 
 
 def require_comparable(old: Sequence[Record], new: Sequence[Record]) -> None:
-    """Refuse runs of different machines or packages; the source's commit may differ, that is what is asked.
+    """Refuse runs of different machines or packages; commits of the source may differ.
 
     Raises:
         BabeltowerError: machine or versions differ, within a run or between the two.
@@ -164,13 +164,13 @@ def _by_cell(records: Sequence[Record]) -> dict[str, Record]:
         if name in found:
             raise BabeltowerError(f"A run holds the cell {name} twice; compare single runs.")
         if record.unit not in _LOWER_IS_BETTER | _HIGHER_IS_BETTER:
-            raise BabeltowerError(f"Whether more {record.unit} is better, for {name}, is not known here.")
+            raise BabeltowerError(f"The unit {record.unit} of {name} is unknown; better or worse?")
         found[name] = record
     return found
 
 
 def _name(cell: Mapping[str, str]) -> str:
-    """A cell in words; numbers with what they count."""
+    """Return a cell in words; numbers with their unit."""
     return " ".join(f"{key} {value}" if value[0].isdigit() else value for key, value in cell.items() if value)
 
 

@@ -1,4 +1,4 @@
-"""Where figures were measured; records from different environments are never compared."""
+"""Environment of a measurement; records from different environments are never compared."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Environment:
 
     Attributes:
         cpu: Model name of the processor.
-        instruction_sets: Those that decide how matrix products are computed, separated by spaces.
+        instruction_sets: Instruction sets that affect matrix products, separated by spaces.
         n_cores: Logical cores that this process may use.
-        versions: By distribution name; those not installed are left out.
-        commit: Commit of the source tree, with ``-dirty`` where it was changed; ``None`` outside a checkout.
+        versions: Versions by distribution name; packages that are not installed are left out.
+        commit: Commit of the source tree, with ``-dirty`` if it was changed; ``None`` outside a checkout.
     """
 
     cpu: str

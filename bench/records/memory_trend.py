@@ -1,4 +1,4 @@
-"""Does memory grow? A line through its samples, with an interval that correlation does not fool."""
+"""Trend of memory over time: a robust line, with an interval that allows for correlated samples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Trend", "trend_of_samples"]
 
 _BLOCKS = 10
 _RANK = 11
-"""Of the 45 slopes between ten blocks, so many lie outside the 95% interval at either end (Kendall)."""
+"""Number of the 45 slopes between ten blocks beyond each end of the 95% interval (Kendall)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A fitted line.
+    """Fitted line.
 
     Attributes:
-        bytes_per_min: Its slope.
-        low, high: The 95% interval of the slope, bytes a minute.
+        bytes_per_min: Slope.
+        low, high: 95% interval of the slope, bytes per minute.
         mean_bytes: Mean of the fitted minima.
-        minutes: From the first fitted sample to the last.
+        minutes: Time from the first fitted sample to the last.
     """
 
     bytes_per_min: float
@@ -34,19 +34,19 @@ class Trend:
     minutes: float
 
     def is_flat(self, share: float) -> bool:
-        """Whether what the memory may have grown by, at most, is under a share of it over the fitted time."""
+        """Return True if the growth, at the upper end of the interval, is within a share of the memory."""
         return self.high * self.minutes <= share * self.mean_bytes
 
 
 def trend_of_samples(samples: Sequence[tuple[float, float]], *, skip: float) -> Trend:
-    """Fit a line to samples of (seconds, bytes), without the first ``skip`` (a share) of the time.
+    """Fit a line to samples of (seconds, bytes), skipping the first ``skip`` (a share) of the time.
 
-    What comes and goes is no growth: requests of 34 MB, and a heap that stands some MB higher for a minute or
-    two until its last block is freed. So the line goes through the least of each of ten blocks of equal
-    length, which whatever stays in memory raises, and its slope is the median of the slopes between all pairs
-    of blocks (Theil and Sen), with the interval of Kendall's rank test: a block that never came down to the
-    level of the others does not bend it. Neighbouring samples are nearly equal, so an interval from each for
-    itself would be far too narrow.
+    Temporary memory is not growth: requests of 34 MB, or a heap that is some MB larger for a minute or two
+    until its last block is freed. So the line is fitted to the minimum of each of ten blocks of equal length,
+    which permanent growth raises. Its slope is the median of the slopes between all pairs of blocks (Theil
+    and Sen), with the interval of Kendall's rank test: a block that never returned to the level of the others
+    does not bend it. Neighbouring samples are nearly equal, so an interval that takes every sample as
+    independent would be far too narrow.
 
     Raises:
         BabeltowerError: too few samples are left.

@@ -1,39 +1,40 @@
-"""One record a measured cell: raw samples, unit, and all that a figure depends on.
+"""Records of measured cells: raw samples, unit, and everything that a figure depends on.
 
-The format of the files of records under ``bench/results/``, schema 2 (``records.schema.json`` states it for
-machines): a JSON object of
+The format of the files of records under ``bench/results/``, schema 2 (as a JSON schema:
+``record.schema.json``): a JSON object of
 
 - ``schema``: 2;
-- ``cells``: a list of objects, one a line, each
-    - ``cell``: what was measured, by name, a flat mapping of strings;
-    - ``unit``: of the samples (``ms``, ``rows/s``, ``rows/core-second``, ``MB``, ``GOP/s``, ``GB/s``, …);
-    - ``samples``: every measured number, in the order of measuring, process by process; never a mean;
-    - ``processes``: how many of the samples each process gave, in order; empty where one gave them all;
-    - ``error``: why nothing could be measured (``samples`` is empty then), else ``null``;
-    - ``settings``: what was chosen (threads, turns, …) and what the figure is held against
+- ``cells``: a list of objects, one per line, each with
+    - ``cell``: name of the measurement, a flat mapping of strings;
+    - ``unit``: unit of the samples (``ms``, ``rows/s``, ``rows/core-second``, ``MB``, ``GOP/s``,
+      ``GB/s``, …);
+    - ``samples``: every measured number, in order of measurement, process by process; never a mean;
+    - ``processes``: number of samples of each process, in order; empty if one process gave them all;
+    - ``error``: reason that nothing could be measured (``samples`` is empty then), else ``null``;
+    - ``settings``: settings (threads, turns, …) and values to compare the figure with
       (``operations_per_run``, ``bytes_per_run``, ``min_cosine`` to the reference);
-    - ``artefact``: sha256 of the measured file and its data, ``null`` where there is none;
+    - ``artefact``: sha256 of the measured file and its data, or ``null``;
     - ``machine``: processor, instruction sets, governor, cores, system;
-    - ``versions``: of the packages and of Python; ``commit``: of the source tree.
+    - ``versions``: versions of the packages and of Python; ``commit``: commit of the source tree.
 
-Schema 1, which has neither ``processes`` nor ``error``, is read too.
+Schema 1, without ``processes`` and ``error``, is read too.
 
-The cells of the suite (``suite_cell``) all have the same keys, ``""`` where one says nothing:
+The cells of the suite (``suite_cell``) all have the same keys, ``""`` if one does not apply:
 
 - ``suite``: ``latency``, ``throughput``, ``peers``, ``peaks``, ``corpus`` or ``server``;
-- ``model``: a checkpoint's name, of the samples or at full size; ``family``: ``nllb-clip``, ``capivara``, …;
+- ``model``: name of a checkpoint, a sample or at full size; ``family``: ``nllb-clip``, ``capivara``, …;
 - ``tower``: ``text`` or ``image``; ``by``: ``babeltower``, or the peer's name;
 - ``engine``: ``onnxruntime``, ``openvino``, ``torch``, …; ``precision``: ``fp32``, ``bf16``, ``int8``, …;
-- ``batch``: rows of a run; ``tokens``: of each text, padding included;
+- ``batch``: rows per run; ``tokens``: tokens of each text, padding included;
 - ``metric``: ``wall`` and ``cpu`` (ms a run), ``device`` (ms a run, by the device's events), ``rate``,
   ``resident`` (MB after the first answer), ``load`` (ms until the graph is open) or ``first`` (ms of the
   first answer after that);
-- ``load``, in ``throughput`` and ``server`` alone: ``2×1`` (instances × threads of each), ``closed 8``
+- ``load``, only in ``throughput`` and ``server``: ``2×1`` (instances × threads of each), ``closed 8``
   (clients that each wait for their answer) or ``open 50%`` (Poisson arrivals, as a share of the highest
-  rate that was measured).
+  measured rate).
 
-Statistics are derived when records are read: none is stored. Cells of different machines, versions or
-commits are never put into one table: ``require_one_environment`` refuses them.
+Statistics are computed when records are read and never stored. Cells of different machines, versions or
+commits never share a table: ``require_one_environment`` refuses them.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class NoRecordsError(BabeltowerError):
-    """A folder holds no file of records."""
+    """Error for a folder without any file of records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One cell; see the module's docstring for each field."""
+    """Record of one cell; the module's docstring describes each field."""
 
     cell: Mapping[str, str]
     unit: str
@@ -111,7 +112,7 @@ class Record:
             )
         if any(isinstance(value, bool) for value in self.samples):
             raise BabeltowerError(
-                f"The record of {dict(self.cell)} has samples that are no numbers. Measure again."
+                f"The record of {dict(self.cell)} has samples that are not numbers. Measure again."
             )
         if self.processes and (sum(self.processes) != len(self.samples) or min(self.processes) < 1):
             raise BabeltowerError(
@@ -125,10 +126,10 @@ class Record:
 
     @property
     def median(self) -> float:
-        """Of the samples.
+        """Median of the samples.
 
         Raises:
-            BabeltowerError: there are none, for the cell's ``error``.
+            BabeltowerError: there are no samples, because of the cell's ``error``.
         """
         if self.error is not None:
             raise BabeltowerError(f"{dict(self.cell)} was not measured: {self.error}")
@@ -136,7 +137,7 @@ class Record:
 
     @property
     def by_process(self) -> tuple[tuple[float, ...], ...]:
-        """The samples of each process."""
+        """Samples of each process."""
         ends = list(itertools.accumulate(self.processes or (len(self.samples),)))
         starts = [0, *ends[:-1]]
         return tuple(self.samples[start:end] for start, end in zip(starts, ends, strict=True))
@@ -167,10 +168,10 @@ def suite_cell(
     tokens: int | None = None,
     load: str = "",
 ) -> dict[str, str]:
-    """The name of a cell of the suite; the module's docstring says what the keys mean.
+    """Return the name of a cell of the suite; the module's docstring explains the keys.
 
     Raises:
-        BabeltowerError: an unknown suite or metric.
+        BabeltowerError: the suite or the metric is unknown.
     """
     if suite not in _SUITES or metric not in _METRICS:
         raise BabeltowerError(
@@ -197,7 +198,7 @@ def record_of(
     processes: Sequence[int] = (),
     error: str | None = None,
 ) -> Record:
-    """A record of this process's machine, packages and source tree."""
+    """Return a record with this process's machine, packages and source tree."""
     here = environment()
     machine = {
         "cpu": here.cpu,
@@ -223,10 +224,10 @@ def record_of(
 
 
 def interval(samples: Sequence[float]) -> tuple[float, float]:
-    """The distribution-free interval of the median, of at least 95% where there are 6 samples or more.
+    """Return the distribution-free interval of the median, at least 95% for 6 samples or more.
 
-    The k-th smallest and k-th largest sample, k from the binomial distribution; all samples where there
-    are fewer than 6.
+    Its ends are the k-th smallest and k-th largest sample, k from the binomial distribution; with fewer than
+    6 samples they are the smallest and the largest.
     """
     ordered, n = sorted(samples), len(samples)
     below, k, term = 0.0, 0, 0.5**n
@@ -239,17 +240,17 @@ def interval(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def ratios_by_turn(over: Record, under: Record) -> list[float]:
-    """Of two cells that were measured in the same turns."""
+    """Return the ratios of two cells that were measured in the same turns."""
     return [a / b for a, b in zip(over.samples, under.samples, strict=True)]
 
 
 def paired(over: Record, under: Record) -> float:
-    """Median of the ratios within the turns."""
+    """Return the median of the ratios within the turns."""
     return statistics.median(ratios_by_turn(over, under))
 
 
 def require_one_environment(records: Iterable[Record]) -> None:
-    """Refuse records that may not stand in one table.
+    """Refuse records that must not share a table.
 
     Raises:
         BabeltowerError: two of them differ in machine, versions or commit.
@@ -269,7 +270,7 @@ def require_one_environment(records: Iterable[Record]) -> None:
 
 
 def artefact_sha256(*files: Path) -> str:
-    """Over the contents of the files, in order."""
+    """Return the SHA-256 of the contents of the files, in order."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -279,7 +280,7 @@ def artefact_sha256(*files: Path) -> str:
 
 
 def write_records(records: Sequence[Record], path: Path) -> None:
-    """Write a file of records; it is renamed into place when complete."""
+    """Write a file of records atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
     text = f'{{"schema": {SCHEMA}, "cells": [\n' + ",\n".join(cells) + "\n]}\n"
@@ -287,13 +288,13 @@ def write_records(records: Sequence[Record], path: Path) -> None:
 
 
 def read_records(*paths: Path) -> list[Record]:
-    """Read files of records, in the given order; of a folder, those of its ``*.json`` that hold records.
+    """Read files of records in the given order; of a folder, its ``*.json`` files that have records.
 
-    JSON files in a folder that state no number as their ``schema`` are of other kinds, and are passed over.
+    JSON files in a folder whose ``schema`` is not a number are of other kinds and are ignored.
 
     Raises:
         BabeltowerError: a file is not of a known schema, or a figure in it is not finite.
-        NoRecordsError: a folder holds no file of records.
+        NoRecordsError: a folder has no file of records.
     """
     found: list[Record] = []
     for path in paths:
@@ -314,10 +315,11 @@ def read_records(*paths: Path) -> list[Record]:
 
 
 def records_to_keep(path: Path, measured_anew: Callable[[Record], bool]) -> list[Record]:
-    """A file's records of what is not measured anew, if there is such a file; ask before measuring.
+    """Return a file's records that are not measured again, if the file exists; call before measuring.
 
     Raises:
-        BabeltowerError: they are of another environment than this process's, so that no table may hold both.
+        BabeltowerError: they are of another environment than this process's, so that they cannot share a
+            table.
     """
     if not path.is_file():
         return []
@@ -327,12 +329,12 @@ def records_to_keep(path: Path, measured_anew: Callable[[Record], bool]) -> list
 
 
 def no_figure(constant: str) -> float:
-    """Refuse NaN and the infinities, which Python writes into JSON although it has none; for ``json.loads``.
+    """Refuse NaN and infinities, which Python writes into JSON against the standard; for ``json.loads``.
 
     Raises:
         ValueError: always.
     """
-    raise ValueError(f"it holds {constant}, which is no measured figure")
+    raise ValueError(f"it holds {constant}, which is not a measured figure")
 
 
 def _data_of(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Reports of ``bench/retrieval.py`` as files: read, and held to what they say of themselves."""
+"""Files of the reports of ``bench/retrieval.py``, read and checked for contradictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def retrieval_records(path: Path) -> dict[str, Mapping[str, Any]]:
     """Read the reports in a file or folder, by model, precision, engine and data set.
 
     Raises:
-        BabeltowerError: a file is no JSON, or a report lacks what a comparison needs or contradicts itself.
+        BabeltowerError: a file is not JSON, or a report lacks values for a comparison or contradicts itself.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
@@ -44,7 +44,7 @@ def retrieval_records(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
-    """Figures that cannot be, hits that do not add up, and a gate that passed what is under its limits."""
+    """Yield impossible figures, hits that do not add up, and limits exceeded by a passed gate."""
     if not report["languages"]:
         yield "it has no language"
     for language in report["languages"]:
@@ -61,7 +61,7 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _faults_of_recall(where: str, side: Mapping[str, Any], k: str, *, counts: bool) -> Iterator[str]:
-    """Faults of one recall; where hits are whole queries, those that turned must add up (``counts``)."""
+    """Yield faults of one recall; if hits are whole queries (``counts``), turned hits must add up."""
     shares = [float(side[name]["at"][k]) for name in ("reference", "exported")]
     n_queries = int(side["reference"]["n_queries"])
     if not all(0 <= share <= 1 for share in shares):

@@ -1,9 +1,9 @@
 """Intervals of medians and of their ratios, by bootstrap over processes and the samples in them.
 
-A process is slower or faster than the next one as a whole: memory lies elsewhere, kernels are chosen anew.
-So the samples of one process are not independent of each other, and what is resampled first is processes.
-Few processes make the plain bootstrap too narrow: its deviation is enlarged by √(k / (k − 1)) for k
-processes, and the normal quantile is replaced by Student's.
+Processes differ as a whole: their memory is placed differently, their kernels are chosen anew. So the samples
+of one process are not independent of each other, and processes are resampled first. Few processes make the
+plain bootstrap too narrow: its deviation is enlarged by √(k / (k − 1)) for k processes, and the normal
+quantile is replaced by Student's.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _N_STEPS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Of 95% confidence."""
+    """95% confidence interval."""
 
     low: float
     high: float
 
     def overlaps(self, other: Interval) -> bool:
-        """Whether some value lies in both."""
+        """Return True if the intervals share a value."""
         return self.low <= other.high and other.low <= self.high
 
     def __contains__(self, value: float) -> bool:
@@ -53,13 +53,13 @@ class Interval:
 
 
 def bootstrap_median_interval(samples: Processes, *, seed: int = 0) -> Interval:
-    """The interval of the median over processes of each process's median.
+    """Return the interval of the median over processes of each process's median.
 
     Args:
-        samples: By process. With one process alone, its samples are taken for independent.
+        samples: Samples by process. Those of a single process are taken as independent.
 
     Raises:
-        BabeltowerError: no samples, or one that is not positive.
+        BabeltowerError: there are no samples, or one is not positive.
     """
     centre, spread, freedom = _log_median(samples, np.random.default_rng(seed))
     reach = _quantile(freedom) * spread
@@ -67,7 +67,7 @@ def bootstrap_median_interval(samples: Processes, *, seed: int = 0) -> Interval:
 
 
 def bootstrap_ratio_interval(old: Processes, new: Processes, *, seed: int = 0) -> Interval:
-    """The interval of new ÷ old, medians; it holds 1 where no difference is shown.
+    """Return the interval of new ÷ old, medians; it contains 1 if no difference is shown.
 
     Errors as of ``bootstrap_median_interval``; degrees of freedom are Welch's.
     """
@@ -77,10 +77,10 @@ def bootstrap_ratio_interval(old: Processes, new: Processes, *, seed: int = 0) -
 
 
 def chance_of_ratio(old: Processes, new: Processes, *, seed: int = 0) -> float:
-    """How likely a ratio of medians at least this far from 1 is, either way, where nothing changed.
+    """Return the two-sided probability of a ratio of medians this far from 1 if nothing changed.
 
-    Errors as of ``bootstrap_median_interval``. Samples without any spread: 1 where equal, else 0. A lone
-    sample says nothing of its noise: 1.
+    Errors as of ``bootstrap_median_interval``. Samples without any spread give 1 if equal, else 0. A single
+    sample shows nothing of its noise and gives 1.
     """
     if any(sum(map(len, samples)) < 2 for samples in (old, new)):
         return 1.0
@@ -91,14 +91,14 @@ def chance_of_ratio(old: Processes, new: Processes, *, seed: int = 0) -> float:
 
 
 def chance_of_binomial(n_lost: int, n_gained: int) -> float:
-    """How likely so uneven a split is, either way, where each of the changed was lost or gained by a coin."""
+    """Return the two-sided probability of so uneven a split if a coin decided each change."""
     n = n_lost + n_gained
     at_least = sum(math.comb(n, k) for k in range(max(n_lost, n_gained), n + 1))
     return min(1.0, 2 * at_least / (1 << n))
 
 
 def discoveries(chances: Sequence[float], *, false_share: float = 0.05) -> list[bool]:
-    """Which of many findings to believe, so that at most this share of them is expected to be false.
+    """Return which findings are significant, with at most this share of them expected to be false.
 
     Source: Benjamini and Hochberg, "Controlling the False Discovery Rate", 1995.
     """
@@ -111,7 +111,7 @@ def discoveries(chances: Sequence[float], *, false_share: float = 0.05) -> list[
 
 
 def _log_ratio(old: Processes, new: Processes, random: np.random.Generator) -> tuple[float, float, float]:
-    """Logarithm of new ÷ old, its deviation, degrees of freedom."""
+    """Return the logarithm of new ÷ old, its deviation, degrees of freedom."""
     (old_centre, old_spread, old_freedom), (new_centre, new_spread, new_freedom) = (
         _log_median(samples, random) for samples in (old, new)
     )
@@ -122,25 +122,28 @@ def _log_ratio(old: Processes, new: Processes, random: np.random.Generator) -> t
 
 
 def _student_tails(t: float, freedom: float) -> float:
-    """Both tails of Student's distribution beyond ±t: with t = √ν·tan(θ), its density is cos(θ)^(ν - 1)."""
+    """Return both tails of Student's distribution beyond ±t.
+
+    With t = √ν·tan(θ), its density is cos(θ)^(ν - 1).
+    """
     start = math.atan(t / math.sqrt(freedom))
     beyond, whole = (_integral_of_cosine_power(low, freedom - 1) for low in (start, 0.0))
     return min(1.0, beyond / whole)
 
 
 def _integral_of_cosine_power(low: float, power: float) -> float:
-    """From ``low`` to a right angle, by the midpoint rule."""
+    """Integrate from ``low`` to a right angle by the midpoint rule."""
     width = (math.pi / 2 - low) / _N_STEPS
     angles = low + width * (np.arange(_N_STEPS) + 0.5)
     return float((np.cos(angles) ** power).sum() * width)
 
 
 def _log_median(samples: Processes, random: np.random.Generator) -> tuple[float, float, float]:
-    """Logarithm of the median of the processes' medians, its bootstrapped deviation, degrees of freedom."""
+    """Return the log of the median of processes' medians, its bootstrapped deviation, and freedom."""
     groups = [np.asarray(group, dtype=np.float64) for group in samples]
     if not groups or any(len(group) == 0 or (group <= 0).any() for group in groups):
         raise BabeltowerError(
-            "An interval wants positive samples of every process; got "
+            "An interval needs positive samples of every process; got "
             f"{[[round(float(v), 4) for v in group[:3]] for group in groups]}."
         )
     centre = math.log(statistics.median(float(np.median(group)) for group in groups))
@@ -168,7 +171,7 @@ def _enlarged(n: int) -> float:
 
 
 def _quantile(freedom: float) -> float:
-    """Student's, between the tabulated ones linearly in 1 ÷ degrees of freedom."""
+    """Return Student's quantile, interpolated linearly in 1 ÷ degrees of freedom."""
     at = max(freedom, 1.0)
     below = math.floor(at)
     if below >= len(_STUDENT_95):

@@ -1,4 +1,4 @@
-"""Recall of every language as dots on a line, ready to be drawn in SVG."""
+"""Dot chart of the recall of every language, laid out for SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LABEL_CHARACTERS = 23
 
 @dataclass(frozen=True, slots=True)
 class DotRow:
-    """One language; recalls are percentages by k, ``y`` is the line's centre in pixels."""
+    """Row of one language; recalls are percentages by k, ``y`` is the line's centre in pixels."""
 
     label: str
     code: str
@@ -28,7 +28,7 @@ class DotRow:
 
 @dataclass(frozen=True, slots=True)
 class DotColumn:
-    """Rows that share an axis from 0 to 100%; lengths in pixels."""
+    """Column of rows that share an axis from 0 to 100%; lengths in pixels."""
 
     rows: tuple[DotRow, ...]
     height_px: int
@@ -48,7 +48,7 @@ def dot_columns(
 
 
 def _label(name: str) -> str:
-    """An English name of a language, short enough to stand beside its line."""
+    """Shorten a language's English name to fit beside its line."""
     short = name.replace(" characters)", ")").replace(" script)", ")")
     return short if len(short) <= _LABEL_CHARACTERS else f"{short[: _LABEL_CHARACTERS - 1].rstrip()}…"
 

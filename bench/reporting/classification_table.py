@@ -27,13 +27,11 @@ _KS = (1, 5)
 def print_classification(console: Console, report: ClassificationReport, order: Order = Order.WORST) -> None:
     """Print facts, the table of languages, and the verdict."""
     print_model(console, report.model, f"{report.dataset}, {report.n_images:,} images")
-    asked = (
-        "the bare label" if report.prompts is Prompts.LABELS else "the mean of the label in every template"
-    )
+    asked = "bare label" if report.prompts is Prompts.LABELS else "mean of the label in every template"
     console.print(
-        f"top-k accuracy, a class asked by {asked}; language map {report.language_map.value!r}; PyTorch "
-        f"padded {report.reference_padding}. Accuracies are PyTorch's, in percent; where the exported "
-        "model's differs, the difference stands behind."
+        f"top-k accuracy, class prompt: {asked}; language map {report.language_map.value!r}; PyTorch "
+        f"padded {report.reference_padding}. Accuracies are PyTorch's, in percent, each followed by "
+        "the exported model's difference, if any."
     )
     for note in report.notes:
         console.print(note, style="dim")

@@ -1,4 +1,4 @@
-"""Every language's figures over all variants: rows of a table, and tiles of a map grouped by script."""
+"""Figures of every language over all variants: table rows, and map tiles grouped by script."""
 
 from __future__ import annotations
 
@@ -46,21 +46,22 @@ _SCRIPTS = {
     "Thai": "Thai",
     "Tibt": "Tibetan",
 }
-"""Of every known language (ISO 15924)."""
+"""Scripts of all known languages (ISO 15924)."""
 _LEVELS = (0.25, 0.5, 1.0)
 """Points lost at which a tile takes the next colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageRow:
-    """One language over all models, variants and directions of the precision records.
+    """Figures of one language over all models, variants and directions of the precision records.
 
     Attributes:
         recall: PyTorch's R@1, text→image, mean over the models; percent.
-        worst_drop: Most points of R@1 that a variant loses, and which does.
+        worst_drop: Largest loss of R@1 by a variant, in points.
+        worst: Variant with that loss.
         mean_drop: Mean over variants below FP32, both directions.
-        cosine: Lowest of any text with PyTorch's.
-        overlap: Lowest of the top ten, a share.
+        cosine: Lowest cosine of any text to PyTorch's.
+        overlap: Lowest share of the top ten in common.
     """
 
     code: str
@@ -75,7 +76,7 @@ class LanguageRow:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A language on the map; ``level`` from 0, nothing lost, to 3."""
+    """Language on the map; ``level`` from 0 (nothing lost) to 3."""
 
     code: str
     name: str
@@ -84,7 +85,7 @@ class Tile:
 
 
 def language_rows(records: Sequence[Mapping[str, Any]]) -> list[LanguageRow]:
-    """Rows by falling worst drop."""
+    """Return the rows by descending worst drop."""
     cells: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
     for record in records:
         for model, variants in record["retrieval"].items():
@@ -97,7 +98,7 @@ def language_rows(records: Sequence[Mapping[str, Any]]) -> list[LanguageRow]:
 
 
 def tiles_by_script(rows: Sequence[LanguageRow]) -> dict[str, list[Tile]]:
-    """The map: scripts of several languages first, by their number."""
+    """Return the map: scripts with several languages first, by their number."""
     scripts: dict[str, list[Tile]] = {}
     for row in sorted(rows, key=lambda row: row.name):
         script = row.code.rpartition("_")[2]

@@ -1,4 +1,4 @@
-"""Print latencies: percentiles, the interval of the median, and how near each is to the machine's limit."""
+"""Tables of latencies: percentiles, the interval of the median, and the share of the machine's limit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ByMetric = dict[str, Record]
 
 
 def wide_console() -> Console:
-    """As wide as the tables, also where the output is no terminal; a narrower terminal wraps their lines."""
+    """Return a console as wide as the tables, even without a terminal; narrow terminals wrap."""
     return Console(width=max(_TABLE_WIDTH, Console().width))
 
 
 def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console: Console) -> None:
-    """A table a model, one row a shape: wall time's percentiles, CPU time, its interval, share of the limit.
+    """Print a table per model, a row per shape: wall and CPU time, interval, share of the limit.
 
-    Percentiles are of all processes' runs together; p99 of a few dozen runs is nearly the slowest of them.
+    Percentiles are over the runs of all processes; the p99 of a few dozen runs is nearly the slowest of them.
     """
     limits = [peaks_from_records(peaks, gpu=gpu) for gpu in _devices(peaks)]
     tables: dict[str, Table] = {}
@@ -60,7 +60,7 @@ def print_latencies(records: Sequence[Record], peaks: Sequence[Record], console:
 
 
 def _devices(peaks: Sequence[Record]) -> list[bool]:
-    """Whether it is a GPU's, of each kind of peaks among the records."""
+    """Return one value per kind of peaks in the records: True for a GPU's."""
     return sorted({record.cell["engine"] == "cuda" for record in peaks if record.error is None})
 
 
@@ -76,7 +76,7 @@ def _by_key(
 
 
 def print_footprints(records: Sequence[Record], console: Console) -> None:
-    """One row a graph: time to open it, its first answer, memory after that."""
+    """Print one row per graph: load time, first answer, memory after it."""
     table = _table(*_KEYS[:4], "load ms", "first answer ms", "resident MB", title="Opening")
     for key, found in _by_key(records, _KEYS[:4], ("load", "first", "resident")).items():
         table.add_row(*key, *(f"{found[name].median:,.1f}" for name in ("load", "first", "resident")))

@@ -1,4 +1,4 @@
-"""Draw latency against load: percentiles of requests at each arrival rate, as SVG or PNG."""
+"""Plot of latency against load: percentiles of requests at each arrival rate, as SVG or PNG."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PERCENTILES = (50, 90, 99)
 
 
 def draw_load_curve(records: Sequence[Record], path: Path) -> None:
-    """One panel a tower; the format follows the file's suffix.
+    """Draw one panel per tower; the file's suffix sets the format.
 
     Args:
-        records: Wall times of the suite ``server`` under Poisson arrivals; others are passed over.
+        records: Wall times of the suite ``server`` under Poisson arrivals; others are ignored.
     """
     import matplotlib as mpl
 

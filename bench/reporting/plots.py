@@ -17,7 +17,7 @@ from bench.timing.roofline import Peaks
 __all__ = ["drop_plot", "latency_plot", "load_plot", "roofline_plot", "throughput_plot", "trials_plot"]
 
 _INK, _LINE = "#010203", "#040506"
-"""Stand-ins: replaced by the page's variables in the finished SVG."""
+"""Placeholder colours, replaced by the page's variables in the finished SVG."""
 _COLOURS = ("#3b6fd4", "#c8632b", "#2f9463", "#a3479e", "#8a7a1f", "#2b93a8", "#c2405a", "#6d6d7a")
 _MARKERS = "osD^vPX*"
 _STYLE = {
@@ -39,7 +39,7 @@ _STYLE = {
 
 
 def latency_plot(records: Sequence[Record], title: str) -> str | None:
-    """Median wall time against batch, a panel a tower, a line an engine and precision; both axes log."""
+    """Plot median wall time against batch, a panel per tower; both axes log."""
     towers = [t for t in ("text", "image") if any(r.cell["tower"] == t for r in records)]
     if not towers:
         return None
@@ -70,7 +70,7 @@ def latency_plot(records: Sequence[Record], title: str) -> str | None:
 
 
 def throughput_plot(records: Sequence[Record], title: str) -> str | None:
-    """Rows a second with the 95% interval of the median, a bar a cell."""
+    """Plot rows per second with the 95% interval of the median, a bar per cell."""
     rates = [r for r in records if r.error is None and r.cell["metric"] == "rate"]
     if not rates:
         return None
@@ -98,7 +98,7 @@ def throughput_plot(records: Sequence[Record], title: str) -> str | None:
 
 
 def load_plot(records: Sequence[Record], title: str) -> str | None:
-    """Percentiles of latency against the rate at which requests arrive by themselves."""
+    """Plot percentiles of latency against the rate of independent arrivals."""
     curve = [
         r
         for r in records
@@ -127,7 +127,7 @@ def load_plot(records: Sequence[Record], title: str) -> str | None:
 
 
 def roofline_plot(records: Sequence[Record], peaks: Peaks, title: str) -> str | None:
-    """Operations a second against operations a byte, under the machine's measured roofs; both axes log."""
+    """Plot operations per second against operations per byte, under the measured roofs; both log."""
     points = [
         r
         for r in records
@@ -182,7 +182,7 @@ def roofline_plot(records: Sequence[Record], peaks: Peaks, title: str) -> str | 
 
 
 def drop_plot(rows: Sequence[Mapping[str, Any]], title: str) -> str | None:
-    """Points of recall at 1 that each variant loses: mean over the languages, and the worst of them."""
+    """Plot the points of recall at 1 that each variant loses: mean and worst language."""
     rows = [row for row in rows if row["variant"] != "fp32"]
     if not rows:
         return None
@@ -205,7 +205,7 @@ def drop_plot(rows: Sequence[Mapping[str, Any]], title: str) -> str | None:
 
 
 def trials_plot(report: Mapping[str, Any], title: str) -> str | None:
-    """Recall lost against speed, for each number of products that stayed FP32."""
+    """Plot recall lost against speed, for each number of products kept in FP32."""
     trials = report["trials"]
     if not trials:
         return None
@@ -231,7 +231,7 @@ def _form(record: Record) -> str:
 
 
 def _plain_ticks(axis: Any) -> None:
-    """1, 2, 5, 10, 20, … on a log axis."""
+    """Label a log axis with 1, 2, 5, 10, 20, …"""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -240,14 +240,14 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def _usual_tokens(records: Sequence[Record]) -> str:
-    """16 where it was measured, or the shortest."""
+    """Return 16 if it was measured, else the shortest length."""
     lengths = {r.cell["tokens"] for r in records if r.cell["tokens"]}
     return "16" if "16" in lengths else min(lengths, key=int, default="")
 
 
 @contextmanager
 def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in a row, each of this width in inches; it is closed at the end."""
+    """Yield a figure and its axes in a row, each of this width in inches; close it at the end."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -264,7 +264,7 @@ def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> Iter
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The drawing alone, with ids of its own, named for those who cannot see it."""
+    """Return the drawing alone, with ids of its own and a label for screen readers."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()

@@ -1,4 +1,4 @@
-"""The tables of the README and of the documentation, each from one committed record, as Markdown.
+"""Tables of the README and the documentation, rendered from committed records as Markdown.
 
 Every ratio of speeds is the median of the ratios within the turns. Records of different environments are
 refused.
@@ -30,6 +30,7 @@ __all__ = [
     "recall_table",
     "server_table",
     "speed_table",
+    "summary_table",
 ]
 
 _NONE = "–"
@@ -56,6 +57,16 @@ _FORMS = {
     "onnxruntime int8": "ONNX Runtime INT8",
     "openvino int8": "OpenVINO INT8",
 }
+_SUMMARY_MODELS = ("nllb-clip", "capivara", "altclip")
+_SUMMARY_TOWERS = (("NLLB-600M", "8×16"), ("XLM-R base", "8×16"), ("ViT-B/32", "8"))
+_SUMMARY_VARIANTS = (
+    ("fp32", "onnxruntime"),
+    ("fp32", "openvino"),
+    ("fp16", "onnxruntime"),
+    ("bf16_openvino", "openvino"),
+    ("int8_onnxruntime", "onnxruntime"),
+    ("int8_openvino", "openvino"),
+)
 _LOOPS = {"plain": "PyTorch", "open_clip": "open_clip", "sentence-transformers": "sentence-transformers"}
 _CORPORA = {
     "captions": "CLDR captions",
@@ -67,7 +78,7 @@ _CORES, _DOLLARS_A_CORE_HOUR = 1_000, 0.04
 
 
 def recall_table(record: Mapping[str, Any]) -> str:
-    """Recall of PyTorch and of FP32 on ONNX Runtime, mean over the languages, from ``bench.precisions``."""
+    """Render recall of PyTorch and of FP32 on ONNX Runtime, mean over languages (``bench.precisions``)."""
     rows = []
     for model in _in_order(record["retrieval"]):
         engines = record["retrieval"][model]["fp32"]
@@ -88,11 +99,11 @@ def recall_table(record: Mapping[str, Any]) -> str:
 
 
 def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
-    """Points of R@1 lost: in the mean of the worse direction / by the language that loses most in either.
+    """Render the points of R@1 lost: mean over languages / worst language, each in the worse direction.
 
     Args:
-        record: From a machine with VNNI and BF16.
-        avx2: From one with AVX2 alone, where the form that is right on every CPU is measured.
+        record: Record of a machine with VNNI and BF16.
+        avx2: Record of a machine with AVX2 alone, for the form that is correct on every CPU.
     """
     lost, lost_avx2 = (
         {(row["model"], row["variant"]): _lost(row) for row in found["rows"]} for found in (record, avx2)
@@ -108,8 +119,38 @@ def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
     return _markdown(("checkpoint", *_VARIANTS.values(), *_VARIANTS_AVX2.values()), rows)
 
 
+def summary_table(record: Mapping[str, Any], avx2: Mapping[str, Any], speeds: Sequence[Record]) -> str:
+    """Render R@1 lost and speed × PyTorch FP32 for each precision and engine.
+
+    Args:
+        record: Losses from a machine with VNNI and BF16.
+        avx2: Losses from a machine with AVX2 alone; its variants replace those of ``record``.
+        speeds: Speeds of full-size towers.
+    """
+    require_one_environment(speeds)
+    lost = {
+        (row["model"], row["variant"], row["engine"].split()[0]): _lost(row)
+        for found in (record, avx2)
+        for row in found["rows"]
+    }
+    cells = cells_by_shape(speeds)
+    rows = []
+    for variant, engine in _SUMMARY_VARIANTS:
+        precision = variant.split("_")[0]
+        losses = (lost.get((model, variant, engine), _NONE) for model in _SUMMARY_MODELS)
+        form = f"{engine} {precision}"
+        ratios = (_ratio(cells.get(place, {}), form, TORCH) for place in _SUMMARY_TOWERS)
+        rows.append((f"{precision.upper()}, {_ENGINES[engine]}", *losses, *ratios))
+    models = (f"R@1 lost, `{model}`" for model in _SUMMARY_MODELS)
+    towers = (f"speed, {tower}" for tower, _ in _SUMMARY_TOWERS)
+    return _markdown(("precision, engine", *models, *towers), rows)
+
+
 def portable_speed_table(records: Sequence[Record]) -> str:
-    """Forms that are right without VNNI × PyTorch eager in FP32, and INT8 beside ONNX Runtime's own FP32."""
+    """Render the speeds of the forms that are correct without VNNI.
+
+    Each is × PyTorch eager in FP32; INT8 is also ÷ FP32 on ONNX Runtime.
+    """
     require_one_environment(records)
     forms_here = ("onnxruntime fp32", "openvino fp32", "onnxruntime int8")
     rows = [
@@ -126,7 +167,7 @@ def portable_speed_table(records: Sequence[Record]) -> str:
 
 
 def speed_table(records: Sequence[Record]) -> str:
-    """Each form × PyTorch eager in FP32; INT8 as a share of the measured peak, and beside NNCF's."""
+    """Render each form × PyTorch FP32; INT8 also as a share of the peak, and ÷ NNCF's."""
     require_one_environment(records)
     rows = []
     for (tower, shape), forms in cells_by_shape(records).items():
@@ -147,7 +188,7 @@ def speed_table(records: Sequence[Record]) -> str:
 
 
 def corpus_table(records: Sequence[Record]) -> str:
-    """Rows a core-second of the pipeline in INT8, and how many times those of each loop in FP32."""
+    """Render rows per core-second of the pipeline in INT8, and × each loop in FP32."""
     require_one_environment(records)
     rows = []
     for (model, tower, corpus), ways in _ways(records):
@@ -162,7 +203,7 @@ def corpus_table(records: Sequence[Record]) -> str:
 
 
 def rates_table(records: Sequence[Record]) -> str:
-    """What a core does in a second, and the cell that says so."""
+    """Render the rows per core-second of each step, with the cell of the record."""
     require_one_environment(records)
     rows = []
     for (model, tower, corpus), ways in _ways(records):
@@ -179,7 +220,7 @@ def rates_table(records: Sequence[Record]) -> str:
 
 
 def costs_table(records: Sequence[Record]) -> str:
-    """A billion rows at the measured rates."""
+    """Render the cost of a billion rows at the measured rates."""
     require_one_environment(records)
     rows = []
     for (model, tower, corpus), ways in _ways(records):
@@ -200,7 +241,7 @@ def costs_table(records: Sequence[Record]) -> str:
 
 
 def server_table(records: Sequence[Record]) -> str:
-    """Texts a second of a server, of one that does not batch, and in process, from ``bench.server_load``."""
+    """Render texts per second of both servers and in process, from ``bench.server_load``."""
     require_one_environment(records)
     in_process = ("in process", "in process, as many at a time")
     models: dict[str, dict[str, Record]] = {}
@@ -236,9 +277,10 @@ def server_table(records: Sequence[Record]) -> str:
 
 
 def peers_table(records: Sequence[Record]) -> str:
-    """babeltower beside the best peer, at each precision and at any: a row a family, tower, start and batch.
+    """Render babeltower beside the best peer, a row per family, tower, start and batch.
 
-    A ratio is the peer's time ÷ babeltower's, with its interval; where babeltower is not ahead, it says so.
+    Peers are compared at each precision and at any. A ratio is the peer's time ÷ babeltower's, with its
+    interval; if babeltower is not ahead, the cell says so.
     """
     best: dict[tuple[str, ...], dict[str, PeerVerdict]] = {}
     for verdict in closest_of_verdicts(verdicts_of(records)):
@@ -259,7 +301,10 @@ def peers_table(records: Sequence[Record]) -> str:
 
 
 def peer_errors_table(records: Sequence[Record]) -> str:
-    """What a peer cannot run, in its own words, cut where they go on; the worst cosine of a wrong answer."""
+    """Render the towers that a peer cannot run, with its error message.
+
+    Long messages are cut; for wrong vectors, the worst cosine is shown.
+    """
     where: dict[tuple[str, str], dict[str, None]] = {}
     cosines: dict[tuple[str, str], list[float]] = {}
     for record in records:
@@ -302,7 +347,7 @@ def _lost(row: Mapping[str, Any]) -> str:
 
 
 def _in_order(models: Iterable[str]) -> list[str]:
-    """The samples in the README's order, others behind them."""
+    """Return the samples in the order of the tables, then others."""
     rank = {model: i for i, model in enumerate(SAMPLES)}
     return sorted(models, key=lambda model: (rank.get(model, len(rank)), model))
 
@@ -314,13 +359,13 @@ def _ratio(forms: Mapping[str, Record], over: str, under: str) -> str:
 
 
 def _ways(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str, str], dict[str, Record]]]:
-    """The ways of each model, tower and corpus."""
+    """Return the ways of each model, tower and corpus."""
     found: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record in records:
         cell = record.cell
         if "way" not in cell:
             raise BabeltowerError(
-                f"{dict(cell)} is no cell of a corpus at true size; measure with --work FOLDER."
+                f"{dict(cell)} is not a cell of a full-size corpus; measure with --work FOLDER."
             )
         found.setdefault((cell["model"], cell["tower"], cell["corpus"]), {})[cell["way"]] = record
     return found.items()
@@ -336,7 +381,7 @@ def _form(record: Record) -> str:
 
 
 def _rate(value: float) -> str:
-    """Three digits are what such a rate can say."""
+    """Format a rate with three significant digits."""
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:#.3g}"
 
 

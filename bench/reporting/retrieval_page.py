@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no network, light and dark, wide and narrow."""
+"""Report as one self-contained HTML page: no network, light and dark, wide and narrow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["page_from_evaluation", "pictures_of", "write_page"]
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _THUMBNAIL_PX = 160
 _INLINE_BYTES = 8_192
-"""Images up to this size are inlined as they are; larger ones become JPEG thumbnails."""
+"""Images up to this size are inlined unchanged; larger ones become JPEG thumbnails."""
 
 
 def write_page(path: Path, evaluation: Evaluation, searches: Sequence[Search]) -> None:
@@ -40,7 +40,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
         searches: From ``bench.accuracy.searches``, shown first and in this order.
 
     Returns:
-        HTML, with styles, the script that sorts the table, and all pictures inside.
+        HTML with inline styles, pictures and the script that sorts the table.
     """
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -69,7 +69,7 @@ def page_from_evaluation(evaluation: Evaluation, searches: Sequence[Search]) -> 
 
 
 def pictures_of(evaluation: Evaluation) -> Callable[[int], str]:
-    """A picture of the set by its index, as a data URI; large ones become thumbnails."""
+    """Return a function from a picture's index to its data URI; large ones become thumbnails."""
 
     @cache
     def picture(index: int) -> str:

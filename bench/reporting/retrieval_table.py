@@ -1,4 +1,4 @@
-"""Print a report as a table, and progress while it is made."""
+"""Printing of a report as a table, and of progress while it is made."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 
 _TITLES = {Direction.TEXT_TO_IMAGE: "t→i", Direction.IMAGE_TO_TEXT: "i→t"}
 WIDE_COLUMNS = 110
-"""From this width of the terminal on, the table shows more of the cosines."""
+"""Minimum width of a terminal for more columns of cosines."""
 
 _BESIDE = "text→image R@1"
-"""The published measure that has a column of its own, where there is one and room for it."""
+"""Published measure with a column of its own, if it is available and there is room."""
 
 
 class Order(str, Enum):
@@ -49,8 +49,8 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
     )
     console.print(
         f"recall: protocol {report.protocol.value!r}; language map {report.language_map.value!r}; PyTorch "
-        f"padded {report.reference_padding}. Recalls are PyTorch's, in percent; where the exported model's "
-        "differs, the difference stands behind."
+        f"padded {report.reference_padding}. Recalls are PyTorch's, in percent, each followed by the "
+        "exported model's difference, if any."
     )
     for note in report.notes:
         console.print(note, style="dim")
@@ -69,7 +69,7 @@ def print_report(console: Console, report: RetrievalReport, order: Order = Order
 
 
 def print_model(console: Console, model: ModelFacts, dataset: str) -> None:
-    """Print what is compared, and on what."""
+    """Print the compared model and the data set."""
     console.print(
         f"[bold]{model.name}[/] · {model.family} · {model.dim} wide · {model.precision.value} on "
         f"{model.engine.value} · {dataset}"
@@ -77,31 +77,31 @@ def print_model(console: Console, model: ModelFacts, dataset: str) -> None:
 
 
 class Judged(Protocol):
-    """A report with a verdict."""
+    """Report with a verdict."""
 
     @property
     def limits(self) -> RetrievalLimits:
-        """What must hold."""
+        """Limits of the verdict."""
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What does not, a sentence each."""
+        """Exceeded limits, one sentence each."""
 
     @property
     def min_cosine(self) -> float:
-        """The lowest of any vector with itself."""
+        """Lowest cosine of any vector to PyTorch's."""
 
     @property
     def n_turned(self) -> int:
-        """Hits that turned."""
+        """Number of turned hits."""
 
     @property
     def n_decisions(self) -> int:
-        """Of how many."""
+        """Number of compared hits."""
 
 
 def print_verdict(console: Console, report: Judged, agrees: str = "retrieves what PyTorch retrieves") -> None:
-    """Print whether the limits hold, and what broke them."""
+    """Print the verdict and the exceeded limits."""
     console.print(
         f"lowest cosine {report.min_cosine:.8f} (limit {report.limits.min_cosine}); {report.n_turned} of "
         f"{report.n_decisions:,} hits turned; a turn that PyTorch decides by less than "
@@ -110,13 +110,13 @@ def print_verdict(console: Console, report: Judged, agrees: str = "retrieves wha
     if not report.failures:
         console.print(f"[bold green]PASS[/] the exported model {agrees}")
     else:
-        console.print(f"[bold red]FAIL[/] {len(report.failures)} limits broken")
+        console.print(f"[bold red]FAIL[/] {len(report.failures)} limits exceeded")
         for failure in report.failures[:20]:
             console.print(f"  {failure}", style="red", markup=False)
 
 
 def published_cell(beside: PublishedFigures, code: str, measure: str) -> str:
-    """A language's published value in percent; empty where there is none."""
+    """Return a language's published value in percent; empty if there is none."""
     value = beside.of(code, measure)
     return "" if value is None else f"{value:.1f}"
 
@@ -184,6 +184,6 @@ def _agreement(cosines: tuple[float, float, float], overlap: float, wide: bool) 
 
 
 def share_cell(reference: float, exported: float) -> str:
-    """PyTorch's share in percent, and the exported model's difference in points where there is one."""
+    """Return PyTorch's share in percent, and the exported model's difference in points, if any."""
     difference = 100 * (exported - reference)
     return f"{100 * reference:.1f}" + (f"[yellow]{difference:+.2f}[/]" if abs(difference) >= 0.005 else "")

@@ -1,4 +1,4 @@
-"""All that a folder of benchmark results holds, sorted by kind and, for records, by environment."""
+"""Benchmark results of a folder, sorted by kind and, for records, by environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """In a line."""
+        """One-line description."""
         machine, commit = self.records[0].machine, self.records[0].commit or "no commit"
         dirty = " with changes" if commit.endswith("-dirty") else ""
         return (
@@ -36,17 +36,17 @@ class Run:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the packages."""
+        """Versions of the packages."""
         return self.records[0].versions
 
     def of(self, suite: str) -> list[Record]:
-        """The records of one suite."""
+        """Return the records of one suite."""
         return [record for record in self.records if record.cell.get("suite") == suite]
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Everything, in the order of the files' names."""
+    """All results, in the order of the files' names."""
 
     runs: tuple[Run, ...] = ()
     precisions: tuple[Mapping[str, Any], ...] = ()
@@ -57,7 +57,7 @@ class Results:
 
 
 def results_from_paths(paths: Sequence[Path]) -> Results:
-    """Read files and folders; JSON files of kinds that the page does not show are passed over.
+    """Read files and folders; JSON files of kinds that the page does not show are ignored.
 
     Raises:
         BabeltowerError: a file is broken, or nothing is found.
@@ -69,7 +69,7 @@ def results_from_paths(paths: Sequence[Path]) -> Results:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BabeltowerError(f"{path} is no JSON ({error}); measure again.") from error
+            raise BabeltowerError(f"{path} is not JSON ({error}); measure again.") from error
         kind = _kind(data)
         if kind is None:
             continue
@@ -83,7 +83,7 @@ def results_from_paths(paths: Sequence[Path]) -> Results:
     if not files:
         raise BabeltowerError(
             f"No benchmark results in {', '.join(map(str, paths))}; run 'make bench', or pass folders that "
-            "hold some."
+            "have some."
         )
     return Results(
         runs=tuple(Run(tuple(records)) for records in groups.values()),

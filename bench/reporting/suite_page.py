@@ -1,4 +1,4 @@
-"""The page of all results: sections of tables, plots, tiles and pictures, rendered into one HTML file."""
+"""Page of all results: sections of tables, plots, tiles and pictures, rendered into one HTML file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class SuiteVerdict:
-    """One gate: what was asked, what was found, and whether it holds."""
+    """Verdict of one gate: its requirement, the measured result, and its outcome."""
 
     gate: str
     found: str
@@ -41,7 +41,7 @@ class SuiteVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """An SVG and the line under it."""
+    """SVG with a caption."""
 
     svg: str
     caption: str
@@ -49,7 +49,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class RunSection:
-    """What one run's records show; ``missing`` names each part without records, and its command."""
+    """Plots and tables of one run; ``missing`` names each part without records, and its command."""
 
     name: str
     versions: str
@@ -59,7 +59,7 @@ class RunSection:
 
 
 def page_from_results(results: Results) -> str:
-    """Render the page; styles, script, plots and pictures are inside."""
+    """Render the page; styles, script, plots and pictures are inline."""
     templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -117,7 +117,7 @@ def _precision_verdicts(record: Mapping[str, Any]) -> Iterator[SuiteVerdict]:
 def _drop_plots(results: Results) -> Iterator[Plot]:
     for record in results.precisions:
         if svg := drop_plot(record["rows"], "Recall lost by each variant"):
-            yield Plot(svg, "What each variant loses of R@1, all captions; FP32 loses nothing.")
+            yield Plot(svg, "R@1 lost by each variant, all captions; FP32 loses nothing.")
     for report in results.sensitivity:
         title = f"Trade-off of {report['model']} on {report['engine']}"
         if svg := trials_plot(report, title):
@@ -151,7 +151,7 @@ def _speed_plots(
     except BabeltowerError:
         peaks = None
     if peaks is not None and (svg := roofline_plot(latency, peaks, "Roofline")):
-        yield Plot(svg, "Every measured shape under what this machine can do at most, one thread.")
+        yield Plot(svg, "Every measured shape under the limits of this machine, one thread.")
     for model in dict.fromkeys(r.cell["model"] for r in throughput):
         here = [r for r in throughput if r.cell["model"] == model]
         if svg := throughput_plot(here, f"Throughput of {model}"):
@@ -160,7 +160,7 @@ def _speed_plots(
         for model in dict.fromkeys(r.cell["model"] for r in suite):
             here = [r for r in suite if r.cell["model"] == model]
             if svg := load_plot(here, f"Latency against load of {model}"):
-                yield Plot(svg, f"{model} through Triton, requests that arrive by themselves.")
+                yield Plot(svg, f"{model} through Triton, requests that arrive independently.")
 
 
 def _full_size_table(run: Run) -> tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -199,7 +199,7 @@ def _peer_table(peers: Sequence[Record]) -> tuple[str, tuple[str, ...], tuple[tu
 
 
 def _other_table(run: Run) -> tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Peaks, corpora, servers and footprints: cells in words."""
+    """Return peaks, corpora, servers and footprints, with cells in words."""
     rows = []
     for record in run.records:
         cell = record.cell

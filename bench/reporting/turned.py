@@ -21,12 +21,12 @@ answer with ``picture`` (a data URI), ``key``, ``score`` and ``is_right``."""
 
 
 def turned_path(record: Path) -> Path:
-    """Beside a record of retrieval."""
+    """Return the path of the searches beside a record of retrieval."""
     return record.with_name(f"{record.stem}.turned.json")
 
 
 def write_turned(record: Path, evaluation: Evaluation) -> Path | None:
-    """Write what turned beyond ties, decided most clearly first; ``None``, and no file, where nothing did."""
+    """Write the turned searches beyond ties, clearest first; without any, return ``None``."""
     path, report = turned_path(record), evaluation.report
     turned = [s for s in turned_searches(evaluation) if s.hit.margin > report.limits.tie_margin]
     if not turned:

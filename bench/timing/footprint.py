@@ -1,4 +1,4 @@
-"""What an opened graph costs before it works: bytes on disk, resident memory, CPU time to load."""
+"""Cost of opening a graph: bytes on disk, resident memory, CPU time to load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REPEATS = 3
 
 
 def footprint_of(artefact: Artefact, tower: str) -> list[Record]:
-    """Open a text tower's graph in fresh processes, embed one text of 16 tokens, and look."""
+    """Open a text tower's graph in fresh processes, embed one text of 16 tokens, and measure."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         seen = [pool.apply(_open_and_run, (artefact,)) for _ in range(_REPEATS)]
@@ -37,7 +37,7 @@ def footprint_of(artefact: Artefact, tower: str) -> list[Record]:
 
 
 def _open_and_run(artefact: Artefact) -> tuple[int, float]:
-    """Resident bytes of this process after one run, and CPU seconds from nothing to an open graph."""
+    """Return this process's resident bytes after one run, and CPU seconds to open the graph."""
     started = time.process_time()
     backend = open_backend(artefact.engine, artefact.graph, precision=artefact.precision, threads=1)
     seconds = time.process_time() - started

@@ -1,8 +1,8 @@
-"""What a graph asks of a machine: operations of its matrix products, and bytes that must move at least.
+"""Cost of a graph: operations of its matrix products, and a lower bound of the bytes moved.
 
-Bytes are a lower bound: every weight is read once, of an embedding table only the rows that are gathered, the
-graph's inputs are read and its outputs written once. What lies between the nodes may stay in caches, and
-counts nothing. Operations are two for a multiply–add; only matrix products count.
+The bound counts every weight once (of an embedding table only the gathered rows), the graph's inputs and its
+outputs. Values between the nodes may stay in caches and are not counted. A multiply–add is two operations;
+only matrix products count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.manifest import Precision
 __all__ = ["GraphCost", "cost_of_graph"]
 
 _MOVES = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Nodes that hand a tensor's numbers on, in another type or order."""
+"""Nodes that pass on a tensor's numbers in another type or order."""
 _TYPES = {
     onnx_ir.DataType.INT8: Precision.INT8,
     onnx_ir.DataType.UINT8: Precision.INT8,
@@ -30,11 +30,11 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class GraphCost:
-    """One run of a graph.
+    """Cost of one run of a graph.
 
     Attributes:
-        operations: By the precision in which the products are computed.
-        n_bytes: That must move at least.
+        operations: Operations by the precision in which the products are computed.
+        n_bytes: Lower bound of the bytes moved.
     """
 
     operations: Mapping[Precision, int]
@@ -42,19 +42,19 @@ class GraphCost:
 
     @property
     def n_operations(self) -> int:
-        """Of all precisions."""
+        """Operations of all precisions."""
         return sum(self.operations.values())
 
 
 def cost_of_graph(model: onnx_ir.Model, precision: Precision, sizes: Mapping[str, int]) -> GraphCost:
-    """Count one run.
+    """Count the cost of one run.
 
     Args:
-        precision: The variant's; BF16 is the engine's choice and stands nowhere in the graph.
-        sizes: Of the dynamic dimensions: ``{"batch": …, "sequence": …}``.
+        precision: Precision of the variant; the engine chooses BF16, and the graph does not show it.
+        sizes: Sizes of the dynamic dimensions: ``{"batch": …, "sequence": …}``.
 
     Raises:
-        ExportError: a product or a gather whose shapes the graph does not state.
+        ExportError: the graph does not state the shapes of a product or a gather.
     """
     operations: dict[Precision, int] = {}
     for node, n in operations_by_product(model, sizes).items():
@@ -66,7 +66,7 @@ def cost_of_graph(model: onnx_ir.Model, precision: Precision, sizes: Mapping[str
 
 
 def _precision_of(product: onnx_ir.Node, precision: Precision) -> Precision:
-    """Quantised operands say so in the graph, and so does FP16; what else there is, the engine computes."""
+    """Return a product's precision: INT8 and FP16 show in the graph, the rest is the engine's."""
     found = {_quantised_to(value) for value in product.inputs[:2]}
     if len(found) == 1 and (quantised := found.pop()) is not None:
         return quantised
@@ -84,7 +84,7 @@ def _quantised_to(value: onnx_ir.Value | None) -> Precision | None:
 
 
 def _weight_bytes(model: onnx_ir.Model, sizes: Mapping[str, int]) -> int:
-    """Each weight once; of a table that is only gathered from, the rows that are."""
+    """Return the bytes of each weight once; of a table that is only gathered from, the used rows."""
     total = 0
     for weight in model.graph.initializers.values():
         whole = _n_bytes(weight, sizes)
@@ -103,7 +103,7 @@ def _gathers(node: onnx_ir.Node, index: int) -> bool:
 
 
 def _uses(value: onnx_ir.Value) -> list[tuple[onnx_ir.Node, int]]:
-    """Who reads a weight, behind a change of its type."""
+    """Return the nodes that read a weight, directly or after a change of its type."""
     found: list[tuple[onnx_ir.Node, int]] = []
     for node, index in value.uses():
         widened = node.op_type in ("Cast", "DequantizeLinear") and index == 0

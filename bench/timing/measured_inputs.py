@@ -1,4 +1,4 @@
-"""What the graphs are timed on: the samples' captions and drawings, in the shapes that were asked for."""
+"""Inputs for timing graphs: the samples' captions and drawings, in the requested shapes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _N_CAPTIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Rows of a run, and tokens of each; ``tokens`` is ``None`` for images."""
+    """Rows of a run, and tokens per row; ``tokens`` is ``None`` for images."""
 
     batch: int
     tokens: int | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of a graph's dynamic dimensions."""
+        """Sizes of a graph's dynamic dimensions."""
         return {"batch": self.batch, "sequence": self.tokens or 1}
 
 
 def shapes_of(
     manifest: Manifest, modality: Modality, *, batches: Sequence[int], tokens: Sequence[int]
 ) -> tuple[Shape, ...]:
-    """Every batch with every length that fits the tower; a longer one becomes the tower's longest."""
+    """Return every batch with every length, cut to the tower's longest."""
     if modality is Modality.IMAGE:
         return tuple(Shape(batch) for batch in batches)
     lengths = dict.fromkeys(min(n, manifest.text.context_length) for n in tokens)
@@ -47,7 +47,7 @@ def shapes_of(
 def inputs_of_shape(
     manifest: Manifest, tokenizer: Path, modality: Modality, shape: Shape
 ) -> Mapping[str, NDArray[Any]]:
-    """A batch of the samples: captions run on until they have the length, so that nothing is padding."""
+    """Return a batch of the samples; captions are joined to the full length, without padding."""
     if modality is Modality.IMAGE:
         images = islice(cycle(sample_retrieval_set().images), shape.batch)
         pixels = [pixels_from_image(decode(image.read()), manifest.image) for image in images]
@@ -63,7 +63,7 @@ def inputs_of_shape(
 
 
 def _rows(manifest: Manifest, tokenizer: Path, n_rows: int, n_tokens: int) -> list[Sequence[int]]:
-    """Rows of at least so many tokens, each in one language."""
+    """Return rows of at least so many tokens, each in one language."""
     known = manifest.languages
     entries = [entry for entry in sample_retrieval_set().captions if entry.language in known]
     texts = []

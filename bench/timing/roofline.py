@@ -1,4 +1,4 @@
-"""How far a result is from the best that this machine can do.
+"""Roofline of the machine: the share of its limit that a result reaches.
 
 A run takes at least as long as its products at the machine's measured peaks, and at least as long as its
 bytes at the measured bandwidth of a working set of that size; the longer of the two is the limit.
@@ -25,7 +25,7 @@ class Peaks:
     Attributes:
         products: GOP/s by precision.
         reads: GB/s of reading, by working set in bytes, ascending.
-        threads: That the peaks were measured with; ``None`` for a GPU.
+        threads: Threads that the peaks were measured with; ``None`` for a GPU.
     """
 
     products: Mapping[str, float]
@@ -33,16 +33,16 @@ class Peaks:
     threads: int | None
 
     def read_rate(self, n_bytes: int) -> float:
-        """GB/s of the smallest measured working set that holds so many bytes, or of the largest."""
+        """Return GB/s of the smallest measured working set that holds so many bytes, or of the largest."""
         fitting = [rate for size, rate in self.reads.items() if size >= n_bytes]
         return fitting[0] if fitting else list(self.reads.values())[-1]
 
 
 def peaks_from_records(records: Iterable[Record], *, gpu: bool = False) -> Peaks:
-    """Those of the processor among the records, or of the GPU.
+    """Return the processor's peaks from the records, or the GPU's.
 
     Raises:
-        BabeltowerError: there are none, or of several numbers of threads.
+        BabeltowerError: there are no peaks, or they are of several numbers of threads.
     """
     products: dict[str, float] = {}
     reads: dict[int, float] = {}
@@ -67,7 +67,7 @@ def peaks_from_records(records: Iterable[Record], *, gpu: bool = False) -> Peaks
 
 
 def cost_settings(cost: GraphCost) -> dict[str, Any]:
-    """What a record keeps of a run's cost, to be held against the peaks."""
+    """Return a run's cost as settings of its record, to be compared with the peaks."""
     return {
         "operations_per_run": cost.n_operations,
         "operations_by_precision": {p.value: n for p, n in cost.operations.items()},
@@ -76,7 +76,7 @@ def cost_settings(cost: GraphCost) -> dict[str, Any]:
 
 
 def limit_ms(settings: Mapping[str, Any], peaks: Peaks) -> float | None:
-    """Least time of a run in milliseconds; ``None`` where a precision's peak is not known."""
+    """Return the least time of a run in milliseconds; ``None`` if a precision's peak is unknown."""
     operations: Mapping[str, int] = settings["operations_by_precision"]
     if operations.keys() - peaks.products.keys():
         return None
@@ -87,10 +87,10 @@ def limit_ms(settings: Mapping[str, Any], peaks: Peaks) -> float | None:
 
 
 def share_of_limit(record: Record, peaks: Peaks) -> float | None:
-    """The limit's time as a share of the median run's: 1 is the best possible.
+    """Return the limit's time ÷ the median run's: 1 is the best possible.
 
-    Rows a second on several cores are held by what a core did in its CPU time to the peaks of one thread.
-    ``None`` where there is nothing to compare: an error, no cost, other threads, an unknown peak, a GPU's
+    For rows per second on several cores, the work of a core in its CPU time is compared with the peaks of one
+    thread. ``None`` if nothing can be compared: an error, no cost, other threads, an unknown peak, a GPU's
     record against the processor's peaks.
     """
     settings = record.settings

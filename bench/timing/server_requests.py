@@ -1,4 +1,4 @@
-"""Requests that arrive at a server by themselves, whether others are answered or not."""
+"""Open-loop gRPC load generator: requests arrive independently of earlier answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def open_loop(
     """Send ``n`` requests at random times of a mean rate (Poisson).
 
     Args:
-        requests: As ``export.tuning.load_generator`` builds them; taken in their order, over and over again.
+        requests: Built by ``export.tuning.load_generator``; sent in order, repeatedly.
 
     Returns:
-        float64 (n,): milliseconds of each, in the order of arrival. A request's time counts from its arrival
-        and not from when it could be sent, so that what waits is not left out.
+        float64 (n,): milliseconds of each request, in order of arrival. Time counts from a request's arrival,
+        not from its sending, so that waiting is included.
 
     Raises:
         EngineError: a request was not answered.

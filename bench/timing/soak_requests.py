@@ -1,4 +1,4 @@
-"""What a soak sends: good texts and images with the vectors they must get, and every way to be wrong."""
+"""Requests of a soak test: valid ones with their expected vectors, and every kind of invalid one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from runtime.preprocessing.image import decode
 __all__ = ["BAD_EVERY", "Request", "bad_requests", "requests_of_soak"]
 
 BAD_EVERY = 20
-"""One of so many requests is bad: 5%."""
+"""One request in so many is invalid: 5%."""
 
 _IMAGE_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent, and what must come back.
+    """Request, and its expected answer.
 
     Attributes:
         inputs: Tensors by name: objects (BYTES) or int32.
-        kind: For counting.
-        expected: float32 (dim,), or ``None`` where INVALID_ARGUMENT must come back.
+        kind: Label for counting.
+        expected: float32 (dim,), or ``None`` if INVALID_ARGUMENT is expected.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Request:
 
 
 def requests_of_soak(model: Path, n_requests: int) -> list[Request]:
-    """Requests in the order in which they are sent, drawn with a fixed seed.
+    """Return the requests in the order of sending, drawn with a fixed seed.
 
     Expected vectors are those of the in-process runtime with the variant that the front ends serve.
     """
@@ -84,11 +84,11 @@ def requests_of_soak(model: Path, n_requests: int) -> list[Request]:
 
 
 def bad_requests(name: str, *, asks_language: bool, image: bytes) -> list[Request]:
-    """One of each way to be wrong.
+    """Return one invalid request of each kind.
 
     Args:
-        asks_language: The towers have language tokens, so that a text must name one.
-        image: A good image, to be spoilt.
+        asks_language: The towers have language tokens, so that a text must have a language.
+        image: A valid image, to be corrupted.
     """
     named = {"language": _rows(b"por_Latn")} if asks_language else {}
 
@@ -130,7 +130,7 @@ def _bomb() -> bytes:
 
 
 def _in_all_formats(images: Sequence[bytes]) -> Iterator[bytes]:
-    """The same pictures as PNG, JPEG and WebP in turn."""
+    """Yield the pictures as PNG, JPEG and WebP in rotation."""
     for i, image in enumerate(images):
         kind = ("PNG", "JPEG", "WEBP")[i % 3]
         if kind == "PNG":

@@ -1,7 +1,7 @@
-"""The cells of the speed of precisions: towers and shapes, what is asked of them, and what their records say.
+"""Cells of the speed of precisions: towers and shapes, their targets, and verdicts from records.
 
 A cell is a tower, a shape (``8×16``: rows × tokens; ``8`` of images) and a form (``openvino int8``). All
-forms of a shape were measured in the same turns, so their ratios are taken within a turn.
+forms of a shape are measured in the same turns, so their ratios are taken within a turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OPENVINO_INT8 = "openvino int8"
 
 @dataclass(frozen=True, slots=True)
 class SpeedCase:
-    """A tower and the shapes (rows, tokens) that it is timed at; images have one shape of tokens."""
+    """Tower, and the shapes (rows, tokens) to time; images have a fixed number of tokens."""
 
     tower: str
     variant: str
@@ -48,7 +48,7 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class SpeedTarget:
-    """What the fastest engine must reach: a multiple of PyTorch, or a share of the INT8 peak."""
+    """Target for the fastest engine: a multiple of PyTorch's speed, or a share of the INT8 peak."""
 
     precision: Precision
     rows: int
@@ -63,12 +63,12 @@ TARGETS = (
 )
 PEAK_SHARE = 0.8
 PORTABLE_RATIO = 1.75
-"""INT8 × FP32, both on ONNX Runtime, at 8 rows, where OpenVINO's INT8 is not right: on x86 without VNNI."""
+"""Target for INT8 ÷ FP32, both on ONNX Runtime, at 8 rows, on x86 without VNNI."""
 _PEAK_SHAPES = {("ViT-B/32", (8, 1)), ("NLLB-600M", (8, 64))}
 
 
 def cells_by_shape(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, Record]]:
-    """The forms of each tower and shape, in the records' order; records of other kinds are passed over."""
+    """Return the forms of each tower and shape, in the records' order; others are ignored."""
     cells: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
         if "form" in record.cell:
@@ -77,13 +77,13 @@ def cells_by_shape(records: Iterable[Record]) -> dict[tuple[str, str], dict[str,
 
 
 def share_of_peak(record: Record, peak: Record) -> float:
-    """Operations a second, as a part of the INT8 peak in the same turns."""
+    """Return operations per second ÷ the INT8 peak of the same turns."""
     giga: float = record.settings["operations_per_run"] / record.settings["rows"] / 1e9
     return paired(record, peak) * giga
 
 
 def verdicts_of_cells(tower: str, forms: Mapping[str, Record]) -> list[tuple[str, str, str, bool]]:
-    """What is asked of one shape of a tower: the target, what was measured, by which form, if it holds."""
+    """Return the verdicts on one shape of a tower: target, measured value, form, and outcome."""
     rows, tokens = (int(forms[TORCH].settings[key]) for key in ("rows", "tokens"))
     if _OPENVINO_INT8 not in forms:
         return _portable_verdicts(forms, rows=rows, tokens=tokens)
@@ -112,7 +112,7 @@ def verdicts_of_cells(tower: str, forms: Mapping[str, Record]) -> list[tuple[str
 def _portable_verdicts(
     forms: Mapping[str, Record], *, rows: int, tokens: int
 ) -> list[tuple[str, str, str, bool]]:
-    """Targets of a machine without VNNI."""
+    """Return the verdicts for a machine without VNNI."""
     if rows != 8 or tokens > 16:
         return []
     own = "onnxruntime int8"

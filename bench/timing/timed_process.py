@@ -1,7 +1,7 @@
-"""One graph opened in a process of its own, which times runs when it is told to.
+"""One graph, opened in a process of its own that times runs on request.
 
-The child (``python -m bench.timing.timed_process SPEC``) imports the runtime and one engine, nothing else. It
-speaks JSON lines: first what opening and the first answer cost, then one answer for each request.
+The child (``python -m bench.timing.timed_process SPEC``) imports only the runtime and one engine. It writes
+JSON lines: first the cost of opening and of the first answer, then one answer to each request.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from runtime.errors import BabeltowerError, EngineError
 __all__ = ["WORKER", "GraphSpec", "Opened", "Pace", "Rates", "TimedProcess", "Times", "timed_runs"]
 
 WORKER = ("-m", "bench.timing.timed_process")
-"""What Python runs; a test gives a program that is slower on purpose."""
+"""Arguments of Python; a test substitutes a program that is slower on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """What is opened, and by what."""
+    """Graph, engine and settings of the child."""
 
     graph: str
     engine: str
@@ -45,7 +45,7 @@ class GraphSpec:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long a shape is timed in one turn: ``seconds`` at least, and ``min_runs``, after a warm-up."""
+    """Duration of timing a shape in one turn: at least ``seconds`` and ``min_runs``, after a warm-up."""
 
     seconds: float
     min_runs: int
@@ -73,7 +73,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Of as many callers as the graph has instances, none of which ever waits for work."""
+    """Rates of as many callers as the graph has instances, none of which ever waits for work."""
 
     rows_per_s: float
     rows_per_core_s: float
@@ -91,7 +91,7 @@ class _HasEvents(Protocol):
 
 
 def timed_runs(backend: _Runs, inputs: Mapping[str, NDArray[Any]], output: str, pace: Pace) -> Times:
-    """Run again and again, each run timed by itself: from arrays in memory to arrays in memory."""
+    """Time runs one by one, each from arrays in memory to arrays in memory."""
     for _ in range(pace.warm_up):
         backend.run(inputs, [output])
     has_events = isinstance(backend, _HasEvents)
@@ -113,7 +113,7 @@ def timed_runs(backend: _Runs, inputs: Mapping[str, NDArray[Any]], output: str, 
 
 
 class TimedProcess:
-    """The parent's end.
+    """Parent's side of the child process.
 
     Raises:
         BabeltowerError: the child could not open the graph, or died; then the message says why.
@@ -136,15 +136,15 @@ class TimedProcess:
         return Times(**self._ask({"inputs": str(inputs), "pace": asdict(pace)}))
 
     def saturate(self, inputs: Path, seconds: float) -> Rates:
-        """Rows a second while every instance is busy."""
+        """Measure rows per second while every instance is busy."""
         return Rates(**self._ask({"inputs": str(inputs), "saturate_s": seconds}))
 
     def vectors(self, inputs: Path) -> NDArray[Any]:
-        """What the graph makes of the inputs."""
+        """Return the graph's vectors of the inputs."""
         return np.asarray(self._ask({"inputs": str(inputs), "pace": None})["vectors"])
 
     def close(self) -> None:
-        """End the child."""
+        """End the child process."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -174,7 +174,7 @@ class TimedProcess:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The child's end; the answers go to what was standard output, the engines' own words elsewhere."""
+    """Run the child; it answers on the original stdout, and the engines' own output goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     spec = json.loads(arguments[0])
@@ -221,7 +221,7 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
 
 
 def _saturated(backend: _Runs, inputs: Mapping[str, NDArray[Any]], spec: GraphSpec, seconds: float) -> Rates:
-    """Every caller runs until the time is over; a run that is under way then is waited for and counts."""
+    """Run every caller until the time is over; runs that are under way then are finished and count."""
 
     def caller(_: int) -> int:
         n = 0

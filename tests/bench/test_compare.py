@@ -249,7 +249,7 @@ def test_samples_that_are_not_positive_are_not_compared(sample: float) -> None:
 
 def test_a_sample_is_a_number() -> None:
     (record, *_) = run_of(1)
-    with pytest.raises(BabeltowerError, match="samples that are no numbers"):
+    with pytest.raises(BabeltowerError, match="samples that are not numbers"):
         dataclasses.replace(record, samples=(True, *record.samples[1:]))
 
 

@@ -271,7 +271,7 @@ def damage_language(folder: Path) -> None:
         (damage_empty_line, r"test_1kcaptions_zh.txt, line 2 is empty"),
         (damage_encoding, r"test_1kcaptions_zh.txt cannot be read as UTF-8"),
         (damage_names, r"test_image_names.txt is missing. Expected layout"),
-        (damage_language, r"Language code 'xx' is no FLORES-200 code, and the right language map"),
+        (damage_language, r"Language code 'xx' is not a FLORES-200 code, and the right language map"),
     ],
 )
 def test_aligned_lines_are_checked(damage, message, tmp_path):
@@ -327,8 +327,8 @@ def test_malformed_crossmodal3600_is_refused(line, message, tmp_path):
         ({"1.jpg": b"x"}, "1 samples lack their image or their captions; the first is '1'"),
         ({"1.json": b"{}"}, "1 samples lack"),
         ({"1.jpg": b"x", "1.json": b"{"}, "1.json is not JSON"),
-        ({"1.jpg": b"x", "1.json": b"[]"}, "1.json is no JSON object"),
-        ({"1.jpg": b"x", "1.json": b'{"captions-pt": "text"}'}, "captions-pt is no list of strings"),
+        ({"1.jpg": b"x", "1.json": b"[]"}, "1.json is not a JSON object"),
+        ({"1.jpg": b"x", "1.json": b'{"captions-pt": "text"}'}, "captions-pt is not a list of strings"),
     ],
 )
 def test_malformed_capivara_is_refused(members, message, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bench.reporting.record_tables import (
     recall_table,
     server_table,
     speed_table,
+    summary_table,
 )
 from bench.timing.speed_cells import cells_by_shape, verdicts_of_cells
 from runtime.errors import BabeltowerError
@@ -43,10 +45,19 @@ def test_pages_are_what_the_records_say(page: Path) -> None:
     assert text == rendered(text, RESULTS), f"{page.name} is stale; run: python -m bench.readme_tables"
 
 
-def test_the_readme_marks_its_tables() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("recall", "precisions", "server"):
-        assert f"\n<!-- table: {name} -->\n" in text
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("README.md", ["summary"]),
+        (
+            "docs/measured.md",
+            ["recall", "precisions", "speed", "speed-avx2", "corpus", "peers", "server"],
+        ),
+    ],
+)
+def test_pages_mark_their_tables(page: str, names: Sequence[str]) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"^<!-- table: ([\w-]+) -->$", text, re.MULTILINE) == names
 
 
 # One page
@@ -82,7 +93,7 @@ def test_a_missing_record_is_named_with_its_command(name: str, tmp_path: Path) -
     path = tmp_path / TABLES[name].record
     with pytest.raises(BabeltowerError, match="python -m bench") as error:
         table_from_results(name, tmp_path)
-    assert f"{path}, which is not there" in str(error.value)
+    assert f"{path}, which does not exist" in str(error.value)
 
 
 def test_check_writes_nothing_and_fails_on_a_stale_page(
@@ -181,6 +192,25 @@ def test_speed_is_a_ratio_within_the_turns() -> None:
     assert rows_of(speed_table(speeds())) == [
         ["XLM-R base", "8×16", *cells, "1.25"],
         ["ViT-B/32", "8", *cells, "–"],
+    ]
+
+
+def test_the_summary_has_losses_and_speeds_by_precision_and_engine() -> None:
+    record, portable = precisions(), precisions()
+    engines = {"fp16": "onnxruntime 1", "fp32": "openvino 2", "int8_openvino": "openvino 2"}
+    record["rows"] = [{**row, "engine": engines[row["variant"]]} for row in record["rows"]]
+    lossy = {**record["rows"][2], "variant": "int8_onnxruntime", "engine": "onnxruntime 1"}
+    gaining = {**record["rows"][1], "variant": "int8_onnxruntime", "engine": "onnxruntime 1"}
+    record["rows"].append(gaining)
+    portable["rows"] = [lossy]
+    none = ["–"] * 3
+    assert rows_of(summary_table(record, portable, speeds())) == [
+        ["FP32, ONNX Runtime", *none, *none],
+        ["FP32, OpenVINO", "–", "–", "0.00 / 0.75", "–", "1.25", "1.25"],
+        ["FP16, ONNX Runtime", "0.00 / 0.75", "–", "–", *none],
+        ["BF16, OpenVINO", *none, "–", "2.00", "2.00"],
+        ["INT8, ONNX Runtime", "–", "–", "0.34 / 0.75", "–", "3.00", "3.00"],
+        ["INT8, OpenVINO", "–", "–", "0.34 / 0.75", "–", "4.00", "4.00"],
     ]
 
 

@@ -200,7 +200,7 @@ def test_a_folder_without_results_and_a_broken_file_are_refused(tmp_path: Path) 
     with pytest.raises(BabeltowerError, match="make bench"):
         results_from_paths([tmp_path])
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(BabeltowerError, match="no JSON"):
+    with pytest.raises(BabeltowerError, match="not JSON"):
         results_from_paths([tmp_path])
 
 

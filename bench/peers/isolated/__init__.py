@@ -1,1 +1,1 @@
-"""What runs in the peers' environments: the standard library, numpy, and the peer's own packages."""
+"""Code for the peers' environments: it imports the standard library, numpy and the peer's packages."""

@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Reader:
-    """What modelopt's calibration asks for batches."""
+    """Calibration data reader for modelopt."""
 
     def __init__(self, path: str) -> None:
         arrays = np.load(path)
@@ -27,23 +27,23 @@ class Reader:
         self._left: Iterator[dict[str, Any]] = iter(self._batches)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch, or ``None`` after the last."""
+        """Return the next batch, or ``None`` after the last."""
         return next(self._left, None)
 
     def get_first(self) -> dict[str, Any]:
-        """The first batch; modelopt looks at its shapes."""
+        """Return the first batch; modelopt reads its shapes."""
         return self._batches[0]
 
     def rewind(self) -> None:
-        """Start again."""
+        """Start again from the first batch."""
         self._left = iter(self._batches)
 
 
 def main(source: str, target: str, batches: str, method: str) -> None:
-    """Quantise; what is left in high precision stays FP32."""
+    """Quantise a graph; parts left in high precision stay FP32."""
     import importlib
 
-    # By name: the project's own environment, where this is checked, does not hold it.
+    # Imported by name, since the project's own environment, where types are checked, lacks it.
     quantize = importlib.import_module("modelopt.onnx.quantization").quantize
 
     quantize(

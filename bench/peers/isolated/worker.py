@@ -1,13 +1,13 @@
-"""A process of a peer: reads one JSON command a line, answers each with one JSON line.
+"""Process of a peer: reads one JSON command per line and answers each with one JSON line.
 
     ENVIRONMENT/bin/python worker.py LOOP
 
-- ``{"do": "open", "key": …, "task": {…}}``: open a model; ``loops/LOOP.py`` knows how.
-- ``{"do": "run", "key": …, "inputs": NPZ, "vectors": NPY}``: one run, its vectors written.
-- ``{"do": "time", "key": …, "inputs": NPZ, "runs": N}``: N runs; answers seconds of CPU and of wall time.
+- ``{"do": "open", "key": …, "task": {…}}``: open a model with ``loops/LOOP.py``.
+- ``{"do": "run", "key": …, "inputs": NPZ, "vectors": NPY}``: run once and write the vectors.
+- ``{"do": "time", "key": …, "inputs": NPZ, "runs": N}``: run N times; answer seconds of CPU and wall time.
 
-An answer is ``{"ok": {…}}``, or ``{"error": "…"}`` after any exception. What a library prints goes to the
-standard error stream. No package of the suite is imported, so that every peer can have its own versions.
+An answer is ``{"ok": {…}}``, or ``{"error": "…"}`` after any exception. Output of the library goes to
+standard error. No package of the suite is imported, so that every peer can have its own versions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Run = Callable[[Mapping[str, Any]], Any]
 
 
 class Worker:
-    """The opened models of one loop, by key, and the inputs read so far, by file."""
+    """Opened models of one loop, by key, and the inputs read so far, by file."""
 
     def __init__(self, opened: Callable[[Mapping[str, Any]], Run]) -> None:
         self._opened = opened
@@ -35,7 +35,7 @@ class Worker:
         self._inputs: dict[str, Mapping[str, Any]] = {}
 
     def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what a command says; an exception becomes an error."""
+        """Execute a command; an exception becomes an error."""
         try:
             return {"ok": getattr(self, f"_{command['do']}")(command)}
         except Exception as error:
@@ -74,7 +74,7 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Answer until the commands end."""
+    """Answer commands until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path[0] = str(Path(__file__).resolve().parent)

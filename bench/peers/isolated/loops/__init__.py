@@ -1,1 +1,1 @@
-"""One module a library: ``opened(task)`` gives a function from inputs to unit vectors."""
+"""Loops of the peers, one module per library: ``opened(task)`` returns inputs → unit vectors."""

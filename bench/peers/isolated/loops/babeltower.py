@@ -1,4 +1,4 @@
-"""This project's runtime, from prepared inputs through a backend, or from strings and files by an Encoder."""
+"""This project's runtime: prepared inputs through a backend, strings and files through an Encoder."""
 
 from __future__ import annotations
 

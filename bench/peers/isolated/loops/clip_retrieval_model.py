@@ -1,6 +1,6 @@
 """clip-retrieval's inference: the loader and the two methods that its workers call.
 
-It leaves open_clip's models in training mode, as they come; dropout then makes texts' vectors random.
+The library leaves open_clip's models in training mode, so that dropout makes text vectors random.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """A folder of transformers, or an architecture registered with open_clip and its file of weights."""
+    """Open a transformers folder, or an architecture registered with open_clip and its weight file."""
     from all_clip import load_clip
 
     from .pictures import opened_picture
@@ -40,7 +40,10 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _registered(task: Mapping[str, Any]) -> str:
-    """The loader's name of an open_clip checkpoint: its open_clip knows architectures, and no folders."""
+    """Register an open_clip checkpoint's architecture, and return the loader's name of the model.
+
+    The installed open_clip loads architectures by name, not folders.
+    """
     import open_clip
 
     folder = Path(task["checkpoint"])

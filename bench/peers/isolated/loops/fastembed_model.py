@@ -9,7 +9,7 @@ import numpy as np
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """Fails in fastembed's words where it knows no such model."""
+    """Open the model; an unsupported one fails with fastembed's own error."""
     from fastembed import ImageEmbedding, TextEmbedding
 
     kind, key = (TextEmbedding, "texts") if task["tower"] == "text" else (ImageEmbedding, "files")

@@ -14,7 +14,7 @@ from .sentence_transformers_loop import text_model
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """Text towers as sentence-transformers models; image towers as the checkpoint itself."""
+    """Open a text tower as a sentence-transformers model, an image tower as the checkpoint itself."""
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
     folder = task["checkpoint"]

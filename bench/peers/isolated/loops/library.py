@@ -1,4 +1,4 @@
-"""The library that each family's checkpoints are made for: its model, tokenizer and image transform."""
+"""Each family's own library: its model, tokenizer and image transform."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ warnings.simplefilter("ignore")
 
 
 def is_open_clip(folder: str) -> bool:
-    """Whether a folder holds a checkpoint of open_clip; else it is one of transformers."""
+    """Return True if a folder has an open_clip checkpoint; otherwise it is a transformers one."""
     return (Path(folder) / "open_clip_config.json").is_file()
 
 
 @functools.cache
 def open_clip_parts(folder: str) -> tuple[Any, Callable[[Any], Tensor], Any]:
-    """Model, image transform and tokenizer, loaded as open_clip's README does."""
+    """Return model, image transform and tokenizer, loaded as in open_clip's README."""
     import open_clip
 
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -33,21 +33,21 @@ def open_clip_parts(folder: str) -> tuple[Any, Callable[[Any], Tensor], Any]:
 
 @functools.cache
 def transformers_model(folder: str) -> Any:
-    """The model that a folder's ``config.json`` names."""
+    """Load the model that a folder's ``config.json`` names."""
     from transformers import AutoModel
 
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
 class PreparedTower(nn.Module):
-    """A tower from prepared inputs to unit vectors: (ids, mask), or normalised pixels."""
+    """Tower from prepared inputs, (ids, mask) or normalised pixels, to unit vectors."""
 
     def __init__(self, model: nn.Module, *, tower: str, is_open_clip: bool) -> None:
         super().__init__()
         self.model, self.tower, self.is_open_clip = model, tower, is_open_clip
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """float32 (rows, dim)."""
+        """Return float32 (rows, dim)."""
         model: Any = self.model
         if self.tower == "image":
             features = (
@@ -63,7 +63,7 @@ class PreparedTower(nn.Module):
 
 
 def prepared_tower(task: Mapping[str, Any]) -> PreparedTower:
-    """The library's own model as a tower of prepared inputs."""
+    """Wrap the library's own model as a tower of prepared inputs."""
     folder = task["checkpoint"]
     own = is_open_clip(folder)
     model = open_clip_parts(folder)[0] if own else transformers_model(folder)
@@ -71,6 +71,6 @@ def prepared_tower(task: Mapping[str, Any]) -> PreparedTower:
 
 
 def arguments(tower: str, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """A tower's inputs as tensors."""
+    """Return a tower's inputs as tensors."""
     names = ("pixel_values",) if tower == "image" else ("input_ids", "attention_mask")
     return tuple(torch.from_numpy(inputs[name]) for name in names)

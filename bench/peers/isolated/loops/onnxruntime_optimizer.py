@@ -1,4 +1,4 @@
-"""ONNX Runtime's transformers optimizer on torch's own export; in int8, its dynamic quantisation after it."""
+"""ONNX Runtime's transformers optimizer on torch's own export; for int8, then dynamic quantisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .library import PreparedTower, arguments, prepared_tower
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """One thread; the options of a session are the defaults otherwise."""
+    """Open a session on one thread, with default options otherwise."""
     import onnxruntime
 
     tower = task["tower"]
@@ -66,7 +66,7 @@ def _optimize(module: PreparedTower, example: tuple[torch.Tensor, ...], graph: P
 
 
 def _use_plain_attention(module: PreparedTower) -> None:
-    """The optimizer knows attention as transformers writes it in eager mode."""
+    """Switch to transformers' eager attention, the form that the optimizer recognises."""
     for part in module.modules():
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):

@@ -12,7 +12,7 @@ from .pictures import opened_picture
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """As in open_clip's README; the language of NLLB texts is set beforehand."""
+    """Open the loop of open_clip's README; the language of NLLB texts is set beforehand."""
     model, transform, tokenizer = open_clip_parts(task["checkpoint"])
     if task["language"] is not None:
         tokenizer.tokenizer.src_lang = task["language"]

@@ -1,4 +1,4 @@
-"""optimum-onnx: its export of the text model, and its own class to run it."""
+"""optimum-onnx: its export of the text model, and its class to run it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .text_encoder import tail_of
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """Of an image tower it gets the checkpoint itself, to say what it makes of it."""
+    """Open the text model; for an image tower, try the checkpoint itself to get the library's error."""
     import onnxruntime
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 

@@ -1,4 +1,4 @@
-"""Pictures as the libraries' own loops open them: lazily, by Pillow."""
+"""Pictures opened as in the libraries' own loops: lazily, by Pillow."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ __all__ = ["opened_picture"]
 
 
 def opened_picture(file: str) -> Any:
-    """Open a PNG that was written for this measurement; of other formats none is asked for."""
+    """Open a PNG that was written for this measurement; other formats do not occur."""
     return Image.open(file, formats=("PNG",))

@@ -1,4 +1,4 @@
-"""PyTorch on the library's own model: eager, compiled, or in bf16."""
+"""PyTorch with the library's own model: eager, compiled, or in bf16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .library import arguments, prepared_tower
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """``mode`` is ``eager``, ``compile`` or ``bf16``."""
+    """Open the model; ``mode`` is ``eager``, ``compile`` or ``bf16``."""
     tower, mode = prepared_tower(task), task["mode"]
     if mode == "bf16":
         tower = copy.deepcopy(tower).to(torch.bfloat16)

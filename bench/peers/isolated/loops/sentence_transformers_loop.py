@@ -13,9 +13,9 @@ from .text_encoder import tail_of
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """The text model, its pooling and its projection as sentence-transformers' modules.
+    """Open the text model, its pooling and its projection as sentence-transformers' modules.
 
-    Of an image tower it gets the checkpoint itself, as its models of images and texts do.
+    An image tower is the checkpoint itself, as for the library's models of images and texts.
     """
     if task["tower"] == "image":
         return _images(task)
@@ -28,7 +28,7 @@ def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def text_model(folder: str, backend: str) -> Any:
-    """A text encoder of several modules."""
+    """Build a text encoder of several modules."""
     from sentence_transformers import SentenceTransformer, models
 
     facts = json.loads((Path(folder) / "tail.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A text model as transformers saves it, and the layers after it: how libraries of text encoders take it."""
+"""Text model in transformers' format and the layers after it, for libraries of text encoders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 class Tail(nn.Module):
-    """Hidden states and mask to unit vectors."""
+    """Layers from hidden states and mask to unit vectors."""
 
     def __init__(self, pooling: str, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Tail(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """float32 (rows, dim)."""
+        """Return float32 (rows, dim)."""
         pooled = hidden[:, 0]
         if self.pooling == "mean":
             weights = mask.unsqueeze(-1).to(hidden.dtype)
@@ -58,6 +58,6 @@ def _layer(kind: str, state: Mapping[str, Any]) -> nn.Module:
     elif kind == "GELU":
         layer = nn.GELU()
     else:
-        raise ValueError(f"a layer of kind {kind} after the text model")
+        raise ValueError(f"unknown layer of kind {kind} after the text model")
     layer.load_state_dict(dict(state))
     return layer

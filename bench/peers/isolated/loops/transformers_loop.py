@@ -12,7 +12,7 @@ from .pictures import opened_picture
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """As in transformers' documentation of CLIP-like models."""
+    """Open the loop of transformers' documentation of CLIP-like models."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     folder = task["checkpoint"]
