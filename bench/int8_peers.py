@@ -2,7 +2,7 @@
 
     python -m bench.int8_peers [SAMPLE …] --modelopt-python ENVIRONMENT/bin/python --json FILE
 
-Every library quantises the same FP32 graphs, calibrated on the same batches, with its own defaults for
+Every library quantizes the same FP32 graphs, calibrated on the same batches, with its own defaults for
 transformers; every engine then retrieves with each. modelopt pins other versions of onnx and ONNX Runtime, so
 it runs in an environment of its own; without ``--modelopt-python`` it is left out, and the record says so.
 """
@@ -32,7 +32,7 @@ from export.precision.int8 import GraphTarget, int8_from_onnx, recipe_for
 from export.retrieval.comparison import Direction, compare_language
 from export.retrieval.metrics import RetrievalProtocol
 from export.retrieval.vectors import Vectors
-from export.sensitivity.quantize import QuantiseOptions, Study, study_of_towers
+from export.sensitivity.quantize import QuantizeOptions, Study, study_of_towers
 from export.sensitivity.trials import embedded
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import mean_cosine
@@ -44,35 +44,35 @@ __all__ = ["SCHEMA", "app", "peer_figures"]
 SCHEMA = "babeltower-int8-peers/1"
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
-Quantise = Callable[[Path, Path, Batches], Path]
+Quantize = Callable[[Path, Path, Batches], Path]
 """Function from the source, the ONNX file to write and the batches to the written file."""
 
 app = typer.Typer(add_completion=False)
 
 
-def ours(target: GraphTarget) -> Quantise:
+def ours(target: GraphTarget) -> Quantize:
     """Return this project's default recipe for an engine."""
 
-    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+    def quantize(source: Path, graph: Path, batches: Batches) -> Path:
         int8_from_onnx(
             source, graph, data_name=f"{graph.stem}.data", calibration=batches, recipe=recipe_for(target)
         )
         return graph
 
-    return quantise
+    return quantize
 
 
-def by_nncf(engine: Engine) -> Quantise:
+def by_nncf(engine: Engine) -> Quantize:
     """Return NNCF with its defaults for transformers, on the engine's own kind of graph."""
 
-    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+    def quantize(source: Path, graph: Path, batches: Batches) -> Path:
         import nncf
         import onnx
         import openvino
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         is_native = engine is Engine.OPENVINO
-        quantised = nncf.quantize(
+        quantized = nncf.quantize(
             openvino.Core().read_model(source) if is_native else onnx.load(str(source)),
             nncf.Dataset([dict(batch) for batch in batches]),
             model_type=nncf.ModelType.TRANSFORMER,
@@ -80,18 +80,18 @@ def by_nncf(engine: Engine) -> Quantise:
         )
         written = graph.with_suffix(".xml") if is_native else graph
         if is_native:
-            openvino.save_model(quantised, written, compress_to_fp16=False)
+            openvino.save_model(quantized, written, compress_to_fp16=False)
         else:
-            onnx.save(quantised, str(written))
+            onnx.save(quantized, str(written))
         return written
 
-    return quantise
+    return quantize
 
 
-def by_modelopt(python: Path, method: str) -> Quantise:
+def by_modelopt(python: Path, method: str) -> Quantize:
     """Return nvidia-modelopt in its own environment."""
 
-    def quantise(source: Path, graph: Path, batches: Batches) -> Path:
+    def quantize(source: Path, graph: Path, batches: Batches) -> Path:
         arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
         data = graph.with_suffix(".npz")
         np.savez(data, **arrays)  # type: ignore[arg-type]
@@ -99,19 +99,19 @@ def by_modelopt(python: Path, method: str) -> Quantise:
         command = [str(python), str(script), str(source), str(graph), str(data), method]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not graph.is_file():
-            raise EngineError(f"modelopt could not quantise {source.name}: {done.stderr.strip()[-400:]}")
+            raise EngineError(f"modelopt could not quantize {source.name}: {done.stderr.strip()[-400:]}")
         return graph
 
-    return quantise
+    return quantize
 
 
-def peer_figures(study: Study, quantise: Quantise, engine: Engine, folder: Path) -> dict[str, Any]:
-    """Quantise both towers by one recipe for one engine; return drops in points, and cosines."""
+def peer_figures(study: Study, quantize: Quantize, engine: Engine, folder: Path) -> dict[str, Any]:
+    """Quantize both towers by one recipe for one engine; return drops in points, and cosines."""
     vectors, seconds = {}, {}
     for modality in Modality:
         graph = folder / f"{modality.value}.onnx"
         if not graph.is_file():
-            graph = quantise(study.sources[modality], graph, study.calibration.batches(modality))
+            graph = quantize(study.sources[modality], graph, study.calibration.batches(modality))
         vectors[modality], took = embedded(graph, study.trials.inputs.batches[modality], engine=engine)
         seconds[modality] = took / len(vectors[modality])
     reference, dataset = study.reference, study.reference.dataset
@@ -146,12 +146,12 @@ def int8_peers(
     all_captions: Annotated[bool, typer.Option("--all-captions", help="Use every caption.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record.")] = None,
 ) -> None:
-    """Quantise the samples with every library, and print the loss of each."""
+    """Quantize the samples with every library, and print the loss of each."""
     console = Console()
     rows = []
     for checkpoint in sample_checkpoints(samples or ()):
         name = checkpoint.name
-        options = QuantiseOptions(
+        options = QuantizeOptions(
             engine=Engine.ONNXRUNTIME,
             captions_per_language=None if all_captions else captions_per_language,
         )
@@ -159,19 +159,19 @@ def int8_peers(
         with tempfile.TemporaryDirectory() as work, progress_bars(console) as progress:
             study = study_of_towers(towers, name, Path(work), options, progress)
             for engine in GRAPH_ENGINES:
-                recipes: dict[str, Quantise] = {
+                recipes: dict[str, Quantize] = {
                     "babeltower": ours(GraphTarget(engine.value)),
                     "nncf": by_nncf(engine),
                 }
                 if modelopt_python is not None:
                     recipes["modelopt max"] = by_modelopt(modelopt_python, "max")
                     recipes["modelopt entropy"] = by_modelopt(modelopt_python, "entropy")
-                for recipe, quantise in recipes.items():
+                for recipe, quantize in recipes.items():
                     own = "" if recipe.startswith("modelopt") else f"-{engine.value}"
                     folder = Path(work) / f"{recipe.replace(' ', '-')}{own}"
                     folder.mkdir(exist_ok=True)
                     try:
-                        figures = peer_figures(study, quantise, engine, folder)
+                        figures = peer_figures(study, quantize, engine, folder)
                     except EngineError as error:  # a graph that an engine refuses is a finding
                         console.print(f"{name}, {recipe}, {engine.value}: {error}", markup=False)
                         continue

@@ -3,7 +3,7 @@
     python bench/peaks.py [--threads N] [--json build/bench/peaks.json]
 
 Products are a chain of OpenVINO's fully connected layers on 1,024 rows, as wide as the towers' own (768 →
-3,072 → 768); INT8 is uint8 × int8, requantised between the layers. Memory is read in working sets of several
+3,072 → 768); INT8 is uint8 × int8, requantized between the layers. Memory is read in working sets of several
 sizes, since small weights stay in caches, which are faster than memory. One thread is measured in CPU time,
 several in wall time. A GPU is measured with PyTorch; without one, the record says so.
 """

@@ -4,7 +4,7 @@
 
 Full-size towers with random weights are exported into the work folder (kept there for the next run), and
 every engine × precision is run in turns in one process, one thread, beside PyTorch eager in FP32, NNCF's own
-quantisation in OpenVINO, and the machine's INT8 peak. A figure is rows per second of CPU time; a ratio is the
+quantization in OpenVINO, and the machine's INT8 peak. A figure is rows per second of CPU time; a ratio is the
 median over the turns of ratios *within* a turn, so that a busy machine's drift cancels. No time counts before
 the outputs were compared with PyTorch's. Inputs are random: speed does not depend on them. If towers are
 named, the record keeps the cells of the others that were measured in the same environment.
@@ -202,7 +202,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for graphs, up to 8 GB; kept.")] = Path("full-size"),
     turns: Annotated[int, typer.Option(min=3)] = 7,
     record: Annotated[Path | None, typer.Option("--json", help="Write the records to this file.")] = None,
-    prepare: Annotated[bool, typer.Option(help="Only export and quantise.")] = False,
+    prepare: Annotated[bool, typer.Option(help="Only export and quantize.")] = False,
 ) -> None:
     """Time every precision in every engine; exit code 1 if a target is missed."""
     console = Console(width=140)

@@ -66,7 +66,7 @@ def artefacts_of(variant: str, modality: Modality, work: Path) -> dict[str, Arte
         return forms
     nncf = folder / "nncf.xml"
     if not nncf.is_file():
-        _quantise_with_nncf(fp32, nncf)
+        _quantize_with_nncf(fp32, nncf)
     forms["openvino int8 by NNCF"] = Artefact(Engine.OPENVINO, Precision.INT8, nncf, nncf.with_suffix(".bin"))
     return forms
 
@@ -138,8 +138,8 @@ def _convert(fp32: Path, graph: Path, engine: Engine, precision: Precision) -> N
     int8_from_onnx(fp32, graph, data_name=data_name, calibration=calibration_batches(fp32), recipe=recipe)
 
 
-def _quantise_with_nncf(fp32: Path, target: Path) -> None:
-    """Quantise the same graph on the same batches with NNCF's recipe for transformers.
+def _quantize_with_nncf(fp32: Path, target: Path) -> None:
+    """Quantize the same graph on the same batches with NNCF's recipe for transformers.
 
     OpenVINO refuses the model if a factor follows the token table, so the factor is moved into the table
     first.
@@ -157,12 +157,12 @@ def _quantise_with_nncf(fp32: Path, target: Path) -> None:
     onnx_ir.save(model, source, external_data=f"{source.stem}.data", size_threshold_bytes=1024)
     batches = list(calibration_batches(fp32))
     dataset = nncf.Dataset(batches)
-    quantised = nncf.quantize(
+    quantized = nncf.quantize(
         openvino.Core().read_model(str(source)),
         dataset,
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(batches),
     )
-    openvino.save_model(quantised, target, compress_to_fp16=False)
+    openvino.save_model(quantized, target, compress_to_fp16=False)
     for file in (source, source.with_suffix(".data")):
         file.unlink(missing_ok=True)

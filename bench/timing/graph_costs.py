@@ -67,15 +67,15 @@ def cost_of_graph(model: onnx_ir.Model, precision: Precision, sizes: Mapping[str
 
 def _precision_of(product: onnx_ir.Node, precision: Precision) -> Precision:
     """Return a product's precision: INT8 and FP16 show in the graph, the rest is the engine's."""
-    found = {_quantised_to(value) for value in product.inputs[:2]}
-    if len(found) == 1 and (quantised := found.pop()) is not None:
-        return quantised
+    found = {_quantized_to(value) for value in product.inputs[:2]}
+    if len(found) == 1 and (quantized := found.pop()) is not None:
+        return quantized
     if product.outputs[0].dtype is onnx_ir.DataType.FLOAT16:
         return Precision.FP16
     return Precision.BF16 if precision is Precision.BF16 else Precision.FP32
 
 
-def _quantised_to(value: onnx_ir.Value | None) -> Precision | None:
+def _quantized_to(value: onnx_ir.Value | None) -> Precision | None:
     while value is not None and (node := value.producer()) is not None and node.op_type in _MOVES:
         value = node.inputs[0]
         if node.op_type == "DequantizeLinear" and value is not None and value.dtype in _TYPES:

@@ -14,7 +14,7 @@ from runtime.extras import needing
 from runtime.manifest import Engine
 
 if TYPE_CHECKING:
-    from export.sensitivity.quantize import Quantised
+    from export.sensitivity.quantize import Quantized
 
 __all__ = ["quantize"]
 
@@ -79,15 +79,15 @@ def quantize(
         from rich.console import Console
 
         from export.sensitivity.quantize import (
-            QuantiseOptions,
-            quantised_from_checkpoint,
+            QuantizeOptions,
+            quantized_from_checkpoint,
             recipe_from_options,
         )
 
     from export.commands.progress import progress_bars
     from export.precision.calibration import CalibrationSize
 
-    options = QuantiseOptions(
+    options = QuantizeOptions(
         engine=engine,
         max_recall_drop=max_recall_drop / 100,
         min_share_int8=min_int8_share / 100,
@@ -100,7 +100,7 @@ def quantize(
         threads=threads,
     )
     with progress_bars(Console(stderr=True)) as progress:
-        done = quantised_from_checkpoint(
+        done = quantized_from_checkpoint(
             checkpoint, repository, options, name=name, base=base, progress=progress
         )
     if as_json:
@@ -111,7 +111,7 @@ def quantize(
     typer.echo("\n".join(_sensitivity_lines(done)))
 
 
-def _sensitivity_lines(done: Quantised) -> Iterator[str]:
+def _sensitivity_lines(done: Quantized) -> Iterator[str]:
     chosen, costs = done.report.chosen, done.report.costs
     if chosen is not None:
         yield (

@@ -40,12 +40,12 @@ def _is_dynamic(weights: onnx_ir.Value) -> bool:
 
 
 def _rewrite(graph: onnx_ir.Graph, softmax: onnx_ir.Node) -> bool:
-    quantise = sole_use(softmax.outputs[0])
-    dequantise = sole_use(quantise.outputs[0]) if quantise is not None else None
-    product = sole_use(dequantise.outputs[0]) if dequantise is not None else None
-    if quantise is None or dequantise is None or product is None or product.op_type != "MatMul":
+    quantize = sole_use(softmax.outputs[0])
+    dequantize = sole_use(quantize.outputs[0]) if quantize is not None else None
+    product = sole_use(dequantize.outputs[0]) if dequantize is not None else None
+    if quantize is None or dequantize is None or product is None or product.op_type != "MatMul":
         return False
-    if quantise.op_type != "QuantizeLinear" or quantise.outputs[0].dtype != onnx_ir.DataType.UINT8:
+    if quantize.op_type != "QuantizeLinear" or quantize.outputs[0].dtype != onnx_ir.DataType.UINT8:
         return False
     name, weights, result = str(softmax.name), softmax.outputs[0], product.outputs[0]
     # 255 · exp(x − max) = exp(x − (max − ln 255)): scale 1 and zero point 0 then give the codes themselves
@@ -57,15 +57,15 @@ def _rewrite(graph: onnx_ir.Graph, softmax: onnx_ir.Node) -> bool:
     shifted = _node("Sub", [softmax.inputs[0], below.outputs[0]], f"{name}/shifted", weights.shape)
     powers = _node("Exp", [shifted.outputs[0]], f"{name}/powers", weights.shape)
     graph.insert_before(softmax, [largest, below, shifted, powers])
-    quantise.replace_input_with(0, powers.outputs[0])
+    quantize.replace_input_with(0, powers.outputs[0])
 
     one = add_weight(graph, f"{name}/one", np.float32(1))
     zero = add_weight(graph, f"{name}/zero", np.array(0, np.uint8))
-    for node in (quantise, dequantise):
+    for node in (quantize, dequantize):
         node.replace_input_with(1, one)
         node.replace_input_with(2, zero)
-    total = _node("ReduceSum", [dequantise.outputs[0], axis], f"{name}/total", None)
-    graph.insert_after(dequantise, total)
+    total = _node("ReduceSum", [dequantize.outputs[0], axis], f"{name}/total", None)
+    graph.insert_after(dequantize, total)
     divide = _node("Div", [result, total.outputs[0]], f"{name}/divided", result.shape)
     result.replace_all_uses_with(divide.outputs[0])
     divide.replace_input_with(0, result)

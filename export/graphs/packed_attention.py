@@ -67,7 +67,7 @@ def pack_attention(model: onnx_ir.Model) -> int:
     found = _attentions(model)
     for attention in found:
         _pack(model.graph, attention)
-        _quantise_before_joining(model.graph, attention.mixed)
+        _quantize_before_joining(model.graph, attention.mixed)
     return len(found)
 
 
@@ -206,7 +206,7 @@ def _scale_result(graph: onnx_ir.Graph, product: onnx_ir.Node, scale: np.float32
     graph.insert_after(product, scaled)
 
 
-def _quantise_before_joining(graph: onnx_ir.Graph, mixed: onnx_ir.Node) -> None:
+def _quantize_before_joining(graph: onnx_ir.Graph, mixed: onnx_ir.Node) -> None:
     """Quantize the attention output before its transpose, which then moves a quarter of the bytes."""
     nodes: dict[str, onnx_ir.Node] = {}
     node = sole_use(mixed.outputs[0])
@@ -215,12 +215,12 @@ def _quantise_before_joining(graph: onnx_ir.Graph, mixed: onnx_ir.Node) -> None:
             return
         nodes[op], node = node, sole_use(node.outputs[0])
     first, moved = nodes["Transpose"], nodes["Reshape"].outputs[0]
-    quantise, dequantise = nodes["QuantizeLinear"], nodes["DequantizeLinear"]
+    quantize, dequantize = nodes["QuantizeLinear"], nodes["DequantizeLinear"]
     source = first.inputs[0]
     assert source is not None
-    dequantise.outputs[0].replace_all_uses_with(moved)
-    quantise.replace_input_with(0, source)
-    first.replace_input_with(0, dequantise.outputs[0])
-    quantise.outputs[0].shape = dequantise.outputs[0].shape = source.shape
-    graph.remove([quantise, dequantise])
-    graph.insert_before(first, [quantise, dequantise])
+    dequantize.outputs[0].replace_all_uses_with(moved)
+    quantize.replace_input_with(0, source)
+    first.replace_input_with(0, dequantize.outputs[0])
+    quantize.outputs[0].shape = dequantize.outputs[0].shape = source.shape
+    graph.remove([quantize, dequantize])
+    graph.insert_before(first, [quantize, dequantize])

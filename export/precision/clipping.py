@@ -180,12 +180,12 @@ def _divergence(counts: NDArray[np.int64], end: int) -> float:
     present = kept > 0
     total = np.bincount(group, kept, _LEVELS)
     filled = np.bincount(group, present, _LEVELS)
-    quantised = np.where(present, (total / np.maximum(filled, 1))[group], 0.0)
+    quantized = np.where(present, (total / np.maximum(filled, 1))[group], 0.0)
     clipped = kept.copy()
     clipped[-1] += counts[end:].sum()
-    if not quantised.any():
+    if not quantized.any():
         return math.inf
-    p, q = clipped / clipped.sum(), quantised / quantised.sum()
+    p, q = clipped / clipped.sum(), quantized / quantized.sum()
     both = (p > 0) & (q > 0)
     lost = p[(p > 0) & (q == 0)].sum()
     return float((p[both] * np.log(p[both] / q[both])).sum() + 10 * lost)

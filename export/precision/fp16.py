@@ -27,7 +27,7 @@ import onnx_ir
 from export.graphs.files import bytes_on_disk, save_graph
 from export.graphs.float_types import float_values, halve
 from export.graphs.matrix_products import PRODUCTS, operations_by_product
-from export.precision.tensorrt_form import QUANTISERS, suit_tensorrt
+from export.precision.tensorrt_form import QUANTIZERS, suit_tensorrt
 from runtime.errors import ExportError
 
 __all__ = [
@@ -114,7 +114,7 @@ def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mappin
         ExportError: the ranges belong to another graph.
     """
     model = onnx_ir.load(source)
-    if any(node.op_type in QUANTISERS for node in model.graph):
+    if any(node.op_type in QUANTIZERS for node in model.graph):
         ranges = {**ranges, **suit_tensorrt(model)}
     operations = operations_by_product(model)
     halved = halve_model(model, ranges)
@@ -181,7 +181,7 @@ def _before_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
     learned: set[onnx_ir.Node] = set()
     for node in graph:
         sources = {value.producer() for value in node.inputs if value is not None}
-        if node.op_type in PRODUCTS | QUANTISERS or _looks_up(node) or sources & learned:
+        if node.op_type in PRODUCTS | QUANTIZERS or _looks_up(node) or sources & learned:
             learned.add(node)
         elif float_values(node) and (node.op_type == "Cast" or sources & found):
             found.add(node)
@@ -209,7 +209,7 @@ def _magnitude(value: onnx_ir.Value, ranges: Mapping[str, float]) -> float:
     producer = value.producer()
     if str(value.name) in ranges:
         return ranges[str(value.name)]
-    if producer is not None and producer.op_type in QUANTISERS and producer.inputs[0] is not None:
+    if producer is not None and producer.op_type in QUANTIZERS and producer.inputs[0] is not None:
         return _magnitude(producer.inputs[0], ranges)
     raise ExportError(
         f"The ranges do not include activation {value.name!r}: they were measured on another graph. Measure "

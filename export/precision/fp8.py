@@ -59,10 +59,10 @@ def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping
     if not linear:
         raise ExportError(f"{source} has no linear layer to convert to FP8.")
     suit_tensorrt(model)
-    quantised: dict[onnx_ir.Value, onnx_ir.Value] = {}
+    quantized: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in linear:
-        _quantise_input(model.graph, node, ranges, quantised)
-        _quantise_weight(model.graph, node)
+        _quantize_input(model.graph, node, ranges, quantized)
+        _quantize_weight(model.graph, node)
     drop_unused(model)
     halved = halve_model(model, ranges)
     model.metadata_props["babeltower.precision"] = "fp8"
@@ -91,16 +91,16 @@ def _is_learned(rows: onnx_ir.Value | None) -> bool:
     return expand is not None and expand.op_type == "Expand" and constant(expand.inputs[0]) is not None
 
 
-def _quantise_input(
+def _quantize_input(
     graph: onnx_ir.Graph,
     node: onnx_ir.Node,
     ranges: Mapping[str, float],
-    quantised: dict[onnx_ir.Value, onnx_ir.Value],
+    quantized: dict[onnx_ir.Value, onnx_ir.Value],
 ) -> None:
     """Insert one Q/DQ pair per tensor, shared by all products that use it."""
     value = node.inputs[0]
     assert value is not None
-    if value not in quantised:
+    if value not in quantized:
         name = str(value.name)
         if name not in ranges:
             raise ExportError(
@@ -110,16 +110,16 @@ def _quantise_input(
         # scales are stored as FP16 later, so they must not become subnormal
         scale = np.float32(max(ranges[name] / LARGEST_E4M3, _SMALLEST_SCALE))
         steps = [add_weight(graph, f"{name}/scale", scale), _zeros(graph, f"{name}/zero", ())]
-        quantise = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
-        codes = quantise.outputs[0]
+        quantize = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
+        codes = quantize.outputs[0]
         codes.name, codes.shape, codes.dtype = f"{name}/codes", value.shape, _E4M3
-        dequantise = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
-        quantised[value] = float_like(dequantise, f"{name}/quantised", _dims(value))
-        graph.insert_before(node, [quantise, dequantise])
-    node.replace_input_with(0, quantised[value])
+        dequantize = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
+        quantized[value] = float_like(dequantize, f"{name}/quantized", _dims(value))
+        graph.insert_before(node, [quantize, dequantize])
+    node.replace_input_with(0, quantized[value])
 
 
-def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+def _quantize_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     weight = constant(node.inputs[1])
     assert weight is not None
     axis = 0 if node.attributes.get_int("transB", 0) else 1
@@ -132,9 +132,9 @@ def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
         add_weight(graph, f"{name}/scale", scales.ravel()),
         _zeros(graph, f"{name}/zero", scales.shape[axis : axis + 1]),
     ]
-    dequantise = onnx_ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=name)
-    graph.insert_before(node, dequantise)
-    node.replace_input_with(1, float_like(dequantise, name, weight.shape))
+    dequantize = onnx_ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=name)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, float_like(dequantize, name, weight.shape))
 
 
 def _zeros(graph: onnx_ir.Graph, name: str, shape: tuple[int, ...]) -> onnx_ir.Value:

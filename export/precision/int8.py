@@ -214,9 +214,9 @@ def int8_from_onnx(
         weights = _rounded_weights(model, folder, activations, extents, calibration, recipe)
         measured = Measured(extents, weights)
     for value in activations:
-        _quantise_activation(model.graph, value, activations[value], measured.extents, recipe.encoding)
+        _quantize_activation(model.graph, value, activations[value], measured.extents, recipe.encoding)
     for node in chosen:
-        _quantise_weight(model.graph, node, measured.weights)
+        _quantize_weight(model.graph, node, measured.weights)
     if recipe.target is GraphTarget.OPENVINO:
         sum_exactly(model)
         pack_attention(model)
@@ -248,7 +248,7 @@ def _activations(chosen: Sequence[onnx_ir.Node]) -> dict[onnx_ir.Value, Reads]:
     return found
 
 
-def _quantise_activation(
+def _quantize_activation(
     graph: onnx_ir.Graph,
     value: onnx_ir.Value,
     reads: Reads,
@@ -268,14 +268,14 @@ def _quantise_activation(
     steps = [add_weight(graph, f"{name}/scale", scale), add_weight(graph, f"{name}/zero", zero)]
     nodes = []
     if codes is None:
-        quantise = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
-        codes = quantise.outputs[0]
+        quantize = onnx_ir.node("QuantizeLinear", [value, *steps], name=f"{name}/QuantizeLinear")
+        codes = quantize.outputs[0]
         codes.name, codes.shape = f"{name}/codes", value.shape
         codes.dtype = onnx_ir.DataType.from_numpy(zero.dtype)
-        nodes.append(quantise)
-    dequantise = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
-    nodes.append(dequantise)
-    result = float_like(dequantise, f"{name}/quantised", value.shape)
+        nodes.append(quantize)
+    dequantize = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
+    nodes.append(dequantize)
+    result = float_like(dequantize, f"{name}/quantized", value.shape)
     if producer is None:
         graph.insert_before(graph[0], nodes)
     else:
@@ -354,8 +354,8 @@ def _codes_as_seen(
 
     def seen(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         codes = np.clip(np.rint(rows / scale) + offset, limits.min, limits.max)
-        dequantised: NDArray[np.float32] = ((codes - offset) * scale).astype(np.float32)
-        return dequantised
+        dequantized: NDArray[np.float32] = ((codes - offset) * scale).astype(np.float32)
+        return dequantized
 
     return seen
 
@@ -374,7 +374,7 @@ def _output_axis(node: onnx_ir.Node) -> int:
     return 0 if by_row else -1
 
 
-def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node, weights: Mapping[str, RoundedWeight]) -> None:
+def _quantize_weight(graph: onnx_ir.Graph, node: onnx_ir.Node, weights: Mapping[str, RoundedWeight]) -> None:
     """Store a product's weights as int8 with one scale per output channel."""
     weight = constant(node.inputs[1])
     if weight is None:
@@ -386,11 +386,11 @@ def _quantise_weight(graph: onnx_ir.Graph, node: onnx_ir.Node, weights: Mapping[
         add_weight(graph, f"{name}/scale", rounded.scales),
         add_weight(graph, f"{name}/zero", np.zeros(rounded.scales.size, np.int8)),
     ]
-    dequantise = onnx_ir.node(
+    dequantize = onnx_ir.node(
         "DequantizeLinear",
         inputs,
         attributes={"axis": _output_axis(node) % weight.ndim},
         name=f"{node.name}/weight",
     )
-    graph.insert_before(node, dequantise)
-    node.replace_input_with(1, float_like(dequantise, f"{node.name}/weight", weight.shape))
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, float_like(dequantize, f"{node.name}/weight", weight.shape))

@@ -8,9 +8,9 @@ import onnx_ir
 
 from export.graphs.float_types import cast_of
 
-__all__ = ["QUANTISERS", "suit_tensorrt"]
+__all__ = ["QUANTIZERS", "suit_tensorrt"]
 
-QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 _HALF_SCALES_OPSET = 19
 _LARGEST_UINT8 = 255.0

@@ -118,7 +118,7 @@ def costs_of_products(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
 
-        def quantise(kept: tuple[str, ...], measured: Measured | None) -> Any:
+        def quantize(kept: tuple[str, ...], measured: Measured | None) -> Any:
             return int8_from_onnx(
                 source,
                 graph,
@@ -128,10 +128,10 @@ def costs_of_products(
                 measured=measured,
             )
 
-        measured = quantise((), None).measured
+        measured = quantize((), None).measured
         for done, name in enumerate(operations):
             progress(f"{modality.value} products", done, len(operations))
-            quantise(tuple(other for other in operations if other != name), measured)
+            quantize(tuple(other for other in operations if other != name), measured)
             vectors = _vectors(graph, probe.inputs.batches(modality), Precision.INT8)
             # Non-finite vectors are not an error here: they mark the most expensive products.
             vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, np.float32(0))

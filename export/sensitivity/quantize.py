@@ -39,11 +39,11 @@ from runtime.manifest import GRAPH_ENGINES, TOKENIZER_FILE, Engine, Modality, Pr
 from runtime.preprocessing.text import Tokenizer
 
 __all__ = [
-    "QuantiseOptions",
-    "Quantised",
+    "QuantizeOptions",
+    "Quantized",
     "Study",
     "accepted_trial",
-    "quantised_from_checkpoint",
+    "quantized_from_checkpoint",
     "recipe_from_options",
     "study_of_towers",
 ]
@@ -57,7 +57,7 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantiseOptions:
+class QuantizeOptions:
     """Settings of the sensitivity study and the INT8 export.
 
     Attributes:
@@ -115,7 +115,7 @@ class QuantiseOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
+class Quantized:
     """Published export, its sensitivity report, and the report's files."""
 
     export: Export
@@ -147,15 +147,15 @@ def recipe_from_options(
     return recipe if smooth is None else dataclasses.replace(recipe, smooth=smooth)
 
 
-def quantised_from_checkpoint(
+def quantized_from_checkpoint(
     checkpoint: str | Path,
     repository: str | Path,
-    options: QuantiseOptions,
+    options: QuantizeOptions,
     *,
     name: str | None = None,
     base: str | Path | None = None,
     progress: Progress = _silent,
-) -> Quantised:
+) -> Quantized:
     """Publish REPOSITORY/NAME in INT8 for one engine, with the fewest products in FP32 that meet the limit.
 
     Args:
@@ -198,10 +198,10 @@ def quantised_from_checkpoint(
         options=dataclasses.replace(export_options, recipes=recipes, reference=study.reference),
         progress=progress,
     )
-    return Quantised(export, report, files)
+    return Quantized(export, report, files)
 
 
-def accepted_trial(report: SensitivityReport, options: QuantiseOptions, table: Path) -> Trial:
+def accepted_trial(report: SensitivityReport, options: QuantizeOptions, table: Path) -> Trial:
     """Return the chosen trial if it can be published.
 
     Raises:
@@ -229,7 +229,7 @@ class Study:
     """Sensitivity study of one model: graphs, data and trials."""
 
     name: str
-    options: QuantiseOptions
+    options: QuantizeOptions
     sources: Mapping[Modality, Path]
     calibration: CalibrationSet
     probe: CalibrationSet
@@ -298,7 +298,7 @@ class Study:
 
 
 def study_of_towers(
-    towers: Towers, name: str, folder: Path, options: QuantiseOptions, progress: Progress
+    towers: Towers, name: str, folder: Path, options: QuantizeOptions, progress: Progress
 ) -> Study:
     """Prepare a study: export graphs, draw calibration and probe data, embed the retrieval set in PyTorch."""
     sources = {}

@@ -91,19 +91,19 @@ def _int8(
     threads: int | None,
 ) -> TensorRtGraph:
     """Quantize to INT8, then convert everything else to FP16."""
-    quantised = target.with_name(f"quantised-{target.name}")
+    quantized = target.with_name(f"quantized-{target.name}")
     try:
         report = int8_from_onnx(
             source,
-            quantised,
-            data_name=f"quantised-{data_name}",
+            quantized,
+            data_name=f"quantized-{data_name}",
             calibration=batches,
             recipe=recipe or recipe_for(GraphTarget.TENSORRT),
         )
-        ranges = activation_ranges(quantised, batches, threads=threads)
-        fp16_from_onnx(quantised, target, data_name=data_name, ranges=ranges)
+        ranges = activation_ranges(quantized, batches, threads=threads)
+        fp16_from_onnx(quantized, target, data_name=data_name, ranges=ranges)
     finally:
-        for path in (quantised, quantised.with_name(f"quantised-{data_name}")):
+        for path in (quantized, quantized.with_name(f"quantized-{data_name}")):
             path.unlink(missing_ok=True)
     return TensorRtGraph(report.share_int8, tuple(report.kept), report)
 

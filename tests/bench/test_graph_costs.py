@@ -34,10 +34,10 @@ def model(inputs: list, outputs: list, nodes: list, weights: list) -> onnx_ir.Mo
     return onnx_ir.Model(graph, ir_version=10)
 
 
-def projection(*, quantised: bool = False) -> onnx_ir.Model:
+def projection(*, quantized: bool = False) -> onnx_ir.Model:
     """(batch, sequence, 8) × (8, 3)."""
     data, out = value("x", ["batch", "sequence", 8]), value("y", ["batch", "sequence", 3])
-    if not quantised:
+    if not quantized:
         w = weight("w", [8, 3])
         return model([data], [out], [node("MatMul", [data, w], out)], [w])
     w, scale = weight("w", [8, 3], np.int8), weight("scale", [])
@@ -76,8 +76,8 @@ def test_operations_follow_the_sizes() -> None:
     assert eight.n_bytes < 8 * one.n_bytes  # the weights are read once
 
 
-def test_quantised_operands_are_counted_as_int8() -> None:
-    cost = cost_of_graph(projection(quantised=True), Precision.INT8, SIZES)
+def test_quantized_operands_are_counted_as_int8() -> None:
+    cost = cost_of_graph(projection(quantized=True), Precision.INT8, SIZES)
     assert cost.operations == {Precision.INT8: 480}
     assert cost.n_bytes == 4 * 2 * 5 * 8 + 8 * 3 + 4 + 4 * 2 * 5 * 3
 

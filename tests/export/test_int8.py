@@ -26,7 +26,7 @@ from runtime.manifest import Engine, Manifest, Modality, Precision
 SYMMETRIC = (ActivationEncoding.INT8, ActivationEncoding.INT8_OR_UINT8)
 
 
-def quantised(source: Path, folder: Path, batches: list, **options: object) -> tuple[Path, object]:
+def quantized(source: Path, folder: Path, batches: list, **options: object) -> tuple[Path, object]:
     target = folder / "model.onnx"
     recipe = Int8Recipe(**options)
     report = int8_from_onnx(source, target, data_name="weights.data", calibration=batches, recipe=recipe)
@@ -34,7 +34,7 @@ def quantised(source: Path, folder: Path, batches: list, **options: object) -> t
 
 
 @pytest.mark.parametrize(("name", "modality"), TOWERS, ids=tower_id)
-def test_rewrites_before_quantising_are_exact(
+def test_rewrites_before_quantizing_are_exact(
     name: str, modality: Modality, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
@@ -66,7 +66,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(
     name: str, modality: Modality, engine: Engine, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget(engine.value))
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget(engine.value))
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
     batch = {key: array[:7] for key, array in batches[-1].items()}
     together = backend.run(batch, ["vector"])[0]
@@ -85,7 +85,7 @@ def test_padding_changes_no_vector(
     name: str, engine: Engine, n_more: int, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget(engine.value))
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget(engine.value))
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)
     batch = batches[-1]  # the shortest
     text = Manifest.read(exported(name)).text
@@ -102,7 +102,7 @@ def test_padding_changes_no_vector(
 def test_openvino_adds_attention_weights_exactly(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     nodes = list(onnx_ir.load(graph).graph)
     n_softmaxes = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
     totals = [node for node in nodes if str(node.name).endswith("Softmax/total")]
@@ -124,7 +124,7 @@ def test_the_portable_form_cannot_saturate(
     The same weights as uint8 (zero point 128) take another kernel, which never saturates.
     """
     source, batches = graph_of(exported(name), modality), batches_of(exported(name), modality)
-    graph, _ = quantised(source, tmp_path, batches)
+    graph, _ = quantized(source, tmp_path, batches)
     model = onnx_ir.load(graph)
     largest = 0
     for node in model.graph:
@@ -145,7 +145,7 @@ def test_full_range_weights_would_saturate(exported: Exported, tmp_path: Path) -
     """The emulation that other tests rely on differs from what a CPU without VNNI computes."""
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     expected = vectors(source, batches)
     exact, served = (cosines(vectors(graph, batches, exact=how), expected).mean() for how in (True, False))
     assert exact >= 0.999
@@ -197,9 +197,9 @@ def test_openvino_packs_query_key_and_value(
     folders = [tmp_path / "packed", tmp_path / "plain"]
     for folder in folders:
         folder.mkdir()
-    packed, report = quantised(source, folders[0], batches, target=GraphTarget.OPENVINO)
+    packed, report = quantized(source, folders[0], batches, target=GraphTarget.OPENVINO)
     monkeypatch.setattr("export.precision.int8.pack_attention", lambda model: 0)
-    plain, expected = quantised(source, folders[1], batches, target=GraphTarget.OPENVINO)
+    plain, expected = quantized(source, folders[1], batches, target=GraphTarget.OPENVINO)
     n_layers = sum(node.op_type == "Softmax" for node in onnx_ir.load(source).graph)
     assert n_products(source) == n_products(plain) == n_products(packed) + 2 * n_layers
     assert report == expected
@@ -219,7 +219,7 @@ def test_packed_attention_agrees_in_openvino(
     found = []
     for folder in (tmp_path / "packed", tmp_path / "plain"):
         folder.mkdir()
-        graph, _ = quantised(source, folder, batches, target=GraphTarget.OPENVINO)
+        graph, _ = quantized(source, folder, batches, target=GraphTarget.OPENVINO)
         backend = open_backend(Engine.OPENVINO, graph, precision=Precision.INT8, threads=1)
         found.append(np.concatenate([backend.run(batch, ["vector"])[0] for batch in batches]))
         backend.close()
@@ -228,10 +228,10 @@ def test_packed_attention_agrees_in_openvino(
     assert cosines(*found).mean() >= 0.9999
 
 
-def test_heads_are_quantised_before_they_are_joined(exported: Exported, tmp_path: Path) -> None:
+def test_heads_are_quantized_before_they_are_joined(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     joined = [n for n in onnx_ir.load(graph).graph if n.name.endswith("attention.out/MatMul")]
     assert joined
     for product in joined:
@@ -243,7 +243,7 @@ def test_attention_with_a_kept_product_is_not_packed(exported: Exported, tmp_pat
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     name = "encoder.blocks.0.attention.key/MatMul"
-    graph, report = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO, kept=(name,))
+    graph, report = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO, kept=(name,))
     nodes = [str(node.name) for node in onnx_ir.load(graph).graph]
     assert name in nodes
     assert report.kept == (name,)
@@ -252,10 +252,10 @@ def test_attention_with_a_kept_product_is_not_packed(exported: Exported, tmp_pat
     assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.99
 
 
-def test_pixels_are_quantised_without_loss(exported: Exported, tmp_path: Path) -> None:
+def test_pixels_are_quantized_without_loss(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
-    graph, _ = quantised(source, tmp_path, batches, target=GraphTarget.OPENVINO)
+    graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     product = next(node for node in onnx_ir.load(graph).graph if node.op_type == "MatMul")
     pixels = product.inputs[0].producer()
     assert pixels.inputs[0].producer().op_type == "Reshape"
@@ -264,12 +264,12 @@ def test_pixels_are_quantised_without_loss(exported: Exported, tmp_path: Path) -
 
 @pytest.mark.parametrize("method", ClipMethod)
 @pytest.mark.parametrize("alpha", [None, 0.5])
-def test_every_method_quantises(
+def test_every_method_quantizes(
     method: ClipMethod, alpha: float | None, exported: Exported, tmp_path: Path
 ) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, report = quantised(source, tmp_path, batches, method=method, smooth=alpha, percentile=99.9)
+    graph, report = quantized(source, tmp_path, batches, method=method, smooth=alpha, percentile=99.9)
     assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.97
     assert (report.n_smoothed > 0) is (alpha is not None)
 
@@ -278,7 +278,7 @@ def test_a_kept_product_stays_fp32(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     name = "encoder.blocks.0.down/MatMul"
-    graph, report = quantised(source, tmp_path, batches, kept=(name,))
+    graph, report = quantized(source, tmp_path, batches, kept=(name,))
     kept = next(node for node in onnx_ir.load(graph).graph if node.name == name)
     assert kept.inputs[1].const_value.dtype == onnx_ir.DataType.FLOAT
     assert report.kept == (name,)
@@ -291,12 +291,12 @@ def test_large_weights_lie_beside_the_graph(
     monkeypatch.setattr("export.graphs.files.EXTERNAL_DATA_OVER_BYTES", 1 << 10)
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches)
+    graph, _ = quantized(source, tmp_path, batches)
     assert (tmp_path / "weights.data").stat().st_size > graph.stat().st_size
     assert cosines(vectors(graph, batches), vectors(source, batches)).mean() >= 0.99
 
 
-def test_a_convolution_that_is_no_patch_embedding_is_quantised_in_place(tmp_path: Path) -> None:
+def test_a_convolution_that_is_no_patch_embedding_is_quantized_in_place(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     weight = random.standard_normal((8, 3, 3, 3)).astype(np.float32)
     tensor = helper.make_tensor("weight", TensorProto.FLOAT, weight.shape, weight.tobytes(), raw=True)
@@ -310,7 +310,7 @@ def test_a_convolution_that_is_no_patch_embedding_is_quantised_in_place(tmp_path
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     save_model(model, tmp_path / "conv.onnx")
     batches = [{"x": random.standard_normal((2, 3, 6, 6)).astype(np.float32)}]
-    found, report = quantised(tmp_path / "conv.onnx", tmp_path, batches)
+    found, report = quantized(tmp_path / "conv.onnx", tmp_path, batches)
     expected = vectors(tmp_path / "conv.onnx", batches)
     assert report.share_int8 == 1
     assert np.abs(vectors(found, batches) - expected).max() <= 0.05 * np.abs(expected).max()
@@ -320,9 +320,9 @@ def test_faults_are_named(exported: Exported, tmp_path: Path) -> None:
     model = exported("nllb-clip")
     source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     with pytest.raises(ExportError, match="matrix products of"):
-        quantised(source, tmp_path, batches, kept=("nothing/MatMul",))
+        quantized(source, tmp_path, batches, kept=("nothing/MatMul",))
     with pytest.raises(ExportError, match="No calibration batches"):
-        quantised(source, tmp_path, [])
+        quantized(source, tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_tables_shrink_and_agree_in_every_engine(
     table: EmbeddingTable, name: str, engine: Engine, exported: Exported, tmp_path: Path
 ) -> None:
     source, batches = graph_of(exported(name), Modality.TEXT), batches_of(exported(name), Modality.TEXT)
-    graph, _ = quantised(source, tmp_path, batches, table=table, target=GraphTarget(engine.value))
+    graph, _ = quantized(source, tmp_path, batches, table=table, target=GraphTarget(engine.value))
     share = graph.stat().st_size / source.stat().st_size
     assert share < {EmbeddingTable.FP32: 1.0, EmbeddingTable.FP16: 0.6, EmbeddingTable.INT8: 0.4}[table]
     backend = open_backend(engine, graph, precision=Precision.INT8, threads=1)

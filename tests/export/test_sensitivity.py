@@ -20,9 +20,9 @@ from export.precision.clipping import ClipMethod
 from export.precision.int8 import Int8Recipe
 from export.sensitivity.costs import Product, costs_of_products, expected_turns, probe_from_graphs
 from export.sensitivity.quantize import (
-    QuantiseOptions,
+    QuantizeOptions,
     accepted_trial,
-    quantised_from_checkpoint,
+    quantized_from_checkpoint,
     recipe_from_options,
 )
 from export.sensitivity.report import SensitivityReport
@@ -141,9 +141,9 @@ def test_nothing_is_chosen_where_nothing_will_do() -> None:
 LEAN = {"n_texts": 160, "n_images": 24}
 
 
-def lean(monkeypatch: pytest.MonkeyPatch, engine: Engine, **options: object) -> QuantiseOptions:
+def lean(monkeypatch: pytest.MonkeyPatch, engine: Engine, **options: object) -> QuantizeOptions:
     monkeypatch.setattr("export.sensitivity.quantize._PROBE", CalibrationSize(**LEAN))
-    return QuantiseOptions(
+    return QuantizeOptions(
         engine=engine,
         captions_per_language=24,
         retrieval_set=few_drawings(),
@@ -152,7 +152,7 @@ def lean(monkeypatch: pytest.MonkeyPatch, engine: Engine, **options: object) -> 
     )
 
 
-def test_a_sample_is_quantised_through_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_quantized_through_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One product is made to look expensive: what is chosen must reach the graph, the manifest and the files.
     costly = "encoder.blocks.0.down/MatMul"
 
@@ -165,7 +165,7 @@ def test_a_sample_is_quantised_through_the_gate(tmp_path: Path, monkeypatch: pyt
     # Of a dozen drawings, one query is eight points: the true limit would judge chance.
     limits = {"calibration_size": CalibrationSize(300, 40, seed=3), "max_recall_drop": 0.02}
     options = lean(monkeypatch, Engine.ONNXRUNTIME, **limits)
-    done = quantised_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path, options, name="m")
+    done = quantized_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path, options, name="m")
     variant = Manifest.read(tmp_path / "m").variants["int8_onnxruntime"]
     assert variant.recipe["text"]["kept_products"] == [costly]
     assert variant.recipe["image"]["kept_products"] == []
@@ -199,16 +199,16 @@ def test_int8_in_name_alone_is_refused_and_the_worst_languages_named(
     broken = tuple(f"{code}, text_to_image: R@1 0.3 → 0.1" for code in ("ibo_Latn", "mal_Mlym", "tam_Taml"))
     whole = Trial((), 1.0, 0.2, 0.3, "ibo_Latn", 1.0, broken)
     report = SensitivityReport("m", "openvino", (), (whole,), chosen, {"max_recall_drop": 0.005})
-    options = QuantiseOptions(engine=Engine.OPENVINO)
+    options = QuantizeOptions(engine=Engine.OPENVINO)
     with pytest.raises(ParityError, match=rf"m was not published .*{message}.*ibo_Latn.*tam_Taml.*3 limits"):
         accepted_trial(report, options, Path("m.md"))
 
 
 def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="does not support tensorrt"):
-        QuantiseOptions(engine=Engine.TENSORRT)
+        QuantizeOptions(engine=Engine.TENSORRT)
     with pytest.raises(ExportError, match="is out of range"):
-        QuantiseOptions(engine=Engine.OPENVINO, max_recall_drop=0)
+        QuantizeOptions(engine=Engine.OPENVINO, max_recall_drop=0)
     with pytest.raises(ExportError, match="Unknown clipping method 'median'"):
         recipe_from_options(Engine.OPENVINO, method="median", percentile=None, smooth=None)
     with pytest.raises(ExportError, match="no effect with method mse"):

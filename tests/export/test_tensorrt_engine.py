@@ -69,7 +69,7 @@ def n_layers(graph: Path) -> int:
 
 
 def n_pools(graph: Path) -> int:
-    """Attentions with one query; between quantised products, TensorRT runs them as two products."""
+    """Attentions with one query; between quantized products, TensorRT runs them as two products."""
     return sum(node.op_type == "Softmax" for node in onnx_ir.load(graph).graph) - n_layers(graph)
 
 
@@ -267,7 +267,7 @@ Outputs: [], TacticName: , StreamId: 0, EventId: 3, Metadata: [ONNX Layer: up/Ma
 """
 
 
-def test_a_cast_behind_a_dequantised_tensor_does_not_hide_its_type(tmp_path: Path) -> None:
+def test_a_cast_behind_a_dequantized_tensor_does_not_hide_its_type(tmp_path: Path) -> None:
     """Scales under FP16's smallest number stay FP32, with a cast to FP16 behind them."""
     fp32, fp16, int8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8
     nodes = [

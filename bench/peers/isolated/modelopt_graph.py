@@ -1,4 +1,4 @@
-"""Quantise a graph with nvidia-modelopt; run by ``bench.int8_peers`` in an environment that holds it.
+"""Quantize a graph with nvidia-modelopt; run by ``bench.int8_peers`` in an environment that holds it.
 
     python bench/peers/isolated/modelopt_graph.py GRAPH.onnx TARGET.onnx BATCHES.npz max|entropy
 
@@ -40,7 +40,7 @@ class Reader:
 
 
 def main(source: str, target: str, batches: str, method: str) -> None:
-    """Quantise a graph; parts left in high precision stay FP32."""
+    """Quantize a graph; parts left in high precision stay FP32."""
     import importlib
 
     # Imported by name, since the project's own environment, where types are checked, lacks it.

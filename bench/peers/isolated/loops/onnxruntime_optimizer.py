@@ -1,4 +1,4 @@
-"""ONNX Runtime's transformers optimizer on torch's own export; for int8, then dynamic quantisation."""
+"""ONNX Runtime's transformers optimizer on torch's own export; for int8, then dynamic quantization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenVINO from the PyTorch model, as in its documentation: in fp32, bf16, or quantised by NNCF."""
+"""OpenVINO from the PyTorch model, as in its documentation: in fp32, bf16, or quantized by NNCF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def opened(task: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """Open the model on one thread; ``hint`` overrides the precision of its unquantised parts."""
+    """Open the model on one thread; ``hint`` overrides the precision of its unquantized parts."""
     import openvino
 
     tower = task["tower"]
