@@ -12,11 +12,15 @@ or an engine was refused.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import typer
@@ -35,7 +39,7 @@ from runtime.backends import open_backend
 from runtime.backends.plans import DeviceFacts, PlanManifest
 from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError, ParityError
-from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles
+from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles, manifest_path
 
 __all__ = ["Grid", "forms_of_gpu", "qualify"]
 
@@ -79,7 +83,7 @@ def qualify(
     except ParityError as error:
         refusal = str(error)
     model = repository / name
-    if refusal and not model.with_name(f"{name}.babeltower.json").is_file():
+    if refusal and not manifest_path(model).is_file():
         return [], refusal
     return list(_timed(Manifest.read(model), repository, device, grid)), refusal
 

@@ -11,11 +11,15 @@ to ``build/repository`` unless it is there. ``bench/results/index.json`` has the
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
 from rich import box
@@ -27,7 +31,7 @@ from bench.records.environment import environment
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.corpus import Columns, EngineChoice, Options, embed_corpus
 from runtime.indexes import IndexRecord, Kind, Refinement, Settings, VectorShards, index_from_vectors
-from runtime.manifest import Engine, Modality, Precision
+from runtime.manifest import Engine, Modality, Precision, manifest_path
 from runtime.storage import replace_text
 
 __all__ = ["IndexCell", "app", "cells_from_vectors", "vectors_from_samples"]
@@ -127,7 +131,7 @@ def _sample_model() -> Path:
     from export import repository_from_checkpoint
 
     model = ROOT / "build" / "repository" / _SAMPLE
-    if not model.with_name(f"{_SAMPLE}.babeltower.json").is_file():
+    if not manifest_path(model).is_file():
         repository_from_checkpoint(sample_checkpoint(_SAMPLE), model.parent, name=_SAMPLE)
     return model
 

@@ -10,6 +10,7 @@ kernel.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import onnx_ir
+
+if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import typer
 from rich.console import Console
 from rich.markup import escape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -123,11 +125,29 @@ def test_the_command_tells_by_its_exit_code(scale: float, code: int, tmp_path: P
     assert "latency" in done.output
 
 
-def test_the_scripts_run_by_path_too() -> None:
-    import subprocess
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
 
-    for script in ("latency", "throughput", "retrieval", "corpus", "peaks"):
-        command = [sys.executable, str(ROOT / "bench" / f"{script}.py"), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
-        assert done.returncode == 0, done.stderr
-        assert "--json" in done.stdout
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_starts_from_any_folder(script: str, tmp_path: Path) -> None:
+    """By its path: with bench/ itself on the path, its rooms would stand for libraries of their names."""
+    environment = {**os.environ, "PYTHONPATH": ""}
+    command = [sys.executable, str(ROOT / "bench" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_every_module_with_a_command_is_at_the_top_or_says_how_to_run_it() -> None:
+    below = [
+        path
+        for path in (ROOT / "bench").rglob("*.py")
+        if path.parent != ROOT / "bench"
+        and "isolated" not in path.parts
+        and '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+    for path in below:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        assert f"python -m {module}" in path.read_text(encoding="utf-8"), module
