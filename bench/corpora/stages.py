@@ -28,8 +28,8 @@ from runtime.corpus import EngineChoice, Options, embed_corpus, open_source
 from runtime.corpus.options import MAX_BATCH_TOKENS
 from runtime.corpus.output import PartWriter
 from runtime.corpus.pipeline import EmbeddedPart
-from runtime.corpus.prepare import Counts
 from runtime.corpus.rows import IdType, ImageFile
+from runtime.corpus.slices import Counts
 from runtime.corpus.sources import NumberedRows
 from runtime.embeddings import Encoding
 from runtime.local import LocalEncoder

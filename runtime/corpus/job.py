@@ -10,8 +10,9 @@ from runtime.corpus.computation import Computation
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_parts
-from runtime.corpus.prepare import ImagePreparation, Preparation, TextPreparation
+from runtime.corpus.prepare import ImagePreparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
+from runtime.corpus.slices import Preparation
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from runtime.corpus.journal import PartRecord
 from runtime.corpus.options import Watcher
-from runtime.corpus.prepare import Counts
+from runtime.corpus.slices import Counts
 from runtime.errors import CorpusError
 from runtime.extras import needing
 

@@ -11,8 +11,8 @@ from runtime.corpus.computation import Computation, ComputationChange
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.journal import PartRecord, Shard
 from runtime.corpus.pipeline import Observer
-from runtime.corpus.prepare import Counts
 from runtime.corpus.rows import Columns
+from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, SourceFormat
 from runtime.embeddings import Encoding
 from runtime.errors import InputError

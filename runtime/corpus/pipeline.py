@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.corpus.prepare import BAD, Batch, Counts, Preparation, Prepared, Slice
 from runtime.corpus.rows import BadRow, Problem, Rows
+from runtime.corpus.slices import BAD, Batch, Counts, Preparation, Prepared, Slice
 from runtime.encoder import Encoder
 
 __all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]

@@ -9,116 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.rows import ImageFile, Item, Problem, Rows
-from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError
+from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, Prepared, Slice, prepared_images
+from runtime.errors import BabeltowerError, ImageError, InputError
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, runs_from_lengths
 from runtime.preprocessing.image import pixels_from_source
-from runtime.preprocessing.languages import flores_from_code
 from runtime.preprocessing.text import Text
 
-__all__ = [
-    "Batch",
-    "Counts",
-    "ImagePreparation",
-    "Preparation",
-    "Prepared",
-    "Slice",
-    "TextPreparation",
-    "kind_of_language",
-]
+__all__ = ["ImagePreparation", "TextPreparation"]
 
 _TOKENISED_AT_ONCE = 4_096
 _READS_AT_ONCE = 16
-BAD, SAME = -1, -2
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Counts over rows; ``tokens`` includes special tokens but no padding."""
-
-    rows: int = 0
-    bad: int = 0
-    duplicates: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    padding_tokens: int = 0
-    images: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            **{name: getattr(self, name) + getattr(other, name) for name in Counts.__dataclass_fields__}
-        )
-
-
-class Batch(Protocol):
-    """Rows that are embedded together.
-
-    Attributes:
-        rows: int64 (n,): row numbers of the vectors.
-        counts: Tokens and images that the batch computes.
-    """
-
-    @property
-    def rows(self) -> NDArray[np.int64]: ...
-
-    @property
-    def counts(self) -> Counts: ...
-
-    def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
-        """Embed the rows with the encoder they were prepared for: float32 (n, dim)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Rows of one part before preparation.
-
-    Attributes:
-        part: Number of the part.
-        same_as: Row → earlier row of the part with the same content.
-    """
-
-    part: int
-    rows: Rows
-    same_as: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Prepared slice, ready to run.
-
-    Attributes:
-        ids: One per row.
-        vector_row: int64 (rows,): row whose vector each row uses, usually itself; -1 for bad rows.
-        problems: Row → problem, for bad rows.
-        batches: Batches that hold every distinct good row exactly once.
-    """
-
-    part: int
-    start: int
-    ids: list[Any]
-    vector_row: NDArray[np.int64]
-    problems: dict[int, Problem]
-    batches: Sequence[Batch]
-    counts: Counts
-
-
-class Preparation(Protocol):
-    """Preparation of slices before the tower."""
-
-    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
-        """Yield slices in order, marking the duplicates that can be found before preparation."""
-
-    def prepared(self, piece: Slice) -> Prepared:
-        """Tokenize or decode a slice; may run on several threads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +81,7 @@ class TextPreparation:
         self._encoder = encoder
         self._language = language
         self._max_batch_tokens = max_batch_tokens
-        self._checked: dict[str | None, Problem | None] = {}
+        self._languages = LanguageCheck(lambda code: encoder.token_rows([Text("a", 0, code)]))
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; duplicates are found after tokenizing."""
@@ -185,7 +95,7 @@ class TextPreparation:
         texts = []
         for number, item, code in zip(range(rows.start, rows.stop), rows.items, codes, strict=True):
             language = self._language if code is None else code
-            problem = item if isinstance(item, Problem) else self._problem_of_language(language)
+            problem = item if isinstance(item, Problem) else self._languages.problem(language)
             if problem is not None:
                 problems[number] = problem
             else:
@@ -230,34 +140,11 @@ class TextPreparation:
             yield from self._token_rows(texts[:half], problems)
             yield from self._token_rows(texts[half:], problems)
 
-    def _problem_of_language(self, code: str | None) -> Problem | None:
-        if code not in self._checked:
-            self._checked[code] = self._new_problem_of_language(code)
-        return self._checked[code]
-
-    def _new_problem_of_language(self, code: str | None) -> Problem | None:
-        try:
-            self._encoder.token_rows([Text("a", 0, code)])
-        except LanguageError as error:
-            return Problem(kind_of_language(code), str(error))
-        return None
-
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
         """Plan batches, longest rows first and equal lengths in row order."""
         pad_id = self._encoder.manifest.text.pad_id
         runs = runs_from_lengths(tokens.lengths, max_tokens=self._max_batch_tokens, overhead=RUN_OVERHEAD)
         return [_TextBatch(tokens, positions, numbers[positions], pad_id) for positions in runs]
-
-
-def kind_of_language(code: str | None) -> str:
-    """Return the kind of problem of a language code that a tower rejects."""
-    if code is None:
-        return "missing-language"
-    try:
-        flores_from_code(code)
-    except LanguageError:
-        return "unknown-language"
-    return "unspoken-language"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,26 +188,7 @@ class ImagePreparation:
 
     def prepared(self, piece: Slice) -> Prepared:
         """Decode and resize the images that are not duplicates."""
-        rows = piece.rows
-        vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
-        problems: dict[int, Problem] = {}
-        pixels, numbers = [], []
-        for number, item in zip(range(rows.start, rows.stop), rows.items, strict=True):
-            if number in piece.same_as:
-                vector_row[number - rows.start] = piece.same_as[number]
-                continue
-            found = self._pixels(number, item)
-            if isinstance(found, Problem):
-                problems[number] = found
-                vector_row[number - rows.start] = BAD
-            else:
-                pixels.append(found)
-                numbers.append(number)
-        batches: list[Batch] = []
-        if pixels:
-            batches.append(_ImageBatch(np.stack(pixels), np.asarray(numbers, dtype=np.int64)))
-        counts = Counts(len(rows), len(problems), len(piece.same_as))
-        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        return prepared_images(piece, self._pixels, lambda pixels, rows: _ImageBatch(np.stack(pixels), rows))
 
     def _pixels(self, number: int, item: Item) -> NDArray[np.uint8] | Problem:
         if isinstance(item, Problem):

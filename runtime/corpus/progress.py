@@ -12,7 +12,7 @@ from typing import IO, Any
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.journal import PartRecord
 from runtime.corpus.options import RunRecord, Watcher
-from runtime.corpus.prepare import Counts
+from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source
 from runtime.manifest import Modality
 

@@ -23,7 +23,7 @@ from runtime.corpus.engines import EngineChoice, open_encoder
 from runtime.corpus.job import Executor, Job, preparation_for, slices_of_rows
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
-from runtime.corpus.prepare import Preparation, Prepared, Slice
+from runtime.corpus.slices import Preparation, Prepared, Slice
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.extras import import_optional

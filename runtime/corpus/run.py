@@ -20,7 +20,7 @@ from runtime.corpus.job import Executor, Job, parts_in_process
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartWriter
-from runtime.corpus.prepare import Counts
+from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, open_source
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError

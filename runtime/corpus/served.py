@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.engines import EngineChoice
-from runtime.corpus.prepare import BAD, Batch, Counts, ImagePreparation, Prepared, Slice, kind_of_language
+from runtime.corpus.prepare import ImagePreparation
 from runtime.corpus.rows import Item, Problem, Rows
+from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, Prepared, Slice, prepared_images
 from runtime.encoder import Encoder
-from runtime.errors import CorpusError, ImageError, InputError, LanguageError
+from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
 from runtime.remote import RemoteEncoder
@@ -66,8 +67,8 @@ class ServedTextPreparation:
     """Preparation of texts, batched by length in characters, since tokens are counted on the server."""
 
     def __init__(self, encoder: Encoder, *, language: str | None) -> None:
-        self._encoder, self._language = encoder, language
-        self._checked: dict[str | None, Problem | None] = {}
+        self._language = language
+        self._languages = LanguageCheck(lambda code: encoder.embed_texts(["a"], code))
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; ``prepared`` finds duplicates."""
@@ -98,23 +99,13 @@ class ServedTextPreparation:
     def _checked_text(self, item: Item, language: str | None) -> str | Problem:
         if isinstance(item, Problem):
             return item
-        if language not in self._checked:
-            self._checked[language] = self._problem_of_language(language)
-        problem = self._checked[language]
+        problem = self._languages.problem(language)
         if problem is not None:
             return problem
         try:
             return whole_characters(item, "The text")
         except InputError as error:
             return Problem("undecodable-text", str(error))
-
-    def _problem_of_language(self, code: str | None) -> Problem | None:
-        """Ask the server about a language; results are cached by the caller."""
-        try:
-            self._encoder.embed_texts(["a"], code)
-        except LanguageError as error:
-            return Problem(kind_of_language(code), str(error))
-        return None
 
 
 def _batch(entries: list[tuple[tuple[str, str | None], int]]) -> _ServedTexts:
@@ -150,26 +141,7 @@ class ServedImagePreparation:
 
     def prepared(self, piece: Slice) -> Prepared:
         """Check the images that are not duplicates."""
-        rows = piece.rows
-        vector_row = np.arange(rows.start, rows.stop, dtype=np.int64)
-        problems: dict[int, Problem] = {}
-        images, numbers = [], []
-        for number, item in zip(range(rows.start, rows.stop), rows.items, strict=True):
-            if number in piece.same_as:
-                vector_row[number - rows.start] = piece.same_as[number]
-                continue
-            found = self._checked(number, item)
-            if isinstance(found, Problem):
-                problems[number] = found
-                vector_row[number - rows.start] = BAD
-            else:
-                images.append(found)
-                numbers.append(number)
-        batches: list[Batch] = []
-        if images:
-            batches.append(_ServedImages(images, np.asarray(numbers, dtype=np.int64)))
-        counts = Counts(len(rows), len(problems), len(piece.same_as))
-        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        return prepared_images(piece, self._checked, _ServedImages)
 
     def _checked(self, number: int, item: Item) -> Any:
         if isinstance(item, Problem):

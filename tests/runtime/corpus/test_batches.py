@@ -12,8 +12,9 @@ from sample_models import Exported
 
 from runtime import Encoder
 from runtime.corpus import BatchEmbedder, Columns, embedded_batches
-from runtime.corpus.prepare import Slice, TextPreparation
+from runtime.corpus.prepare import TextPreparation
 from runtime.corpus.rows import Rows
+from runtime.corpus.slices import Slice
 from runtime.errors import InputError
 from samples import dataset
 
