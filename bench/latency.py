@@ -35,7 +35,7 @@ from bench.reporting.latency_tables import print_footprints, print_latencies, wi
 from bench.timing.graph_costs import cost_of_graph
 from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.timing.roofline import cost_settings
-from bench.timing.timed_process import WORKER, GraphSpec, Opened, Pace, TimedProcess, Times
+from bench.timing.timed_process import WORKER, GraphSpec, OpenedGraph, Pace, TimedProcess, Times
 from export.parity.limits import LIMITS
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
@@ -125,7 +125,7 @@ class Group:
 class _Found:
     """Results of a group's processes."""
 
-    opened: list[Opened] = field(default_factory=list)
+    opened: list[OpenedGraph] = field(default_factory=list)
     times: dict[Shape, list[Times]] = field(default_factory=dict)
     cosines: dict[Shape, float] = field(default_factory=dict)
     error: str = ""

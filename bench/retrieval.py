@@ -35,9 +35,9 @@ from bench.datasets import (
 )
 from bench.datasets.language_maps import LanguageMap
 from bench.models.samples import SAMPLE_REPOSITORY, jobs_of, numbered
+from bench.reporting.changed_hits import write_turned
 from bench.reporting.retrieval_page import write_page
 from bench.reporting.retrieval_table import Order, print_report
-from bench.reporting.turned import write_turned
 from export.commands.progress import progress_bars
 from export.retrieval.metrics import RetrievalProtocol
 from runtime.commands.reporting import ErrorReportingCommand

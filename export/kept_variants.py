@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.expectations import Expected
+from export.parity.expectations import Expectations
 from export.parity.limits import LIMITS
 from export.towers import Towers
 from runtime.errors import BabeltowerError, ManifestError
@@ -33,7 +33,9 @@ class Kept:
     dropped: Mapping[str, str] = field(default_factory=dict)
 
 
-def kept_variants(published: Manifest | None, repository: Path, towers: Towers, expected: Expected) -> Kept:
+def kept_variants(
+    published: Manifest | None, repository: Path, towers: Towers, expected: Expectations
+) -> Kept:
     """Keep the variants of an earlier export if it has the same embedding space.
 
     The fingerprints must be equal, and PyTorch's stored vectors of its probes must match those computed now.
@@ -58,7 +60,7 @@ def kept_variants(published: Manifest | None, repository: Path, towers: Towers, 
 
 
 def _former_difference(
-    published: Manifest, repository: Path, towers: Towers, expected: Expected
+    published: Manifest, repository: Path, towers: Towers, expected: Expectations
 ) -> str | None:
     """Return why an export with a former fingerprint may differ in embedding space; None if proven equal."""
     unproven = f"its fingerprint, {published.fingerprint}, is of the former kind, and"
@@ -87,7 +89,7 @@ def _former_difference(
 
 
 def _difference_from_expected(
-    published: Manifest, repository: Path, expected: Expected, dim: int
+    published: Manifest, repository: Path, expected: Expectations, dim: int
 ) -> str | None:
     """Compare the probes common to both exports; None if they agree or none can be compared."""
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from export.checkpoint import towers_from_checkpoint
 from export.kept_variants import Kept, kept_variants
 from export.onnx_graph import onnx_from_tower
-from export.parity.expectations import Expected, expected_of_reference
+from export.parity.expectations import Expectations, expected_of_reference
 from export.parity.gate import GateReference, gate_reference
 from export.parity.limits import LIMITS
 from export.parity.measure import ParityReport, measure_parity
@@ -320,7 +320,7 @@ class _Run:
         form: Form,
         sources: Mapping[Modality, Path],
         calibration: CalibrationSet | None,
-        expected: Expected,
+        expected: Expectations,
         gate: GateReference | None,
     ) -> ParityReport:
         """Write and measure one variant, and publish it if the limits hold."""

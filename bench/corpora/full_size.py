@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from bench.corpora.inputs import CORPORA, LANGUAGE, photographs, texts_of
-from bench.corpora.loops import LOOPS, Timed, timed_loop
+from bench.corpora.loops import LOOPS, TimedLoop, timed_loop
 from bench.models.corpus_models import full_size_model
 from bench.records.record import Record, record_of, suite_cell
 from runtime.corpus.engines import EngineChoice, open_encoder, runs_at_once
@@ -93,7 +93,7 @@ def _choice() -> EngineChoice:
     return EngineChoice(Engine.OPENVINO, Precision.INT8, instances=n_cores(), threads=1)
 
 
-def _pipeline(model: Path, source: Path, n_vectors: int) -> Timed:
+def _pipeline(model: Path, source: Path, n_vectors: int) -> TimedLoop:
     """Embed the corpus in INT8 on OpenVINO, one instance per core; return the first rows' vectors."""
     import pyarrow.parquet
 
@@ -111,14 +111,16 @@ def _pipeline(model: Path, source: Path, n_vectors: int) -> Timed:
             flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             vectors = flat.reshape(len(table), -1)
     padding = record.padding_share if record.this_run.tokens else None
-    return Timed(record.this_run.rows, record.seconds, record.cpu_seconds, padding, vectors, busy.shares())
+    return TimedLoop(
+        record.this_run.rows, record.seconds, record.cpu_seconds, padding, vectors, busy.shares()
+    )
 
 
 @dataclass(slots=True)
 class _Way:
     """Results of all turns of one way to embed the corpus."""
 
-    turns: list[Timed] = field(default_factory=list)
+    turns: list[TimedLoop] = field(default_factory=list)
 
     @property
     def rates(self) -> list[float]:
@@ -262,7 +264,7 @@ _BATCH_IMAGES = 16
 """Images of one run, as many as in the pipeline's slices."""
 
 
-def _tower_alone(model: Path) -> Timed:
+def _tower_alone(model: Path) -> TimedLoop:
     """Run the image tower on prepared pixels, one instance per core."""
     encoder = _open_tower(model)
     size = encoder.manifest.image
@@ -272,7 +274,7 @@ def _tower_alone(model: Path) -> Timed:
     started, cpu_started = _now()
     n_runs = runs_at_once(lambda: encoder.vectors_from_pixels(pixels), instances=n_cores(), seconds=_ALONE_S)
     stopped, cpu_stopped = _now()
-    return Timed(n_runs * _BATCH_IMAGES, stopped - started, cpu_stopped - cpu_started)
+    return TimedLoop(n_runs * _BATCH_IMAGES, stopped - started, cpu_stopped - cpu_started)
 
 
 _towers: dict[Path, Any] = {}
@@ -284,7 +286,7 @@ def _open_tower(model: Path) -> Any:
     return _towers[model]
 
 
-def _preprocessing(model: Path, folder: Path, way: str) -> Timed:
+def _preprocessing(model: Path, folder: Path, way: str) -> TimedLoop:
     """Decode and preprocess on one thread, with the runtime or with Pillow alone."""
     from runtime.manifest import Manifest
     from runtime.preprocessing.image import decode, pixels_from_image, pixels_from_source
@@ -302,21 +304,21 @@ def _preprocessing(model: Path, folder: Path, way: str) -> Timed:
     for data in files:
         run(data)
     stopped, cpu_stopped = _now()
-    return Timed(len(files), stopped - started, cpu_stopped - cpu_started)
+    return TimedLoop(len(files), stopped - started, cpu_stopped - cpu_started)
 
 
 @contextmanager
-def _process() -> Iterator[Callable[..., Timed]]:
+def _process() -> Iterator[Callable[..., TimedLoop]]:
     """Yield a function that runs calls one by one in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
 
-        def call(task: Callable[..., Timed], *arguments: Any) -> Timed:
+        def call(task: Callable[..., TimedLoop], *arguments: Any) -> TimedLoop:
             return pool.apply(task, arguments)
 
         yield call
 
 
-def _print(console: Console, model: str, corpus: str, way: str, found: Timed) -> None:
+def _print(console: Console, model: str, corpus: str, way: str, found: TimedLoop) -> None:
     if found.error is not None:
         console.print(f"{model} {corpus} {way}: {found.error}", markup=False, soft_wrap=True)
         return

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LOOPS", "Timed", "timed_loop"]
+__all__ = ["LOOPS", "TimedLoop", "timed_loop"]
 
 LOOPS = ("plain", "open_clip", "sentence-transformers")
 _BATCH = 32
@@ -28,7 +28,7 @@ _CONTEXT_LENGTH = 77
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedLoop:
     """Measured work of one way over some rows.
 
     Attributes:
@@ -47,16 +47,16 @@ class Timed:
     error: str | None = None
 
 
-def timed_loop(way: str, checkpoint: Path, texts: list[str]) -> Timed:
+def timed_loop(way: str, checkpoint: Path, texts: list[str]) -> TimedLoop:
     """Embed texts with one of ``LOOPS``; the first call in a process opens and warms up the model."""
     try:
         run = _opened(way, checkpoint)
     except (ImportError, ValueError, OSError) as error:
-        return Timed(error=f"{type(error).__name__}: {error}")
+        return TimedLoop(error=f"{type(error).__name__}: {error}")
     started, cpu_started = time.perf_counter(), time.process_time()
     vectors, padding = run(texts)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    return Timed(len(texts), seconds, cpu_seconds, padding, vectors)
+    return TimedLoop(len(texts), seconds, cpu_seconds, padding, vectors)
 
 
 _Run = Callable[[list[str]], tuple[NDArray[np.float32] | None, float | None]]

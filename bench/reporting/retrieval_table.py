@@ -18,7 +18,7 @@ from runtime.cosines import lowest
 
 __all__ = [
     "WIDE_COLUMNS",
-    "Judged",
+    "JudgedReport",
     "Order",
     "print_model",
     "print_report",
@@ -76,7 +76,7 @@ def print_model(console: Console, model: ModelFacts, dataset: str) -> None:
     )
 
 
-class Judged(Protocol):
+class JudgedReport(Protocol):
     """Report with a verdict."""
 
     @property
@@ -100,7 +100,9 @@ class Judged(Protocol):
         """Number of compared hits."""
 
 
-def print_verdict(console: Console, report: Judged, agrees: str = "retrieves what PyTorch retrieves") -> None:
+def print_verdict(
+    console: Console, report: JudgedReport, agrees: str = "retrieves what PyTorch retrieves"
+) -> None:
     """Print the verdict and the exceeded limits."""
     console.print(
         f"lowest cosine {report.min_cosine:.8f} (limit {report.limits.min_cosine}); {report.n_turned} of "

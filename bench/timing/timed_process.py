@@ -25,7 +25,7 @@ from bench.models.samples import ROOT
 from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError
 
-__all__ = ["WORKER", "GraphSpec", "Opened", "Pace", "Rates", "TimedProcess", "Times", "timed_runs"]
+__all__ = ["WORKER", "GraphSpec", "OpenedGraph", "Pace", "Rates", "TimedProcess", "Times", "timed_runs"]
 
 WORKER = ("-m", "bench.timing.timed_process")
 """Arguments of Python; a test substitutes a program that is slower on purpose."""
@@ -54,7 +54,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedGraph:
     """Milliseconds to open the graph (the engine's import included) and of the first run; MB after it."""
 
     load_ms: float
@@ -129,7 +129,7 @@ class TimedProcess:
             text=True,
             env=environment,
         )
-        self.opened = Opened(**self._answer())
+        self.opened = OpenedGraph(**self._answer())
 
     def times(self, inputs: Path, pace: Pace) -> Times:
         """Time the runs of one shape."""
@@ -205,7 +205,7 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
     (vectors,) = backend.run(inputs[str(first)], [spec.output])
     answered = time.perf_counter()
     require_directions(vectors, what="vectors of the first answer")
-    yield asdict(Opened((opened - started) * 1e3, (answered - opened) * 1e3, _resident_bytes() / 1e6))
+    yield asdict(OpenedGraph((opened - started) * 1e3, (answered - opened) * 1e3, _resident_bytes() / 1e6))
     for line in sys.stdin:
         request = json.loads(line)
         path = request["inputs"]

@@ -14,7 +14,7 @@ from runtime.extras import needing
 from runtime.manifest import Engine
 
 if TYPE_CHECKING:
-    from export.sensitivity.quantize import Quantized
+    from export.sensitivity.quantize import QuantizedModel
 
 __all__ = ["quantize"]
 
@@ -111,7 +111,7 @@ def quantize(
     typer.echo("\n".join(_sensitivity_lines(done)))
 
 
-def _sensitivity_lines(done: Quantized) -> Iterator[str]:
+def _sensitivity_lines(done: QuantizedModel) -> Iterator[str]:
     chosen, costs = done.report.chosen, done.report.costs
     if chosen is not None:
         yield (

@@ -14,7 +14,7 @@ from runtime.extras import needing
 __all__ = ["tune"]
 
 
-class Tuned(str, Enum):
+class FrontEndChoice(str, Enum):
     """Front ends to tune."""
 
     TEXT = "text"
@@ -24,7 +24,9 @@ class Tuned(str, Enum):
 
 def tune(
     model: Annotated[Path, typer.Argument(metavar="REPOSITORY/NAME", help="A model with front ends.")],
-    tower: Annotated[Tuned, typer.Option(help="Front end to tune, with its tower.")] = Tuned.TEXT,
+    tower: Annotated[
+        FrontEndChoice, typer.Option(help="Front end to tune, with its tower.")
+    ] = FrontEndChoice.TEXT,
     p99_ms: Annotated[
         float | None,
         typer.Option(
@@ -71,7 +73,7 @@ def tune(
     from runtime.server import default_folder, environment_from_folder
 
     environment = environment_from_folder(env or default_folder())
-    for modality in Modality if tower is Tuned.BOTH else (Modality(tower.value),):
+    for modality in Modality if tower is FrontEndChoice.BOTH else (Modality(tower.value),):
         options = TuneOptions(
             p99_ms=p99_ms,
             minutes=minutes,

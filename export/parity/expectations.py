@@ -15,7 +15,7 @@ from export.towers import Float, Int, Towers
 from runtime.manifest import ImagePreprocessing, Modality
 from runtime.preprocessing.image_formats import open_image
 
-__all__ = ["Expected", "ExpectedRun", "channel_statistics", "expected_of_reference"]
+__all__ = ["Expectations", "ExpectedRun", "channel_statistics", "expected_of_reference"]
 
 SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
 """Grid of batch × sequence sizes; a sequence is capped at the context length."""
@@ -34,7 +34,7 @@ class ExpectedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class Expectations:
     """Probes and the library's results for them; ``texts`` and ``image_vectors`` are vectors by width."""
 
     probes: Sequence[ProbeText]
@@ -46,7 +46,7 @@ class Expected:
     cells: Sequence[ExpectedRun]
 
 
-def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
+def expected_of_reference(towers: Towers, texts_per_language: int) -> Expectations:
     """Run the library on the probes and on the grid of batch and sequence sizes."""
     probes = probe_texts(
         towers.text_preprocessing,
@@ -56,7 +56,7 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expected:
     ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
     images = probe_files(towers.image_preprocessing)
     pixels = np.stack([towers.reference.pixels(_opened(image)) for image in images])
-    return Expected(
+    return Expectations(
         probes=probes,
         ids=ids,
         texts=_text_vectors(towers, ids),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.expectations import Expected, ExpectedRun, channel_statistics
+from export.parity.expectations import Expectations, ExpectedRun, channel_statistics
 from export.parity.gate import GateReference, NoiseFloor, RetrievalFigures, measure_retrieval
 from export.parity.limits import Limits
 from export.parity.probes import ProbeText
@@ -138,7 +138,7 @@ def measure_parity(
     *,
     engines: Sequence[Engine],
     limits: Limits,
-    expected: Expected,
+    expected: Expectations,
     gate: GateReference | None,
     threads: int | None,
     progress: Progress,
@@ -199,7 +199,7 @@ def agreement(found: NDArray[Any], expected: NDArray[Any], names: Sequence[str])
     )
 
 
-def _token_ids_equal(tokenizer: Tokenizer, expected: Expected, pad_id: int) -> bool:
+def _token_ids_equal(tokenizer: Tokenizer, expected: Expectations, pad_id: int) -> bool:
     texts = list(
         texts_with_languages([p.text for p in expected.probes], [p.language for p in expected.probes])
     )
@@ -211,7 +211,7 @@ def _token_ids_equal(tokenizer: Tokenizer, expected: Expected, pad_id: int) -> b
     )
 
 
-def _max_pixel_error(towers: Towers, expected: Expected) -> float:
+def _max_pixel_error(towers: Towers, expected: Expectations) -> float:
     """Return the largest pixel difference on the scale 0 to 1, before normalisation."""
     image = towers.image_preprocessing
     mean, std = channel_statistics(image)
@@ -220,7 +220,7 @@ def _max_pixel_error(towers: Towers, expected: Expected) -> float:
 
 
 def _figures(
-    expected: Expected, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    expected: Expectations, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
 ) -> EngineFigures:
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
     model = repository / manifest.name

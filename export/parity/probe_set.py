@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.expectations import Expected
+from export.parity.expectations import Expectations
 from export.towers import Towers
 from runtime.backends import open_backend
 from runtime.manifest import Engine, Modality, TowerFiles, Variant, record_of_file
@@ -24,7 +24,7 @@ from runtime.remote.payloads import bytes_from_image
 __all__ = ["probes_from_expected", "with_opening_probes"]
 
 
-def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
+def probes_from_expected(expected: Expectations, towers: Towers) -> Probes:
     """Collect texts, losslessly encoded images, and their vectors at full width."""
     return Probes(
         fingerprint=towers.fingerprint,
@@ -37,7 +37,7 @@ def probes_from_expected(expected: Expected, towers: Towers) -> Probes:
 
 
 def with_opening_probes(
-    variant: Variant, expected: Expected, towers: Towers, stage: Path, *, engines: Sequence[Engine]
+    variant: Variant, expected: Expectations, towers: Towers, stage: Path, *, engines: Sequence[Engine]
 ) -> Variant:
     """Write ``opening.npz`` beside each graph of a variant: probes, PyTorch's vectors, engines' cosines.
 
@@ -78,7 +78,7 @@ def _figures(
 
 
 def _opening_probes(
-    modality: Modality, tower: TowerFiles, expected: Expected, towers: Towers
+    modality: Modality, tower: TowerFiles, expected: Expectations, towers: Towers
 ) -> OpeningProbes:
     """Select opening probes; the selection depends only on PyTorch's vectors, so variants share it."""
     widths = {int(width): name for width, name in tower.outputs.items()}

@@ -32,8 +32,8 @@ from runtime.errors import ExportError
 
 __all__ = [
     "LARGEST_ACTIVATION",
+    "Fp16Report",
     "HalfReport",
-    "Halved",
     "KeptNode",
     "Reason",
     "fp16_from_onnx",
@@ -133,7 +133,7 @@ def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mappin
 
 
 @dataclass(frozen=True, slots=True)
-class Halved:
+class Fp16Report:
     """Result of ``halve_model``: the nodes kept in FP32, and counts of the others."""
 
     kept: Mapping[onnx_ir.Node, KeptNode]
@@ -141,13 +141,13 @@ class Halved:
     n_clamps: int
 
 
-def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Halved:
+def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Fp16Report:
     """Select the nodes to keep in FP32 and convert the others, in place; see ``fp16_from_onnx``."""
     kept = _kept_nodes(model.graph, ranges)
     n_half = sum(bool(float_values(node)) for node in model.graph) - len(kept)
     n_clamps = _restore_clamps(model, kept)
     halve(model, kept)
-    return Halved(kept, n_half, n_clamps)
+    return Fp16Report(kept, n_half, n_clamps)
 
 
 def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_ir.Node, KeptNode]:

@@ -41,7 +41,7 @@ __all__ = [
     "GraphTarget",
     "Int8Recipe",
     "Int8Report",
-    "Measured",
+    "MeasuredInputs",
     "int8_from_onnx",
     "recipe_for",
 ]
@@ -134,7 +134,7 @@ def recipe_for(target: GraphTarget) -> Int8Recipe:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class MeasuredInputs:
     """Results of calibration, valid for any choice of products kept in FP32.
 
     Attributes:
@@ -163,7 +163,7 @@ class Int8Report:
     n_int8: int
     kept: tuple[str, ...]
     n_smoothed: int
-    measured: Measured = field(repr=False, compare=False)
+    measured: MeasuredInputs = field(repr=False, compare=False)
 
 
 def int8_from_onnx(
@@ -173,7 +173,7 @@ def int8_from_onnx(
     data_name: str,
     calibration: Sequence[Mapping[str, NDArray[Any]]],
     recipe: Int8Recipe,
-    measured: Measured | None = None,
+    measured: MeasuredInputs | None = None,
 ) -> Int8Report:
     """Quantize a tower's FP32 graph.
 
@@ -212,7 +212,7 @@ def int8_from_onnx(
             percentile=recipe.percentile,
         )
         weights = _rounded_weights(model, folder, activations, extents, calibration, recipe)
-        measured = Measured(extents, weights)
+        measured = MeasuredInputs(extents, weights)
     for value in activations:
         _quantize_activation(model.graph, value, activations[value], measured.extents, recipe.encoding)
     for node in chosen:

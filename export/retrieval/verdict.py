@@ -10,7 +10,7 @@ from typing import Protocol
 from export.retrieval.comparison import Comparison
 from export.retrieval.metrics import KS, VectorAgreement
 
-__all__ = ["Compared", "RetrievalLimits", "retrieval_failures"]
+__all__ = ["ComparedVectors", "RetrievalLimits", "retrieval_failures"]
 
 _STANDARD_ERRORS = 3.0
 
@@ -40,7 +40,7 @@ class RetrievalLimits:
     sampled: bool = False
 
 
-class Compared(Protocol):
+class ComparedVectors(Protocol):
     """Results of one language, PyTorch and the exported model, by direction or task."""
 
     @property
@@ -57,7 +57,7 @@ class Compared(Protocol):
 
 
 def retrieval_failures(
-    languages: Sequence[Compared], images: VectorAgreement, limits: RetrievalLimits
+    languages: Sequence[ComparedVectors], images: VectorAgreement, limits: RetrievalLimits
 ) -> tuple[str, ...]:
     """List the limit violations: means first, then languages by descending drop; empty if all hold."""
     worst_first = sorted(languages, key=_largest_drop, reverse=True)
@@ -75,11 +75,11 @@ def retrieval_failures(
     )
 
 
-def _largest_drop(figures: Compared) -> float:
+def _largest_drop(figures: ComparedVectors) -> float:
     return max(comparison.drop(1) for comparison in figures.comparisons.values())
 
 
-def _mean_failures(languages: Sequence[Compared], limits: RetrievalLimits) -> Iterator[str]:
+def _mean_failures(languages: Sequence[ComparedVectors], limits: RetrievalLimits) -> Iterator[str]:
     for name in languages[0].comparisons:
         chosen = [figures.comparisons[name] for figures in languages]
         drop = sum(c.drop_beyond_ties(1, limits.tie_margin) for c in chosen) / len(chosen)
@@ -107,7 +107,7 @@ def _cosine_failures(what: str, found: VectorAgreement, limits: RetrievalLimits)
         yield f"{what}: mean cosine {found.cosine_mean:.6f}; the limit is {limits.min_mean_cosine}."
 
 
-def _recall_failures(figures: Compared, name: str, limits: RetrievalLimits) -> Iterator[str]:
+def _recall_failures(figures: ComparedVectors, name: str, limits: RetrievalLimits) -> Iterator[str]:
     comparison = figures.comparisons[name]
     strict = limits.max_recall_drop == 0.0
     most = {k: limits.max_recall_drop if k == 1 else limits.max_later_recall_drop for k in KS}

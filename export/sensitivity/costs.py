@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from export.graphs.embedding_table import EmbeddingTable
 from export.graphs.matrix_products import operations_by_product
 from export.precision.calibration import CalibrationSet
-from export.precision.int8 import Int8Recipe, Measured, int8_from_onnx
+from export.precision.int8 import Int8Recipe, MeasuredInputs, int8_from_onnx
 from export.retrieval.vectors import Progress
 from runtime.backends import open_backend
 from runtime.cosines import row_cosines
@@ -118,7 +118,7 @@ def costs_of_products(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
 
-        def quantize(kept: tuple[str, ...], measured: Measured | None) -> Any:
+        def quantize(kept: tuple[str, ...], measured: MeasuredInputs | None) -> Any:
             return int8_from_onnx(
                 source,
                 graph,

@@ -40,7 +40,7 @@ from runtime.preprocessing.text import Tokenizer
 
 __all__ = [
     "QuantizeOptions",
-    "Quantized",
+    "QuantizedModel",
     "Study",
     "accepted_trial",
     "quantized_from_checkpoint",
@@ -115,7 +115,7 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
+class QuantizedModel:
     """Published export, its sensitivity report, and the report's files."""
 
     export: Export
@@ -155,7 +155,7 @@ def quantized_from_checkpoint(
     name: str | None = None,
     base: str | Path | None = None,
     progress: Progress = _silent,
-) -> Quantized:
+) -> QuantizedModel:
     """Publish REPOSITORY/NAME in INT8 for one engine, with the fewest products in FP32 that meet the limit.
 
     Args:
@@ -198,7 +198,7 @@ def quantized_from_checkpoint(
         options=dataclasses.replace(export_options, recipes=recipes, reference=study.reference),
         progress=progress,
     )
-    return Quantized(export, report, files)
+    return QuantizedModel(export, report, files)
 
 
 def accepted_trial(report: SensitivityReport, options: QuantizeOptions, table: Path) -> Trial:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from export.parity.gate import GateReference
 from export.precision.calibration import CalibrationSet
-from export.precision.int8 import Int8Recipe, Measured, int8_from_onnx
+from export.precision.int8 import Int8Recipe, MeasuredInputs, int8_from_onnx
 from export.retrieval.comparison import Direction, compare_language
 from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.vectors import Vectors
@@ -129,7 +129,7 @@ class Trials:
     limits: RetrievalLimits
     done: list[Trial] = field(default_factory=list)
     _towers: dict[tuple[Modality, frozenset[str]], _TowerRun] = field(default_factory=dict)
-    _measurements: dict[Modality, Measured] = field(default_factory=dict)
+    _measurements: dict[Modality, MeasuredInputs] = field(default_factory=dict)
 
     def trial(self, kept: Sequence[Product]) -> Trial:
         """Quantize, embed the retrieval set and compare with PyTorch; results are cached in ``done``."""

@@ -14,7 +14,7 @@ from export.tuning.evidence import Tuning, write_evidence
 from export.tuning.inputs import requests_for
 from export.tuning.operation import ServingSettings, operation_of_model, publish_operation, tuned_files
 from export.tuning.search import TrialLog, TuningTrial, axes_for, best_first, searched
-from export.tuning.served import ServedModel
+from export.tuning.trial_server import ServedModel
 from runtime.errors import ExportError
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality

@@ -100,13 +100,13 @@ def slices_of_rows(
 def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> Preparation:
     """Return the preparation for a modality: tokenizing, decoding, or sending to a server."""
     if not isinstance(encoder, LocalEncoder):
-        from runtime.corpus.served import ServedImagePreparation, ServedTextPreparation
+        from runtime.corpus.remote import RemoteImagePreparation, RemoteTextPreparation
 
         if options.max_pixels is not None:
             raise CorpusError("max_pixels is set on the server; leave it out with an address.")
         if modality is Modality.TEXT:
-            return ServedTextPreparation(encoder, language=options.language)
-        return ServedImagePreparation(encoder)
+            return RemoteTextPreparation(encoder, language=options.language)
+        return RemoteImagePreparation(encoder)
     if modality is Modality.TEXT:
         return TextPreparation(encoder, language=options.language, max_batch_tokens=options.max_batch_tokens)
     return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.rows import BadRow, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, Preparation, Prepared, Slice
+from runtime.corpus.slices import BAD, Batch, Counts, Preparation, PreparedSlice, Slice
 from runtime.encoder import Encoder
 
 __all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]
@@ -59,14 +59,14 @@ class PartAssembly:
 
     def __init__(self, number: int, start: int, dim: int) -> None:
         self.number, self._start, self._dim = number, start, dim
-        self._slices: dict[int, Prepared] = {}
+        self._slices: dict[int, PreparedSlice] = {}
         self._vectors: NDArray[np.float32] = np.empty((0, dim), dtype=np.float32)
         self._n_batches = 0
         self._n_rows_seen = 0
         self._n_rows: int | None = None
         self._counts = Counts()
 
-    def add_slice(self, prepared: Prepared) -> None:
+    def add_slice(self, prepared: PreparedSlice) -> None:
         """Add a slice; its batches follow."""
         self._slices[prepared.start] = prepared
         self._n_batches += len(prepared.batches)
@@ -149,7 +149,7 @@ class _PartEnd:
     stop: int
 
 
-_Event: TypeAlias = "Prepared | _Vectors | _PartBegin | _PartEnd | BaseException | None"
+_Event: TypeAlias = "PreparedSlice | _Vectors | _PartBegin | _PartEnd | BaseException | None"
 
 Observer: TypeAlias = "Callable[[int, Counts], None]"
 """Callback called per batch with the number of finished rows and their counts."""
@@ -304,11 +304,11 @@ class _Assemblies:
             while self.open_parts and self.open_parts[first := next(iter(self.open_parts))].is_complete:
                 yield self.open_parts.pop(first).finished(has_ids=self.has_ids)
 
-    def _take(self, event: Prepared | _Vectors | _PartBegin | _PartEnd) -> None:
+    def _take(self, event: PreparedSlice | _Vectors | _PartBegin | _PartEnd) -> None:
         match event:
             case _PartBegin(number):
                 self.open_parts[number] = PartAssembly(number, number * self.rows_per_part, self.dim)
-            case Prepared(counts=counts):
+            case PreparedSlice(counts=counts):
                 self.open_parts[event.part].add_slice(event)
                 self.observe(counts.bad + counts.duplicates, counts)
             case _Vectors(part, batch, vectors):

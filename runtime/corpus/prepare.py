@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.rows import ImageFile, Item, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, Prepared, Slice, prepared_images
+from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, PreparedSlice, Slice, prepared_images
 from runtime.errors import BabeltowerError, ImageError, InputError
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
@@ -87,7 +87,7 @@ class TextPreparation:
         """Yield the slices unchanged; duplicates are found after tokenizing."""
         return (Slice(part, piece) for part, piece in rows)
 
-    def prepared(self, piece: Slice) -> Prepared:
+    def prepared(self, piece: Slice) -> PreparedSlice:
         """Tokenize, deduplicate equal token rows and plan the batches."""
         rows = piece.rows
         codes = rows.languages or [None] * len(rows)
@@ -105,7 +105,7 @@ class TextPreparation:
         n_good = int((vector_row != BAD).sum())
         counts = Counts(len(rows), len(problems), n_good - len(numbers), n_truncated)
         batches = self._batches(tokens, numbers) if len(numbers) else []
-        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
 
     def _tokenised(
         self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
@@ -186,7 +186,7 @@ class ImagePreparation:
                             same_as[number] = first
                 yield Slice(part, Rows(piece.start, piece.ids, items), same_as)
 
-    def prepared(self, piece: Slice) -> Prepared:
+    def prepared(self, piece: Slice) -> PreparedSlice:
         """Decode and resize the images that are not duplicates."""
         return prepared_images(piece, self._pixels, lambda pixels, rows: _ImageBatch(np.stack(pixels), rows))
 

@@ -23,7 +23,7 @@ from runtime.corpus.engines import EngineChoice, open_encoder
 from runtime.corpus.job import Executor, Job, preparation_for, slices_of_rows
 from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
-from runtime.corpus.slices import Preparation, Prepared, Slice
+from runtime.corpus.slices import Preparation, PreparedSlice, Slice
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.extras import import_optional
@@ -141,7 +141,7 @@ class _Embedder:
             "data": _column(pickle.dumps(self._refusal or self._embedded(pickle.loads(data)), protocol=5))
         }
 
-    def _embedded(self, prepared: Prepared) -> Prepared | _Refusal:
+    def _embedded(self, prepared: PreparedSlice) -> PreparedSlice | _Refusal:
         try:
             vectors = [
                 _Computed(found.rows, found.counts, found.run(self._encoder, self._dim))
@@ -160,13 +160,13 @@ class _Refusal:
     error: BabeltowerError
 
 
-def _sent_back(data: bytes) -> Prepared:
+def _sent_back(data: bytes) -> PreparedSlice:
     """Unpack a worker's result for a slice.
 
     Raises:
         CorpusError: the worker sent a refusal.
     """
-    found: Prepared | _Refusal = pickle.loads(data)
+    found: PreparedSlice | _Refusal = pickle.loads(data)
     if isinstance(found, _Refusal):
         raise CorpusError(f"The worker on {found.machine} cannot embed: {found.error}") from found.error
     return found
@@ -268,7 +268,7 @@ def _count_rows(source: Source, file: int) -> int:
     return n_rows
 
 
-def _assembled(job: Job, slices: Iterator[Prepared]) -> Iterator[EmbeddedPart]:
+def _assembled(job: Job, slices: Iterator[PreparedSlice]) -> Iterator[EmbeddedPart]:
     open_parts: dict[int, PartAssembly] = {}
     size = job.options.rows_per_part
     for prepared in slices:

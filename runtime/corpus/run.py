@@ -86,9 +86,9 @@ def _opened(
 ) -> tuple[Encoder, EngineChoice]:
     """Open the encoder, on a server or in process, and return it with its engine choice."""
     if "://" in model:
-        from runtime.corpus.served import open_served
+        from runtime.corpus.remote import open_remote
 
-        return open_served(model, options.engine)
+        return open_remote(model, options.engine)
     choice = choice_from_arguments(
         options.engine, known, model=model, modality=source.modality, cache=options.cache
     )

@@ -13,7 +13,16 @@ from runtime.corpus.rows import Item, Problem, Rows
 from runtime.errors import LanguageError
 from runtime.preprocessing.languages import flores_from_code
 
-__all__ = ["BAD", "Batch", "Counts", "LanguageCheck", "Preparation", "Prepared", "Slice", "prepared_images"]
+__all__ = [
+    "BAD",
+    "Batch",
+    "Counts",
+    "LanguageCheck",
+    "Preparation",
+    "PreparedSlice",
+    "Slice",
+    "prepared_images",
+]
 
 BAD = -1
 """Vector row of a bad row."""
@@ -70,7 +79,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSlice:
     """Prepared slice, ready to run.
 
     Attributes:
@@ -95,7 +104,7 @@ class Preparation(Protocol):
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield slices in order, marking the duplicates that can be found before preparation."""
 
-    def prepared(self, piece: Slice) -> Prepared:
+    def prepared(self, piece: Slice) -> PreparedSlice:
         """Tokenize or decode a slice; may run on several threads at once."""
 
 
@@ -128,7 +137,7 @@ def prepared_images(
     piece: Slice,
     check: Callable[[int, Item], Any | Problem],
     batch: Callable[[list[Any], NDArray[np.int64]], Batch],
-) -> Prepared:
+) -> PreparedSlice:
     """Check the images of a slice that are not duplicates, and make one batch of the good ones.
 
     Args:
@@ -152,7 +161,7 @@ def prepared_images(
             numbers.append(number)
     batches = [batch(good, np.asarray(numbers, dtype=np.int64))] if good else []
     counts = Counts(len(rows), len(problems), len(piece.same_as))
-    return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+    return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
 
 
 def _kind_of_language(code: str | None) -> str:

@@ -18,7 +18,7 @@ from runtime.logs import LOGGER
 from runtime.manifest import Modality, front_end_name
 from runtime.remote.options import Connection
 from runtime.remote.payloads import RequestRows, concatenated
-from runtime.remote.served import Served, require_served, served_from_transport
+from runtime.remote.served_model import ServedModel, require_served_model, served_model_from_transport
 from runtime.remote.shared import SharedRegions
 from runtime.remote.tensors import Tensor
 from runtime.remote.transport import FailedRequestError, ServerAnswer, Status, Transport
@@ -50,21 +50,21 @@ class Caller:
         self._address = address
         self._slots = asyncio.Semaphore(connection.concurrency)
         self._regions = SharedRegions(transport) if connection.shared_memory else None
-        self._served: Served | None = None
+        self._served: ServedModel | None = None
         self._versions: dict[str, str] = {}
         self._sure_of: int | None = None  # connection generation whose server's space was checked
         self._checking = asyncio.Lock()
         self._random = random.Random()
         self._away_since: float | None = None
 
-    async def open(self, name: str) -> Served:
+    async def open(self, name: str) -> ServedModel:
         """Read the served model, without retries, so that opening fails fast.
 
         Raises:
             ServerError: the server cannot be reached, or does not serve the model.
         """
         try:
-            self._served = await served_from_transport(self._transport, name)
+            self._served = await served_model_from_transport(self._transport, name)
             self._sure_of = self._transport.generation
         except FailedRequestError as failure:
             raise _error_of_failure(failure, self._address) from failure
@@ -171,8 +171,8 @@ class Caller:
 
     async def _check_space(self) -> None:
         known = self._known()
-        found = await served_from_transport(self._transport, known.name)
-        require_served(found, engine=None, precision=None, fingerprint=known.fingerprint)
+        found = await served_model_from_transport(self._transport, known.name)
+        require_served_model(found, engine=None, precision=None, fingerprint=known.fingerprint)
         if found.dims != known.dims:
             raise ServerError(
                 f"{self._address} had widths {list(known.dims)} and now has {list(found.dims)}: it "
@@ -180,7 +180,7 @@ class Caller:
             )
         self._served = found
 
-    def _known(self) -> Served:
+    def _known(self) -> ServedModel:
         if self._served is None:
             raise EngineError("The caller is not open; call open() first.")
         return self._served

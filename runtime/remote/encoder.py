@@ -27,7 +27,7 @@ from runtime.remote.payloads import (
     rows_from_images,
     rows_from_texts,
 )
-from runtime.remote.served import Served, require_served
+from runtime.remote.served_model import ServedModel, require_served_model
 from runtime.remote.transport import open_transport
 from runtime.towers import Stats
 
@@ -51,7 +51,7 @@ class RemoteEncoder(Encoder):
         address: Address,
         connection: Connection,
         caller: Caller,
-        served: Served,
+        served: ServedModel,
         default_language: str | None,
     ) -> None:
         self.address = address
@@ -79,11 +79,11 @@ class RemoteEncoder(Encoder):
         parsed = address_from_text(address)
         connection.require_fitting(parsed)
 
-        async def opened() -> tuple[Caller, Served]:
+        async def opened() -> tuple[Caller, ServedModel]:
             caller = Caller(open_transport(parsed, connection), connection, str(parsed))
             try:
                 served = await caller.open(parsed.name)
-                require_served(
+                require_served_model(
                     served, engine=wanted_engine, precision=wanted, fingerprint=connection.fingerprint
                 )
             except BaseException:

@@ -7,7 +7,7 @@ import pytest
 
 from bench.corpora.full_size import _Busy, _text_record, _Way
 from bench.corpora.inputs import texts_of
-from bench.corpora.loops import LOOPS, Timed, timed_loop
+from bench.corpora.loops import LOOPS, TimedLoop, timed_loop
 from bench.corpus import _is_of
 from bench.records.record import record_of
 from runtime.machine import n_cores
@@ -47,9 +47,10 @@ def test_busy_is_told_second_by_second_up_to_the_last_batch():
 
 def test_a_way_that_cannot_run_is_a_record_that_says_why():
     ways = {
-        way: _Way([Timed(10, 2.0, 4.0, 0.1, np.eye(2, dtype=np.float32))]) for way in ("pipeline", "plain")
+        way: _Way([TimedLoop(10, 2.0, 4.0, 0.1, np.eye(2, dtype=np.float32))])
+        for way in ("pipeline", "plain")
     }
-    ways["open_clip"] = _Way([Timed(error="ValueError: no")])
+    ways["open_clip"] = _Way([TimedLoop(error="ValueError: no")])
     ours, other = (_text_record("nllb-clip-base", "captions", way, ways) for way in ("pipeline", "open_clip"))
     assert (ours.samples, ours.unit, ours.settings["min_cosine"]) == ((2.5,), "rows/core-second", 1.0)
     assert (other.samples, other.error) == ((), "ValueError: no")

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from bench.records.record import Record, record_of, suite_cell, write_records
 from bench.report import app
+from bench.reporting.changed_hits import turned_path, write_turned
 from bench.reporting.languages import language_rows, tiles_by_script
 from bench.reporting.suite_data import results_from_paths
 from bench.reporting.suite_page import page_from_results
-from bench.reporting.turned import turned_path, write_turned
 from export.retrieval.verdict import RetrievalLimits
 from runtime.errors import BabeltowerError
 from runtime.preprocessing.languages import languages

@@ -17,7 +17,7 @@ from small_exports import QUICK
 from export import repository_from_checkpoint, towers_from_checkpoint
 from export.commands.export import record_of_export, summary_of_export
 from export.kept_variants import kept_variants
-from export.parity.expectations import Expected, expected_of_reference
+from export.parity.expectations import Expectations, expected_of_reference
 from export.towers import Towers
 from export.variants import FP32
 from runtime.manifest import Engine, Manifest, Precision, TowerFiles, manifest_path, record_of_file
@@ -93,13 +93,13 @@ def towers() -> Towers:
 
 
 @pytest.fixture(scope="module")
-def expected(towers: Towers) -> Expected:
+def expected(towers: Towers) -> Expectations:
     return expected_of_reference(towers, 1)
 
 
 @pytest.mark.parametrize("change", [lambda model: None, as_former, lambda model: probes_path(model).unlink()])
 def test_a_variant_of_the_same_space_stays(
-    change: Change, published: Path, towers: Towers, expected: Expected
+    change: Change, published: Path, towers: Towers, expected: Expectations
 ) -> None:
     change(published)
     manifest = Manifest.read(published)
@@ -138,7 +138,7 @@ def former_of_another_tokenizer(model: Path) -> None:
     ],
 )
 def test_what_is_not_proven_goes(
-    change: Change, reason: str, published: Path, towers: Towers, expected: Expected
+    change: Change, reason: str, published: Path, towers: Towers, expected: Expectations
 ) -> None:
     change(published)
     kept = kept_variants(Manifest.read(published), published.parent, towers, expected)

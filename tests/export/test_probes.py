@@ -17,7 +17,7 @@ from sample_models import CHECKPOINTS
 
 from export import towers_from_checkpoint
 from export.parity import measure as parity
-from export.parity.expectations import Expected, expected_of_reference
+from export.parity.expectations import Expectations, expected_of_reference
 from export.parity.limits import LIMITS
 from export.parity.probe_set import probes_from_expected
 from export.parity.probes import probe_files
@@ -32,7 +32,7 @@ Rows = Callable[[TokenRow, Towers], list[int]]
 
 
 @cache
-def sample(name: str) -> tuple[Towers, Expected]:
+def sample(name: str) -> tuple[Towers, Expectations]:
     towers = towers_from_checkpoint(CHECKPOINTS / name)
     return towers, expected_of_reference(towers, 1)
 

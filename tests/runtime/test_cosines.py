@@ -17,7 +17,7 @@ from sample_models import ROOT
 
 from bench.compare import compare_runs
 from bench.corpora.full_size import _text_record, _Way
-from bench.corpora.loops import Timed
+from bench.corpora.loops import TimedLoop
 from bench.gpu import _seconds
 from bench.latency import _compare, _Found
 from bench.peers.measure import require_equal
@@ -30,7 +30,7 @@ from export.parity.measure import Agreement, _worst
 from export.parity.measure import agreement as parity_agreement
 from export.retrieval.metrics import agreement as retrieval_agreement
 from export.retrieval.verdict import _cosine_failures
-from export.tuning.served import ServedModel
+from export.tuning.trial_server import ServedModel
 from runtime.cosines import (
     highest,
     lowest,
@@ -218,7 +218,7 @@ def by_precision_speed(found: Any, reference: Any) -> list[str]:
 
 def by_corpus(found: Any, reference: Any) -> list[str]:
     def way(vectors: Any) -> _Way:
-        return _Way(turns=[Timed(10, 1.0, 1.0, 0.1, vectors)])
+        return _Way(turns=[TimedLoop(10, 1.0, 1.0, 0.1, vectors)])
 
     ways = {"pipeline": way(found), "plain": way(reference), "open_clip": way(reference)}
     error = _text_record("xlm-roberta-base-ViT-B-32", "short", "pipeline", ways).error
@@ -232,7 +232,7 @@ def by_served_trials(found: Any, reference: Any) -> list[str]:
     try:
         for vectors in (reference, found):
             load = SimpleNamespace(failures={}, vectors=dict(enumerate(vectors)))
-            with mock.patch("export.tuning.served.load_of_server", return_value=load):
+            with mock.patch("export.tuning.trial_server.load_of_server", return_value=load):
                 model.load(server, None)
     except ExportError as error:
         return [str(error)]

@@ -14,7 +14,7 @@ from runtime.fingerprints import is_former, remark_on_kind, remark_on_models, re
 from runtime.indexes.exact import Index
 from runtime.indexes.space import Space
 from runtime.manifest import Modality
-from runtime.remote.served import Served, require_served
+from runtime.remote.served_model import ServedModel, require_served_model
 
 FORMER, TODAY, OTHER = "bt1-" + "a" * 32, "bt2-" + "b" * 32, "bt2-" + "c" * 32
 
@@ -30,8 +30,8 @@ def index(vectors: str, model: str) -> Any:
 
 
 def served(vectors: str, model: str) -> Any:
-    found = Served("m", model, "fp32", "fp32", "onnxruntime", (4,), dict.fromkeys(Modality, 8))
-    require_served(found, engine=None, precision=None, fingerprint=vectors)
+    found = ServedModel("m", model, "fp32", "fp32", "onnxruntime", (4,), dict.fromkeys(Modality, 8))
+    require_served_model(found, engine=None, precision=None, fingerprint=vectors)
 
 
 @pytest.mark.parametrize("refuse", [space, index, served])

@@ -11,11 +11,11 @@ from runtime.fingerprints import remark_on_vectors
 from runtime.manifest import Engine, Modality, Precision, front_end_name
 from runtime.remote.transport import ServedModelConfig, Transport
 
-__all__ = ["Served", "require_served", "served_from_transport"]
+__all__ = ["ServedModel", "require_served_model", "served_model_from_transport"]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """One model on a server, as described by both of its front ends.
 
     ``max_batch_sizes`` are maximum rows per request.
@@ -30,7 +30,7 @@ class Served:
     max_batch_sizes: Mapping[Modality, int]
 
 
-async def served_from_transport(transport: Transport, name: str) -> Served:
+async def served_model_from_transport(transport: Transport, name: str) -> ServedModel:
     """Read the configurations of both front ends.
 
     Raises:
@@ -47,7 +47,7 @@ async def served_from_transport(transport: Transport, name: str) -> Served:
             f"{_description(found[1])}. Their vectors are not comparable: finish or undo the rollout."
         )
     sizes = {Modality.TEXT: max(1, text.max_batch_size), Modality.IMAGE: max(1, image.max_batch_size)}
-    return Served(name, *found[0], max_batch_sizes=sizes)
+    return ServedModel(name, *found[0], max_batch_sizes=sizes)
 
 
 _Facts = tuple[str, str, str, str, tuple[int, ...]]
@@ -82,8 +82,8 @@ def _dims(text: str, dim: str, model: str) -> tuple[int, ...]:
     return tuple(sorted(dims))
 
 
-def require_served(
-    served: Served, *, engine: Engine | None, precision: Precision | None, fingerprint: str | None
+def require_served_model(
+    served: ServedModel, *, engine: Engine | None, precision: Precision | None, fingerprint: str | None
 ) -> None:
     """Check that the served model is the requested one; arguments that are ``None`` are not checked.
 

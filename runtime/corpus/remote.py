@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.prepare import ImagePreparation
 from runtime.corpus.rows import Item, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, Prepared, Slice, prepared_images
+from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, PreparedSlice, Slice, prepared_images
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
 from runtime.remote import RemoteEncoder
 
-__all__ = ["ServedImagePreparation", "ServedTextPreparation", "open_served"]
+__all__ = ["RemoteImagePreparation", "RemoteTextPreparation", "open_remote"]
 
 _TEXTS_PER_BATCH = 256
 _REQUESTS_AT_ONCE = 4
 
 
-def open_served(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, EngineChoice]:
+def open_remote(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, EngineChoice]:
     """Connect to a server and complete the choice with its engine and precision.
 
     Raises:
@@ -63,7 +63,7 @@ class _ServedTexts:
         return vectors
 
 
-class ServedTextPreparation:
+class RemoteTextPreparation:
     """Preparation of texts, batched by length in characters, since tokens are counted on the server."""
 
     def __init__(self, encoder: Encoder, *, language: str | None) -> None:
@@ -74,7 +74,7 @@ class ServedTextPreparation:
         """Yield the slices unchanged; ``prepared`` finds duplicates."""
         return (Slice(part, piece) for part, piece in rows)
 
-    def prepared(self, piece: Slice) -> Prepared:
+    def prepared(self, piece: Slice) -> PreparedSlice:
         """Check texts and languages, deduplicate, and batch by length."""
         rows = piece.rows
         codes = rows.languages or [None] * len(rows)
@@ -94,7 +94,7 @@ class ServedTextPreparation:
         ]
         n_duplicates = len(rows) - len(problems) - len(distinct)
         counts = Counts(len(rows), len(problems), n_duplicates)
-        return Prepared(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
 
     def _checked_text(self, item: Item, language: str | None) -> str | Problem:
         if isinstance(item, Problem):
@@ -129,7 +129,7 @@ class _ServedImages:
         return vectors
 
 
-class ServedImagePreparation:
+class RemoteImagePreparation:
     """Preparation of images: decoded to find bad ones, sent as the original files."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -139,7 +139,7 @@ class ServedImagePreparation:
         """Read the files and mark duplicates, as in process."""
         return ImagePreparation.deduplicated(rows)
 
-    def prepared(self, piece: Slice) -> Prepared:
+    def prepared(self, piece: Slice) -> PreparedSlice:
         """Check the images that are not duplicates."""
         return prepared_images(piece, self._checked, _ServedImages)
 
