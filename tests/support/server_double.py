@@ -82,9 +82,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         if b"klingon" in items:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "LanguageError: Language 'tlh' is unknown.")
         if b"broken" in items:
-            context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "ImageError: its format is unknown"
-            )
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "ImageError: its format is unknown")
         self.batches.append(len(items))
         vectors = np.stack([vector_of(item, dim) for item in items]).astype(self.dtype)
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=self.version)
