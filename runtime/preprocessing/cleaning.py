@@ -64,7 +64,7 @@ def whole_characters(text: str, name: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise InputError(
-            f"{name} has a lone surrogate, which is half a character: {_around_surrogate(text)!a}. The "
+            f"{name} holds a lone surrogate, which is half a character: {_around_surrogate(text)!a}. The "
             "text was decoded wrongly: decode its bytes as UTF-8, or replace lone surrogates with "
             'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
         ) from None

@@ -329,7 +329,7 @@ def test_queries_of_their_own_may_be_measured_with(folders, tmp_path):
     record = index_from_vectors(folders(), tmp_path / "index", queries=asked)
     assert (record.recall.n_queries, record.recall.queries) == (20, str(asked))
     other = write_shard(tmp_path / "other.parquet", ["a"], QUERIES[:1], fingerprint="elsewhere")
-    with pytest.raises(InputError, match=r"of another space.*elsewhere"):
+    with pytest.raises(InputError, match=r"from another space.*elsewhere"):
         index_from_vectors(folders(), tmp_path / "second", queries=other)
 
 

@@ -135,7 +135,7 @@ def test_what_is_no_index_is_an_error(tmp_path, content):
     path = tmp_path / "photos.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"does not exist|is not an index"):
+    with pytest.raises(InputError, match=r"does not exist|is not a babeltower index"):
         Index.load(path)
 
 
@@ -145,7 +145,7 @@ def test_an_index_cut_short_is_an_error(tmp_path, kept):
     index_of(unit(30)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(InputError, match="is not an index"):
+    with pytest.raises(InputError, match="is not a babeltower index"):
         Index.load(path)
 
 
@@ -168,7 +168,7 @@ def test_queries_that_do_not_fit_are_errors(queries, options, message):
     ("ids", "vectors", "encoding", "message"),
     [
         (("a",), unit(2), Encoding.FLOAT32, "1 ids for 2 vectors"),
-        (("a",), unit(1), Encoding.INT8, "int8 vectors are int8"),
+        (("a",), unit(1), Encoding.INT8, "int8 vectors must be int8"),
         (("a",), unit(1)[0], Encoding.FLOAT32, r"float32 \(48,\)"),
     ],
 )

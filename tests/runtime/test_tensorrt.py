@@ -245,7 +245,7 @@ def test_a_request_over_every_profile_is_refused_by_name(backend: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": np.ones((1, 2), np.int64)}, r"takes \['attention_mask', 'input_ids'\], got"),
+        ({"input_ids": np.ones((1, 2), np.int64)}, r"inputs \['attention_mask', 'input_ids'\]; got"),
         (
             {**inputs_of(2, 3), "attention_mask": np.ones((2, 4), np.int64)},
             r"has shape \[2, 4\]; .* \[2, 3\]",
@@ -300,7 +300,7 @@ def test_a_portable_plan_is_accepted(changes: dict[str, Any], device: DeviceFact
 
 def test_turing_does_not_run_an_ampere_plan() -> None:
     turing = DeviceFacts("NVIDIA T4", "7.5", "12.9")
-    with pytest.raises(EngineError, match="this is NVIDIA T4"):
+    with pytest.raises(EngineError, match="this GPU is NVIDIA T4"):
         require_fit(manifest_of(portability="ampere-plus"), Precision.FP16, "10.16.1", turing)
 
 

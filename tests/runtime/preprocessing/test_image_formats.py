@@ -111,7 +111,9 @@ def refused(name: str) -> bytes:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_formats_are_refused_by_their_name(name: str) -> None:
-    message = rf"Image 7 cannot be decoded: it is {REFUSED[name][1]}; accepted are AVIF, BMP.*WEBP.*PNG"
+    message = (
+        rf"Image 7 cannot be decoded: it is {REFUSED[name][1]}; supported formats are AVIF, BMP.*WEBP.*PNG"
+    )
     with pytest.raises(ImageError, match=message):
         decode(refused(name), name="7")
 
