@@ -60,7 +60,8 @@ def test_another_checkpoint_is_exported_anew(
 ) -> None:
     samples = tmp_path / "samples"
     shutil.copytree(CHECKPOINTS / "capivara-lora", samples / "mine")
-    monkeypatch.setattr(sample_exports, "SAMPLES", samples)
+    monkeypatch.setattr("bench.models.samples.CHECKPOINTS", samples)
+    monkeypatch.setattr("bench.models.samples.SAMPLES", ("mine",))
     sample_export("mine", PRECISIONS, repository=tmp_path / "repository")
     with next((samples / "mine").glob("*.safetensors")).open("ab") as file:
         file.write(b"\0")
@@ -78,6 +79,6 @@ def test_another_library_is_exported_anew(
 
 
 def test_a_name_that_is_none_is_refused(exporter: Exporter, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no sample 'clip'.*nllb-clip"):
+    with pytest.raises(DatasetError, match=r"No sample checkpoint 'clip'.*nllb-clip"):
         sample_export("clip", PRECISIONS, repository=tmp_path)
     assert all((CHECKPOINTS / name).is_dir() for name in FAMILIES)
