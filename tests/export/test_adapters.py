@@ -271,7 +271,7 @@ REFUSED = {
         edit_tensors(lambda s: {k: v[..., :12].contiguous() if "lora_A" in k else v for k, v in s.items()}),
         "does not fit its base",
     ),
-    "integers": (edit_tensors(lambda s: {k: (v * 9).to(torch.int8) for k, v in s.items()}), "quantised"),
+    "integers": (edit_tensors(lambda s: {k: (v * 9).to(torch.int8) for k, v in s.items()}), "quantized"),
     "LoHa": (configure(peft_type="LOHA"), "type 'LOHA'"),
     "IA3": (configure(peft_type="IA3"), "type 'IA3'"),
     "prompt tuning": (configure(peft_type="PROMPT_TUNING"), "type 'PROMPT_TUNING'"),
