@@ -302,7 +302,7 @@ def columns_of_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]
     if missing := sorted(set(wanted) - set(table.column_names)):
         raise DatasetError(f"{path} has no column {missing[0]!r}; it has {table.column_names}.")
     if not table.num_rows:
-        raise DatasetError(f"{path} has no rows; calibration needs at least one.")
+        raise DatasetError(f"{path} is empty; calibration needs at least one row.")
     columns: dict[str, list[Any]] = table.to_pydict()
     return columns
 

@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Callable[[Path, State], object], str]] = {
     "INT8": (unlike(lambda s: {k: v.to(torch.int8) for k, v in s.items()}), "stored as int8"),
     "odd positions": (
         unlike(lambda s: {**s, "text.transformer.embeddings.position_ids": torch.arange(130).flip(0)}),
-        "different values",
+        "values that differ",
     ),
     "an unmerged adapter": (
         unlike(lambda s: {**s, "text.base_model.model.q.lora_A.default.weight": s["logit_scale"]}),

@@ -330,7 +330,7 @@ def test_faults_are_named(exported: Exported, tmp_path: Path) -> None:
     [
         ({"percentile": 40.0}, "is out of range"),
         ({"smooth": 1.5}, "between 0 and 1"),
-        ({"target": GraphTarget.TENSORRT}, "no int8 rows"),
+        ({"target": GraphTarget.TENSORRT}, "no int8 table lookup"),
     ],
 )
 def test_an_impossible_recipe_is_refused(options: dict, message: str) -> None:

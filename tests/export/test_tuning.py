@@ -237,7 +237,7 @@ def test_nothing_to_send_is_said(modality: Modality, exported: Exported, tmp_pat
         source.write_text("\n")
     else:
         source.mkdir()
-    with pytest.raises(InputError, match="holds no"):
+    with pytest.raises(InputError, match="contains no"):
         requests_for(Manifest.read(exported("capivara")), modality, "m", source=source, language=None)
 
 

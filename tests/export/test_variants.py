@@ -175,7 +175,7 @@ def test_an_accepted_drop_is_recorded() -> None:
 
 
 def test_what_cannot_be_made_is_refused_by_name() -> None:
-    with pytest.raises(ExportError, match=r"bf16 has no form for \['onnxruntime'\].*openvino"):
+    with pytest.raises(ExportError, match=r"bf16 is not supported on \['onnxruntime'\].*openvino"):
         forms_for([Precision.BF16], [Engine.ONNXRUNTIME], installed=CPU)
     with pytest.raises(ExportError, match="openvino is not installed"):
         forms_for([Precision.INT8], [Engine.OPENVINO], installed=[Engine.ONNXRUNTIME])
