@@ -159,7 +159,7 @@ def _require_labels(labels: Sequence[str]) -> None:
         raise InputError(f"labels is {labels!r}; pass a list of at least one class name.")
     if len(set(labels)) != len(labels):
         twice = sorted({label for label in labels if list(labels).count(label) > 1})
-        raise InputError(f"Labels {twice} are repeated; pass each label once.")
+        raise InputError(f"Labels {twice} are given more than once; pass each label once.")
 
 
 def _require_templates(templates: Sequence[str]) -> None:

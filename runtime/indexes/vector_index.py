@@ -93,9 +93,7 @@ class VectorIndex:
         if k < 1 or (effort is not None and effort < 1):
             raise InputError(f"k is {k} and effort {effort}; expected at least 1.")
         if effort is not None and not self.record.effort:
-            raise InputError(
-                f"{self.location} is a flat index: it compares with all rows and has no effort. Leave it out."
-            )
+            raise InputError(f"{self.location} is a flat index, so every row is compared. Leave effort out.")
         decoded = self.space.decoded_queries(queries)
         scores, rows = faiss_index.neighbours(
             self._index, self.space, decoded, k=k, effort=effort or self.record.effort or None

@@ -399,7 +399,7 @@ def test_a_changed_file_is_found(own_model):
     [
         ({"engine": "tvm"}, EngineError, "Engine 'tvm' is unknown; expected one of"),
         ({"precision": "int4"}, EngineError, "Precision 'int4' is unknown; expected one of"),
-        ({"precision": "fp16"}, ManifestError, "holds no fp16 variant"),
+        ({"precision": "fp16"}, ManifestError, "has no fp16 variant"),
         ({"default_language": "xx"}, LanguageError, "'xx' is unknown"),
     ],
 )

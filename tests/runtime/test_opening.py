@@ -706,10 +706,10 @@ def test_an_edited_manifest_is_refused_whatever_was_remembered(
     modality = Modality.IMAGE if part == "image" else Modality.TEXT
     with (
         Encoder.open(own) as encoder,
-        pytest.raises(ManifestError, match=f"another {field}.*changed after the export"),
+        pytest.raises(ManifestError, match=f"differs in {field}.*changed after the export"),
     ):
         encoder.open_tower(modality)
-    with pytest.raises(ManifestError, match=f"another {field}"):
+    with pytest.raises(ManifestError, match=f"differs in {field}"):
         verify_served_files(own.parent, None)
 
 

@@ -254,7 +254,7 @@ def test_a_lazy_image_of_another_format_is_a_bad_row():
     Image.new("RGB", (4, 4)).save(file, "QOI")
     _, items, _ = rows_of(open_source([Image.new("RGB", (4, 4)), Image.open(file)]))
     assert items[1].kind == "corrupt-image"
-    assert "Image of row 1 is of the format QOI" in items[1].reason
+    assert "Image of row 1 has format QOI" in items[1].reason
 
 
 @pytest.mark.parametrize(
