@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from document_blocks import blocks_of, commands_of, make_targets, run_command, run_python
-from sample_models import ROOT, Exported
+from sample_models import CHECKPOINTS, ROOT, Exported
 from typer.testing import CliRunner
 
-from runtime.commands.app import app
+from runtime.commands.app import COMMANDS, app
+from samples import dataset
 
 PACKAGES = ("runtime", "export", "bench", "samples")  # what a server alone imports is left out
 HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
@@ -53,14 +54,7 @@ def test_imports_are_light(module: str) -> None:
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *([name] for name in ("export", "quantize", "inspect", "frontends", "serve", "rollout", "tune")),
-        *([name] for name in ("embed", "index", "search", "languages")),
-        [],
-    ],
-)
+@pytest.mark.parametrize("command", [*([entry.name] for entry in COMMANDS), []])
 def test_help_tells_what_a_command_takes(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
@@ -149,7 +143,41 @@ def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None
     assert result.stdout == "ok\n", result.stderr
 
 
-def test_the_base_install_says_what_exporting_needs(clean_python: Path, tmp_path: Path) -> None:
-    result = run_clean(clean_python, "-m", "babeltower", "export", str(ROOT), str(tmp_path / "r"))
-    assert result.returncode == 1
-    assert "babeltower[export]" in result.stderr
+COMMANDS_OF_A_PLAIN_INSTALL = {
+    "export": (["CHECKPOINT", "out"], "babeltower[export]"),
+    "quantize": (["CHECKPOINT", "out", "--engine", "onnxruntime"], "babeltower[export]"),
+    "frontends": (["MODEL"], "babeltower[export]"),
+    "tune": (["MODEL"], "babeltower[export]"),
+    "serve": (["nowhere"], "nowhere"),
+    "rollout": (["MODEL", "--to", "MODEL", "--url", "grpc://127.0.0.1:1"], "babeltower[client]"),
+    "embed": (["MODEL", "texts.txt", "--out", "vectors", "--language", "pt"], "babeltower[corpus]"),
+    "index": (["vectors", "--out", "i"], "babeltower[index]"),
+    "search": (["MODEL", "pictures", "gato preto", "--language", "pt"], ""),
+    "inspect": (["MODEL"], ""),
+    "languages": (["MODEL"], ""),
+}
+"""Command → its arguments, and the words that tell what it lacks; none where it works."""
+
+
+@pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])
+def test_every_command_of_a_plain_install_works_or_says_what_it_needs(
+    command: str, clean_python: Path, exported: Exported, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("um gato\n")
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.png").write_bytes(dataset.load_gallery()[0].png)
+    places = {"MODEL": str(exported("nllb-clip")), "CHECKPOINT": str(CHECKPOINTS / "capivara")}
+    arguments, lacks = COMMANDS_OF_A_PLAIN_INSTALL[command]
+    script = clean_python.parent / "babeltower"
+    done = subprocess.run(
+        [script, command, *(places.get(word, word) for word in arguments)],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    if not lacks:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lacks in line

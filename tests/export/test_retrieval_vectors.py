@@ -191,7 +191,7 @@ def test_a_tower_that_speaks_none_of_them_is_refused():
     ("arguments", "code", "message"),
     [
         (["--help"], 0, "--language-map"),
-        (["no-such-sample"], 1, "error: No sample checkpoint ['no-such-sample']"),
+        (["no-such-sample"], 1, "error: No sample checkpoint 'no-such-sample'"),
         (["--dataset", "xtd10"], 1, "error: The layout 'xtd10' needs its folder; pass --data FOLDER."),
         (["--languages", "tlh"], 1, "no captions in ['tlh']"),
         (["--checkpoint", "somewhere"], 2, "--checkpoint and --model together"),
