@@ -113,7 +113,7 @@ def test_a_precision_opens_on_the_engines_it_was_measured_on_alone(lowered: Expo
     model = lowered("capivara")
     with pytest.raises(ManifestError, match=r"fp16 was not measured on openvino.*'fp16': \['onnxruntime'\]"):
         Encoder.open(model, engine="openvino", precision="fp16")
-    with pytest.raises(ManifestError, match=r"holds no fp32 variant.*--precision fp32"):
+    with pytest.raises(ManifestError, match=r"has no fp32 variant.*--precision fp32"):
         Encoder.open(model)
     manifest = Manifest.read(model)
     other = replace(manifest.variants["int8_onnxruntime"], engines=("openvino",))

@@ -27,7 +27,7 @@ class TritonPythonModel:
     """Model class loaded by Triton's Python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the version's files; the first text is tokenised here, not in the first request."""
+        """Load the version's files."""
         folder = version_folder(args)
         spec = spec_from_folder(TextSpec, folder)
         tokenizer = Tokenizer(folder / TOKENIZER_FILE, spec.preprocessing)
