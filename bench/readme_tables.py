@@ -80,6 +80,8 @@ def _summary(path: Path) -> str:
 
 def _both_machines(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     beside = path.parent / "avx2" / path.name
+    if not beside.is_file():
+        raise BabeltowerError(f"{beside} is missing. Run python -m bench.precisions on a CPU without VNNI.")
     record, avx2 = (json.loads(found.read_text(encoding="utf-8")) for found in (path, beside))
     return record, avx2
 

@@ -27,7 +27,7 @@ from runtime.preprocessing.text import Text
 
 __all__ = ["ImagePreparation", "TextPreparation"]
 
-_TOKENISED_AT_ONCE = 4_096
+_TOKENIZED_AT_ONCE = 4_096
 _READS_AT_ONCE = 16
 
 
@@ -101,13 +101,13 @@ class TextPreparation:
             else:
                 texts.append(Text(item, number, language))
         vector_row = np.full(len(rows), BAD, dtype=np.int64)
-        tokens, numbers, n_truncated = self._tokenised(texts, problems, vector_row, rows.start)
+        tokens, numbers, n_truncated = self._tokenized(texts, problems, vector_row, rows.start)
         n_good = int((vector_row != BAD).sum())
         counts = Counts(len(rows), len(problems), n_good - len(numbers), n_truncated)
         batches = self._batches(tokens, numbers) if len(numbers) else []
         return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
 
-    def _tokenised(
+    def _tokenized(
         self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
     ) -> tuple[_Tokens, NDArray[np.int64], int]:
         """Return distinct token rows, the number of each one's first row, and the truncated rows."""
@@ -115,8 +115,8 @@ class TextPreparation:
         kept: list[NDArray[np.int32]] = []
         numbers: list[int] = []
         n_truncated = 0
-        for at in range(0, len(texts), _TOKENISED_AT_ONCE):
-            for text, row in self._token_rows(texts[at : at + _TOKENISED_AT_ONCE], problems):
+        for at in range(0, len(texts), _TOKENIZED_AT_ONCE):
+            for text, row in self._token_rows(texts[at : at + _TOKENIZED_AT_ONCE], problems):
                 ids = np.asarray(row.ids, dtype=np.int32)
                 first = first_of.setdefault(ids.tobytes(), text.index)
                 vector_row[text.index - start] = first
