@@ -146,8 +146,8 @@ def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None
 COMMANDS_OF_A_PLAIN_INSTALL = {
     "export": (["CHECKPOINT", "out"], "babeltower[export]"),
     "quantize": (["CHECKPOINT", "out", "--engine", "onnxruntime"], "babeltower[export]"),
-    "frontends": (["MODEL"], "babeltower[export]"),
-    "tune": (["MODEL"], "babeltower[export]"),
+    "frontends": (["MODEL"], "babeltower[client]"),
+    "tune": (["MODEL"], "babeltower[client]"),
     "serve": (["nowhere"], "nowhere"),
     "rollout": (["MODEL", "--to", "MODEL", "--url", "grpc://127.0.0.1:1"], "babeltower[client]"),
     "embed": (["MODEL", "texts.txt", "--out", "vectors", "--language", "pt"], "babeltower[corpus]"),
@@ -165,6 +165,7 @@ def test_every_command_of_a_plain_install_works_or_says_what_it_needs(
 ) -> None:
     (tmp_path / "texts.txt").write_text("um gato\n")
     (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / "part-00000.parquet").write_bytes(b"PAR1")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "cat.png").write_bytes(dataset.load_gallery()[0].png)
     places = {"MODEL": str(exported("nllb-clip")), "CHECKPOINT": str(CHECKPOINTS / "capivara")}

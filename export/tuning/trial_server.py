@@ -20,14 +20,14 @@ from runtime.errors import ExportError
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
 from runtime.triton_config import CONFIG_FILE
 
-__all__ = ["ServedModel", "linked_folder", "trial_of_load"]
+__all__ = ["TrialModel", "linked_folder", "trial_of_load"]
 
 _MIN_COSINE = 0.999
 """Minimum cosine between vectors of one input under two configurations, which differ only by rounding."""
 
 
 @dataclass(slots=True)
-class ServedModel:
+class TrialModel:
     """Launcher of test servers, each with its own configuration in ``stage`` and shared weight files.
 
     Attributes:

@@ -14,7 +14,7 @@ from export.tuning.evidence import Tuning, write_evidence
 from export.tuning.inputs import requests_for
 from export.tuning.operation import ServingSettings, operation_of_model, publish_operation, tuned_files
 from export.tuning.search import TrialLog, TuningTrial, axes_for, best_first, searched
-from export.tuning.trial_server import ServedModel
+from export.tuning.trial_server import TrialModel
 from runtime.errors import ExportError
 from runtime.machine import n_cores
 from runtime.manifest import Manifest, Modality
@@ -73,7 +73,7 @@ def tuning_of_model(
     manifest.verify_front_ends(repository)
     requests = requests_for(manifest, modality, files.front, source=options.source, language=options.language)
     with staging(repository) as stage:
-        served = ServedModel(repository, files, environment, stage, requests, options.clients)
+        served = TrialModel(repository, files, environment, stage, requests, options.clients)
         run = _Run(served, modality, options, progress, time.monotonic())
         tuning = run.tuning(operation_of_model(repository, files))
         if options.writes:
@@ -87,7 +87,7 @@ def tuning_of_model(
 class _Run:
     """State and timing of one tuning run."""
 
-    served: ServedModel
+    served: TrialModel
     modality: Modality
     options: TuneOptions
     progress: Progress

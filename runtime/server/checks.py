@@ -145,7 +145,7 @@ def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
         return Engine(found[1] if found else "")
     except ValueError:
         path = repository / tower.model / CONFIG_FILE
-        raise ManifestError(f"{path} names no backend of a tower. Export the checkpoint again.") from None
+        raise ManifestError(f"{path} has no known tower backend. Export the checkpoint again.") from None
 
 
 def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:

@@ -33,7 +33,7 @@ import sys, time
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 run = OnnxRuntimeBackend.run
 def slow(self, inputs, outputs):
-    time.sleep(0.001)
+    time.sleep(0.005)
     return run(self, inputs, outputs)
 OnnxRuntimeBackend.run = slow
 from bench.timing.timed_process import main

@@ -164,7 +164,7 @@ def test_a_build_keeps_its_limits(graphs: Graphs, rtx: Any, tmp_path: Path) -> N
 def test_fp8_needs_ada(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
     ampere = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability="8.6")
     graph = graphs("capivara", Modality.IMAGE, "fp8")
-    with pytest.raises(ExportError, match=r"FP8, which compute capability 8\.6 cannot"):
+    with pytest.raises(ExportError, match=r"FP8, which compute capability 8\.6 does not support"):
         engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[Modality.IMAGE]], options=ampere)
 
 
@@ -387,8 +387,8 @@ def test_a_build_that_fails_says_why(library: RunningTensorRt, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (EngineOptions(), r"tensorrt is not installed .*babeltower\[tensorrt\]"),
-        (ADA, r"tensorrt-rtx is not installed .*tensorrt-rtx-cu12"),
+        (EngineOptions(), r"needs tensorrt, which is not installed.*babeltower\[tensorrt\]"),
+        (ADA, r"needs tensorrt_rtx, which is not installed.*tensorrt-rtx-cu12"),
     ],
 )
 def test_a_missing_compiler_is_an_error_and_never_another_one(

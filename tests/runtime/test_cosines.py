@@ -30,7 +30,7 @@ from export.parity.measure import Agreement, _worst
 from export.parity.measure import agreement as parity_agreement
 from export.retrieval.metrics import agreement as retrieval_agreement
 from export.retrieval.verdict import _cosine_failures
-from export.tuning.trial_server import ServedModel
+from export.tuning.trial_server import TrialModel
 from runtime.cosines import (
     highest,
     lowest,
@@ -226,7 +226,7 @@ def by_corpus(found: Any, reference: Any) -> list[str]:
 
 
 def by_served_trials(found: Any, reference: Any) -> list[str]:
-    model: Any = ServedModel.__new__(ServedModel)
+    model: Any = TrialModel.__new__(TrialModel)
     model.requests, model.clients, model.told, model._seen = [], 1, None, {}
     server: Any = SimpleNamespace(addresses=SimpleNamespace(grpc=""))
     try:

@@ -430,7 +430,7 @@ def test_a_missing_openvino_is_an_error_with_its_remedy(monkeypatch, model):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with (
         Encoder.open(model, engine="openvino") as encoder,
-        pytest.raises(EngineError, match=r'pip install "babeltower\[openvino\]"'),
+        pytest.raises(EngineError, match=r"pip install 'babeltower\[openvino\]'"),
     ):
         encoder.embed_texts(["um"], "pt")
 

@@ -390,7 +390,7 @@ def test_an_index_larger_than_the_memory_is_refused_at_once(folders, tmp_path, m
         ({"queries": np.full((1, DIM), np.inf, np.float32)}, "not finite"),
         ({"k": 0}, "k is 0"),
         ({"effort": 0}, "effort 0"),
-        ({"effort": 5}, "flat index: it compares with all rows"),
+        ({"effort": 5}, "flat index, so every row is compared"),
     ],
 )
 def test_queries_that_do_not_fit_are_errors(folders, tmp_path, options, message):

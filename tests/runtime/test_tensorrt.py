@@ -334,7 +334,7 @@ def test_an_extent_that_is_none_is_refused(least: int, usual: int, most: int) ->
 
 def test_a_missing_library_is_named(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r"TensorRT is not installed .*babeltower\[tensorrt\]"):
+    with pytest.raises(EngineError, match=r"needs tensorrt, which is not installed.*babeltower\[tensorrt\]"):
         open_backend(Engine.TENSORRT, written(tmp_path), precision=Precision.FP16)
 
 
@@ -347,7 +347,7 @@ def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match="GPU 0 is not available: CUDA reports 'CUDA driver version is"):
         open_device()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(EngineError, match="Python bindings are not installed"):
+    with pytest.raises(EngineError, match="A GPU needs cuda, which is not installed"):
         open_device()
 
 

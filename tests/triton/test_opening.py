@@ -79,7 +79,7 @@ def test_every_file_that_is_loaded_is_compared(damage: str, own: Path) -> None:
     verify_served_files(own.parent, None)
     folder = own.parent / f"{NAME}_text"
     path = {
-        "front end": folder / "1" / "runtime" / "text.py",
+        "front end": folder / "1" / "runtime" / "preprocessing" / "text.py",
         "tokenizer": folder / "1" / "tokenizer.json",
         "graph of no front end": graph_of(own, Modality.IMAGE),
     }[damage]
