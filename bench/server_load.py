@@ -29,7 +29,7 @@ from bench.records.record import Record, artefact_sha256, record_of, suite_cell,
 from export.tuning.inputs import languages_for, realistic_texts
 from export.tuning.load_generator import Load, text_requests
 from export.tuning.operation import ServingSettings, TunedFiles, operation_of_model, tuned_files
-from export.tuning.trial_server import ServedModel
+from export.tuning.trial_server import TrialModel
 from runtime.encoder import Encoder
 from runtime.manifest import Manifest, Modality
 from runtime.server import Server, default_folder, environment_from_folder
@@ -117,7 +117,7 @@ def measure(
         tempfile.TemporaryDirectory(dir=model.parent.parent) as stage,
         Encoder.open(model, engine=files.engine, precision=precision, threads=threads) as encoder,
     ):
-        served = ServedModel(
+        served = TrialModel(
             model.parent,
             files,
             environment_from_folder(server_environment),
@@ -149,7 +149,7 @@ def measure(
 
 
 def _turns(
-    served: ServedModel,
+    served: TrialModel,
     operation: ServingSettings,
     encoder: Encoder,
     texts: Sequence[str],

@@ -73,7 +73,9 @@ def serve(
             typer.echo(line)
         return
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.process import ServerOptions, running_server
+    from runtime.server.process import ServerOptions, require_repository, running_server
+
+    require_repository(repository)
 
     folder = env or default_folder()
     if not folder.exists():

@@ -26,7 +26,7 @@ from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.environment import ServerEnvironment
 
-__all__ = ["Addresses", "Server", "ServerOptions", "running_server"]
+__all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
 _STOP_S = 30.0
 _ERROR = re.compile(r"E\d{4} |error: |\w*Error: ")
@@ -163,8 +163,7 @@ def running_server(
         ManifestError: a file to be loaded does not match its checksum.
     """
     repository, options = Path(repository).resolve(), options or ServerOptions()
-    if not repository.is_dir():
-        raise EngineError(f"{repository} is not a folder. Pass the folder that `babeltower export` wrote to.")
+    require_repository(repository)
     if options.verify:
         verify_served_files(repository, _models(options))
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
@@ -179,6 +178,16 @@ def running_server(
             yield server
         finally:
             server.stop()
+
+
+def require_repository(repository: Path) -> None:
+    """Check that a repository is there, before an environment is made for its server.
+
+    Raises:
+        EngineError: it is not a folder.
+    """
+    if not repository.is_dir():
+        raise EngineError(f"{repository} is not a folder. Pass the folder that `babeltower export` wrote to.")
 
 
 def _started(
