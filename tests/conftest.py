@@ -28,9 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With ``--unit``: leave out test files that import the training stack."""
+    """With ``--unit``: leave out tests of servers, and files that import the training stack."""
     is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
-    return True if config.getoption("--unit") and is_test and _needs_torch(collection_path) else None
+    if not config.getoption("--unit") or not is_test:
+        return None
+    return True if collection_path.parent.name == "triton" or _needs_torch(collection_path) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
