@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import MissingPackageError
 
-__all__ = ["faiss", "import_optional", "install_hint", "needing", "parquet", "pyarrow"]
+__all__ = ["faiss", "import_optional", "install_hint", "missing_package", "needing", "parquet", "pyarrow"]
 
 _EXTRA_OF = {
     "aiohttp": "client",
@@ -57,7 +57,17 @@ def import_optional(module: str, what: str, install: str, *, remedy: str = "") -
 def install_hint(package: str) -> str:
     """Sentence that says how to install a package: with the extra that brings it, if there is one."""
     extra = _EXTRA_OF.get(package)
-    return f"Run: pip install '{f'babeltower[{extra}]' if extra else package}'"
+    return _run_pip(f"babeltower[{extra}]" if extra else package)
+
+
+def missing_package(
+    error: ImportError, what: str, install: str | None = None, *, remedy: str = ""
+) -> MissingPackageError:
+    """Error of a failed import; arguments as of ``import_optional``, by default with ``install_hint``."""
+    package = (error.name or "a package").partition(".")[0]
+    found = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+    hint = install_hint(package) if install is None else _run_pip(install)
+    return MissingPackageError(f"{what} needs {package}, which {found}. {hint}{remedy and f' {remedy}'}")
 
 
 @contextlib.contextmanager
@@ -70,13 +80,7 @@ def needing(what: str, install: str, *, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        package = (error.name or "a package").partition(".")[0]
-        found = (
-            "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        )
-        raise MissingPackageError(
-            f"{what} needs {package}, which {found}. Run: pip install '{install}'{remedy and f' {remedy}'}"
-        ) from error
+        raise missing_package(error, what, install, remedy=remedy) from error
 
 
 def pyarrow() -> Any:
@@ -96,3 +100,7 @@ def parquet() -> Any:
 def faiss() -> Any:
     """FAISS; errors as of ``pyarrow``."""
     return import_optional("faiss", "An index", "babeltower[index]")
+
+
+def _run_pip(install: str) -> str:
+    return f"Run: pip install '{install}'"

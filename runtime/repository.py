@@ -32,6 +32,7 @@ __all__ = [
     "manifests_of_repository",
     "publish",
     "remove_unlisted",
+    "rename_in",
     "staging",
     "variant_with_configs",
     "write_manifest",
@@ -82,13 +83,18 @@ def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant)
     Readers of the manifest thus always find the files that it lists.
     """
     for tower in (variant.text, variant.image):
-        target = repository / tower.model
-        if target.exists():
-            target.rename(stage / f"replaced-{tower.model}")
-        (stage / tower.model).rename(target)
+        rename_in(stage / tower.model, repository, stage)
     for probes in manifest.probes:
         (stage / probes.path).replace(repository / probes.path)
     replace_text(manifest_path(repository / manifest.name), manifest.to_json())
+
+
+def rename_in(folder: Path, repository: Path, stage: Path) -> None:
+    """Rename a Triton model into the repository; one of that name goes to the stage, and away with it."""
+    target = repository / folder.name
+    if target.exists():
+        target.rename(stage / f"replaced-{target.name}")
+    folder.rename(target)
 
 
 def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[str]:

@@ -33,7 +33,7 @@ from runtime.manifest import (
     manifest_path,
     record_of_file,
 )
-from runtime.repository import staging, variant_with_configs
+from runtime.repository import rename_in, staging, variant_with_configs
 from runtime.storage import replace_text
 from runtime.triton_config import CONFIG_FILE
 from triton_models.spec import (
@@ -112,7 +112,7 @@ def frontends_from_model(
             {} if towers is None else _resettled_towers(manifest.variants[key], repository, stage, towers)
         )
         for folder in folders:
-            _rename_in(folder, repository / folder.name, stage)
+            rename_in(folder, repository, stage)
         for draft, target in drafts.items():
             draft.replace(target)
         variants = dict(manifest.variants)
@@ -254,9 +254,3 @@ def _variant_key(manifest: Manifest, variant: str | None) -> str:
             f"{manifest.name!r} has no variant {variant!r}; choose one of {sorted(manifest.variants)}."
         )
     return variant
-
-
-def _rename_in(folder: Path, target: Path, stage: Path) -> None:
-    if target.exists():
-        target.rename(stage / f"replaced-{target.name}")
-    folder.rename(target)

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from runtime.errors import BabeltowerError
-from runtime.extras import install_hint
+from runtime.extras import missing_package
 from runtime.logs import LOGGER
 
 __all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
@@ -40,10 +40,9 @@ def _errors_reported() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package in _OWN_PACKAGES:
+        if not error.name or error.name.partition(".")[0] in _OWN_PACKAGES:
             raise
-        typer.echo(f"error: this needs {package}, which is not installed. {install_hint(package)}", err=True)
+        typer.echo(f"error: {missing_package(error, 'this')}", err=True)
         raise typer.Exit(1) from None
     finally:
         LOGGER.removeHandler(handler)

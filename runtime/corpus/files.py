@@ -53,7 +53,8 @@ def filesystem_from_location(location: str) -> tuple[Any, str]:
     """Open the file system of a path or URL, and return it with the path inside it.
 
     Raises:
-        InputError: pyarrow or the scheme's own package is not installed, or the URL is malformed.
+        InputError: the scheme's own package is not installed, or the URL is malformed.
+        MissingPackageError: pyarrow is not installed.
     """
     arrow_fs = _arrow_fs()
     scheme = location.split("://", 1)[0] if "://" in location else None

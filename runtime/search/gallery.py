@@ -71,7 +71,8 @@ def open_table(path: Path) -> Iterator[Any]:
     """Open a Parquet file of images with pyarrow.
 
     Raises:
-        InputError: pyarrow is not installed, the file cannot be read, or it has no column ``image``.
+        InputError: the file cannot be read, or it has no column ``image``.
+        MissingPackageError: pyarrow is not installed.
     """
     with needing(f"The Parquet file {path}", "babeltower[index]", remedy="or pass a folder of images."):
         import pyarrow
