@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from sample_models import ROOT
 
 PACKAGES = ("runtime", "export", "triton_models", "bench", "samples")
 MOST_MODULES = 27
+
+
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(text_of(path))
 
 
 def files(*folders: str) -> list[Path]:
@@ -30,13 +41,14 @@ def test_no_room_holds_more_than_one_can_see() -> None:
     assert not {room: n for room, n in rooms.items() if n > MOST_MODULES}
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Module → modules that it imports, at its top or in a function; not those for type checkers alone."""
     modules = {module_of(path): path for path in files("runtime", "export", "triton_models", "bench")}
     found: dict[str, set[str]] = {}
     for module, path in modules.items():
         names = set()
-        for node in running_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in running_nodes(tree_of(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
             elif isinstance(node, ast.Import):
@@ -82,7 +94,7 @@ def test_a_circle_would_be_found() -> None:
 def test_no_two_public_classes_of_one_name() -> None:
     homes: dict[str, list[str]] = defaultdict(list)
     for path in files(*PACKAGES):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(module_of(path))
     del homes["TritonPythonModel"]  # the name that Triton looks for in every model.py
@@ -101,7 +113,7 @@ FACTS = {
     r"\.name\}.*\.part\"": {"runtime/storage.py"},
     r"\bdraft\.replace\(|\bbeside\.replace\(": {"export/triton/frontends.py"},  # several files as one
     r"pip install '": {"runtime/extras.py", "runtime/remote/__init__.py"},  # there: in its docstring
-    r"which is not installed": {"runtime/extras.py", "runtime/commands/reporting.py"},
+    r"which (is not installed|\{found\})": {"runtime/extras.py"},
     r"getLogger\(\"babeltower\"\)": {"runtime/logs.py"},
     r"IMAGE_SUFFIXES = ": {"runtime/preprocessing/image_formats.py"},
     r"\"nllb-siglip-mrl\", \"capivara\", \"capivara-lora\"": {"bench/models/samples.py"},
@@ -115,7 +127,7 @@ def test_each_fact_has_one_home(fact: str) -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for path in files("runtime", "export", "triton_models", "bench")
-        if "isolated" not in path.parts and re.search(fact, path.read_text(encoding="utf-8"))
+        if "isolated" not in path.parts and re.search(fact, text_of(path))
     }
     assert found <= FACTS[fact]
     assert found
@@ -127,7 +139,7 @@ RIDDLE = re.compile(r"(what|of|whether|which|how|whom|who|those|where|when|if)\b
 def test_docstrings_say_the_thing_itself_first() -> None:
     summaries = []
     for path in files(*PACKAGES):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 text = ast.get_docstring(node)
                 if text:

@@ -33,8 +33,10 @@ import sys, time
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 run = OnnxRuntimeBackend.run
 def slow(self, inputs, outputs):
-    time.sleep(0.005)
-    return run(self, inputs, outputs)
+    started = time.perf_counter()
+    found = run(self, inputs, outputs)
+    time.sleep(max(0.001, time.perf_counter() - started))  # as long as the run: a busy machine hides less
+    return found
 OnnxRuntimeBackend.run = slow
 from bench.timing.timed_process import main
 main(sys.argv[1:])

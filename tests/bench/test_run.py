@@ -138,6 +138,8 @@ def test_every_command_starts_from_any_folder(script: str, tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+    if script in ("latency", "throughput", "retrieval", "corpus", "peaks"):
+        assert "--json" in done.stdout
 
 
 def test_every_module_with_a_command_is_at_the_top_or_says_how_to_run_it() -> None:
