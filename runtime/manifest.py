@@ -33,6 +33,7 @@ from runtime.typed_json import OPTIONAL, value_from_json
 __all__ = [
     "FORMAT",
     "FRONT_END_FILE",
+    "GPU_ENGINES",
     "GRAPH_ENGINES",
     "TOKENIZER_FILE",
     "Engine",
@@ -84,15 +85,19 @@ class Precision(str, Enum):
 
 
 class Engine(str, Enum):
-    """Library that executes a graph."""
+    """Library that executes a graph; ``CUDA`` is ONNX Runtime on an NVIDIA GPU, with graphs of its own."""
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    CUDA = "cuda"
     TENSORRT = "tensorrt"
 
 
 GRAPH_ENGINES = (Engine.ONNXRUNTIME, Engine.OPENVINO)
-"""Engines that read an ONNX file wherever they run; TensorRT reads a plan built for one GPU."""
+"""Engines that read an ONNX file on a CPU; CUDA reads fused graphs, TensorRT plans built for one GPU."""
+
+GPU_ENGINES = (Engine.CUDA, Engine.TENSORRT)
+"""Engines that run on an NVIDIA GPU."""
 
 
 class Modality(str, Enum):
