@@ -21,17 +21,17 @@ Schema 1, without ``processes`` and ``error``, is read too.
 
 The cells of the suite (``suite_cell``) all have the same keys, ``""`` if one does not apply:
 
-- ``suite``: ``latency``, ``throughput``, ``peers``, ``peaks``, ``corpus`` or ``server``;
+- ``suite``: ``latency``, ``throughput``, ``peers``, ``peaks``, ``corpus``, ``server`` or ``gpu``;
 - ``model``: name of a checkpoint, a sample or at full size; ``family``: ``nllb-clip``, ``capivara``, …;
 - ``tower``: ``text`` or ``image``; ``by``: ``babeltower``, or the peer's name;
 - ``engine``: ``onnxruntime``, ``openvino``, ``torch``, …; ``precision``: ``fp32``, ``bf16``, ``int8``, …;
 - ``batch``: rows per run; ``tokens``: tokens of each text, padding included;
-- ``metric``: ``wall`` and ``cpu`` (ms a run), ``device`` (ms a run, by the device's events), ``rate``,
-  ``resident`` (MB after the first answer), ``load`` (ms until the graph is open) or ``first`` (ms of the
-  first answer after that);
+- ``metric``: ``wall`` and ``cpu`` (ms a run), ``device`` (ms a run, by the device's events), ``call`` (ms a
+  run, inputs and outputs in the device's memory), ``rate``, ``resident`` (MB after the first answer),
+  ``load`` (ms until the graph is open) or ``first`` (ms of the first answer after that);
 - ``load``, only in ``throughput`` and ``server``: ``2×1`` (instances × threads of each), ``closed 8``
   (clients that each wait for their answer) or ``open 50%`` (Poisson arrivals, as a share of the highest
-  measured rate).
+  measured rate); in ``gpu``: ``ragged`` for texts of unequal length.
 
 Statistics are computed when records are read and never stored. Cells of different machines, versions or
 commits never share a table: ``require_one_environment`` refuses them.
@@ -73,8 +73,8 @@ __all__ = [
 
 SCHEMA = 2
 _READ = (1, SCHEMA)
-_SUITES = frozenset({"latency", "throughput", "peers", "peaks", "corpus", "server"})
-_METRICS = frozenset({"wall", "cpu", "device", "rate", "resident", "load", "first"})
+_SUITES = frozenset({"latency", "throughput", "peers", "peaks", "corpus", "server", "gpu"})
+_METRICS = frozenset({"wall", "cpu", "device", "call", "rate", "resident", "load", "first"})
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

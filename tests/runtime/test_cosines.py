@@ -18,7 +18,7 @@ from sample_models import ROOT
 from bench.compare import compare_runs
 from bench.corpora.full_size import _text_record, _Way
 from bench.corpora.loops import TimedLoop
-from bench.gpu import _seconds
+from bench.gpu.tensorrt import _seconds
 from bench.latency import _compare, _Found
 from bench.peers.measure import require_equal
 from bench.peers.process import PeerError

@@ -13,7 +13,7 @@ from tensorrt_double import FakeGpu, RunningTensorRt
 from typer import Typer
 from typer.testing import CliRunner
 
-from bench.gpu import Grid, forms_of_gpu, main, qualify
+from bench.gpu.tensorrt import Grid, forms_of_gpu, main, qualify
 from bench.models.samples import sample_checkpoints
 from bench.records.record import read_records, write_records
 from export.variants import forms_for

@@ -1,6 +1,6 @@
-"""Qualify a GPU: build the engines, check them against the parity gate, time them.
+"""Qualify TensorRT on a GPU: build the engines, check them against the parity gate, time them.
 
-    make gpu        or        python -m bench.gpu [CHECKPOINT …] --json bench/results/gpu.json
+    python -m bench.gpu tensorrt [CHECKPOINT …] --json bench/results/gpu.json
 
 Every sample checkpoint, and each named one, is exported for TensorRT in every precision that the GPU
 supports, into a repository that is kept. The engines pass through the same gate as every export: one that
@@ -12,15 +12,11 @@ or an engine was refused.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-
-if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import typer
@@ -201,7 +197,3 @@ def main(
     for fault in faults:
         console.print(f"[red]{escape(fault)}[/red]")
     raise typer.Exit(1 if faults or not records else 0)
-
-
-if __name__ == "__main__":
-    typer.run(main)

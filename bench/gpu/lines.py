@@ -1,0 +1,53 @@
+"""JSON lines of a run, written as they come: a run that is cut off keeps what it measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["LINES", "Bench", "read_lines"]
+
+LINES = "gpu.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where a step reads and writes, and how much it does.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        out: Folder of the results.
+        work: Folder for large temporary files.
+        dry: Run the same code on the processor, with tiny towers.
+        ends_at: Time (``time.time()``) by which the step has to end.
+    """
+
+    bundle: Path
+    out: Path
+    work: Path
+    dry: bool
+    ends_at: float
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+        return self.ends_at - time.time()
+
+    def emit(self, **line: Any) -> None:
+        """Append one line."""
+        text = json.dumps({"at": round(time.time(), 3), **line}, ensure_ascii=False) + "\n"
+        with (self.out / LINES).open("ab", buffering=0) as stream:  # one write: several processes append
+            stream.write(text.encode())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the lines of a run; a last line that was cut off is left out."""
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(text)
+        except ValueError:
+            continue

@@ -1,0 +1,183 @@
+"""Run the steps on a machine with a GPU: each in its own process, with its own time limit."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.gpu.lines import LINES, Bench, read_lines
+from bench.gpu.packing import unpack_folder
+
+__all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStep:
+    """Name of a step, and the most time it gets, in seconds."""
+
+    name: str
+    limit_s: float
+
+
+STEPS = (
+    GpuStep("machine", 60),
+    GpuStep("gate", 150),
+    GpuStep("speed", 270),
+    GpuStep("autotune", 90),
+    GpuStep("record", 30),
+)
+"""In order of worth, but for the record, which is always written."""
+
+_RECORD_S = 15.0
+_SITE = "site"
+
+
+def unpack(bundle: Path, work: Path, *, dry: bool) -> None:
+    """Unpack the bundle's parts into the work folder; in a dry run, without ONNX Runtime for GPUs."""
+    with ThreadPoolExecutor() as pool:
+        tasks = [
+            pool.submit(unpack_folder, bundle / "samples.pack", work / "samples" / "repository"),
+            pool.submit(_extract, bundle / "emoji.tar", work / "samples" / "emoji"),
+            pool.submit(_extract, bundle / "skeletons.tar.xz", work / "skeletons"),
+        ]
+        if not dry:
+            tasks.append(pool.submit(_extract, bundle / "onnxruntime.tar.xz", work / _SITE))
+            capi = work / _SITE / "onnxruntime" / "capi"
+            tasks += [pool.submit(_decompress, packed, capi) for packed in sorted(bundle.glob("*.so.xz"))]
+        for task in tasks:
+            task.result()
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def _decompress(packed: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / packed.name.removesuffix(".xz")).write_bytes(lzma.decompress(packed.read_bytes()))
+
+
+def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool, only: list[str]) -> int:
+    """Run the steps in order and print what each took; return the number of steps that failed."""
+    begun = time.time()
+    out.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    unpack(bundle, work, dry=dry)
+    print(f"unpacked in {time.time() - begun:.0f} s", flush=True)
+    n_failed = 0
+    for step in STEPS:
+        if only and step.name not in only:
+            continue
+        left = minutes * 60 - (time.time() - begun) - (0 if step.name == "record" else _RECORD_S)
+        if left < _RECORD_S and step.name != "record":
+            print(f"{step.name}: no time left", flush=True)
+            continue
+        limit = min(max(left, _RECORD_S), step.limit_s)
+        started = time.time()
+        outcome = _run(step.name, bundle, out, work, dry=dry, ends_at=started + limit)
+        n_failed += outcome != "done"
+        print(f"{step.name}: {outcome}, {time.time() - started:.0f} s", flush=True)
+    for line in read_lines(out / LINES) if (out / LINES).is_file() else ():
+        if text := _in_words(line):
+            print(text[:170], flush=True)
+    return n_failed
+
+
+def _run(name: str, bundle: Path, out: Path, work: Path, *, dry: bool, ends_at: float) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.gpu",
+        "step",
+        name,
+        str(bundle),
+        str(out),
+        str(work),
+        str(ends_at),
+    ]
+    process = subprocess.Popen(
+        [*command, *(["--dry"] if dry else [])],
+        env=_environment(work, dry=dry),
+        start_new_session=True,
+    )
+    try:
+        code = process.wait(timeout=max(1.0, ends_at + 5 - time.time()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.wait()
+        return "out of time"
+    return "done" if code == 0 else f"failed with exit code {code}"
+
+
+def _environment(work: Path, *, dry: bool) -> Mapping[str, str]:
+    """Return the environment of a step: our ONNX Runtime first, CUDA's libraries where pip puts them."""
+    paths = [str(work / _SITE)] if not dry else []
+    paths += [path for path in sys.path if path]
+    libraries = [str(lib) for path in sys.path for lib in sorted(Path(path).glob("nvidia/*/lib"))]
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")]).rstrip(
+            os.pathsep
+        ),
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
+    """Perform one step, or one part of it, in this process."""
+    match name:
+        case "machine":
+            from bench.gpu.machine import measure_machine
+
+            measure_machine(bench)
+        case "gate":
+            from bench.gpu.gate import judge_all, judge_model
+
+            judge_model(bench, part) if part else judge_all(bench)
+        case "speed":
+            from bench.gpu.speed import prepare_and_time, time_all
+
+            prepare_and_time(bench, part, until=until) if part else time_all(bench)
+        case "autotune":
+            from bench.gpu.speed import time_autotuned
+
+            time_autotuned(bench)
+        case "record":
+            from bench.gpu.results import write_record
+
+            write_record(bench.bundle, bench.out)
+
+
+def _in_words(line: Mapping[str, object]) -> str:
+    step = line.get("step")
+    if "error" in line:
+        return f"! {step} " + " ".join(
+            str(line.get(key, "")) for key in ("tower", "model", "form", "what", "error")
+        )
+    if step == "peak":
+        samples = sorted(line["samples"])  # type: ignore[call-overload]
+        return f"{line['name']}: {samples[len(samples) // 2]:,.0f} {line['unit']}"
+    if step == "gate":
+        return (
+            f"{line['model']} {line['form']}: {'passes' if line['passes'] else 'FAILS'}, "
+            f"R@1 {line['mean_recall_at_1']}, cosine ≥ {line['text_cosine_min']:.6f} {line['faults']}"
+        )
+    if step == "speed":
+        by_metric: dict[str, list[float]] = line["samples"]  # type: ignore[assignment]
+        medians = {name: sorted(samples)[len(samples) // 2] for name, samples in by_metric.items()}
+        times = ", ".join(f"{name} {ms:.3f}" for name, ms in medians.items())
+        return f"{line['tower']} {line['shape']} {line['by']} {line['precision']}: {times} ms"
+    return ""

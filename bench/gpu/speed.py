@@ -1,0 +1,294 @@
+"""Time every tower in every shape: exported forms, PyTorch and its compiler, in one process and in turns.
+
+Each tower has a process, which prepares (weights, sessions, compilation) beside the others and then waits;
+they are timed one after another while the rest of the machine is idle.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.gpu.clocks import Clock, Contender
+from bench.gpu.forms import PRECISIONS, graph_for_gpu
+from bench.gpu.lines import Bench
+from bench.gpu.peers import torch_tower
+from bench.gpu.sessions import TimedSession
+from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of
+from runtime.manifest import Precision
+
+__all__ = ["prepare_and_time", "time_all", "time_autotuned"]
+
+_SHARE_TO_PREPARE = 0.55
+_POLL_S = 0.05
+_WARM_UP = 4
+_TURNS = 2
+_TOO_LITTLE_S = 3.0
+_MOST_SHAPES = 64
+_AUTOTUNE_S = 40.0
+_DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Files by which a tower's process says that it is ready, and is told to begin."""
+
+    ready: Path
+    go: Path
+
+    @classmethod
+    def of(cls, bench: Bench, slug: str) -> Turn:
+        """Return a tower's files."""
+        return cls(bench.work / f"{slug}.ready", bench.work / f"{slug}.go")
+
+
+def time_all(bench: Bench) -> None:
+    """Prepare all towers at once, then time one after another, in order of worth."""
+    towers = DRY_TOWERS if bench.dry else TOWERS
+    prepared_by = time.time() + bench.left_s * _SHARE_TO_PREPARE
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    for tower in towers:
+        for file in (Turn.of(bench, tower.slug).ready, Turn.of(bench, tower.slug).go):
+            file.unlink(missing_ok=True)
+        running[tower.slug] = subprocess.Popen(_command("--part", tower.slug, "--until", f"{prepared_by}"))
+    while time.time() < prepared_by + 10 and any(_is_preparing(bench, *item) for item in running.items()):
+        time.sleep(_POLL_S)
+    for slug, process in running.items():
+        if _is_preparing(bench, slug, process):
+            process.kill()  # a compilation that would go on while others are timed
+            bench.emit(step="speed", tower=slug, error="not ready in time; PyTorch's compiler is left out")
+            running[slug] = subprocess.Popen(_command("--part", slug, "--until", "0"))
+    for slug, process in running.items():
+        Turn.of(bench, slug).go.touch()
+        try:
+            if code := process.wait(timeout=max(1.0, bench.left_s)):
+                bench.emit(step="speed", tower=slug, error=f"ended with exit code {code}")
+        except subprocess.TimeoutExpired:
+            bench.emit(step="speed", tower=slug, error="out of time")
+    for process in running.values():
+        if process.poll() is None:
+            process.kill()
+
+
+def _command(*part: str) -> list[str]:
+    return [sys.executable, "-m", "bench.gpu", *sys.argv[1:], *part]
+
+
+def _is_preparing(bench: Bench, slug: str, process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is None and not Turn.of(bench, slug).ready.exists()
+
+
+def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
+    """Prepare one tower; when told to, time every shape and write a line per contender.
+
+    Args:
+        until: Time (``time.time()``) until which PyTorch may compile; 0 leaves the compiler out.
+    """
+    (tower,) = [tower for tower in (*TOWERS, *DRY_TOWERS) if tower.slug == slug]
+    cuda = torch.cuda.is_available() and not bench.dry
+    stream = _stream(cuda)
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        makers = list(_makers(bench, tower, stream))
+        peers = _Peers(tower, "cuda" if cuda else "cpu")
+        shapes = [(shape, random_inputs(tower, shape)) for shape in shapes_of(tower, dry=bench.dry)]
+        compiled = list(_compile(bench, peers, shapes, until)) if cuda else []
+        turn = Turn.of(bench, slug)
+        turn.ready.touch()
+        while not turn.go.exists():
+            time.sleep(_POLL_S)
+        clock = Clock(stream)
+        for shape, inputs in shapes:
+            contenders = list(_contenders(bench, tower, makers, inputs, shape))
+            contenders += peers.contenders(inputs, compiled=shape in compiled)
+            _time(bench, tower, shape, contenders, clock)
+
+
+def time_autotuned(bench: Bench) -> None:
+    """Time PyTorch with the slowest and best compilation, in a few shapes, as far as the time goes."""
+    cuda = torch.cuda.is_available() and not bench.dry
+    stream = _stream(cuda)
+    for tower in (DRY_TOWERS if bench.dry else TOWERS)[:2]:
+        for shape in shapes_of(tower, dry=bench.dry)[1:3]:
+            if bench.left_s < _AUTOTUNE_S:
+                return
+            torch._dynamo.reset()
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                peers = _Peers(tower, "cuda" if cuda else "cpu", mode="max-autotune")
+                inputs = random_inputs(tower, shape)
+                compiled = list(_compile(bench, peers, [(shape, inputs)], bench.ends_at)) if cuda else []
+                contenders = [
+                    replace(contender, by=f"{contender.by}, autotuned")
+                    for contender in peers.contenders(inputs, compiled=bool(compiled))
+                    if compiled and contender.by != "PyTorch"
+                ]
+                _time(bench, tower, shape, contenders, Clock(stream))
+
+
+def _stream(cuda: bool) -> Any:
+    make: Any = torch.cuda.Stream
+    return make() if cuda else None
+
+
+Maker = Callable[[Mapping[str, NDArray[Any]]], Contender]
+
+
+def _makers(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Maker]:
+    """Open a session per precision; a form that cannot be opened is a line with its error."""
+    skeleton = bench.work / "skeletons" / f"{tower.slug}.onnx"
+    for precision in PRECISIONS:
+        if bench.dry and precision is not Precision.FP32:
+            continue
+        started = time.perf_counter()
+        try:
+            graph = graph_for_gpu(skeleton, precision, bench.work / "graphs")
+        except Exception as error:
+            _emit_error(bench, tower, f"graph in {precision.value}", error)
+            continue
+        written = time.perf_counter()
+        handle = stream.cuda_stream if stream is not None else None
+        for capture in (True, False) if stream is not None else (False,):
+            try:
+                session = TimedSession(graph, precision=precision.value, stream=handle, capture=capture)
+            except Exception as error:
+                _emit_error(bench, tower, f"session in {precision.value}, capture {capture}", error)
+                continue
+            bench.emit(
+                step="opened",
+                tower=tower.name,
+                precision=precision.value,
+                cuda_graph=capture,
+                graph_s=written - started,
+                open_s=time.perf_counter() - written,
+            )
+            yield partial(
+                session.contender, by="babeltower" if capture or bench.dry else "babeltower, no graph"
+            )
+
+
+def _contenders(
+    bench: Bench,
+    tower: TimedTower,
+    makers: list[Maker],
+    inputs: Mapping[str, NDArray[Any]],
+    shape: TimedShape,
+) -> Iterator[Contender]:
+    for make in makers:
+        try:
+            contender = make(inputs)
+            for _ in range(_WARM_UP):
+                contender.launch()
+            yield contender
+        except Exception as error:
+            _emit_error(bench, tower, f"{shape}", error)
+
+
+def _emit_error(bench: Bench, tower: TimedTower, what: str, error: Exception) -> None:
+    bench.emit(step="speed", tower=tower.name, what=what, error=f"{type(error).__name__}: {error}"[:900])
+
+
+class _Peers:
+    """PyTorch's tower, eager and compiled."""
+
+    def __init__(self, tower: TimedTower, device: str, mode: str = "reduce-overhead") -> None:
+        self.device = device
+        self.module = torch_tower(tower, device=device, dtype=_DTYPES[device])
+        torch._dynamo.config.recompile_limit = _MOST_SHAPES  # beyond it, shapes run eagerly without a word
+        self.compiled: Any = torch.compile(self.module, mode=mode, dynamic=False)
+
+    def on_device(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+
+    def contenders(self, inputs: Mapping[str, NDArray[Any]], *, compiled: bool) -> Iterator[Contender]:
+        precision = "fp16" if self.device == "cuda" else "fp32"
+        held = self.on_device(inputs)
+        for name, module in (("PyTorch", self.module), ("PyTorch compiled", self.compiled)):
+            if module is self.module or compiled:
+                yield Contender(
+                    name,
+                    "torch",
+                    precision,
+                    partial(self.launch, module, held),
+                    partial(self.from_host, module, inputs),
+                    {"attention": "scaled_dot_product_attention", "torch": torch.__version__},
+                )
+
+    def launch(self, module: Any, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if module is not self.module:
+            begin: Any = torch.compiler.cudagraph_mark_step_begin
+            begin()
+        found: torch.Tensor = module(**held)
+        return found
+
+    def from_host(self, module: Any, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.launch(module, self.on_device(inputs)).cpu().numpy()
+        return found
+
+
+def _compile(
+    bench: Bench, peers: _Peers, shapes: list[tuple[TimedShape, dict[str, NDArray[Any]]]], until: float
+) -> Iterator[TimedShape]:
+    """Compile shape by shape while there is time; a further shape is begun if one more would fit."""
+    slowest = 0.0
+    for shape, inputs in shapes:
+        started = time.time()
+        if started + slowest > until:
+            return
+        held = peers.on_device(inputs)
+        try:
+            for _ in range(_WARM_UP):
+                peers.launch(peers.compiled, held)
+            torch.cuda.synchronize()
+        except Exception as error:
+            bench.emit(step="compile", shape=str(shape), error=f"{type(error).__name__}: {error}"[:900])
+            continue
+        seconds = time.time() - started
+        slowest = max(slowest, seconds)
+        bench.emit(step="compile", shape=str(shape), seconds=seconds)
+        yield shape
+
+
+def _time(
+    bench: Bench, tower: TimedTower, shape: TimedShape, contenders: list[Contender], clock: Clock
+) -> None:
+    """Time the contenders in turns, and write a line for each."""
+    found: dict[int, dict[str, list[float]]] = {}
+    vectors = {}
+    for _ in range(_TURNS):
+        for number, contender in enumerate(contenders):
+            if bench.left_s < _TOO_LITTLE_S:
+                break
+            try:
+                vectors[number] = np.asarray(contender.from_host())
+                for name, samples in clock.samples(contender).items():
+                    found.setdefault(number, {}).setdefault(name, []).extend(samples)
+            except Exception as error:
+                _emit_error(bench, tower, f"{contender.by} {contender.precision} {shape}", error)
+    for number, by_metric in found.items():
+        contender = contenders[number]
+        bench.emit(
+            step="speed",
+            tower=tower.name,
+            modality=tower.modality.value,
+            shape=str(shape),
+            rows=shape.rows,
+            tokens=shape.tokens,
+            ragged=shape.ragged,
+            by=contender.by,
+            engine=contender.engine,
+            precision=contender.precision,
+            unit_vectors=bool(np.allclose(np.linalg.norm(vectors[number], axis=1), 1, atol=0.01)),
+            samples={name: [round(ms, 5) for ms in samples] for name, samples in by_metric.items()},
+            operations=tower.operations(shape),
+            product_weights=tower.product_weights,
+            detail=contender.detail,
+        )
