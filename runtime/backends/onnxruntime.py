@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from runtime.backends.backend import Signature, TensorType
+from runtime.backends.onnxruntime_build import import_onnxruntime
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
 __all__ = ["OnnxRuntimeBackend", "require_computes"]
+
+onnxruntime = import_onnxruntime()
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"

@@ -53,7 +53,9 @@ class Buckets:
     def __post_init__(self) -> None:
         for name, sizes in (("lengths", self.lengths), ("rows", self.rows)):
             if not sizes or min(sizes) < 1 or sorted(set(sizes)) != list(sizes):
-                raise InputError(f"The buckets' {name} are {sizes}; expected ascending numbers of at least 1.")
+                raise InputError(
+                    f"The buckets' {name} are {sizes}; expected ascending numbers of at least 1."
+                )
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
