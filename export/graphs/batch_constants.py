@@ -59,9 +59,8 @@ def _zero_per_image(graph: onnx_ir.Graph, pixels: onnx_ir.Value) -> onnx_ir.Valu
     cut = onnx_ir.node("Slice", [pixels, starts, ends, axes], name="zero/Slice")
     cut.outputs[0].name, cut.outputs[0].dtype = "zero/pixel", onnx_ir.DataType.UINT8
     cut.outputs[0].shape = onnx_ir.Shape([rows, 1, 1, 1])
-    flat = onnx_ir.node(
-        "Reshape", [cut.outputs[0], add_weight(graph, "zero/shape", np.array([0, 1, 1], np.int64))], name="zero/Reshape"
-    )  # fmt: skip
+    flat_shape = add_weight(graph, "zero/shape", np.array([0, 1, 1], np.int64))
+    flat = onnx_ir.node("Reshape", [cut.outputs[0], flat_shape], name="zero/Reshape")
     flat.outputs[0].name, flat.outputs[0].dtype = "zero/flat", onnx_ir.DataType.UINT8
     flat.outputs[0].shape = onnx_ir.Shape([rows, 1, 1])
     cast = onnx_ir.node("Cast", [flat.outputs[0]], {"to": onnx_ir.DataType.FLOAT.value}, name="zero/Cast")

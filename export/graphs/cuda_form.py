@@ -14,6 +14,7 @@ import onnx_ir
 
 from export.graphs.batch_constants import expand_by_pixels
 from export.graphs.early_pooling import pool_early
+from export.graphs.exact_pixels import mark_pixels
 from export.graphs.folding import fold
 from export.graphs.fused_activations import fuse_activations
 from export.graphs.fused_attention import Projections, fuse_attention
@@ -53,6 +54,7 @@ def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SE
         "l2_norms": fuse_l2_norms(model),
         "mean_pools": pool_by_product(model),
         "tokens": expand_by_pixels(model),
+        "pixels": mark_pixels(model),
     }
     _require_fit(model)
     return CudaFormReport(fused, before, len(model.graph))
@@ -63,6 +65,6 @@ def _require_fit(model: onnx_ir.Model) -> None:
     left.update(node.op_type for node in model.graph if node.op_type == "Softmax")
     if left:
         raise ExportError(
-            f"The graph {model.graph.name!r} keeps {dict(left)} when fused for CUDA, so it could not run on a "
-            "GPU alone. Choose another engine, and report the checkpoint's architecture."
+            f"The graph {model.graph.name!r} keeps {dict(left)} when fused for CUDA, so it could not run "
+            "on a GPU alone. Choose another engine, and report the checkpoint's architecture."
         )

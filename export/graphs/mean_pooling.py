@@ -56,7 +56,7 @@ def _replace(graph: onnx_ir.Graph, divide: onnx_ir.Node) -> bool:
 def _sum_over_tokens(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
     """Return what is summed over axis 1 without keeping the axis."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "ReduceSum" or node.attributes.get_int("keepdims", 1):
+    if node is None or node.op_type != "ReduceSum" or node.attributes.get_int("keepdims", True):
         return None
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     return node.inputs[0] if axes is not None and axes.tolist() == [1] else None

@@ -10,12 +10,18 @@ that it never gets a plausible wrong vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import onnx_ir
+from numpy.typing import NDArray
 
 from export.graphs.edits import add_weight
 
 __all__ = ["PaddingStarts"]
+
+_FLOAT, _INT32, _BOOL = onnx_ir.DataType.FLOAT, onnx_ir.DataType.INT32, onnx_ir.DataType.BOOL
 
 
 class PaddingStarts:
@@ -34,79 +40,87 @@ class PaddingStarts:
 
     def guard_outputs(self) -> None:
         """Add to each row of each graph output 0, or NaN if its mask has holes."""
-        for index, output in enumerate(self._graph.outputs):
+        for index in range(len(self._graph.outputs)):
             for flaw in self._flaws:
-                name = str(output.name)
-                output.name = f"{name}/unguarded"
-                node = onnx_ir.node("Add", [output, flaw], name=f"{name}/guard")
+                value = self._graph.outputs[index]
+                name = str(value.name)
+                value.name = f"{name}/unguarded"
+                node = onnx_ir.node("Add", [value, flaw], name=f"{name}/guard")
                 guarded = node.outputs[0]
-                guarded.name, guarded.dtype, guarded.shape = name, output.dtype, output.shape
+                guarded.name, guarded.dtype, guarded.shape = name, _FLOAT, value.shape
                 self._graph.append(node)
                 self._graph.outputs[index] = guarded
-                output = guarded
 
     def _add_nodes(self, mask: onnx_ir.Value) -> onnx_ir.Value:
         assert mask.shape is not None
-        rows = mask.shape[0]
-        whole, single = onnx_ir.DataType.INT32, onnx_ir.DataType.FLOAT
+        rows = [mask.shape[0]]
         steps = _Steps(self._graph, mask)
-        axis = steps.weight("axis", np.array([1], np.int64))
-        first, second = (
-            steps.weight("rows_axis", np.array(0, np.int64)),
-            steps.weight("tokens_axis", np.array(1, np.int64)),
-        )
-        zero = steps.weight("zero", np.zeros((), np.float32))
-        one = steps.weight("one", np.ones((), np.float32))
+        tokens_axis = steps.weight("axis", np.array([1], np.int64))
+        zero, one = steps.weight("zero", np.float32(0)), steps.weight("one", np.float32(1))
         # sums of floats: those of integers need cuDNN on a GPU, and counts are exact either way
-        present = steps.add("Cast", [mask], single, mask.shape, to=single.value)
-        ones = steps.add(
-            "Add", [steps.add("Mul", [present, zero], single, mask.shape), one], single, mask.shape
-        )
-        places = steps.add("CumSum", [ones, second], single, mask.shape)
-        length = steps.add("ReduceSum", [present, axis], single, [rows], keepdims=0)
-        tokens = steps.add("ReduceSum", [ones, axis], single, [rows], keepdims=0)
-        ends = steps.add("CumSum", [tokens, first], single, [rows])
-        none = steps.weight("none", np.zeros(1, np.float32))
-        # a mask without holes has its tokens at 1 … n, whose sum is n (n + 1) / 2
-        placed = steps.add("Mul", [present, places], single, mask.shape)
-        found = steps.add("ReduceSum", [placed, axis], single, [rows], keepdims=0)
-        more = steps.add("Add", [length, one], single, [rows])
-        expected = steps.add("Mul", [steps.add("Mul", [length, more], single, [rows]), steps.weight("half", np.float32(0.5))], single, [rows])  # fmt: skip
-        excess = steps.add("Sub", [found, expected], single, [rows])
-        # 0 → 0, anything else → NaN: (e / 0) · 0 is NaN for e > 0, and e is never below 0
-        flaw = steps.add("Where", [steps.add("Cast", [excess], onnx_ir.DataType.BOOL, [rows], to=onnx_ir.DataType.BOOL.value), steps.weight("nan", np.float32(np.nan)), zero], single, [rows])  # fmt: skip
-        column = steps.add("Unsqueeze", [flaw, axis], single, [rows, 1])
-        self._flaws.append(column)
-        parts = steps.add("Concat", [length, none, ends, none, ends], single, None, axis=0)
-        return steps.add("Cast", [parts], whole, None, to=whole.value)
+        present = steps.cast(mask, _FLOAT, mask.shape)
+        ones = steps.add("Mul", [present, zero], mask.shape)
+        ones = steps.add("Add", [ones, one], mask.shape)
+        length = steps.add("ReduceSum", [present, tokens_axis], rows, keepdims=0)
+        n_tokens = steps.add("ReduceSum", [ones, tokens_axis], rows, keepdims=0)
+        ends = steps.add("CumSum", [n_tokens, steps.weight("rows", np.array(0, np.int64))], rows)
+        self._flaws.append(self._flaw(steps, present, ones, length, tokens_axis))
+        start = steps.weight("start", np.zeros(1, np.float32))
+        parts = steps.add("Concat", [length, start, ends, start, ends], None, axis=0)
+        return steps.cast(parts, _INT32, None)
+
+    def _flaw(
+        self,
+        steps: _Steps,
+        present: onnx_ir.Value,
+        ones: onnx_ir.Value,
+        length: onnx_ir.Value,
+        tokens_axis: onnx_ir.Value,
+    ) -> onnx_ir.Value:
+        """Return (batch, 1): 0, or NaN for a row whose tokens are not the first ones.
+
+        Without holes the tokens' places are 1 … n, whose sum is n (n + 1) / 2.
+        """
+        rows, shape = [length.shape[0] if length.shape else None], present.shape
+        places = steps.add("CumSum", [ones, steps.weight("tokens", np.array(1, np.int64))], shape)
+        placed = steps.add("Mul", [present, places], shape)
+        found = steps.add("ReduceSum", [placed, tokens_axis], rows, keepdims=0)
+        doubled = steps.add("Add", [found, found], rows)
+        next_length = steps.add("Add", [length, steps.weight("next", np.float32(1))], rows)
+        expected = steps.add("Mul", [length, next_length], rows)
+        excess = steps.cast(steps.add("Sub", [doubled, expected], rows), _BOOL, rows)
+        nan, zero = steps.weight("nan", np.float32(np.nan)), steps.weight("fine", np.float32(0))
+        flaw = steps.add("Where", [excess, nan, zero], rows)
+        return steps.add("Unsqueeze", [flaw, tokens_axis], [*rows, 1])
 
 
 class _Steps:
     """Builder of nodes after the producer of a mask, in order."""
 
     def __init__(self, graph: onnx_ir.Graph, mask: onnx_ir.Value) -> None:
-        self._graph, self._name = graph, f"{mask.name}/padding"
+        self._graph, self._name, self._count = graph, f"{mask.name}/padding", 0
         self._last = mask.producer()
 
-    def weight(
-        self, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] | np.generic
-    ) -> onnx_ir.Value:
+    def weight(self, name: str, array: NDArray[Any] | np.generic) -> onnx_ir.Value:
         """Add an initializer."""
         return add_weight(self._graph, f"{self._name}/{name}", array)
 
-    def add(
-        self,
-        op: str,
-        inputs: list[onnx_ir.Value],
-        dtype: onnx_ir.DataType,
-        shape: onnx_ir.Shape | list[object] | None,
-        **attributes: int,
+    def cast(
+        self, value: onnx_ir.Value, dtype: onnx_ir.DataType, shape: Iterable[Any] | None
     ) -> onnx_ir.Value:
-        """Add a node with one output; return the output."""
-        node = onnx_ir.node(op, inputs, attributes=attributes, name=f"{self._name}/{op}")
-        node.name = f"{self._name}/{op}_{id(node) & 0xFFFF}"
+        """Add a Cast."""
+        output = self.add("Cast", [value], shape, to=dtype.value)
+        output.dtype = dtype
+        return output
+
+    def add(
+        self, op: str, inputs: list[onnx_ir.Value], shape: Iterable[Any] | None, **attributes: int
+    ) -> onnx_ir.Value:
+        """Add a node with one float output; return the output."""
+        self._count += 1
+        node = onnx_ir.node(op, inputs, attributes=attributes, name=f"{self._name}/{op}_{self._count}")
         output = node.outputs[0]
-        output.name, output.dtype = f"{node.name}_out", dtype
+        output.name, output.dtype = f"{node.name}_out", _FLOAT
         output.shape = None if shape is None else onnx_ir.Shape(shape)
         if self._last is None:
             self._graph.insert_before(self._graph[0], node)

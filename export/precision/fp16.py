@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
+from export.graphs.exact_pixels import EXACT
 from export.graphs.files import bytes_on_disk, save_graph
 from export.graphs.float_types import float_values, halve
 from export.graphs.matrix_products import PRODUCTS, operations_by_product
@@ -204,7 +205,7 @@ def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float] | None) -> dic
         if not floats:
             continue
         magnitude = 0.0 if ranges is None else max(_magnitude(value, ranges) for value in floats)
-        if node in before:
+        if node in before and EXACT not in node.metadata_props:
             reason = Reason.BEFORE
         elif node in after:
             reason = Reason.AFTER

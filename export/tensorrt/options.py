@@ -13,7 +13,7 @@ from runtime.preprocessing.buckets import text_buckets
 __all__ = ["FEW_ROWS", "SHORT_TEXT", "EngineOptions", "default_profiles"]
 
 FEW_ROWS = 8
-"""Maximum rows of a request that is limited by launches and weights; larger ones are limited by arithmetic."""
+"""Maximum rows of a request that launches and weights limit; larger ones are limited by arithmetic."""
 
 SHORT_TEXT = 32
 """Maximum tokens of a short text; its own profile avoids kernels tuned for long texts."""
