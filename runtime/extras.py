@@ -9,7 +9,16 @@ from typing import Any
 
 from runtime.errors import MissingPackageError
 
-__all__ = ["faiss", "import_optional", "install_hint", "missing_package", "needing", "parquet", "pyarrow"]
+__all__ = [
+    "faiss",
+    "import_optional",
+    "install_hint",
+    "missing_package",
+    "needing",
+    "parquet",
+    "pip_install",
+    "pyarrow",
+]
 
 _EXTRA_OF = {
     "aiohttp": "client",
@@ -20,6 +29,7 @@ _EXTRA_OF = {
     "matplotlib": "export",
     "onnx": "export",
     "onnx_ir": "export",
+    "onnxruntime": "cpu",
     "onnxscript": "export",
     "open_clip": "export",
     "openvino": "openvino",
@@ -36,6 +46,9 @@ _EXTRA_OF = {
     "tritonclient": "client",
 }
 """The extra of ``pyproject.toml`` that brings each package."""
+
+_EXTRA_ON_GPU_OF = {"onnxruntime": "gpu"}
+"""The extra that brings a package in its build for NVIDIA GPUs, in place of the one for CPUs."""
 
 
 def import_optional(module: str, what: str, install: str, *, remedy: str = "") -> Any:
@@ -56,8 +69,14 @@ def import_optional(module: str, what: str, install: str, *, remedy: str = "") -
 
 def install_hint(package: str) -> str:
     """Sentence that says how to install a package: with the extra that brings it, if there is one."""
-    extra = _EXTRA_OF.get(package)
-    return _run_pip(f"babeltower[{extra}]" if extra else package)
+    extra, on_gpu = _EXTRA_OF.get(package), _EXTRA_ON_GPU_OF.get(package)
+    hint = _run_pip(f"babeltower[{extra}]" if extra else package)
+    return f"{hint}, or with an NVIDIA GPU: {pip_install(f'babeltower[{on_gpu}]')}" if on_gpu else hint
+
+
+def pip_install(requirement: str) -> str:
+    """Command that installs a requirement, quoted for a shell."""
+    return f"pip install '{requirement}'"
 
 
 def missing_package(
@@ -103,4 +122,4 @@ def faiss() -> Any:
 
 
 def _run_pip(install: str) -> str:
-    return f"Run: pip install '{install}'"
+    return f"Run: {pip_install(install)}"

@@ -15,7 +15,22 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["GPU_BATCH_TOKENS", "GPU_RUN_OVERHEAD", "BucketRun", "Buckets", "image_buckets", "text_buckets"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "GPU_BATCH_IMAGES",
+    "GPU_BATCH_TOKENS",
+    "GPU_RUN_OVERHEAD",
+    "BucketRun",
+    "Buckets",
+    "image_buckets",
+    "text_buckets",
+]
+
+CONTEXT_LENGTH = "babeltower.context_length"
+"""Metadata of a text tower's graph: the longest text, in tokens."""
+
+GPU_BATCH_IMAGES = 128
+"""Images that are decoded and run at once on a GPU; more gain nothing."""
 
 GPU_BATCH_TOKENS = 16_384
 """Rows × length of the largest text run on a GPU."""
@@ -53,7 +68,9 @@ class Buckets:
     def __post_init__(self) -> None:
         for name, sizes in (("lengths", self.lengths), ("rows", self.rows)):
             if not sizes or min(sizes) < 1 or sorted(set(sizes)) != list(sizes):
-                raise InputError(f"The buckets' {name} are {sizes}; expected ascending numbers of at least 1.")
+                raise InputError(
+                    f"The buckets' {name} are {sizes}; expected ascending numbers of at least 1."
+                )
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
