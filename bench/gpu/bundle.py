@@ -15,16 +15,16 @@ from pathlib import Path
 
 from bench.gpu.device_code import cut_library
 from bench.gpu.packing import pack_folder
+from bench.gpu.samples import sample_repository
 from bench.gpu.skeletons import skeleton_from_graph
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedTower
 from bench.models.full_size import in_process
-from bench.models.samples import ROOT, SAMPLES, sample_checkpoint
+from bench.models.samples import ROOT, SAMPLES
 from bench.models.speed_artefacts import fp32_graph
 from bench.records.environment import environment
 from export.precision.calibration import samples_folder
-from export.repository import ExportOptions, repository_from_checkpoint
 from runtime.errors import BabeltowerError
-from runtime.manifest import Manifest, manifest_path
+from runtime.manifest import Manifest
 from runtime.storage import staged_folder
 
 __all__ = ["MOST_BYTES", "build_bundle", "parts_of", "require_small"]
@@ -113,23 +113,6 @@ def require_small(folder: Path, most: int = MOST_BYTES) -> int:
             f"largest, in MiB: {largest}. Leave out samples (--sample)."
         )
     return total
-
-
-def sample_repository(repository: Path, samples: Sequence[str]) -> Path:
-    """Export the samples in every form that CUDA runs, beside FP32, unless they are there."""
-    for name in samples:
-        if not manifest_path(repository / name).is_file():
-            _, _ = in_process(_export, name, repository)
-    return repository
-
-
-def _export(name: str, repository: Path) -> str:
-    from bench.gpu.forms import SAMPLE_FORMS
-
-    options = ExportOptions(forms=SAMPLE_FORMS, captions_per_language=8)
-    return str(
-        repository_from_checkpoint(sample_checkpoint(name), repository, name=name, options=options).model
-    )
 
 
 def skeletons(towers: Iterable[TimedTower], work: Path) -> list[Path]:

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Clock", "Contender"]
+__all__ = ["METRICS", "Clock", "Contender"]
 
 Run = Callable[[], Any]
+
+METRICS = ("device", "call", "wall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Contender:
         launch: Start a run on inputs in device memory, without waiting for it.
         from_host: Compute from arrays in host memory to an array in host memory.
         detail: Facts for the record.
+        metrics: Kinds of samples to take.
     """
 
     by: str
@@ -41,6 +44,7 @@ class Contender:
     launch: Run
     from_host: Run
     detail: dict[str, Any]
+    metrics: tuple[str, ...] = METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,17 @@ class Clock:
     n_least: int = 4
 
     def samples(self, contender: Contender) -> dict[str, list[float]]:
-        """Return milliseconds per run for ``device``, ``call`` and ``wall``."""
-        for _ in range(3):
+        """Return milliseconds per run, by metric."""
+        for _ in range(2):
             contender.launch()
         self.wait()
         launch_ms = self._one(contender.launch)
-        return {
-            "device": self._repeat(lambda: self._on_device(contender.launch, launch_ms)),
-            "call": self._repeat(lambda: self._one(contender.launch)),
-            "wall": self._repeat(lambda: self._one(contender.from_host)),
+        kinds: dict[str, Callable[[], float]] = {
+            "device": lambda: self._on_device(contender.launch, launch_ms),
+            "call": lambda: self._one(contender.launch),
+            "wall": lambda: self._one(contender.from_host),
         }
+        return {name: self._repeat(kinds[name]) for name in contender.metrics}
 
     def wait(self) -> None:
         """Wait until the stream has done all its work."""
@@ -77,7 +82,6 @@ class Clock:
             self.stream.synchronize()
 
     def _repeat(self, once: Callable[[], float]) -> list[float]:
-        once()
         found: list[float] = []
         end = time.perf_counter() + self.seconds
         while len(found) < self.n_least or (len(found) < self.n_most and time.perf_counter() < end):

@@ -1,40 +1,77 @@
-"""Graphs of a timed tower in each precision, made from its skeleton where they are timed."""
+"""Graphs of a timed tower for CUDA, made from its skeleton where they are timed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir
 
 from bench.gpu.skeletons import graph_from_skeleton
+from export.graphs.cuda_form import suit_cuda
+from export.graphs.files import save_graph
 from export.graphs.float_types import float_values
-from export.precision.fp16 import fp16_from_onnx
-from export.variants import forms_for
-from runtime.manifest import Engine, Precision
+from export.graphs.fused_attention import Projections
+from export.precision.fp16 import bfloat16_from_onnx, fp16_from_onnx
+from runtime.manifest import Precision
+from runtime.preprocessing.buckets import CONTEXT_LENGTH
 
-__all__ = ["PRECISIONS", "SAMPLE_FORMS", "graph_for_gpu"]
-
-SAMPLE_FORMS = forms_for(
-    [Precision.FP32, Precision.FP16], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME]
-)
-"""Forms that the samples are exported in for the gate."""
-
-PRECISIONS: Sequence[Precision] = (Precision.FP16, Precision.FP32)
-"""Timed precisions, in order of worth."""
+__all__ = ["TIMED_FORMS", "TimedForm", "graph_for_gpu"]
 
 _MAGNITUDE = 1.0
 """Assumed magnitude of every activation: random weights keep all of them far below FP16's largest."""
 
+_CONTEXT_LENGTH = 77
 
-def graph_for_gpu(skeleton: Path, precision: Precision, folder: Path) -> Path:
-    """Return a tower's graph with random weights in a precision, writing it if it is missing."""
+
+@dataclass(frozen=True, slots=True)
+class TimedForm:
+    """Form of a tower's graph that is timed.
+
+    Attributes:
+        by: Name in tables.
+        precision: Precision of the products.
+        projections: Products that compute query, key and value.
+        capture: Replay a CUDA graph per shape.
+        in_full: Time calls and NumPy to NumPy too, not only the device.
+    """
+
+    by: str
+    precision: Precision
+    projections: Projections = Projections.SEPARATE
+    capture: bool = True
+    in_full: bool = False
+
+
+TIMED_FORMS = (
+    TimedForm("babeltower", Precision.FP16, in_full=True),
+    TimedForm("babeltower joined", Precision.FP16, Projections.JOINED),
+    TimedForm("babeltower packed", Precision.FP16, Projections.PACKED),
+    TimedForm("babeltower", Precision.BF16),
+    TimedForm("babeltower", Precision.FP32),
+    TimedForm("babeltower without CUDA graph", Precision.FP16, capture=False),
+)
+"""In order of worth; the first is the product's own."""
+
+
+def graph_for_gpu(skeleton: Path, form: TimedForm, folder: Path) -> Path:
+    """Return a tower's fused graph with random weights in a form, writing it if it is missing."""
     source = graph_from_skeleton(skeleton, folder)
-    if precision is Precision.FP32:
-        return source
-    target = source.with_name(f"{source.stem}-{precision.value}.onnx")
-    if not target.is_file():
+    stem = f"{source.stem}-{form.projections.value}"
+    fused = folder / f"{stem}-fp32.onnx"
+    if not fused.is_file():
         model = onnx_ir.load(source)
+        suit_cuda(model, projections=form.projections)
+        model.metadata_props[CONTEXT_LENGTH] = str(_CONTEXT_LENGTH)
+        save_graph(model, fused, data_name=f"{fused.stem}.data")
+    target = folder / f"{stem}-{form.precision.value}.onnx"
+    if target.is_file():
+        return target
+    data_name = f"{target.stem}.data"
+    if form.precision is Precision.BF16:
+        bfloat16_from_onnx(fused, target, data_name=data_name)
+    elif form.precision is Precision.FP16:
+        model = onnx_ir.load(fused)
         ranges = {str(value.name): _MAGNITUDE for node in model.graph for value in float_values(node)}
-        fp16_from_onnx(source, target, data_name=f"{target.stem}.data", ranges=ranges)
+        fp16_from_onnx(fused, target, data_name=data_name, ranges=ranges)
     return target

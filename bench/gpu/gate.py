@@ -8,10 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.gpu.lines import Bench
 from export.parity.limits import LIMITS
@@ -24,33 +26,55 @@ from export.retrieval.verdict import retrieval_failures
 from runtime.encoder import Encoder
 from runtime.manifest import Engine, Manifest, Precision, manifest_path
 
-__all__ = ["judge_model", "models_of"]
+__all__ = [
+    "CUDA_PRECISIONS",
+    "GateForm",
+    "embed_model",
+    "judge_all",
+    "judge_model",
+    "models_of",
+    "perform_part",
+]
+
+CUDA_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+"""Precisions that the gate judges on CUDA."""
 
 _DRY_SHARE = 30
 _N_FAULTS = 5
-_PRECISIONS = (Precision.FP32, Precision.FP16)
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_N_THREADS = 2
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True)
 class GateForm:
-    """Form of a model: its name in the lines, and how it is opened."""
+    """Form of a model: its name in the lines, and what opens it."""
 
     name: str
     precision: Precision
-    provider: str
-    threads: int | None = None
+    engine: Engine
 
     def open(self, model: Path) -> Encoder:
-        """Open the model in this form."""
+        """Open the model in this form; the gate is what checks it."""
         return Encoder.open(
-            model,
-            engine=Engine.ONNXRUNTIME,
-            precision=self.precision,
-            provider=self.provider,
-            threads=self.threads,
-            verify=False,
+            model, engine=self.engine, precision=self.precision, threads=_N_THREADS, verify=False
         )
+
+
+def judge_all(bench: Bench) -> None:
+    """Embed with every model in every form at once, then compare: most of the work is the processor's."""
+    models = models_of(bench)
+    _in_processes(bench, [f"{model.name}/{form.name}" for model in models for form in _forms(bench)])
+    _in_processes(bench, [model.name for model in models])
+
+
+def perform_part(bench: Bench, part: str) -> None:
+    """Embed with ``MODEL/FORM``, or compare the forms of ``MODEL``."""
+    name, _, form = part.partition("/")
+    if form:
+        (chosen,) = [known for known in _forms(bench) if known.name == form]
+        embed_model(bench, name, chosen)
+    else:
+        judge_model(bench, name)
 
 
 def models_of(bench: Bench) -> list[Path]:
@@ -61,35 +85,63 @@ def models_of(bench: Bench) -> list[Path]:
     return found[:1] if bench.dry else found
 
 
-def judge_model(bench: Bench, name: str) -> None:
-    """Judge one model in every form that the GPU runs."""
+def embed_model(bench: Bench, name: str, form: GateForm) -> None:
+    """Embed all captions and drawings, and keep the vectors."""
     model = bench.work / "samples" / "repository" / name
     manifest = Manifest.read(model)
     data = _captions_of(manifest, bench)
     index = TextIndex.of(data, with_language=manifest.text.needs_language)
-    reference = _vectors(bench, GateForm("cpu fp32", Precision.FP32, _CPU, 3), model, data, index, manifest)
-    for form in _forms(manifest, dry=bench.dry):
-        try:
-            found = _vectors(bench, form, model, data, index, manifest)
-        except Exception as error:  # one form that fails says nothing about the others
-            bench.emit(
-                step="gate", model=name, form=form.name, error=f"{type(error).__name__}: {error}"[:900]
-            )
-            continue
-        bench.emit(
-            step="gate", model=name, form=form.name, **_verdict(data, reference, found, form.precision)
-        )
+    started = time.perf_counter()
+    with form.open(model) as encoder:
+        found = exported_vectors(encoder, data, index, dim=manifest.dim, progress=silent)
+    seconds = time.perf_counter() - started
+    counts = {"texts": len(index.texts), "images": len(data.images)}
+    bench.emit(step="gate seconds", model=name, form=form.name, seconds=seconds, **counts)
+    target = _vectors_file(bench, name, form)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as stream:
+        np.savez(stream, images=found.images, texts=found.texts)
 
 
-def judge_all(bench: Bench) -> None:
-    """Judge every model, each in a process of its own, all at once: most of the work is the processor's."""
-    arguments = [sys.executable, "-m", "bench.gpu", *sys.argv[1:]]
-    running = [subprocess.Popen([*arguments, "--part", model.name]) for model in models_of(bench)]
+def judge_model(bench: Bench, name: str) -> None:
+    """Compare the vectors of each form with the reference's, and write a line for each."""
+    manifest = Manifest.read(bench.work / "samples" / "repository" / name)
+    data = _captions_of(manifest, bench)
+    index = TextIndex.of(data, with_language=manifest.text.needs_language)
+    reference, *forms = _forms(bench)
+    expected = _read_vectors(bench, name, reference, index)
+    for form in forms:
+        if not _vectors_file(bench, name, form).is_file():
+            continue  # its process has written the reason
+        found = _read_vectors(bench, name, form, index)
+        bench.emit(step="gate", model=name, form=form.name, **_verdict(data, expected, found, form.precision))
+
+
+def _forms(bench: Bench) -> list[GateForm]:
+    """List the reference, then the forms on the GPU."""
+    reference = GateForm(_REFERENCE, Precision.FP32, Engine.ONNXRUNTIME)
+    if bench.dry:
+        return [reference, GateForm("again", Precision.FP32, Engine.ONNXRUNTIME)]
+    return [reference, *(GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)]
+
+
+def _in_processes(bench: Bench, parts: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "bench.gpu", *sys.argv[1:]]
+    running = [subprocess.Popen([*command, "--part", part]) for part in parts]
     for process in running:
         try:
             process.wait(timeout=max(1.0, bench.left_s))
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _vectors_file(bench: Bench, name: str, form: GateForm) -> Path:
+    return bench.work / "vectors" / f"{name}-{form.name.replace(' ', '-')}.npz"
+
+
+def _read_vectors(bench: Bench, name: str, form: GateForm, index: TextIndex) -> Vectors:
+    with np.load(_vectors_file(bench, name, form)) as arrays:
+        return Vectors(arrays["images"], arrays["texts"], index)
 
 
 def _captions_of(manifest: Manifest, bench: Bench) -> RetrievalSet:
@@ -100,31 +152,6 @@ def _captions_of(manifest: Manifest, bench: Bench) -> RetrievalSet:
         if not manifest.text.needs_language or entry.language in manifest.languages
     ]
     return whole.select(spoken[:: _DRY_SHARE if bench.dry else 1])
-
-
-def _forms(manifest: Manifest, *, dry: bool) -> Iterator[GateForm]:
-    for variant in manifest.variants.values():
-        if Engine.ONNXRUNTIME.value in variant.engines and variant.precision in _PRECISIONS:
-            yield GateForm(f"gpu {variant.precision.value}", variant.precision, _CPU if dry else _CUDA)
-
-
-def _vectors(
-    bench: Bench, form: GateForm, model: Path, data: RetrievalSet, index: TextIndex, manifest: Manifest
-) -> Vectors:
-    started = time.perf_counter()
-    with form.open(model) as encoder:
-        opened = time.perf_counter() - started
-        found = exported_vectors(encoder, data, index, dim=manifest.dim, progress=silent)
-    bench.emit(
-        step="gate seconds",
-        model=model.name,
-        form=form.name,
-        texts=len(index.texts),
-        images=len(data.images),
-        open_s=opened,
-        seconds=time.perf_counter() - started - opened,
-    )
-    return found
 
 
 def _verdict(data: RetrievalSet, reference: Vectors, found: Vectors, precision: Precision) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINES", "Bench", "read_lines"]
+__all__ = ["LINES", "QUIET", "Bench", "read_lines"]
 
 LINES = "gpu.jsonl"
+
+QUIET = "quiet"
+"""File that says that no other step is running, so that times can be taken."""
 
 
 @dataclass(frozen=True, slots=True)

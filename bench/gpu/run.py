@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu.lines import LINES, Bench, read_lines
+from bench.gpu.lines import LINES, QUIET, Bench, read_lines
 from bench.gpu.packing import unpack_folder
 
 __all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
@@ -21,16 +22,20 @@ __all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
 
 @dataclass(frozen=True, slots=True)
 class GpuStep:
-    """Name of a step, and the most time it gets, in seconds."""
+    """Name of a step, and the most time it gets, in seconds.
+
+    A step ``beside`` runs beside the next one, which takes no times until it has ended.
+    """
 
     name: str
     limit_s: float
+    beside: bool = False
 
 
 STEPS = (
     GpuStep("machine", 60),
-    GpuStep("gate", 150),
-    GpuStep("speed", 270),
+    GpuStep("gate", 150, beside=True),
+    GpuStep("speed", 280),
     GpuStep("autotune", 90),
     GpuStep("record", 30),
 )
@@ -74,6 +79,19 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
     unpack(bundle, work, dry=dry)
     print(f"unpacked in {time.time() - begun:.0f} s", flush=True)
     n_failed = 0
+    beside: list[threading.Thread] = []
+    quiet = work / QUIET
+    quiet.touch()
+
+    def perform_step(step: GpuStep, limit_s: float) -> None:
+        nonlocal n_failed
+        started = time.time()
+        outcome = _run(step.name, bundle, out, work, dry=dry, ends_at=started + limit_s)
+        n_failed += outcome != "done"
+        print(f"{step.name}: {outcome}, {time.time() - started:.0f} s", flush=True)
+        if step.beside:
+            quiet.touch()
+
     for step in STEPS:
         if only and step.name not in only:
             continue
@@ -81,11 +99,15 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
         if left < _RECORD_S and step.name != "record":
             print(f"{step.name}: no time left", flush=True)
             continue
-        limit = min(max(left, _RECORD_S), step.limit_s)
-        started = time.time()
-        outcome = _run(step.name, bundle, out, work, dry=dry, ends_at=started + limit)
-        n_failed += outcome != "done"
-        print(f"{step.name}: {outcome}, {time.time() - started:.0f} s", flush=True)
+        limit_s = min(max(left, _RECORD_S), step.limit_s)
+        if step.beside:
+            quiet.unlink()
+            beside.append(threading.Thread(target=perform_step, args=(step, limit_s)))
+            beside[-1].start()
+        else:
+            perform_step(step, limit_s)
+            for thread in beside:
+                thread.join()
     for line in read_lines(out / LINES) if (out / LINES).is_file() else ():
         if text := _in_words(line):
             print(text[:170], flush=True)
@@ -144,9 +166,9 @@ def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
 
             measure_machine(bench)
         case "gate":
-            from bench.gpu.gate import judge_all, judge_model
+            from bench.gpu.gate import judge_all, perform_part
 
-            judge_model(bench, part) if part else judge_all(bench)
+            perform_part(bench, part) if part else judge_all(bench)
         case "speed":
             from bench.gpu.speed import prepare_and_time, time_all
 

@@ -10,7 +10,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from bench.gpu.clocks import Contender
+from bench.gpu.clocks import METRICS, Contender
+from bench.gpu.forms import TimedForm
+from runtime.backends import open_backend
+from runtime.device import Device
+from runtime.manifest import Engine
 
 __all__ = ["TimedSession"]
 
@@ -18,56 +22,72 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class TimedSession:
-    """Session of one graph in one precision; each shape has its own device memory and CUDA graph."""
+    """Session of one graph; each shape has its own device memory and CUDA graph.
 
-    def __init__(self, graph: Path, *, precision: str, stream: int | None, capture: bool) -> None:
+    What is timed from NumPy to NumPy is the product's backend, in a session of its own.
+    """
+
+    def __init__(self, graph: Path, form: TimedForm, *, stream: int | None) -> None:
         """Open a session.
 
         Args:
             graph: ONNX file.
-            precision: Name for the records.
+            form: Form of the graph.
             stream: CUDA stream to run on; the processor if it is None.
-            capture: Capture a CUDA graph per shape.
         """
         self._device = "cpu" if stream is None else "cuda"
-        self._precision, self._capture = precision, capture
+        self._form = form
+        self._capture = form.capture and stream is not None
         self._n_shapes = 0
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        found = [(_CPU, {})] if stream is None else [(_CUDA, _cuda_options(stream, capture))]
+        found = [(_CPU, {})] if stream is None else [(_CUDA, _cuda_options(stream, self._capture))]
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=found)
         if (running := self._session.get_providers()[0]) != found[0][0]:
             raise RuntimeError(f"{found[0][0]} was requested, but {running} would run {graph.name}.")
+        self._backend: Any = None
+        if form.in_full:
+            engine, device = (Engine.ONNXRUNTIME, None) if stream is None else (Engine.CUDA, Device(0))
+            self._backend = open_backend(engine, graph, precision=form.precision, device=device)
 
-    def contender(self, inputs: Mapping[str, NDArray[Any]], *, by: str = "babeltower") -> Contender:
+    def contender(self, inputs: Mapping[str, NDArray[Any]]) -> Contender:
         """Return the runs of one shape; with CUDA graphs, the first launches capture one."""
         self._n_shapes += 1
-        bound, held = self._bind(inputs)
-        queued, waiting = self._options(wait=False), self._options(wait=True)
-        session = self._session
+        bound = self._bind(inputs)
+        queued = self._options()
+        session, backend = self._session, self._backend
+        outputs = [session.get_outputs()[0].name]
 
         def launch() -> None:
             session.run_with_iobinding(bound, queued)
 
         def from_host() -> NDArray[Any]:
-            for name, array in inputs.items():
-                held[name].update_inplace(array)
-            session.run_with_iobinding(bound, waiting)
-            result: NDArray[Any] = bound.get_outputs()[0].numpy()
-            return result
+            if backend is None:
+                launch()
+                bound.synchronize_outputs()
+                return np.asarray(bound.get_outputs()[0].numpy())
+            (vectors,) = backend.run(inputs, outputs)
+            return np.asarray(vectors)
 
-        detail = {"cuda_graph": self._capture}
-        return Contender(by, "onnxruntime", self._precision, launch, from_host, detail)
+        return Contender(
+            self._form.by,
+            Engine.CUDA.value,
+            self._form.precision.value,
+            launch,
+            from_host,
+            {"cuda_graph": self._capture, "projections": self._form.projections.value},
+            METRICS if self._form.in_full else ("device",),
+        )
 
-    def _options(self, *, wait: bool) -> Any:
+    def _options(self) -> Any:
         options = onnxruntime.RunOptions()
         if self._capture:
             options.add_run_config_entry("gpu_graph_id", str(self._n_shapes))
-        if self._device == "cuda" and not wait:
+        if self._device == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
-    def _bind(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[Any, dict[str, Any]]:
+    def _bind(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
         value = onnxruntime.OrtValue
         bound = self._session.io_binding()
         held = {
@@ -81,7 +101,7 @@ class TimedSession:
         bound.bind_ortvalue_output(
             output.name, value.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
         )
-        return bound, held
+        return bound
 
 
 def _cuda_options(stream: int, capture: bool) -> dict[str, str]:

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from bench.gpu.clocks import Clock, Contender
-from bench.gpu.forms import PRECISIONS, graph_for_gpu
-from bench.gpu.lines import Bench
+from bench.gpu.forms import TIMED_FORMS, TimedForm, graph_for_gpu
+from bench.gpu.lines import QUIET, Bench
 from bench.gpu.peers import torch_tower
 from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of
@@ -36,6 +36,8 @@ _TURNS = 2
 _TOO_LITTLE_S = 3.0
 _MOST_SHAPES = 64
 _AUTOTUNE_S = 40.0
+_GRACE_S = 10.0
+_DRY_FORMS = (TimedForm("babeltower", Precision.FP32, in_full=True),)
 _DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
 
 
@@ -61,13 +63,16 @@ def time_all(bench: Bench) -> None:
         for file in (Turn.of(bench, tower.slug).ready, Turn.of(bench, tower.slug).go):
             file.unlink(missing_ok=True)
         running[tower.slug] = subprocess.Popen(_command("--part", tower.slug, "--until", f"{prepared_by}"))
-    while time.time() < prepared_by + 10 and any(_is_preparing(bench, *item) for item in running.items()):
+    while time.time() < prepared_by + _GRACE_S and any(_is_preparing(bench, *i) for i in running.items()):
         time.sleep(_POLL_S)
     for slug, process in running.items():
         if _is_preparing(bench, slug, process):
             process.kill()  # a compilation that would go on while others are timed
             bench.emit(step="speed", tower=slug, error="not ready in time; PyTorch's compiler is left out")
             running[slug] = subprocess.Popen(_command("--part", slug, "--until", "0"))
+    while not (bench.work / QUIET).exists() and bench.left_s > 0:
+        time.sleep(_POLL_S)
+    bench.emit(step="quiet", left_s=bench.left_s)
     for slug, process in running.items():
         Turn.of(bench, slug).go.touch()
         try:
@@ -143,36 +148,22 @@ Maker = Callable[[Mapping[str, NDArray[Any]]], Contender]
 
 
 def _makers(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Maker]:
-    """Open a session per precision; a form that cannot be opened is a line with its error."""
+    """Open a session per form; one that cannot be opened is a line with its error."""
     skeleton = bench.work / "skeletons" / f"{tower.slug}.onnx"
-    for precision in PRECISIONS:
-        if bench.dry and precision is not Precision.FP32:
-            continue
+    for form in _DRY_FORMS if bench.dry else TIMED_FORMS:
+        what = f"{form.by} {form.precision.value}"
         started = time.perf_counter()
         try:
-            graph = graph_for_gpu(skeleton, precision, bench.work / "graphs")
+            graph = graph_for_gpu(skeleton, form, bench.work / "graphs")
+            written = time.perf_counter()
+            handle = stream.cuda_stream if stream is not None else None
+            session = TimedSession(graph, form, stream=handle)
         except Exception as error:
-            _emit_error(bench, tower, f"graph in {precision.value}", error)
+            _emit_error(bench, tower, what, error)
             continue
-        written = time.perf_counter()
-        handle = stream.cuda_stream if stream is not None else None
-        for capture in (True, False) if stream is not None else (False,):
-            try:
-                session = TimedSession(graph, precision=precision.value, stream=handle, capture=capture)
-            except Exception as error:
-                _emit_error(bench, tower, f"session in {precision.value}, capture {capture}", error)
-                continue
-            bench.emit(
-                step="opened",
-                tower=tower.name,
-                precision=precision.value,
-                cuda_graph=capture,
-                graph_s=written - started,
-                open_s=time.perf_counter() - written,
-            )
-            yield partial(
-                session.contender, by="babeltower" if capture or bench.dry else "babeltower, no graph"
-            )
+        seconds = {"graph_s": written - started, "open_s": time.perf_counter() - written}
+        bench.emit(step="opened", tower=tower.name, what=what, **seconds)
+        yield session.contender
 
 
 def _contenders(
@@ -286,9 +277,14 @@ def _time(
             by=contender.by,
             engine=contender.engine,
             precision=contender.precision,
-            unit_vectors=bool(np.allclose(np.linalg.norm(vectors[number], axis=1), 1, atol=0.01)),
+            unit_vectors=_are_unit(vectors[number]),
             samples={name: [round(ms, 5) for ms in samples] for name, samples in by_metric.items()},
             operations=tower.operations(shape),
             product_weights=tower.product_weights,
             detail=contender.detail,
         )
+
+
+def _are_unit(vectors: NDArray[Any]) -> bool:
+    lengths = np.square(vectors.astype(np.float64)).sum(axis=1)
+    return bool(np.allclose(lengths, 1, atol=0.01))

@@ -1,0 +1,108 @@
+"""Sample models for the gate: exported in FP32, with the fused graphs for CUDA beside.
+
+An export measures a variant before it is published, and CUDA cannot be measured where a bundle is built. The
+variants for CUDA are therefore listed without figures; the run on the GPU is their measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.gpu.gate import CUDA_PRECISIONS
+from bench.models.full_size import in_process
+from bench.models.samples import sample_checkpoint
+from export.precision.calibration import CalibrationSet, calibration_from_path
+from export.precision.cuda import cuda_from_onnx
+from export.repository import ExportOptions, repository_from_checkpoint
+from export.variants import FP32
+from runtime.manifest import (
+    Engine,
+    FileRecord,
+    Manifest,
+    Modality,
+    Precision,
+    TowerFiles,
+    Variant,
+    manifest_path,
+    tower_folder_name,
+    variant_name,
+)
+from runtime.preprocessing.text import Tokenizer
+from runtime.storage import sha256_of_file
+
+__all__ = ["sample_repository"]
+
+_UNMEASURED = {"measured": "nothing yet: CUDA is measured where there is a GPU"}
+
+
+def sample_repository(repository: Path, samples: Sequence[str]) -> Path:
+    """Export the samples, in processes of their own, unless they are there."""
+    for name in samples:
+        if not manifest_path(repository / name).is_file():
+            in_process(_export, name, repository)
+        if variant_name(CUDA_PRECISIONS[-1], Engine.CUDA.value) not in _variants(repository / name):
+            in_process(_add_cuda, repository / name)
+    return repository
+
+
+def _variants(model: Path) -> Sequence[str]:
+    return tuple(Manifest.read(model).variants)
+
+
+def _export(name: str, repository: Path) -> None:
+    options = ExportOptions(captions_per_language=0, forms=(FP32,))
+    repository_from_checkpoint(sample_checkpoint(name), repository, name=name, options=options)
+
+
+def _add_cuda(model: Path) -> None:
+    """Write the graphs for CUDA and list them in the manifest."""
+    repository = model.parent
+    manifest = Manifest.read(model)
+    source = manifest.variants[FP32.key]
+    calibration = calibration_from_path(
+        None,
+        Tokenizer(repository / source.tokenizer, manifest.text),
+        manifest.text,
+        manifest.image,
+        languages=manifest.languages,
+    )
+    variants = dict(manifest.variants)
+    for precision in CUDA_PRECISIONS:
+        key = variant_name(precision, Engine.CUDA.value)
+        variants[key] = _cuda_variant(repository, manifest.name, source, precision, calibration)
+    listed = dataclasses.replace(manifest, variants=variants)
+    manifest_path(model).write_text(listed.to_json(), encoding="utf-8")
+
+
+def _cuda_variant(
+    repository: Path, name: str, source: Variant, precision: Precision, calibration: CalibrationSet
+) -> Variant:
+    key = variant_name(precision, Engine.CUDA.value)
+    towers: dict[Modality, TowerFiles] = {}
+    for modality in Modality:
+        files = source.tower(modality)
+        folder = repository / tower_folder_name(name, modality, key)
+        graph = folder / str(files.version) / files.graph
+        graph.parent.mkdir(parents=True, exist_ok=True)
+        cuda_from_onnx(
+            repository / files.model / str(files.version) / files.graph,
+            graph,
+            data_name=f"{folder.name}.data",
+            precision=precision,
+            batches=lambda modality=modality: calibration.batches(modality),  # type: ignore[misc]
+        )
+        records = tuple(
+            FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
+            for path in sorted(graph.parent.iterdir())
+        )
+        towers[modality] = dataclasses.replace(files, model=folder.name, files=records)
+    return dataclasses.replace(
+        source,
+        precision=precision,
+        engines=(Engine.CUDA.value,),
+        text=towers[Modality.TEXT],
+        image=towers[Modality.IMAGE],
+        parity=_UNMEASURED,
+    )
