@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -73,8 +74,9 @@ def step(
     try:
         perform(name, bench, part=part, until=until)
     except Exception as error:
-        bench.emit(step=name, what=part, error=f"{type(error).__name__}: {error}"[:1500])
-        raise
+        trace = traceback.format_exc()[-2000:]
+        bench.emit(step=name, what=part, error=f"{type(error).__name__}: {error}"[:900], trace=trace)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 from bench.gpu.device_code import cut_library
@@ -38,6 +39,7 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 _SOURCES = ("runtime", "export", "bench", "triton_models", "babeltower.py")
 _NOT_CARRIED = ("bench/results/",)
+_PACKAGES, _PURE = ("ftfy", "wcwidth"), (".py", ".json", ".txt")
 _RUN = """#!/bin/sh
 # Measure this machine's GPU: sh run.sh OUT [--minutes N] [--only STEP,...] [--dry]
 set -e
@@ -75,6 +77,7 @@ def build_bundle(
         say("samples")
         pack_folder(sample_repository(work / "repository", samples), folder / "samples.pack")
         _pack_emoji(folder / "emoji.tar")
+        _pack_packages(folder / "packages.tar.xz")
         say("full-size graphs")
         _pack_files(skeletons(TOWERS, work), folder / "skeletons.tar.xz")
         say(f"ONNX Runtime for compute capability {architecture / 10}")
@@ -205,6 +208,14 @@ def _pack_sources(target: Path) -> None:
     ).stdout.splitlines()
     files = [ROOT / name for name in names if not name.startswith(_NOT_CARRIED) and (ROOT / name).is_file()]
     _pack_files(files, target, root=ROOT)
+
+
+def _pack_packages(target: Path) -> None:
+    """Pack the pure Python packages that the runtime needs and such a machine lacks."""
+    files = [file for name in _PACKAGES for file in metadata.files(name) or () if file.suffix in _PURE]
+    with tarfile.open(target, "w:xz", preset=9) as tar:
+        for file in files:
+            tar.add(str(file.locate()), str(file), filter=_anonymous)
 
 
 def _pack_emoji(target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir
@@ -12,7 +12,7 @@ from export.graphs.cuda_form import suit_cuda
 from export.graphs.files import save_graph
 from export.graphs.float_types import float_values
 from export.graphs.fused_attention import Projections
-from export.precision.fp16 import bfloat16_from_onnx, fp16_from_onnx
+from export.precision.fp16 import bfloat16_from_onnx, halve_model
 from runtime.manifest import Precision
 from runtime.preprocessing.buckets import CONTEXT_LENGTH
 
@@ -34,6 +34,7 @@ class TimedForm:
         projections: Products that compute query, key and value.
         capture: Replay a CUDA graph per shape.
         in_full: Time calls and NumPy to NumPy too, not only the device.
+        most_rows: Largest batch that is timed.
     """
 
     by: str
@@ -41,15 +42,16 @@ class TimedForm:
     projections: Projections = Projections.SEPARATE
     capture: bool = True
     in_full: bool = False
+    most_rows: int = 512
 
 
 TIMED_FORMS = (
     TimedForm("babeltower", Precision.FP16, in_full=True),
-    TimedForm("babeltower joined", Precision.FP16, Projections.JOINED),
-    TimedForm("babeltower packed", Precision.FP16, Projections.PACKED),
+    TimedForm("babeltower joined", Precision.FP16, Projections.JOINED, most_rows=128),
+    TimedForm("babeltower packed", Precision.FP16, Projections.PACKED, most_rows=128),
     TimedForm("babeltower", Precision.BF16),
-    TimedForm("babeltower", Precision.FP32),
-    TimedForm("babeltower without CUDA graph", Precision.FP16, capture=False),
+    TimedForm("babeltower", Precision.FP32, most_rows=128),
+    TimedForm("babeltower without CUDA graph", Precision.FP16, capture=False, most_rows=128),
 )
 """In order of worth; the first is the product's own."""
 
@@ -57,21 +59,18 @@ TIMED_FORMS = (
 def graph_for_gpu(skeleton: Path, form: TimedForm, folder: Path) -> Path:
     """Return a tower's fused graph with random weights in a form, writing it if it is missing."""
     source = graph_from_skeleton(skeleton, folder)
-    stem = f"{source.stem}-{form.projections.value}"
-    fused = folder / f"{stem}-fp32.onnx"
-    if not fused.is_file():
-        model = onnx_ir.load(source)
-        suit_cuda(model, projections=form.projections)
-        model.metadata_props[CONTEXT_LENGTH] = str(_CONTEXT_LENGTH)
-        save_graph(model, fused, data_name=f"{fused.stem}.data")
-    target = folder / f"{stem}-{form.precision.value}.onnx"
+    target = folder / f"{source.stem}-{form.projections.value}-{form.precision.value}.onnx"
     if target.is_file():
         return target
+    model = onnx_ir.load(source)
+    suit_cuda(model, projections=form.projections)
+    model.metadata_props[CONTEXT_LENGTH] = str(_CONTEXT_LENGTH)
     data_name = f"{target.stem}.data"
     if form.precision is Precision.BF16:
+        fused = graph_for_gpu(skeleton, replace(form, precision=Precision.FP32), folder)
         bfloat16_from_onnx(fused, target, data_name=data_name)
-    elif form.precision is Precision.FP16:
-        model = onnx_ir.load(fused)
-        ranges = {str(value.name): _MAGNITUDE for node in model.graph for value in float_values(node)}
-        fp16_from_onnx(fused, target, data_name=data_name, ranges=ranges)
+        return target
+    if form.precision is Precision.FP16:
+        halve_model(model, {str(v.name): _MAGNITUDE for node in model.graph for v in float_values(node)})
+    save_graph(model, target, data_name=data_name)
     return target

@@ -79,7 +79,7 @@ def pack_folder(folder: Path, target: Path) -> None:
         BabeltowerError: a restored file would differ.
     """
     store = _Store()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     tensors = sorted(
         (tensor for path in files if path.suffix == ".onnx" for tensor in _tensors_of(path)),
         key=lambda tensor: list(_TYPES).index(tensor.dtype),  # wide ones first: others are their roundings

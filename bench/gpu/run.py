@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.gpu.lines import LINES, QUIET, Bench, read_lines
 from bench.gpu.packing import unpack_folder
+from bench.gpu.summary import summary_of_lines
 
 __all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
 
@@ -42,7 +43,7 @@ STEPS = (
 """In order of worth, but for the record, which is always written."""
 
 _RECORD_S = 15.0
-_SITE = "site"
+_SITE, _PACKAGES = "site", "packages"
 
 
 def unpack(bundle: Path, work: Path, *, dry: bool) -> None:
@@ -52,6 +53,7 @@ def unpack(bundle: Path, work: Path, *, dry: bool) -> None:
             pool.submit(unpack_folder, bundle / "samples.pack", work / "samples" / "repository"),
             pool.submit(_extract, bundle / "emoji.tar", work / "samples" / "emoji"),
             pool.submit(_extract, bundle / "skeletons.tar.xz", work / "skeletons"),
+            pool.submit(_extract, bundle / "packages.tar.xz", work / _PACKAGES),
         ]
         if not dry:
             tasks.append(pool.submit(_extract, bundle / "onnxruntime.tar.xz", work / _SITE))
@@ -108,9 +110,9 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
             perform_step(step, limit_s)
             for thread in beside:
                 thread.join()
-    for line in read_lines(out / LINES) if (out / LINES).is_file() else ():
-        if text := _in_words(line):
-            print(text[:170], flush=True)
+    if (out / LINES).is_file():
+        for text in summary_of_lines(list(read_lines(out / LINES))):
+            print(text, flush=True)
     return n_failed
 
 
@@ -142,7 +144,7 @@ def _run(name: str, bundle: Path, out: Path, work: Path, *, dry: bool, ends_at: 
 
 def _environment(work: Path, *, dry: bool) -> Mapping[str, str]:
     """Return the environment of a step: our ONNX Runtime first, CUDA's libraries where pip puts them."""
-    paths = [str(work / _SITE)] if not dry else []
+    paths = [str(work / _PACKAGES)] if dry else [str(work / _SITE), str(work / _PACKAGES)]
     paths += [path for path in sys.path if path]
     libraries = [str(lib) for path in sys.path for lib in sorted(Path(path).glob("nvidia/*/lib"))]
     return {
@@ -181,25 +183,3 @@ def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
             from bench.gpu.results import write_record
 
             write_record(bench.bundle, bench.out)
-
-
-def _in_words(line: Mapping[str, object]) -> str:
-    step = line.get("step")
-    if "error" in line:
-        return f"! {step} " + " ".join(
-            str(line.get(key, "")) for key in ("tower", "model", "form", "what", "error")
-        )
-    if step == "peak":
-        samples = sorted(line["samples"])  # type: ignore[call-overload]
-        return f"{line['name']}: {samples[len(samples) // 2]:,.0f} {line['unit']}"
-    if step == "gate":
-        return (
-            f"{line['model']} {line['form']}: {'passes' if line['passes'] else 'FAILS'}, "
-            f"R@1 {line['mean_recall_at_1']}, cosine ≥ {line['text_cosine_min']:.6f} {line['faults']}"
-        )
-    if step == "speed":
-        by_metric: dict[str, list[float]] = line["samples"]  # type: ignore[assignment]
-        medians = {name: sorted(samples)[len(samples) // 2] for name, samples in by_metric.items()}
-        times = ", ".join(f"{name} {ms:.3f}" for name, ms in medians.items())
-        return f"{line['tower']} {line['shape']} {line['by']} {line['precision']}: {times} ms"
-    return ""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bench.gpu.gate import CUDA_PRECISIONS
 from bench.models.full_size import in_process
-from bench.models.samples import sample_checkpoint
+from bench.models.samples import ROOT, sample_checkpoint
+from bench.records.record import artefact_sha256
 from export.precision.calibration import CalibrationSet, calibration_from_path
 from export.precision.cuda import cuda_from_onnx
 from export.repository import ExportOptions, repository_from_checkpoint
@@ -42,13 +43,18 @@ def sample_repository(repository: Path, samples: Sequence[str]) -> Path:
     for name in samples:
         if not manifest_path(repository / name).is_file():
             in_process(_export, name, repository)
-        if variant_name(CUDA_PRECISIONS[-1], Engine.CUDA.value) not in _variants(repository / name):
+        stamp = repository / f".{name}.cuda"
+        wanted = _sources_sha256()
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
             in_process(_add_cuda, repository / name)
+            stamp.write_text(wanted, encoding="utf-8")
     return repository
 
 
-def _variants(model: Path) -> Sequence[str]:
-    return tuple(Manifest.read(model).variants)
+def _sources_sha256() -> str:
+    """Return the hash of the code that writes the graphs for CUDA."""
+    folders = (ROOT / "export" / "graphs", ROOT / "export" / "precision")
+    return artefact_sha256(*(path for folder in folders for path in sorted(folder.glob("*.py"))))
 
 
 def _export(name: str, repository: Path) -> None:

@@ -108,6 +108,6 @@ def _cuda_options(stream: int, capture: bool) -> dict[str, str]:
     return {
         "user_compute_stream": str(stream),
         "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": str(int(capture)),
     }

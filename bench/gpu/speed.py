@@ -6,10 +6,11 @@ they are timed one after another while the rest of the machine is idle.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,7 @@ def time_all(bench: Bench) -> None:
     for process in running.values():
         if process.poll() is None:
             process.kill()
+    shutil.rmtree(bench.graphs, ignore_errors=True)
 
 
 def _command(*part: str) -> list[str]:
@@ -103,7 +105,7 @@ def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
     cuda = torch.cuda.is_available() and not bench.dry
     stream = _stream(cuda)
     with torch.inference_mode(), torch.cuda.stream(stream):
-        makers = list(_makers(bench, tower, stream))
+        opened = list(_opened(bench, tower, stream))
         peers = _Peers(tower, "cuda" if cuda else "cpu")
         shapes = [(shape, random_inputs(tower, shape)) for shape in shapes_of(tower, dry=bench.dry)]
         compiled = list(_compile(bench, peers, shapes, until)) if cuda else []
@@ -113,7 +115,7 @@ def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
             time.sleep(_POLL_S)
         clock = Clock(stream)
         for shape, inputs in shapes:
-            contenders = list(_contenders(bench, tower, makers, inputs, shape))
+            contenders = list(_contenders(bench, tower, opened, inputs, shape))
             contenders += peers.contenders(inputs, compiled=shape in compiled)
             _time(bench, tower, shape, contenders, clock)
 
@@ -144,17 +146,17 @@ def _stream(cuda: bool) -> Any:
     return make() if cuda else None
 
 
-Maker = Callable[[Mapping[str, NDArray[Any]]], Contender]
+Opened = tuple[TimedForm, TimedSession]
 
 
-def _makers(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Maker]:
+def _opened(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Opened]:
     """Open a session per form; one that cannot be opened is a line with its error."""
     skeleton = bench.work / "skeletons" / f"{tower.slug}.onnx"
     for form in _DRY_FORMS if bench.dry else TIMED_FORMS:
         what = f"{form.by} {form.precision.value}"
         started = time.perf_counter()
         try:
-            graph = graph_for_gpu(skeleton, form, bench.work / "graphs")
+            graph = graph_for_gpu(skeleton, form, bench.graphs)
             written = time.perf_counter()
             handle = stream.cuda_stream if stream is not None else None
             session = TimedSession(graph, form, stream=handle)
@@ -163,19 +165,21 @@ def _makers(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Maker]:
             continue
         seconds = {"graph_s": written - started, "open_s": time.perf_counter() - written}
         bench.emit(step="opened", tower=tower.name, what=what, **seconds)
-        yield session.contender
+        yield form, session
 
 
 def _contenders(
     bench: Bench,
     tower: TimedTower,
-    makers: list[Maker],
+    opened: list[Opened],
     inputs: Mapping[str, NDArray[Any]],
     shape: TimedShape,
 ) -> Iterator[Contender]:
-    for make in makers:
+    for form, session in opened:
+        if shape.rows > form.most_rows:
+            continue
         try:
-            contender = make(inputs)
+            contender = session.contender(inputs)
             for _ in range(_WARM_UP):
                 contender.launch()
             yield contender

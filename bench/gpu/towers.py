@@ -13,7 +13,6 @@ from runtime.manifest import Modality
 
 __all__ = ["DRY_SHAPES", "DRY_TOWERS", "TOWERS", "TimedShape", "TimedTower", "random_inputs", "shapes_of"]
 
-_N_TOKENS_KNOWN = 1_000
 _PAD_ID = 1
 _IMAGE_SIDE = 224
 
@@ -135,7 +134,7 @@ def random_inputs(tower: TimedTower, shape: TimedShape, *, seed: int = 0) -> dic
     if tower.modality is Modality.IMAGE:
         side = tower.image_side
         return {"pixels": random.integers(0, 256, (shape.rows, 3, side, side), dtype=np.uint8)}
-    ids = random.integers(3, _N_TOKENS_KNOWN, (shape.rows, shape.tokens))
+    ids = random.integers(3, tower.vocabulary, (shape.rows, shape.tokens))
     if shape.ragged:
         lengths = random.integers(1, shape.tokens + 1, shape.rows)
         lengths[0] = shape.tokens
