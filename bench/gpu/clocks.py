@@ -68,7 +68,7 @@ class Clock:
         for _ in range(2):
             contender.launch()
         self.wait()
-        launch_ms = self._one(contender.launch)
+        launch_ms = self._launch(contender.launch)
         kinds: dict[str, Callable[[], float]] = {
             "device": lambda: self._on_device(contender.launch, launch_ms),
             "call": lambda: self._one(contender.launch),
@@ -93,6 +93,14 @@ class Clock:
         run()
         self.wait()
         return (time.perf_counter_ns() - started) / 1e6
+
+    def _launch(self, run: Run) -> float:
+        """Return the milliseconds until a run is queued, and wait for it."""
+        started = time.perf_counter_ns()
+        run()
+        launched = time.perf_counter_ns()
+        self.wait()
+        return (launched - started) / 1e6
 
     def _on_device(self, run: Run, launch_ms: float) -> float:
         if self.stream is None:

@@ -32,8 +32,8 @@ __all__ = [
     "embed_model",
     "judge_all",
     "judge_model",
+    "judge_part",
     "models_of",
-    "perform_part",
 ]
 
 CUDA_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
@@ -67,7 +67,7 @@ def judge_all(bench: Bench) -> None:
     _in_processes(bench, [model.name for model in models])
 
 
-def perform_part(bench: Bench, part: str) -> None:
+def judge_part(bench: Bench, part: str) -> None:
     """Embed with ``MODEL/FORM``, or compare the forms of ``MODEL``."""
     name, _, form = part.partition("/")
     if form:

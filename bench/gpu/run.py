@@ -168,13 +168,13 @@ def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
 
             measure_machine(bench)
         case "gate":
-            from bench.gpu.gate import judge_all, perform_part
+            from bench.gpu.gate import judge_all, judge_part
 
-            perform_part(bench, part) if part else judge_all(bench)
+            judge_part(bench, part) if part else judge_all(bench)
         case "speed":
-            from bench.gpu.speed import prepare_and_time, time_all
+            from bench.gpu.speed import perform_part, time_all
 
-            prepare_and_time(bench, part, until=until) if part else time_all(bench)
+            perform_part(bench, part, until) if part else time_all(bench)
         case "autotune":
             from bench.gpu.speed import time_autotuned
 

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of
 from runtime.manifest import Precision
 
-__all__ = ["prepare_and_time", "time_all", "time_autotuned"]
+__all__ = ["perform_part", "prepare_and_time", "time_all", "time_autotuned", "write_graphs"]
 
 _SHARE_TO_PREPARE = 0.55
 _POLL_S = 0.05
@@ -37,22 +38,24 @@ _TURNS = 2
 _TOO_LITTLE_S = 3.0
 _MOST_SHAPES = 64
 _AUTOTUNE_S = 40.0
-_GRACE_S = 10.0
+_GRACE_S = 20.0
+_OPENING_S = 25.0
 _DRY_FORMS = (TimedForm("babeltower", Precision.FP32, in_full=True),)
 _DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Files by which a tower's process says that it is ready, and is told to begin."""
+    """Files by which a tower's processes say what is done: graphs written, all ready, time to begin."""
 
+    graphs: Path
     ready: Path
     go: Path
 
     @classmethod
     def of(cls, bench: Bench, slug: str) -> Turn:
         """Return a tower's files."""
-        return cls(bench.work / f"{slug}.ready", bench.work / f"{slug}.go")
+        return cls(*(bench.work / f"{slug}.{name}" for name in ("graphs", "ready", "go")))
 
 
 def time_all(bench: Bench) -> None:
@@ -60,10 +63,14 @@ def time_all(bench: Bench) -> None:
     towers = DRY_TOWERS if bench.dry else TOWERS
     prepared_by = time.time() + bench.left_s * _SHARE_TO_PREPARE
     running: dict[str, subprocess.Popen[bytes]] = {}
+    makers: list[subprocess.Popen[bytes]] = []
     for tower in towers:
-        for file in (Turn.of(bench, tower.slug).ready, Turn.of(bench, tower.slug).go):
+        turn = Turn.of(bench, tower.slug)
+        for file in (turn.graphs, turn.ready, turn.go):
             file.unlink(missing_ok=True)
-        running[tower.slug] = subprocess.Popen(_command("--part", tower.slug, "--until", f"{prepared_by}"))
+        makers.append(subprocess.Popen(_command("--part", f"{tower.slug}/graphs")))
+        until = prepared_by - _OPENING_S
+        running[tower.slug] = subprocess.Popen(_command("--part", tower.slug, "--until", f"{until}"))
     while time.time() < prepared_by + _GRACE_S and any(_is_preparing(bench, *i) for i in running.items()):
         time.sleep(_POLL_S)
     for slug, process in running.items():
@@ -81,10 +88,19 @@ def time_all(bench: Bench) -> None:
                 bench.emit(step="speed", tower=slug, error=f"ended with exit code {code}")
         except subprocess.TimeoutExpired:
             bench.emit(step="speed", tower=slug, error="out of time")
-    for process in running.values():
+    for process in (*running.values(), *makers):
         if process.poll() is None:
             process.kill()
     shutil.rmtree(bench.graphs, ignore_errors=True)
+
+
+def perform_part(bench: Bench, part: str, until: float) -> None:
+    """Write the graphs of ``SLUG/graphs``, or prepare and time ``SLUG``."""
+    slug, _, graphs = part.partition("/")
+    if graphs:
+        write_graphs(bench, slug)
+    else:
+        prepare_and_time(bench, slug, until=until)
 
 
 def _command(*part: str) -> list[str]:
@@ -95,21 +111,50 @@ def _is_preparing(bench: Bench, slug: str, process: subprocess.Popen[bytes]) -> 
     return process.poll() is None and not Turn.of(bench, slug).ready.exists()
 
 
+def write_graphs(bench: Bench, slug: str) -> None:
+    """Write one tower's graphs in every form; one that cannot be written fails again when it is opened."""
+    tower = _tower(slug)
+    try:
+        for form in _forms(bench):
+            started = time.perf_counter()
+            with suppress(Exception):
+                graph_for_gpu(_skeleton(bench, tower), form, bench.graphs)
+            what = f"{form.by} {form.precision.value}"
+            bench.emit(step="graph", tower=tower.name, what=what, seconds=time.perf_counter() - started)
+    finally:
+        Turn.of(bench, slug).graphs.touch()
+
+
+def _tower(slug: str) -> TimedTower:
+    (tower,) = [tower for tower in (*TOWERS, *DRY_TOWERS) if tower.slug == slug]
+    return tower
+
+
+def _skeleton(bench: Bench, tower: TimedTower) -> Path:
+    return bench.work / "skeletons" / f"{tower.slug}.onnx"
+
+
+def _forms(bench: Bench) -> Sequence[TimedForm]:
+    return _DRY_FORMS if bench.dry else TIMED_FORMS
+
+
 def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
     """Prepare one tower; when told to, time every shape and write a line per contender.
 
     Args:
         until: Time (``time.time()``) until which PyTorch may compile; 0 leaves the compiler out.
     """
-    (tower,) = [tower for tower in (*TOWERS, *DRY_TOWERS) if tower.slug == slug]
+    tower = _tower(slug)
     cuda = torch.cuda.is_available() and not bench.dry
     stream = _stream(cuda)
     with torch.inference_mode(), torch.cuda.stream(stream):
-        opened = list(_opened(bench, tower, stream))
         peers = _Peers(tower, "cuda" if cuda else "cpu")
         shapes = [(shape, random_inputs(tower, shape)) for shape in shapes_of(tower, dry=bench.dry)]
         compiled = list(_compile(bench, peers, shapes, until)) if cuda else []
         turn = Turn.of(bench, slug)
+        while not turn.graphs.exists():
+            time.sleep(_POLL_S)
+        opened = list(_opened(bench, tower, stream))
         turn.ready.touch()
         while not turn.go.exists():
             time.sleep(_POLL_S)
@@ -151,20 +196,17 @@ Opened = tuple[TimedForm, TimedSession]
 
 def _opened(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Opened]:
     """Open a session per form; one that cannot be opened is a line with its error."""
-    skeleton = bench.work / "skeletons" / f"{tower.slug}.onnx"
-    for form in _DRY_FORMS if bench.dry else TIMED_FORMS:
+    for form in _forms(bench):
         what = f"{form.by} {form.precision.value}"
         started = time.perf_counter()
         try:
-            graph = graph_for_gpu(skeleton, form, bench.graphs)
-            written = time.perf_counter()
+            graph = graph_for_gpu(_skeleton(bench, tower), form, bench.graphs)
             handle = stream.cuda_stream if stream is not None else None
             session = TimedSession(graph, form, stream=handle)
         except Exception as error:
             _emit_error(bench, tower, what, error)
             continue
-        seconds = {"graph_s": written - started, "open_s": time.perf_counter() - written}
-        bench.emit(step="opened", tower=tower.name, what=what, **seconds)
+        bench.emit(step="opened", tower=tower.name, what=what, seconds=time.perf_counter() - started)
         yield form, session
 
 
