@@ -47,8 +47,9 @@ slow: $(READY)  ## Export every published variant at true size with random weigh
 bench: $(READY)  ## Measure the sample models: peaks, latency, throughput, retrieval, corpus (build/bench)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.run
 
-gpu: $(READY)  ## On a machine with an NVIDIA GPU: build, judge and time the TensorRT engines (see docs/gpu.md)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.gpu
+gpu: $(READY)  ## Build the bundle that measures a machine with a GPU, and try it on this processor (build/gpu-bundle)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.gpu bundle --out build/gpu-bundle --work build/gpu-work
+	PYTHON=$(abspath $(BIN)/python) BABELTOWER_GPU_WORK=build/gpu-dry sh build/gpu-bundle/run.sh build/gpu-dry/out --dry
 
 samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about two hours)
 	$(BIN)/python -m pip install --quiet --editable '.[samples]'

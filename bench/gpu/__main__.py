@@ -51,7 +51,8 @@ def run(
     """Run all steps on a machine with a GPU; exit code 1 if one failed."""
     from bench.gpu.run import run_steps
 
-    failed = run_steps(bundle, out, work, minutes=minutes, dry=dry, only=[s for s in only.split(",") if s])
+    folders = (bundle.resolve(), out.resolve(), work.resolve())
+    failed = run_steps(*folders, minutes=minutes, dry=dry, only=[s for s in only.split(",") if s])
     raise typer.Exit(1 if failed else 0)
 
 

@@ -48,6 +48,7 @@ work=${BABELTOWER_GPU_WORK:-/tmp/gpu-run}
 out=$1
 shift
 mkdir -p "$work"
+work=$(cd "$work" && pwd)
 python=${PYTHON:-python3}
 "$python" -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' \\
     "$here/source.tar.xz" "$work/source"

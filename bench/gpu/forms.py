@@ -16,7 +16,7 @@ from export.precision.fp16 import bfloat16_from_onnx, halve_model
 from runtime.manifest import Precision
 from runtime.preprocessing.buckets import CONTEXT_LENGTH
 
-__all__ = ["TIMED_FORMS", "TimedForm", "graph_for_gpu"]
+__all__ = ["TIMED_FORMS", "TimedForm", "forms_to_time", "graph_for_gpu"]
 
 _MAGNITUDE = 1.0
 """Assumed magnitude of every activation: random weights keep all of them far below FP16's largest."""
@@ -54,6 +54,13 @@ TIMED_FORMS = (
     TimedForm("babeltower without CUDA graph", Precision.FP16, capture=False, most_rows=128),
 )
 """In order of worth; the first is the product's own."""
+
+_DRY_FORMS = (TimedForm("babeltower", Precision.FP32, in_full=True),)
+
+
+def forms_to_time(*, dry: bool) -> tuple[TimedForm, ...]:
+    """Return the forms that are timed; a processor has no FP16 kernels of the fused nodes."""
+    return _DRY_FORMS if dry else TIMED_FORMS
 
 
 def graph_for_gpu(skeleton: Path, form: TimedForm, folder: Path) -> Path:

@@ -44,6 +44,10 @@ class Bench:
         """Seconds left."""
         return self.ends_at - time.time()
 
+    def skeleton(self, slug: str) -> Path:
+        """Return the file of a tower's graph without weights."""
+        return self.work / "skeletons" / f"{slug}.onnx"
+
     @property
     def graphs(self) -> Path:
         """Folder for full-size graphs, some 30 GB: in memory where there is room, which is faster."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from bench.gpu.lines import LINES, QUIET, Bench, read_lines
 from bench.gpu.packing import unpack_folder
 from bench.gpu.summary import summary_of_lines
+from runtime.errors import BabeltowerError
 
 __all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
 
@@ -176,10 +177,12 @@ def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
 
             perform_part(bench, part, until) if part else time_all(bench)
         case "autotune":
-            from bench.gpu.speed import time_autotuned
+            from bench.gpu.tower_times import time_autotuned
 
             time_autotuned(bench)
         case "record":
             from bench.gpu.results import write_record
 
             write_record(bench.bundle, bench.out)
+        case _:
+            raise BabeltowerError(f"Step {name!r} is unknown; known are {[step.name for step in STEPS]}.")

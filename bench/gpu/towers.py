@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from runtime.manifest import Modality
 
-__all__ = ["DRY_SHAPES", "DRY_TOWERS", "TOWERS", "TimedShape", "TimedTower", "random_inputs", "shapes_of"]
+__all__ = [
+    "DRY_SHAPES",
+    "DRY_TOWERS",
+    "TOWERS",
+    "TimedShape",
+    "TimedTower",
+    "random_inputs",
+    "shapes_of",
+    "tower_of",
+]
 
 _PAD_ID = 1
 _IMAGE_SIDE = 224
@@ -126,6 +135,12 @@ DRY_SHAPES: Mapping[Modality, tuple[TimedShape, ...]] = {
 def shapes_of(tower: TimedTower, *, dry: bool) -> tuple[TimedShape, ...]:
     """Return the shapes to time a tower in."""
     return (DRY_SHAPES if dry else SHAPES)[tower.modality]
+
+
+def tower_of(slug: str) -> TimedTower:
+    """Return a tower by the name of its files."""
+    (tower,) = [tower for tower in (*TOWERS, *DRY_TOWERS) if tower.slug == slug]
+    return tower
 
 
 def random_inputs(tower: TimedTower, shape: TimedShape, *, seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,228 @@
+"""Time one tower in every shape: exported forms, PyTorch and its compiler, in one process and in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.gpu.clocks import Clock, Contender
+from bench.gpu.forms import TimedForm, forms_to_time, graph_for_gpu
+from bench.gpu.lines import Bench
+from bench.gpu.peers import torch_tower
+from bench.gpu.sessions import TimedSession
+from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of, tower_of
+from bench.gpu.turns import POLL_S, Turn
+
+__all__ = ["prepare_and_time", "time_autotuned"]
+
+_WARM_UP = 4
+_TURNS = 2
+_TOO_LITTLE_S = 3.0
+_MOST_SHAPES = 64
+_AUTOTUNE_S = 40.0
+_DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
+
+
+def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
+    """Prepare one tower; when told to, time every shape and write a line per contender.
+
+    Args:
+        until: Time (``time.time()``) until which PyTorch may compile; 0 leaves the compiler out.
+    """
+    tower = tower_of(slug)
+    cuda = torch.cuda.is_available() and not bench.dry
+    stream = _stream(cuda)
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        peers = _Peers(tower, "cuda" if cuda else "cpu")
+        shapes = [(shape, random_inputs(tower, shape)) for shape in shapes_of(tower, dry=bench.dry)]
+        compiled = list(_compile(bench, peers, shapes, until)) if cuda else []
+        turn = Turn.of(bench, slug)
+        while not turn.graphs.exists():
+            time.sleep(POLL_S)
+        opened = list(_opened(bench, tower, stream))
+        turn.ready.touch()
+        while not turn.go.exists():
+            time.sleep(POLL_S)
+        clock = Clock(stream)
+        for shape, inputs in shapes:
+            contenders = list(_contenders(bench, tower, opened, inputs, shape))
+            contenders += peers.contenders(inputs, compiled=shape in compiled)
+            _time(bench, tower, shape, contenders, clock)
+
+
+def time_autotuned(bench: Bench) -> None:
+    """Time PyTorch with the slowest and best compilation, in a few shapes, as far as the time goes."""
+    cuda = torch.cuda.is_available() and not bench.dry
+    stream = _stream(cuda)
+    for tower in (DRY_TOWERS if bench.dry else TOWERS)[:2]:
+        for shape in shapes_of(tower, dry=bench.dry)[1:3]:
+            if bench.left_s < _AUTOTUNE_S:
+                return
+            torch._dynamo.reset()
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                peers = _Peers(tower, "cuda" if cuda else "cpu", mode="max-autotune")
+                inputs = random_inputs(tower, shape)
+                compiled = list(_compile(bench, peers, [(shape, inputs)], bench.ends_at)) if cuda else []
+                contenders = [
+                    replace(contender, by=f"{contender.by}, autotuned")
+                    for contender in peers.contenders(inputs, compiled=bool(compiled))
+                    if compiled and contender.by != "PyTorch"
+                ]
+                _time(bench, tower, shape, contenders, Clock(stream))
+
+
+def _stream(cuda: bool) -> Any:
+    make: Any = torch.cuda.Stream
+    return make() if cuda else None
+
+
+Opened = tuple[TimedForm, TimedSession]
+
+
+def _opened(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Opened]:
+    """Open a session per form; one that cannot be opened is a line with its error."""
+    for form in forms_to_time(dry=bench.dry):
+        what = f"{form.by} {form.precision.value}"
+        started = time.perf_counter()
+        try:
+            graph = graph_for_gpu(bench.skeleton(tower.slug), form, bench.graphs)
+            handle = stream.cuda_stream if stream is not None else None
+            session = TimedSession(graph, form, stream=handle)
+        except Exception as error:
+            _emit_error(bench, tower, what, error)
+            continue
+        bench.emit(step="opened", tower=tower.name, what=what, seconds=time.perf_counter() - started)
+        yield form, session
+
+
+def _contenders(
+    bench: Bench,
+    tower: TimedTower,
+    opened: list[Opened],
+    inputs: Mapping[str, NDArray[Any]],
+    shape: TimedShape,
+) -> Iterator[Contender]:
+    for form, session in opened:
+        if shape.rows > form.most_rows:
+            continue
+        try:
+            contender = session.contender(inputs)
+            for _ in range(_WARM_UP):
+                contender.launch()
+            yield contender
+        except Exception as error:
+            _emit_error(bench, tower, f"{shape}", error)
+
+
+def _emit_error(bench: Bench, tower: TimedTower, what: str, error: Exception) -> None:
+    bench.emit(step="speed", tower=tower.name, what=what, error=f"{type(error).__name__}: {error}"[:900])
+
+
+class _Peers:
+    """PyTorch's tower, eager and compiled."""
+
+    def __init__(self, tower: TimedTower, device: str, mode: str = "reduce-overhead") -> None:
+        self.device = device
+        self.module = torch_tower(tower, device=device, dtype=_DTYPES[device])
+        torch._dynamo.config.recompile_limit = _MOST_SHAPES  # beyond it, shapes run eagerly without a word
+        self.compiled: Any = torch.compile(self.module, mode=mode, dynamic=False)
+
+    def on_device(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+
+    def contenders(self, inputs: Mapping[str, NDArray[Any]], *, compiled: bool) -> Iterator[Contender]:
+        precision = "fp16" if self.device == "cuda" else "fp32"
+        held = self.on_device(inputs)
+        for name, module in (("PyTorch", self.module), ("PyTorch compiled", self.compiled)):
+            if module is self.module or compiled:
+                yield Contender(
+                    name,
+                    "torch",
+                    precision,
+                    partial(self.launch, module, held),
+                    partial(self.from_host, module, inputs),
+                    {"attention": "scaled_dot_product_attention", "torch": torch.__version__},
+                )
+
+    def launch(self, module: Any, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if module is not self.module:
+            begin: Any = torch.compiler.cudagraph_mark_step_begin
+            begin()
+        found: torch.Tensor = module(**held)
+        return found
+
+    def from_host(self, module: Any, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.launch(module, self.on_device(inputs)).cpu().numpy()
+        return found
+
+
+def _compile(
+    bench: Bench, peers: _Peers, shapes: list[tuple[TimedShape, dict[str, NDArray[Any]]]], until: float
+) -> Iterator[TimedShape]:
+    """Compile shape by shape while there is time; a further shape is begun if one more would fit."""
+    slowest = 0.0
+    for shape, inputs in shapes:
+        started = time.time()
+        if started + slowest > until:
+            return
+        held = peers.on_device(inputs)
+        try:
+            for _ in range(_WARM_UP):
+                peers.launch(peers.compiled, held)
+            torch.cuda.synchronize()
+        except Exception as error:
+            bench.emit(step="compile", shape=str(shape), error=f"{type(error).__name__}: {error}"[:900])
+            continue
+        seconds = time.time() - started
+        slowest = max(slowest, seconds)
+        bench.emit(step="compile", shape=str(shape), seconds=seconds)
+        yield shape
+
+
+def _time(
+    bench: Bench, tower: TimedTower, shape: TimedShape, contenders: list[Contender], clock: Clock
+) -> None:
+    """Time the contenders in turns, and write a line for each."""
+    found: dict[int, dict[str, list[float]]] = {}
+    vectors = {}
+    for _ in range(_TURNS):
+        for number, contender in enumerate(contenders):
+            if bench.left_s < _TOO_LITTLE_S:
+                break
+            try:
+                vectors[number] = np.asarray(contender.from_host())
+                for name, samples in clock.samples(contender).items():
+                    found.setdefault(number, {}).setdefault(name, []).extend(samples)
+            except Exception as error:
+                _emit_error(bench, tower, f"{contender.by} {contender.precision} {shape}", error)
+    for number, by_metric in found.items():
+        contender = contenders[number]
+        bench.emit(
+            step="speed",
+            tower=tower.name,
+            modality=tower.modality.value,
+            shape=str(shape),
+            rows=shape.rows,
+            tokens=shape.tokens,
+            ragged=shape.ragged,
+            by=contender.by,
+            engine=contender.engine,
+            precision=contender.precision,
+            unit_vectors=_are_unit(vectors[number]),
+            samples={name: [round(ms, 5) for ms in samples] for name, samples in by_metric.items()},
+            operations=tower.operations(shape),
+            product_weights=tower.product_weights,
+            detail=contender.detail,
+        )
+
+
+def _are_unit(vectors: NDArray[Any]) -> bool:
+    lengths = np.square(vectors.astype(np.float64)).sum(axis=1)
+    return bool(np.allclose(lengths, 1, atol=0.01))

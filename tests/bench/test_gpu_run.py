@@ -1,0 +1,108 @@
+"""Steps of the run on a GPU, on the processor with tiny towers: the same code writes the same lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_models import Exported
+
+from bench.gpu import gate, run
+from bench.gpu.gate import embed_model, judge_model, models_of
+from bench.gpu.lines import Bench, read_lines
+from bench.gpu.skeletons import skeleton_from_graph
+from bench.gpu.speed import write_graphs
+from bench.gpu.towers import DRY_TOWERS, TimedTower
+from bench.gpu.turns import Turn
+from export.retrieval.sets import RetrievalSet
+from runtime.manifest import Manifest
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr("bench.gpu.lines._MEMORY", tmp_path / "none")
+    for name in ("out", "work"):
+        (tmp_path / name).mkdir()
+    return Bench(tmp_path, tmp_path / "out", tmp_path / "work", dry=True, ends_at=time.time() + 600)
+
+
+def lines(bench: Bench) -> list[dict[str, object]]:
+    return list(read_lines(bench.out / "gpu.jsonl"))
+
+
+@pytest.mark.parametrize("tower", DRY_TOWERS, ids=lambda tower: tower.slug)
+def test_a_tower_is_timed_beside_pytorch(tower: TimedTower, bench: Bench, exported: Exported) -> None:
+    from bench.gpu.tower_times import prepare_and_time
+
+    model = exported(tower.variant)
+    files = Manifest.read(model).variants["fp32"].tower(tower.modality)
+    graph = model.parent / files.model / str(files.version) / files.graph
+    skeleton_from_graph(graph, bench.skeleton(tower.slug))
+    write_graphs(bench, tower.slug)
+    Turn.of(bench, tower.slug).go.touch()
+    prepare_and_time(bench, tower.slug, until=0)
+    speeds = [line for line in lines(bench) if line["step"] == "speed"]
+    assert not [line for line in speeds if "error" in line]
+    assert [(line["by"], line["shape"]) for line in speeds] == [
+        (by, str(shape)) for shape in _shapes(tower) for by in ("babeltower", "PyTorch")
+    ]
+    for line in speeds:
+        assert line["unit_vectors"] is True
+        assert set(line["samples"]) == {"device", "call", "wall"}  # type: ignore[call-overload]
+
+
+def _shapes(tower: TimedTower) -> tuple[object, ...]:
+    from bench.gpu.towers import shapes_of
+
+    return shapes_of(tower, dry=True)
+
+
+def test_a_sample_is_judged_against_itself(
+    bench: Bench, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bench.work / "samples"
+    folder.mkdir()
+    (folder / "repository").symlink_to(exported("capivara").parent)
+    monkeypatch.setattr(gate, "sample_retrieval_set", lambda _: _few())
+    (model,) = [model for model in models_of(Bench(*_folders(bench), False, 0)) if model.name == "capivara"]
+    for form in gate._forms(bench):
+        embed_model(bench, model.name, form)
+    judge_model(bench, model.name)
+    (found,) = [line for line in lines(bench) if line["step"] == "gate"]
+    assert (found["model"], found["form"], found["passes"]) == ("capivara", "again", True)
+    assert found["faults"] == []
+
+
+def _folders(bench: Bench) -> tuple[Path, Path, Path]:
+    return bench.bundle, bench.out, bench.work
+
+
+def _few() -> RetrievalSet:
+    from export.retrieval.sample_set import sample_retrieval_set
+
+    whole = sample_retrieval_set().select(["por_Latn"])
+    (captions,) = whole.captions
+    part = replace(captions, texts=captions.texts[:20], image_of=captions.image_of[:20])
+    return replace(whole, images=whole.images[: max(part.image_of) + 1], captions=(part,))
+
+
+def test_a_step_that_fails_or_hangs_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bundle.json").write_text(json.dumps({"commit": "abc"}))
+    monkeypatch.setattr(run, "unpack", lambda *_, **__: None)
+    steps = (run.GpuStep("unknown", 60), run.GpuStep("machine", 60), run.GpuStep("record", 60))
+    monkeypatch.setattr(run, "STEPS", steps)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    failed = run.run_steps(tmp_path, tmp_path / "out", tmp_path / "work", minutes=5, dry=True, only=[])
+    said = capfd.readouterr().out
+    assert failed == 1
+    assert "unknown: failed with exit code 1" in said
+    assert "machine: done" in said
+    assert "record: done" in said
+    assert (tmp_path / "out" / "gpu.json").is_file()
