@@ -1,8 +1,8 @@
 """TensorRT backend: runs a plan on the GPU it was built for.
 
-Batches are padded to a few shapes (``buckets_of_profile``), and each shape is captured as a CUDA graph at its
-first run. Written against the part of TensorRT's documented Python API that 10.x and 11.x share, and tested with
-stand-ins for the library and the GPU.
+Batches are padded to a few shapes (``buckets_of_profile``), and each shape is captured as a CUDA graph at
+its first run. Written against the part of TensorRT's documented Python API that 10.x and 11.x share, and
+tested with stand-ins for the library and the GPU.
 """
 
 from __future__ import annotations

@@ -207,6 +207,18 @@ def test_every_cpu_engine_is_measured_here() -> None:
     assert keys == ["int8_onnxruntime", "int8_openvino", "fp32"]
 
 
+def test_nothing_is_built_for_a_gpu_unless_it_is_asked_for() -> None:
+    """Else each export fails where TensorRT is installed without a GPU, and builds plans where one is."""
+    installed = [*CPU, *GPU_ENGINES]
+    for precision in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8):
+        for form in forms_for([precision], [], installed=installed):
+            assert not set(form.opened_by) & set(GPU_ENGINES)
+    asked = forms_for([Precision.FP16], [Engine.TENSORRT], installed=installed)
+    assert [form.key for form in asked] == ["fp16_tensorrt"]
+    with pytest.raises(ExportError, match=r"fp8 is not supported on .*only on .*tensorrt.*--engine"):
+        forms_for([Precision.FP8], [], installed=installed)
+
+
 def test_the_command_publishes_several_precisions(tmp_path: Path) -> None:
     arguments = ["export", str(CHECKPOINTS / "capivara"), str(tmp_path), "--precision", "int8"]
     arguments += ["--precision", "fp16", "--engine", "onnxruntime", "--captions-per-language", "8", "--json"]
