@@ -127,8 +127,8 @@ class Buckets:
     def runs(self, lengths: Sequence[int] | NDArray[np.int64]) -> list[BucketRun]:
         """Deal rows out to runs, longest first; rows of equal length keep their order.
 
-        Rows of equal length that fill runs run unpadded. The others are split, by bucket, into the shapes with
-        the fewest tokens plus ``overhead`` a run. Room left in a run takes the next shorter rows,
+        Rows of equal length that fill runs run unpadded. The others are split, by bucket, into the shapes
+        with the fewest tokens plus ``overhead`` a run. Room left in a run takes the next shorter rows,
         which cost nothing there.
 
         Args:
