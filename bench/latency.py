@@ -36,7 +36,7 @@ from bench.timing.graph_costs import cost_of_graph
 from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.timing.roofline import cost_settings
 from bench.timing.timed_process import WORKER, GraphSpec, OpenedGraph, Pace, TimedProcess, Times
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
 from runtime.errors import BabeltowerError, InputError
@@ -296,7 +296,7 @@ def _compare(
                     continue
                 cosine = lowest_cosine(process.vectors(inputs), reference)
                 found[group].cosines[shape] = cosine
-                limit = LIMITS[group.precision].min_cosine
+                limit = limits_of(group.precision, Engine(group.engine)).min_cosine
                 if not cosine >= limit:
                     raise BabeltowerError(
                         f"Its vectors differ from FP32's at {shape}: cosine {cosine:.5f}, expected "

@@ -26,13 +26,13 @@ from rich.table import Table
 from bench.models.samples import sample_checkpoints
 from bench.records.environment import environment
 from export.commands.progress import progress_bars
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
 from export.retrieval.comparison import Direction
 from export.variants import forms_for, possible_forms
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest
-from runtime.manifest import Manifest, Precision
+from runtime.manifest import Engine, Manifest, Precision
 from runtime.storage import replace_text
 
 __all__ = ["SCHEMA", "app", "rows_from_manifest"]
@@ -123,7 +123,7 @@ def _write(path: Path, rows: list[dict[str, Any]], languages: Mapping[str, Any])
     record = {
         "schema": SCHEMA,
         "environment": here,
-        "limits": {precision.value: asdict(LIMITS[precision]) for precision in _PRECISIONS},
+        "limits": {p.value: asdict(limits_of(p, Engine.ONNXRUNTIME)) for p in _PRECISIONS},
         "rows": [*kept, *rows],
         "retrieval": {**earlier.get("retrieval", {}), **languages},
     }

@@ -41,7 +41,7 @@ from runtime.manifest import Modality, Precision
 
 __all__ = ["TOWERS", "Build", "Tower", "build"]
 
-_PRECISIONS = (Precision.FP16, Precision.INT8, Precision.FP8)
+_PRECISIONS = (Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8)
 _TARGETS = ("8.0", "8.6", "8.9")
 _FP8_SINCE = "8.9"
 

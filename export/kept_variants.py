@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.expectations import Expectations
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.towers import Towers
 from runtime.errors import BabeltowerError, ManifestError
 from runtime.fingerprints import is_former
-from runtime.manifest import Manifest, Precision, Variant
+from runtime.manifest import Engine, Manifest, Precision, Variant
 from runtime.preprocessing.image import decode
 from runtime.probes import Probes
 
 __all__ = ["Kept", "kept_variants"]
 
-_SAME = LIMITS[Precision.FP32].max_abs_error
+_SAME = limits_of(Precision.FP32, Engine.ONNXRUNTIME).max_abs_error
 """Maximum difference between PyTorch's vectors for two exports of the same checkpoint."""
 
 

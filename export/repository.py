@@ -20,7 +20,7 @@ from export.kept_variants import Kept, kept_variants
 from export.onnx_graph import onnx_from_tower
 from export.parity.expectations import Expectations, expected_of_reference
 from export.parity.gate import GateReference, gate_reference
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.parity.measure import ParityReport, measure_parity
 from export.parity.probe_set import probes_from_expected, with_opening_probes
 from export.precision.calibration import CalibrationSet, CalibrationSize, calibration_from_path
@@ -329,7 +329,7 @@ class _Run:
         manifest_path(self.stage / self.name).write_text(
             self.manifest({form.key: draft}).to_json(), encoding="utf-8"
         )
-        limits = LIMITS[form.precision]
+        limits = limits_of(form.precision, form.opened_by[0])
         if self.options.accept_drop is not None:
             limits = limits.accepting(self.options.accept_drop)
         with self._timed(f"{form.key} parity"):

@@ -19,10 +19,11 @@ from export.precision.cuda import cuda_from_onnx
 from export.precision.fp16 import fp16_from_onnx
 from export.precision.graph_request import GraphRequest, MakeGraph
 from export.precision.int8 import GraphTarget, Int8Report, int8_from_onnx, recipe_for
+from export.tensorrt.options import EngineOptions
 from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import require_computes
 from runtime.errors import EngineError, ExportError
-from runtime.manifest import GRAPH_ENGINES, Engine, Precision, variant_name
+from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision, variant_name
 
 __all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
 
@@ -65,26 +66,33 @@ class Form:
 
 
 def forms_for(
-    precisions: Sequence[Precision], engines: Sequence[Engine], *, installed: Sequence[Engine]
+    precisions: Sequence[Precision],
+    engines: Sequence[Engine],
+    *,
+    installed: Sequence[Engine],
+    tensorrt: EngineOptions | None = None,
 ) -> tuple[Form, ...]:
     """Return the forms of the given precisions for the given engines.
 
     Args:
-        engines: Requested engines; if empty, all installed ones that have a form of the precision.
+        engines: Requested engines; if empty, all installed CPU engines that have a form of the precision.
+            Nothing is built for a GPU unless its engine is requested.
         installed: Engines that can be measured here; unmeasured variants are not published.
+        tensorrt: Build options of TensorRT plans; the defaults if None.
 
     Raises:
-        ExportError: a precision has no form for the requested engines, or an engine is not installed.
+        ExportError: a precision has no form for the requested engines, an engine is not installed, or
+            TensorRT options are given without a form that they apply to.
     """
     if missing := [engine.value for engine in engines if engine not in installed]:
         raise ExportError(
             f"Engine {missing[0]} is not installed, so a variant for it cannot be compared with PyTorch. "
             f"Install it, or choose one of {[engine.value for engine in installed]}."
         )
-    wanted = engines or installed
+    wanted = engines or [engine for engine in installed if engine not in GPU_ENGINES]
     chosen: list[Form] = []
     for precision in dict.fromkeys(precisions):
-        of_precision = [form for form in FORMS if form.precision is precision]
+        of_precision = [form for form in _forms(tensorrt) if form.precision is precision]
         possible = [
             dataclasses.replace(form, opened_by=opened_by)
             for form in of_precision
@@ -94,10 +102,20 @@ def forms_for(
             able = sorted({engine.value for form in of_precision for engine in form.opened_by})
             raise ExportError(
                 f"{precision.value} is not supported on {[engine.value for engine in wanted]}, only on "
-                f"{able}. Install one of these, or choose another precision."
+                f"{able}. Install and name one of these (--engine), or choose another precision."
             )
         chosen += possible
+    if tensorrt is not None and not any(form.engine is Engine.TENSORRT for form in chosen):
+        raise ExportError("TensorRT options apply to no variant of this export; add --engine tensorrt.")
     return tuple(chosen)
+
+
+def _forms(tensorrt: EngineOptions | None) -> tuple[Form, ...]:
+    if tensorrt is None:
+        return FORMS
+    return tuple(
+        _tensorrt(form.precision, tensorrt) if form.engine is Engine.TENSORRT else form for form in FORMS
+    )
 
 
 def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str, str]]:
@@ -196,7 +214,7 @@ def _cuda(precision: Precision) -> Form:
     )
 
 
-def _tensorrt(precision: Precision) -> Form:
+def _tensorrt(precision: Precision, options: EngineOptions) -> Form:
     def describe(graph: TensorRtGraph) -> Mapping[str, Any]:
         if graph.int8 is not None:
             return _int8_json(graph.int8)
@@ -206,8 +224,8 @@ def _tensorrt(precision: Precision) -> Form:
         precision,
         Engine.TENSORRT,
         (Engine.TENSORRT,),
-        plan_maker(precision, describe),
-        needs_calibration=precision is not Precision.FP32,
+        plan_maker(precision, options, describe),
+        needs_calibration=precision not in (Precision.FP32, Precision.BF16),
         require=require_gpu,
     )
 
@@ -242,5 +260,5 @@ FORMS: tuple[Form, ...] = (
         needs_calibration=True,
     ),
     *map(_cuda, (Precision.FP32, Precision.FP16, Precision.BF16)),
-    *map(_tensorrt, (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)),
+    *(_tensorrt(precision, EngineOptions()) for precision in Precision),
 )

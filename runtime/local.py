@@ -25,7 +25,7 @@ from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
-from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
+from runtime.preprocessing.buckets import EXACT_ROWS, GPU_BATCH_IMAGES
 from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
@@ -198,6 +198,11 @@ class LocalEncoder(Encoder):
         """Whether the towers run on a GPU."""
         return self._graphs.on_gpu
 
+    @property
+    def exact_rows(self) -> int | None:
+        """Rows from which texts of one length run unpadded; see ``Buckets``."""
+        return EXACT_ROWS if self._graphs.engine is Engine.CUDA else None
+
     def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
         """Tokenize texts, the first stage of embedding: token ids in input order; needs no graph.
 
@@ -275,6 +280,7 @@ class LocalEncoder(Encoder):
                     text.pad_id,
                     self._graphs.run_overhead,
                     text.context_length if self.on_gpu else None,
+                    self.exact_rows,
                 )
             return self._text
 

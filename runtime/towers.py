@@ -135,6 +135,7 @@ class TextTower:
     Attributes:
         run_overhead: Fixed cost of a run, in tokens; without one, runs are filled to their budget.
         context_length: Longest text, in tokens; on a GPU, where runs have the shapes of buckets.
+        exact_rows: See ``Buckets``; for an engine on a GPU that runs any shape.
     """
 
     tokenizer: Tokenizer
@@ -142,6 +143,7 @@ class TextTower:
     pad_id: int
     run_overhead: int | None = RUN_OVERHEAD
     context_length: int | None = None
+    exact_rows: int | None = None
 
     def close(self) -> None:
         """Release the graph."""
@@ -179,7 +181,11 @@ class TextTower:
 
     def _batches(self, ids: Sequence[Sequence[int]], max_batch_tokens: int | None) -> Iterable[TokenBatch]:
         if self.context_length is not None:
-            buckets = text_buckets(self.context_length, max_tokens=max_batch_tokens or GPU_BATCH_TOKENS)
+            buckets = text_buckets(
+                self.context_length,
+                max_tokens=max_batch_tokens or GPU_BATCH_TOKENS,
+                exact_rows=self.exact_rows,
+            )
             for run in buckets.runs([len(row) for row in ids]):
                 yield padded_batch(ids, run.positions, pad_id=self.pad_id, length=run.length)
             return

@@ -43,6 +43,8 @@ class TritonTower:
             model_version=self._tower.version,
             requested_output_names=list(outputs),
             inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
+            # By default, a tower on a GPU leaves its answer in GPU memory, where NumPy cannot read it.
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = await request.async_exec()
         if response.has_error():
@@ -52,7 +54,18 @@ class TritonTower:
                 f"Tower {self._tower.model}, version {self._tower.version}, failed: {error.message()}",
                 Code.UNAVAILABLE if busy else Code.INTERNAL,
             )
-        return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs]
+        return [self._array(pb_utils.get_output_tensor_by_name(response, name)) for name in outputs]
+
+    def _array(self, output: Any) -> NDArray[Any]:
+        if not output.is_cpu():
+            raise TowerError(
+                f"Tower {self._tower.model}, version {self._tower.version}, left output {output.name()!r} in "
+                "GPU memory although CPU memory was requested, and it cannot be read there. Update the "
+                "server's python backend, or serve a variant for a CPU engine.",
+                Code.INTERNAL,
+            )
+        array: NDArray[Any] = output.as_numpy()
+        return array
 
 
 def version_folder(args: Mapping[str, str]) -> Path:

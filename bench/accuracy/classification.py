@@ -27,7 +27,7 @@ from bench.accuracy.retrieval_report import ModelFacts
 from bench.datasets.class_sets import ClassificationSet, ClassNames
 from bench.records.environment import environment
 from export.checkpoint import towers_from_checkpoint
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.retrieval.comparison import compare_retrieval
 from export.retrieval.metrics import Float, RetrievalProtocol, agreement
 from export.retrieval.vectors import (
@@ -114,7 +114,7 @@ def classify_towers(
         unspoken=unspoken,
         languages=figures,
         images=agreement(reference.images, exported.images),
-        limits=LIMITS[settings.precision].retrieval,
+        limits=limits_of(settings.precision, settings.engine).retrieval,
         seconds=seconds,
         environment=environment(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -20,7 +20,7 @@ from bench.datasets import RetrievalSet
 from bench.datasets.language_maps import LanguageMap
 from bench.records.environment import environment
 from export.checkpoint import towers_from_checkpoint
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.repository import ExportOptions, installed_engines, repository_from_towers
 from export.retrieval.comparison import LanguageFigures, compare_language
 from export.retrieval.metrics import RetrievalProtocol, agreement
@@ -161,7 +161,7 @@ def evaluate_towers(
         unspoken=unspoken,
         languages=figures,
         images=agreement(reference.images, exported.images),
-        limits=LIMITS[settings.precision].retrieval,
+        limits=limits_of(settings.precision, settings.engine).retrieval,
         seconds=seconds,
         environment=environment(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

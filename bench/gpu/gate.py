@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.lines import Bench
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.retrieval.comparison import Direction, LanguageFigures, compare_language
 from export.retrieval.metrics import RetrievalProtocol, agreement
 from export.retrieval.sample_set import sample_retrieval_set
@@ -160,7 +160,7 @@ def _verdict(data: RetrievalSet, reference: Vectors, found: Vectors, precision: 
         for captions in data.captions
     ]
     images = agreement(reference.images, found.images)
-    faults = retrieval_failures(languages, images, LIMITS[precision].retrieval)
+    faults = retrieval_failures(languages, images, limits_of(precision, Engine.CUDA).retrieval)
     return {
         "languages": len(languages),
         "mean_recall_at_1": {d.value: _means(languages, d) for d in Direction},

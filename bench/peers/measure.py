@@ -18,10 +18,10 @@ from bench.peers.models import N_TOKENS, GivenModel, PeerCase
 from bench.peers.process import PeerError, PeerProcess
 from bench.peers.registry import Peer, Stage
 from bench.records.record import Record, record_of, suite_cell
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from runtime.cosines import row_cosines, worst_rows
 from runtime.errors import BabeltowerError
-from runtime.manifest import Modality
+from runtime.manifest import Engine, Modality
 
 __all__ = ["Processes", "cell_of", "measure_case", "require_equal"]
 
@@ -146,7 +146,7 @@ def require_equal(vectors: NDArray[np.float32], reference: NDArray[np.float32], 
         raise PeerError(f"gave vectors {list(vectors.shape)}; expected {list(reference.shape)}")
     cosines = row_cosines(vectors, reference)
     cosine = float(cosines.min())
-    limit = LIMITS[peer.precision].min_cosine
+    limit = limits_of(peer.precision, Engine.ONNXRUNTIME).min_cosine
     if not cosine >= limit:
         raise PeerError(
             f"computes something else than the reference: cosine {cosine:.6f}, expected at least {limit} "

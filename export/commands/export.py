@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runtime.backends.plans import Portability
 from runtime.cosines import nan_first
 from runtime.errors import ExportError
 from runtime.extras import needing
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from export.repository import Export
 
 __all__ = ["export", "record_of_export", "summary_of_export"]
+
+_TENSORRT = "TensorRT"
 
 
 def export(
@@ -37,7 +40,9 @@ def export(
     ] = [Precision.FP32],  # noqa: B006
     engine: Annotated[
         list[Engine] | None,
-        typer.Option(help="Inference engine to export for; may be repeated. All installed ones by default."),
+        typer.Option(
+            help="Inference engine to export for; may be repeated. All installed CPU engines by default."
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
     context_length: Annotated[
@@ -62,6 +67,43 @@ def export(
         typer.Option(min=0.0, max=100.0, help="Recall drop in points to accept beyond the limits; recorded."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
+    tensorrt_version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--tensorrt-version-compatible",
+            help="Let later TensorRT releases of the same major version run the plans.",
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = False,
+    tensorrt_hardware_compatibility: Annotated[
+        Portability, typer.Option(help="Other GPUs that may run the plans.", rich_help_panel=_TENSORRT)
+    ] = Portability.NONE,
+    tensorrt_timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="File of kernel timings, read and written: later builds are faster.",
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    tensorrt_workspace: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Limit on the kernels' scratch memory in MiB.",
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
+    tensorrt_optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help="Effort of the builder: higher levels try more kernels.",
+            rich_help_panel=_TENSORRT,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export both towers, check parity with PyTorch and publish REPOSITORY/NAME.
@@ -74,11 +116,24 @@ def export(
         from rich.console import Console
 
         from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
+        from export.tensorrt.options import EngineOptions
         from export.variants import forms_for, possible_forms
 
     from export.commands.progress import progress_bars
 
-    wanted = forms_for(precision, engine or [], installed=installed_engines())
+    plans = EngineOptions(
+        portability=tensorrt_hardware_compatibility,
+        version_compatible=tensorrt_version_compatible,
+        workspace_bytes=None if tensorrt_workspace is None else tensorrt_workspace << 20,
+        optimization_level=tensorrt_optimization_level,
+        timing_cache=tensorrt_timing_cache,
+    )
+    wanted = forms_for(
+        precision,
+        engine or [],
+        installed=installed_engines(),
+        tensorrt=None if plans == EngineOptions() else plans,
+    )
     forms, refused = possible_forms(wanted)
     for key, reason in refused.items():
         typer.echo(f"{key} cannot be built here: {reason}", err=True)

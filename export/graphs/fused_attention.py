@@ -1,8 +1,8 @@
 """Graph pass that fuses attention into ONNX Runtime's MultiHeadAttention.
 
-The padding mask becomes lengths, which the GPU's kernels use to skip padding; see ``padding_starts``. Two
-biases move out of the products, exactly: a key's bias adds the same number to all scores of a query, which
-softmax ignores, and a value's bias passes through the weights, whose sum is one, into the output product.
+Two biases move out of the products, exactly: a key's bias adds the same number to all scores of a query,
+which softmax ignores, and a value's bias passes through the weights, whose sum is one, into the output
+product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from export.graphs.edits import add_weight, constant, drop_unused, float_like, set_weight, sole_use
 from export.graphs.fused_norms import CONTRIB
-from export.graphs.padding_starts import PaddingStarts
 from export.graphs.square_bias import SquareBias
 
 __all__ = ["Projections", "fuse_attention"]
@@ -43,7 +42,7 @@ class _Projection:
 
     x: onnx_ir.Value
     weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
     n_heads: int
     scale: float
 
@@ -61,28 +60,16 @@ class _Attention:
     joined: onnx_ir.Node
 
 
-class Masking(str, Enum):
-    BIAS = "bias"
-    STARTS = "starts"
-
-
-def fuse_attention(
-    model: onnx_ir.Model,
-    projections: Projections = Projections.SEPARATE,
-    masking: Masking = Masking.BIAS,
-) -> int:
+def fuse_attention(model: onnx_ir.Model, projections: Projections = Projections.SEPARATE) -> int:
     """Fuse every attention of the graph, in place.
 
     Returns:
         Number of fused attentions; one that does not match is left unchanged.
     """
-    starts = PaddingStarts(model.graph) if masking is Masking.STARTS else None
     biases = SquareBias(model.graph)
     found = [match for node in list(model.graph) if node.op_type == "Softmax" and (match := _match(node))]
     for attention in found:
-        _fuse(model.graph, attention, projections, starts, biases)
-    if found and starts is not None:
-        starts.guard_outputs()
+        _fuse(model.graph, attention, projections, biases)
     drop_unused(model)
     return len(found)
 
@@ -161,12 +148,12 @@ def _part_of_joined(squeeze: onnx_ir.Node, scale: float) -> _Projection | None:
     x, weight, bias = found
     at = int(start.reshape(-1)[0]) % n_parts * n_heads * width
     columns = slice(at, at + n_heads * width)
-    return _Projection(x, weight[:, columns], bias[columns], n_heads, scale)
+    return _Projection(x, weight[:, columns], None if bias is None else bias[columns], n_heads, scale)
 
 
 def _product_of(
     reshape: onnx_ir.Node | None,
-) -> tuple[onnx_ir.Value, NDArray[np.float32], NDArray[np.float32]] | None:
+) -> tuple[onnx_ir.Value, NDArray[np.float32], NDArray[np.float32] | None] | None:
     if reshape is None or reshape.op_type != "Reshape":
         return None
     node, bias = _producer(reshape.inputs[0]), None
@@ -179,7 +166,7 @@ def _product_of(
     weight = constant(node.inputs[1])
     if weight is None or weight.ndim != 2:
         return None
-    return node.inputs[0], weight, np.zeros(weight.shape[1], np.float32) if bias is None else bias
+    return node.inputs[0], weight, bias
 
 
 def _mask_of_bias(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
@@ -199,15 +186,13 @@ def _fuse(
     graph: onnx_ir.Graph,
     attention: _Attention,
     projections: Projections,
-    starts: PaddingStarts | None,
     biases: SquareBias,
 ) -> None:
     query, key, value = attention.query, attention.key, attention.value
     shares_tokens = query.x is key.x
     layout = projections if shares_tokens else Projections.SEPARATE
-    mask = starts.of_mask(attention.mask) if attention.mask is not None and starts is not None else None
     square = None
-    if attention.mask is not None and attention.bias is not None and starts is None:
+    if attention.mask is not None and attention.bias is not None:
         square = biases.of_bias(attention.bias, attention.mask)
     before = attention.joined
     out_bias = _bias_after(before.outputs[0])
@@ -222,7 +207,7 @@ def _fuse(
             steps.product("value", value, with_bias=not unbiased),
             None,
         ]
-        if out_bias is not None:
+        if out_bias is not None and value.bias is not None:
             _pass_on(value.bias, *out_bias)
         scale = 1.0
     else:
@@ -231,7 +216,7 @@ def _fuse(
     shape = before.outputs[0].shape
     node = onnx_ir.node(
         "MultiHeadAttention",
-        _trimmed([*inputs, mask, square]),
+        _trimmed([*inputs, None, square]),
         {"num_heads": query.n_heads, "scale": scale, "mask_filter_value": -30_000.0},
         domain=CONTRIB,
         name=attention.name,
@@ -273,16 +258,18 @@ class _Steps:
         """Add ``x W``, and ``+ b`` if asked; return (batch, tokens, width)."""
         weight = (projection.weight * np.float32(projection.scale)).astype(np.float32)
         value = self._multiply(part, projection.x, weight)
-        bias = (projection.bias * np.float32(projection.scale)).astype(np.float32)
-        if not with_bias or not bias.any():
+        if not with_bias or projection.bias is None:
             return value
+        bias = (projection.bias * np.float32(projection.scale)).astype(np.float32)
         offset = add_weight(self.graph, f"{self.name}/{part}/bias", bias)
         return self._add("Add", part, [value, offset], value.shape)
 
     def joined(self, attention: _Attention, *, packed: bool) -> list[onnx_ir.Value | None]:
         """Add one product for all three; return the attention's first four inputs, with the biases."""
         parts = (attention.query, attention.key, attention.value)
-        weights, biases = [part.weight for part in parts], [part.bias for part in parts]
+        weights = [part.weight for part in parts]
+        none = np.zeros(weights[0].shape[1], np.float32)
+        biases = [none if part.bias is None else part.bias for part in parts]
         n_heads = attention.query.n_heads
         if packed:  # the heads' columns of the three parts lie side by side
             by_head = [weight.reshape(len(weight), n_heads, 1, -1) for weight in weights]

@@ -1,7 +1,7 @@
 """Repeat a padding bias for every query, as fused attention reads it.
 
-The exported graph adds (batch, 1, 1, tokens) to the scores; ONNX Runtime's fused kernels want one row a query.
-The mask may have any pattern, such as a padding token inside of a text.
+The exported graph adds (batch, 1, 1, tokens) to the scores; ONNX Runtime's fused kernels want one row per
+query. The mask may have any pattern, such as a padding token inside of a text.
 """
 
 from __future__ import annotations

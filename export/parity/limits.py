@@ -1,4 +1,4 @@
-"""Parity limits: the agreement with PyTorch that a variant needs to be published."""
+"""Parity limits: the agreement with PyTorch that a variant needs to be published, by precision and engine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from export.retrieval.verdict import RetrievalLimits
-from runtime.manifest import Precision
+from runtime.manifest import GPU_ENGINES, Engine, Precision
 
-__all__ = ["LIMITS", "Limits"]
+__all__ = ["Limits", "limits_of"]
 
 _TIE_MARGIN = 2e-6
 """Twice the rounding error of an FP32 score, a sum of about a thousand products of unit vectors."""
 
+_GPU_TIE_MARGIN = 1e-5
+"""Tie margin on a GPU, where a vector of the same text varies with the shape of its batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Parity limits of one precision.
+    """Parity limits of one precision on one kind of engine.
 
     Attributes:
         max_abs_error: Maximum error of any component of a probe's vector.
@@ -53,7 +56,7 @@ class Limits:
 
 _PIXEL = 1 / 255
 
-LIMITS: Mapping[Precision, Limits] = MappingProxyType(
+_ON_CPU: Mapping[Precision, Limits] = MappingProxyType(
     {
         Precision.FP32: Limits(
             1e-5, 0.999999, _PIXEL, 1e-5, RetrievalLimits(0.999999, 0.999999, 0, 0, 0, _TIE_MARGIN)
@@ -72,5 +75,27 @@ LIMITS: Mapping[Precision, Limits] = MappingProxyType(
         ),
     }
 )
-"""Limits by precision, measured on the samples with a margin; those on recall are the guarantee. A low
-precision changes a few short, rare texts considerably, but must not change a language's mean."""
+"""Limits on a CPU by precision, measured on the samples with a margin; those on recall are the guarantee. A
+low precision changes a few short, rare texts considerably, but must not change a language's mean."""
+
+_ROW_ERROR_ON_GPU: Mapping[Precision, float] = MappingProxyType(
+    {
+        Precision.FP32: 1e-5,
+        Precision.FP16: 2e-3,
+        Precision.BF16: 0.02,
+        Precision.INT8: 0.02,
+        Precision.FP8: 0.02,
+    }
+)
+"""``max_row_error`` on a GPU. Kernels are chosen by the batch's shape, so a row alone and in a batch differ
+by the precision's rounding. On a CPU, INT8 sums are integers, exact in any order; on a GPU, the rest of the
+graph is FP16, and its rounding moves values across the borders of INT8 codes."""
+
+
+def limits_of(precision: Precision, engine: Engine) -> Limits:
+    """Return the parity limits of a precision on an engine."""
+    limits = _ON_CPU[precision]
+    if engine not in GPU_ENGINES:
+        return limits
+    retrieval = dataclasses.replace(limits.retrieval, tie_margin=_GPU_TIE_MARGIN)
+    return dataclasses.replace(limits, max_row_error=_ROW_ERROR_ON_GPU[precision], retrieval=retrieval)

@@ -1,8 +1,11 @@
-"""Convert an FP32 graph to FP8 for TensorRT: E4M3 in linear layers, FP16 elsewhere.
+"""Convert an FP32 graph to FP8 for TensorRT: E4M3 in linear layers and in attention, FP16 elsewhere.
 
 Activations have one scale per tensor (from the measured range), weights one per output channel. Attention's
-own products stay FP16, so that TensorRT uses its fused attention. FP8 requires opset 19 and a GPU of compute
-capability 8.9 or newer; on a CPU, ONNX Runtime runs such a graph only without its extended optimisations.
+two products take quantized operands where the compiler has a fused FP8 kernel: heads of a multiple of 32, and
+a number of tokens that is known when the plan is built, as in image towers. A product of learned rows stays
+FP16, since TensorRT folds it at build time, and so does the patch embedding, whose three input channels no
+FP8 kernel supports. FP8 requires opset 19 and a GPU of compute capability 8.9 or newer; on a CPU, ONNX
+Runtime runs such a graph only without its extended optimisations.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ __all__ = ["LARGEST_E4M3", "Fp8Report", "fp8_from_onnx"]
 LARGEST_E4M3 = 448.0
 """Largest finite E4M3 value."""
 
+_HEAD_MULTIPLE = 32
+"""Divisor of the width of heads, and least number of tokens: an FP8 tensor core instruction multiplies 32
+values at a time."""
+
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 _E4M3 = onnx_ir.DataType.FLOAT8E4M3FN
 
@@ -43,7 +50,7 @@ class Fp8Report:
 
 
 def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping[str, float]) -> Fp8Report:
-    """Quantize every linear layer to E4M3 and convert the rest to FP16.
+    """Quantize every linear layer and attention's products to E4M3, and convert the rest to FP16.
 
     Args:
         source: FP32 ONNX file.
@@ -56,20 +63,24 @@ def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping
     model = onnx_ir.load(source)
     operations = operations_by_product(model)
     linear = [node for node in products(model) if _is_linear(node)]
+    attention = [node for node in products(model) if _is_fused_attention(node)]
     if not linear:
         raise ExportError(f"{source} has no linear layer to convert to FP8.")
     suit_tensorrt(model)
     quantized: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in linear:
-        _quantize_input(model.graph, node, ranges, quantized)
+        _quantize_input(model.graph, node, 0, ranges, quantized)
         _quantize_weight(model.graph, node)
+    for node in attention:
+        for index in range(2):
+            _quantize_input(model.graph, node, index, ranges, quantized)
     drop_unused(model)
     halved = halve_model(model, ranges)
     model.metadata_props["babeltower.precision"] = "fp8"
     save_graph(model, target, data_name=data_name)
     return Fp8Report(
-        share_fp8=sum(operations[node] for node in linear) / sum(operations.values()),
-        n_fp8=len(linear),
+        share_fp8=sum(operations[node] for node in (*linear, *attention)) / sum(operations.values()),
+        n_fp8=len(linear) + len(attention),
         kept=tuple(halved.kept.values()),
         opset=model.opset_imports[""],
         source_bytes=bytes_on_disk(source),
@@ -80,6 +91,30 @@ def fp8_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mapping
 def _is_linear(node: onnx_ir.Node) -> bool:
     is_product = node.op_type in ("MatMul", "Gemm") and constant(node.inputs[1]) is not None
     return is_product and not _is_learned(node.inputs[0])
+
+
+def _is_fused_attention(node: onnx_ir.Node) -> bool:
+    """Return True for a product of two activations that TensorRT-RTX 1.7 fuses with its softmax in FP8.
+
+    It did for heads of 32 and 64 and 50 tokens or more, with and without a mask; not for heads of 16, for 16
+    tokens, a dynamic length, or pooling with one query. Separate FP8 kernels cost more than a fused FP16 one.
+    """
+    left, right = node.inputs[:2]
+    if node.op_type != "MatMul" or left is None or constant(left) is not None or constant(right) is not None:
+        return False
+    scores = left if _maker(left) == "Softmax" else node.outputs[0]
+    heads = node.outputs[0] if scores is left else left
+    if scores.shape is None or heads.shape is None:
+        return False
+    head, n_queries = heads.shape[-1], scores.shape[-2]
+    if not isinstance(head, int) or not isinstance(n_queries, int):
+        return False
+    return head % _HEAD_MULTIPLE == 0 and n_queries >= _HEAD_MULTIPLE
+
+
+def _maker(value: onnx_ir.Value) -> str:
+    producer = value.producer()
+    return "" if producer is None else producer.op_type
 
 
 def _is_learned(rows: onnx_ir.Value | None) -> bool:
@@ -94,11 +129,12 @@ def _is_learned(rows: onnx_ir.Value | None) -> bool:
 def _quantize_input(
     graph: onnx_ir.Graph,
     node: onnx_ir.Node,
+    index: int,
     ranges: Mapping[str, float],
     quantized: dict[onnx_ir.Value, onnx_ir.Value],
 ) -> None:
     """Insert one Q/DQ pair per tensor, shared by all products that use it."""
-    value = node.inputs[0]
+    value = node.inputs[index]
     assert value is not None
     if value not in quantized:
         name = str(value.name)
@@ -116,7 +152,7 @@ def _quantize_input(
         dequantize = onnx_ir.node("DequantizeLinear", [codes, *steps], name=f"{name}/DequantizeLinear")
         quantized[value] = float_like(dequantize, f"{name}/quantized", _dims(value))
         graph.insert_before(node, [quantize, dequantize])
-    node.replace_input_with(0, quantized[value])
+    node.replace_input_with(index, quantized[value])
 
 
 def _quantize_weight(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from export.checkpoint import towers_from_checkpoint
 from export.onnx_graph import onnx_from_tower
 from export.parity.gate import GateReference, gate_reference
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.precision.calibration import CalibrationSet, CalibrationSize, calibration_from_path
 from export.precision.clipping import ClipMethod
 from export.precision.int8 import GraphTarget, Int8Recipe, recipe_for
@@ -104,7 +104,7 @@ class QuantizeOptions:
     @property
     def limits(self) -> RetrievalLimits:
         """Retrieval limits of the trials: the precision's own, with the given limit on the mean."""
-        own = LIMITS[Precision.INT8].retrieval
+        own = limits_of(Precision.INT8, self.engine).retrieval
         return dataclasses.replace(
             own,
             max_mean_drop=self.max_recall_drop,
@@ -170,7 +170,7 @@ def quantized_from_checkpoint(
     """
     name = name or name_of_checkpoint(checkpoint)
     forms = forms_for([Precision.INT8], [options.engine], installed=installed_engines())
-    own = LIMITS[Precision.INT8].retrieval.max_mean_drop
+    own = limits_of(Precision.INT8, options.engine).retrieval.max_mean_drop
     export_options = ExportOptions(
         forms=forms,
         replace=options.replace,

@@ -21,6 +21,7 @@ from export.tensorrt.options import EngineOptions
 from runtime.backends.cuda import open_device
 from runtime.backends.plans import (
     AHEAD_OF_TIME,
+    VERSION_COMPATIBLE,
     Compiler,
     DeviceFacts,
     PlanManifest,
@@ -30,13 +31,13 @@ from runtime.backends.plans import (
 )
 from runtime.errors import EngineError, ExportError
 from runtime.extras import import_optional
-from runtime.storage import sha256_of_file
+from runtime.storage import replace_file, sha256_of_file
 
 __all__ = ["engine_from_onnx", "require_compiler"]
 
 _MODULES = {Compiler.TENSORRT: "tensorrt", Compiler.TENSORRT_RTX: "tensorrt_rtx"}
 _MAJORS = (10, 11)
-_FP8_SINCE = (8, 9)
+_FP8_SINCE, _BF16_SINCE = (8, 9), (8, 0)
 
 
 def engine_from_onnx(
@@ -49,8 +50,7 @@ def engine_from_onnx(
     """Build a plan and write its manifest and the ONNX file beside it.
 
     Args:
-        graph: ONNX file whose types determine the precision: FP32, or the output of ``fp16_from_onnx``,
-            ``int8_from_onnx`` or ``fp8_from_onnx``.
+        graph: ONNX file whose types determine the precision: FP32, or the output of ``tensorrt_graph``.
         plan: Output file.
         profiles: Optimization profiles (input shapes) of the plan; see ``default_profiles``.
 
@@ -90,6 +90,9 @@ def engine_from_onnx(
         onnx=kept.name,
         onnx_sha256=sha256_of_file(kept),
         onnx_data={path.name: sha256_of_file(kept.with_name(path.name)) for path in external_files(model)},
+        options=options.as_json(),
+        runs_on=_releases(str(tensorrt.__version__), options),
+        serve_with=VERSION_COMPATIBLE if options.version_compatible else "",
         note=AHEAD_OF_TIME if options.compiler is Compiler.TENSORRT_RTX else "",
     )
     manifest.write(plan)
@@ -144,12 +147,17 @@ def _target(options: EngineOptions) -> DeviceFacts:
 
 
 def _require_capable(model: onnx_ir.Model, device: DeviceFacts) -> None:
-    codes = {value.dtype for value in model.graph.initializers.values()}
+    types = {value.dtype for value in model.graph.initializers.values()}
     capability = tuple(int(part) for part in device.compute_capability.split("."))
-    if onnx_ir.DataType.FLOAT8E4M3FN in codes and capability < _FP8_SINCE:
+    if onnx_ir.DataType.FLOAT8E4M3FN in types and capability < _FP8_SINCE:
         raise ExportError(
             f"The graph uses FP8, which compute capability {device.compute_capability} does not support; it "
             "needs 8.9 (Ada) or newer. Export int8 or fp16."
+        )
+    if onnx_ir.DataType.BFLOAT16 in types and capability < _BF16_SINCE:
+        raise ExportError(
+            f"The graph uses BF16, which compute capability {device.compute_capability} does not support; it "
+            "needs 8.0 (Ampere) or newer. Export fp16."
         )
 
 
@@ -186,6 +194,11 @@ def _kernels(tensorrt: Any, plan: Any, options: EngineOptions, log: Any) -> list
     if engine is None:
         raise ExportError(f"{_release(tensorrt)} cannot load its own plan: {log.last_error()}")
     inspector = engine.create_engine_inspector()
+    if inspector is None:
+        raise ExportError(
+            f"{_release(tensorrt)} cannot list the kernels of the plan, so their precision cannot be "
+            f"checked: {log.last_error()}."
+        )
     return kernels_from_inspection(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
 
 
@@ -208,14 +221,24 @@ def _built(
     for profile in profiles:
         if config.add_optimization_profile(_optimization_profile(builder, inputs, profile)) < 0:
             raise ExportError(f"{_release(tensorrt)} rejects profile ({profile}): {log.last_error()}")
-    cache = _load_timings(config, options.timing_cache)
+    _load_timings(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"{_release(tensorrt)} could not build {graph}: {log.last_error()}")
     if options.timing_cache is not None:
         options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        options.timing_cache.write_bytes(memoryview(cache.serialize()))
+        timings = memoryview(config.get_timing_cache().serialize())
+        replace_file(options.timing_cache, lambda unfinished: unfinished.write_bytes(timings))
     return plan
+
+
+def _releases(version: str, options: EngineOptions) -> str:
+    """Describe the releases that can open a plan, for whoever chooses a server's container."""
+    if options.compiler is Compiler.TENSORRT_RTX:
+        return ""
+    if not options.version_compatible:
+        return f"TensorRT {version} alone"
+    return f"TensorRT {version} and later releases of {version.split('.')[0]}.x"
 
 
 def _parse_errors(parser: Any) -> str:
@@ -250,6 +273,8 @@ def _configure(tensorrt: Any, config: Any, options: EngineOptions) -> None:
         config.set_flag(flags.WEIGHT_STREAMING)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
     if options.portability is not Portability.NONE:
         level = options.portability.value.upper().replace("-", "_")
         config.hardware_compatibility_level = getattr(tensorrt.HardwareCompatibilityLevel, level)
@@ -282,17 +307,16 @@ def _optimization_profile(builder: Any, inputs: Mapping[str, TensorSpec], profil
     return made
 
 
-def _load_timings(config: Any, path: Path | None) -> Any:
+def _load_timings(config: Any, path: Path | None) -> None:
     """Load the timing cache, or create an empty one; a cache of another GPU or release is an error."""
     if path is None:
-        return None
+        return
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         raise ExportError(
             f"Timing cache {path} belongs to another TensorRT release or GPU; remove it, or pass another "
             "path."
         )
-    return cache
 
 
 def _keep_graph(model: onnx_ir.Model, graph: Path, folder: Path) -> Path:

@@ -2,8 +2,9 @@
 
 TensorRT-RTX lists its kernels, with operand types and the ONNX nodes that each covers, at the end of a
 verbose log (seen with 1.7). TensorRT gives the same through its engine inspector, as JSON, once a GPU has
-loaded the plan; the parser follows its documentation and published listings. In a strongly typed network,
-types should follow the graph.
+loaded the plan; the parser follows its documentation and published listings. TensorRT 10 gives a tensor one
+field ``Format/Datatype``, and may list constants among a kernel's inputs; 11 has ``Format`` and ``DataType``.
+In a strongly typed network, types should follow the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Kernel", "expected_types", "kernels_from_inspection", "kernels_from_
 
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w*), Inputs: \[(?P<inputs>.*?)\], "
-    r"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, "
+    r"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "
     r"StreamId: \d+,.*?Metadata: ?(?P<nodes>.*)$"
 )
 _ASIDE = frozenset({"Reshape", "Transpose", "Cast"})
@@ -40,13 +41,32 @@ _MULTIPLYING = frozenset(
         "runtime_fusion",
         "fusion",
         "MatrixMultiply",
+        "CaskConvActPool",
         "CaskConvolution",
         "CaskGemmConvolution",
         "CaskGemmMatrixMultiply",
     }
 )
-_PHRASES = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16", "Int8": "Int8", "INT8": "Int8", "FP8": "FP8"}
-"""Type names in the engine inspector's descriptions, such as ``Row major linear FP16 format``."""
+_PRODUCT_NAME = re.compile(r"mha|gemm|__myl_\w*(?:Fc|Corr)")
+"""Names of generated kernels that multiply matrices: ``__myl_FcMulAdd_myl0_25``, ``_gemm_mha_v2_myl0_4``."""
+
+_WORDS = {
+    "fp32": "Float",
+    "float": "Float",
+    "fp16": "Half",
+    "half": "Half",
+    "bf16": "BFloat16",
+    "bfloat16": "BFloat16",
+    "int8": "Int8",
+    "fp8": "FP8",
+}
+"""Type names of the engine inspector, alone or in a description such as ``Row major linear FP16 format``."""
+
+_TYPE_FIELDS = frozenset({"datatype", "format/datatype"})
+_CONSTANT = re.compile(r"_dconst\b")
+_HALF_ACCUMULATOR = re.compile(r"_f16f16_f16f16_")
+"""Part of a tactic's name: the types of both operands, then of the result and of the accumulator."""
+
 _NAMES = {
     onnx_ir.DataType.FLOAT: "Float",
     onnx_ir.DataType.FLOAT16: "Half",
@@ -59,18 +79,22 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Compiled kernel, with the compiler's type names, and the ONNX names of its ``nodes``."""
+    """Compiled kernel, with the compiler's type names, and the ONNX names of its ``nodes``.
+
+    ``tactic`` names the implementation that the compiler chose; empty if it does not say.
+    """
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
+    tactic: str = ""
 
     @property
     def multiplies(self) -> bool:
         """True if the kernel multiplies matrices; others may name a product whose operands they move."""
-        return self.kind in _MULTIPLYING or "mha" in self.name
+        return self.kind in _MULTIPLYING or _PRODUCT_NAME.search(self.name) is not None
 
 
 def kernels_from_log(messages: Iterable[str]) -> list[Kernel]:
@@ -90,6 +114,7 @@ def kernels_from_inspection(text: str) -> list[Kernel]:
             inputs=_types(layer.get("Inputs", [])),
             outputs=_types(layer.get("Outputs", [])),
             nodes=tuple(_NODE.findall(str(layer.get("Metadata", "")))),
+            tactic=str(layer.get("TacticName", "")),
         )
         for layer in layers
         if isinstance(layer, dict)
@@ -97,11 +122,13 @@ def kernels_from_inspection(text: str) -> list[Kernel]:
 
 
 def _types(tensors: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    return tuple(_type(str(tensor.get("Format/Datatype", tensor.get("Datatype", "")))) for tensor in tensors)
+    """Return the types of a kernel's operands; constants are left out."""
+    return tuple(_type(t) for t in tensors if _CONSTANT.search(str(t.get("Name", ""))) is None)
 
 
-def _type(phrase: str) -> str:
-    return next((name for word, name in _PHRASES.items() if word in phrase.split()), phrase)
+def _type(tensor: Mapping[str, Any]) -> str:
+    phrase = next((str(value) for key, value in tensor.items() if key.lower() in _TYPE_FIELDS), "")
+    return next((_WORDS[word] for word in phrase.lower().split() if word in _WORDS), phrase)
 
 
 def _kernel(match: re.Match[str]) -> Kernel:
@@ -111,6 +138,7 @@ def _kernel(match: re.Match[str]) -> Kernel:
         inputs=tuple(_DATATYPE.findall(match["inputs"])),
         outputs=tuple(_DATATYPE.findall(match["outputs"])),
         nodes=tuple(_NODE.findall(match["nodes"])),
+        tactic=match["tactic"],
     )
 
 
@@ -153,6 +181,7 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
     """
     expected = expected_types(model)
     found: Counter[str] = Counter()
+    tactics: Counter[str] = Counter()
     unseen = []
     for name, dtype in expected.items():
         covering = [kernel for kernel in kernels if kernel.multiplies and name in kernel.nodes]
@@ -161,6 +190,7 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
             continue
         _require_type(name, dtype, covering)
         found[dtype] += 1
+        tactics.update({kernel.tactic for kernel in covering if kernel.tactic})
     if expected and not found:
         raise ExportError(
             f"None of the {len(kernels)} kernels listed by the compiler names a matrix product of the graph, "
@@ -171,6 +201,8 @@ def summary_from_kernels(model: onnx_ir.Model, kernels: Sequence[Kernel]) -> Ker
         products=dict(found),
         n_fused_attention=len(_fused_attention(model, kernels, expected)),
         unseen=tuple(unseen),
+        tactics=dict(tactics),
+        n_half_accumulators=sum(n for tactic, n in tactics.items() if _HALF_ACCUMULATOR.search(tactic)),
     )
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.backends.plans import Compiler, Extent, Portability, Profile
 from runtime.errors import ExportError
 from runtime.preprocessing.buckets import text_buckets
 
-__all__ = ["FEW_ROWS", "SHORT_TEXT", "EngineOptions", "default_profiles"]
+__all__ = ["FEW_ROWS", "MAX_OPTIMIZATION_LEVEL", "SHORT_TEXT", "EngineOptions", "default_profiles"]
 
 FEW_ROWS = 8
-"""Maximum rows of a request that launches and weights limit; larger ones are limited by arithmetic."""
+"""Maximum rows of a request whose time is launches and weights; that of larger ones is arithmetic."""
 
 SHORT_TEXT = 32
 """Maximum tokens of a short text; its own profile avoids kernels tuned for long texts."""
+
+MAX_OPTIMIZATION_LEVEL = 5
+"""Highest optimization level of TensorRT's builder."""
 
 _USUAL_TEXT = 16
 
@@ -31,6 +35,8 @@ class EngineOptions:
         portability: Other GPUs that the plan may run on.
         version_compatible: Allow later releases of the same major version to run the plan.
         workspace_bytes: Limit on scratch memory of kernels; None for no limit.
+        optimization_level: Effort of the builder, 0 to 5: higher levels try more kernels; None for
+            its default.
         weight_streaming: Allow weights to stay in host memory if the GPU's is too small.
         timing_cache: File of kernel timings, read if it exists and written back; not used by TensorRT-RTX.
         tf32: Allow FP32 products to round their operands to TF32, which loses FP32 accuracy.
@@ -41,6 +47,7 @@ class EngineOptions:
     portability: Portability = Portability.NONE
     version_compatible: bool = False
     workspace_bytes: int | None = None
+    optimization_level: int | None = None
     weight_streaming: bool = False
     timing_cache: Path | None = None
     tf32: bool = False
@@ -61,6 +68,22 @@ class EngineOptions:
             raise ExportError(
                 f"workspace_bytes is {self.workspace_bytes}; expected at least 1, or None for no limit."
             )
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
+            raise ExportError(
+                f"optimization_level is {level}; expected 0 to {MAX_OPTIMIZATION_LEVEL}, or None for the "
+                "builder's default."
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the builder's settings for the plan's manifest, without the file of timings."""
+        return {
+            "workspace_bytes": self.workspace_bytes,
+            "optimization_level": self.optimization_level,
+            "weight_streaming": self.weight_streaming,
+            "tf32": self.tf32,
+            "timing_cache": self.timing_cache is not None,
+        }
 
 
 def default_profiles(dims: Sequence[str], *, max_batch: int, context_length: int = 1) -> tuple[Profile, ...]:

@@ -15,13 +15,13 @@ import onnx_ir
 from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.fp8 import fp8_from_onnx
-from export.precision.fp16 import fp16_from_onnx
+from export.precision.fp16 import bfloat16_from_onnx, fp16_from_onnx
 from export.precision.graph_request import GraphRequest
 from export.precision.int8 import GraphTarget, Int8Recipe, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.engine import engine_from_onnx, require_compiler
 from export.tensorrt.options import EngineOptions, default_profiles
 from runtime.backends.plans import PlanManifest
-from runtime.errors import EngineError, ExportError
+from runtime.errors import EngineError
 from runtime.manifest import Precision
 
 __all__ = ["PLAN", "TensorRtGraph", "plan_maker", "require_gpu", "tensorrt_graph"]
@@ -56,11 +56,11 @@ def tensorrt_graph(
     Args:
         source: FP32 ONNX file.
         target: Output file; large weights go to the external data file ``data_name`` beside it.
-        batches: Calibration batches to measure ranges on; not needed for FP32.
+        batches: Calibration batches to measure ranges on; not needed for FP32 and BF16.
         recipe: INT8 recipe; TensorRT's default if None.
 
     Raises:
-        ExportError: TensorRT does not support the precision, or the graph could not be converted.
+        ExportError: the graph could not be converted.
     """
     match precision:
         case Precision.FP32:
@@ -70,15 +70,15 @@ def tensorrt_graph(
             ranges = activation_ranges(source, batches, threads=threads)
             halved = fp16_from_onnx(source, target, data_name=data_name, ranges=ranges)
             return TensorRtGraph(halved.half_share, tuple(node.name for node in halved.kept_products))
+        case Precision.BF16:
+            converted = bfloat16_from_onnx(source, target, data_name=data_name)
+            return TensorRtGraph(converted.half_share, tuple(node.name for node in converted.kept_products))
         case Precision.INT8:
             return _int8(source, target, data_name=data_name, batches=batches, recipe=recipe, threads=threads)
         case Precision.FP8:
             ranges = activation_ranges(source, batches, threads=threads)
             report = fp8_from_onnx(source, target, data_name=data_name, ranges=ranges)
             return TensorRtGraph(report.share_fp8, tuple(node.name for node in report.kept))
-    raise ExportError(
-        f"{precision.value} is not supported for TensorRT; choose one of fp32, fp16, int8 and fp8."
-    )
 
 
 def _int8(
@@ -108,7 +108,9 @@ def _int8(
     return TensorRtGraph(report.share_int8, tuple(report.kept), report)
 
 
-def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping[str, Any]]) -> Any:
+def plan_maker(
+    precision: Precision, options: EngineOptions, describe: Callable[[TensorRtGraph], Mapping[str, Any]]
+) -> Any:
     """Return a form's ``make`` function, which writes the graph and builds the plan beside it."""
 
     def make(request: GraphRequest) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def plan_maker(precision: Precision, describe: Callable[[TensorRtGraph], Mapping
             profiles=default_profiles(
                 dims, max_batch=request.max_batch_size, context_length=request.context_length
             ),
-            options=EngineOptions(),
+            options=options,
         )
         return {**describe(graph), **_facts(manifest)}
 
@@ -159,10 +161,15 @@ def _dynamic_dims(graph: Path) -> list[str]:
 def _facts(manifest: PlanManifest) -> dict[str, Any]:
     return {
         "tensorrt": manifest.compiler_version,
+        "runs_on": manifest.runs_on,
+        "serve_with": manifest.serve_with,
+        "portability": manifest.portability,
+        "options": dict(manifest.options),
         "gpu": manifest.gpu,
         "compute_capability": manifest.compute_capability,
         "profiles": [str(profile) for profile in manifest.profiles],
         "products": dict(manifest.kernels.products),
         "n_fused_attention": manifest.kernels.n_fused_attention,
         "unseen_products": list(manifest.kernels.unseen),
+        "n_half_accumulators": manifest.kernels.n_half_accumulators,
     }

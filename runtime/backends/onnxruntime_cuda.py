@@ -29,11 +29,20 @@ from runtime.backends.padding import padded_to_bucket
 from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
-from runtime.preprocessing.buckets import CONTEXT_LENGTH, Buckets, image_buckets, text_buckets
+from runtime.preprocessing.buckets import (
+    CONTEXT_LENGTH,
+    EXACT_ROWS,
+    Buckets,
+    image_buckets,
+    text_buckets,
+)
 
 __all__ = ["CudaFacts", "OnnxRuntimeCudaBackend", "cuda_facts", "require_computes"]
 
 _COMPUTES = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
+_NO_GRAPH = -1
+"""ONNX Runtime's number of a run that neither captures nor replays."""
+
 _N_LANES = 2
 """Batches under way at once: one computes while another is copied."""
 
@@ -201,7 +210,7 @@ class _Running:
         self._bindings: dict[Shape, Any] = {}
         tensors = {**signature.inputs, **signature.outputs}
         self._bytes = {
-            name: max(_n_bytes(_padded_shape(spec, shape), spec.dtype) for shape in buckets.shapes)
+            name: max(_n_bytes(_padded_shape(spec, shape), spec.dtype) for shape in _largest(buckets))
             for name, spec in tensors.items()
         }
         self._fixed = {name: device.allocate(n_bytes) for name, n_bytes in self._bytes.items()}
@@ -261,7 +270,7 @@ class _Running:
         device.follow(lane.copied)
         for name, array in padded.items():
             device.copy_within(self._fixed[name], lane.staged[name], array.nbytes)
-        is_new = shape not in self.graph_ids
+        is_new = shape not in self._bindings
         if is_new:  # runs once as it is and once while captured; neither is timed
             self._launch(shape)
         events = [device.event(), device.event()] if with_events else []
@@ -282,15 +291,18 @@ class _Running:
         return device.milliseconds(*events)
 
     def _launch(self, shape: Shape) -> None:
-        """Queue one run of a bucket; its first one captures the bucket's CUDA graph."""
-        if shape not in self._bindings:
-            self._bindings[shape] = self._binding(shape)
-        number = self.graph_ids.setdefault(shape, len(self.graph_ids) + 1)
+        """Queue one run; the first one of a bucket captures its CUDA graph, an exact shape has none."""
+        binding = self._bindings.get(shape)
+        if binding is None:
+            binding = self._bindings[shape] = self._binding(shape)
+        number = _NO_GRAPH
+        if self._cuda_graphs and not self._buckets.is_exact(*shape):
+            number = self.graph_ids.setdefault(shape, len(self.graph_ids) + 1)
         options = self._module.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(number if self._cuda_graphs else -1))
+        options.add_run_config_entry("gpu_graph_id", str(number))
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         try:
-            self._session.run_with_iobinding(self._bindings[shape], options)
+            self._session.run_with_iobinding(binding, options)
         except Exception as error:  # onnxruntime's exceptions share no narrower base
             raise EngineError(
                 f"ONNX Runtime failed on GPU {self._device.index} with a batch of {shape[0]} rows × "
@@ -379,7 +391,13 @@ def _buckets(session: Any, signature: Signature, graph: Path) -> Buckets:
     length = session.get_modelmeta().custom_metadata_map.get(CONTEXT_LENGTH, "")
     if not length.isdecimal() or int(length) < 1:
         raise EngineError(f"{graph} does not state its context length. Export the checkpoint again.")
-    return text_buckets(int(length))
+    return text_buckets(int(length), exact_rows=EXACT_ROWS)
+
+
+def _largest(buckets: Buckets) -> tuple[Shape, ...]:
+    """Return the shapes that bound the memory of all others: each bucket, and the largest exact runs."""
+    exact = () if buckets.exact_rows is None else ((1, buckets.max_tokens),)
+    return (*buckets.shapes, *exact, (buckets.rows[-1], 1))
 
 
 def _padded_shape(spec: TensorType, shape: Shape) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ _MASK = "attention_mask"
 def padded_to_bucket(
     inputs: Mapping[str, NDArray[Any]], buckets: Buckets
 ) -> tuple[dict[str, NDArray[Any]], int]:
-    """Pad a tower's inputs with zeros to the smallest bucket that holds them.
+    """Pad a tower's inputs with zeros to the smallest bucket that holds them, or not if they run as they are.
 
     An added row of a text tower attends to its first token, since attention over nothing is not a number.
     Inputs that already have a bucket's shape are returned as they are.
@@ -35,6 +35,8 @@ def padded_to_bucket(
     """
     n_rows = len(next(iter(inputs.values())))
     is_text = _MASK in inputs
+    if is_text and buckets.is_exact(n_rows, inputs[_MASK].shape[1]):
+        return dict(inputs), n_rows
     rows, length = buckets.shape_of(n_rows, inputs[_MASK].shape[1] if is_text else 1)
     padded = {}
     for name, array in inputs.items():

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from runtime.typed_json import OPTIONAL, value_from_json
 __all__ = [
     "AHEAD_OF_TIME",
     "PLAN_FORMAT",
+    "VERSION_COMPATIBLE",
     "Compiler",
     "DeviceFacts",
     "Extent",
@@ -36,6 +38,9 @@ __all__ = [
 
 PLAN_FORMAT = "babeltower-plan/1"
 """Version of the layout; readers reject any other."""
+
+VERSION_COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
+"""Option of ``tritonserver`` without which it opens no version-compatible plan, since these contain code."""
 
 AHEAD_OF_TIME = "TensorRT-RTX ahead-of-time build, not executed"
 """Label of a ``Compiler.TENSORRT_RTX`` plan in every report."""
@@ -126,20 +131,25 @@ class KernelSummary:
     """Summary of the built kernels, as far as the compiler reports them.
 
     ``products`` counts the graph's matrix products by the operand type of their kernels; ``unseen`` lists
-    the products that no kernel names.
+    the products that no kernel names. ``tactics`` counts the products by the implementation that the compiler
+    chose, as far as it names them; ``n_half_accumulators`` of them sum in FP16. Older manifests have neither.
     """
 
     n_kernels: int
     products: Mapping[str, int]
     n_fused_attention: int
     unseen: tuple[str, ...]
+    tactics: Mapping[str, int] = field(default_factory=dict, metadata={OPTIONAL: True})
+    n_half_accumulators: int = field(default=0, metadata={OPTIONAL: True})
 
 
 @dataclass(frozen=True, slots=True)
 class PlanManifest:
     """Manifest of one plan; ``compute_capability`` is like ``"8.9"``, ``gpu`` is empty if none was used.
 
-    ``onnx_data`` has the sha256 of each weight file of the graph; older manifests have none.
+    ``onnx_data`` has the sha256 of each weight file of the graph, ``options`` the builder's settings; older
+    manifests have neither. For readers, ``runs_on`` states the TensorRT releases that can open the plan, and
+    ``serve_with`` the option that ``tritonserver`` needs for it.
     """
 
     compiler: str
@@ -159,6 +169,9 @@ class PlanManifest:
     onnx: str
     onnx_sha256: str
     onnx_data: Mapping[str, str] = field(default_factory=dict, metadata={OPTIONAL: True})
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={OPTIONAL: True})
+    runs_on: str = field(default="", metadata={OPTIONAL: True})
+    serve_with: str = field(default="", metadata={OPTIONAL: True})
     note: str = ""
     format: str = PLAN_FORMAT
 

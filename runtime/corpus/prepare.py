@@ -149,8 +149,10 @@ class TextPreparation:
         pad_id = self._encoder.manifest.text.pad_id
         text, budget = self._encoder.manifest.text, self._max_batch_tokens
         if self._encoder.on_gpu:
-            buckets = text_buckets(text.context_length, max_tokens=budget).runs(tokens.lengths)
-            planned = [(run.positions, run.length) for run in buckets]
+            buckets = text_buckets(
+                text.context_length, max_tokens=budget, exact_rows=self._encoder.exact_rows
+            )
+            planned = [(run.positions, run.length) for run in buckets.runs(tokens.lengths)]
         else:
             runs = runs_from_lengths(tokens.lengths, max_tokens=budget, overhead=RUN_OVERHEAD)
             planned = [(positions, int(tokens.lengths[positions].max())) for positions in runs]

@@ -21,7 +21,7 @@ from runtime.backends.backend import Backend
 from runtime.cosines import row_cosines
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.machine import has_vnni, machine_in_words
-from runtime.manifest import Engine, Manifest, Precision
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Precision
 from runtime.opening.probes import OpeningProbes
 
 __all__ = [
@@ -47,7 +47,8 @@ _SLACK: Mapping[Precision, float] = {
 
 Rounding noise of another kernel is independent of the measured kernel's and as large, so the distance from 1
 may double; the tolerance matters for figures near 1. With exact INT8 kernels, other float kernels changed a
-cosine by at most 1e-5; saturating INT8 kernels lose 3 to 33 times the figure's own loss.
+cosine by at most 1e-5; saturating INT8 kernels lose 3 to 33 times the figure's own loss. It is the same on
+every engine: the probes run in the shapes that were measured, so a GPU chooses the same kernels again.
 """
 
 
@@ -176,6 +177,7 @@ def require_opening(
             probes,
             tower=tower,
             computed=f"{engine.value} {engine_version(engine)} in {precision.value}",
+            engine=engine,
             precision=precision,
             others=others,
             note=note,
@@ -193,6 +195,7 @@ def message_of_shortfall(
     *,
     tower: str,
     computed: str,
+    engine: Engine,
     precision: Precision,
     others: str,
     note: str = "",
@@ -200,7 +203,8 @@ def message_of_shortfall(
     """Describe a failed opening check: found and required cosines, computation, machines and remedy."""
     found = "not finite or zero" if np.isnan(worst.found) else f"at a cosine of {worst.found:.6f}"
     head = worst.output if worst.output == "vector" else f"the head {worst.output}"
-    saturates = precision is Precision.INT8 and has_vnni() is False
+    on_cpu = engine not in GPU_ENGINES
+    saturates = on_cpu and precision is Precision.INT8 and has_vnni() is False
     return (
         f"{tower} does not reproduce PyTorch's vectors on this machine: {head} of {worst.probe} is {found} "
         f"with PyTorch's; the export measured {worst.measured:.6f}, and at least {worst.required:.6f} is "

@@ -2,6 +2,10 @@
 
 Kernels are tuned, and CUDA graphs captured, for one shape each. Padding to a short list of shapes keeps
 captures few, and costs little: rows are dealt out so that runs are full.
+
+Large runs need no CUDA graph, since their launches take less time than their work. Where rows of one length
+fill a run, they run in exactly that shape, without padding: one number of rows per length, since a new shape
+costs an engine a twentieth of a second.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from runtime.errors import InputError
 
 __all__ = [
     "CONTEXT_LENGTH",
+    "EXACT_ROWS",
     "GPU_BATCH_IMAGES",
     "GPU_BATCH_TOKENS",
     "GPU_RUN_OVERHEAD",
@@ -34,6 +39,9 @@ GPU_BATCH_IMAGES = 128
 
 GPU_BATCH_TOKENS = 16_384
 """Rows × length of the largest text run on a GPU."""
+
+EXACT_ROWS = 256
+"""Least number of rows of a run that is not padded; see ``docs/decisions/0026-cuda.md``."""
 
 GPU_RUN_OVERHEAD = 512
 """Fixed cost of a text tower's run on a GPU, in tokens: launches, and products too small to fill the GPU."""
@@ -58,12 +66,14 @@ class Buckets:
     Attributes:
         max_tokens: Maximum rows × length of a shape; one row of any length is always allowed.
         overhead: Fixed cost of a run, in tokens (images: in rows).
+        exact_rows: Least rows of a run that has its rows' own length; ``None`` if every run is padded.
     """
 
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
     max_tokens: int
     overhead: int
+    exact_rows: int | None = None
 
     def __post_init__(self) -> None:
         for name, sizes in (("lengths", self.lengths), ("rows", self.rows)):
@@ -80,6 +90,13 @@ class Buckets:
     def rows_at(self, length: int) -> tuple[int, ...]:
         """Numbers of rows that fit into ``max_tokens`` at a length."""
         return tuple(rows for rows in self.rows if rows * length <= self.max_tokens) or self.rows[:1]
+
+    def is_exact(self, n_rows: int, n_tokens: int) -> bool:
+        """Return whether a batch runs in its own shape, unpadded: whether it is a full run of its length."""
+        return self.exact_rows is not None and self.exact_rows <= n_rows == self._full(n_tokens)
+
+    def _full(self, n_tokens: int) -> int:
+        return min(self.rows[-1], self.max_tokens // n_tokens)
 
     def length_of(self, n_tokens: int) -> int:
         """Return the shortest length that holds a row.
@@ -110,8 +127,9 @@ class Buckets:
     def runs(self, lengths: Sequence[int] | NDArray[np.int64]) -> list[BucketRun]:
         """Deal rows out to runs, longest first; rows of equal length keep their order.
 
-        The rows of one length are split into the shapes with the fewest tokens plus ``overhead`` a run.
-        Room left in a run takes the next shorter rows, which cost nothing there.
+        Rows of equal length that fill runs run unpadded. The others are split, by bucket, into the shapes
+        with the fewest tokens plus ``overhead`` a run. Room left in a run takes the next shorter rows,
+        which cost nothing there.
 
         Args:
             lengths: Tokens of each row; for images, ones.
@@ -122,10 +140,10 @@ class Buckets:
         found = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
         if len(found) and found.max() > self.lengths[-1]:
             self.length_of(int(found.max()))
-        bucket = np.searchsorted(self.lengths, found)
         order = np.argsort(-found, kind="stable")
+        runs, order = self._exact_runs(found, order)
+        bucket = np.searchsorted(self.lengths, found)
         ends = np.searchsorted(-bucket[order], -np.arange(len(self.lengths)), side="right")
-        runs: list[BucketRun] = []
         at = 0
         for index in range(len(self.lengths) - 1, -1, -1):
             length = self.lengths[index]
@@ -135,18 +153,39 @@ class Buckets:
                 at += rows
         return runs
 
+    def _exact_runs(
+        self, lengths: NDArray[np.int64], order: NDArray[np.int64]
+    ) -> tuple[list[BucketRun], NDArray[np.int64]]:
+        """Take unpadded runs out of rows in descending order of length; return them and the other rows."""
+        runs: list[BucketRun] = []
+        if self.exact_rows is None:
+            return runs, order
+        left = []
+        for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+            length = int(lengths[rows[0]]) if len(rows) else 1
+            most = self._full(length)
+            n_full = len(rows) // most if most >= self.exact_rows else 0
+            runs += [BucketRun(part, most, length) for part in rows[: n_full * most].reshape(n_full, most)]
+            left.append(rows[n_full * most :])
+        return runs, np.concatenate([order[:0], *left])
+
 
 def text_buckets(
-    context_length: int, *, max_rows: int | None = None, max_tokens: int = GPU_BATCH_TOKENS
+    context_length: int,
+    *,
+    max_rows: int | None = None,
+    max_tokens: int = GPU_BATCH_TOKENS,
+    exact_rows: int | None = None,
 ) -> Buckets:
     """Return the shapes of a text tower; its context length is the last of the lengths.
 
     Args:
         max_rows: Maximum rows of a run, itself a bucket; ``None`` allows 512.
         max_tokens: Maximum rows × length of a run.
+        exact_rows: See ``Buckets``; for engines that run any shape.
     """
     lengths = (*(length for length in _LENGTHS if length < context_length), context_length)
-    return Buckets(lengths, _rows(max_rows), max_tokens, GPU_RUN_OVERHEAD)
+    return Buckets(lengths, _rows(max_rows), max_tokens, GPU_RUN_OVERHEAD, exact_rows)
 
 
 def image_buckets(*, max_rows: int | None = None) -> Buckets:

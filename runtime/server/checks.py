@@ -124,6 +124,7 @@ def _require(
         probes,
         tower=f"The server's {model}",
         computed=f"its {engine.value} backend in {variant.precision.value}",
+        engine=engine,
         precision=variant.precision,
         others=f"{others_in_words(manifest, engine, variant.precision)} (`babeltower frontends --variant`)",
     )

@@ -18,11 +18,11 @@ from sample_models import CHECKPOINTS
 from export import towers_from_checkpoint
 from export.parity import measure as parity
 from export.parity.expectations import Expectations, expected_of_reference
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.parity.probe_set import probes_from_expected
 from export.parity.probes import probe_files
 from export.towers import Towers
-from runtime.manifest import ImagePreprocessing, Precision
+from runtime.manifest import Engine, ImagePreprocessing, Precision
 from runtime.preprocessing.image import pixels_from_image, pixels_from_source
 from runtime.preprocessing.text import Tokenizer, TokenRow
 
@@ -119,7 +119,10 @@ def test_right_pixels_agree(name: str) -> None:
 def test_wrong_pixels_are_seen(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     towers, expected = sample(name)
     monkeypatch.setattr(parity, "pixels_from_source", WRONG_PIXELS[what])
-    assert parity._max_pixel_error(towers, expected) > LIMITS[Precision.FP32].max_pixel_error * 1.5
+    assert (
+        parity._max_pixel_error(towers, expected)
+        > limits_of(Precision.FP32, Engine.ONNXRUNTIME).max_pixel_error * 1.5
+    )
 
 
 def cut(row: TokenRow, towers: Towers, *, context: int, left: bool = False) -> list[int]:
@@ -213,7 +216,7 @@ def test_an_ignored_mask_is_seen(name: str) -> None:
         found = towers.text(ids, torch.ones_like(ids))[0].numpy()
         towers.text.hidden_id = towers.text_preprocessing.pad_id
     error = np.abs(found - expected.texts[towers.dim][rows]).max()
-    assert error > 10 * LIMITS[Precision.FP32].max_abs_error
+    assert error > 10 * limits_of(Precision.FP32, Engine.ONNXRUNTIME).max_abs_error
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ that Triton reads is parsed with Triton's own schema.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
+from export.parity.limits import limits_of
 from export.repository import Export
 from export.variants import forms_for
 from runtime import Encoder
@@ -33,7 +35,13 @@ from runtime.manifest import Engine, Manifest, Modality, Precision, sha256_of_fi
 from runtime.opening.tower_check import Checks
 
 NAME = "capivara"
-PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+DTYPES = {
+    Precision.FP32: "Float",
+    Precision.FP16: "Half",
+    Precision.BF16: "BFloat16",
+    Precision.INT8: "Int8",
+}
 TENSORRT = {"engine": Engine.TENSORRT}
 
 
@@ -48,7 +56,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> RunningTensorRt:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """One sample in every precision that the stand-in can compute."""
+    """One sample in every precision but FP8, which its small text tower does not bear."""
     with pytest.MonkeyPatch.context() as patch:
         gpu = FakeGpu()
         patch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
@@ -76,8 +84,9 @@ def test_a_variant_is_published_under_its_engine_with_its_evidence(
         recipe = variant.recipe[modality.value]
         assert recipe["gpu"] == "NVIDIA L4"
         assert len(recipe["profiles"]) == (5 if modality is Modality.TEXT else 3)
-        dtype = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}[precision.value]
-        assert set(recipe["products"]) == {dtype}
+        assert set(recipe["products"]) == {DTYPES[precision]}
+        assert recipe["runs_on"] == "TensorRT 10.16.1 alone"
+        assert recipe["portability"] == "none"
     with pytest.raises(ManifestError, match="was not measured on onnxruntime"):
         planned.manifest.variant(precision, "onnxruntime")
 
@@ -121,6 +130,17 @@ def test_triton_is_told_the_profiles_and_warms_up_each(modality: Modality, plann
             assert (folder / "warmup" / tensor.input_data_file).stat().st_size == n_bytes
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_alone_differs_from_the_batch_by_the_precision_s_rounding(
+    precision: Precision, planned: Export
+) -> None:
+    """INT8 too: its sums are exact on a CPU only."""
+    (figures,) = planned.manifest.variants[f"{precision.value}_tensorrt"].parity["engines"].values()
+    assert 0 < figures["row_alone"] <= limits_of(precision, Engine.TENSORRT).max_row_error
+    if precision is Precision.INT8:
+        assert figures["row_alone"] > limits_of(precision, Engine.ONNXRUNTIME).max_row_error
+
+
 def test_more_rows_than_a_profile_holds_go_in_parts(planned: Export, library: RunningTensorRt) -> None:
     texts = [f"um gato {i}" for i in range(150)]
     with Encoder.open(planned.model, **TENSORRT, precision="fp32") as encoder:
@@ -157,6 +177,18 @@ def test_the_gate_judges_plans_too(library: RunningTensorRt, tmp_path: Path) -> 
     assert not (tmp_path / f"{NAME}.babeltower.json").exists()
 
 
+def test_the_gate_judges_fp8_in_simulation(library: RunningTensorRt, tmp_path: Path) -> None:
+    """ONNX Runtime rounds to E4M3 on a CPU. A text tower 64 wide loses more than the limits allow."""
+    forms = forms_for([Precision.FP8], [Engine.TENSORRT], installed=[Engine.TENSORRT])
+    with pytest.raises(ParityError, match=r"fp8_tensorrt does not agree .*texts in .*: mean cosine 0\.9"):
+        repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=replace(FEW, forms=forms))
+    report = json.loads((tmp_path / f"{NAME}.fp8_tensorrt.refused.json").read_text())
+    (retrieval,) = report["retrieval"].values()
+    assert retrieval["images"]["cosine_mean"] > 0.995
+    texts = [language["cosine_mean"] for language in retrieval["languages"].values()]
+    assert 0.97 < sum(texts) / len(texts) < 0.99
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("tensorrt", "TensorRT|tensorrt is not installed"), ("gpu", "GPU 0 is not available")],
@@ -187,11 +219,50 @@ def test_the_command_names_the_remedy_where_tensorrt_is_missing(tmp_path: Path) 
 
 
 def test_the_command_publishes_a_plan(library: RunningTensorRt, tmp_path: Path) -> None:
-    arguments = ["export", str(CHECKPOINTS / NAME), str(tmp_path), "--precision", "fp16"]
+    arguments = ["export", str(CHECKPOINTS / NAME), str(tmp_path / "r"), "--precision", "fp16"]
     arguments += ["--engine", "tensorrt", "--captions-per-language", "8", "--json"]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    arguments += ["--tensorrt-version-compatible", "--tensorrt-workspace", "512"]
+    arguments += ["--tensorrt-hardware-compatibility", "ampere-plus", "--tensorrt-optimization-level", "4"]
+    cache = tmp_path / "timings" / "ada.cache"
+    done = CliRunner().invoke(
+        app, [*arguments, "--tensorrt-timing-cache", str(cache)], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
-    assert set(Manifest.read(tmp_path / NAME).variants) == {"fp16_tensorrt"}
+    assert {("set", "vc"), ("workspace", 512 << 20)} <= set(library.asked)
+    assert library.config.builder_optimization_level == 4
+    assert library.config.hardware_compatibility_level == "ampere"
+    assert cache.read_bytes() == b"t"
+    manifest = Manifest.read(tmp_path / "r" / NAME)
+    (variant,) = manifest.variants.values()
+    for modality in Modality:
+        recipe = variant.recipe[modality.value]
+        assert recipe["runs_on"] == "TensorRT 10.16.1 and later releases of 10.x"
+        assert recipe["serve_with"] == "--backend-config=tensorrt,version-compatible=true"
+        assert recipe["portability"] == "ampere-plus"
+        assert recipe["options"]["workspace_bytes"] == 512 << 20
+        assert recipe["options"]["optimization_level"] == 4
+        tower = variant.tower(modality)
+        plan = PlanManifest.read(tmp_path / "r" / tower.model / "1" / tower.graph)
+        assert plan.version_compatible
+        assert (plan.runs_on, plan.serve_with) == (recipe["runs_on"], recipe["serve_with"])
+    library.__version__ = "10.17.0"
+    opened(tmp_path / "r" / NAME)
+
+
+def test_tensorrt_options_without_a_plan_to_build_are_refused(tmp_path: Path) -> None:
+    arguments = ["export", str(CHECKPOINTS / NAME), str(tmp_path / "r"), "--tensorrt-version-compatible"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "add --engine tensorrt" in done.output
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("workspace", "0"), ("optimization-level", "6")])
+def test_tensorrt_options_out_of_range_are_refused(option: str, value: str, tmp_path: Path) -> None:
+    arguments = ["export", str(CHECKPOINTS / NAME), str(tmp_path / "r"), "--engine", "tensorrt"]
+    done = CliRunner().invoke(app, [*arguments, f"--tensorrt-{option}", value])
+    assert done.exit_code == 2
+    assert not (tmp_path / "r").exists()
 
 
 def opened(model: Path, **arguments: object) -> None:

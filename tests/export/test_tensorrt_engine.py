@@ -26,7 +26,15 @@ from export.tensorrt.options import FEW_ROWS, SHORT_TEXT, EngineOptions, default
 from export.tensorrt.variant import tensorrt_graph
 from runtime.backends.padding import buckets_of_profile
 from runtime.backends.plan_checks import profile_for
-from runtime.backends.plans import AHEAD_OF_TIME, Compiler, Extent, PlanManifest, Portability, Profile
+from runtime.backends.plans import (
+    AHEAD_OF_TIME,
+    VERSION_COMPATIBLE,
+    Compiler,
+    Extent,
+    PlanManifest,
+    Portability,
+    Profile,
+)
 from runtime.errors import EngineError, ExportError
 from runtime.manifest import Modality, Precision
 from runtime.preprocessing.buckets import text_buckets
@@ -36,8 +44,15 @@ WIDE = {
     Modality.TEXT: Profile({"batch": Extent(1, 8, 32), "sequence": Extent(1, 16, 77)}),
     Modality.IMAGE: Profile({"batch": Extent(1, 8, 32)}),
 }
-MULTIPLIES_IN = {"fp32": {"Float"}, "fp16": {"Half"}, "int8": {"Int8"}, "fp8": {"FP8", "Half"}}
-"""Precision → the types that its products have; attention's own stay Half beside FP8."""
+MULTIPLIES_IN = {
+    "fp32": {"Float"},
+    "fp16": {"Half"},
+    "bf16": {"BFloat16"},
+    "int8": {"Int8"},
+    "fp8": {"FP8", "Half"},
+}
+"""Precision → the types that its products have. The patch embedding stays Half beside FP8, and so do the
+attentions that no kernel fuses in FP8: those of text towers, whose length is dynamic, and pooling."""
 Graphs = Callable[[str, Modality, str], Path]
 
 
@@ -171,6 +186,13 @@ def test_fp8_needs_ada(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
         engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[Modality.IMAGE]], options=ampere)
 
 
+def test_bf16_needs_ampere(graphs: Graphs, rtx: Any, tmp_path: Path) -> None:
+    turing = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability="7.5")
+    graph = graphs("capivara", Modality.IMAGE, "bf16")
+    with pytest.raises(ExportError, match=r"BF16, which compute capability 7\.5 does not support"):
+        engine_from_onnx(graph, tmp_path / "model.plan", profiles=[WIDE[Modality.IMAGE]], options=turing)
+
+
 def test_a_generation_that_the_compiler_does_not_know_is_named(
     graphs: Graphs, rtx: Any, tmp_path: Path
 ) -> None:
@@ -225,6 +247,7 @@ def test_profiles_that_do_not_fit_the_graph_are_refused(
         ({"compiler": Compiler.TENSORRT_RTX}, "needs compute_capability"),
         ({"compute_capability": "8.9"}, "builds for the installed GPU"),
         ({"workspace_bytes": 0}, "workspace_bytes is 0"),
+        ({"optimization_level": 6}, "optimization_level is 6; expected 0 to 5"),
         (
             {"compiler": Compiler.TENSORRT_RTX, "compute_capability": "8.9", "version_compatible": True},
             "cannot build a version-compatible plan",
@@ -343,7 +366,11 @@ def test_networks_are_strongly_typed_in_every_release(
 ) -> None:
     library.__version__ = version
     options = EngineOptions(
-        portability=Portability.AMPERE_PLUS, version_compatible=True, workspace_bytes=5, weight_streaming=True
+        portability=Portability.AMPERE_PLUS,
+        version_compatible=True,
+        workspace_bytes=5,
+        optimization_level=2,
+        weight_streaming=True,
     )
     manifest = engine_from_onnx(
         small_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW], options=options
@@ -354,6 +381,10 @@ def test_networks_are_strongly_typed_in_every_release(
     assert {("set", "vc"), ("set", "ws"), ("workspace", 5)} <= set(library.asked)
     assert library.profiles == [{"x": ((1, 4), (2, 4), (3, 4))}]
     assert library.config.hardware_compatibility_level == "ampere"
+    assert library.config.builder_optimization_level == 2
+    assert manifest.options["optimization_level"] == 2
+    assert manifest.runs_on == f"TensorRT {version} and later releases of {version[:2]}.x"
+    assert manifest.serve_with == VERSION_COMPATIBLE
     assert (manifest.gpu, manifest.compute_capability, manifest.note) == ("NVIDIA L4", "8.9", "")
     assert (manifest.kernels.products, manifest.kernels.unseen) == ({"Float": 1}, ())
 
@@ -375,6 +406,13 @@ def test_a_listing_that_shows_nothing_is_an_error(library: RunningTensorRt, tmp_
     library.lists_nodes = False
     with pytest.raises(ExportError, match="precision cannot be checked"):
         engine_from_onnx(half_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
+
+
+def test_a_plan_without_an_inspector_is_an_error(library: RunningTensorRt, tmp_path: Path) -> None:
+    library.has_inspector = False
+    with pytest.raises(ExportError, match="cannot list the kernels of the plan"):
+        engine_from_onnx(half_graph(tmp_path / "m.onnx"), tmp_path / "m.plan", profiles=[FEW])
+    assert not (tmp_path / "m.plan").exists()
 
 
 def test_a_profile_that_the_library_refuses_is_named(library: RunningTensorRt, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stock_backends import require_accepted
 from typer.testing import CliRunner
 
 from export import repository_from_checkpoint
-from export.parity.limits import LIMITS
+from export.parity.limits import Limits, limits_of
 from export.precision.clipping import ClipMethod
 from export.precision.int8 import GraphTarget, Int8Recipe
 from export.repository import ExportOptions, installed_engines
@@ -30,7 +30,7 @@ from runtime import Encoder
 from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, ParityError
 from runtime.machine import cpu_model, instruction_sets
-from runtime.manifest import Engine, Manifest, Modality, Precision, manifest_path
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality, Precision, manifest_path
 
 CPU = CPU_ENGINES
 
@@ -93,7 +93,7 @@ def test_a_text_alone_equals_the_text_in_a_batch(name: str, form, lowered: Expor
     ) as encoder:
         batched = encoder.embed_texts(texts, code)
         alone = np.concatenate([encoder.embed_texts([text], code) for text in texts])
-    assert np.abs(alone - batched).max() <= LIMITS[form.precision].max_row_error
+    assert np.abs(alone - batched).max() <= limits_of(form.precision, form.opened_by[0]).max_row_error
 
 
 @pytest.mark.parametrize("engine", int8_engine_params())
@@ -154,8 +154,11 @@ def test_one_refused_variant_does_not_keep_the_others_back(
 ) -> None:
     from export import repository as repository_module
 
-    strict = {**LIMITS, Precision.FP16: replace(LIMITS[Precision.FP16], min_cosine=1.1)}
-    monkeypatch.setattr(repository_module, "LIMITS", strict)
+    def strict(precision: Precision, engine: Engine) -> Limits:
+        limits = limits_of(precision, engine)
+        return replace(limits, min_cosine=1.1) if precision is Precision.FP16 else limits
+
+    monkeypatch.setattr(repository_module, "limits_of", strict)
     forms = forms_for([Precision.FP16, Precision.FP32], [Engine.ONNXRUNTIME], installed=CPU)
     refusal = r"fp16 does not agree.*Largest drops of R@1: .*Published variants: fp32"
     with pytest.raises(ParityError, match=refusal):
@@ -168,10 +171,25 @@ def test_one_refused_variant_does_not_keep_the_others_back(
 
 
 def test_an_accepted_drop_is_recorded() -> None:
-    limits = LIMITS[Precision.INT8].accepting(0.02)
+    own = limits_of(Precision.INT8, Engine.ONNXRUNTIME)
+    limits = own.accepting(0.02)
     assert (limits.accepted_drop, limits.retrieval.max_mean_drop) == (0.02, 0.02)
     assert (limits.retrieval.max_recall_drop, limits.retrieval.max_later_recall_drop) == (0.02, 0.02)
-    assert LIMITS[Precision.INT8].accepting(0.001).retrieval == LIMITS[Precision.INT8].retrieval
+    assert own.accepting(0.001).retrieval == own.retrieval
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_a_gpu_s_rows_may_differ_by_the_precision_s_rounding(precision: Precision) -> None:
+    """Kernels are chosen by the batch's shape there; on a CPU, INT8 sums are exact."""
+    cpu = limits_of(precision, Engine.OPENVINO)
+    assert cpu == limits_of(precision, Engine.ONNXRUNTIME)
+    for engine in GPU_ENGINES:
+        gpu = limits_of(precision, engine)
+        assert gpu.max_row_error >= cpu.max_row_error
+        assert (gpu.min_cosine, gpu.max_abs_error) == (cpu.min_cosine, cpu.max_abs_error)
+        assert gpu.retrieval.max_recall_drop == cpu.retrieval.max_recall_drop
+    assert limits_of(Precision.INT8, Engine.ONNXRUNTIME).max_row_error == 1e-6
+    assert limits_of(Precision.INT8, Engine.TENSORRT).max_row_error == 0.02
 
 
 def test_what_cannot_be_made_is_refused_by_name() -> None:
@@ -187,6 +205,18 @@ def test_every_cpu_engine_is_measured_here() -> None:
     assert set(CPU) <= set(installed_engines())
     keys = [form.key for form in forms_for([Precision.INT8, Precision.FP32], [], installed=CPU)]
     assert keys == ["int8_onnxruntime", "int8_openvino", "fp32"]
+
+
+def test_nothing_is_built_for_a_gpu_unless_it_is_asked_for() -> None:
+    """Else each export fails where TensorRT is installed without a GPU, and builds plans where one is."""
+    installed = [*CPU, *GPU_ENGINES]
+    for precision in (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8):
+        for form in forms_for([precision], [], installed=installed):
+            assert not set(form.opened_by) & set(GPU_ENGINES)
+    asked = forms_for([Precision.FP16], [Engine.TENSORRT], installed=installed)
+    assert [form.key for form in asked] == ["fp16_tensorrt"]
+    with pytest.raises(ExportError, match=r"fp8 is not supported on .*only on .*tensorrt.*--engine"):
+        forms_for([Precision.FP8], [], installed=installed)
 
 
 def test_the_command_publishes_several_precisions(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from bench.peers.process import PeerError
 from bench.precision_speed import TORCH, _cosines, _require_close
 from bench.records.record import read_records, record_of, write_records
 from bench.records.retrieval import retrieval_records
-from export.parity.limits import LIMITS
+from export.parity.limits import limits_of
 from export.parity.measure import Agreement, _worst
 from export.parity.measure import agreement as parity_agreement
 from export.retrieval.metrics import agreement as retrieval_agreement
@@ -47,7 +47,7 @@ from runtime.embeddings import Encoding, cosine_similarity
 from runtime.errors import BabeltowerError, ExportError, InputError
 from runtime.indexes.exact import Index
 from runtime.indexes.space import Space
-from runtime.manifest import Precision
+from runtime.manifest import Engine, Precision
 from runtime.rollout.gate import ProbeLimits, verdict_of_vectors
 from runtime.zeroshot import class_vectors_from_prompts
 
@@ -150,7 +150,7 @@ def test_extremes_do_not_pass_over_nan(values: list[float]) -> None:
 
 
 def by_parity(found: Any, reference: Any) -> list[str]:
-    limits = LIMITS[Precision.FP32]
+    limits = limits_of(Precision.FP32, Engine.ONNXRUNTIME)
     measured = parity_agreement(found, reference, [f"text {i}" for i in range(N)])
     good = parity_agreement(reference[:2], reference[:2], ["x", "y"])
     worst = [_worst([measured, good]), _worst([good, measured])]

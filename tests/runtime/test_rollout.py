@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import ManifestError
 from runtime.manifest import (
+    Engine,
     FrontEnds,
     ImagePreprocessing,
     KeptVersion,
@@ -132,12 +133,16 @@ def test_the_limits_are_those_that_the_variant_was_published_under() -> None:
 
 @pytest.mark.parametrize("precision", Precision)
 def test_what_was_measured_above_the_limit_does_not_lower_it(precision: Precision) -> None:
-    from export.parity.limits import LIMITS
+    from export.parity.limits import limits_of
 
-    said = dataclasses.asdict(LIMITS[precision])
+    said = dataclasses.asdict(limits_of(precision, Engine.ONNXRUNTIME))
     limits = limits_from_variant(variant("fp32", 1, parity(mean=1.0, images=1.0) | {"limits": said}))
     assert limits.min_language_mean("never_Seen") == limits.min_mean
-    assert limits.min_images_mean == limits.min_mean == LIMITS[precision].retrieval.min_mean_cosine
+    assert (
+        limits.min_images_mean
+        == limits.min_mean
+        == limits_of(precision, Engine.ONNXRUNTIME).retrieval.min_mean_cosine
+    )
 
 
 @pytest.mark.parametrize("missing", [{}, {"limits": {}, "engines": {}}, {"limits": None, "engines": []}])
@@ -148,12 +153,12 @@ def test_a_manifest_without_limits_is_an_error(missing: dict[str, object]) -> No
 
 @pytest.mark.parametrize("precision", Precision)
 def test_every_precision_records_what_a_rollout_reads(precision: Precision) -> None:
-    from export.parity.limits import LIMITS
+    from export.parity.limits import limits_of
 
-    said = dataclasses.asdict(LIMITS[precision])
+    said = dataclasses.asdict(limits_of(precision, Engine.ONNXRUNTIME))
     limits = limits_from_variant(variant("fp32", 1, parity() | {"limits": said}))
-    assert limits.min_cosine == LIMITS[precision].min_cosine
-    assert limits.min_mean == LIMITS[precision].retrieval.min_mean_cosine
+    assert limits.min_cosine == limits_of(precision, Engine.ONNXRUNTIME).min_cosine
+    assert limits.min_mean == limits_of(precision, Engine.ONNXRUNTIME).retrieval.min_mean_cosine
 
 
 TEXT = TextPreprocessing(16, 1, (), (2,), "none")

@@ -436,17 +436,15 @@ class FakeSession:
 
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(FakeSession, "running", "CPUExecutionProvider")
     return names
 
 
-@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
-def test_a_provider_that_silently_becomes_the_cpu_is_an_error(
-    provider: str, providers: list[str], tmp_path: Path
-) -> None:
+def test_a_provider_that_silently_becomes_the_cpu_is_an_error(providers: list[str], tmp_path: Path) -> None:
+    provider = "CUDAExecutionProvider"
     (tmp_path / "model.onnx").touch()
     with pytest.raises(EngineError, match=f"'{provider}' was requested, but 'CPUExecutionProvider' would"):
         open_backend(Engine.ONNXRUNTIME, tmp_path / "model.onnx", precision=Precision.FP32, provider=provider)
@@ -463,11 +461,6 @@ def test_providers_keep_to_the_precision(
     ).close()
     ((name, options),) = FakeSession.asked
     assert (name, options["use_tf32"]) == ("CUDAExecutionProvider", "0")
-    monkeypatch.setattr(FakeSession, "running", "TensorrtExecutionProvider")
-    open_backend(
-        Engine.ONNXRUNTIME, graph, precision=Precision.FP16, provider="TensorrtExecutionProvider"
-    ).close()
-    assert FakeSession.asked[0][1] == {"trt_fp16_enable": "1", "trt_int8_enable": "0"}
 
 
 @pytest.mark.parametrize(
@@ -475,7 +468,6 @@ def test_providers_keep_to_the_precision(
     [
         ("CUDAExecutionProvider", Precision.INT8),
         ("CUDAExecutionProvider", Precision.BF16),
-        ("TensorrtExecutionProvider", Precision.BF16),
     ],
 )
 def test_a_precision_that_a_provider_would_widen_is_refused(

@@ -3,7 +3,8 @@
 ``FakeGpu`` stands for CUDA's bindings over host memory. ``RunningTensorRt`` stands for the library: a "plan"
 holds the ONNX file, and a context runs it with ONNX Runtime. So all of our own code (profiles, buffers,
 captured graphs, manifests, the export and its gate) runs as it would, on vectors that mean something; what
-TensorRT itself would make of a graph, it says nothing about.
+TensorRT itself would make of a graph, it says nothing about. As on a GPU, where kernels are chosen by shape,
+the rounding error of a vector depends on the shape of its batch.
 """
 
 # ruff: noqa: N802 - CUDA's and TensorRT's own names
@@ -26,6 +27,9 @@ import onnx_ir
 import onnxruntime
 
 from export.tensorrt.kernels import expected_types
+
+ROUNDING = {"fp32": 1e-7, "fp16": 1e-4, "bf16": 1e-3, "int8": 1e-3, "fp8": 1e-3}
+"""Precision → standard deviation of a component's rounding error, which depends on the batch's shape."""
 
 
 class FakeGpu:
@@ -147,6 +151,8 @@ class RunningTensorRt(ModuleType):
         self.asked: list[Any] = []
         self.listed: str | None = None
         self.lists_nodes = True
+        self.has_inspector = True
+        self.tactic = ""
         self.refuses_profiles = False
         self.fails_to_build = False
         self.streamable_weights_size = 0
@@ -162,10 +168,9 @@ class RunningTensorRt(ModuleType):
             clear_flag=lambda flag: self.asked.append(("clear", flag)),
             set_memory_pool_limit=lambda pool, size: self.asked.append((pool, size)),
             add_optimization_profile=self._add_profile,
-            create_timing_cache=lambda data: (
-                None if data == b"other" else SimpleNamespace(serialize=lambda: b"t")
-            ),
+            create_timing_cache=lambda data: None if data == b"other" else "cache",
             set_timing_cache=lambda cache, ignore_mismatch: not ignore_mismatch,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"t"),
         )
         return SimpleNamespace(
             create_network=lambda flags: self.asked.append(("network", flags)),
@@ -209,21 +214,59 @@ class RunningTensorRt(ModuleType):
             streamable_weights_size=self.streamable_weights_size,
             get_weight_streaming_automatic_budget=lambda: 7,
             create_execution_context=lambda strategy: _Context(self, facts),
-            create_engine_inspector=lambda: SimpleNamespace(get_engine_information=self._listing),
+            create_engine_inspector=lambda: (
+                SimpleNamespace(get_engine_information=self._listing) if self.has_inspector else None
+            ),
         )
         self.engines.append(engine)
         return engine
 
     def _listing(self, form: str) -> str:
-        """Every product a kernel of its own, as ``get_engine_information`` writes them."""
+        """Every product a kernel of its own, as ``get_engine_information`` of the release writes them."""
         assert form == "json"
+        is_11 = self.__version__.startswith("11.")
         kernels = []
         for name, dtype in expected_types(onnx_ir.load(self.graph)).items():
-            tensor = {"Name": "t", "Dimensions": [-1, 4], "Format/Datatype": self.listed or dtype}
+            listed = self.listed or dtype
+            types = {"Format": f"{listed} (kLINEAR)", "DataType": listed}
+            tensor = {"Name": "t", "Dimensions": [-1, 4], **(types if is_11 else {"Format/Datatype": listed})}
             nodes = f"[ONNX Layer: {name}]\x1f[ONNX Layer: other/Cast]" if self.lists_nodes else ""
             kernel = {"Name": f"{name}_myl0_1", "LayerType": "gemm", "Inputs": [tensor], "Outputs": [tensor]}
-            kernels.append({**kernel, "TacticName": "", "StreamId": 0, "Metadata": nodes})
-        return json.dumps({"Layers": kernels, "Bindings": []})
+            kernels.append({**kernel, "TacticName": self.tactic, "StreamId": 0, "Metadata": nodes})
+        return json.dumps({"Layers": kernels, "I/O Tensors" if is_11 else "Bindings": []})
+
+
+def session_of(graph: Path | bytes) -> onnxruntime.InferenceSession:
+    """Open a graph in ONNX Runtime on a CPU, which simulates FP8: its Q/DQ nodes round to E4M3.
+
+    Without extended optimisations, since these replace pairs of Q/DQ by kernels that do not exist for FP8.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    opened = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(opened, options, providers=["CPUExecutionProvider"])
+
+
+def _widened(model: onnx.ModelProto) -> bytes:
+    """A graph in BF16 with its types in FP32, since ONNX Runtime has no BF16 products on a CPU.
+
+    Its weights are rounded to BF16; ``ROUNDING`` stands for the rounding of its activations.
+    """
+    graph, wide = onnx_ir.serde.deserialize_model(model).graph, onnx_ir.DataType.FLOAT
+    for value in list(graph.initializers.values()):
+        if value.dtype is onnx_ir.DataType.BFLOAT16 and value.const_value is not None:
+            value.const_value = onnx_ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = wide
+    for node in graph:
+        for output in node.outputs:
+            if output.dtype is onnx_ir.DataType.BFLOAT16:
+                output.dtype = wide
+                if node.op_type == "Cast":
+                    node.attributes["to"] = onnx_ir.AttrInt64("to", wide.value)
+    widened = onnx_ir.Model(graph, ir_version=model.ir_version)
+    return bytes(onnx_ir.serde.serialize_model(widened).SerializeToString())
 
 
 class _Profile:
@@ -241,12 +284,10 @@ class _Context:
         self.library, self.gpu, self.facts, self.index = library, library.gpu, facts, 0
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            facts["graph"], options, providers=["CPUExecutionProvider"]
-        )
+        model = onnx.load_from_string(facts["graph"])
+        precision = next((p.value for p in model.metadata_props if p.key == "babeltower.precision"), "fp32")
+        self.rounding = ROUNDING[precision]
+        self.session = session_of(_widened(model) if precision == "bf16" else facts["graph"])
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.index = index
@@ -277,7 +318,9 @@ class _Context:
             array = np.empty(shape, dtype)
             ctypes.memmove(array.ctypes.data, self.addresses[value.name], math.prod(shape) * dtype.itemsize)
             feeds[value.name] = array
-        random = np.random.default_rng(0)
+        random = np.random.default_rng([size for _, shape in sorted(shapes.items()) for size in shape])
+        noise = math.hypot(self.library.noise, self.rounding)
         for value, exact in zip(self.session.get_outputs(), self.session.run(None, feeds), strict=True):
-            found = exact + (self.library.noise * random.standard_normal(exact.shape)).astype(exact.dtype)
+            found = exact + (noise * random.standard_normal(exact.shape)).astype(exact.dtype)
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
             ctypes.memmove(self.addresses[value.name], np.ascontiguousarray(found).ctypes.data, found.nbytes)
