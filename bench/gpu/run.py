@@ -36,6 +36,7 @@ class GpuStep:
 
 STEPS = (
     GpuStep("machine", 60),
+    GpuStep("smoke", 60),
     GpuStep("gate", 150, beside=True),
     GpuStep("speed", 280),
     GpuStep("autotune", 90),
@@ -168,6 +169,10 @@ def perform(name: str, bench: Bench, *, part: str, until: float) -> None:
             from bench.gpu.machine import measure_machine
 
             measure_machine(bench)
+        case "smoke":
+            from bench.gpu.smoke import try_forms
+
+            try_forms(bench)
         case "gate":
             from bench.gpu.gate import judge_all, judge_part
 

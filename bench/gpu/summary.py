@@ -19,6 +19,10 @@ def summary_of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{line['gpu']}, driver {line['driver']}, torch {line['torch']}, ORT {line['onnxruntime']}"
     peaks = [line for line in lines if line.get("step") == "peak" and "samples" in line]
     yield "; ".join(f"{p['name']} {statistics.median(p['samples']):,.0f} {p['unit']}" for p in peaks)
+    tried = [line for line in lines if line.get("step") == "smoke" and "cosine" in line]
+    for tower in dict.fromkeys(line["tower"] for line in tried):
+        forms = [f"{line['what']} {line['cosine']:.6f}" for line in tried if line["tower"] == tower]
+        yield f"{tower}, cosines with the processor: {'; '.join(forms)}"
     for line in lines:
         if line.get("step") == "gate" and "passes" in line:
             yield _gate_text(line)[:_LONGEST]
