@@ -7,7 +7,6 @@ import asyncio
 import dataclasses
 import gc
 import io
-import json
 import os
 import re
 import signal
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from google.protobuf import text_format
 from gpu_repository import repository_for_cuda
 from numpy.typing import NDArray
@@ -48,7 +46,6 @@ from runtime.manifest import Manifest, Precision
 from runtime.preprocessing.buckets import text_buckets
 from runtime.preprocessing.text import Tokenizer
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
-from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard
 from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, bucket_label
@@ -355,38 +352,6 @@ def test_towers_are_resettled_with_their_front_ends(exported: Exported, tmp_path
     with pytest.raises(ExportError, match="pass the threads of each"):
         frontends_from_model(model, towers=TowerSettings(instances=2))
     assert Manifest.read(model) == manifest
-
-
-def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> None:
-    repository = exported("capivara").parent
-    arguments = ["serve", str(repository), "--target", "gpu", "--write", str(tmp_path / "d")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    assert f"docker compose --project-directory {tmp_path / 'd'} up" in result.stdout
-    service = yaml.safe_load((tmp_path / "d" / "compose.yaml").read_text())["services"]["triton"]
-    assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
-    assert f"{repository.resolve()}:/models:ro" in service["volumes"]
-    assert "ready" in service["healthcheck"]["test"][-1]
-    deployment, served = yaml.safe_load_all((tmp_path / "d" / "kubernetes.yaml").read_text())
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
-    assert served["kind"] == "Service"
-    assert "tokenizers==" in (tmp_path / "d" / "Dockerfile").read_text()
-    panels = json.loads((tmp_path / "d" / "dashboard.json").read_text())["panels"]
-    assert len(panels) >= 8
-    assert "BF16" not in result.stdout
-
-
-def test_what_a_container_computes_otherwise_is_said(exported: Exported, tmp_path: Path) -> None:
-    source = exported("capivara")
-    manifest = Manifest.read(source)
-    folder = tmp_path / manifest.variant(Precision.FP32).text.model
-    folder.mkdir()
-    (folder / "config.pbtxt").write_text('backend: "openvino"\n')
-    (tmp_path / "capivara.babeltower.json").write_text(manifest.to_json())
-    lines = list(deployment_from_repository(tmp_path, tmp_path / "d", target="cpu"))
-    assert lines[-1].startswith("capivara fp32: the container's OpenVINO computes")
 
 
 def test_serve_runs_until_it_is_told_to_stop(
