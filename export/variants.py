@@ -15,6 +15,7 @@ from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.bf16 import bf16_from_onnx
 from export.precision.calibration import CalibrationSet
+from export.precision.cuda import cuda_from_onnx
 from export.precision.fp16 import fp16_from_onnx
 from export.precision.graph_request import GraphRequest, MakeGraph
 from export.precision.int8 import GraphTarget, Int8Report, int8_from_onnx, recipe_for
@@ -169,6 +170,32 @@ def _int8_json(report: Int8Report) -> dict[str, Any]:
     }
 
 
+def _cuda(precision: Precision) -> Form:
+    def make(request: GraphRequest) -> dict[str, Any]:
+        report = cuda_from_onnx(
+            request.source,
+            request.target,
+            data_name=request.data_name,
+            precision=precision,
+            batches=lambda: _calibration(request).batches(request.modality),
+        )
+        found: dict[str, Any] = {"fused": dict(report.form.fused), "n_nodes": report.form.n_nodes}
+        if report.half is not None:
+            found[f"{precision.value}_share"] = report.half.half_share
+            found["n_clamps"] = report.half.n_clamps
+            found["kept_products"] = [node.name for node in report.half.kept_products]
+        return found
+
+    return Form(
+        precision,
+        Engine.CUDA,
+        (Engine.CUDA,),
+        make,
+        needs_calibration=precision is Precision.FP16,
+        require=lambda: require_computes(Engine.CUDA, precision),
+    )
+
+
 def _tensorrt(precision: Precision) -> Form:
     def describe(graph: TensorRtGraph) -> Mapping[str, Any]:
         if graph.int8 is not None:
@@ -214,5 +241,6 @@ FORMS: tuple[Form, ...] = (
         _int8(GraphTarget.OPENVINO),
         needs_calibration=True,
     ),
+    *map(_cuda, (Precision.FP32, Precision.FP16, Precision.BF16)),
     *map(_tensorrt, (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)),
 )

@@ -20,11 +20,9 @@ from runtime.towers import Stats
 if TYPE_CHECKING:
     from runtime.remote import Connection
 
-__all__ = ["DEFAULT_MAX_BATCH_TOKENS", "Encoder", "no_vectors"]
+__all__ = ["Encoder", "no_vectors"]
 
 Opened = TypeVar("Opened", bound="Encoder")
-
-DEFAULT_MAX_BATCH_TOKENS = 2_048
 
 
 class Encoder(ABC):
@@ -47,6 +45,7 @@ class Encoder(ABC):
         max_pixels: int | None = None,
         instances: int = 1,
         cache: str | os.PathLike[str] | None = None,
+        device: str | None = None,
         connection: Connection | None = None,
     ) -> Encoder:
         """Open ``REPOSITORY/NAME`` in process, or ``grpc://HOST:PORT/NAME`` on a server.
@@ -54,12 +53,12 @@ class Encoder(ABC):
         Args:
             model: Path of the model, a repository folder and the name of a manifest in it; or the address
                 of a server: ``grpc://``, ``grpcs://``, ``http://`` or ``https://``.
-            engine: ``onnxruntime`` (the default), ``openvino`` or ``tensorrt``. With an address, the engine
-                that the server must run; by default any.
+            engine: ``onnxruntime`` (the default), ``openvino``, ``cuda`` (the default on a GPU) or
+                ``tensorrt``. With an address, the engine that the server must run; by default any.
             precision: ``fp32`` (the default), ``fp16``, ``bf16``, ``int8`` or ``fp8``, if the model was
                 exported in it and measured on that engine. With an address, the precision that the server
                 must serve; by default any.
-            threads: Threads per run; ``None`` uses every physical core.
+            threads: Threads per run; ``None`` uses every physical core. A GPU ignores it.
             default_language: Language of texts without one.
             verify: Check every file against its recorded sha256, and, when a tower is first opened on this
                 machine, its vectors for a few probes against PyTorch's. ``False`` skips both with a warning.
@@ -68,11 +67,13 @@ class Encoder(ABC):
             instances: Concurrent runs, of ``threads`` threads each, when several threads embed.
             cache: Folder that records which towers passed their check on this machine; default: in the
                 user's cache. If it is not writable, towers are checked every time.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; default: the processor, or the first GPU for an engine
+                that needs one. A tower never runs elsewhere, nor in part.
             connection: Connection options of a server: TLS, token, concurrency, retries; addresses only.
 
-        ``threads``, ``provider``, ``max_pixels``, ``instances`` and ``cache`` are set on the server and are
-        rejected with an address. ``verify`` applies to local files and towers; a server checks its own before
-        it is ready, and its fingerprint is read at every new connection.
+        ``threads``, ``provider``, ``max_pixels``, ``instances``, ``cache`` and ``device`` are set on the
+        server and are rejected with an address. ``verify`` applies to local files and towers; a server checks
+        its own before it is ready, and its fingerprint is read at every new connection.
 
         Raises:
             ManifestError: there is no such model or precision, or a file does not match its manifest.
@@ -97,6 +98,7 @@ class Encoder(ABC):
                     "max_pixels": max_pixels,
                     "instances": None if instances == 1 else instances,
                     "cache": cache,
+                    "device": device,
                 },
             )
         if connection is not None:
@@ -116,6 +118,7 @@ class Encoder(ABC):
             max_pixels=max_pixels,
             instances=instances,
             cache=cache,
+            device=device,
         )
 
     @property
@@ -150,7 +153,7 @@ class Encoder(ABC):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """Embed texts; see ``iter_texts`` for a corpus that does not fit in memory.
 
@@ -160,7 +163,8 @@ class Encoder(ABC):
                 language tokens; otherwise it is checked but has no effect.
             dim: One of ``dims``; default: the full width.
             encoding: See ``runtime.embeddings``.
-            max_batch_tokens: Rows × padded length of one batch, in tokens; a server has its own budget.
+            max_batch_tokens: Rows × padded length of one batch, in tokens; default: 2,048, and 16,384 on a
+                GPU. A server has its own budget.
 
         Returns:
             float32 (texts, dim), L2-normalised, in input order; float16 or int8 (texts, dim) or uint8
@@ -188,7 +192,7 @@ class Encoder(ABC):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """Embed texts lazily, in input order; arguments and errors as in ``embed_texts``.
 
@@ -203,7 +207,7 @@ class Encoder(ABC):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> NDArray[Any]:
         """Embed images; see ``iter_images`` for a corpus that does not fit in memory.
 
@@ -214,7 +218,7 @@ class Encoder(ABC):
                 thread, before the next image is requested.
             dim: One of ``dims``; default: the full width.
             encoding: See ``runtime.embeddings``.
-            batch_size: Images per run or request.
+            batch_size: Images per run or request; default: 32, and 128 on a GPU.
 
         Returns:
             float32 (images, dim), L2-normalised, in input order; float16 or int8 (images, dim) or uint8
@@ -239,7 +243,7 @@ class Encoder(ABC):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """Embed images lazily, in input order; arguments and errors as in ``embed_images``.
 

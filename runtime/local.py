@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends import device_for_engine
 from runtime.backends.backend import Backend
+from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding, encoded_from_float
-from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
+from runtime.encoder import Encoder, no_vectors
 from runtime.errors import EngineError, InputError
 from runtime.logs import LOGGER
 from runtime.manifest import Engine, Manifest, Modality, Precision, Variant, choice_from_value
@@ -23,6 +25,7 @@ from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
+from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
 from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["LocalEncoder"]
+
+_CPU_BATCH_IMAGES = 32
 
 _WINDOW_TEXTS = 4_096
 """Texts sorted by length together; this bounds the memory, whatever the size of the corpus."""
@@ -78,6 +83,7 @@ class LocalEncoder(Encoder):
         max_pixels: int | None = None,
         instances: int = 1,
         cache: str | os.PathLike[str] | None = None,
+        device: str | Device | None = None,
     ) -> LocalEncoder:
         """Open ``REPOSITORY/NAME``; arguments and errors as in ``Encoder.open``.
 
@@ -85,8 +91,11 @@ class LocalEncoder(Encoder):
             verify: ``Checks`` for callers that have verified the files, or measure models without figures;
                 unlike ``False``, it logs no warning.
         """
+        place = None if device is None else device_from_name(device)
+        default = Engine.CUDA if place is not None and place.is_gpu else Engine.ONNXRUNTIME
         chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
-        runs_on = choice_from_value(Engine, Engine.ONNXRUNTIME if engine is None else engine, "Engine")
+        runs_on = choice_from_value(Engine, default if engine is None else engine, "Engine")
+        place = device_for_engine(runs_on, place)
         manifest = Manifest.read(model)
         variant = manifest.variant(chosen, runs_on.value)
         repository = Path(model).parent
@@ -98,7 +107,7 @@ class LocalEncoder(Encoder):
             manifest,
             Tokenizer(repository / variant.tokenizer, manifest.text, default_language=default_language),
             variant,
-            GraphOpener(repository, runs_on, chosen, threads, provider, instances),
+            GraphOpener(repository, runs_on, chosen, threads, provider, instances, place),
             max_pixels,
             None
             if checks is Checks.NONE
@@ -140,13 +149,13 @@ class LocalEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_texts``."""
         pairs = texts_with_languages(texts, language)
         output, width = self._output(Modality.TEXT, dim)
         no_vectors(width, encoding)
-        if max_batch_tokens < 1:
+        if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
 
         def parts() -> Iterator[NDArray[Any]]:
@@ -165,23 +174,29 @@ class LocalEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_images``."""
         output, width = self._output(Modality.IMAGE, dim)
         no_vectors(width, encoding)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+        size = batch_size or (GPU_BATCH_IMAGES if self.on_gpu else _CPU_BATCH_IMAGES)
         numbered = enumerate(require_several(images))
 
         def parts() -> Iterator[NDArray[Any]]:
             for first in numbered:
-                batch = chain([first], islice(numbered, batch_size - 1))
+                batch = chain([first], islice(numbered, size - 1))
                 vectors, stats = self._image_tower().vectors_from_images(batch, output=output, dim=width)
                 self._count(stats)
                 yield encoded_from_float(vectors, encoding)
 
         return parts()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the towers run on a GPU."""
+        return self._graphs.on_gpu
 
     def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
         """Tokenize texts, the first stage of embedding: token ids in input order; needs no graph.
@@ -253,8 +268,13 @@ class LocalEncoder(Encoder):
             self._require_open()
             if self._text is None:
                 backend = self._opened(Modality.TEXT)
+                text = self.manifest.text
                 self._text = TextTower(
-                    self._tokenizer, backend, self.manifest.text.pad_id, self._graphs.run_overhead
+                    self._tokenizer,
+                    backend,
+                    text.pad_id,
+                    self._graphs.run_overhead,
+                    text.context_length if self.on_gpu else None,
                 )
             return self._text
 

@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import open_backend
+from runtime.backends import device_for_engine, open_backend
 from runtime.backends.backend import Backend
 from runtime.backends.plan_checks import require_plan_of_tower
+from runtime.device import Device
 from runtime.errors import EngineError, ImageError
 from runtime.machine import n_cores
 from runtime.manifest import Engine, ImagePreprocessing, Precision, TowerFiles
-from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, batches_from_rows
+from runtime.preprocessing.batching import (
+    CPU_BATCH_TOKENS,
+    RUN_OVERHEAD,
+    TokenBatch,
+    batches_from_rows,
+    padded_batch,
+)
+from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, text_buckets
 from runtime.preprocessing.image import ImageSource, Snapshot, decode, pixels_from_image, snapshot_from_source
 from runtime.preprocessing.text import Text, Tokenizer
 
@@ -58,6 +66,12 @@ class GraphOpener:
     threads: int | None
     provider: str | None
     instances: int = 1
+    device: Device | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the graphs run on a GPU."""
+        return device_for_engine(self.engine, self.device).is_gpu
 
     @property
     def n_threads(self) -> int:
@@ -66,9 +80,8 @@ class GraphOpener:
 
     @property
     def run_overhead(self) -> int | None:
-        """Fixed cost of a text tower's run, in tokens; ``None`` on a GPU, where it is unknown."""
-        on_cpu = self.engine is not Engine.TENSORRT and "CPU" in (self.provider or "CPU")
-        return RUN_OVERHEAD if on_cpu else None
+        """Fixed cost of a text tower's run, in tokens; ``None`` on a device where it is unknown."""
+        return RUN_OVERHEAD if "CPU" in (self.provider or "CPU") else None
 
     def open(self, tower: TowerFiles) -> Backend:
         """Open a tower's graph.
@@ -85,6 +98,7 @@ class GraphOpener:
             threads=self.threads,
             provider=self.provider,
             instances=self.instances,
+            device=self.device,
         )
         return _InParts(backend, tower.max_batch_size) if self.engine is Engine.TENSORRT else backend
 
@@ -118,25 +132,29 @@ class _InParts:
 class TextTower:
     """Tokenizer and graph of the text tower.
 
-    ``run_overhead`` is the fixed cost of a run, in tokens; without one, runs are filled to their budget.
+    Attributes:
+        run_overhead: Fixed cost of a run, in tokens; without one, runs are filled to their budget.
+        context_length: Longest text, in tokens; on a GPU, where runs have the shapes of buckets.
     """
 
     tokenizer: Tokenizer
     backend: Backend
     pad_id: int
     run_overhead: int | None = RUN_OVERHEAD
+    context_length: int | None = None
 
     def close(self) -> None:
         """Release the graph."""
         self.backend.close()
 
     def vectors_from_texts(
-        self, texts: Sequence[Text], *, output: str, dim: int, max_batch_tokens: int
+        self, texts: Sequence[Text], *, output: str, dim: int, max_batch_tokens: int | None
     ) -> tuple[NDArray[np.float32], Stats]:
         """Embed one window of texts.
 
         Args:
             output: Name of the graph's output of width ``dim``.
+            max_batch_tokens: Maximum rows × padded length of a run; ``None`` for the device's own.
 
         Returns:
             float32 (texts, dim) in input order, L2-normalised, and the counts.
@@ -148,13 +166,7 @@ class TextTower:
         rows = self.tokenizer.rows_from_texts(texts)
         vectors = np.empty((len(rows), dim), dtype=np.float32)
         n_tokens = n_padding_tokens = 0
-        batches = batches_from_rows(
-            [row.ids for row in rows],
-            pad_id=self.pad_id,
-            max_batch_tokens=max_batch_tokens,
-            overhead=max_batch_tokens if self.run_overhead is None else self.run_overhead,
-        )
-        for batch in batches:
+        for batch in self._batches([row.ids for row in rows], max_batch_tokens):
             vectors[batch.positions] = self.vectors_from_batch(batch, output=output, dim=dim)
             n_tokens += batch.n_tokens
             n_padding_tokens += batch.n_padding_tokens
@@ -164,6 +176,16 @@ class TextTower:
             padding_tokens=n_padding_tokens,
             truncated_texts=sum(row.truncated for row in rows),
         )
+
+    def _batches(self, ids: Sequence[Sequence[int]], max_batch_tokens: int | None) -> Iterable[TokenBatch]:
+        if self.context_length is not None:
+            buckets = text_buckets(self.context_length, max_tokens=max_batch_tokens or GPU_BATCH_TOKENS)
+            for run in buckets.runs([len(row) for row in ids]):
+                yield padded_batch(ids, run.positions, pad_id=self.pad_id, length=run.length)
+            return
+        budget = max_batch_tokens or CPU_BATCH_TOKENS
+        overhead = budget if self.run_overhead is None else self.run_overhead
+        yield from batches_from_rows(ids, pad_id=self.pad_id, max_batch_tokens=budget, overhead=overhead)
 
     def vectors_from_batch(self, batch: TokenBatch, *, output: str, dim: int) -> NDArray[np.float32]:
         """Embed one padded batch: float32 (rows, dim), in the batch's order."""

@@ -8,27 +8,42 @@ import onnx_ir
 
 __all__ = ["cast_of", "float_values", "halve", "weight_as"]
 
-_FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
-_FLOATS = frozenset({_FLOAT, _HALF})
+_FLOAT, _HALF, _BFLOAT = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16
+_FLOATS = frozenset({_FLOAT, _HALF, _BFLOAT})
 _ANY_INPUT = frozenset({"Cast", "Shape", "Size"})
-_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
+_FIXED_OUTPUTS = {"LayerNormalization": (1, 2), "SkipLayerNormalization": (1, 2)}
+"""Outputs that are FP32 whatever the node's type: a norm's mean and inverse deviation."""
+
+_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16", _BFLOAT: "bf16"}
 
 
 def float_values(node: onnx_ir.Node) -> list[onnx_ir.Value]:
     """Return the float inputs and outputs that determine a node's compute type."""
     inputs = () if node.op_type in _ANY_INPUT else node.inputs
-    return [value for value in (*inputs, *node.outputs) if value is not None and value.dtype in _FLOATS]
+    found = (*inputs, *_typed_outputs(node))
+    return [value for value in found if value is not None and value.dtype in _FLOATS]
 
 
-def halve(model: onnx_ir.Model, kept: Collection[onnx_ir.Node]) -> None:
-    """Convert all nodes except ``kept`` to FP16, in place; graph inputs and outputs keep their types.
+def _typed_outputs(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    fixed = _FIXED_OUTPUTS.get(node.op_type, ())
+    return [value for index, value in enumerate(node.outputs) if index not in fixed]
 
-    FP32 weights of FP16 nodes are converted lazily, one at a time, when the model is saved.
+
+def halve(
+    model: onnx_ir.Model, kept: Collection[onnx_ir.Node], dtype: onnx_ir.DataType = onnx_ir.DataType.FLOAT16
+) -> None:
+    """Convert all nodes except ``kept`` to a 16-bit float type, in place.
+
+    Graph inputs and outputs keep their types. FP32 weights of converted nodes are converted lazily, one at a
+    time, when the model is saved.
+
+    Args:
+        dtype: ``FLOAT16`` or ``BFLOAT16``.
     """
     types = _Types(model.graph)
     for node in list(model.graph):
         if float_values(node):
-            types.settle(node, _FLOAT if node in kept else _HALF)
+            types.settle(node, _FLOAT if node in kept else dtype)
     types.restore_outputs()
     types.drop_unused_weights()
 
@@ -46,18 +61,18 @@ class _Types:
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype in _FLOATS and value.dtype is not dtype:
                     node.replace_input_with(index, self._twin(value, dtype, node))
-        for output in node.outputs:
+        for output in _typed_outputs(node):
             if output.dtype in _FLOATS:
                 output.dtype = dtype
                 if node.op_type == "Cast":
                     node.attributes["to"] = onnx_ir.AttrInt64("to", dtype.value)
 
     def restore_outputs(self) -> None:
-        """Cast the graph's outputs back to their original types."""
+        """Cast the graph's outputs back to FP32."""
         for index, value in enumerate(self.graph.outputs):
-            if value.dtype is not _HALF:
+            if value.dtype not in (_HALF, _BFLOAT):
                 continue
-            name, value.name = value.name, f"{value.name}_{_SUFFIX[_HALF]}"
+            name, value.name = value.name, f"{value.name}_{_SUFFIX[value.dtype]}"
             cast = cast_of(value, _FLOAT, str(name))
             self.graph.append(cast)
             self.graph.outputs[index] = cast.outputs[0]

@@ -11,7 +11,8 @@ from runtime.errors import ExportError
 
 __all__ = ["NOMINAL_SIZES", "PRODUCTS", "operations_by_product", "products"]
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
+"""Operators that multiply matrices; a fused ``MultiHeadAttention`` (com.microsoft) holds two products."""
 
 NOMINAL_SIZES: Mapping[str, int] = {"batch": 1, "sequence": 16}
 """Sizes assumed for dynamic dimensions: one text of about the mean length, one image."""
@@ -35,6 +36,8 @@ def operations_by_product(
 
 def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
     output = math.prod(_shape(node, node.outputs[0], sizes))
+    if node.op_type == "MultiHeadAttention":
+        return 2 * output * _n_keys(node, sizes)
     weight = _shape(node, node.inputs[1], sizes)
     match node.op_type:
         case "Conv":
@@ -44,6 +47,13 @@ def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
             return output * weight[1 if transposed else 0]
         case _:
             return output * weight[-2]
+
+
+def _n_keys(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
+    """Return the number of keys per query; a packed ``query`` holds its own keys."""
+    key = node.inputs[1] if len(node.inputs) > 1 else None
+    shape = _shape(node, node.inputs[0] if key is None else key, sizes)
+    return shape[2 if len(shape) == 4 else 1]
 
 
 def _shape(node: onnx_ir.Node, value: onnx_ir.Value | None, sizes: Mapping[str, int]) -> list[int]:

@@ -1,16 +1,19 @@
-"""Convert an FP32 graph to mixed FP16, with every node in FP16 whose measured activations fit.
+"""Convert an FP32 graph to mixed FP16 or BF16, with every node in 16 bits whose values fit.
 
-Types are explicit, so that a strongly typed engine (TensorRT) has no choice: each node is entirely FP16 or
+Types are explicit, so that a strongly typed engine (TensorRT) has no choice: each node is entirely 16-bit or
 entirely FP32, with a Cast between the two. These nodes stay FP32:
 
-- nodes with an activation within a factor of two of FP16's maximum (``LARGEST_ACTIVATION``),
-- nodes with a constant outside FP16's range (the epsilon of 1e-12 in a norm),
+- in FP16 only, nodes with an activation within a factor of two of its maximum (``LARGEST_ACTIVATION``),
+- in FP16 only, nodes with a constant outside its range (the epsilon of 1e-12 in a norm),
 - sums over an axis and norms, since engines choose the accumulator by the type,
 - nodes before the first product (pixel normalisation, mask) and after the last (the final L2 norm):
   they cost nothing, and their rounding would affect every component.
 
-LayerNormalization and Softmax have FP16 inputs and outputs but compute their statistics in FP32
-(``stash_type`` requires it for the former; all supported engines do it for the latter).
+BF16 has FP32's range, so it needs no measured activations; it has 8 bits of precision where FP16 has 11.
+
+LayerNormalization and Softmax have 16-bit inputs and outputs but compute their statistics in FP32
+(``stash_type`` requires it for the former; all supported engines do it for the latter), and so do
+``SkipLayerNormalization`` and ``MultiHeadAttention`` of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
+from export.graphs.exact_pixels import EXACT
 from export.graphs.files import bytes_on_disk, save_graph
 from export.graphs.float_types import float_values, halve
 from export.graphs.matrix_products import PRODUCTS, operations_by_product
@@ -36,6 +40,7 @@ __all__ = [
     "HalfReport",
     "KeptNode",
     "Reason",
+    "bfloat16_from_onnx",
     "fp16_from_onnx",
     "halve_model",
 ]
@@ -46,6 +51,9 @@ mask's -30,000 is below it."""
 
 _CLAMP = 64_504.0
 """Limit to which transformers' ``M2M100EncoderLayer`` clamps its output, only when computing in FP16."""
+
+_BFLOAT_CONV_OPSET = 22
+"""First ONNX opset whose Conv has BF16; in FP32, the patch embedding would cost a third of a tower's time."""
 
 _CLAMPED_TOWERS = {("nllb-clip", "text")}
 _BLOCK = re.compile(r"encoder\.blocks\.\d+")
@@ -61,7 +69,7 @@ _SUMS = frozenset(
         "ReduceSumSquare",
     }
 )
-_FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
+_FLOAT, _HALF, _BFLOAT = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16
 
 
 class Reason(str, Enum):
@@ -76,7 +84,7 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class KeptNode:
-    """Node kept in FP32; ``magnitude`` is its largest measured activation."""
+    """Node kept in FP32; ``magnitude`` is its largest measured activation, 0 if none was measured."""
 
     name: str
     op_type: str
@@ -86,7 +94,7 @@ class KeptNode:
 
 @dataclass(frozen=True, slots=True)
 class HalfReport:
-    """Summary of an FP16 graph; ``half_share`` is the share of the products' multiply–adds in FP16."""
+    """Summary of a 16-bit graph; ``half_share`` is the share of the products' multiply–adds in 16 bits."""
 
     kept: tuple[KeptNode, ...]
     n_half: int
@@ -116,10 +124,34 @@ def fp16_from_onnx(source: Path, target: Path, *, data_name: str, ranges: Mappin
     model = onnx_ir.load(source)
     if any(node.op_type in QUANTIZERS for node in model.graph):
         ranges = {**ranges, **suit_tensorrt(model)}
-    operations = operations_by_product(model)
-    halved = halve_model(model, ranges)
     if model.metadata_props.get("babeltower.precision") != "int8":
         model.metadata_props["babeltower.precision"] = "fp16"
+    return _converted(model, source, target, data_name=data_name, ranges=ranges, dtype=_HALF)
+
+
+def bfloat16_from_onnx(source: Path, target: Path, *, data_name: str) -> HalfReport:
+    """Convert an FP32 graph to one that computes in BF16; inputs and outputs keep their types.
+
+    Args:
+        source: ONNX file; float weights become BF16.
+        target: Output file; large weights go to the external data file ``data_name`` beside it.
+    """
+    model = onnx_ir.load(source)
+    model.metadata_props["babeltower.precision"] = "bf16"
+    return _converted(model, source, target, data_name=data_name, ranges={}, dtype=_BFLOAT)
+
+
+def _converted(
+    model: onnx_ir.Model,
+    source: Path,
+    target: Path,
+    *,
+    data_name: str,
+    ranges: Mapping[str, float],
+    dtype: onnx_ir.DataType,
+) -> HalfReport:
+    operations = operations_by_product(model)
+    halved = halve_model(model, ranges, dtype)
     save_graph(model, target, data_name=data_name)
     half = sum(count for node, count in operations.items() if node not in halved.kept)
     return HalfReport(
@@ -141,25 +173,39 @@ class Fp16Report:
     n_clamps: int
 
 
-def halve_model(model: onnx_ir.Model, ranges: Mapping[str, float]) -> Fp16Report:
-    """Select the nodes to keep in FP32 and convert the others, in place; see ``fp16_from_onnx``."""
-    kept = _kept_nodes(model.graph, ranges)
+def halve_model(
+    model: onnx_ir.Model, ranges: Mapping[str, float], dtype: onnx_ir.DataType = onnx_ir.DataType.FLOAT16
+) -> Fp16Report:
+    """Select the nodes to keep in FP32 and convert the others, in place; see ``fp16_from_onnx``.
+
+    Args:
+        ranges: Largest magnitude of each float activation; not used for ``BFLOAT16``.
+        dtype: ``FLOAT16`` or ``BFLOAT16``.
+    """
+    narrow = dtype is _HALF
+    kept = _kept_nodes(model.graph, ranges if narrow else None)
     n_half = sum(bool(float_values(node)) for node in model.graph) - len(kept)
-    n_clamps = _restore_clamps(model, kept)
-    halve(model, kept)
+    n_clamps = _restore_clamps(model, kept) if narrow else 0
+    halve(model, kept, dtype)
+    if dtype is _BFLOAT and any(node.op_type == "Conv" for node in model.graph):
+        model.graph.opset_imports[""] = max(_BFLOAT_CONV_OPSET, model.graph.opset_imports[""])
     return Fp16Report(kept, n_half, n_clamps)
 
 
-def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_ir.Node, KeptNode]:
-    """Return the nodes to keep in FP32, in graph order, with the reasons."""
+def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float] | None) -> dict[onnx_ir.Node, KeptNode]:
+    """Return the nodes to keep in FP32, in graph order, with the reasons.
+
+    Args:
+        ranges: Largest magnitudes, compared with FP16's range; None for a type with FP32's range.
+    """
     before, after = _before_products(graph), _after_products(graph)
     kept = {}
     for node in graph:
         floats = float_values(node)
         if not floats:
             continue
-        magnitude = max((_magnitude(value, ranges) for value in floats), default=0.0)
-        if node in before:
+        magnitude = 0.0 if ranges is None else max(_magnitude(value, ranges) for value in floats)
+        if node in before and EXACT not in node.metadata_props:
             reason = Reason.BEFORE
         elif node in after:
             reason = Reason.AFTER
@@ -167,7 +213,7 @@ def _kept_nodes(graph: onnx_ir.Graph, ranges: Mapping[str, float]) -> dict[onnx_
             reason = Reason.SUM
         elif magnitude > LARGEST_ACTIVATION:
             reason = Reason.RANGE
-        elif any(map(_unfit, floats)):
+        elif ranges is not None and any(map(_unfit, floats)):
             reason = Reason.CONSTANT
         else:
             continue
@@ -190,7 +236,7 @@ def _before_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
 
 def _looks_up(node: onnx_ir.Node) -> bool:
     table = node.inputs[0] if node.op_type == "Gather" else None
-    return table is not None and table.const_value is not None and table.dtype in (_FLOAT, _HALF)
+    return table is not None and table.const_value is not None and table.dtype in (_FLOAT, _HALF, _BFLOAT)
 
 
 def _after_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
@@ -204,7 +250,7 @@ def _after_products(graph: onnx_ir.Graph) -> set[onnx_ir.Node]:
 
 def _magnitude(value: onnx_ir.Value, ranges: Mapping[str, float]) -> float:
     """Return the largest magnitude of a tensor; Q/DQ outputs take that of their input."""
-    if value.const_value is not None or value.dtype is _HALF:
+    if value.const_value is not None or value.dtype in (_HALF, _BFLOAT):
         return 0.0
     producer = value.producer()
     if str(value.name) in ranges:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from runtime.backends.plans import Compiler, Extent, Portability, Profile
 from runtime.errors import ExportError
+from runtime.preprocessing.buckets import text_buckets
 
-__all__ = ["SHORT_TEXT", "EngineOptions", "default_profiles"]
+__all__ = ["FEW_ROWS", "SHORT_TEXT", "EngineOptions", "default_profiles"]
+
+FEW_ROWS = 8
+"""Maximum rows of a request that launches and weights limit; larger ones are limited by arithmetic."""
 
 SHORT_TEXT = 32
 """Maximum tokens of a short text; its own profile avoids kernels tuned for long texts."""
@@ -60,20 +64,25 @@ class EngineOptions:
 
 
 def default_profiles(dims: Sequence[str], *, max_batch: int, context_length: int = 1) -> tuple[Profile, ...]:
-    """Return optimization profiles of a tower: a single row, batches of short texts, batches of any length.
+    """Return optimization profiles of a tower, each for a group of the shapes that it is run in.
+
+    Rows are grouped as one, few and many, and texts as short and long; kernels are tuned for a shape within
+    each group. A profile reaches down to the smallest shape, since Triton sends any shape.
 
     Args:
         dims: The graph's dynamic dimensions, ``("batch",)`` or ``("batch", "sequence")``.
         max_batch: Maximum batch size in rows.
         context_length: Maximum text length in tokens.
     """
-    alone, together = Extent(1, 1, 1), Extent(1, max(1, max_batch // 4), max_batch)
+    rows = [Extent(1, most, most) for most in sorted({1, min(FEW_ROWS, max_batch), max_batch})]
     if "sequence" not in dims:
-        return (Profile({"batch": alone}), Profile({"batch": together}))
-    short = min(SHORT_TEXT, context_length)
+        return tuple(Profile({"batch": extent}) for extent in rows)
+    lengths = text_buckets(context_length).lengths
     usual = min(_USUAL_TEXT, context_length)
-    return (
-        Profile({"batch": alone, "sequence": Extent(1, usual, context_length)}),
-        Profile({"batch": together, "sequence": Extent(1, usual, short)}),
-        Profile({"batch": together, "sequence": Extent(1, short, context_length)}),
-    )
+    longer = next((length for length in lengths if length > SHORT_TEXT), context_length)
+    one_row = {"batch": rows[0], "sequence": Extent(1, usual, context_length)}
+    tokens = [Extent(1, usual, min(SHORT_TEXT, context_length))]
+    if context_length > SHORT_TEXT:
+        tokens.append(Extent(1, longer, context_length))
+    several = ({"batch": batch, "sequence": extent} for batch in rows[1:] for extent in tokens)
+    return tuple(Profile(found) for found in (one_row, *several))

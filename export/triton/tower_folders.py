@@ -28,6 +28,7 @@ from runtime.manifest import (
     record_of_file,
     tower_folder_name,
 )
+from runtime.preprocessing.buckets import CONTEXT_LENGTH
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["GPU_MAX_BATCH_SIZE", "MAX_BATCH_SIZE", "max_batch_size", "tower_metadata", "write_tower"]
@@ -56,6 +57,11 @@ def tower_metadata(towers: Towers, name: str, modality: Modality) -> dict[str, s
         "babeltower.precision": "fp32",
         "babeltower.fingerprint": towers.fingerprint,
         "babeltower.licence": towers.licence,
+        **(
+            {CONTEXT_LENGTH: str(towers.text_preprocessing.context_length)}
+            if modality is Modality.TEXT
+            else {}
+        ),
     }
 
 

@@ -12,10 +12,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.backends.backend import Backend, GraphBackend, Signature
+from runtime.device import CPU, Device
 from runtime.errors import EngineError
-from runtime.manifest import GRAPH_ENGINES, Engine, Precision
+from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision
 
 __all__ = [
+    "device_for_engine",
+    "module_of_engine",
     "open_backend",
     "open_graph",
     "require_computes",
@@ -23,12 +26,36 @@ __all__ = [
 ]
 
 
+def module_of_engine(engine: Engine) -> str:
+    """Return the name of an engine's Python module; CUDA is a provider of ONNX Runtime."""
+    return Engine.ONNXRUNTIME.value if engine is Engine.CUDA else engine.value
+
+
 def version_of_engine(engine: Engine) -> str:
     """Return an installed engine's version: from its distribution, else its module (``tensorrt-cu12``)."""
+    name = module_of_engine(engine)
     try:
-        return importlib.metadata.version(engine.value)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module(engine.value).__version__)
+        return str(importlib.import_module(name).__version__)
+
+
+def device_for_engine(engine: Engine, device: Device | None) -> Device:
+    """Return the device that an engine runs on: the given one, or else the processor or the first GPU.
+
+    Raises:
+        EngineError: the engine does not run on the given device.
+    """
+    on_gpu = engine in GPU_ENGINES
+    if device is None:
+        return Device(0) if on_gpu else CPU
+    if device.is_gpu is not on_gpu:
+        others = [known.value for known in (GPU_ENGINES if device.is_gpu else GRAPH_ENGINES)]
+        raise EngineError(
+            f"Engine {engine.value} does not run on {device}; {others} do. Pass one of them, or "
+            f"device={'cuda' if on_gpu else 'cpu'!r}."
+        )
+    return device
 
 
 def open_backend(
@@ -39,6 +66,7 @@ def open_backend(
     threads: int | None = None,
     provider: str | None = None,
     instances: int = 1,
+    device: Device | None = None,
 ) -> Backend:
     """Open a graph in an engine.
 
@@ -46,15 +74,24 @@ def open_backend(
         engine: Engine to open the graph in; there is no fallback to another.
         graph: ONNX file with its external data beside it; for TensorRT, a plan with its manifest.
         precision: Arithmetic of the matrix products.
-        threads: Threads per run; ``None`` uses every physical core. TensorRT ignores it.
+        threads: Threads per run; ``None`` uses every physical core. A GPU ignores it.
         provider: ONNX Runtime's execution provider (``CPUExecutionProvider`` by default) or OpenVINO's
-            device (``CPU`` by default). TensorRT has none.
-        instances: Concurrent runs, of ``threads`` threads each; TensorRT runs one at a time.
+            device (``CPU`` by default). A GPU has none.
+        instances: Concurrent runs, of ``threads`` threads each; a GPU computes one at a time.
+        device: ``None`` for the engine's own: the processor, or the first GPU.
 
     Raises:
-        EngineError: the engine is not installed, does not know the provider, cannot compute in the
-            precision, or cannot read the graph.
+        EngineError: the engine is not installed, does not know the provider, does not run on the device,
+            cannot compute in the precision, or cannot read the graph.
     """
+    place = device_for_engine(engine, device)
+    if place.gpu is not None and provider is not None:
+        raise EngineError(f"{engine.value} takes no provider; got {provider!r}. Pass device='cuda:N'.")
+    if engine is Engine.CUDA:
+        _require_sane(graph, threads, instances)
+        from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+        return OnnxRuntimeCudaBackend(graph, precision=precision, gpu=place.gpu or 0)
     if engine is not Engine.TENSORRT:
         return open_graph(
             engine, graph, precision=precision, threads=threads, provider=provider, instances=instances
@@ -97,7 +134,7 @@ def open_graph(
 
 
 def require_computes(engine: Engine, precision: Precision, provider: str | None = None) -> None:
-    """Check that one of ``GRAPH_ENGINES`` supports a precision on this machine, before any work.
+    """Check that an engine other than TensorRT supports a precision on this machine, before any work.
 
     Args:
         provider: See ``open_backend``.
@@ -114,6 +151,10 @@ def require_computes(engine: Engine, precision: Precision, provider: str | None 
         from runtime.backends import onnxruntime
 
         onnxruntime.require_computes(precision, provider)
+    elif engine is Engine.CUDA:
+        from runtime.backends import onnxruntime_cuda
+
+        onnxruntime_cuda.require_computes(precision)
     else:
         raise EngineError(f"{engine.value} reads no ONNX file; expected one of {[*GRAPH_ENGINES]}.")
 

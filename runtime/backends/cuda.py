@@ -1,10 +1,11 @@
-"""CUDA calls for running a plan: memory, copies, one stream and captured graphs.
+"""CUDA calls for running a graph: memory, copies, streams, events and captured graphs.
 
 They go through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *results)``.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError
 from runtime.extras import import_optional
 
-__all__ = ["CudaDevice", "open_device"]
+__all__ = ["CudaDevice", "gpu_facts", "open_device"]
+
+_NON_BLOCKING = 1
+"""Flag of a stream that does not wait for the default stream."""
 
 
 def open_device(index: int = 0) -> CudaDevice:
@@ -25,7 +29,7 @@ def open_device(index: int = 0) -> CudaDevice:
         EngineError: the bindings are not installed, or there is no such GPU.
     """
     api = import_optional(
-        "cuda.bindings.runtime", "A GPU", "babeltower[tensorrt]", remedy="or pass engine='onnxruntime'."
+        "cuda.bindings.runtime", "A GPU", "babeltower[gpu]", remedy="or pass engine='onnxruntime'."
     )
     status, n_devices = api.cudaGetDeviceCount()
     if int(status) != 0 or index >= n_devices:
@@ -36,8 +40,20 @@ def open_device(index: int = 0) -> CudaDevice:
     return CudaDevice(api, index)
 
 
+def gpu_facts(index: int = 0) -> DeviceFacts:
+    """Return a GPU's facts; errors as of ``open_device``."""
+    device = open_device(index)
+    try:
+        return device.facts
+    finally:
+        device.close()
+
+
 class CudaDevice:
-    """One GPU and one stream; every call raises ``EngineError`` if CUDA reports an error."""
+    """One GPU and its main stream; every call raises ``EngineError`` if CUDA reports an error.
+
+    Work is queued on the main stream unless another one is named.
+    """
 
     def __init__(self, api: Any, index: int) -> None:
         self._api = api
@@ -54,21 +70,52 @@ class CudaDevice:
         """Free device memory."""
         self._call("cudaFree", address)
 
-    def copy_in(self, address: int, array: NDArray[Any]) -> None:
+    def pinned(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Allocate page-locked host memory, from which copies need no help of the processor.
+
+        It is released with ``free_pinned``, not with the array.
+        """
+        address = int(self._call("cudaHostAlloc", max(1, n_bytes), 0))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * max(1, n_bytes)).from_address(address))
+
+    def free_pinned(self, memory: NDArray[np.uint8]) -> None:
+        """Release memory from ``pinned``; the array must not be used afterwards."""
+        self._call("cudaFreeHost", memory.ctypes.data)
+
+    def copy_in(self, address: int, array: NDArray[Any], *, stream: int | None = None) -> None:
         """Queue a copy to the device; the array must be contiguous and stay alive until ``wait``."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+        self._copy(address, array.ctypes.data, array.nbytes, kind, stream)
 
     def copy_out(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Queue a copy from the device into a new array, complete after ``wait``."""
         array: NDArray[Any] = np.empty(shape, dtype)
-        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+        self.copy_into(array, address)
         return array
 
-    def wait(self) -> None:
-        """Wait until all queued work is done."""
-        self._call("cudaStreamSynchronize", self.stream)
+    def copy_into(self, array: NDArray[Any], address: int, *, stream: int | None = None) -> None:
+        """Queue a copy from the device into an array, complete after ``wait``."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(array.ctypes.data, address, array.nbytes, kind, stream)
+
+    def copy_within(self, to: int, source: int, n_bytes: int) -> None:
+        """Queue a copy from one address of the device to another."""
+        self._copy(to, source, n_bytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice, None)
+
+    def _copy(self, to: int, source: int, n_bytes: int, kind: Any, stream: int | None) -> None:
+        self._call("cudaMemcpyAsync", to, source, n_bytes, kind, self.stream if stream is None else stream)
+
+    def new_stream(self) -> int:
+        """Create a stream beside the main one; released with ``drop_stream``."""
+        return int(self._call("cudaStreamCreateWithFlags", _NON_BLOCKING))
+
+    def drop_stream(self, stream: int) -> None:
+        """Release a stream from ``new_stream``."""
+        self._call("cudaStreamDestroy", stream)
+
+    def wait(self, *, stream: int | None = None) -> None:
+        """Wait until all work queued on a stream is done."""
+        self._call("cudaStreamSynchronize", self.stream if stream is None else stream)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Capture the calls that ``work`` queues as an executable graph, without running them."""
@@ -97,9 +144,17 @@ class CudaDevice:
         """Create an event that can be recorded in the stream."""
         return self._call("cudaEventCreate")
 
-    def mark(self, event: Any) -> None:
-        """Record an event in the stream."""
-        self._call("cudaEventRecord", event, self.stream)
+    def mark(self, event: Any, *, stream: int | None = None) -> None:
+        """Record an event in a stream."""
+        self._call("cudaEventRecord", event, self.stream if stream is None else stream)
+
+    def follow(self, event: Any, *, stream: int | None = None) -> None:
+        """Let a stream's later work start only after an event."""
+        self._call("cudaStreamWaitEvent", self.stream if stream is None else stream, event, 0)
+
+    def drop_event(self, event: Any) -> None:
+        """Release an event."""
+        self._call("cudaEventDestroy", event)
 
     def milliseconds(self, start: Any, end: Any) -> float:
         """Return the milliseconds between two completed events, and release the events."""
@@ -127,6 +182,12 @@ class CudaDevice:
             compute_capability=f"{major}.{minor}",
             cuda=f"{version // 1000}.{version % 1000 // 10}",
         )
+
+    @property
+    def driver(self) -> str:
+        """CUDA version that the driver supports, such as ``"13.0"``."""
+        version = int(self._call("cudaDriverGetVersion"))
+        return f"{version // 1000}.{version % 1000 // 10}"
 
     def _call(self, function: str, *arguments: Any) -> Any:
         status, *results = getattr(self._api, function)(*arguments)

@@ -13,18 +13,22 @@ from runtime.backends.onnxruntime_build import import_onnxruntime
 from runtime.errors import EngineError
 from runtime.manifest import Precision
 
-__all__ = ["OnnxRuntimeBackend", "require_computes"]
+__all__ = ["OnnxRuntimeBackend", "require_computes", "signature_of_session"]
 
 onnxruntime = import_onnxruntime()
 
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_TENSORRT = "TensorrtExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_ON_GPU = {
+    "CUDAExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
+    "TensorrtExecutionProvider": "pass engine='tensorrt', for variants exported with --engine tensorrt",
+    "NvTensorRTRTXExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
+}
+"""Providers that run other graphs than a CPU's, and how to use these."""
+
 _COMPUTES: Mapping[str, frozenset[Precision]] = {
     _CPU: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
-    _CUDA: frozenset({Precision.FP32, Precision.FP16}),
-    _TENSORRT: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
 }
-"""Precisions each provider's matrix products keep. CUDA would dequantize INT8 and multiply in FP32."""
+"""Precisions that a provider's matrix products keep."""
 
 
 class OnnxRuntimeBackend:
@@ -39,13 +43,12 @@ class OnnxRuntimeBackend:
     ) -> None:
         self._graph = graph
         chosen = _provider(provider, precision)
-        self._session: Any = _session(graph, _with_options(chosen, precision), _options(threads))
+        self._session: Any = _session(graph, chosen, _options(threads))
 
     @property
     def signature(self) -> Signature:
         """Inputs and outputs of the graph."""
-        session = self._opened()
-        return Signature(_types(session.get_inputs()), _types(session.get_outputs()))
+        return signature_of_session(self._opened())
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Compute the named outputs and only the nodes they depend on."""
@@ -66,6 +69,11 @@ class OnnxRuntimeBackend:
         if session is None:
             raise EngineError(f"The session of {self._graph} is closed; open the Encoder again.")
         return session
+
+
+def signature_of_session(session: Any) -> Signature:
+    """Return the inputs and outputs of an ``InferenceSession``."""
+    return Signature(_types(session.get_inputs()), _types(session.get_outputs()))
 
 
 def _types(values: Sequence[Any]) -> dict[str, TensorType]:
@@ -98,6 +106,10 @@ def require_computes(precision: Precision, provider: str | None = None) -> None:
 
 def _provider(asked: str | None, precision: Precision) -> str:
     provider = asked or _CPU
+    if provider in _ON_GPU:
+        raise EngineError(
+            f"{provider} cannot run a graph made for CPUs as it was measured: {_ON_GPU[provider]}."
+        )
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise EngineError(
@@ -114,24 +126,6 @@ def _provider(asked: str | None, precision: Precision) -> str:
     return provider
 
 
-def _with_options(provider: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
-    """List the provider and then the fallback for the few nodes (shapes, cumulative sums) it lacks.
-
-    FP32 products must not be rounded to TF32, which CUDA would do by default.
-    """
-    cuda = (_CUDA, {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
-    if provider == _CUDA:
-        return [cuda]
-    if provider == _TENSORRT:
-        half = precision in (Precision.FP16, Precision.INT8)
-        options = {
-            "trt_fp16_enable": str(int(half)),
-            "trt_int8_enable": str(int(precision is Precision.INT8)),
-        }
-        return [(_TENSORRT, options), cuda]
-    return [(provider, {})]
-
-
 def _options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -144,18 +138,18 @@ def _options(threads: int | None) -> Any:
     return options
 
 
-def _session(graph: Path, providers: list[tuple[str, dict[str, str]]], options: Any) -> Any:
+def _session(graph: Path, provider: str, options: Any) -> Any:
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(graph), options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no narrower base
         raise EngineError(
             f"ONNX Runtime cannot open {graph} ({graph.stat().st_size} bytes): {error}. The file may be "
             "truncated or modified: copy the repository again, or export again."
         ) from error
-    provider, running = providers[0][0], session.get_providers()[0]
+    running = session.get_providers()[0]
     if running != provider:
         raise EngineError(
             f"Execution provider {provider!r} was requested, but {running!r} would run {graph}. Install the "
-            f"provider's dependencies (driver, CUDA, cuDNN), or pass provider={running!r}."
+            f"provider's dependencies, or pass provider={running!r}."
         )
     return session

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from runtime.commands.options import cache_option
+from runtime.commands.options import cache_option, device_option
+from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
 from runtime.manifest import Engine, Precision, choice_from_value
@@ -74,7 +75,7 @@ def embed(
         typer.Option(
             envvar="BABELTOWER_ENGINE",
             rich_help_panel=_TOWER,
-            help="onnxruntime or openvino; default: the fastest measured.",
+            help="onnxruntime, openvino, cuda or tensorrt; default: the fastest measured on the device.",
         ),
     ] = None,
     precision: Annotated[
@@ -93,9 +94,15 @@ def embed(
             help="Threads per run; default: measured.",
         ),
     ] = None,
+    device: Annotated[str | None, device_option(_TOWER)] = None,
     max_batch_tokens: Annotated[
-        int, typer.Option(min=1, rich_help_panel=_TOWER, help="Texts × padded length per batch.")
-    ] = 1_024,
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_TOWER,
+            help="Texts × padded length per batch; default: 1,024, and 16,384 on a GPU.",
+        ),
+    ] = None,
     dim: Annotated[
         int | None, typer.Option(rich_help_panel=_OUTPUT, help="Vector width; default: full.")
     ] = None,
@@ -164,7 +171,7 @@ def embed(
         language=language,
         dim=dim,
         encoding=encoding,
-        engine=EngineChoice(_engine(engine), precision, instances, threads),
+        engine=EngineChoice(_engine(engine), precision, instances, threads, device=_device(device)),
         rows_per_part=rows_per_part,
         max_batch_tokens=max_batch_tokens,
         max_bad_share=max_bad_share,
@@ -201,6 +208,10 @@ def _engine(name: str | None) -> Engine | None:
     except ValueError:
         known = [engine.value for engine in Engine]
         raise InputError(f"Engine {name!r} is unknown; expected one of {known}, auto, or ray.") from None
+
+
+def _device(name: str | None) -> Device | None:
+    return None if name is None else device_from_name(name)
 
 
 def _shard(text: str) -> tuple[int, int]:

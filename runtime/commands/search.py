@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.commands.options import AsJson, cache_option, json_text
+from runtime.commands.options import AsJson, cache_option, device_option, json_text
 from runtime.errors import InputError
 from runtime.manifest import Engine, Modality, Precision
 
@@ -61,7 +61,9 @@ def search(
     ] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="Default: onnxruntime."),
+        typer.Option(
+            rich_help_panel=_TOWER, envvar="BABELTOWER_ENGINE", help="Default: onnxruntime, or cuda on a GPU."
+        ),
     ] = None,
     precision: Annotated[
         Precision | None,
@@ -73,6 +75,7 @@ def search(
             min=1, rich_help_panel=_TOWER, envvar="BABELTOWER_THREADS", help="Default: every physical core."
         ),
     ] = None,
+    device: Annotated[str | None, device_option(_TOWER)] = None,
     cache: Annotated[Path | None, cache_option(_TOWER)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +91,9 @@ def search(
     if text_column is not None and texts is None:
         raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
     queries = [Query(text, language), *(_query(one, language) for one in more or [])]
-    with Encoder.open(model, engine=engine, precision=precision, threads=threads, cache=cache) as encoder:
+    with Encoder.open(
+        model, engine=engine, precision=precision, threads=threads, cache=cache, device=device
+    ) as encoder:
         answers = answers_from_sources(
             encoder, sources, queries, k=k, dim=dim, effort=effort, threads=threads, skip_bad=skip_bad
         )

@@ -13,12 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from runtime.backends import version_of_engine
+from runtime.backends.cuda import gpu_facts
 from runtime.corpus.engines import EngineChoice
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import cpu_model, instruction_sets
-from runtime.manifest import Modality
+from runtime.manifest import GPU_ENGINES, Modality
 from runtime.opening.probes import OPENING_FILE
 
 if TYPE_CHECKING:
@@ -64,9 +65,17 @@ def computation_of(encoder: Encoder, choice: EngineChoice, modality: Modality) -
     return {
         "graphs": dict(sorted(graphs.items())),
         "engine": f"{choice.engine.value} {version_of_engine(choice.engine)}",
-        "cpu": f"{cpu_model()}: {' '.join(instruction_sets())}",
+        "cpu": _processor(choice),
         "libraries": ", ".join(filter(None, map(_installed, _LIBRARIES[modality]))),
     }
+
+
+def _processor(choice: EngineChoice) -> str:
+    """Name what computes: the processor and its instruction sets, or the GPU and its driver."""
+    if choice.engine in GPU_ENGINES:
+        facts = gpu_facts(0 if choice.device is None else choice.device.gpu or 0)
+        return f"{facts.name}: compute capability {facts.compute_capability}, CUDA {facts.cuda}"
+    return f"{cpu_model()}: {' '.join(instruction_sets())}"
 
 
 def differences(one: Computation, other: Computation) -> dict[str, str]:

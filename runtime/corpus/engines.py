@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backends import module_of_engine
+from runtime.device import Device
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
-from runtime.manifest import Engine, Manifest, Modality, Precision
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality, Precision
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import padded_batch
 from runtime.preprocessing.text import Text
@@ -26,6 +28,7 @@ __all__ = ["EngineChoice", "choice_from_arguments", "open_encoder", "runs_at_onc
 
 _MEASURED_S = 1.0
 _TEXTS, _IMAGES = 64, 8
+_GPU_TEXTS, _GPU_IMAGES = 512, 128
 _TEXT = "a text about as long as most captions are, twenty tokens"
 
 
@@ -35,7 +38,8 @@ class EngineChoice:
 
     Attributes:
         instances: Concurrent runs.
-        threads: Threads per run.
+        threads: Threads per run; on a GPU, 1.
+        device: Where the engine runs; ``None`` for the processor.
         measured: ``engine precision instances×threads`` → rows per second, for measured candidates.
         reasons: One sentence for each chosen or rejected candidate.
     """
@@ -44,6 +48,7 @@ class EngineChoice:
     precision: Precision | None = None
     instances: int | None = None
     threads: int | None = None
+    device: Device | None = None
     measured: Mapping[str, float] | None = None
     reasons: tuple[str, ...] = ()
 
@@ -94,6 +99,7 @@ def open_encoder(
         default_language=language,
         verify=checks,
         cache=cache,
+        device=choice.device,
     )
 
 
@@ -118,6 +124,8 @@ def choice_from_arguments(
         CorpusError: no installed engine can run any variant of the model.
     """
     choice = asked
+    if choice.engine in GPU_ENGINES or (choice.device is not None and choice.device.is_gpu):
+        choice = replace(choice, instances=choice.instances or 1, threads=1)
     if known is not None and choice.engine is None and known.get("engine") is not None:
         choice = replace(choice, engine=Engine(known["engine"]))
     if known is not None and choice.precision is None and known.get("precision") is not None:
@@ -179,7 +187,7 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
     for precision, engine in manifest_pairs(manifest):
         if choice.engine not in (None, engine) or choice.precision not in (None, precision):
             continue
-        if engine is not choice.engine and importlib.util.find_spec(engine.value) is None:
+        if engine is not choice.engine and not _may_run(engine, choice.device):
             continue
         reason = None
         if choice.precision is None:
@@ -198,6 +206,14 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
             + "".join(f" {line}." for line in left_out)
         )
     return found, left_out
+
+
+def _may_run(engine: Engine, device: Device | None) -> bool:
+    """Return True if an engine is installed and belongs to the device; a GPU must be asked for."""
+    on_gpu = device is not None and device.is_gpu
+    return (engine in GPU_ENGINES) is on_gpu and importlib.util.find_spec(
+        module_of_engine(engine)
+    ) is not None
 
 
 def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:
@@ -272,8 +288,10 @@ def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> i
 def _work(encoder: LocalEncoder, modality: Modality) -> tuple[Callable[[], Any], int]:
     if modality is Modality.IMAGE:
         size = encoder.manifest.image
-        pixels = np.zeros((_IMAGES, 3, size.height, size.width), dtype=np.uint8)
-        return lambda: encoder.vectors_from_pixels(pixels), _IMAGES
-    rows = encoder.token_rows([Text(_TEXT, 0, None)]) * _TEXTS
-    batch = padded_batch([row.ids for row in rows], range(_TEXTS), pad_id=encoder.manifest.text.pad_id)
-    return lambda: encoder.vectors_from_tokens(batch), _TEXTS
+        n_images = _GPU_IMAGES if encoder.on_gpu else _IMAGES
+        pixels = np.zeros((n_images, 3, size.height, size.width), dtype=np.uint8)
+        return lambda: encoder.vectors_from_pixels(pixels), n_images
+    n_texts = _GPU_TEXTS if encoder.on_gpu else _TEXTS
+    rows = encoder.token_rows([Text(_TEXT, 0, None)]) * n_texts
+    batch = padded_batch([row.ids for row in rows], range(n_texts), pad_id=encoder.manifest.text.pad_id)
+    return lambda: encoder.vectors_from_tokens(batch), n_texts

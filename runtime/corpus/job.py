@@ -19,8 +19,9 @@ from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.manifest import Modality
+from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
 
-__all__ = ["Executor", "Job", "parts_in_process"]
+__all__ = ["Executor", "Job", "images_per_slice", "parts_in_process"]
 
 _IMAGES_PER_SLICE = 16
 
@@ -64,7 +65,10 @@ class Job:
 
     def slices(self, rows: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
         """Yield the rows of pending parts in slices: a whole part of texts, or a few images."""
-        for part, piece in slices_of_rows(rows, self.source.modality, self.options.rows_per_part):
+        n_images = images_per_slice(self.encoder)
+        for part, piece in slices_of_rows(
+            rows, self.source.modality, self.options.rows_per_part, n_images=n_images
+        ):
             if self.pending(part):
                 yield part, piece
 
@@ -88,11 +92,17 @@ def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
     job.n_rows = rows.n_rows
 
 
+def images_per_slice(encoder: Encoder) -> int:
+    """Return the number of images that are decoded, and run, at once."""
+    on_gpu = isinstance(encoder, LocalEncoder) and encoder.on_gpu
+    return GPU_BATCH_IMAGES if on_gpu else _IMAGES_PER_SLICE
+
+
 def slices_of_rows(
-    rows: Iterable[Rows], modality: Modality, rows_per_part: int
+    rows: Iterable[Rows], modality: Modality, rows_per_part: int, *, n_images: int = _IMAGES_PER_SLICE
 ) -> Iterator[tuple[int, Rows]]:
-    """Yield slices with their part number: a whole part of texts, or a few images."""
-    size = rows_per_part if modality is Modality.TEXT else _IMAGES_PER_SLICE
+    """Yield slices with their part number: a whole part of texts, or ``n_images`` images."""
+    size = rows_per_part if modality is Modality.TEXT else n_images
     for piece in slices_from_rows(iter(rows), size=size, boundary=rows_per_part):
         yield piece.start // rows_per_part, piece
 
@@ -108,13 +118,16 @@ def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> P
             return RemoteTextPreparation(encoder, language=options.language)
         return RemoteImagePreparation(encoder)
     if modality is Modality.TEXT:
-        return TextPreparation(encoder, language=options.language, max_batch_tokens=options.max_batch_tokens)
+        budget = options.batch_tokens(on_gpu=encoder.on_gpu)
+        return TextPreparation(encoder, language=options.language, max_batch_tokens=budget)
     return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels)
 
 
 def _workers(job: Job) -> Workers:
     """Return the thread counts; the tokenizer itself uses all cores."""
-    towers = job.choice.instances or 1
+    on_gpu = isinstance(job.encoder, LocalEncoder) and job.encoder.on_gpu
+    # on a GPU, a second thread copies its batch in while the first one's is computed
+    towers = max(job.choice.instances or 1, 2 if on_gpu else 1)
     if job.source.modality is Modality.TEXT:
         return Workers(preparers=1, towers=towers, prepared_ahead=1)
     return Workers(preparers=n_cores(), towers=towers, prepared_ahead=2 * towers + 2)

@@ -16,11 +16,13 @@ from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, SourceFormat
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
+from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
 
 __all__ = ["Options", "RunRecord", "Watcher"]
 
 ROWS_PER_PART = 32_768
 MAX_BATCH_TOKENS = 1_024
+"""Texts × padded length of one batch on a CPU; see ``runtime/preprocessing/buckets.py`` for a GPU."""
 MAX_BAD_SHARE = 0.5
 
 
@@ -36,7 +38,7 @@ class Options:
         encoding: Storage format of the vectors.
         engine: Engine, precision, instances and threads; unset fields are measured.
         rows_per_part: Source rows per output file, and the most that an interruption loses.
-        max_batch_tokens: Texts × padded length of one batch, in tokens.
+        max_batch_tokens: Texts × padded length of one batch, in tokens; default: 1,024, and 16,384 on a GPU.
         max_pixels: Width × height above which an image is bad; default: Pillow's limit.
         max_bad_share: Share of bad rows above which the run stops.
         shard: Shard of the parts that this run embeds.
@@ -53,7 +55,7 @@ class Options:
     encoding: Encoding = Encoding.FLOAT32
     engine: EngineChoice = field(default_factory=EngineChoice)
     rows_per_part: int = ROWS_PER_PART
-    max_batch_tokens: int = MAX_BATCH_TOKENS
+    max_batch_tokens: int | None = None
     max_pixels: int | None = None
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
@@ -63,10 +65,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("rows_per_part", "max_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; expected at least 1.")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1.")
+
+    def batch_tokens(self, *, on_gpu: bool) -> int:
+        """Return ``max_batch_tokens``, or the device's own."""
+        return self.max_batch_tokens or (GPU_BATCH_TOKENS if on_gpu else MAX_BATCH_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from runtime.errors import BabeltowerError, ImageError, InputError
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD, TokenBatch, runs_from_lengths
+from runtime.preprocessing.buckets import text_buckets
 from runtime.preprocessing.image import pixels_from_source
 from runtime.preprocessing.text import Text
 
@@ -39,9 +40,11 @@ class _Tokens:
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
-    def batch(self, rows: NDArray[np.int64], positions: NDArray[np.int64], pad_id: int) -> TokenBatch:
+    def batch(
+        self, rows: NDArray[np.int64], positions: NDArray[np.int64], pad_id: int, *, length: int
+    ) -> TokenBatch:
         lengths = self.lengths[rows]
-        columns = np.arange(int(lengths.max()))
+        columns = np.arange(length)
         mask = columns < lengths[:, None]
         index = np.minimum(self.starts[rows][:, None] + columns, len(self.ids) - 1)
         ids = np.where(mask, self.ids[index], pad_id).astype(np.int64)
@@ -56,15 +59,16 @@ class _TextBatch:
     positions: NDArray[np.int64]
     rows: NDArray[np.int64]
     pad_id: int
+    length: int
 
     @property
     def counts(self) -> Counts:
         lengths = self.tokens.lengths[self.positions]
-        n_tokens, padded = int(lengths.sum()), len(lengths) * int(lengths.max())
+        n_tokens, padded = int(lengths.sum()), len(lengths) * self.length
         return Counts(tokens=n_tokens, padding_tokens=padded - n_tokens)
 
     def run(self, encoder: Any, dim: int) -> NDArray[np.float32]:
-        batch = self.tokens.batch(self.positions, self.rows, self.pad_id)
+        batch = self.tokens.batch(self.positions, self.rows, self.pad_id, length=self.length)
         vectors: NDArray[np.float32] = encoder.vectors_from_tokens(batch, dim=dim)
         return vectors
 
@@ -74,7 +78,7 @@ class TextPreparation:
 
     Args:
         language: Language code of rows without one.
-        max_batch_tokens: Rows × padded length of one batch.
+        max_batch_tokens: Rows × padded length of one batch. On a GPU, batches have the shapes of buckets.
     """
 
     def __init__(self, encoder: LocalEncoder, *, language: str | None, max_batch_tokens: int) -> None:
@@ -143,8 +147,14 @@ class TextPreparation:
     def _batches(self, tokens: _Tokens, numbers: NDArray[np.int64]) -> list[Batch]:
         """Plan batches, longest rows first and equal lengths in row order."""
         pad_id = self._encoder.manifest.text.pad_id
-        runs = runs_from_lengths(tokens.lengths, max_tokens=self._max_batch_tokens, overhead=RUN_OVERHEAD)
-        return [_TextBatch(tokens, positions, numbers[positions], pad_id) for positions in runs]
+        text, budget = self._encoder.manifest.text, self._max_batch_tokens
+        if self._encoder.on_gpu:
+            buckets = text_buckets(text.context_length, max_tokens=budget).runs(tokens.lengths)
+            planned = [(run.positions, run.length) for run in buckets]
+        else:
+            runs = runs_from_lengths(tokens.lengths, max_tokens=budget, overhead=RUN_OVERHEAD)
+            planned = [(positions, int(tokens.lengths[positions].max())) for positions in runs]
+        return [_TextBatch(tokens, rows, numbers[rows], pad_id, length) for rows, length in planned]
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "columns": asdict(source.columns),
         "source": source.identity(),
         "rows_per_part": options.rows_per_part,
-        "max_batch_tokens": options.max_batch_tokens,
+        "max_batch_tokens": options.batch_tokens(on_gpu=isinstance(encoder, LocalEncoder) and encoder.on_gpu),
         "max_pixels": options.max_pixels,
         "npy": options.npy,
         "shards": options.shard.count,

@@ -13,7 +13,7 @@ import numpy as np
 from runtime.backends.backend import Backend
 from runtime.errors import ManifestError
 from runtime.logs import LOGGER
-from runtime.manifest import Engine, FileRecord, Manifest, Modality, TowerFiles, Variant
+from runtime.manifest import GPU_ENGINES, Engine, FileRecord, Manifest, Modality, TowerFiles, Variant
 from runtime.opening.cache import PassCache, kernel_facts
 from runtime.opening.probes import OPENING_FILE, OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import engine_version, others_in_words, require_opening
@@ -195,7 +195,7 @@ class OpeningCheck:
 
     def _facts(self, modality: Modality) -> dict[str, Any] | None:
         """Return all facts that a pass depends on; ``None`` if unknown, as on a GPU."""
-        if self.engine is Engine.TENSORRT or "CPU" not in (self.provider or "CPU"):
+        if self.engine in GPU_ENGINES or "CPU" not in (self.provider or "CPU"):
             return None
         tower = self.variant.tower(modality)
         folder = f"{tower.model}/{tower.version}/"

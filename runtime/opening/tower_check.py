@@ -238,5 +238,5 @@ def others_in_words(manifest: Manifest, engine: Engine, precision: Precision) ->
 
 def engine_version(engine: Engine) -> str:
     """Return the version of an imported engine."""
-    module = sys.modules.get(engine.value)
+    module = sys.modules.get("onnxruntime" if engine is Engine.CUDA else engine.value)
     return str(getattr(module, "__version__", "of unknown version"))

@@ -12,9 +12,20 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["RUN_OVERHEAD", "TokenBatch", "batches_from_rows", "padded_batch", "runs_from_lengths", "windows"]
+__all__ = [
+    "CPU_BATCH_TOKENS",
+    "RUN_OVERHEAD",
+    "TokenBatch",
+    "batches_from_rows",
+    "padded_batch",
+    "runs_from_lengths",
+    "windows",
+]
 
 T = TypeVar("T")
+
+CPU_BATCH_TOKENS = 2_048
+"""Rows × length of the largest text run on a CPU, unless the caller says otherwise."""
 
 RUN_OVERHEAD = 8
 """Fixed cost of a tower's run, in tokens: on a CPU, each run reads the weights once more."""

@@ -15,7 +15,22 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["GPU_BATCH_TOKENS", "GPU_RUN_OVERHEAD", "BucketRun", "Buckets", "image_buckets", "text_buckets"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "GPU_BATCH_IMAGES",
+    "GPU_BATCH_TOKENS",
+    "GPU_RUN_OVERHEAD",
+    "BucketRun",
+    "Buckets",
+    "image_buckets",
+    "text_buckets",
+]
+
+CONTEXT_LENGTH = "babeltower.context_length"
+"""Metadata of a text tower's graph: the longest text, in tokens."""
+
+GPU_BATCH_IMAGES = 128
+"""Images that are decoded and run at once on a GPU; more gain nothing."""
 
 GPU_BATCH_TOKENS = 16_384
 """Rows × length of the largest text run on a GPU."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.embeddings import Encoding, encoded_from_float
-from runtime.encoder import DEFAULT_MAX_BATCH_TOKENS, Encoder, no_vectors
+from runtime.encoder import Encoder, no_vectors
 from runtime.errors import EngineError, InputError, UnansweredError
 from runtime.manifest import Engine, Modality, Precision, choice_from_value
 from runtime.preprocessing.image import ImageSource, decode, require_several, snapshot_from_source
@@ -32,6 +32,9 @@ from runtime.remote.transport import open_transport
 from runtime.towers import Stats
 
 __all__ = ["RemoteEncoder"]
+
+_BATCH_IMAGES = 32
+"""Images in a request, unless the caller says otherwise."""
 
 T = TypeVar("T")
 
@@ -129,7 +132,7 @@ class RemoteEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """See ``Encoder.embed_texts``."""
         known = texts if isinstance(texts, (str, bytes)) else list(texts)
@@ -145,13 +148,13 @@ class RemoteEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_texts``; texts are read as requests complete."""
         pairs = texts_with_languages(texts, language)
         width = self._width(dim)
         no_vectors(width, encoding)
-        if max_batch_tokens < 1:
+        if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
         per_request = min(self._connection.texts_per_request, self.served.max_batch_sizes[Modality.TEXT])
         requests = rows_from_texts(pairs, per_request=per_request, default_language=self._default_language)
@@ -163,7 +166,7 @@ class RemoteEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> NDArray[Any]:
         """See ``Encoder.embed_images``."""
         counted = _Counted(require_several(images))
@@ -176,14 +179,14 @@ class RemoteEncoder(Encoder):
         *,
         dim: int | None = None,
         encoding: Encoding | str = Encoding.FLOAT32,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_images``; pixels are sent losslessly, files unchanged."""
         width = self._width(dim)
         no_vectors(width, encoding)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1.")
-        per_request = min(batch_size, self.served.max_batch_sizes[Modality.IMAGE])
+        per_request = min(batch_size or _BATCH_IMAGES, self.served.max_batch_sizes[Modality.IMAGE])
         requests = rows_from_images(require_several(images), per_request=per_request)
         return self._answers(requests, width, encoding)
 

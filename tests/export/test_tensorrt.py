@@ -75,7 +75,7 @@ def test_a_variant_is_published_under_its_engine_with_its_evidence(
     for modality in Modality:
         recipe = variant.recipe[modality.value]
         assert recipe["gpu"] == "NVIDIA L4"
-        assert len(recipe["profiles"]) == (3 if modality is Modality.TEXT else 2)
+        assert len(recipe["profiles"]) == (5 if modality is Modality.TEXT else 3)
         dtype = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}[precision.value]
         assert set(recipe["products"]) == {dtype}
     with pytest.raises(ManifestError, match="was not measured on onnxruntime"):

@@ -22,11 +22,14 @@ from tensorrt_double import FakeGpu, RunningTensorRt
 
 from export.tensorrt.engine import engine_from_onnx
 from export.tensorrt.kernels import Kernel, expected_types, kernels_from_log, summary_from_kernels
-from export.tensorrt.options import SHORT_TEXT, EngineOptions, default_profiles
+from export.tensorrt.options import FEW_ROWS, SHORT_TEXT, EngineOptions, default_profiles
 from export.tensorrt.variant import tensorrt_graph
+from runtime.backends.padding import buckets_of_profile
+from runtime.backends.plan_checks import profile_for
 from runtime.backends.plans import AHEAD_OF_TIME, Compiler, Extent, PlanManifest, Portability, Profile
 from runtime.errors import EngineError, ExportError
 from runtime.manifest import Modality, Precision
+from runtime.preprocessing.buckets import text_buckets
 
 ADA = EngineOptions(compiler=Compiler.TENSORRT_RTX, compute_capability="8.9")
 WIDE = {
@@ -239,15 +242,31 @@ def test_options_that_cannot_be_honoured_are_refused(options: dict[str, Any], me
 
 def test_default_profiles_cover_every_request_up_to_the_largest() -> None:
     text = default_profiles(("batch", "sequence"), max_batch=64, context_length=77)
-    for batch in (1, 2, 64):
+    assert len(text) == 5
+    for batch in (1, 2, FEW_ROWS, FEW_ROWS + 1, 64):
         for sequence in (1, SHORT_TEXT, SHORT_TEXT + 1, 77):
             assert any(profile.admits({"batch": batch, "sequence": sequence}) for profile in text)
     assert [profile.largest for profile in default_profiles(("batch",), max_batch=32)] == [
         {"batch": 1},
+        {"batch": 8},
         {"batch": 32},
     ]
-    short = default_profiles(("batch", "sequence"), max_batch=1, context_length=8)
-    assert {profile.capacity for profile in short} == {8}
+    (short,) = default_profiles(("batch", "sequence"), max_batch=1, context_length=8)
+    assert short.capacity == 8
+    assert len(default_profiles(("batch", "sequence"), max_batch=64, context_length=16)) == 3
+
+
+@pytest.mark.parametrize(("max_batch", "context_length"), [(1, 8), (6, 33), (64, 77), (512, 512)])
+def test_kernels_are_tuned_for_shapes_that_are_run(max_batch: int, context_length: int) -> None:
+    profiles = default_profiles(("batch", "sequence"), max_batch=max_batch, context_length=context_length)
+    buckets = text_buckets(context_length, max_rows=max_batch, max_tokens=max_batch * context_length)
+    for profile in profiles:
+        usual = (profile.dims["batch"].usual, profile.dims["sequence"].usual)
+        assert usual in buckets.shapes
+        assert usual in buckets_of_profile(profile).shapes
+    for rows, length in buckets.shapes:
+        profile = profiles[profile_for(profiles, {"batch": rows, "sequence": length})]
+        assert (rows, length) in buckets_of_profile(profile).shapes
 
 
 def half_graph(path: Path) -> Path:

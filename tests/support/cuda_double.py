@@ -1,0 +1,139 @@
+"""Stand-ins for CUDA and ONNX Runtime's CUDA provider on a machine without a GPU.
+
+``CudaBindings`` stands for NVIDIA's bindings over host memory. ``CudaOnnxRuntime`` stands for the GPU build
+of ONNX Runtime: its sessions run the graph on the processor, on inputs and outputs that are bound by address,
+with the graph's own rounding. As ONNX Runtime's documentation of CUDA graphs says, the first run with a
+``gpu_graph_id`` captures and later ones replay, with the addresses and shapes of the capture. The stand-in
+refuses a replay with others, which would read wrong memory.
+"""
+
+# ruff: noqa: N802, N815 - the libraries' own names
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+
+from export.precision.simulation import simulated_from_onnx
+from tests.support.tensorrt_double import FakeGpu
+
+__all__ = ["CudaBindings", "CudaOnnxRuntime", "install"]
+
+
+class CudaBindings(FakeGpu):
+    """CUDA's bindings, with page-locked memory and several streams."""
+
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
+
+    def _cudaHostAlloc(self, size: int, flags: int) -> int:
+        return self._cudaMalloc(size)
+
+    def _cudaFreeHost(self, address: int) -> None:
+        self._cudaFree(address)
+
+    def _cudaStreamCreateWithFlags(self, flags: int) -> int:
+        return 78
+
+    def _cudaDriverGetVersion(self) -> int:
+        return 13_000
+
+
+class CudaOnnxRuntime:
+    """The module ``onnxruntime`` of the GPU build; ``captures`` and ``runs`` count over all sessions."""
+
+    __version__ = onnxruntime.__version__
+    SessionOptions = onnxruntime.SessionOptions
+    RunOptions = onnxruntime.RunOptions
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.captures: list[tuple[int, str]] = []
+        self.runs = 0
+        self.refuses = ""
+        self.provider = "CUDAExecutionProvider"
+        self.InferenceSession = lambda *arguments, **named: _Session(self, *arguments, **named)
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+class _Session:
+    def __init__(self, module: CudaOnnxRuntime, graph: str, options: Any, *, providers: Any) -> None:
+        if module.refuses:
+            raise RuntimeError(module.refuses)
+        self._module, self.providers = module, providers
+        runnable = module.folder / f"{abs(hash(graph))}" / "model.onnx"
+        runnable.parent.mkdir(parents=True, exist_ok=True)
+        model = onnx_ir.load(graph)
+        if any(v.dtype == onnx_ir.DataType.BFLOAT16 for n in model.graph for v in n.outputs):
+            simulated_from_onnx(Path(graph), runnable, data_name="model.data")
+            graph = str(runnable)
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(graph, quiet)
+        self._captured: dict[str, tuple[Any, ...]] = {}
+
+    def get_providers(self) -> list[str]:
+        return [self._module.provider, "CPUExecutionProvider"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def io_binding(self) -> _Binding:
+        return _Binding()
+
+    def run_with_iobinding(self, binding: _Binding, options: Any) -> None:
+        number = options.get_run_config_entry("gpu_graph_id")
+        bound = (tuple(binding.inputs.items()), tuple(binding.outputs.items()))
+        if number != "-1" and self._captured.setdefault(number, bound) != bound:
+            raise RuntimeError(f"graph {number} was captured for other addresses or shapes")
+        if number != "-1" and (id(self), number) not in self._module.captures:
+            self._module.captures.append((id(self), number))
+        self._module.runs += 1
+        feeds = {name: _array(*held).copy() for name, held in binding.inputs.items()}
+        for name, found in zip(binding.outputs, self._session.run(list(binding.outputs), feeds), strict=True):
+            address, dtype, shape = binding.outputs[name]
+            assert found.shape == shape, (name, found.shape, shape)
+            assert found.dtype == dtype
+            _array(address, dtype, shape)[...] = found
+
+
+class _Binding:
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[int, Any, tuple[int, ...]]] = {}
+        self.outputs: dict[str, tuple[int, Any, tuple[int, ...]]] = {}
+
+    def bind_input(
+        self, name: str, device: str, index: int, dtype: Any, shape: tuple[int, ...], address: int
+    ) -> None:
+        assert device == "cuda"
+        self.inputs[name] = (address, dtype, tuple(shape))
+
+    def bind_output(
+        self, name: str, device: str, index: int, dtype: Any, shape: tuple[int, ...], address: int
+    ) -> None:
+        assert device == "cuda"
+        self.outputs[name] = (address, dtype, tuple(shape))
+
+
+def _array(address: int, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))
+    return memory.view(dtype).reshape(shape)
+
+
+def install(monkeypatch: Any, folder: Path) -> tuple[CudaBindings, CudaOnnxRuntime]:
+    """Make both stand-ins the installed libraries, for one test."""
+    gpu, module = CudaBindings(), CudaOnnxRuntime(folder)
+    monkeypatch.setattr("runtime.backends.cuda.import_optional", lambda *arguments, **named: gpu)
+    monkeypatch.setattr("runtime.backends.onnxruntime_cuda.preload", lambda: module)
+    monkeypatch.setattr("runtime.backends.onnxruntime_cuda.require_cuda_build", lambda: module)
+    return gpu, module
