@@ -1,4 +1,4 @@
-"""What the extras of ``pyproject.toml`` bring: one build of ONNX Runtime, and engines that say what they run."""
+"""What the extras of ``pyproject.toml`` bring: one build of ONNX Runtime, and engines that can be listed."""
 
 from __future__ import annotations
 
