@@ -152,7 +152,8 @@ def test_an_install_without_an_engine_names_the_extras_that_bring_one(
     assert all("cannot run: " in line for line in lines)
     for extra in ("cpu", "gpu", "openvino", "tensorrt"):
         assert f"pip install 'babeltower[{extra}]'" in listed.stdout
-    code = f"from babeltower import Encoder; Encoder.open({str(exported('nllb-clip'))!r})"
+    model = str(exported("nllb-clip"))
+    code = f"from babeltower import Encoder; Encoder.open({model!r}).embed_texts(['gato'], 'por_Latn')"
     failed = run_clean(python, "-c", code)
     assert failed.stderr.splitlines()[-1] == (
         "runtime.errors.MissingPackageError: Running an ONNX file needs onnxruntime, which is not installed. "

@@ -32,6 +32,7 @@ from runtime.triton_config import config_from_text, text_from_config
 __all__ = [
     "BackendSettings",
     "TowerSettings",
+    "engine_of_config",
     "operation_of_tower",
     "resettle",
     "resettled",
@@ -215,7 +216,7 @@ def resettled(config: str, precision: Precision, settings: TowerSettings) -> str
         ManifestError: it does not parse.
     """
     parsed = config_from_text(config, origin="The tower's config.pbtxt")
-    if settings.instances > 1 and settings.threads is None and _engine_of_config(parsed) not in GPU_ENGINES:
+    if settings.instances > 1 and settings.threads is None and engine_of_config(parsed) not in GPU_ENGINES:
         raise ExportError(
             f"{settings.instances} instances would each use all cores; pass the threads of each."
         )
@@ -229,7 +230,7 @@ def resettle(config: Any, precision: Precision, settings: TowerSettings) -> None
     Raises:
         ExportError: it does not belong to a tower, or its backend does not support the settings.
     """
-    operation = operation_of_tower(_engine_of_config(config), precision, settings)
+    operation = operation_of_tower(engine_of_config(config), precision, settings)
     profiles = [profile for group in config.instance_group for profile in group.profile]
     del config.instance_group[:]
     group = config.instance_group.add(count=operation.instances.count, profile=profiles)
@@ -247,7 +248,7 @@ def settings_of_config(config: Any) -> TowerSettings:
         ExportError: it does not belong to a tower.
     """
     instances = max(1, sum(group.count for group in config.instance_group))
-    engine = _engine_of_config(config)
+    engine = engine_of_config(config)
     if engine in GPU_ENGINES:
         return TowerSettings(instances)
     if engine is Engine.OPENVINO:
@@ -257,7 +258,12 @@ def settings_of_config(config: Any) -> TowerSettings:
     return TowerSettings(instances, threads or None)
 
 
-def _engine_of_config(config: Any) -> Engine:
+def engine_of_config(config: Any) -> Engine:
+    """Engine of a tower's parsed configuration.
+
+    Raises:
+        ExportError: it does not belong to a tower.
+    """
     on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
     try:
         engine = Engine(config.backend)

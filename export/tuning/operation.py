@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.triton.tower_config import TowerSettings, resettle, settings_of_config
+from export.triton.tower_config import TowerSettings, engine_of_config, resettle, settings_of_config
 from runtime.errors import ExportError
 from runtime.manifest import GRAPH_ENGINES, Manifest, Modality, Precision
 from runtime.repository import write_manifest
-from runtime.triton_config import (
-    CONFIG_FILE,
-    config_of_folder,
-    config_text_of_folder,
-    configuration_messages,
-    engine_of_config_text,
-    write_config,
-)
+from runtime.triton_config import config_of_folder, configuration_messages, write_config
 from triton_models.spec import ImageLimits, TextLimits
 
 __all__ = [
@@ -96,8 +89,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     (served,) = manifest.front_ends
     variant = manifest.variants[served.variant]
     tower = variant.tower(modality).model
-    folder = model.parent / tower
-    engine = engine_of_config_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE)).value
+    engine = engine_of_config(config_of_folder(model.parent / tower)).value
     known = [key.value for key in GRAPH_ENGINES]
     if engine not in known:
         raise ExportError(
