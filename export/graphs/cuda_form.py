@@ -17,7 +17,7 @@ from export.graphs.early_pooling import pool_early
 from export.graphs.exact_pixels import mark_pixels
 from export.graphs.folding import fold
 from export.graphs.fused_activations import fuse_activations
-from export.graphs.fused_attention import Projections, fuse_attention
+from export.graphs.fused_attention import Masking, Projections, fuse_attention
 from export.graphs.fused_norms import CONTRIB, fuse_l2_norms, fuse_skip_norms
 from export.graphs.mean_pooling import pool_by_product
 from runtime.errors import ExportError
@@ -37,7 +37,12 @@ class CudaFormReport:
     n_nodes: int
 
 
-def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SEPARATE) -> CudaFormReport:
+def suit_cuda(
+    model: onnx_ir.Model,
+    *,
+    projections: Projections = Projections.SEPARATE,
+    masking: Masking = Masking.BIAS,
+) -> CudaFormReport:
     """Rewrite an exported FP32 graph for the CUDA provider, in place.
 
     Raises:
@@ -48,7 +53,7 @@ def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SE
     model.opset_imports[CONTRIB] = 1
     fused = {
         "pooled_early": pool_early(model),
-        "attentions": fuse_attention(model, projections),
+        "attentions": fuse_attention(model, projections, masking),
         "activations": fuse_activations(model),
         "norms": fuse_skip_norms(model),
         "l2_norms": fuse_l2_norms(model),

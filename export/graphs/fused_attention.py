@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from export.graphs.edits import add_weight, constant, drop_unused, float_like, set_weight, sole_use
 from export.graphs.fused_norms import CONTRIB
 from export.graphs.padding_starts import PaddingStarts
+from export.graphs.square_bias import SquareBias
 
 __all__ = ["Projections", "fuse_attention"]
 
@@ -56,20 +57,31 @@ class _Attention:
     key: _Projection
     value: _Projection
     mask: onnx_ir.Value | None
+    bias: onnx_ir.Value | None
     joined: onnx_ir.Node
 
 
-def fuse_attention(model: onnx_ir.Model, projections: Projections = Projections.SEPARATE) -> int:
+class Masking(str, Enum):
+    BIAS = "bias"
+    STARTS = "starts"
+
+
+def fuse_attention(
+    model: onnx_ir.Model,
+    projections: Projections = Projections.SEPARATE,
+    masking: Masking = Masking.BIAS,
+) -> int:
     """Fuse every attention of the graph, in place.
 
     Returns:
         Number of fused attentions; one that does not match is left unchanged.
     """
-    starts = PaddingStarts(model.graph)
+    starts = PaddingStarts(model.graph) if masking is Masking.STARTS else None
+    biases = SquareBias(model.graph)
     found = [match for node in list(model.graph) if node.op_type == "Softmax" and (match := _match(node))]
     for attention in found:
-        _fuse(model.graph, attention, projections, starts)
-    if found:
+        _fuse(model.graph, attention, projections, starts, biases)
+    if found and starts is not None:
         starts.guard_outputs()
     drop_unused(model)
     return len(found)
@@ -79,8 +91,10 @@ def _match(softmax: onnx_ir.Node) -> _Attention | None:
     scores = softmax.inputs[0]
     product = scores.producer() if scores is not None else None
     mask: onnx_ir.Value | None = None
+    bias: onnx_ir.Value | None = None
     if product is not None and product.op_type == "Add":
-        mask = _mask_of_bias(product.inputs[1])
+        bias = product.inputs[1]
+        mask = _mask_of_bias(bias)
         product = product.inputs[0].producer() if product.inputs[0] is not None else None
         if mask is None:
             return None
@@ -97,7 +111,7 @@ def _match(softmax: onnx_ir.Node) -> _Attention | None:
         return None
     if not query.n_heads == key.n_heads == value.n_heads or key.x is not value.x:
         return None
-    return _Attention(str(softmax.name), query, key, value, mask, joined)
+    return _Attention(str(softmax.name), query, key, value, mask, bias, joined)
 
 
 def _projection(value: onnx_ir.Value | None, *, is_key: bool = False) -> _Projection | None:
@@ -182,12 +196,19 @@ def _mask_of_bias(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
 
 
 def _fuse(
-    graph: onnx_ir.Graph, attention: _Attention, projections: Projections, starts: PaddingStarts
+    graph: onnx_ir.Graph,
+    attention: _Attention,
+    projections: Projections,
+    starts: PaddingStarts | None,
+    biases: SquareBias,
 ) -> None:
     query, key, value = attention.query, attention.key, attention.value
     shares_tokens = query.x is key.x
     layout = projections if shares_tokens else Projections.SEPARATE
-    mask = starts.of_mask(attention.mask) if attention.mask is not None else None
+    mask = starts.of_mask(attention.mask) if attention.mask is not None and starts is not None else None
+    square = None
+    if attention.mask is not None and attention.bias is not None and starts is None:
+        square = biases.of_bias(attention.bias, attention.mask)
     before = attention.joined
     out_bias = _bias_after(before.outputs[0])
     steps = _Steps(graph, before, attention.name)
@@ -210,7 +231,7 @@ def _fuse(
     shape = before.outputs[0].shape
     node = onnx_ir.node(
         "MultiHeadAttention",
-        [*inputs, mask] if mask is not None else _trimmed(inputs),
+        _trimmed([*inputs, mask, square]),
         {"num_heads": query.n_heads, "scale": scale, "mask_filter_value": -30_000.0},
         domain=CONTRIB,
         name=attention.name,
