@@ -32,7 +32,7 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
-from runtime.backends.cuda import gpu_facts
+from runtime.backends.cuda import gpu_record
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.machine import machine_facts
@@ -504,7 +504,7 @@ def _measured_on(form: Form) -> dict[str, object]:
     if form.engine not in GPU_ENGINES:
         return machine_facts()
     provider = {"provider": CUDA_PROVIDER} if form.engine is Engine.CUDA else {}
-    return {**machine_facts(), **gpu_facts(), **provider}
+    return {**machine_facts(), **gpu_record(), **provider}
 
 
 def _versions() -> dict[str, str]:

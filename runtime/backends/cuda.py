@@ -16,7 +16,7 @@ from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError
 from runtime.extras import import_optional
 
-__all__ = ["CudaDevice", "gpu_facts", "gpu_in_words", "open_device"]
+__all__ = ["CudaDevice", "gpu_facts", "gpu_in_words", "gpu_record", "open_device"]
 
 _NON_BLOCKING = 1
 """Flag of a stream that does not wait for the default stream."""
@@ -40,7 +40,16 @@ def open_device(index: int = 0) -> CudaDevice:
     return CudaDevice(api, index)
 
 
-def gpu_facts(index: int = 0) -> dict[str, str]:
+def gpu_facts(index: int = 0) -> DeviceFacts:
+    """Return a GPU's facts; errors as of ``open_device``."""
+    device = open_device(index)
+    try:
+        return device.facts
+    finally:
+        device.close()
+
+
+def gpu_record(index: int = 0) -> dict[str, str]:
     """Return what computes on a GPU, for records of measurements; errors as of ``open_device``.
 
     Returns:
@@ -59,7 +68,7 @@ def gpu_facts(index: int = 0) -> dict[str, str]:
 
 
 def gpu_in_words(facts: Mapping[str, Any]) -> str:
-    """Describe facts of ``gpu_facts`` in a message."""
+    """Describe a ``gpu_record`` in a message."""
     return (
         f"{facts['gpu']} (compute capability {facts['compute_capability']}, CUDA {facts['cuda']}, driver for "
         f"CUDA {facts['driver']})"

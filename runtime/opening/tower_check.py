@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.backend import Backend
-from runtime.backends.cuda import gpu_facts, gpu_in_words
+from runtime.backends.cuda import gpu_in_words, gpu_record
 from runtime.cosines import row_cosines
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.machine import has_vnni, machine_in_words
@@ -209,7 +209,7 @@ def message_of_shortfall(
     found = "not finite or zero" if np.isnan(worst.found) else f"at a cosine of {worst.found:.6f}"
     head = worst.output if worst.output == "vector" else f"the head {worst.output}"
     on_cpu = engine not in GPU_ENGINES
-    where = machine_in_words() if on_cpu else gpu_in_words(gpu_facts(gpu))
+    where = machine_in_words() if on_cpu else gpu_in_words(gpu_record(gpu))
     saturates = on_cpu and precision is Precision.INT8 and has_vnni() is False
     return (
         f"{tower} does not reproduce PyTorch's vectors on this machine: {head} of {worst.probe} is {found} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def test_any_batch_gives_the_vectors_of_the_exported_graph(
         given = inputs(rows, length)
         (one,), (other,) = expected.run(given, ["vector"]), found.run(given, ["vector"])
         assert one.shape == other.shape
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-6)
     found.close()
     found.close()
     assert not doubles[0].memory, "memory was not released"
@@ -88,7 +87,7 @@ def test_threads_share_a_backend_without_mixing_rows(
     for thread in threads:
         thread.join()
     assert len(wrong) == 48
-    assert max(wrong) <= 1e-6
+    assert max(wrong) <= 2e-6
 
 
 def test_realistic_requests_capture_few_graphs(
@@ -234,7 +233,7 @@ def test_an_engine_runs_on_its_own_kind_of_device(
 
 
 @pytest.fixture
-def published(doubles: Doubles, tmp_path: Path) -> Iterator[Path]:
+def published(doubles: Doubles, tmp_path: Path) -> Path:
     """A model exported for CUDA in three precisions, through the gate."""
     forms = tuple(form for form in FORMS if form.engine is Engine.CUDA)
     repository_from_checkpoint(
@@ -242,7 +241,7 @@ def published(doubles: Doubles, tmp_path: Path) -> Iterator[Path]:
         tmp_path / "repository",
         options=ExportOptions(forms=forms, captions_per_language=2),
     )
-    yield tmp_path / "repository" / "nllb-clip"
+    return tmp_path / "repository" / "nllb-clip"
 
 
 def test_an_export_for_cuda_is_judged_recorded_and_opened(
@@ -266,9 +265,12 @@ def test_an_export_for_cuda_is_judged_recorded_and_opened(
     with Encoder.open(published, device="cuda:0", precision="bf16") as encoder:
         found = encoder.embed_texts(texts, "pt")
         assert (found * expected).sum(axis=1).min() > 0.99
-    with pytest.raises(OpeningCheckError, match=r"on NVIDIA L4 \(compute capability 8.9, CUDA 13.0"):
-        _damage(published)
-        Encoder.open(published, device="cuda", verify=True).embed_texts(texts, "pt")
+    _damage(published)
+    with (
+        Encoder.open(published, device="cuda") as encoder,
+        pytest.raises(OpeningCheckError, match=r"on NVIDIA L4 \(compute capability 8.9, CUDA 13.0"),
+    ):
+        encoder.embed_texts(texts, "pt")
 
 
 def _damage(model: Path) -> None:
