@@ -32,6 +32,7 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
+from runtime.backends import module_of_engine
 from runtime.backends.cuda import gpu_record
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER
 from runtime.errors import ExportError, ManifestError, ParityError
@@ -453,9 +454,12 @@ class _Run:
 def installed_engines() -> tuple[Engine, ...]:
     """Return all installed engines; each is measured, since any of them may serve the model.
 
-    TensorRT is included if its library is installed; GPU availability is checked by its variants.
+    Engines for GPUs are included if their library is installed; whether there is a GPU, and a build for it,
+    is checked by their variants.
     """
-    return tuple(engine for engine in Engine if importlib.util.find_spec(engine.value) is not None)
+    return tuple(
+        engine for engine in Engine if importlib.util.find_spec(module_of_engine(engine)) is not None
+    )
 
 
 def _with_forms(options: ExportOptions) -> ExportOptions:
