@@ -32,9 +32,13 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
+from runtime.backends import module_of_engine
+from runtime.backends.cuda import gpu_record
+from runtime.backends.onnxruntime_build import CUDA_PROVIDER
 from runtime.errors import ExportError, ManifestError, ParityError
 from runtime.machine import machine_facts
 from runtime.manifest import (
+    GPU_ENGINES,
     TOKENIZER_FILE,
     Engine,
     Manifest,
@@ -69,6 +73,7 @@ _REPORTED = (
     "open_clip_torch",
     "onnx",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "tensorrt",
     "tokenizers",
@@ -393,7 +398,7 @@ class _Run:
             calibration=calibration.as_json() if calibration and form.needs_calibration else {},
             versions=_versions(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            measured_on=machine_facts(),
+            measured_on=_measured_on(form),
         )
 
     def manifest(self, variants: Mapping[str, Variant]) -> Manifest:
@@ -449,9 +454,12 @@ class _Run:
 def installed_engines() -> tuple[Engine, ...]:
     """Return all installed engines; each is measured, since any of them may serve the model.
 
-    TensorRT is included if its library is installed; GPU availability is checked by its variants.
+    Engines for GPUs are included if their library is installed; whether there is a GPU, and a build for it,
+    is checked by their variants.
     """
-    return tuple(engine for engine in Engine if importlib.util.find_spec(engine.value) is not None)
+    return tuple(
+        engine for engine in Engine if importlib.util.find_spec(module_of_engine(engine)) is not None
+    )
 
 
 def _with_forms(options: ExportOptions) -> ExportOptions:
@@ -493,6 +501,14 @@ def _published(repository: Path, name: str, *, replace: bool) -> Manifest | None
         if replace:
             return None
         raise
+
+
+def _measured_on(form: Form) -> dict[str, object]:
+    """Return the machine whose vectors are compared: its processor, and the GPU of a form for one."""
+    if form.engine not in GPU_ENGINES:
+        return machine_facts()
+    provider = {"provider": CUDA_PROVIDER} if form.engine is Engine.CUDA else {}
+    return {**machine_facts(), **gpu_record(), **provider}
 
 
 def _versions() -> dict[str, str]:

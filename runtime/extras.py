@@ -22,6 +22,7 @@ __all__ = [
 
 _EXTRA_OF = {
     "aiohttp": "client",
+    "cuda": "gpu",
     "faiss": "index",
     "fsspec": "corpus",
     "google": "client",

@@ -111,7 +111,7 @@ class LocalEncoder(Encoder):
             max_pixels,
             None
             if checks is Checks.NONE
-            else OpeningCheck(repository, manifest, variant, runs_on, threads, provider, passes),
+            else OpeningCheck(repository, manifest, variant, runs_on, threads, provider, passes, place),
         )
 
     def verify_tokenizer(self) -> None:

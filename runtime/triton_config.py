@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import ManifestError
 from runtime.extras import import_optional
+from runtime.manifest import Engine
 from runtime.storage import replace_text
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "config_of_folder",
     "config_text_of_folder",
     "configuration_messages",
+    "engine_of_config_text",
     "served_version",
     "text_from_config",
     "versions_of_folder",
@@ -77,6 +80,27 @@ def config_text_of_folder(folder: Path) -> str:
 def config_of_folder(folder: Path) -> Any:
     """Configuration of a Triton model; errors as of ``config_text_of_folder`` and ``config_from_text``."""
     return config_from_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
+
+
+def engine_of_config_text(text: str, *, origin: str) -> Engine:
+    """Engine of a tower: the one that its backend is, or CUDA for ONNX Runtime's backend on a GPU.
+
+    The text is not parsed: a server's environment has no tritonclient.
+
+    Args:
+        text: Content of the tower's ``config.pbtxt``.
+        origin: Its file or model, for errors.
+
+    Raises:
+        ManifestError: it has no known backend.
+    """
+    found = re.search(r'^(?:backend|platform): "([a-z]+)(?:_plan)?"', text, re.MULTILINE)
+    try:
+        engine = Engine(found[1] if found else "")
+    except ValueError:
+        raise ManifestError(f"{origin} has no known tower backend. Export the checkpoint again.") from None
+    on_gpu = re.search(r"^\s*kind: KIND_GPU$", text, re.MULTILINE) is not None
+    return Engine.CUDA if engine is Engine.ONNXRUNTIME and on_gpu else engine
 
 
 def write_config(folder: Path, config: Any) -> None:

@@ -104,17 +104,28 @@ def test_no_trace_of_a_machine() -> None:
 
 
 @pytest.fixture(scope="module")
-def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built and installed alone in a new environment."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from this clone."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def python_with(requirement: str, folder: Path) -> Path:
+    """The interpreter of a new environment with nothing but a requirement."""
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"
-    (wheel,) = folder.glob("*.whl")
-    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", requirement]
     subprocess.run(install, check=True, capture_output=True)
     return python
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel for a CPU, installed alone in a new environment."""
+    return python_with(f"{wheel}[cpu]", tmp_path_factory.mktemp("cpu"))
 
 
 def run_clean(python: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +139,26 @@ def test_the_base_install_brings_no_torch(clean_python: Path) -> None:
     names = {package["name"].lower().replace("_", "-") for package in listed}
     assert "babeltower" in names
     assert not names & {"torch", "transformers", "onnx", "open-clip-torch", "openvino", "tritonclient"}
+
+
+def test_an_install_without_an_engine_names_the_extras_that_bring_one(
+    wheel: Path, exported: Exported, tmp_path: Path
+) -> None:
+    python = python_with(str(wheel), tmp_path)
+    listed = run_clean(python, "-m", "babeltower", "engines")
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stdout.splitlines()
+    assert len(lines) == 4
+    assert all("cannot run: " in line for line in lines)
+    for extra in ("cpu", "gpu", "openvino", "tensorrt"):
+        assert f"pip install 'babeltower[{extra}]'" in listed.stdout
+    model = str(exported("nllb-clip"))
+    code = f"from babeltower import Encoder; Encoder.open({model!r}).embed_texts(['gato'], 'por_Latn')"
+    failed = run_clean(python, "-c", code)
+    assert failed.stderr.splitlines()[-1] == (
+        "runtime.errors.MissingPackageError: Running an ONNX file needs onnxruntime, which is not installed. "
+        "Run: pip install 'babeltower[cpu]', or with an NVIDIA GPU: pip install 'babeltower[gpu]'"
+    )
 
 
 def test_the_base_install_embeds(clean_python: Path, exported: Exported) -> None:
@@ -154,6 +185,7 @@ COMMANDS_OF_A_PLAIN_INSTALL = {
     "index": (["vectors", "--out", "i"], "babeltower[index]"),
     "search": (["MODEL", "pictures", "gato preto", "--language", "pt"], ""),
     "inspect": (["MODEL"], ""),
+    "engines": ([], ""),
     "languages": (["MODEL"], ""),
 }
 """Command → its arguments, and the words that tell what it lacks; none where it works."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, ImageError
 from runtime.preprocessing.batching import windows
+from runtime.preprocessing.buckets import image_buckets
 from runtime.preprocessing.image import decode, pixels_from_image
 from triton_models.answers import AnswerVectors, Failure, Tower, failure_from_error, require_vectors
 from triton_models.counters import Counters
@@ -44,6 +45,7 @@ class ImageFrontEnd:
         self._limits = limits
         self._tower = tower
         self._counters = counters
+        self._buckets = image_buckets(max_rows=spec.tower.max_batch_size) if spec.tower.on_gpu else None
         self._decoders = ThreadPoolExecutor(limits.decode_threads, "babeltower-decode")
 
     def close(self) -> None:
@@ -56,11 +58,9 @@ class ImageFrontEnd:
         good = [job for job in jobs if isinstance(job, _Job)]
         pixels = [image for job in good for image in job.pixels]
         widths = sorted({job.width for job in good})
-        batches = list(windows(range(len(pixels)), self._spec.tower.max_batch_size))
-        parts = await asyncio.gather(*(self._embed([pixels[i] for i in b], widths) for b in batches))
-        found = [
-            vectors for batch, part in zip(batches, parts, strict=True) for vectors in _rows(part, len(batch))
-        ]
+        runs = list(self._runs(len(pixels)))
+        parts = await asyncio.gather(*(self._embed([pixels[i] for i in run], widths) for run in runs))
+        found = [vectors for run, part in zip(runs, parts, strict=True) for vectors in _rows(part, len(run))]
         answers: list[AnswerVectors | Failure] = []
         start = 0
         for job in jobs:
@@ -72,6 +72,14 @@ class ImageFrontEnd:
                 answers.append(job)
         self._count(answers)
         return answers
+
+    def _runs(self, n_images: int) -> Iterator[list[int]]:
+        """Split images into runs of the tower, in order."""
+        if self._buckets is None:
+            yield from windows(range(n_images), self._spec.tower.max_batch_size)
+        else:
+            for run in self._buckets.runs([1] * n_images):
+                yield run.positions.tolist()
 
     async def _job(self, request: ImageRequest) -> _Job | Failure:
         try:
@@ -104,11 +112,14 @@ class ImageFrontEnd:
     async def _embed(
         self, pixels: Sequence[NDArray[np.uint8]], widths: Sequence[int]
     ) -> dict[int, NDArray[np.float32]] | Failure:
+        """Run the tower; on a GPU, the last image is repeated to fill one of its shapes."""
         names = [self._spec.tower.outputs[str(width)] for width in widths]
+        n_rows = len(pixels) if self._buckets is None else self._buckets.shape_of(len(pixels))[0]
+        padded = np.stack([*pixels, *([pixels[-1]] * (n_rows - len(pixels)))])
         try:
-            outputs = await self._tower({"pixels": np.stack(pixels)}, names)
+            outputs = await self._tower({"pixels": padded}, names)
             return {
-                width: require_vectors(output, (len(pixels), width), name)
+                width: require_vectors(output, (n_rows, width), name)
                 for width, name, output in zip(widths, names, outputs, strict=True)
             }
         except BabeltowerError as error:

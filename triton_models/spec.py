@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.errors import InputError, ManifestError
 from runtime.manifest import FRONT_END_FILE, ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD
-from runtime.typed_json import value_from_json
+from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, GPU_RUN_OVERHEAD
+from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "ImageLimits",
@@ -39,7 +40,8 @@ Limits = TypeVar("Limits", "TextLimits", "ImageLimits")
 class TowerCall:
     """Tower behind a front end: exactly this version is called, never "the latest".
 
-    ``outputs`` maps a width to the name of its output, as in the manifest.
+    ``outputs`` maps a width to the name of its output, as in the manifest. ``on_gpu`` limits its runs to the
+    shapes of ``runtime/preprocessing/buckets.py``.
     """
 
     model: str
@@ -47,6 +49,7 @@ class TowerCall:
     max_batch_size: int
     dim: int
     outputs: Mapping[str, str]
+    on_gpu: bool = field(default=False, metadata={OPTIONAL: True})
 
     def width(self, asked: int | None) -> int:
         """Return the vector width of the answer.
@@ -96,6 +99,11 @@ class TextLimits:
     max_bytes: int = 65_536
     max_characters: int = 16_384
 
+    @classmethod
+    def on_gpu(cls) -> TextLimits:
+        """Return the defaults for a tower on a GPU, which needs larger runs and fewer of them."""
+        return cls(token_budget=GPU_BATCH_TOKENS, bucket_overhead=GPU_RUN_OVERHEAD)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
@@ -134,10 +142,10 @@ def limits_from_parameters(kind: type[Limits], parameters: Mapping[str, Any]) ->
         ManifestError: a value is not an integer of at least 1.
     """
     found = {}
-    for field in dataclasses.fields(kind):
-        entry = parameters.get(_PREFIX + field.name)
+    for limit in dataclasses.fields(kind):
+        entry = parameters.get(_PREFIX + limit.name)
         if entry is not None:
-            found[field.name] = _positive(_PREFIX + field.name, entry["string_value"])
+            found[limit.name] = _positive(_PREFIX + limit.name, entry["string_value"])
     return kind(**found)
 
 

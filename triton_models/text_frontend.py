@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, InputError
 from runtime.preprocessing.batching import TokenBatch, padded_batch, runs_from_lengths
+from runtime.preprocessing.buckets import BucketRun, Buckets, text_buckets
 from runtime.preprocessing.languages import code_among, flores_from_code
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow
 from triton_models.answers import AnswerVectors, Code, Failure, Tower, failure_from_error, require_vectors
@@ -52,7 +54,11 @@ class _Job:
 
 
 class TextFrontEnd:
-    """Text front end for batches of requests; each request succeeds or fails independently."""
+    """Text front end for batches of requests; each request succeeds or fails independently.
+
+    For a tower on a GPU, runs are padded to one of a few shapes, so that Triton can join those of several
+    front ends, and its backend has a CUDA graph for them.
+    """
 
     def __init__(
         self, spec: TextSpec, limits: TextLimits, tokenizer: Tokenizer, tower: Tower, counters: Counters
@@ -62,6 +68,7 @@ class TextFrontEnd:
         self._tokenizer = tokenizer
         self._tower = tower
         self._counters = counters
+        self._buckets = _gpu_buckets(spec, limits) if spec.tower.on_gpu else None
 
     async def answers(self, requests: Sequence[TextRequest]) -> list[AnswerVectors | Failure]:
         """Return one answer per request, in order."""
@@ -107,28 +114,37 @@ class TextFrontEnd:
     async def _vectors(
         self, rows: Sequence[TokenRow], widths: Sequence[int]
     ) -> list[NDArray[np.float32] | Failure]:
-        """Return a vector or failure for every row; buckets run concurrently."""
+        """Return a vector or failure for every row; runs are concurrent."""
         found: list[NDArray[np.float32] | Failure] = [_UNANSWERED] * len(rows)
-        buckets = runs_from_lengths(
-            [len(row.ids) for row in rows],
+        runs = self._runs([len(row.ids) for row in rows])
+        await asyncio.gather(*(self._embed(run, rows, widths, found) for run in runs))
+        return found
+
+    def _runs(self, lengths: Sequence[int]) -> list[BucketRun]:
+        """Split rows into runs of the tower, each with the shape that it is padded to."""
+        if self._buckets is not None:
+            return self._buckets.runs(lengths)
+        split = runs_from_lengths(
+            lengths,
             max_tokens=self._limits.token_budget,
             max_rows=self._spec.tower.max_batch_size,
             overhead=self._limits.bucket_overhead,
         )
-        await asyncio.gather(*(self._embed(bucket, rows, widths, found) for bucket in buckets))
-        return found
+        return [BucketRun(rows, len(rows), max(lengths[i] for i in rows)) for rows in split]
 
     async def _embed(
         self,
-        bucket: NDArray[np.int64],
+        run: BucketRun,
         rows: Sequence[TokenRow],
         widths: Sequence[int],
         found: list[NDArray[np.float32] | Failure],
     ) -> None:
-        batch = padded_batch([row.ids for row in rows], bucket, pad_id=self._spec.preprocessing.pad_id)
+        pad_id = self._spec.preprocessing.pad_id
+        bucket = run.positions
+        batch = padded_batch([row.ids for row in rows], bucket, pad_id=pad_id, length=run.length)
         wanted = sorted({widths[i] for i in bucket})
         try:
-            by_width = await self._call(batch, wanted)
+            by_width = await self._call(batch, run.rows, wanted)
         except BabeltowerError as error:
             failure = failure_from_error(error)
             for i in bucket:
@@ -136,14 +152,19 @@ class TextFrontEnd:
             return
         for at, i in enumerate(bucket):
             found[i] = by_width[widths[i]][at]
-        self._counters.add("babeltower_tower_calls_total", bucket=bucket_label(batch.input_ids.shape[1]))
-        self._counters.add("babeltower_padding_tokens_total", batch.n_padding_tokens)
+        self._counters.add("babeltower_tower_calls_total", bucket=bucket_label(run.length))
+        self._counters.add("babeltower_padding_tokens_total", run.rows * run.length - batch.n_tokens)
 
-    async def _call(self, batch: TokenBatch, widths: Sequence[int]) -> Mapping[int, NDArray[np.float32]]:
+    async def _call(
+        self, batch: TokenBatch, n_rows: int, widths: Sequence[int]
+    ) -> Mapping[int, NDArray[np.float32]]:
+        """Run the tower on a batch, repeating its last row up to ``n_rows``; return vectors of all rows."""
         names = [self._spec.tower.outputs[str(width)] for width in widths]
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        outputs = await self._tower(inputs, names)
-        n_rows = len(batch.positions)
+        missing = ((0, n_rows - len(batch.positions)), (0, 0))
+        arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if missing[0][1]:
+            arrays = {name: np.pad(array, missing, mode="edge") for name, array in arrays.items()}
+        outputs = await self._tower(arrays, names)
         return {
             width: require_vectors(output, (n_rows, width), name)
             for width, name, output in zip(widths, names, outputs, strict=True)
@@ -159,6 +180,15 @@ class TextFrontEnd:
         for code, amount in codes.items():
             language = "none" if code is None else code_among(code, known) or flores_from_code(code)
             counters.add("babeltower_texts_by_language_total", amount, language=language)
+
+
+def _gpu_buckets(spec: TextSpec, limits: TextLimits) -> Buckets:
+    buckets = text_buckets(
+        spec.preprocessing.context_length,
+        max_rows=spec.tower.max_batch_size,
+        max_tokens=limits.token_budget,
+    )
+    return dataclasses.replace(buckets, overhead=limits.bucket_overhead)
 
 
 _UNANSWERED = Failure(Code.INTERNAL, "internal", "The text was not embedded.")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "CudaGraph",
+    "GpuOptimization",
     "InstanceGroup",
     "ModelConfig",
     "QueuePolicy",
@@ -52,6 +54,50 @@ class InstanceGroup:
         profiles = ", ".join(f'"{index}"' for index in self.profiles)
         listed = f"  profile: [ {profiles} ]\n" if profiles else ""
         return f"instance_group {{\n  count: {self.count}\n  kind: {self.kind}\n{listed}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class CudaGraph:
+    """Shape that TensorRT's backend captures as a CUDA graph; ``dims`` are without the batch."""
+
+    batch_size: int
+    dims: Mapping[str, tuple[int, ...]]
+
+    def to_pbtxt(self) -> str:
+        """Return the block of ``optimization.cuda``, indented."""
+        lines = [
+            f"      input {{ key: {json.dumps(name)} value {{ dim: [ {', '.join(map(str, dims))} ] }} }}"
+            for name, dims in self.dims.items()
+        ]
+        return "\n".join(["    graph_spec {", f"      batch_size: {self.batch_size}", *lines, "    }"])
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOptimization:
+    """Block ``optimization`` of a model on a GPU; its tensors are copied through pinned memory.
+
+    Attributes:
+        provider: Options of ONNX Runtime's CUDA provider.
+        graphs: CUDA graphs of TensorRT's backend, captured for every profile that admits the shape.
+    """
+
+    provider: Mapping[str, str] = field(default_factory=dict)
+    graphs: tuple[CudaGraph, ...] = ()
+
+    def to_pbtxt(self) -> str:
+        """Return the block of ``config.pbtxt``."""
+        lines = ["optimization {"]
+        if self.graphs:
+            lines += ["  cuda {", "    graphs: true", *(graph.to_pbtxt() for graph in self.graphs), "  }"]
+        if self.provider:
+            lines += ["  execution_accelerators {", "    gpu_execution_accelerator {", '      name: "cuda"']
+            lines += [
+                f"      parameters {{ key: {json.dumps(key)} value: {json.dumps(value)} }}"
+                for key, value in self.provider.items()
+            ]
+            lines += ["    }", "  }"]
+        lines += ["  input_pinned_memory { enable: true }", "  output_pinned_memory { enable: true }", "}"]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +141,13 @@ class Warmup:
 class ModelConfig:
     """Configuration of a Triton model.
 
-    With ``batches``, Triton's dynamic batcher delays a request by up to ``max_queue_delay_us`` to batch it.
+    With ``batches``, Triton's dynamic batcher delays a request by up to ``max_queue_delay_us`` to batch it;
+    of the queued requests, it takes as many as make up one of ``preferred_batch_sizes``, if any do.
     Without, each request is run by itself, with up to ``max_batch_size`` rows; if ``max_batch_size`` is 0,
     any number of rows is allowed, and ``dims`` include the batch. ``filename`` is the file of a version
     folder that the backend opens, ``platform`` Triton's name of its format where required.
     ``response_cache`` allows the server to answer repeated requests from its cache, if it was started with
-    one. ``cuda`` holds options of ONNX Runtime's CUDA provider, for instances on a GPU.
+    one. ``gpu`` is set for instances on a GPU.
     """
 
     name: str
@@ -117,7 +164,8 @@ class ModelConfig:
     queue: QueuePolicy | None = None
     warmups: tuple[Warmup, ...] = ()
     response_cache: bool = False
-    cuda: Mapping[str, str] = field(default_factory=dict)
+    preferred_batch_sizes: tuple[int, ...] = ()
+    gpu: GpuOptimization | None = None
 
     def to_pbtxt(self) -> str:
         """Return the text format of ``inference.ModelConfig``.
@@ -139,13 +187,15 @@ class ModelConfig:
         yield from (_tensor_pbtxt("input", tensor) for tensor in self.inputs)
         yield from (_tensor_pbtxt("output", tensor) for tensor in self.outputs)
         if self.batches and self.max_batch_size:
-            yield _batching_pbtxt(self.max_queue_delay_us, self.queue or QueuePolicy())
+            yield _batching_pbtxt(
+                self.max_queue_delay_us, self.queue or QueuePolicy(), self.preferred_batch_sizes
+            )
         if self.instances is not None:
             yield self.instances.to_pbtxt()
         if self.response_cache:
             yield "response_cache {\n  enable: true\n}"
-        if self.cuda:
-            yield _cuda_pbtxt(self.cuda)
+        if self.gpu is not None:
+            yield self.gpu.to_pbtxt()
         yield from map(_warmup_pbtxt, self.warmups)
         for key, value in self.parameters.items():
             yield (
@@ -234,8 +284,10 @@ def _tensor_pbtxt(kind: str, tensor: TensorConfig) -> str:
     )
 
 
-def _batching_pbtxt(max_queue_delay_us: int, queue: QueuePolicy) -> str:
+def _batching_pbtxt(max_queue_delay_us: int, queue: QueuePolicy, preferred: Sequence[int]) -> str:
     lines = [f"  max_queue_delay_microseconds: {max_queue_delay_us}"]
+    if preferred:
+        lines.append(f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]")
     if queue.priority_levels:
         lines += [f"  priority_levels: {queue.priority_levels}", "  default_priority_level: 1"]
     if queue.max_size or queue.timeout_ms:
@@ -248,15 +300,6 @@ def _batching_pbtxt(max_queue_delay_us: int, queue: QueuePolicy) -> str:
             "  }",
         ]
     return "\n".join(["dynamic_batching {", *lines, "}"])
-
-
-def _cuda_pbtxt(options: Mapping[str, str]) -> str:
-    lines = [
-        f"      parameters {{ key: {json.dumps(key)} value: {json.dumps(value)} }}"
-        for key, value in options.items()
-    ]
-    head = ["optimization {", "  execution_accelerators {", "    gpu_execution_accelerator {"]
-    return "\n".join([*head, '      name: "cuda"', *lines, "    }", "  }", "}"])
 
 
 def _warmup_pbtxt(warmup: Warmup) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from export.triton.vendoring import code_of_module
 from runtime.errors import ManifestError
 from runtime.manifest import (
     FRONT_END_FILE,
+    GPU_ENGINES,
     TOKENIZER_FILE,
+    Engine,
     FrontEnds,
     Manifest,
     Modality,
@@ -35,7 +36,7 @@ from runtime.manifest import (
 )
 from runtime.repository import rename_in, staging, variant_with_configs
 from runtime.storage import replace_text
-from runtime.triton_config import CONFIG_FILE
+from runtime.triton_config import CONFIG_FILE, config_text_of_folder, engine_of_config_text
 from triton_models.spec import (
     ImageLimits,
     ImageSpec,
@@ -53,25 +54,27 @@ class FrontEndSettings:
     """Serving settings of the front ends; the defaults suit a machine whose cores also run the towers.
 
     Attributes:
-        max_batch_size: Maximum rows per batch, by modality.
+        max_batch_size: Maximum rows per batch, by modality; by default the tower's on a GPU, and larger ones
+            than the tower's on a CPU, which are split by length.
         max_queue_delay_us: Maximum delay of a request to fill a batch. With 0, requests that arrive while a
             batch is computed form the next batch.
         instances: Processes per front end; with two, one tokenizes while the other waits for the tower.
         queue: 1,024 queued requests, each for 60 s at most (a client may set less), with two priorities:
             requests of priority 2 (bulk indexing) wait for those of priority 1, the default.
         response_cache: See ``ModelConfig``.
+        token_budget: Replaces that of ``text``.
+        text: Limits of the text front end; by default those for the tower's device.
     """
 
-    max_batch_size: Mapping[Modality, int] = field(
-        default_factory=lambda: {Modality.TEXT: 256, Modality.IMAGE: 64}
-    )
+    max_batch_size: Mapping[Modality, int] = field(default_factory=dict)
     max_queue_delay_us: int = 0
     instances: int = 2
     queue: QueuePolicy = field(
         default_factory=lambda: QueuePolicy(max_size=1024, timeout_ms=60_000, priority_levels=2)
     )
     response_cache: bool = False
-    text: TextLimits = field(default_factory=TextLimits)
+    token_budget: int | None = None
+    text: TextLimits | None = None
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
@@ -133,9 +136,11 @@ def write_front_ends(
         ExportError: a configuration does not parse back to the same values.
     """
     variant = manifest.variants[key]
-    text = _write(
-        manifest, key, repository, stage, Modality.TEXT, settings, parameters_from_limits(settings.text)
-    )
+    on_gpu = _engine_of_tower(repository, variant.text) in GPU_ENGINES
+    limits = settings.text or (TextLimits.on_gpu() if on_gpu else TextLimits())
+    if settings.token_budget is not None:
+        limits = dataclasses.replace(limits, token_budget=settings.token_budget)
+    text = _write(manifest, key, repository, stage, Modality.TEXT, settings, parameters_from_limits(limits))
     image = _write(
         manifest, key, repository, stage, Modality.IMAGE, settings, parameters_from_limits(settings.image)
     )
@@ -156,10 +161,13 @@ def _write(
     version = folder / "1"
     version.mkdir(parents=True)
     tower = manifest.variants[key].tower(modality)
-    parameters = {**_facts(manifest, key, tower, repository), **limits}
-    config = _config(manifest.name, modality, settings, parameters)
+    engine = _engine_of_tower(repository, tower)
+    on_gpu = engine in GPU_ENGINES
+    parameters = {**_facts(manifest, key, tower, engine), **limits}
+    rows = settings.max_batch_size.get(modality, tower.max_batch_size if on_gpu else _ROWS[modality])
+    config = _config(manifest.name, modality, settings, rows, parameters)
     (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
-    call = TowerCall(tower.model, tower.version, tower.max_batch_size, manifest.dim, tower.outputs)
+    call = TowerCall(tower.model, tower.version, tower.max_batch_size, manifest.dim, tower.outputs, on_gpu)
     spec = TextSpec(call, manifest.text) if modality is Modality.TEXT else ImageSpec(call, manifest.image)
     (version / FRONT_END_FILE).write_text(
         json.dumps(dataclasses.asdict(spec), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -168,8 +176,12 @@ def _write(
     return folder
 
 
+_ROWS = {Modality.TEXT: 256, Modality.IMAGE: 64}
+"""Maximum rows per batch of a front end whose tower runs on a CPU."""
+
+
 def _config(
-    name: str, modality: Modality, settings: FrontEndSettings, parameters: Mapping[str, str]
+    name: str, modality: Modality, settings: FrontEndSettings, rows: int, parameters: Mapping[str, str]
 ) -> ModelConfig:
     dim = TensorConfig("dim", "TYPE_INT32", (1,), optional=True)
     vector = TensorConfig("vector", "TYPE_FP32", (-1,))
@@ -188,7 +200,7 @@ def _config(
         name=front_end_name(name, modality),
         backend="python",
         filename="model.py",
-        max_batch_size=settings.max_batch_size[modality],
+        max_batch_size=rows,
         inputs=inputs,
         outputs=outputs,
         max_queue_delay_us=settings.max_queue_delay_us,
@@ -199,25 +211,23 @@ def _config(
     )
 
 
-def _facts(manifest: Manifest, key: str, tower: TowerFiles, repository: Path) -> dict[str, str]:
+def _facts(manifest: Manifest, key: str, tower: TowerFiles, engine: Engine) -> dict[str, str]:
     dims = sorted({*manifest.mrl_dims, manifest.dim})
     return {
         "babeltower_name": manifest.name,
         "babeltower_fingerprint": manifest.fingerprint,
         "babeltower_variant": key,
         "babeltower_precision": manifest.variants[key].precision.value,
-        "babeltower_engine": _backend_of(repository / tower.model / CONFIG_FILE),
+        "babeltower_engine": engine.value,
         "babeltower_dim": str(manifest.dim),
         "babeltower_dims": ",".join(map(str, dims)),
         "babeltower_tower": tower.model,
     }
 
 
-def _backend_of(config: Path) -> str:
-    found = re.search(r'^backend: "([^"]+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        raise ManifestError(f"{config} does not name a backend. Export the checkpoint again.")
-    return found[1]
+def _engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
+    folder = repository / tower.model
+    return engine_of_config_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
 
 
 def _resettled_towers(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.triton.tower_config import TowerSettings, resettle, settings_of_config
+from export.triton.tower_config import TowerSettings, engine_of_config, resettle, settings_of_config
 from runtime.errors import ExportError
 from runtime.manifest import GRAPH_ENGINES, Manifest, Modality, Precision
 from runtime.repository import write_manifest
@@ -89,7 +89,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     (served,) = manifest.front_ends
     variant = manifest.variants[served.variant]
     tower = variant.tower(modality).model
-    engine = str(config_of_folder(model.parent / tower).backend)
+    engine = engine_of_config(config_of_folder(model.parent / tower)).value
     known = [key.value for key in GRAPH_ENGINES]
     if engine not in known:
         raise ExportError(

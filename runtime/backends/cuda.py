@@ -6,7 +6,7 @@ They go through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *re
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError
 from runtime.extras import import_optional
 
-__all__ = ["CudaDevice", "gpu_facts", "open_device"]
+__all__ = ["CudaDevice", "gpu_facts", "gpu_in_words", "gpu_record", "open_device"]
 
 _NON_BLOCKING = 1
 """Flag of a stream that does not wait for the default stream."""
@@ -47,6 +47,32 @@ def gpu_facts(index: int = 0) -> DeviceFacts:
         return device.facts
     finally:
         device.close()
+
+
+def gpu_record(index: int = 0) -> dict[str, str]:
+    """Return what computes on a GPU, for records of measurements; errors as of ``open_device``.
+
+    Returns:
+        ``gpu`` (its name), ``compute_capability``, and the CUDA versions of runtime and ``driver``.
+    """
+    device = open_device(index)
+    try:
+        return {
+            "gpu": device.facts.name,
+            "compute_capability": device.facts.compute_capability,
+            "cuda": device.facts.cuda,
+            "driver": device.driver,
+        }
+    finally:
+        device.close()
+
+
+def gpu_in_words(facts: Mapping[str, Any]) -> str:
+    """Describe a ``gpu_record`` in a message."""
+    return (
+        f"{facts['gpu']} (compute capability {facts['compute_capability']}, CUDA {facts['cuda']}, driver for "
+        f"CUDA {facts['driver']})"
+    )
 
 
 class CudaDevice:

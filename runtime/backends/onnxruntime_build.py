@@ -77,9 +77,7 @@ def require_cuda_build() -> Any:
     """
     builds = installed_builds()
     if not builds and not _is_importable():
-        raise MissingPackageError(
-            f"CUDA needs onnxruntime-gpu, which is not installed. Run: {pip_install(_GPU)}"
-        )
+        raise missing_package(ModuleNotFoundError(name="onnxruntime-gpu"), "CUDA", _GPU)
     module = import_onnxruntime()
     if CUDA_PROVIDER not in module.get_available_providers():
         name = next(iter(builds), _MODULE)

@@ -26,7 +26,6 @@ from runtime.backends.cuda import CudaDevice, open_device
 from runtime.backends.onnxruntime import signature_of_session
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER, preload, require_cuda_build
 from runtime.backends.padding import padded_to_bucket
-from runtime.backends.plans import DeviceFacts
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Precision
 from runtime.preprocessing.buckets import (
@@ -37,7 +36,7 @@ from runtime.preprocessing.buckets import (
     text_buckets,
 )
 
-__all__ = ["CudaFacts", "OnnxRuntimeCudaBackend", "cuda_facts", "require_computes"]
+__all__ = ["OnnxRuntimeCudaBackend", "require_computes"]
 
 _COMPUTES = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
 _NO_GRAPH = -1
@@ -47,15 +46,6 @@ _N_LANES = 2
 """Batches under way at once: one computes while another is copied."""
 
 Shape = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class CudaFacts:
-    """What computes on a GPU: the device, the driver's CUDA version and ONNX Runtime's."""
-
-    device: DeviceFacts
-    driver: str
-    onnxruntime: str
 
 
 def require_computes(precision: Precision) -> None:
@@ -72,16 +62,6 @@ def require_computes(precision: Precision) -> None:
         )
     require_cuda_build()
     open_device().close()
-
-
-def cuda_facts(index: int = 0) -> CudaFacts:
-    """Return the facts of a GPU; errors as of ``require_computes``."""
-    module = require_cuda_build()
-    device = open_device(index)
-    try:
-        return CudaFacts(device.facts, device.driver, str(module.__version__))
-    finally:
-        device.close()
 
 
 class OnnxRuntimeCudaBackend:

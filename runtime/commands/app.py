@@ -40,6 +40,7 @@ COMMANDS = (
     CommandEntry("index", "runtime.commands.index", _SEARCH, "Build a FAISS index over vectors."),
     CommandEntry("search", "runtime.commands.search", _SEARCH, "Find what a text describes best."),
     CommandEntry("inspect", "runtime.commands.inspect", _LOOK, "Describe a model and verify its files."),
+    CommandEntry("engines", "runtime.commands.engines", _LOOK, "List what each engine can run here."),
     CommandEntry("languages", "runtime.commands.languages", _LOOK, "List languages and their codes."),
 )
 """Every command, in the order of the help."""

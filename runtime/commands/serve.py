@@ -57,6 +57,14 @@ def serve(
             help="Triton's own backends (FOLDER/onnxruntime/libtriton_onnxruntime.so, ...) instead of ours.",
         ),
     ] = None,
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory",
+            help="Let clients on the server's machine pass images in shared memory; a server that is started "
+            "here always does.",
+        ),
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
@@ -64,18 +72,29 @@ def serve(
     Before the models are listed, every file is checked against its checksum, and every tower's vectors for a
     few probes against PyTorch's.
 
+    A server started here has no GPU: it leaves out the towers that need one, and refuses a model whose front
+    ends call them.
+
     Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
     """
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
-        for line in deployment_from_repository(repository, write, target=target.value):
+        lines = deployment_from_repository(
+            repository, write, target=target.value, shared_memory=shared_memory
+        )
+        for line in lines:
             typer.echo(line)
         return
+    from runtime.server.devices import models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
     from runtime.server.process import ServerOptions, require_repository, running_server
 
     require_repository(repository)
+    models = models_without_gpu(repository)
+    if models is not None:
+        left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)
+        typer.echo(f"left out, since they need a GPU: {', '.join(left_out)}", err=True)
 
     folder = env or default_folder()
     if not folder.exists():
@@ -86,6 +105,7 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         cache_bytes=cache_mb * 1_000_000,
+        models=models or (),
         backends=backends,
         log=log,
     )

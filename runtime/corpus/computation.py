@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from runtime.backends import version_of_engine
-from runtime.backends.cuda import gpu_facts
+from runtime.backends.cuda import gpu_in_words, gpu_record
 from runtime.corpus.engines import EngineChoice
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
@@ -73,8 +73,7 @@ def computation_of(encoder: Encoder, choice: EngineChoice, modality: Modality) -
 def _processor(choice: EngineChoice) -> str:
     """Name what computes: the processor and its instruction sets, or the GPU and its driver."""
     if choice.engine in GPU_ENGINES:
-        facts = gpu_facts(0 if choice.device is None else choice.device.gpu or 0)
-        return f"{facts.name}: compute capability {facts.compute_capability}, CUDA {facts.cuda}"
+        return gpu_in_words(gpu_record(0 if choice.device is None else choice.device.gpu or 0))
     return f"{cpu_model()}: {' '.join(instruction_sets())}"
 
 

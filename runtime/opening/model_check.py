@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.backend import Backend
+from runtime.device import Device
 from runtime.errors import ManifestError
 from runtime.logs import LOGGER
 from runtime.manifest import GPU_ENGINES, Engine, FileRecord, Manifest, Modality, TowerFiles, Variant
@@ -146,7 +147,7 @@ class OpeningCheck:
     """Opening check of a model's towers, each run once for the same files, engine and machine.
 
     Attributes:
-        threads, provider: Options that the backend was opened with.
+        threads, provider, device: Options that the backend was opened with.
         cache: Earlier passes. Towers on a GPU are checked at every opening, which takes milliseconds.
     """
 
@@ -157,6 +158,7 @@ class OpeningCheck:
     threads: int | None
     provider: str | None
     cache: PassCache
+    device: Device | None = None
 
     def require(self, modality: Modality, backend: Backend) -> None:
         """Check a tower that was just opened.
@@ -189,6 +191,7 @@ class OpeningCheck:
             precision=precision,
             others=others_in_words(self.manifest, self.engine, precision),
             note="" if has_opening_file(tower) else _OLD,
+            gpu=0 if self.device is None else self.device.gpu or 0,
         )
         if facts is not None:
             self.cache.add(facts)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.backend import Backend
+from runtime.backends.cuda import gpu_in_words, gpu_record
 from runtime.cosines import row_cosines
 from runtime.errors import EngineError, ManifestError, OpeningCheckError
 from runtime.machine import has_vnni, machine_in_words
@@ -155,6 +156,7 @@ def require_opening(
     precision: Precision,
     others: str = "another precision or engine of the model",
     note: str = "",
+    gpu: int = 0,
 ) -> None:
     """Check that an opened tower reproduces PyTorch's vectors for its probes.
 
@@ -162,6 +164,7 @@ def require_opening(
         tower: Name of the tower's Triton model, for the message.
         others: Alternatives to open instead, in words.
         note: Remark on the figures, added to the message.
+        gpu: Number of the GPU, for an engine that runs on one.
 
     Raises:
         OpeningCheckError: a vector is not finite, or farther from PyTorch's than the figures allow.
@@ -181,6 +184,7 @@ def require_opening(
             precision=precision,
             others=others,
             note=note,
+            gpu=gpu,
         ),
         tower=tower,
         probe=worst.probe,
@@ -199,17 +203,19 @@ def message_of_shortfall(
     precision: Precision,
     others: str,
     note: str = "",
+    gpu: int = 0,
 ) -> str:
     """Describe a failed opening check: found and required cosines, computation, machines and remedy."""
     found = "not finite or zero" if np.isnan(worst.found) else f"at a cosine of {worst.found:.6f}"
     head = worst.output if worst.output == "vector" else f"the head {worst.output}"
     on_cpu = engine not in GPU_ENGINES
+    where = machine_in_words() if on_cpu else gpu_in_words(gpu_record(gpu))
     saturates = on_cpu and precision is Precision.INT8 and has_vnni() is False
     return (
         f"{tower} does not reproduce PyTorch's vectors on this machine: {head} of {worst.probe} is {found} "
         f"with PyTorch's; the export measured {worst.measured:.6f}, and at least {worst.required:.6f} is "
         f"required ({worst.n_short} of {worst.n_rows} vectors fail). Computed by {computed} on "
-        f"{machine_in_words()}; measured on {_machine_of(probes.measured_on)}.{note}"
+        f"{where}; measured on {_machine_of(probes.measured_on)}.{note}"
         + (" This CPU has no VNNI, so sums of 8-bit products may saturate." if saturates else "")
         + f" Export the checkpoint again on this machine, or open {others}. If files may be damaged, verify "
         "their checksums with `babeltower inspect`, and copy the repository again."
@@ -219,6 +225,8 @@ def message_of_shortfall(
 def _machine_of(measured_on: Mapping[str, Any]) -> str:
     if not measured_on:
         return "a machine that was not recorded"
+    if "gpu" in measured_on:
+        return gpu_in_words(measured_on)
     sets = ", ".join(measured_on.get("instruction_sets", ())) or "instruction sets unknown"
     return f"{measured_on.get('cpu', 'an unknown CPU')} ({sets})"
 

@@ -61,10 +61,12 @@ class Caller:
         """Read the served model, without retries, so that opening fails fast.
 
         Raises:
-            ServerError: the server cannot be reached, or does not serve the model.
+            ServerError: the server cannot be reached, does not serve the model, or takes no shared memory.
         """
         try:
             self._served = await served_model_from_transport(self._transport, name)
+            if self._regions is not None:
+                await self._regions.require_accepted()
             self._sure_of = self._transport.generation
         except FailedRequestError as failure:
             raise _error_of_failure(failure, self._address) from failure
@@ -217,6 +219,13 @@ def _error_of_failure(
             return ServerError(
                 f"The certificate of {address} cannot be verified: {message.rstrip('.')}. Pass its CA as "
                 "Connection(ca_file=...); the certificate must be issued for this host."
+            )
+        case Status.NO_SHARED_MEMORY:
+            return ServerError(
+                f"{address} does not take shared memory: {message.rstrip('.')}. From release 26.04 on, "
+                "Triton needs --allow-client-shm=true, and a container the /dev/shm of this machine "
+                "(`babeltower serve --target gpu --shared-memory --write FOLDER` writes both); or leave "
+                "shared_memory=False."
             )
         case Status.REFUSED:
             return ServerError(f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...).")

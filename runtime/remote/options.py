@@ -111,7 +111,8 @@ class Connection:
         concurrency: Maximum requests in flight, over all threads.
         texts_per_request: Texts per request; the server batches across requests anyway.
         fingerprint: Embedding space that the server must serve.
-        shared_memory: Pass images in system shared memory; the server must be on this machine.
+        shared_memory: Pass images in system shared memory; the server must be on this machine, and allow it:
+            opening fails if it does not.
     """
 
     token: str | None = field(default=None, repr=False)

@@ -11,11 +11,12 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 
 from runtime.remote.tensors import SharedTensor, bytes_from_strings
-from runtime.remote.transport import FailedRequestError, Transport
+from runtime.remote.transport import FailedRequestError, Status, Transport
 
 __all__ = ["SharedRegions"]
 
 _GRANULE_BYTES = 1 << 20
+_NOT_ABOUT_MEMORY = (Status.UNAVAILABLE, Status.TIMEOUT, Status.REFUSED, Status.UNTRUSTED)
 
 
 class SharedRegions:
@@ -25,6 +26,18 @@ class SharedRegions:
         self._transport = transport
         self._free: list[SharedMemory] = []
         self._known: set[str] = set()
+
+    async def require_accepted(self) -> None:
+        """Register a region, so that a server without shared memory is noticed before the first image.
+
+        Raises:
+            FailedRequestError: the server refuses it, or cannot map the region.
+        """
+        region = self._region(_GRANULE_BYTES)
+        try:
+            await self._register(region)
+        finally:
+            self._free.append(region)
 
     @contextlib.asynccontextmanager
     async def holding(self, files: Sequence[bytes]) -> AsyncIterator[SharedTensor]:
@@ -37,9 +50,7 @@ class SharedRegions:
         region = self._region(len(contents))
         try:
             if region.name not in self._known:
-                await self._transport.unregister_shared_memory(region.name)
-                await self._transport.register_shared_memory(region.name, f"/{region.name}", region.size)
-                self._known.add(region.name)
+                await self._register(region)
             np.ndarray((len(contents),), np.uint8, buffer=region.buf)[:] = np.frombuffer(contents, np.uint8)
             yield SharedTensor(region.name, len(contents), (len(files), 1))
         finally:
@@ -57,6 +68,16 @@ class SharedRegions:
                     await self._transport.unregister_shared_memory(region.name)
             _release(region)
         self._free.clear()
+
+    async def _register(self, region: SharedMemory) -> None:
+        try:
+            await self._transport.unregister_shared_memory(region.name)
+            await self._transport.register_shared_memory(region.name, f"/{region.name}", region.size)
+        except FailedRequestError as failure:
+            if failure.status in _NOT_ABOUT_MEMORY:
+                raise
+            raise FailedRequestError(Status.NO_SHARED_MEMORY, failure.message) from failure
+        self._known.add(region.name)
 
     def _region(self, size_bytes: int) -> SharedMemory:
         for region in self._free:

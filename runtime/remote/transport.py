@@ -51,7 +51,10 @@ _PARAMETERS = {"blank": "embed"}
 
 
 class Status(Enum):
-    """Kind of a failed request; only ``UNAVAILABLE`` is retried."""
+    """Kind of a failed request; only ``UNAVAILABLE`` is retried.
+
+    ``NO_SHARED_MEMORY`` stands for any refusal of a shared region; the server's own status for it varies.
+    """
 
     UNAVAILABLE = "unavailable"
     TIMEOUT = "timeout"
@@ -59,6 +62,7 @@ class Status(Enum):
     NOT_FOUND = "not found"
     REFUSED = "not authorised"
     UNTRUSTED = "certificate not trusted"
+    NO_SHARED_MEMORY = "shared memory refused"
     INTERNAL = "internal error"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.plan_checks import require_plan_of_tower
-from runtime.errors import EngineError, ManifestError, OpeningCheckError
+from runtime.errors import EngineError, OpeningCheckError
 from runtime.manifest import Engine, Manifest, Modality, TowerFiles, Variant, verify_file
 from runtime.opening.model_check import has_opening_file, probes_of_tower, require_same_space
 from runtime.opening.probes import OpeningProbes
@@ -26,7 +25,7 @@ from runtime.opening.tower_check import (
 )
 from runtime.remote.tensors import bytes_from_tensor
 from runtime.repository import manifests_of_repository
-from runtime.triton_config import CONFIG_FILE, config_text_of_folder
+from runtime.triton_config import CONFIG_FILE, config_text_of_folder, engine_of_config_text
 
 __all__ = ["require_right_answers", "verify_served_files"]
 
@@ -134,19 +133,13 @@ def _require(
 
 
 def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
-    """Return the engine of the backend in a tower's ``config.pbtxt``.
+    """Return the engine that a tower's ``config.pbtxt`` selects.
 
     Raises:
         ManifestError: the file is missing, or has no known backend.
     """
-    # Not parsed: a server's environment has no tritonclient, and needs this one field.
-    text = config_text_of_folder(repository / tower.model)
-    found = re.search(r'^(?:backend|platform): "([a-z]+)(?:_plan)?"', text, re.MULTILINE)
-    try:
-        return Engine(found[1] if found else "")
-    except ValueError:
-        path = repository / tower.model / CONFIG_FILE
-        raise ManifestError(f"{path} has no known tower backend. Export the checkpoint again.") from None
+    path = repository / tower.model
+    return engine_of_config_text(config_text_of_folder(path), origin=str(path / CONFIG_FILE))
 
 
 def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:

@@ -24,6 +24,7 @@ from typing import Any
 from runtime.errors import EngineError
 from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
+from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
@@ -157,13 +158,14 @@ def running_server(
         stop: Event that aborts waiting for the models to load.
 
     Raises:
-        EngineError: a port is in use, a model does not load, or the server exits or times out; the message
-            includes the server's log.
+        EngineError: a port is in use, a model needs a GPU or does not load, or the server exits or times out;
+            the message includes the server's log.
         OpeningCheckError: its answers to the opening probes differ from PyTorch's vectors.
         ManifestError: a file to be loaded does not match its checksum.
     """
     repository, options = Path(repository).resolve(), options or ServerOptions()
     require_repository(repository)
+    require_no_gpu(repository, _models(options))
     if options.verify:
         verify_served_files(repository, _models(options))
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:

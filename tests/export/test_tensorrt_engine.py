@@ -338,7 +338,7 @@ def test_the_listing_is_read_and_held_to_the_graph(tmp_path: Path) -> None:
     model = onnx_ir.load(small_graph(tmp_path / "m.onnx", dtype=TensorProto.FLOAT16))
     model.graph.initializers["weight"].dtype = onnx_ir.DataType.FLOAT16
     gemm, moved = kernels_from_log(["something else", LISTING % "Half"])
-    assert gemm == Kernel("up/MatMul_myl0_1", "gemm", ("Half",), ("Half",), ("up/MatMul",))
+    assert gemm == Kernel("up/MatMul_myl0_1", "gemm", ("Half",), ("Half",), ("up/MatMul",), "t")
     assert (moved.multiplies, moved.nodes) == (False, ("up/MatMul", "a/Cast"))
     assert summary_from_kernels(model, [gemm, moved]).products == {"Half": 1}
     with pytest.raises(ExportError, match="precision cannot be checked"):

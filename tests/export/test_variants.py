@@ -31,6 +31,7 @@ from runtime.commands.app import app
 from runtime.errors import EngineError, ExportError, ManifestError, ParityError
 from runtime.machine import cpu_model, instruction_sets
 from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality, Precision, manifest_path
+from runtime.triton_config import engine_of_config_text, text_from_config
 
 CPU = CPU_ENGINES
 
@@ -60,7 +61,8 @@ def test_every_form_of_every_family_is_published_with_its_evidence(
     assert variant.engines == tuple(engine.value for engine in form.opened_by)
     assert variant.text.model == f"{name}_text_tower_{form.key}"
     for tower in (variant.text, variant.image):
-        assert require_accepted(model.parent / tower.model).backend == form.opened_by[0].value
+        text = text_from_config(require_accepted(model.parent / tower.model))
+        assert engine_of_config_text(text, origin=tower.model) is form.opened_by[0]
     assert variant.parity["limits"]["retrieval"]["sampled"] is True
     for figures in variant.parity["retrieval"].values():
         assert len(figures["languages"]) >= 90

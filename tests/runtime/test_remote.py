@@ -248,6 +248,37 @@ def test_frames_of_one_image_are_sent_each_and_counted_when_the_server_is_lost(s
     assert sorted([*lost.value.answered, *lost.value.unanswered]) == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "Client shared memory is disabled. Start the server with …",
+        ),
+        (grpc.StatusCode.INTERNAL, "Unable to open shared memory region: '/babeltower-7-0'"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "Failed to register shared memory region"),
+    ],
+)
+def test_a_server_without_shared_memory_is_refused_with_the_remedy(
+    server: Running, status: grpc.StatusCode, message: str
+) -> None:
+    """Triton's own words: disabled by default from 26.04 on; a container's /dev/shm is its own."""
+    server.double.shared_memory_error = (status, message)
+    with pytest.raises(ServerError) as caught:
+        Encoder.open(server.address, connection=Connection(shared_memory=True))
+    assert f"does not take shared memory: {message}" in str(caught.value)
+    for remedy in ("--allow-client-shm=true", "/dev/shm", "shared_memory=False"):
+        assert remedy in str(caught.value)
+    server.double.shared_memory_error = None
+    with Encoder.open(server.address, connection=Connection(shared_memory=True)) as encoder:
+        server.kill()
+        server.double.regions.clear()
+        server.double.shared_memory_error = (status, message)
+        server.start()
+        with pytest.raises(ServerError, match="does not take shared memory"):
+            encoder.embed_images([b"a", b"b"])
+
+
 def test_images_through_shared_memory(server: Running) -> None:
     images = [bytes([i]) * (1000 + i) for i in range(50)]
     with Encoder.open(server.address, connection=Connection(shared_memory=True, concurrency=3)) as encoder:

@@ -29,6 +29,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
     """State of the double; tests change it while requests come in.
 
     ``fail_next`` are gRPC statuses of the next requests. ``die_after`` requests it answers no more.
+    ``shared_memory_error`` is the status and message with which it refuses shared memory.
     """
 
     fingerprints: dict[str, str] = field(default_factory=lambda: {"text": "bt1:a", "image": "bt1:a"})
@@ -39,6 +40,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
     metadata: list[dict[str, str]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     regions: dict[str, str] = field(default_factory=dict)
+    shared_memory_error: tuple[grpc.StatusCode, str] | None = None
     in_flight: int = 0
     most_in_flight: int = 0
 
@@ -57,6 +59,8 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelConfigResponse(config=config)
 
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.shared_memory_error is not None:
+            context.abort(*self.shared_memory_error)
         self.regions[request.name] = request.key.lstrip("/")
         return service_pb2.SystemSharedMemoryRegisterResponse()
 

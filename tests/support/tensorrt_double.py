@@ -80,6 +80,9 @@ class FakeGpu:
     def _cudaRuntimeGetVersion(self) -> int:
         return 13_000
 
+    def _cudaDriverGetVersion(self) -> int:
+        return 13_000
+
     def _cudaStreamCreate(self) -> int:
         return 77
 

@@ -43,7 +43,7 @@ def test_the_answer_of_a_tower_on_a_gpu_is_asked_for_in_cpu_memory(server: PbUti
 
 def test_an_answer_that_stays_on_the_gpu_is_a_clear_error(server: PbUtilsDouble) -> None:
     server.behaviour = Behaviour.GPU_ALWAYS
-    with pytest.raises(TowerError, match=r"left its output 'vector' in GPU memory .*requested") as error:
+    with pytest.raises(TowerError, match=r"left output 'vector' in GPU memory .*requested") as error:
         answer()
     assert error.value.code is Code.INTERNAL
 

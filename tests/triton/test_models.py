@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import gc
-import json
+import io
 import os
 import re
 import signal
@@ -18,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from google.protobuf import text_format
+from gpu_repository import repository_for_cuda
 from numpy.typing import NDArray
+from PIL import Image
 from sample_models import NAMES, Exported
-from stock_backends import require_accepted
+from stock_backends import config_of_folder, require_accepted
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -41,9 +43,9 @@ from runtime.errors import (
     message_from_error,
 )
 from runtime.manifest import Manifest, Precision
+from runtime.preprocessing.buckets import text_buckets
 from runtime.preprocessing.text import Tokenizer
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
-from runtime.server.containers import deployment_from_repository
 from runtime.server.dashboard import dashboard
 from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, bucket_label
@@ -87,9 +89,11 @@ def front_end(exported: Exported) -> Any:
     spec = spec_from_folder(TextSpec, folder)
     counters = Counters(lambda *_: None, {}, interval_s=60)
 
-    def made(tower: Any) -> TextFrontEnd:
+    def made(tower: Any, *, on_gpu: bool = False) -> TextFrontEnd:
         tokenizer = Tokenizer(folder / "tokenizer.json", spec.preprocessing)
-        return TextFrontEnd(spec, TextLimits(), tokenizer, tower, counters)
+        limits = TextLimits.on_gpu() if on_gpu else TextLimits()
+        call = dataclasses.replace(spec.tower, on_gpu=on_gpu, max_batch_size=512 if on_gpu else 64)
+        return TextFrontEnd(dataclasses.replace(spec, tower=call), limits, tokenizer, tower, counters)
 
     yield made
     counters.close()
@@ -192,6 +196,73 @@ def test_a_failing_tower_fails_the_texts_of_its_bucket_only(front_end: Any) -> N
     assert answers[1].message == "too long"
 
 
+def test_texts_for_a_gpu_are_padded_to_shapes_of_buckets(front_end: Any) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    async def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        assert ids.shape == mask.shape
+        assert mask.any(axis=1).all()  # rows that only fill a shape are texts too
+        shapes.append(ids.shape)
+        return await counting_tower(inputs, outputs)
+
+    requests = [request(b"gato " * (1 + i % 40), dim=64 if i % 3 else None) for i in range(90)]
+    on_gpu = front_end(noting, on_gpu=True)
+    answers = asyncio.run(on_gpu.answers(requests))
+    buckets = text_buckets(on_gpu._spec.preprocessing.context_length, max_rows=512)
+    assert set(shapes) <= set(buckets.shapes)
+    expected = asyncio.run(front_end(counting_tower).answers(requests))
+    for answer, other in zip(answers, expected, strict=True):
+        np.testing.assert_array_equal(answer.vectors, other.vectors)
+    shapes.clear()
+    (one,) = asyncio.run(on_gpu.answers([request(b"um gato preto")]))
+    assert one.vectors.shape == (1, 192)
+    assert shapes == [(1, buckets.lengths[0])]
+
+
+def test_images_for_a_gpu_are_padded_to_rows_of_buckets(exported: Exported) -> None:
+    folder = exported("capivara").with_name("capivara_image") / "1"
+    spec = spec_from_folder(ImageSpec, folder)
+    spec = dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, on_gpu=True, max_batch_size=8))
+    rows: list[int] = []
+
+    async def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        rows.append(len(inputs["pixels"]))
+        means = inputs["pixels"].mean(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0]
+        return [np.repeat(means, spec.tower.dim, axis=1).astype(np.float32) for _ in outputs]
+
+    counters = Counters(lambda *_: None, {}, interval_s=60)
+    front_end = ImageFrontEnd(spec, ImageLimits(), noting, counters)
+    column = np.empty((15, 1), dtype=object)
+    for shade in range(15):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (10 * shade,) * 3).save(file, "PNG")
+        column[shade, 0] = file.getvalue()
+    (answer,) = asyncio.run(front_end.answers([ImageRequest(column)]))
+    assert isinstance(answer, AnswerVectors)
+    assert answer.vectors[:, 0].tolist() == [10.0 * shade for shade in range(15)]
+    assert rows == [8, 8]
+    front_end.close()
+    counters.close()
+
+
+def test_front_ends_of_a_gpu_variant_say_so(exported: Exported, tmp_path: Path) -> None:
+    model = repository_for_cuda(exported("capivara"), tmp_path / "r")
+    text, image = frontends_from_model(model, variant="fp16_cuda", settings=FrontEndSettings(instances=1))
+    for folder, kind in ((text, TextSpec), (image, ImageSpec)):
+        assert spec_from_folder(kind, folder / "1").tower.on_gpu
+        parameters = config_of_folder(folder).parameters
+        assert parameters["babeltower_engine"].string_value == "cuda"
+        assert parameters["babeltower_variant"].string_value == "fp16_cuda"
+    config = config_of_folder(text)
+    assert config.max_batch_size == 512
+    assert config.parameters["babeltower_token_budget"].string_value == "16384"
+    assert (text / "1" / "runtime" / "preprocessing" / "buckets.py").is_file()
+    frontends_from_model(model, variant="fp32")
+    assert not spec_from_folder(TextSpec, text / "1").tower.on_gpu
+    assert config_of_folder(text).parameters["babeltower_token_budget"].string_value == "2048"
+
+
 def test_vectors_that_are_not_finite_are_an_error(front_end: Any) -> None:
     async def broken(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         return [np.full((len(inputs["input_ids"]), 192), np.nan, np.float32) for _ in outputs]
@@ -281,38 +352,6 @@ def test_towers_are_resettled_with_their_front_ends(exported: Exported, tmp_path
     with pytest.raises(ExportError, match="pass the threads of each"):
         frontends_from_model(model, towers=TowerSettings(instances=2))
     assert Manifest.read(model) == manifest
-
-
-def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> None:
-    repository = exported("capivara").parent
-    arguments = ["serve", str(repository), "--target", "gpu", "--write", str(tmp_path / "d")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    assert f"docker compose --project-directory {tmp_path / 'd'} up" in result.stdout
-    service = yaml.safe_load((tmp_path / "d" / "compose.yaml").read_text())["services"]["triton"]
-    assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
-    assert f"{repository.resolve()}:/models:ro" in service["volumes"]
-    assert "ready" in service["healthcheck"]["test"][-1]
-    deployment, served = yaml.safe_load_all((tmp_path / "d" / "kubernetes.yaml").read_text())
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
-    assert served["kind"] == "Service"
-    assert "tokenizers==" in (tmp_path / "d" / "Dockerfile").read_text()
-    panels = json.loads((tmp_path / "d" / "dashboard.json").read_text())["panels"]
-    assert len(panels) >= 8
-    assert "BF16" not in result.stdout
-
-
-def test_what_a_container_computes_otherwise_is_said(exported: Exported, tmp_path: Path) -> None:
-    source = exported("capivara")
-    manifest = Manifest.read(source)
-    folder = tmp_path / manifest.variant(Precision.FP32).text.model
-    folder.mkdir()
-    (folder / "config.pbtxt").write_text('backend: "openvino"\n')
-    (tmp_path / "capivara.babeltower.json").write_text(manifest.to_json())
-    lines = list(deployment_from_repository(tmp_path, tmp_path / "d", target="cpu"))
-    assert lines[-1].startswith("capivara fp32: the container's OpenVINO computes")
 
 
 def test_serve_runs_until_it_is_told_to_stop(
