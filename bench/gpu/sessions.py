@@ -76,7 +76,7 @@ class TimedSession:
             launch,
             from_host,
             {"cuda_graph": self._capture, "projections": self._form.projections.value},
-            METRICS if self._form.in_full else ("device",),
+            METRICS if self._form.in_full else METRICS[:1],
         )
 
     def _options(self) -> Any:

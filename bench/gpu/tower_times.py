@@ -87,19 +87,21 @@ Opened = tuple[TimedForm, TimedSession]
 
 
 def _opened(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Opened]:
-    """Open a session per form; one that cannot be opened is a line with its error."""
+    """Open a session per form, without the product's backend if that fails; an error is a line."""
+    handle = stream.cuda_stream if stream is not None else None
     for form in forms_to_time(dry=bench.dry):
-        what = f"{form.by} {form.precision.value}"
-        started = time.perf_counter()
-        try:
-            graph = graph_for_gpu(bench.skeleton(tower.slug), form, bench.graphs)
-            handle = stream.cuda_stream if stream is not None else None
-            session = TimedSession(graph, form, stream=handle)
-        except Exception as error:
-            _emit_error(bench, tower, what, error)
-            continue
-        bench.emit(step="opened", tower=tower.name, what=what, seconds=time.perf_counter() - started)
-        yield form, session
+        for attempt in (form, replace(form, in_full=False)) if form.in_full else (form,):
+            what = f"{form.by} {form.precision.value}"
+            started = time.perf_counter()
+            try:
+                graph = graph_for_gpu(bench.skeleton(tower.slug), form, bench.graphs)
+                session = TimedSession(graph, attempt, stream=handle)
+            except Exception as error:
+                _emit_error(bench, tower, what, error)
+                continue
+            bench.emit(step="opened", tower=tower.name, what=what, seconds=time.perf_counter() - started)
+            yield attempt, session
+            break
 
 
 def _contenders(
