@@ -20,6 +20,7 @@ from export.graphs.fused_activations import fuse_activations
 from export.graphs.fused_attention import Projections, fuse_attention
 from export.graphs.fused_norms import CONTRIB, fuse_l2_norms, fuse_skip_norms
 from export.graphs.mean_pooling import pool_by_product
+from export.graphs.product_biases import add_biases_within
 from runtime.errors import ExportError
 
 __all__ = ["CudaFormReport", "suit_cuda"]
@@ -54,6 +55,7 @@ def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SE
         "l2_norms": fuse_l2_norms(model),
         "mean_pools": pool_by_product(model),
         "tokens": expand_by_pixels(model),
+        "biases": add_biases_within(model),
         "pixels": mark_pixels(model),
     }
     _require_fit(model)

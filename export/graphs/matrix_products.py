@@ -59,4 +59,9 @@ def _n_keys(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
 def _shape(node: onnx_ir.Node, value: onnx_ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
     if value is None or value.shape is None:
         raise ExportError(f"Node {node.name!r} has operands without a shape; export the graph again.")
-    return [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]
+    return [dim if isinstance(dim, int) else _size(str(dim.value), sizes) for dim in value.shape]
+
+
+def _size(name: str, sizes: Mapping[str, int]) -> int:
+    """Return the size of a dynamic dimension, which may be a product such as ``batch*257``."""
+    return math.prod(int(part) if part.isdecimal() else sizes[part] for part in name.split("*"))
