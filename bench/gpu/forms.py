@@ -35,6 +35,8 @@ class TimedForm:
         capture: Replay a CUDA graph per shape.
         in_full: Time calls and NumPy to NumPy too, not only the device.
         most_rows: Largest batch that is timed.
+        attention: ONNX Runtime's ``sdpa_kernel``: the kernels that it may choose from; all if empty.
+        texts_only: Time text towers only.
     """
 
     by: str
@@ -43,11 +45,13 @@ class TimedForm:
     capture: bool = True
     in_full: bool = False
     most_rows: int = 512
+    attention: str = ""
+    texts_only: bool = False
 
 
 TIMED_FORMS = (
     TimedForm("babeltower", Precision.FP16, in_full=True),
-    TimedForm("babeltower joined", Precision.FP16, Projections.JOINED, most_rows=128),
+    TimedForm("babeltower, plain attention", Precision.FP16, attention="16", texts_only=True),
     TimedForm("babeltower packed", Precision.FP16, Projections.PACKED, most_rows=128),
     TimedForm("babeltower", Precision.BF16),
     TimedForm("babeltower", Precision.FP32, most_rows=128),

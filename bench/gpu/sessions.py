@@ -41,7 +41,11 @@ class TimedSession:
         self._n_shapes = 0
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        found = [(_CPU, {})] if stream is None else [(_CUDA, _cuda_options(stream, self._capture))]
+        found = (
+            [(_CPU, {})]
+            if stream is None
+            else [(_CUDA, _cuda_options(stream, self._capture, form.attention))]
+        )
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=found)
         if (running := self._session.get_providers()[0]) != found[0][0]:
             raise RuntimeError(f"{found[0][0]} was requested, but {running} would run {graph.name}.")
@@ -104,10 +108,11 @@ class TimedSession:
         return bound
 
 
-def _cuda_options(stream: int, capture: bool) -> dict[str, str]:
+def _cuda_options(stream: int, capture: bool, attention: str) -> dict[str, str]:
     return {
         "user_compute_stream": str(stream),
         "use_tf32": "0",
         "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": str(int(capture)),
+        **({"sdpa_kernel": attention} if attention else {}),
     }

@@ -19,6 +19,7 @@ from bench.gpu.peers import torch_tower
 from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of, tower_of
 from bench.gpu.turns import POLL_S, Turn
+from runtime.manifest import Modality
 
 __all__ = ["prepare_and_time", "time_autotuned"]
 
@@ -90,6 +91,8 @@ def _opened(bench: Bench, tower: TimedTower, stream: Any) -> Iterator[Opened]:
     """Open a session per form, without the product's backend if that fails; an error is a line."""
     handle = stream.cuda_stream if stream is not None else None
     for form in forms_to_time(dry=bench.dry):
+        if form.texts_only and tower.modality is not Modality.TEXT:
+            continue
         for attempt in (form, replace(form, in_full=False)) if form.in_full else (form,):
             what = f"{form.by} {form.precision.value}"
             started = time.perf_counter()
