@@ -7,7 +7,7 @@ UNIT := build/unit
 GPU := build/gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo unit test check docs slow bench gpu samples clean
+.PHONY: help demo unit test check docs slow bench gpu tensorrt samples clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,14 +54,12 @@ slow: $(READY)  ## Export every published variant at true size with random weigh
 bench: $(READY)  ## Measure the sample models: peaks, latency, throughput, retrieval, corpus (build/bench)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.run
 
-<<<<<<< HEAD
 gpu: $(READY)  ## Build the bundle that measures a machine with a GPU, and try it on this processor (build/gpu-bundle)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench.gpu bundle --out build/gpu-bundle --work build/gpu-work
 	PYTHON=$(abspath $(BIN)/python) BABELTOWER_GPU_WORK=build/gpu-dry sh build/gpu-bundle/run.sh build/gpu-dry/out --dry
-=======
-gpu: $(GPU)/.ready  ## On a machine with an NVIDIA GPU: build, judge and time its engines (see docs/gpu.md)
-	HF_HUB_OFFLINE=1 $(GPU)/bin/python -m bench.gpu
->>>>>>> main
+
+tensorrt: $(GPU)/.ready  ## On a machine with an NVIDIA GPU: build, judge and time TensorRT's engines (see docs/gpu.md)
+	HF_HUB_OFFLINE=1 $(GPU)/bin/python -m bench.gpu tensorrt
 
 samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about two hours)
 	$(BIN)/python -m pip install --quiet --editable '.[samples]'

@@ -21,21 +21,29 @@ from typing import Annotated, Any
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bench.models.full_size import checkpoint_from_variant, in_process
 from export.families.published import VARIANTS
+from runtime.backends import open_backend
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.cosines import highest, lowest
 from runtime.errors import BabeltowerError
+from runtime.manifest import Engine, Precision
 
-__all__ = ["FullSizeResult", "measure_variant"]
+__all__ = ["FullSizeResult", "fused_error", "measure_variant"]
 
 
 @dataclass(frozen=True, slots=True)
 class FullSizeResult:
-    """Result of one variant: sizes and memory in bytes, times in seconds, parity over both engines."""
+    """Result of one variant: sizes and memory in bytes, times in seconds, parity over both engines.
+
+    ``max_fused_error`` is the largest difference between the graphs for CUDA and the exported ones.
+    """
 
     variant: str
     image_parameters: int
@@ -46,6 +54,7 @@ class FullSizeResult:
     peak_export_bytes: int
     min_cosine: float
     max_abs_error: float
+    max_fused_error: float
     dims: tuple[int, ...]
 
 
@@ -60,14 +69,67 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
         in_process(checkpoint_from_variant, name, folder / name)
         started = time.perf_counter()
         record, peak_bytes = in_process(_export, folder / name, folder / "repository")
+        seconds = time.perf_counter() - started
+        errors = [
+            in_process(fused_error, graph, folder / "fused")[0]
+            for graph in sorted((folder / "repository").glob("*_tower_fp32/1/model.onnx"))
+        ]
         return FullSizeResult(
             variant=name,
-            export_s=time.perf_counter() - started,
+            export_s=seconds,
             peak_export_bytes=peak_bytes,
+            max_fused_error=highest(errors),
             **record,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def fused_error(graph: Path, folder: Path) -> float:
+    """Return the largest difference of any component between a graph and its fused form, on the processor.
+
+    Args:
+        graph: Exported FP32 graph of a tower.
+        folder: Folder for the fused graph, which is removed.
+    """
+    from export.precision.cuda import cuda_from_onnx
+
+    fused = folder / "model.onnx"
+    cuda_from_onnx(graph, fused, data_name="model.data", precision=Precision.FP32)
+    try:
+        given = _random_inputs(graph)
+        expected = [_outputs(graph, inputs) for inputs in given]
+        found = [_outputs(fused, inputs) for inputs in given]
+        return highest(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    finally:
+        shutil.rmtree(folder)
+
+
+def _random_inputs(graph: Path) -> list[dict[str, NDArray[Any]]]:
+    """Return three batches of texts of unequal length, or of images."""
+    random = np.random.default_rng(0)
+    backend = open_backend(Engine.ONNXRUNTIME, graph, precision=Precision.FP32)
+    image = backend.signature.inputs.get("pixels") if isinstance(backend, OnnxRuntimeBackend) else None
+    backend.close()
+    if image is not None:
+        return [
+            {"pixels": random.integers(0, 256, (rows, *image.shape[1:]), dtype=np.uint8)}
+            for rows in (1, 2, 3)
+        ]
+    batches = []
+    for rows, length in ((1, 8), (3, 16), (2, 77)):
+        mask = (np.arange(length) < random.integers(1, length + 1, (rows, 1))).astype(np.int64)
+        ids = np.where(mask == 1, random.integers(3, 1_000, (rows, length)), 1)
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
+def _outputs(graph: Path, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    backend = open_backend(Engine.ONNXRUNTIME, graph, precision=Precision.FP32)
+    try:
+        return backend.run(inputs, ["vector"])[0]
+    finally:
+        backend.close()
 
 
 def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
@@ -128,6 +190,7 @@ def _table(results: list[FullSizeResult]) -> Table:
         "peak GB",
         "cosine ≥",
         "error ≤",
+        "fused ≤",
     )
     table = Table(*columns, title="Published variants at full size, random weights, FP32")
     for r in results:
@@ -141,6 +204,7 @@ def _table(results: list[FullSizeResult]) -> Table:
             f"{r.peak_export_bytes / 1e9:.1f}",
             f"{r.min_cosine:.8f}",
             f"{r.max_abs_error:.1e}",
+            f"{r.max_fused_error:.1e}",
         )
     return table
 

@@ -23,3 +23,4 @@ def test_a_published_variant_exports_within_memory(name: str, tmp_path: Path) ->
     result = measure_variant(name, tmp_path)
     assert result.min_cosine >= 0.99999
     assert result.peak_export_bytes <= 20e9
+    assert result.max_fused_error <= 1e-6

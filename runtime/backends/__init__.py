@@ -99,7 +99,7 @@ def open_backend(
     _require_sane(graph, threads, instances)
     from runtime.backends.tensorrt import TensorRtBackend
 
-    return TensorRtBackend(graph, precision=precision, provider=provider)
+    return TensorRtBackend(graph, precision=precision, gpu=place.gpu or 0)
 
 
 def open_graph(

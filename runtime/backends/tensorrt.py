@@ -43,15 +43,13 @@ class TensorRtBackend:
         ManifestError: the plan's manifest is missing, or is another plan's.
     """
 
-    def __init__(self, plan: Path, *, precision: Precision, provider: str | None = None) -> None:
-        if provider is not None:
-            raise EngineError(f"TensorRT takes no provider; got {provider!r}. Leave it out.")
+    def __init__(self, plan: Path, *, precision: Precision, gpu: int = 0) -> None:
         self._lock = threading.Lock()
         self._plan, self._manifest = plan, PlanManifest.read(plan)
         self._buckets = [buckets_of_profile(profile) for profile in self._manifest.profiles]
         library = _library()
         with contextlib.ExitStack() as stack:
-            device = open_device()
+            device = open_device(gpu)
             stack.callback(device.close)
             require_fit(self._manifest, precision, str(library.__version__), device.facts)
             self._session: _Session | None = _Session(library, device, plan, self._manifest)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 from cuda_double import CudaBindings, CudaOnnxRuntime, install
 from precision_models import batches_of, graph_of
 from sample_models import CHECKPOINTS, Exported
+from typer.testing import CliRunner
 
 from export.precision.cuda import cuda_from_onnx
 from export.repository import ExportOptions, repository_from_checkpoint
 from export.variants import FORMS
 from runtime.backends import open_backend, require_computes
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from runtime.commands.app import app
 from runtime.device import CPU, Device, device_from_name
 from runtime.encoder import Encoder
 from runtime.errors import EngineError, OpeningCheckError
@@ -308,3 +312,58 @@ def test_image_batches_are_cut_to_the_largest_shape(
     )
     assert doubles[1].runs == 2
     assert len(doubles[1].captures) == 2 <= len(image_buckets().shapes)
+
+
+@pytest.mark.parametrize(
+    ("provider", "remedy"),
+    [("TensorrtExecutionProvider", "engine='tensorrt'"), ("CUDAExecutionProvider", "device='cuda'")],
+)
+def test_no_provider_of_a_gpu_runs_a_graph_for_cpus(
+    provider: str, remedy: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider, "CPUExecutionProvider"])
+    with (
+        Encoder.open(exported("nllb-clip"), provider=provider) as encoder,
+        pytest.raises(EngineError, match=f"{provider} cannot run a graph made for CPUs.*{remedy}"),
+    ):
+        encoder.embed_texts(["um gato"], "pt")
+    with pytest.raises(EngineError, match=r"cuda takes no provider; got .* Pass device='cuda:N'"):
+        open_backend(
+            Engine.CUDA,
+            graph_of(exported("nllb-clip"), Modality.TEXT),
+            precision=Precision.FP32,
+            provider=provider,
+        )
+
+
+def test_a_corpus_is_embedded_in_large_unpadded_runs(
+    published: Path, exported: Exported, doubles: Doubles, tmp_path: Path
+) -> None:
+    """A few words of each of 40 lengths, 3,000 texts: hundreds of rows a run, and few tokens of padding."""
+    words = ["gato", "casa", "mar", "sol", "azul"]
+    rng = np.random.default_rng(0)
+    lengths = rng.gamma(4, 1.2, 3_000).astype(int) + 1
+    texts = [f"{' '.join(rng.choice(words, n))} {i}" for i, n in enumerate(lengths)]
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    before = doubles[1].runs
+    result = CliRunner().invoke(
+        app,
+        [
+            *("embed", str(published), str(source), "--out", str(tmp_path / "out")),
+            *("--language", "pt", "--device", "cuda:0", "--precision", "fp32", "--json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["arguments"]["engine"] == "cuda"
+    assert record["arguments"]["max_batch_tokens"] == 16_384
+    assert "NVIDIA L4" in record["computations"][0]["cpu"]
+    assert record["padding_share"] <= 0.2
+    n_runs = doubles[1].runs - before
+    assert 3_000 / n_runs >= 150
+    (part,) = (tmp_path / "out").glob("*.parquet")
+    found = np.stack(pq.read_table(part)["vector"].to_numpy(zero_copy_only=False))
+    with Encoder.open(exported("nllb-clip")) as encoder:
+        expected = encoder.embed_texts(texts[::50], "pt")
+    np.testing.assert_allclose(found[::50], expected, rtol=0, atol=2e-6)
