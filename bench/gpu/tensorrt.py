@@ -39,7 +39,8 @@ from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles, 
 
 __all__ = ["Grid", "forms_of_gpu", "qualify"]
 
-_FP8_SINCE = (8, 9)
+_SINCE = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
+"""Compute capability from which a GPU multiplies in a precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
     """Return every form for TensorRT whose products the GPU can compute."""
     capability = tuple(int(part) for part in device.compute_capability.split("."))
     forms = [form for form in FORMS if form.engine is Engine.TENSORRT]
-    return tuple(form for form in forms if form.precision is not Precision.FP8 or capability >= _FP8_SINCE)
+    return tuple(form for form in forms if capability >= _SINCE.get(form.precision, (0, 0)))
 
 
 def qualify(

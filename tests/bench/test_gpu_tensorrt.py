@@ -54,14 +54,17 @@ def test_without_a_gpu_it_says_so_and_fails(
 
 
 def test_every_precision_that_the_gpu_has_is_built() -> None:
-    assert [form.key for form in forms_of_gpu(ADA)] == [
-        "fp32_tensorrt",
+    assert sorted(form.key for form in forms_of_gpu(ADA)) == [
+        "bf16_tensorrt",
         "fp16_tensorrt",
-        "int8_tensorrt",
+        "fp32_tensorrt",
         "fp8_tensorrt",
+        "int8_tensorrt",
     ]
     ampere = forms_of_gpu(replace(ADA, compute_capability="8.6"))
-    assert [form.precision for form in ampere] == [Precision.FP32, Precision.FP16, Precision.INT8]
+    assert {form.precision for form in ampere} == set(Precision) - {Precision.FP8}
+    turing = forms_of_gpu(replace(ADA, compute_capability="7.5"))
+    assert {form.precision for form in turing} == {Precision.FP32, Precision.FP16, Precision.INT8}
     assert forms_of_gpu(replace(ADA, compute_capability="10.0")) == forms_of_gpu(ADA)
 
 

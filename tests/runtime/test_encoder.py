@@ -412,8 +412,8 @@ def test_options_that_do_not_fit_are_errors(model, options, error, message):
     ("options", "message"),
     [
         (
-            {"provider": "CUDAExecutionProvider"},
-            r"'CUDAExecutionProvider' is not available; this onnxruntime has",
+            {"provider": "XnnpackExecutionProvider"},
+            r"'XnnpackExecutionProvider' is not available; this onnxruntime has",
         ),
         ({"precision": "bf16"}, "does not support bf16 on a CPU"),
         ({"threads": 0}, "threads is 0; expected at least 1"),
