@@ -35,12 +35,9 @@ from runtime.backends import open_backend
 from runtime.backends.plans import DeviceFacts, PlanManifest
 from runtime.cosines import require_directions
 from runtime.errors import BabeltowerError, EngineError, ParityError
-from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles, manifest_path
+from runtime.manifest import Engine, Manifest, Modality, TowerFiles, manifest_path
 
 __all__ = ["Grid", "forms_of_gpu", "qualify"]
-
-_SINCE = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
-"""Compute capability from which a GPU multiplies in a precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,8 @@ class Grid:
 
 def forms_of_gpu(device: DeviceFacts) -> tuple[Form, ...]:
     """Return every form for TensorRT whose products the GPU can compute."""
-    capability = tuple(int(part) for part in device.compute_capability.split("."))
     forms = [form for form in FORMS if form.engine is Engine.TENSORRT]
-    return tuple(form for form in forms if capability >= _SINCE.get(form.precision, (0, 0)))
+    return tuple(form for form in forms if device.multiplies_in(form.precision))
 
 
 def qualify(

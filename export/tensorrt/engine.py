@@ -31,13 +31,13 @@ from runtime.backends.plans import (
 )
 from runtime.errors import EngineError, ExportError
 from runtime.extras import import_optional
+from runtime.manifest import Precision
 from runtime.storage import replace_file, sha256_of_file
 
 __all__ = ["engine_from_onnx", "require_compiler"]
 
 _MODULES = {Compiler.TENSORRT: "tensorrt", Compiler.TENSORRT_RTX: "tensorrt_rtx"}
 _MAJORS = (10, 11)
-_FP8_SINCE, _BF16_SINCE = (8, 9), (8, 0)
 
 
 def engine_from_onnx(
@@ -148,13 +148,12 @@ def _target(options: EngineOptions) -> DeviceFacts:
 
 def _require_capable(model: onnx_ir.Model, device: DeviceFacts) -> None:
     types = {value.dtype for value in model.graph.initializers.values()}
-    capability = tuple(int(part) for part in device.compute_capability.split("."))
-    if onnx_ir.DataType.FLOAT8E4M3FN in types and capability < _FP8_SINCE:
+    if onnx_ir.DataType.FLOAT8E4M3FN in types and not device.multiplies_in(Precision.FP8):
         raise ExportError(
             f"The graph uses FP8, which compute capability {device.compute_capability} does not support; it "
             "needs 8.9 (Ada) or newer. Export int8 or fp16."
         )
-    if onnx_ir.DataType.BFLOAT16 in types and capability < _BF16_SINCE:
+    if onnx_ir.DataType.BFLOAT16 in types and not device.multiplies_in(Precision.BF16):
         raise ExportError(
             f"The graph uses BF16, which compute capability {device.compute_capability} does not support; it "
             "needs 8.0 (Ampere) or newer. Export fp16."

@@ -23,9 +23,6 @@ __all__ = ["TENSORRT_MAJORS", "EngineReport", "engine_reports"]
 TENSORRT_MAJORS = (10, 11)
 """Major versions of TensorRT whose Python interface the backend and the exporter know."""
 
-_NEEDS_CAPABILITY = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
-"""Compute capability from which on a GPU multiplies in a precision."""
-
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
@@ -136,8 +133,7 @@ def _in_words(gpus: Sequence[DeviceFacts]) -> tuple[str, ...]:
 
 def _of_capability(precisions: Sequence[Precision], gpus: Sequence[DeviceFacts]) -> tuple[Precision, ...]:
     """Return the precisions that some GPU multiplies in."""
-    best = max(tuple(map(int, gpu.compute_capability.split("."))) for gpu in gpus)
-    return tuple(p for p in precisions if best >= _NEEDS_CAPABILITY.get(p, (0, 0)))
+    return tuple(p for p in precisions if any(gpu.multiplies_in(p) for gpu in gpus))
 
 
 def _package(engine: Engine) -> str:

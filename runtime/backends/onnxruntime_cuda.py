@@ -61,7 +61,9 @@ def require_computes(precision: Precision) -> None:
             f"{sorted(p.value for p in _COMPUTES)}. Pass another precision, or engine='tensorrt'."
         )
     require_cuda_build()
-    open_device().close()
+    device = open_device()
+    device.close()
+    _require_products(device, precision)
 
 
 class OnnxRuntimeCudaBackend:
@@ -80,6 +82,7 @@ class OnnxRuntimeCudaBackend:
         with contextlib.ExitStack() as stack:
             device = open_device(gpu)
             stack.callback(device.close)
+            _require_products(device, precision)
             session = _session(module, graph, device, cuda_graphs=cuda_graphs)
             self.signature: Signature = signature_of_session(session)
             self.buckets: Buckets = _buckets(session, self.signature, graph)
@@ -188,16 +191,22 @@ class _Running:
         self._compute = threading.Lock()
         self.graph_ids: dict[Shape, int] = {}
         self._bindings: dict[Shape, Any] = {}
+        self._fixed: dict[str, int] = {}
+        self._lanes: list[_Lane] = []
+        self._idle: queue.SimpleQueue[_Lane | None] = queue.SimpleQueue()
         tensors = {**signature.inputs, **signature.outputs}
         self._bytes = {
             name: max(_n_bytes(_padded_shape(spec, shape), spec.dtype) for shape in _largest(buckets))
             for name, spec in tensors.items()
         }
-        self._fixed = {name: device.allocate(n_bytes) for name, n_bytes in self._bytes.items()}
-        self._lanes: list[_Lane] = [
-            _Lane(device.new_stream(), device.event(), device.event()) for _ in range(_N_LANES)
-        ]
-        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        try:
+            for name, n_bytes in self._bytes.items():
+                self._fixed[name] = device.allocate(n_bytes)
+            for _ in range(_N_LANES):
+                self._lanes.append(_Lane(device.new_stream(), device.event(), device.event()))
+        except BaseException:
+            self._release()
+            raise
         for lane in self._lanes:
             self._idle.put(lane)
 
@@ -210,6 +219,9 @@ class _Running:
         padded, n_rows = padded_to_bucket(inputs, self._buckets)
         shape = self._shape_of(padded)
         lane = self._idle.get()
+        if lane is None:
+            self._idle.put(None)  # for the next one who waits
+            raise EngineError("The session was closed while a batch waited; open the Encoder again.")
         try:
             for name, array in padded.items():
                 held = self._host(lane, name, array.nbytes)
@@ -301,9 +313,16 @@ class _Running:
         return binding
 
     def close(self) -> None:
-        """Release everything; no run may be under way."""
+        """Release everything, once the runs under way have ended; those that wait are refused."""
+        self._device.use()
+        for _ in self._lanes:
+            self._idle.get()
+        self._idle.put(None)
+        self._release()
+        self._device.close()
+
+    def _release(self) -> None:
         device = self._device
-        device.use()
         self._bindings.clear()
         self._session = None
         for lane in self._lanes:
@@ -316,7 +335,6 @@ class _Running:
             device.drop_stream(lane.stream)
         for address in self._fixed.values():
             device.free(address)
-        device.close()
 
     def _shape_of(self, padded: Mapping[str, NDArray[Any]]) -> Shape:
         first = next(iter(padded.values()))
@@ -335,6 +353,15 @@ class _Running:
         if name not in lane.staged:
             lane.staged[name] = self._device.allocate(self._bytes[name])
         return lane.staged[name]
+
+
+def _require_products(device: CudaDevice, precision: Precision) -> None:
+    if not device.facts.multiplies_in(precision):
+        name, capability = device.facts.name, device.facts.compute_capability
+        raise EngineError(
+            f"GPU {device.index} ({name}, compute capability {capability}) has no products in "
+            f"{precision.value}. Pass precision='fp16'."
+        )
 
 
 def _session(module: Any, graph: Path, device: CudaDevice, *, cuda_graphs: bool) -> Any:

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import ManifestError
+from runtime.manifest import Precision
 from runtime.storage import sha256_of_file
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
     "AHEAD_OF_TIME",
+    "LEAST_CAPABILITY",
     "PLAN_FORMAT",
     "VERSION_COMPATIBLE",
     "Compiler",
@@ -35,6 +37,9 @@ __all__ = [
     "TensorSpec",
     "plan_manifest_path",
 ]
+
+LEAST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
+"""Compute capability from which a GPU multiplies in a precision: Ampere and Ada; others need none."""
 
 PLAN_FORMAT = "babeltower-plan/1"
 """Version of the layout; readers reject any other."""
@@ -68,6 +73,11 @@ class DeviceFacts:
     name: str
     compute_capability: str
     cuda: str
+
+    def multiplies_in(self, precision: Precision) -> bool:
+        """Return whether the GPU has products of a precision."""
+        capability = tuple(int(part) for part in self.compute_capability.split("."))
+        return capability >= LEAST_CAPABILITY.get(precision, (0, 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from export.precision.cuda import cuda_from_onnx
 from export.repository import ExportOptions, repository_from_checkpoint
 from export.variants import FORMS
 from runtime.backends import open_backend, require_computes
+from runtime.backends.backend import Backend
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from runtime.commands.app import app
 from runtime.device import CPU, Device, device_from_name
@@ -198,6 +199,52 @@ def test_a_text_graph_states_its_context_length(doubles: Doubles, exported: Expo
     onnx.save(model, str(graph))
     with pytest.raises(EngineError, match="does not state its context length"):
         open_backend(Engine.CUDA, graph, precision=Precision.FP32)
+
+
+def test_closing_waits_for_the_runs_under_way(doubles: Doubles, exported: Exported, tmp_path: Path) -> None:
+    for _ in range(5):
+        graph = fused(exported("nllb-clip"), Modality.TEXT, tmp_path)
+        backend = open_backend(Engine.CUDA, graph, precision=Precision.FP32)
+        refused: list[str] = []
+
+        def work(backend: Backend = backend, refused: list[str] = refused) -> None:
+            try:
+                for _ in range(50):
+                    backend.run(inputs(3, 12), ["vector"])
+            except EngineError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        backend.close()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert len(refused) == 6
+        assert all("closed" in message for message in refused)
+        assert not doubles[0].memory
+
+
+def test_memory_that_runs_out_while_opening_is_given_back(
+    doubles: Doubles, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = fused(exported("nllb-clip"), Modality.TEXT, tmp_path)
+    doubles[0].failing = "cudaEventCreate"
+    with pytest.raises(EngineError, match="cudaEventCreate failed on GPU 0: out of memory"):
+        open_backend(Engine.CUDA, graph, precision=Precision.FP32)
+    assert not doubles[0].memory
+
+
+def test_bf16_needs_a_gpu_that_has_it(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_computes(Engine.CUDA, Precision.BF16)
+    monkeypatch.setattr(doubles[0], "_cudaDeviceGetAttribute", None, raising=False)
+    monkeypatch.setattr(type(doubles[0]), "_cudaDeviceGetAttribute", lambda self, which, index: (7, 5)[which])
+    require_computes(Engine.CUDA, Precision.FP16)
+    with pytest.raises(
+        EngineError, match=r"capability 7\.5\) has no products in bf16. Pass precision='fp16'"
+    ):
+        require_computes(Engine.CUDA, Precision.BF16)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
