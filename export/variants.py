@@ -23,6 +23,7 @@ from export.tensorrt.options import EngineOptions
 from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import require_computes
 from runtime.errors import EngineError, ExportError
+from runtime.extras import install_hint
 from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision, variant_name
 
 __all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
@@ -87,7 +88,7 @@ def forms_for(
     if missing := [engine.value for engine in engines if engine not in installed]:
         raise ExportError(
             f"Engine {missing[0]} is not installed, so a variant for it cannot be compared with PyTorch. "
-            f"Install it, or choose one of {[engine.value for engine in installed]}."
+            f"{install_hint(missing[0])}, or name another engine; `babeltower engines` lists what runs here."
         )
     wanted = engines or [engine for engine in installed if engine not in GPU_ENGINES]
     chosen: list[Form] = []

@@ -9,7 +9,7 @@ from runtime.errors import EngineError
 
 __all__ = ["CPU", "Device", "device_from_name"]
 
-_CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
+_CUDA = re.compile(r"cuda(?::(0|[1-9][0-9]{0,2}))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import device_for_engine
+from runtime.backends import device_for_engine, require_provider
 from runtime.backends.backend import Backend
 from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder, no_vectors
 from runtime.errors import EngineError, InputError
 from runtime.logs import LOGGER
-from runtime.manifest import Engine, Manifest, Modality, Precision, Variant, choice_from_value
+from runtime.manifest import (
+    GRAPH_ENGINES,
+    Engine,
+    Manifest,
+    Modality,
+    Precision,
+    Variant,
+    choice_from_value,
+)
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import Checks
@@ -96,6 +104,8 @@ class LocalEncoder(Encoder):
         chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
         runs_on = choice_from_value(Engine, default if engine is None else engine, "Engine")
         place = device_for_engine(runs_on, place)
+        if runs_on in GRAPH_ENGINES:
+            require_provider(runs_on, provider)
         manifest = Manifest.read(model)
         variant = manifest.variant(chosen, runs_on.value)
         repository = Path(model).parent

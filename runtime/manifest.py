@@ -312,7 +312,7 @@ class Manifest:
         if not of_precision:
             raise ManifestError(
                 f"{self.name!r} has no {precision.value} variant; it has {sorted(self.variants)}. "
-                f"Export it with --precision {precision.value}."
+                f"Export it with --precision {precision.value}{(engine and f' --engine {engine}') or ''}."
             )
         engines = {key: list(variant.engines) for key, variant in of_precision.items()}
         raise ManifestError(

@@ -18,7 +18,7 @@ _BUNDLE = Path("build/gpu-bundle")
 
 @app.command()
 def bundle(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; replaced.")] = _BUNDLE,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; an earlier bundle is replaced.")] = _BUNDLE,
     wheel: Annotated[
         Path | None, typer.Option("--onnxruntime", help="Wheel of onnxruntime-gpu; downloaded by default.")
     ] = None,
@@ -31,9 +31,10 @@ def bundle(
     ] = None,
 ) -> None:
     """Write everything that a machine with a GPU needs for the measurement, 64 MiB at most."""
-    from bench.gpu.bundle import build_bundle
+    from bench.gpu.bundle import build_bundle, require_replaceable
     from bench.models.samples import SAMPLES
 
+    require_replaceable(out)
     build_bundle(out, wheel=wheel, work=work, architecture=architecture, samples=sample or SAMPLES)
 
 
@@ -49,10 +50,12 @@ def run(
     ),
 ) -> None:
     """Run all steps on a machine with a GPU; exit code 1 if one failed."""
-    from bench.gpu.run import run_steps
+    from bench.gpu.run import require_runnable, run_steps
 
+    steps = [name.strip() for name in only.split(",") if name.strip()]
+    require_runnable(bundle, out, steps)
     folders = (bundle.resolve(), out.resolve(), work.resolve())
-    failed = run_steps(*folders, minutes=minutes, dry=dry, only=[s for s in only.split(",") if s])
+    failed = run_steps(*folders, minutes=minutes, dry=dry, only=steps)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -97,7 +100,7 @@ def main() -> None:
     """Run the command line; an expected failure is one line."""
     from bench.gpu.tensorrt import main as tensorrt
 
-    app.command()(tensorrt)
+    app.command("tensorrt")(tensorrt)
     try:
         app()
     except BabeltowerError as error:

@@ -28,7 +28,10 @@ from runtime.errors import BabeltowerError
 from runtime.manifest import Manifest
 from runtime.storage import staged_folder
 
-__all__ = ["MOST_BYTES", "build_bundle", "parts_of", "require_small"]
+__all__ = ["BUNDLE_FACTS", "MOST_BYTES", "build_bundle", "parts_of", "require_replaceable", "require_small"]
+
+BUNDLE_FACTS = "bundle.json"
+"""File of a bundle that names its commit, compute capability and samples."""
 
 MOST_BYTES = 64 << 20
 """Maximum size of a bundle, in bytes."""
@@ -85,13 +88,27 @@ def build_bundle(
         for part in cut_onnxruntime(wheel or _downloaded(_WHEEL, work), work, architecture):
             shutil.copy(part, folder / part.name)
         facts = {"commit": environment().commit, "architecture": architecture, "samples": list(samples)}
-        (folder / "bundle.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / BUNDLE_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (folder / "run.sh").write_text(_RUN, encoding="utf-8")
         total = require_small(folder)
         for size, name in parts_of(folder):
             say(f"{size / 2**20:8.2f} MiB  {name}")
     say(f"{total / 2**20:8.2f} MiB  {out} in all, of {MOST_BYTES >> 20}")
     return total
+
+
+def require_replaceable(out: Path) -> None:
+    """Check, before anything is built, that ``out`` is free or an earlier bundle.
+
+    Raises:
+        BabeltowerError: it is a file, or a folder of something else.
+    """
+    if out.is_dir() and ((out / BUNDLE_FACTS).is_file() or not any(out.iterdir())):
+        return
+    if out.exists() or out.is_symlink():
+        raise BabeltowerError(
+            f"{out} is not a bundle, so it is not replaced. Pass another --out, or remove it."
+        )
 
 
 def parts_of(folder: Path) -> list[tuple[int, str]]:

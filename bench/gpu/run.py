@@ -9,17 +9,18 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.gpu.bundle import BUNDLE_FACTS
 from bench.gpu.lines import LINES, QUIET, Bench, read_lines
 from bench.gpu.packing import unpack_folder
 from bench.gpu.summary import summary_of_lines
 from runtime.errors import BabeltowerError
 
-__all__ = ["STEPS", "GpuStep", "run_steps", "unpack"]
+__all__ = ["STEPS", "GpuStep", "require_runnable", "run_steps", "unpack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,23 @@ STEPS = (
 
 _RECORD_S = 15.0
 _SITE, _PACKAGES = "site", "packages"
+
+
+def require_runnable(bundle: Path, out: Path, steps: Sequence[str]) -> None:
+    """Check the arguments of a run before anything is written.
+
+    Raises:
+        BabeltowerError: the folder is no bundle, the results' folder is a file, or a step is unknown.
+    """
+    if not (bundle / BUNDLE_FACTS).is_file():
+        raise BabeltowerError(
+            f"{bundle} is not a bundle: it has no {BUNDLE_FACTS}. Build one with `make gpu`."
+        )
+    if out.exists() and not out.is_dir():
+        raise BabeltowerError(f"{out} is a file; pass a folder for the results.")
+    known = [step.name for step in STEPS]
+    if unknown := [name for name in steps if name not in known]:
+        raise BabeltowerError(f"Step {unknown[0]!r} is unknown; expected some of {known}.")
 
 
 def unpack(bundle: Path, work: Path, *, dry: bool) -> None:

@@ -85,11 +85,7 @@ class QuantizeOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in GRAPH_ENGINES:
-            raise ExportError(
-                f"The sensitivity study does not support {self.engine.value}, whose plans run only on a GPU; "
-                f"expected one of {[engine.value for engine in GRAPH_ENGINES]}."
-            )
+        _require_studied(self.engine)
         if not 0 < self.max_recall_drop < 1:
             raise ExportError(
                 f"max_recall_drop {self.max_recall_drop} is out of range; expected a share, 0 to 1."
@@ -123,6 +119,14 @@ class QuantizedModel:
     files: tuple[Path, ...]
 
 
+def _require_studied(engine: Engine) -> None:
+    if engine not in GRAPH_ENGINES:
+        raise ExportError(
+            f"The sensitivity study does not support {engine.value}, which runs only on a GPU; expected one "
+            f"of {[known.value for known in GRAPH_ENGINES]}."
+        )
+
+
 def recipe_from_options(
     engine: Engine, *, method: str | None, percentile: float | None, smooth: float | None
 ) -> Int8Recipe:
@@ -131,6 +135,7 @@ def recipe_from_options(
     Raises:
         ExportError: the method does not exist, or a value is out of range.
     """
+    _require_studied(engine)
     recipe = recipe_for(GraphTarget(engine.value))
     if method is not None:
         if method not in [known.value for known in ClipMethod]:

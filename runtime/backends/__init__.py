@@ -12,16 +12,25 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.backends.backend import Backend, GraphBackend, Signature
-from runtime.device import CPU, Device
+from runtime.device import CPU, Device, device_from_name
 from runtime.errors import EngineError
 from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision
 
+GPU_PROVIDERS = {
+    "CUDAExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
+    "TensorrtExecutionProvider": "pass engine='tensorrt', for variants exported with --engine tensorrt",
+    "NvTensorRTRTXExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
+}
+"""ONNX Runtime's providers that run other graphs than a CPU's, and how to use these."""
+
 __all__ = [
+    "GPU_PROVIDERS",
     "device_for_engine",
     "module_of_engine",
     "open_backend",
     "open_graph",
     "require_computes",
+    "require_provider",
     "version_of_engine",
 ]
 
@@ -40,7 +49,23 @@ def version_of_engine(engine: Engine) -> str:
         return str(importlib.import_module(name).__version__)
 
 
-def device_for_engine(engine: Engine, device: Device | None) -> Device:
+def require_provider(engine: Engine, provider: str | None) -> None:
+    """Check the name of a provider, before anything is opened; whether it is available is not checked.
+
+    Raises:
+        EngineError: it is no name, or the provider of a GPU that has an engine of its own.
+    """
+    if provider is None:
+        return
+    if not isinstance(provider, str) or not provider:
+        raise EngineError(f"provider is {provider!r}; expected a name, or leave it out for the CPU.")
+    if engine is Engine.ONNXRUNTIME and provider in GPU_PROVIDERS:
+        raise EngineError(
+            f"{provider} cannot run a graph made for CPUs as it was measured: {GPU_PROVIDERS[provider]}."
+        )
+
+
+def device_for_engine(engine: Engine, device: Device | str | None) -> Device:
     """Return the device that an engine runs on: the given one, or else the processor or the first GPU.
 
     Raises:
@@ -49,6 +74,7 @@ def device_for_engine(engine: Engine, device: Device | None) -> Device:
     on_gpu = engine in GPU_ENGINES
     if device is None:
         return Device(0) if on_gpu else CPU
+    device = device_from_name(device)
     if device.is_gpu is not on_gpu:
         others = [known.value for known in (GPU_ENGINES if device.is_gpu else GRAPH_ENGINES)]
         raise EngineError(
@@ -66,7 +92,7 @@ def open_backend(
     threads: int | None = None,
     provider: str | None = None,
     instances: int = 1,
-    device: Device | None = None,
+    device: Device | str | None = None,
 ) -> Backend:
     """Open a graph in an engine.
 
@@ -112,6 +138,7 @@ def open_graph(
     instances: int = 1,
 ) -> GraphBackend:
     """Open an ONNX graph in one of ``GRAPH_ENGINES``; arguments and errors as in ``open_backend``."""
+    require_provider(engine, provider)
     _require_sane(graph, threads, instances)
     if engine is Engine.OPENVINO:
         from runtime.backends.openvino import OpenVinoBackend

@@ -18,13 +18,6 @@ __all__ = ["OnnxRuntimeBackend", "require_computes", "signature_of_session"]
 onnxruntime = import_onnxruntime()
 
 _CPU = "CPUExecutionProvider"
-_ON_GPU = {
-    "CUDAExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
-    "TensorrtExecutionProvider": "pass engine='tensorrt', for variants exported with --engine tensorrt",
-    "NvTensorRTRTXExecutionProvider": "pass device='cuda', for variants exported with --engine cuda",
-}
-"""Providers that run other graphs than a CPU's, and how to use these."""
-
 _COMPUTES: Mapping[str, frozenset[Precision]] = {
     _CPU: frozenset({Precision.FP32, Precision.FP16, Precision.INT8}),
 }
@@ -106,10 +99,6 @@ def require_computes(precision: Precision, provider: str | None = None) -> None:
 
 def _provider(asked: str | None, precision: Precision) -> str:
     provider = asked or _CPU
-    if provider in _ON_GPU:
-        raise EngineError(
-            f"{provider} cannot run a graph made for CPUs as it was measured: {_ON_GPU[provider]}."
-        )
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise EngineError(

@@ -102,6 +102,11 @@ def preload() -> Any:
         MissingPackageError: see ``require_cuda_build``; or a CUDA library is missing or cannot be loaded.
     """
     module = require_cuda_build()
+    if not hasattr(module, "preload_dlls"):
+        raise MissingPackageError(
+            f"CUDA needs onnxruntime-gpu 1.21 or newer; {module.__version__} is installed. "
+            f"Run: {pip_install(_GPU)}"
+        )
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it reports failures by printing them
         module.preload_dlls()

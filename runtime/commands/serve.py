@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runtime.errors import InputError
+
 if TYPE_CHECKING:
     from runtime.server.process import Server
 
 __all__ = ["serve"]
+
+_HOST, _PORTS = "127.0.0.1", (8000, 8001, 8002)
+"""Default address, and ports of HTTP, gRPC and Prometheus."""
 
 
 class ServeTarget(str, Enum):
@@ -33,12 +38,12 @@ def serve(
     write: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --target gpu: output folder of the files.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; default: this machine only.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="HTTP port; 0 picks a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, help="gRPC port; 0 picks a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=0, help="Prometheus port; 0 picks a free one.")] = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on; default: this machine only.")] = _HOST,
+    port: Annotated[int, typer.Option(min=0, help="HTTP port; 0 picks a free one.")] = _PORTS[0],
+    grpc_port: Annotated[int, typer.Option(min=0, help="gRPC port; 0 picks a free one.")] = _PORTS[1],
+    metrics_port: Annotated[int, typer.Option(min=0, help="Prometheus port; 0 picks a free one.")] = _PORTS[
+        2
+    ],
     env: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +85,20 @@ def serve(
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
+        given = {
+            "--host": host != _HOST,
+            "--port": port != _PORTS[0],
+            "--grpc-port": grpc_port != _PORTS[1],
+            "--metrics-port": metrics_port != _PORTS[2],
+            "--cache-mb": cache_mb != 0,
+            "--backends": backends is not None,
+            "--log": log is not None,
+        }
+        if ignored := [name for name, is_given in given.items() if is_given]:
+            raise InputError(
+                f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
+                "them out, and edit the written files instead."
+            )
         lines = deployment_from_repository(
             repository, write, target=target.value, shared_memory=shared_memory
         )

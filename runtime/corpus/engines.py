@@ -128,6 +128,11 @@ def choice_from_arguments(
         choice = replace(choice, instances=choice.instances or 1, threads=1)
     if known is not None and choice.engine is None and known.get("engine") is not None:
         choice = replace(choice, engine=Engine(known["engine"]))
+        if choice.device is not None and choice.device.is_gpu is not (choice.engine in GPU_ENGINES):
+            raise CorpusError(
+                f"The output folder holds vectors of {known['engine']}, which does not run on "
+                f"{choice.device}. Resume on the same device, or choose another output folder."
+            )
     if known is not None and choice.precision is None and known.get("precision") is not None:
         choice = replace(choice, precision=Precision(known["precision"]))
     if known is not None and choice.threads is None:
@@ -202,10 +207,26 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
     if not found:
         pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
         raise CorpusError(
-            f"{model} has no variant for {choice.name} that an installed engine runs; it has {pairs}."
+            f"{model} has no variant {_asked_in_words(choice)} that an installed engine runs; it has {pairs}."
             + "".join(f" {line}." for line in left_out)
+            + f" Pass one of these, or export the checkpoint with {_export_options(choice)}."
         )
     return found, left_out
+
+
+def _asked_in_words(choice: EngineChoice) -> str:
+    asked = [
+        *([] if choice.precision is None else [f"in {choice.precision.value}"]),
+        *([] if choice.engine is None else [f"for {choice.engine.value}"]),
+        f"on {choice.device or 'cpu'}",
+    ]
+    return " ".join(asked)
+
+
+def _export_options(choice: EngineChoice) -> str:
+    on_gpu = choice.device is not None and choice.device.is_gpu
+    engine = choice.engine or (Engine.CUDA if on_gpu else Engine.ONNXRUNTIME)
+    return f"--engine {engine.value} --precision {(choice.precision or Precision.FP32).value}"
 
 
 def _may_run(engine: Engine, device: Device | None) -> bool:

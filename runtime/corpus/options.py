@@ -25,6 +25,9 @@ MAX_BATCH_TOKENS = 1_024
 """Texts × padded length of one batch on a CPU; see ``runtime/preprocessing/buckets.py`` for a GPU."""
 MAX_BAD_SHARE = 0.5
 
+_MOST = 100_000_000
+"""Largest number of rows or tokens that an option may name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -66,8 +69,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("rows_per_part", "max_batch_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1.")
+            if value is not None and not 1 <= value <= _MOST:
+                raise InputError(f"{name} is {value}; expected 1 to {_MOST:,}.")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1.")
 

@@ -29,12 +29,16 @@ def open_remote(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, Engine
     """Connect to a server and complete the choice with its engine and precision.
 
     Raises:
-        CorpusError: threads are given, which are set on the server.
+        CorpusError: threads or a device are given, which are set on the server.
         EngineError, ServerError: see ``Encoder.open``.
     """
     if choice.threads is not None:
         raise CorpusError(
             f"threads is {choice.threads}, but threads are set on the server; leave it out with an address."
+        )
+    if choice.device is not None:
+        raise CorpusError(
+            f"device is {choice.device}, but it is set on the server; leave it out with an address."
         )
     encoder = Encoder.open(model, engine=choice.engine, precision=choice.precision)
     if not isinstance(encoder, RemoteEncoder):

@@ -62,6 +62,7 @@ def embed_corpus(
     encoder, choice = _opened(os.fspath(model), opened, options, known)
     with encoder:
         arguments = _arguments(encoder, opened, options, choice)
+        computation = computation_of(encoder, choice, opened.modality)  # may fail; nothing is written yet
         journal = Journal(folder, options.shard, arguments)
         try:
             job = Job(
@@ -73,7 +74,7 @@ def embed_corpus(
                 int(arguments["dim"]),
                 lambda part: options.shard.has(part) and part not in journal.done,
                 watcher.observe,
-                computation_of(encoder, choice, opened.modality),
+                computation,
             )
             run = _Run(job, journal, arguments, folder, watcher, execute or parts_in_process)
             return run.record()

@@ -127,8 +127,7 @@ def _remedy(tower: TowerFolder, repository: Path) -> str:
 
 
 def _export(tower: TowerFolder, repository: Path, wanted: str) -> str:
-    checkpoint = tower.manifest.source.get("checkpoint", "CHECKPOINT")
-    return f"babeltower export {checkpoint} {repository} --name {tower.manifest.name} {wanted}"
+    return f"babeltower export CHECKPOINT {repository} --name {tower.manifest.name} {wanted}"
 
 
 def _variants(towers: Collection[TowerFolder]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_models import Exported
+from sample_models import ROOT, Exported
 
 from bench.gpu import gate, run
 from bench.gpu.gate import embed_model, judge_model, models_of
@@ -106,3 +107,39 @@ def test_a_step_that_fails_or_hangs_costs_no_other(
     assert "machine: done" in said
     assert "record: done" in said
     assert (tmp_path / "out" / "gpu.json").is_file()
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    file.write_text("mine", encoding="utf-8")
+    other.mkdir()
+    (other / "mine").touch()
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "bundle.json").write_text("{}", encoding="utf-8")
+    for arguments, said in (
+        (("bundle", "--out", str(file)), "is not a bundle, so it is not replaced"),
+        (("bundle", "--out", str(other)), "is not a bundle, so it is not replaced"),
+        (("run", str(other), str(tmp_path / "out")), "is not a bundle: it has no bundle.json"),
+        (("run", str(bundle), str(file)), "is a file; pass a folder for the results"),
+        (("run", str(bundle), str(tmp_path / "out"), "--only", "gates"), "Step 'gates' is unknown"),
+    ):
+        code, output = command(*arguments)
+        assert code == 1
+        assert said in " ".join(output.split())
+        assert "Traceback" not in output
+    assert file.read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file", "other"]
+
+
+def test_tensorrt_is_a_command_of_its_own() -> None:
+    code, output = command("tensorrt", "--help")
+    assert code == 0, output
+    assert "--no-samples" in output

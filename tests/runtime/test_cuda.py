@@ -261,7 +261,9 @@ def test_device_names(name: str, device: Device) -> None:
     assert device_from_name(str(device)) == device
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:1234", None, 0])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "cuda:", "cuda:-1", "cuda:00", "cuda:\u0661", "cuda:x", "CUDA", "cuda:1234", None, 0]
+)
 def test_other_names_are_no_device(name: str) -> None:
     with pytest.raises(EngineError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
         device_from_name(name)
@@ -369,11 +371,10 @@ def test_no_provider_of_a_gpu_runs_a_graph_for_cpus(
     provider: str, remedy: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider, "CPUExecutionProvider"])
-    with (
-        Encoder.open(exported("nllb-clip"), provider=provider) as encoder,
-        pytest.raises(EngineError, match=f"{provider} cannot run a graph made for CPUs.*{remedy}"),
-    ):
-        encoder.embed_texts(["um gato"], "pt")
+    with pytest.raises(EngineError, match=f"{provider} cannot run a graph made for CPUs.*{remedy}"):
+        Encoder.open(exported("nllb-clip"), provider=provider)
+    with pytest.raises(EngineError, match="provider is ''; expected a name"):
+        Encoder.open(exported("nllb-clip"), provider="")
     with pytest.raises(EngineError, match=r"cuda takes no provider; got .* Pass device='cuda:N'"):
         open_backend(
             Engine.CUDA,
@@ -381,6 +382,46 @@ def test_no_provider_of_a_gpu_runs_a_graph_for_cpus(
             precision=Precision.FP32,
             provider=provider,
         )
+
+
+def embed(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["embed", *arguments])
+    assert done.exit_code == 1, done.output
+    return " ".join(done.output.split())
+
+
+def test_a_gpu_that_is_missing_leaves_no_trace_in_the_folder(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused run must not decide for the next one."""
+    source, out = tmp_path / "texts.txt", tmp_path / "out"
+    source.write_text("um gato\n", encoding="utf-8")
+    model = exported("nllb-clip")
+    arguments = (str(model), str(source), "--out", str(out), "--language", "pt")
+    said = embed(*arguments, "--device", "cuda:0", "--precision", "fp16")
+    assert "has no variant in fp16 on cuda:0 that an installed engine runs" in said
+    assert "export the checkpoint with --engine cuda --precision fp16" in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.corpus.run.computation_of", _fails)
+        assert "GPU 0 is not available" in embed(*arguments, "--threads", "1", "--instances", "1")
+    assert not out.exists() or not list(out.iterdir())
+    done = CliRunner().invoke(app, ["embed", *arguments, "--threads", "1", "--instances", "1"])
+    assert done.exit_code == 0, done.output
+    said = embed(*arguments, "--device", "cuda")
+    assert "holds vectors of onnxruntime, which does not run on cuda:0" in said
+
+
+def _fails(*arguments: object) -> None:
+    raise EngineError("GPU 0 is not available: CUDA reports 'no device' and 0 GPUs.")
+
+
+@pytest.mark.parametrize("option", ["--max-batch-tokens", "--rows-per-part"])
+def test_numbers_without_measure_are_refused(option: str, exported: Exported, tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("um gato\n", encoding="utf-8")
+    said = embed(str(exported("nllb-clip")), str(source), "--out", str(tmp_path / "out"), option, "9" * 20)
+    assert "expected 1 to 100,000,000" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_corpus_is_embedded_in_large_unpadded_runs(

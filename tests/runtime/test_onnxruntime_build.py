@@ -146,3 +146,13 @@ def test_a_cuda_library_that_does_not_load_is_named(
 def test_the_backend_asks_before_it_imports() -> None:
     backend = importlib.import_module("runtime.backends.onnxruntime")
     assert backend.import_onnxruntime is onnxruntime_build.import_onnxruntime
+
+
+def test_a_build_that_cannot_load_cudas_libraries_is_too_old(install: Install) -> None:
+    site = install("onnxruntime-gpu", providers=CUDA)
+    module = site / "onnxruntime" / "__init__.py"
+    module.write_text(module.read_text().replace("def preload_dlls():", "def _unused():"))
+    with pytest.raises(
+        MissingPackageError, match=r"needs onnxruntime-gpu 1\.21 or newer; 1\.31\.1 is installed"
+    ):
+        preload()
