@@ -56,8 +56,9 @@ def embedded_batches(
 
     Args:
         encoder: In process or on a server.
-        source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings, which
-            is read ahead on another thread.
+        source: A path, folder, glob or URL of a corpus; a table in memory: a mapping of columns, a data frame
+            of pandas or polars, a table of Arrow; or an iterable of texts, images or mappings, which is read
+            ahead on another thread.
         columns: Names of the columns; the usual names by default.
         format: Storage format of the source; told from suffixes by default.
         language: Code of the texts that name none.

@@ -46,7 +46,7 @@ def embed_corpus(
 
     Args:
         model: ``REPOSITORY/NAME``, or the address of a server that serves it.
-        source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
+        source: A path, folder, glob or URL; a table in memory; or an iterable of texts, images or mappings.
         out: Output folder.
         execute: Executor of the job; default: threads of this process.
 

@@ -17,7 +17,7 @@ from runtime.encoder import Encoder, no_vectors
 from runtime.errors import EngineError, InputError, UnansweredError
 from runtime.manifest import Engine, Modality, Precision, choice_from_value
 from runtime.preprocessing.image import ImageSource, decode, require_several, snapshot_from_source
-from runtime.preprocessing.text import texts_with_languages
+from runtime.preprocessing.text import require_texts, texts_with_languages
 from runtime.remote.calls import Caller, NoAnswerError, event_loop
 from runtime.remote.options import Address, Connection, address_from_text
 from runtime.remote.payloads import (
@@ -135,7 +135,8 @@ class RemoteEncoder(Encoder):
         max_batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """See ``Encoder.embed_texts``."""
-        known = texts if isinstance(texts, (str, bytes)) else list(texts)
+        require_texts(texts)
+        known = list(texts)
         parts = self.iter_texts(
             known, language, dim=dim, encoding=encoding, max_batch_tokens=max_batch_tokens
         )

@@ -46,6 +46,13 @@ def test_batches_of_a_file_and_of_an_iterable(encoder, tmp_path, runs_at_once):
         np.testing.assert_allclose(np.concatenate([b.vectors for b in found]), expected, atol=2e-6)
 
 
+def test_a_table_in_memory_is_embedded_by_row(encoder):
+    expected = encoder.embed_texts(["gato", "cão"], "pt")
+    table = {"text": ["gato", "cão"], "language": ["pt", "pt"]}
+    (batch,) = embedded_batches(encoder, table)
+    np.testing.assert_allclose(batch.vectors, expected, atol=2e-6)
+
+
 def test_images_and_bad_rows(encoder):
     png = dataset.load_gallery()[0].png
     items = [{"name": "a", "photo": png}, {"name": "b", "photo": b"no"}, {"name": "c", "photo": png}]

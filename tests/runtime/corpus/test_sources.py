@@ -224,6 +224,63 @@ def test_iterables(items, columns, modality, expected):
     assert [item.kind if isinstance(item, Problem) else item for item in found] == expected
 
 
+class PolarsFrame:
+    """Stand-in with polars' methods."""
+
+    columns = ("id", "text", "language")
+
+    def iter_rows(self, *, named):
+        assert named
+        return iter(RECORDS)
+
+
+COLUMNS = {name: [record[name] for record in RECORDS] for name in RECORDS[0]}
+TABLES = {
+    "mapping of lists": lambda: COLUMNS,
+    "mapping of arrays": lambda: {name: np.asarray(cells, object) for name, cells in COLUMNS.items()},
+    "mapping of Arrow's columns": lambda: dict(zip(table().schema.names, table().columns, strict=True)),
+    "table of Arrow": table,
+    "record batch": lambda: table().to_batches()[0],
+    "reader of record batches": lambda: table().to_reader(max_chunksize=2),
+    "frame of pandas": lambda: pytest.importorskip("pandas").DataFrame(COLUMNS),
+    "frame of polars": PolarsFrame,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_in_memory_gives_its_rows(name):
+    source = open_source(TABLES[name]())
+    assert source.columns == Columns("id", "text", None, "language")
+    ids, items, codes = rows_of(source)
+    assert ids == IDS
+    assert [i for i in items if not isinstance(i, Problem)] == [t for t in TEXTS if t and t.strip()]
+    assert codes == LANGUAGES
+
+
+def test_a_column_of_arrow_is_its_values():
+    assert rows_of(open_source(pa.chunked_array([["a"], ["b"]])))[1] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "of type NoneType; expected a path"),
+        (5, "of type int; expected a path"),
+        (b"png", "is bytes; pass a path"),
+        (Image.new("RGB", (4, 4)), "is a single image; pass a list"),
+        (np.zeros((4, 4, 3), np.uint8), "is a single image; pass a list"),
+        ({"text": "a cat"}, "Column 'text' of the source is of type str; expected a list"),
+        ({"text": iter("ab")}, "Column 'text' of the source is of type str_ascii_iterator; expected a list"),
+        ({"text": ["a"], "id": [1, 2]}, "different lengths: {'text': 1, 'id': 2}"),
+        ({"text": []}, "nothing to embed"),
+        ([table()], "The first item is of type Table, a table"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, message):
+    with pytest.raises(InputError, match=message):
+        open_source(source)
+
+
 def test_images_of_an_iterable_may_be_opened_already(tmp_path):
     image, array = Image.new("RGB", (4, 4), "red"), np.zeros((4, 4, 3), np.uint8)
     _, items, _ = rows_of(open_source([image, array, tmp_path / "a.png", bytearray(b"png"), 3.5]))
