@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.counts import whole_number
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import InputError
 from runtime.manifest import Engine, Precision
@@ -135,6 +136,20 @@ class Encoder(ABC):
     def dim(self) -> int:
         """Full width of a vector."""
         return self.dims[-1]
+
+    def require_width(self, dim: int | None) -> int:
+        """Return a vector width: ``dim``, by default the full width.
+
+        Raises:
+            InputError: the model has no vectors of that width.
+        """
+        width = self.dim if dim is None else whole_number(dim, "dim")
+        if width not in self.dims:
+            raise InputError(
+                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower widths "
+                "have their own MRL heads: truncated vectors are not valid."
+            )
+        return width
 
     @property
     @abstractmethod

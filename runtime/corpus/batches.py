@@ -16,6 +16,7 @@ from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
 from runtime.corpus.rows import BadRow, Columns
 from runtime.corpus.sources import ItemSource, SourceFormat, open_source
+from runtime.counts import require_count, require_threads
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder
 from runtime.errors import InputError
@@ -75,11 +76,13 @@ def embedded_batches(
         EngineError: the tower cannot be opened, or failed.
         ServerError: the server cannot be reached.
     """
+    rows_per_batch = require_count(rows_per_batch, "rows_per_batch")
+    runs_at_once = require_threads(runs_at_once, "runs_at_once", error=InputError) or 1
     opened = open_source(source, columns=columns, format=format)
     options = Options(
         language=language, dim=dim, rows_per_part=rows_per_batch, max_batch_tokens=max_batch_tokens
     )
-    width = encoder.dim if dim is None else dim
+    width = encoder.require_width(dim)
     choice = EngineChoice(instances=runs_at_once)
     job = Job(
         encoder.name, encoder, opened, options, choice, width, lambda part: True, lambda n_rows, counts: None
@@ -158,7 +161,7 @@ class BatchEmbedder:
         return self._encoder
 
     def _width(self) -> int:
-        return self._opened().dim if self._options.dim is None else self._options.dim
+        return self._opened().require_width(self._options.dim)
 
     def _embedded(self, columns: dict[str, list[Any]]) -> tuple[EmbeddedPart, int]:
         if missing := [name for name in self._names() if name not in columns]:

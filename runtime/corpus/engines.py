@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import module_of_engine
+from runtime.counts import require_threads
 from runtime.device import Device
 from runtime.errors import BabeltowerError, CorpusError
 from runtime.local import LocalEncoder
@@ -54,9 +55,7 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise CorpusError(f"{name} is {value}; expected at least 1.")
+            require_threads(getattr(self, name), name, error=CorpusError)
 
     @property
     def is_whole(self) -> bool:

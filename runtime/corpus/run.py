@@ -102,7 +102,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "fingerprint": encoder.fingerprint,
         **choice.deciding(),
         "modality": source.modality.value,
-        "dim": encoder.dim if options.dim is None else options.dim,
+        "dim": encoder.require_width(options.dim),
         "encoding": options.encoding.value,
         "language": options.language,
         "format": source.format.value,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.journal import computations_of_folder
+from runtime.counts import require_threads
 from runtime.errors import InputError
 from runtime.extras import faiss
 from runtime.fingerprints import remark_on_vectors
@@ -74,6 +75,7 @@ def index_from_vectors(
         raise InputError(
             f"n_queries is {n_queries} and target_recall {target_recall}; expected at least 1, and 0 to 1."
         )
+    require_threads(threads)
     shards = VectorShards.open(vectors)
     asked = None if queries is None else _questions_from_folder(Path(queries), shards, n_queries, seed)
     target = Path(out)

@@ -401,6 +401,11 @@ def test_a_changed_file_is_found(own_model):
         ({"precision": "int4"}, EngineError, "Precision 'int4' is unknown; expected one of"),
         ({"precision": "fp16"}, ManifestError, "has no fp16 variant"),
         ({"default_language": "xx"}, LanguageError, "'xx' is unknown"),
+        ({"threads": 0}, EngineError, "threads is 0; expected at least 1"),
+        ({"threads": "1"}, EngineError, "threads is '1', of type str; expected a whole number"),
+        ({"threads": 99_999}, EngineError, "threads is 99999; expected at most 1024"),
+        ({"instances": -1}, EngineError, "instances is -1; expected at least 1"),
+        ({"max_pixels": "8"}, InputError, "max_pixels is '8', of type str"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(model, options, error, message):
@@ -416,7 +421,6 @@ def test_options_that_do_not_fit_are_errors(model, options, error, message):
             r"'CUDAExecutionProvider' is not available; this onnxruntime has",
         ),
         ({"precision": "bf16"}, "does not support bf16 on a CPU"),
-        ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"engine": "openvino", "provider": "NPU"}, "'NPU' is not available"),
     ],
 )
