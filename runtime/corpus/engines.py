@@ -265,10 +265,11 @@ def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> i
     counts = [0] * instances
     deadline = time.perf_counter() + seconds
     failed: list[BabeltowerError] = []
+    interrupted = threading.Event()
 
     def loop(number: int) -> None:
         try:
-            while time.perf_counter() < deadline:
+            while time.perf_counter() < deadline and not interrupted.is_set():
                 run()
                 counts[number] += 1
         except BabeltowerError as error:
@@ -277,8 +278,14 @@ def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> i
     threads = [threading.Thread(target=loop, args=(number,)) for number in range(instances)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:  # an engine must not be closed while it runs
+        interrupted.set()
+        for thread in threads:
+            thread.join()
+        raise
     if failed:
         raise failed[0]
     return sum(counts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -201,8 +202,11 @@ class _Run:
     def _write(self, writer: PartWriter) -> None:
         """Embed the pending parts, writing one while the next is computed."""
         writing: Future[PartRecord] | None = None
-        with ThreadPoolExecutor(1, "babeltower-write") as pool:
-            for part in self.execute(self.job):
+        parts = self.execute(self.job)
+        with ThreadPoolExecutor(1, "babeltower-write") as pool, contextlib.ExitStack() as stack:
+            if isinstance(parts, Generator):  # its threads end with this run, also after an interruption
+                stack.enter_context(contextlib.closing(parts))
+            for part in parts:
                 writing = self._noted(writing, pool.submit(writer.write, part))
             self._noted(writing, None)
         self.journal.end(self.job.n_rows)

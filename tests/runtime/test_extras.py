@@ -55,7 +55,7 @@ def test_a_command_without_its_package_ends_in_one_line(
     done = CliRunner().invoke(app, [entry.name, str(tmp_path)])
     assert done.exit_code == 1
     assert done.output.strip() == (
-        "error: this needs torch, which is not installed. Run: pip install 'babeltower[export]'"
+        "error: This command needs torch, which is not installed. Run: pip install 'babeltower[export]'"
     )
 
 

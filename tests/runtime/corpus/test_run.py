@@ -103,6 +103,14 @@ def test_the_schema_says_what_the_vectors_are(model, encoder, source, tmp_path):
     }
 
 
+def test_an_output_folder_that_is_a_file_is_named(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    source = write_texts(tmp_path / "a.parquet", ["a"])
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(CorpusError, match=rf"{out} is not a folder, so no output can be written to it"):
+            embed_corpus(exported("nllb-clip"), source, out)
+
+
 @pytest.mark.parametrize("encoding", ["float16", "int8", "binary"])
 def test_encodings_and_narrow_heads(model, encoder, source, texts, tmp_path, encoding):
     from runtime.embeddings import Encoding
