@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.counts import whole_number
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import InputError
-from runtime.manifest import Engine, Precision
+from runtime.manifest import Engine, Precision, model_location
 from runtime.preprocessing.image import ImageSource
 from runtime.towers import Stats
 
@@ -85,7 +85,7 @@ class Encoder(ABC):
             ServerError: the server cannot be reached, or serves another model or embedding space.
             InputError: an option is not allowed with a path, or with an address.
         """
-        address = os.fspath(model)
+        address = model_location(model)
         if "://" in address:
             return _remote(
                 address,
@@ -307,11 +307,12 @@ def _remote(
     default_language: str | None,
     local: Mapping[str, Any],
 ) -> Encoder:
+    from runtime.remote import Connection, RemoteEncoder, address_from_text
+
+    address_from_text(address)
     given = [name for name, value in local.items() if value is not None]
     if given:
         raise InputError(f"{', '.join(given)} is set on the server; leave it out with address {address}.")
-    from runtime.remote import Connection, RemoteEncoder
-
     return RemoteEncoder.connect(
         address,
         connection or Connection(),

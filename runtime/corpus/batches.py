@@ -21,6 +21,7 @@ from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.local import LocalEncoder
+from runtime.manifest import model_location
 
 __all__ = ["BatchEmbedder", "EmbeddedBatch", "embedded_batches"]
 
@@ -121,7 +122,7 @@ class BatchEmbedder:
     ) -> None:
         if (text is None) == (image is None):
             raise InputError(f"Pass exactly one column to embed; got text={text!r} and image={image!r}.")
-        self._model, self._opening = os.fspath(model), options
+        self._model, self._opening = model_location(model), options
         self._columns = Columns(text=text, image=image, language=language_column)
         self._options = Options(language=language, dim=dim, max_batch_tokens=max_batch_tokens)
         self._encoder: LocalEncoder | None = None

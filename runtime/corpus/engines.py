@@ -17,6 +17,7 @@ from runtime.backends import module_of_engine
 from runtime.counts import require_threads
 from runtime.device import Device
 from runtime.errors import BabeltowerError, CorpusError
+from runtime.extras import install_hint
 from runtime.local import LocalEncoder
 from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
@@ -200,11 +201,19 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
             )
     if not found:
         pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
+        asked = " ".join(one.value for one in (choice.engine, choice.precision) if one is not None)
         raise CorpusError(
-            f"{model} has no variant for {choice.name} that an installed engine runs; it has {pairs}."
-            + "".join(f" {line}." for line in left_out)
+            f"{model} has no variant{asked and f' for {asked}'} that an installed engine runs; "
+            f"it has {pairs}." + "".join(f" {line}." for line in [*left_out, *_missing_engines(manifest)])
         )
     return found, left_out
+
+
+def _missing_engines(manifest: Manifest) -> list[str]:
+    """Say how to install each engine that the model was exported for and that is not installed."""
+    modules = {module_of_engine(engine) for _, engine in manifest_pairs(manifest)}
+    missing = sorted(module for module in modules if importlib.util.find_spec(module) is None)
+    return [f"{module} is not installed. {install_hint(module)}" for module in missing]
 
 
 def _may_run(engine: Engine, device: Device | None) -> bool:

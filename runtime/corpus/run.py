@@ -27,6 +27,7 @@ from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
+from runtime.manifest import model_location
 
 __all__ = ["embed_corpus"]
 
@@ -58,15 +59,16 @@ def embed_corpus(
         ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
+    location = model_location(model)
     opened = open_source(source, columns=options.columns, format=options.format)
     known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
-    encoder, choice = _opened(os.fspath(model), opened, options, known)
+    encoder, choice = _opened(location, opened, options, known)
     with encoder:
         arguments = _arguments(encoder, opened, options, choice)
         journal = Journal(folder, options.shard, arguments)
         try:
             job = Job(
-                os.fspath(model),
+                location,
                 encoder,
                 opened,
                 options,

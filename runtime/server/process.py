@@ -190,7 +190,7 @@ def require_repository(repository: Path) -> None:
     Raises:
         EngineError: it is a model, not a folder, or it holds no models.
     """
-    if repository.name and manifest_path(repository).is_file():
+    if repository.name not in ("", "..") and manifest_path(repository).is_file():
         raise EngineError(
             f"{repository} is a model, not a repository. A server serves every model of one: pass "
             f"{repository.parent}."

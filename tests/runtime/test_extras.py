@@ -40,6 +40,7 @@ def test_every_extra_that_is_named_exists() -> None:
     assert named <= set(extras)
     assert install_hint("faiss") == "Run: pip install 'babeltower[index]'"
     assert install_hint("scipy") == "Run: pip install 'scipy'"
+    assert install_hint("PIL") == "Run: pip install 'pillow'"
 
 
 @pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])

@@ -320,6 +320,13 @@ def test_a_measured_choice_is_kept_by_the_journal(model, source, tmp_path):
     assert (second.engine, second.precision, second.threads) == (first.engine, first.precision, first.threads)
 
 
+def test_without_an_engine_the_message_says_what_to_install(model, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    expected = r"has no variant that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
+    with pytest.raises(CorpusError, match=expected):
+        embed_corpus(model, source, tmp_path / "out", options(engine=EngineChoice()))
+
+
 def test_no_variant_for_what_was_asked(model, source, tmp_path):
     from runtime.manifest import Precision
 
