@@ -34,6 +34,6 @@ def __dir__() -> list[str]:
 
 
 if __name__ == "__main__":
-    from runtime.commands.app import main
+    from runtime.commands.__main__ import main
 
     main()

@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import (
     BabeltowerError,
+    CheckpointError,
+    CorpusError,
+    DatasetError,
     EngineError,
+    ExportError,
     ImageError,
     InputError,
     LanguageError,
     ManifestError,
+    MissingPackageError,
+    OpeningCheckError,
+    ParityError,
+    RolloutError,
+    ServerError,
+    UnansweredError,
 )
 
 if TYPE_CHECKING:
@@ -33,19 +43,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BabeltowerError",
+    "CheckpointError",
     "Classifier",
+    "CorpusError",
+    "DatasetError",
     "Encoder",
     "Encoding",
     "Engine",
     "EngineError",
+    "ExportError",
     "ImageError",
     "Index",
     "InputError",
     "LanguageError",
     "Manifest",
     "ManifestError",
+    "MissingPackageError",
     "Modality",
+    "OpeningCheckError",
+    "ParityError",
     "Precision",
+    "RolloutError",
+    "ServerError",
+    "UnansweredError",
     "VectorIndex",
     "flores_from_code",
 ]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.counts import whole_number
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.errors import InputError
-from runtime.manifest import Engine, Precision
+from runtime.manifest import Engine, Precision, model_location
 from runtime.preprocessing.image import ImageSource
 from runtime.towers import Stats
 
@@ -84,7 +85,7 @@ class Encoder(ABC):
             ServerError: the server cannot be reached, or serves another model or embedding space.
             InputError: an option is not allowed with a path, or with an address.
         """
-        address = os.fspath(model)
+        address = model_location(model)
         if "://" in address:
             return _remote(
                 address,
@@ -135,6 +136,20 @@ class Encoder(ABC):
     def dim(self) -> int:
         """Full width of a vector."""
         return self.dims[-1]
+
+    def require_width(self, dim: int | None) -> int:
+        """Return a vector width: ``dim``, by default the full width.
+
+        Raises:
+            InputError: the model has no vectors of that width.
+        """
+        width = self.dim if dim is None else whole_number(dim, "dim")
+        if width not in self.dims:
+            raise InputError(
+                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower widths "
+                "have their own MRL heads: truncated vectors are not valid."
+            )
+        return width
 
     @property
     @abstractmethod
@@ -292,11 +307,12 @@ def _remote(
     default_language: str | None,
     local: Mapping[str, Any],
 ) -> Encoder:
+    from runtime.remote import Connection, RemoteEncoder, address_from_text
+
+    address_from_text(address)
     given = [name for name, value in local.items() if value is not None]
     if given:
         raise InputError(f"{', '.join(given)} is set on the server; leave it out with address {address}.")
-    from runtime.remote import Connection, RemoteEncoder
-
     return RemoteEncoder.connect(
         address,
         connection or Connection(),

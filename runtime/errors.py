@@ -6,6 +6,7 @@
     ├── ExportError            a graph or repository could not be written
     │   └── ParityError        the exported model does not agree with PyTorch
     ├── EngineError            a requested engine, provider or precision is not available
+    │   ├── MissingPackageError  an optional package is not installed
     │   └── OpeningCheckError  an opened tower does not reproduce PyTorch's vectors on this machine
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
@@ -38,6 +39,7 @@ __all__ = [
     "InputError",
     "LanguageError",
     "ManifestError",
+    "MissingPackageError",
     "OpeningCheckError",
     "ParityError",
     "RolloutError",

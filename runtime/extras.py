@@ -48,6 +48,9 @@ _EXTRA_OF = {
 }
 """The extra of ``pyproject.toml`` that brings each package."""
 
+_DISTRIBUTION_OF = {"PIL": "pillow"}
+"""Distributions that are not named as the package they bring."""
+
 _EXTRA_ON_GPU_OF = {"onnxruntime": "gpu"}
 """The extra that brings a package in its build for NVIDIA GPUs, in place of the one for CPUs."""
 
@@ -71,7 +74,7 @@ def import_optional(module: str, what: str, install: str, *, remedy: str = "") -
 def install_hint(package: str) -> str:
     """Sentence that says how to install a package: with the extra that brings it, if there is one."""
     extra, on_gpu = _EXTRA_OF.get(package), _EXTRA_ON_GPU_OF.get(package)
-    hint = _run_pip(f"babeltower[{extra}]" if extra else package)
+    hint = _run_pip(f"babeltower[{extra}]" if extra else _DISTRIBUTION_OF.get(package, package))
     return f"{hint}, or with an NVIDIA GPU: {pip_install(f'babeltower[{on_gpu}]')}" if on_gpu else hint
 
 
@@ -104,17 +107,17 @@ def needing(what: str, install: str, *, remedy: str = "") -> Iterator[None]:
 
 
 def pyarrow() -> Any:
-    """Apache Arrow, for indexes.
+    """Apache Arrow, for indexes and files of vectors.
 
     Raises:
         MissingPackageError: it is not installed.
     """
-    return import_optional("pyarrow", "An index", "babeltower[index]")
+    return import_optional("pyarrow", "An index or a file of vectors", "babeltower[index]")
 
 
 def parquet() -> Any:
-    """Apache Arrow's Parquet files, for indexes; errors as of ``pyarrow``."""
-    return import_optional("pyarrow.parquet", "An index", "babeltower[index]")
+    """Apache Arrow's Parquet files, of vectors or images; errors as of ``pyarrow``."""
+    return import_optional("pyarrow.parquet", "A Parquet file", "babeltower[index]")
 
 
 def faiss() -> Any:

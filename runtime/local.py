@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from runtime.backends import device_for_engine, require_provider
 from runtime.backends.backend import Backend
+from runtime.counts import require_count, require_threads
 from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder, no_vectors
-from runtime.errors import EngineError, InputError
+from runtime.errors import EngineError
 from runtime.logs import LOGGER
 from runtime.manifest import (
     GRAPH_ENGINES,
@@ -99,6 +100,9 @@ class LocalEncoder(Encoder):
             verify: ``Checks`` for callers that have verified the files, or measure models without figures;
                 unlike ``False``, it logs no warning.
         """
+        threads, instances = require_threads(threads), require_threads(instances, "instances") or 1
+        if max_pixels is not None:
+            require_count(max_pixels, "max_pixels")
         place = None if device is None else device_from_name(device)
         default = Engine.CUDA if place is not None and place.is_gpu else Engine.ONNXRUNTIME
         chosen = choice_from_value(Precision, Precision.FP32 if precision is None else precision, "Precision")
@@ -165,8 +169,8 @@ class LocalEncoder(Encoder):
         pairs = texts_with_languages(texts, language)
         output, width = self._output(Modality.TEXT, dim)
         no_vectors(width, encoding)
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
+        if max_batch_tokens is not None:
+            require_count(max_batch_tokens, "max_batch_tokens")
 
         def parts() -> Iterator[NDArray[Any]]:
             for window in windows(pairs, _WINDOW_TEXTS):
@@ -189,8 +193,8 @@ class LocalEncoder(Encoder):
         """See ``Encoder.iter_images``."""
         output, width = self._output(Modality.IMAGE, dim)
         no_vectors(width, encoding)
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+        if batch_size is not None:
+            require_count(batch_size, "batch_size")
         size = batch_size or (GPU_BATCH_IMAGES if self.on_gpu else _CPU_BATCH_IMAGES)
         numbered = enumerate(require_several(images))
 
@@ -327,12 +331,7 @@ class LocalEncoder(Encoder):
     def _output(self, modality: Modality, dim: int | None) -> tuple[str, int]:
         """Return the name and width of the output for a requested width."""
         outputs = self._variant.tower(modality).outputs
-        width = self.dim if dim is None else dim
-        if width not in self.dims or str(width) not in outputs:
-            raise InputError(
-                f"{self.manifest.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower "
-                "widths have their own MRL heads: truncated vectors are not valid."
-            )
+        width = self.require_width(dim)
         return outputs[str(width)], width
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "choice_from_value",
     "front_end_name",
     "manifest_path",
+    "model_location",
     "names_in_repository",
     "record_of_file",
     "require_name",
@@ -358,7 +359,12 @@ class Manifest:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise ManifestError(_missing(path)) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise ManifestError(
+                f"{path} is not UTF-8 text ({error}). Copy it from the repository again; an editor may have "
+                "saved it in another encoding."
+            ) from error
+        except OSError as error:
             raise ManifestError(f"{path} cannot be read: {error}.") from error
         manifest = cls.from_json(text, origin=str(path))
         if manifest.name != Path(model).name:
@@ -427,9 +433,40 @@ def require_name(name: str) -> None:
         )
 
 
+def model_location(model: str | os.PathLike[str]) -> str:
+    """Return a model's path or address as text.
+
+    Raises:
+        ManifestError: it is neither a string nor a path.
+    """
+    found = model if isinstance(model, str) else getattr(model, "__fspath__", lambda: None)()
+    if not isinstance(found, str):
+        raise ManifestError(
+            f"The model is {model!r}, of type {type(model).__name__}; expected a path, REPOSITORY/NAME."
+        )
+    return found
+
+
 def manifest_path(model: str | os.PathLike[str]) -> Path:
-    """Return a model's manifest path: ``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``."""
-    path = Path(model)
+    """Return a model's manifest path: ``REPOSITORY/NAME`` → ``REPOSITORY/NAME.babeltower.json``.
+
+    Raises:
+        ManifestError: the path cannot be that of a model.
+    """
+    location = model_location(model)
+    path = Path(location)
+    if "://" in location:
+        raise ManifestError(f"{location} is an address; expected the path of a model here, REPOSITORY/NAME.")
+    if path.name in ("", "..") or "\0" in location:
+        inside = [] if "\0" in location else names_in_repository(path)
+        raise ManifestError(
+            f"{location!r} is not the path of a model. "
+            + (f"Pass {path / inside[0]}, one of {inside}." if inside else "Pass REPOSITORY/NAME.")
+        )
+    if path.name.endswith(_SUFFIX) and path.is_file():
+        raise ManifestError(
+            f"{path} is a model's manifest. Leave out its suffix: pass {location.removesuffix(_SUFFIX)}."
+        )
     return path.with_name(f"{path.name}{_SUFFIX}")
 
 

@@ -7,6 +7,7 @@ killed process or a full disk leaves what was there before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -33,8 +34,10 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         write: Writes the path that it is given.
 
     Raises:
-        OSError: the disk is full, or cannot be written; ``path`` is unchanged, and nothing is left behind.
+        OSError: the disk is full, or cannot be written, or ``path`` is a folder or a device; it is unchanged,
+            and nothing is left behind.
     """
+    path = _replaceable(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         write(unfinished)
@@ -58,8 +61,10 @@ def replace_durably(path: Path, write: Callable[[Path], Any]) -> int:
         Size of the file in bytes.
 
     Raises:
-        OSError: the disk is full, or cannot be written; nothing is left behind.
+        OSError: the disk is full, or cannot be written, or ``path`` is a folder or a device; nothing is left
+            behind.
     """
+    path = _replaceable(path)
     unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +90,11 @@ def staged_folder(out: Path, *, before_rename: Callable[[], None] = lambda: None
         before_rename: Called once the folder is filled; an error that it raises keeps ``out`` as it is.
 
     Raises:
-        OSError: the disk is full, or cannot be written.
+        OSError: the disk is full, or cannot be written, or ``out`` is not a folder.
     """
+    out = out.resolve() if out.is_symlink() else out
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
     folder = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -125,6 +133,20 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _replaceable(path: Path) -> Path:
+    """Return the file to replace: the target of a symbolic link, so that the link stays one.
+
+    Raises:
+        OSError: it is a folder, or no regular file: a rename would replace a device or a pipe by a file.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return path
 
 
 def _sync_folder(folder: Path) -> None:

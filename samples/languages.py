@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
-    """Collect aliases, likely scripts, macrolanguages, country codes and assigned codes.
+    """Collect aliases, likely scripts, macrolanguages, country codes, assigned codes and registered subtags.
 
     - ``sources``: the packages, their versions and licences
     - ``aliases``: code → CLDR's code of the same language; ``no-bok`` → ``nb``, ``por`` → ``pt``
@@ -53,6 +53,8 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
     - ``macrolanguages``: macrolanguage → its individual languages
     - ``countries``: country code that is not a language code → official languages
     - ``assigned``: the first two letters of language codes → their third letters, or ``-`` for none
+    - ``registered``: ``regions``, every region subtag, private ones included
+    - ``variants``: variant subtag → the languages that it was registered for; ``ao1990`` → ``gl pt``
     """
     cldr, registry = Tarball(CLDR_CORE, npm_folder), Tarball(IANA_SUBTAGS, npm_folder)
     metadata = cldr.json("supplemental/aliases.json")["supplemental"]["metadata"]["alias"]
@@ -72,6 +74,8 @@ def facts_from_packages(npm_folder: Path) -> dict[str, Any]:
         "macrolanguages": macrolanguages(subtags, ours, {**aliases, **defaults}),
         "countries": official_languages(territories, ours, set(assigned)),
         "assigned": by_first_letters(assigned),
+        "registered": {"regions": " ".join(registered_regions(subtags))},
+        "variants": languages_of_variants(subtags),
     }
 
 
@@ -144,10 +148,30 @@ def official_languages(territories: Mapping[str, Any], ours: set[str], assigned:
             for code, one in facts.get("languagePopulation", {}).items()
             if one.get("_officialStatus") in ("official", "de_facto_official")
         }
-        known = sorted(ours & spoken.keys(), key=lambda code: -spoken[code])
+        known = sorted(ours & spoken.keys(), key=lambda code: (-spoken[code], code))
         if known and region.lower() not in assigned:
             found[region.lower()] = " ".join(known[:N_OFFICIAL])
     return found
+
+
+def registered_regions(subtags: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the region subtags of the registry, its ranges of private ones (``XA..XZ``) written out."""
+    found = []
+    for one in (one["Subtag"] for one in subtags if one["Type"] == "region"):
+        first, _, last = one.partition("..")
+        found += (
+            [first[0] + chr(code) for code in range(ord(first[1]), ord(last[1]) + 1)] if last else [first]
+        )
+    return sorted(found)
+
+
+def languages_of_variants(subtags: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the languages that each variant subtag was registered for; empty for any language."""
+    variants = {one["Subtag"]: one.get("Prefix", ()) for one in subtags if one["Type"] == "variant"}
+    return {
+        variant: " ".join(sorted({prefix.split("-")[0] for prefix in prefixes}))
+        for variant, prefixes in variants.items()
+    }
 
 
 def by_first_letters(codes: Iterable[str]) -> dict[str, str]:

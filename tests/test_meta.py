@@ -46,6 +46,21 @@ def test_all_names_what_is_there(name: str) -> None:
         assert hasattr(module, public)
 
 
+def test_every_error_can_be_imported_from_the_top() -> None:
+    import babeltower
+    from runtime import errors
+
+    kinds = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and kind.__module__ == errors.__name__
+    }
+    assert kinds == set(errors.__all__)
+    assert kinds <= set(babeltower.__all__)
+    for name in babeltower.__all__:
+        assert getattr(babeltower, name) is not None
+
+
 @pytest.mark.parametrize("module", ["runtime", "export", "export.commands.export"])
 def test_imports_are_light(module: str) -> None:
     code = f"import {module}, sys, time, json; print(json.dumps([time.process_time(), sorted(sys.modules)]))"

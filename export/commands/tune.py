@@ -68,13 +68,13 @@ def tune(
         from rich.console import Console
 
         from export.commands.progress import progress_bars
-        from export.tuning import TuneOptions, tuning_of_model
+        from export.tuning import TuneOptions, require_tunable, tuning_of_model
     from runtime.manifest import Modality
     from runtime.server import default_folder, environment_from_folder
 
-    environment = environment_from_folder(env or default_folder())
-    for modality in Modality if tower is FrontEndChoice.BOTH else (Modality(tower.value),):
-        options = TuneOptions(
+    modalities = tuple(Modality) if tower is FrontEndChoice.BOTH else (Modality(tower.value),)
+    options = {
+        modality: TuneOptions(
             p99_ms=p99_ms,
             minutes=minutes,
             clients=clients,
@@ -84,6 +84,12 @@ def tune(
             language=language,
             writes=not dry_run,
         )
+        for modality in modalities
+    }
+    for modality in modalities:  # before minutes are spent on the server's environment
+        require_tunable(model, modality, options[modality])
+    environment = environment_from_folder(env or default_folder())
+    for modality in modalities:
         with progress_bars(Console(stderr=True)) as progress:
-            tuning = tuning_of_model(model, modality, environment, options, progress)
+            tuning = tuning_of_model(model, modality, environment, options[modality], progress)
         typer.echo(json.dumps(tuning.as_json()) if as_json else "\n".join(tuning.summary()))

@@ -259,7 +259,12 @@ def _copy_code(modality: Modality, version: Path) -> None:
 def _variant_key(manifest: Manifest, variant: str | None) -> str:
     if variant is None and len(manifest.variants) == 1:
         return next(iter(manifest.variants))
-    if variant is None or variant not in manifest.variants:
+    if variant is None:
+        raise ManifestError(
+            f"{manifest.name!r} has the variants {sorted(manifest.variants)}; choose one with --variant "
+            "(variant=)."
+        )
+    if variant not in manifest.variants:
         raise ManifestError(
             f"{manifest.name!r} has no variant {variant!r}; choose one of {sorted(manifest.variants)}."
         )

@@ -7,6 +7,6 @@ real server under load; the best candidate is confirmed against the default befo
 from __future__ import annotations
 
 from export.tuning.evidence import Tuning
-from export.tuning.tune import TuneOptions, tuning_of_model
+from export.tuning.tune import TuneOptions, require_tunable, tuning_of_model
 
-__all__ = ["TuneOptions", "Tuning", "tuning_of_model"]
+__all__ = ["TuneOptions", "Tuning", "require_tunable", "tuning_of_model"]

@@ -12,7 +12,13 @@ from export.retrieval.vectors import Progress
 from export.tuning.confirmation import Confirmation, confirmation_of_loads, paired_loads
 from export.tuning.evidence import Tuning, write_evidence
 from export.tuning.inputs import requests_for
-from export.tuning.operation import ServingSettings, operation_of_model, publish_operation, tuned_files
+from export.tuning.operation import (
+    ServingSettings,
+    TunedFiles,
+    operation_of_model,
+    publish_operation,
+    tuned_files,
+)
 from export.tuning.search import TrialLog, TuningTrial, axes_for, best_first, searched
 from export.tuning.trial_server import TrialModel
 from runtime.errors import ExportError
@@ -21,7 +27,7 @@ from runtime.manifest import Manifest, Modality
 from runtime.repository import staging
 from runtime.server import ServerEnvironment
 
-__all__ = ["TuneOptions", "tuning_of_model"]
+__all__ = ["TuneOptions", "require_tunable", "tuning_of_model"]
 
 _FINALISTS = 2
 _SLACK = 1.15
@@ -52,6 +58,24 @@ class TuneOptions:
     writes: bool = True
 
 
+def require_tunable(model: Path, modality: Modality, options: TuneOptions) -> None:
+    """Check what can be checked without a server: the model, its front ends and the requests.
+
+    Raises:
+        ManifestError, ExportError, InputError: as in ``tuning_of_model``.
+    """
+    _requests(model, Manifest.read(model), modality, options)
+
+
+def _requests(
+    model: Path, manifest: Manifest, modality: Modality, options: TuneOptions
+) -> tuple[TunedFiles, list[bytes]]:
+    files = tuned_files(model, manifest, modality)
+    return files, requests_for(
+        manifest, modality, files.front, source=options.source, language=options.language
+    )
+
+
 def tuning_of_model(
     model: Path, modality: Modality, environment: ServerEnvironment, options: TuneOptions, progress: Progress
 ) -> Tuning:
@@ -68,10 +92,9 @@ def tuning_of_model(
     """
     repository = model.parent
     manifest = Manifest.read(model)
-    files = tuned_files(model, manifest, modality)
+    files, requests = _requests(model, manifest, modality, options)
     manifest.verify(repository, manifest.variants[manifest.front_ends[0].variant])
     manifest.verify_front_ends(repository)
-    requests = requests_for(manifest, modality, files.front, source=options.source, language=options.language)
     with staging(repository) as stage:
         served = TrialModel(repository, files, environment, stage, requests, options.clients)
         run = _Run(served, modality, options, progress, time.monotonic())

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from runtime.commands.reporting import ErrorReportingGroup
+from runtime.commands.reporting import ErrorReportingGroup, report_os_error
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -21,12 +21,16 @@ _EXPORT, _SERVE, _SEARCH, _LOOK = "Export a checkpoint", "Serve a repository", "
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
-    """A command before it is imported; ``module`` has a function of the command's name."""
+    """A command before it is imported; ``module`` has a function of the command's name.
+
+    ``resumes``: the same command, run again after an interruption, continues.
+    """
 
     name: str
     module: str
     panel: str
     help: str
+    resumes: bool = False
 
 
 COMMANDS = (
@@ -36,7 +40,9 @@ COMMANDS = (
     CommandEntry("serve", "runtime.commands.serve", _SERVE, "Serve a repository with Triton."),
     CommandEntry("tune", "export.commands.tune", _SERVE, "Search the fastest serving configuration."),
     CommandEntry("rollout", "runtime.commands.rollout", _SERVE, "Switch a served model to a new version."),
-    CommandEntry("embed", "runtime.commands.embed", _SEARCH, "Embed a corpus of texts or images."),
+    CommandEntry(
+        "embed", "runtime.commands.embed", _SEARCH, "Embed a corpus of texts or images.", resumes=True
+    ),
     CommandEntry("index", "runtime.commands.index", _SEARCH, "Build a FAISS index over vectors."),
     CommandEntry("search", "runtime.commands.search", _SEARCH, "Find what a text describes best."),
     CommandEntry("inspect", "runtime.commands.inspect", _LOOK, "Describe a model and verify its files."),
@@ -65,9 +71,15 @@ class _DeferringGroup(ErrorReportingGroup):
         super().__init__(*args, **kwargs)
         self.commands = {entry.name: _DeferredCommand(entry) for entry in COMMANDS}
 
+    def interrupted(self, ctx: Any) -> str:
+        """Return the line that is printed after Ctrl-C."""
+        resumes = any(entry.resumes for entry in COMMANDS if entry.name == ctx.invoked_subcommand)
+        return "interrupted; run the same command again to resume" if resumes else "interrupted"
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the command that the arguments name."""
         name, command, rest = super().resolve_command(ctx, args)
+        ctx.invoked_subcommand = name  # before the import, which an interruption may stop
         return name, command.loaded() if isinstance(command, _DeferredCommand) else command, rest
 
 
@@ -92,4 +104,12 @@ def _babeltower(
 
 def main() -> None:
     """Run the ``babeltower`` command."""
-    app(prog_name="babeltower")
+    try:
+        app(prog_name="babeltower")
+    except OSError as error:  # of the help, which no command prints
+        report_os_error(error)
+        raise SystemExit(1) from None
+    except SystemExit as end:
+        if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # Typer's own, while it reads the arguments
+        raise

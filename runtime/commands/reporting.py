@@ -1,13 +1,20 @@
 """Error reporting of every command: a deliberate error is one message on stderr and exit code 1.
 
-Warnings of the library are printed to stderr too.
+So is a file that cannot be read or written, standard output included; an interruption is one line and exit
+code 130. Warnings of the library are printed to stderr too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,7 +24,9 @@ from runtime.errors import BabeltowerError
 from runtime.extras import missing_package
 from runtime.logs import LOGGER
 
-__all__ = ["ErrorReportingCommand", "ErrorReportingGroup"]
+__all__ = ["ErrorReportingCommand", "ErrorReportingGroup", "report_os_error"]
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 _OWN_PACKAGES = ("runtime", "export", "bench", "triton_models", "samples", "babeltower")
 
@@ -30,8 +39,26 @@ class _Printed(logging.Handler):
         typer.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
 
 
-@contextmanager
-def _errors_reported() -> Iterator[None]:
+def report_os_error(error: OSError) -> None:
+    """Print one line on a file that cannot be read or written, or on standard output that cannot."""
+    if _is_of_output(error):
+        with Path(os.devnull).open("wb") as nowhere, contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python fails once more at its end
+        typer.echo(f"error: The output cannot be written: {error.strerror or error}.", err=True)
+    else:
+        typer.echo(f"error: {error}", err=True)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Check whether an error was raised while printing."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+    return error.filename is None and module.partition(".")[0] in ("click", "rich", "typer")
+
+
+@contextlib.contextmanager
+def _errors_reported(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     handler = _Printed(logging.WARNING)
     LOGGER.addHandler(handler)
     try:
@@ -42,8 +69,17 @@ def _errors_reported() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in _OWN_PACKAGES:
             raise
-        typer.echo(f"error: {missing_package(error, 'this')}", err=True)
+        typer.echo(f"error: {missing_package(error, 'This command')}", err=True)
         raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of a pipe is gone: Click ends without a word
+            raise
+        report_os_error(error)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
+        typer.echo(interrupted(), err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     finally:
         LOGGER.removeHandler(handler)
 
@@ -51,9 +87,13 @@ def _errors_reported() -> Iterator[None]:
 class ErrorReportingGroup(TyperGroup):
     """Command group that reports errors."""
 
+    def interrupted(self, ctx: Any) -> str:
+        """Return the line that is printed after Ctrl-C."""
+        return "interrupted"
+
     def invoke(self, ctx: Any) -> Any:
         """Run the named command."""
-        with _errors_reported():
+        with _errors_reported(lambda: self.interrupted(ctx)):
             return super().invoke(ctx)
 
 

@@ -82,6 +82,9 @@ def serve(
 
     Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
     """
+    from runtime.server.process import ServerOptions, require_repository, running_server
+
+    require_repository(repository)
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
@@ -107,9 +110,7 @@ def serve(
         return
     from runtime.server.devices import models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.process import ServerOptions, require_repository, running_server
 
-    require_repository(repository)
     models = models_without_gpu(repository)
     if models is not None:
         left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)

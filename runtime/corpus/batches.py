@@ -16,10 +16,12 @@ from runtime.corpus.options import Options
 from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
 from runtime.corpus.rows import BadRow, Columns
 from runtime.corpus.sources import ItemSource, SourceFormat, open_source
+from runtime.counts import require_count, require_threads
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.local import LocalEncoder
+from runtime.manifest import model_location
 
 __all__ = ["BatchEmbedder", "EmbeddedBatch", "embedded_batches"]
 
@@ -56,8 +58,9 @@ def embedded_batches(
 
     Args:
         encoder: In process or on a server.
-        source: A path, folder, glob or URL of a corpus; or an iterable of texts, images or mappings, which
-            is read ahead on another thread.
+        source: A path, folder, glob or URL of a corpus; a table in memory: a mapping of columns, a data frame
+            of pandas or polars, a table of Arrow; or an iterable of texts, images or mappings, which is read
+            ahead on another thread.
         columns: Names of the columns; the usual names by default.
         format: Storage format of the source; told from suffixes by default.
         language: Code of the texts that name none.
@@ -74,11 +77,13 @@ def embedded_batches(
         EngineError: the tower cannot be opened, or failed.
         ServerError: the server cannot be reached.
     """
+    rows_per_batch = require_count(rows_per_batch, "rows_per_batch")
+    runs_at_once = require_threads(runs_at_once, "runs_at_once", error=InputError) or 1
     opened = open_source(source, columns=columns, format=format)
     options = Options(
         language=language, dim=dim, rows_per_part=rows_per_batch, max_batch_tokens=max_batch_tokens
     )
-    width = encoder.dim if dim is None else dim
+    width = encoder.require_width(dim)
     choice = EngineChoice(instances=runs_at_once)
     job = Job(
         encoder.name, encoder, opened, options, choice, width, lambda part: True, lambda n_rows, counts: None
@@ -117,7 +122,7 @@ class BatchEmbedder:
     ) -> None:
         if (text is None) == (image is None):
             raise InputError(f"Pass exactly one column to embed; got text={text!r} and image={image!r}.")
-        self._model, self._opening = os.fspath(model), options
+        self._model, self._opening = model_location(model), options
         self._columns = Columns(text=text, image=image, language=language_column)
         self._options = Options(language=language, dim=dim, max_batch_tokens=max_batch_tokens)
         self._encoder: LocalEncoder | None = None
@@ -157,7 +162,7 @@ class BatchEmbedder:
         return self._encoder
 
     def _width(self) -> int:
-        return self._opened().dim if self._options.dim is None else self._options.dim
+        return self._opened().require_width(self._options.dim)
 
     def _embedded(self, columns: dict[str, list[Any]]) -> tuple[EmbeddedPart, int]:
         if missing := [name for name in self._names() if name not in columns]:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from runtime.backends import module_of_engine
+from runtime.counts import require_threads
 from runtime.device import Device
 from runtime.errors import BabeltowerError, CorpusError
+from runtime.extras import install_hint
 from runtime.local import LocalEncoder
 from runtime.losses import loss_in_words, reason_against
 from runtime.machine import n_cores
@@ -54,9 +56,7 @@ class EngineChoice:
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise CorpusError(f"{name} is {value}; expected at least 1.")
+            require_threads(getattr(self, name), name, error=CorpusError)
 
     @property
     def is_whole(self) -> bool:
@@ -208,7 +208,7 @@ def _candidates(choice: EngineChoice, manifest: Manifest, model: str) -> tuple[l
         pairs = [f"{engine.value} {precision.value}" for precision, engine in manifest_pairs(manifest)]
         raise CorpusError(
             f"{model} has no variant {_asked_in_words(choice)} that an installed engine runs; it has {pairs}."
-            + "".join(f" {line}." for line in left_out)
+            + "".join(f" {line}." for line in [*left_out, *_missing_engines(manifest)])
             + f" Pass one of these, or export the checkpoint with {_export_options(choice)}."
         )
     return found, left_out
@@ -227,6 +227,13 @@ def _export_options(choice: EngineChoice) -> str:
     on_gpu = choice.device is not None and choice.device.is_gpu
     engine = choice.engine or (Engine.CUDA if on_gpu else Engine.ONNXRUNTIME)
     return f"--engine {engine.value} --precision {(choice.precision or Precision.FP32).value}"
+
+
+def _missing_engines(manifest: Manifest) -> list[str]:
+    """Say how to install each engine that the model was exported for and that is not installed."""
+    modules = {module_of_engine(engine) for _, engine in manifest_pairs(manifest)}
+    missing = sorted(module for module in modules if importlib.util.find_spec(module) is None)
+    return [f"{module} is not installed. {install_hint(module)}" for module in missing]
 
 
 def _may_run(engine: Engine, device: Device | None) -> bool:
@@ -287,10 +294,11 @@ def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> i
     counts = [0] * instances
     deadline = time.perf_counter() + seconds
     failed: list[BabeltowerError] = []
+    interrupted = threading.Event()
 
     def loop(number: int) -> None:
         try:
-            while time.perf_counter() < deadline:
+            while time.perf_counter() < deadline and not interrupted.is_set():
                 run()
                 counts[number] += 1
         except BabeltowerError as error:
@@ -299,8 +307,14 @@ def runs_at_once(run: Callable[[], Any], *, instances: int, seconds: float) -> i
     threads = [threading.Thread(target=loop, args=(number,)) for number in range(instances)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:  # an engine must not be closed while it runs
+        interrupted.set()
+        for thread in threads:
+            thread.join()
+        raise
     if failed:
         raise failed[0]
     return sum(counts)

@@ -223,6 +223,10 @@ def header_of_journal(path: Path) -> dict[str, Any] | None:
         arguments: dict[str, Any] = header["arguments"]
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise CorpusError(
+            f"{path.parent} is not a folder, so no output can be written to it. Choose another output folder."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(
             f"{path} is not a journal that this babeltower can read ({error}). Choose another output folder."

@@ -14,6 +14,7 @@ from runtime.corpus.pipeline import Observer
 from runtime.corpus.rows import Columns
 from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, SourceFormat
+from runtime.counts import require_count
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
@@ -67,10 +68,12 @@ class Options:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_part", "max_batch_tokens"):
+        for name in ("rows_per_part", "max_batch_tokens", "max_pixels"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= _MOST:
-                raise InputError(f"{name} is {value}; expected 1 to {_MOST:,}.")
+            if value is not None:
+                require_count(value, name)
+                if value > _MOST:
+                    raise InputError(f"{name} is {value}; expected at most {_MOST:,}.")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1.")
 

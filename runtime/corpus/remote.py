@@ -17,7 +17,7 @@ from runtime.encoder import Encoder
 from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
-from runtime.remote import RemoteEncoder
+from runtime.remote import RemoteEncoder, address_from_text
 
 __all__ = ["RemoteImagePreparation", "RemoteTextPreparation", "open_remote"]
 
@@ -32,6 +32,7 @@ def open_remote(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, Engine
         CorpusError: threads or a device are given, which are set on the server.
         EngineError, ServerError: see ``Encoder.open``.
     """
+    address_from_text(model)
     if choice.threads is not None:
         raise CorpusError(
             f"threads is {choice.threads}, but threads are set on the server; leave it out with an address."

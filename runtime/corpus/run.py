@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
+from runtime.manifest import model_location
 
 __all__ = ["embed_corpus"]
 
@@ -46,7 +48,7 @@ def embed_corpus(
 
     Args:
         model: ``REPOSITORY/NAME``, or the address of a server that serves it.
-        source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
+        source: A path, folder, glob or URL; a table in memory; or an iterable of texts, images or mappings.
         out: Output folder.
         execute: Executor of the job; default: threads of this process.
 
@@ -57,16 +59,17 @@ def embed_corpus(
         ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
+    location = model_location(model)
     opened = open_source(source, columns=options.columns, format=options.format)
     known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
-    encoder, choice = _opened(os.fspath(model), opened, options, known)
+    encoder, choice = _opened(location, opened, options, known)
     with encoder:
         arguments = _arguments(encoder, opened, options, choice)
         computation = computation_of(encoder, choice, opened.modality)  # may fail; nothing is written yet
         journal = Journal(folder, options.shard, arguments)
         try:
             job = Job(
-                os.fspath(model),
+                location,
                 encoder,
                 opened,
                 options,
@@ -103,7 +106,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "fingerprint": encoder.fingerprint,
         **choice.deciding(),
         "modality": source.modality.value,
-        "dim": encoder.dim if options.dim is None else options.dim,
+        "dim": encoder.require_width(options.dim),
         "encoding": options.encoding.value,
         "language": options.language,
         "format": source.format.value,
@@ -202,8 +205,11 @@ class _Run:
     def _write(self, writer: PartWriter) -> None:
         """Embed the pending parts, writing one while the next is computed."""
         writing: Future[PartRecord] | None = None
-        with ThreadPoolExecutor(1, "babeltower-write") as pool:
-            for part in self.execute(self.job):
+        parts = self.execute(self.job)
+        with ThreadPoolExecutor(1, "babeltower-write") as pool, contextlib.ExitStack() as stack:
+            if isinstance(parts, Generator):  # its threads end with this run, also after an interruption
+                stack.enter_context(contextlib.closing(parts))
+            for part in parts:
                 writing = self._noted(writing, pool.submit(writer.write, part))
             self._noted(writing, None)
         self.journal.end(self.job.n_rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.journal import computations_of_folder
+from runtime.counts import require_threads
 from runtime.errors import InputError
 from runtime.extras import faiss
 from runtime.fingerprints import remark_on_vectors
@@ -74,6 +76,7 @@ def index_from_vectors(
         raise InputError(
             f"n_queries is {n_queries} and target_recall {target_recall}; expected at least 1, and 0 to 1."
         )
+    require_threads(threads)
     shards = VectorShards.open(vectors)
     asked = None if queries is None else _questions_from_folder(Path(queries), shards, n_queries, seed)
     target = Path(out)
@@ -84,7 +87,10 @@ def index_from_vectors(
     )
     require_memory(plan, len(shards))
     drawn = np.random.default_rng(seed).choice(len(shards), n_held_out + plan.n_training_rows, replace=False)
-    with staged_folder(target, before_rename=lambda: require_free(target, replace=replace)) as folder:
+    with (
+        _written_to(target),
+        staged_folder(target, before_rename=lambda: require_free(target, replace=replace)) as folder,
+    ):
         build = _Build(
             plan=plan,
             shards=shards,
@@ -97,6 +103,16 @@ def index_from_vectors(
         record = build.into(folder, target_recall, effort=settings.effort if settings else None)
         record.write(folder)
     return record
+
+
+@contextlib.contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error}). Free space, or choose another folder."
+        ) from error
 
 
 def _questions_from_folder(folder: Path, shards: VectorShards, n: int, seed: int) -> _Asked:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.counts import require_threads
 from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
 from runtime.errors import InputError
 from runtime.extras import faiss
@@ -29,8 +30,12 @@ _REFINE_FACTOR = 8
 
 
 def use_threads(threads: int | None) -> int:
-    """Set the number of FAISS threads of this process, unless ``None``, and return the current number."""
-    if threads is not None:
+    """Set the number of FAISS threads of this process, unless ``None``, and return the current number.
+
+    Raises:
+        EngineError: it is no number from 1 to 1,024, or FAISS is not installed.
+    """
+    if require_threads(threads) is not None:
         faiss().omp_set_num_threads(threads)
     return int(faiss().omp_get_max_threads())
 

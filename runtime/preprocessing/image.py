@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -171,11 +171,19 @@ def require_several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
     """Check that several images were passed, not a single one.
 
     Raises:
-        InputError: the argument is a path, bytes, a PIL image or one (height, width, 3) array.
+        InputError: the argument is a path, bytes, a PIL image or one (height, width, 3) array; or a table,
+            whose names would be embedded; or no iterable.
     """
     single = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
     if single or (isinstance(images, np.ndarray) and images.ndim < 4):
         raise InputError("images is a single image; pass a list of images, e.g. embed_images([image]).")
+    if isinstance(images, Mapping) or hasattr(images, "columns"):
+        raise InputError(
+            f"images is a table of type {type(images).__name__}; pass one of its columns, e.g. "
+            "embed_images(table['image']), or the table to runtime.corpus.embedded_batches."
+        )
+    if not isinstance(images, Iterable):
+        raise InputError(f"images is of type {type(images).__name__}; expected an iterable of images.")
     return images
 
 

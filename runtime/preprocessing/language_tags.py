@@ -28,6 +28,7 @@ __all__ = [
     "official_languages",
     "readable_script",
     "tag_from_code",
+    "unregistered_subtag",
 ]
 
 NO_LANGUAGE = frozenset({"", "art", "c", "mis", "mul", "posix", "root", "und", "zxx"})
@@ -76,6 +77,15 @@ _READ_AS: Mapping[str, str] = MappingProxyType(
 )
 """Scripts that are a part, mixture or typographic variant of another, which replaces them."""
 
+_VARIANTS_IN_USE = frozenset({"bokmal", "ijekavian", "nynorsk", "posix", "radical", "script", "traditional"})
+"""Variants of POSIX locales and of data sets that IANA does not register."""
+
+_MODIFIERS = frozenset({"boldquot", "cjknarrow", "cjkwide", "euro", "quot"})
+"""POSIX modifiers that say nothing about the language: currency, quotation marks, width of characters."""
+
+_GLOTTOCODE = re.compile(r"[a-z0-9]{4}[0-9]{4}")
+"""Dialects of FLORES+: ``apc_Arab_nort3139``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:
@@ -99,6 +109,8 @@ class _Facts:
     macrolanguages: Mapping[str, str]
     countries: Mapping[str, str]
     assigned: Mapping[str, str]
+    registered: Mapping[str, str]
+    variants: Mapping[str, str]
 
 
 @lru_cache(maxsize=1)
@@ -145,6 +157,41 @@ def _tag_from_subtags(subtags: list[str]) -> Tag | None:
     if not all(_VARIANT.fullmatch(variant) for variant in rest):
         return None
     return Tag(language, "" if script == "Zzzz" else script, "" if region == "ZZ" else region, tuple(rest))
+
+
+def unregistered_subtag(tag: Tag) -> str | None:
+    """Describe the first region or variant of a tag that is not registered, or not for its language.
+
+    Scripts need no such check, since a row must have the tag's script.
+
+    Source:
+        Regions of ISO 3166 and UN M49, and variants with their languages: IANA's registry. Private regions
+        are registered (``XA`` to ``XZ``; mBART's codes have ``XX``).
+    """
+    facts = _facts()
+    if tag.region and tag.region not in facts.regions and tag.region not in _registered_regions():
+        return f"{tag.region!r} is not a region of ISO 3166 or UN M49"
+    for variant in tag.variants:
+        if variant in _VARIANTS_IN_USE or variant in _MODIFIERS or "=" in variant:
+            continue
+        if variant not in facts.variants and not _GLOTTOCODE.fullmatch(variant):
+            return f"{variant!r} is neither a script nor a registered variant"
+        registered_for = facts.variants.get(variant, "").split()
+        if registered_for and not _is_one_of(tag.language, registered_for):
+            return f"{variant!r} is a variant of other languages ({', '.join(registered_for)})"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _registered_regions() -> frozenset[str]:
+    return frozenset(_facts().registered["regions"].split())
+
+
+def _is_one_of(language: str, others: list[str]) -> bool:
+    """Check whether a language, or its macrolanguage, is among others, however they are spelled."""
+    names = {canonical_language(language), canonical_language(language, macro=False)}
+    names.add(macrolanguage_of(language) or language)
+    return not names.isdisjoint(name for one in others for name in (one, canonical_language(one)))
 
 
 def _named_script(subtag: str) -> str | None:

@@ -7,6 +7,7 @@ name and further spellings of the same language.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from runtime.preprocessing.language_tags import (
     official_languages,
     readable_script,
     tag_from_code,
+    unregistered_subtag,
 )
 
 __all__ = [
@@ -94,12 +96,12 @@ def flores_from_code(code: str) -> str:
     BCP-47 tags, POSIX and Java locale names, ISO 639 codes of two and three letters and FLORES codes are
     accepted, in any case and with ``-`` or ``_``. Spellings listed in the table take precedence. Otherwise
     CLDR determines the language (``zho``, ``iw``, ``zh-cmn``) and the script: a region matters if CLDR's
-    likely subtags say so (``sr-ME`` → ``srp_Latn``), and is ignored if not (``pt-MZ`` is ``pt``). Unlisted
+    likely subtags say so (``sr-ME`` → ``srp_Latn``), and is ignored if not (``pt-MZ`` is ``pt``). Registered
     variants and extensions are ignored.
 
     Raises:
-        LanguageError: the table does not have the language, or not in that script; the message lists the
-            closest rows.
+        LanguageError: the table does not have the language, or not in that script, or a region or variant is
+            not registered; the message lists the closest rows.
 
     Source:
         FLORES-200 codes; BCP-47 (RFC 5646); aliases and likely subtags of CLDR (UTS #35).
@@ -108,10 +110,18 @@ def flores_from_code(code: str) -> str:
     if spelled is not None:
         return spelled
     tag = tag_from_code(code)
-    found = _row_of_tag(tag) if tag else None
+    found = _row_of_tag(tag) if tag and not _unregistered(tag) else None
     if found is None:
         raise LanguageError(_refusal(code, tag))
     return found
+
+
+def _unregistered(tag: Tag) -> str | None:
+    """Describe a subtag that is neither registered nor in a spelling of the table."""
+    listed = [one for one in tag.variants if (tag.language, one) in _index().qualified]
+    return unregistered_subtag(
+        dataclasses.replace(tag, variants=tuple(one for one in tag.variants if one not in listed))
+    )
 
 
 def code_among(code: str, known: Collection[str]) -> str | None:
@@ -230,11 +240,13 @@ def _row_of_form(tag: Tag) -> str | None:
 
 
 def _refusal(code: str, tag: Tag | None) -> str:
+    unregistered = _unregistered(tag) if tag else None
     if tag is not None:
         tag, _ = next(forms_of_tag(tag))
     close = _listed(_close_to_code(_key(code), tag))
+    reason = f": {unregistered}" if unregistered and tag and _rows_of_language(tag.language) else _reason(tag)
     return (
-        f"Language {code!r} is unknown{_reason(tag)}{close}. Pass a FLORES-200 code or a BCP-47 tag; "
+        f"Language {code!r} is unknown{reason}{close}. Pass a FLORES-200 code or a BCP-47 tag; "
         "`babeltower languages` lists them."
     )
 

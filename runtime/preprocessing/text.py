@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from runtime.manifest import TextPreprocessing
 from runtime.preprocessing.cleaning import clean_whitespace, whole_characters
 from runtime.preprocessing.languages import flores_from_code, spoken_language
 
-__all__ = ["Text", "TokenRow", "Tokenizer", "texts_with_languages"]
+__all__ = ["Text", "TokenRow", "Tokenizer", "require_texts", "texts_with_languages"]
 
 _END = object()
 
@@ -43,19 +43,35 @@ def texts_with_languages(texts: Iterable[str], language: str | Iterable[str] | N
     """Pair texts lazily with languages: one code for all, or one per text.
 
     Raises:
-        InputError: ``texts`` is a single string, an item is not a string, or the numbers of texts and
-            languages differ.
+        InputError: ``texts`` is a single string or a table, an item is not a string, or the numbers of texts
+            and languages differ.
     """
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts is a single string; pass a list of strings, e.g. embed_texts([text]).")
+    require_texts(texts)
     if language is None or isinstance(language, str):
         return (_text(text, i, language) for i, text in enumerate(texts))
-    if not isinstance(language, Iterable) or isinstance(language, (bytes, Set)):
+    if not isinstance(language, Iterable) or isinstance(language, (bytes, Set, Mapping)):
         raise LanguageError(
             f"language is of type {type(language).__name__}; expected one code, such as 'por_Latn', or a "
             "sequence with one code per text."
         )
     return _one_language_per_text(texts, language)
+
+
+def require_texts(texts: Iterable[str]) -> None:
+    """Check that several texts were passed: not one string, nor a table, whose names would be embedded.
+
+    Raises:
+        InputError: the argument is a string, a table or no iterable.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputError("texts is a single string; pass a list of strings, e.g. embed_texts([text]).")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise InputError(
+            f"texts is a table of type {type(texts).__name__}; pass one of its columns, e.g. "
+            "embed_texts(table['text']), or the table to runtime.corpus.embedded_batches."
+        )
+    if not isinstance(texts, Iterable):
+        raise InputError(f"texts is of type {type(texts).__name__}; expected an iterable of strings.")
 
 
 def _one_language_per_text(texts: Iterable[str], codes: Iterable[str]) -> Iterator[Text]:

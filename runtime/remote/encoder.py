@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.counts import require_count
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder, no_vectors
-from runtime.errors import EngineError, InputError, UnansweredError
+from runtime.errors import EngineError, UnansweredError
 from runtime.manifest import Engine, Modality, Precision, choice_from_value
 from runtime.preprocessing.image import ImageSource, decode, require_several, snapshot_from_source
-from runtime.preprocessing.text import texts_with_languages
+from runtime.preprocessing.text import require_texts, texts_with_languages
 from runtime.remote.calls import Caller, NoAnswerError, event_loop
 from runtime.remote.options import Address, Connection, address_from_text
 from runtime.remote.payloads import (
@@ -135,7 +136,8 @@ class RemoteEncoder(Encoder):
         max_batch_tokens: int | None = None,
     ) -> NDArray[Any]:
         """See ``Encoder.embed_texts``."""
-        known = texts if isinstance(texts, (str, bytes)) else list(texts)
+        require_texts(texts)
+        known = list(texts)
         parts = self.iter_texts(
             known, language, dim=dim, encoding=encoding, max_batch_tokens=max_batch_tokens
         )
@@ -152,10 +154,10 @@ class RemoteEncoder(Encoder):
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_texts``; texts are read as requests complete."""
         pairs = texts_with_languages(texts, language)
-        width = self._width(dim)
+        width = self.require_width(dim)
         no_vectors(width, encoding)
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens is {max_batch_tokens}; expected at least 1.")
+        if max_batch_tokens is not None:
+            require_count(max_batch_tokens, "max_batch_tokens")
         per_request = min(self._connection.texts_per_request, self.served.max_batch_sizes[Modality.TEXT])
         requests = rows_from_texts(pairs, per_request=per_request, default_language=self._default_language)
         return self._answers(requests, width, encoding)
@@ -182,10 +184,10 @@ class RemoteEncoder(Encoder):
         batch_size: int | None = None,
     ) -> Iterator[NDArray[Any]]:
         """See ``Encoder.iter_images``; pixels are sent losslessly, files unchanged."""
-        width = self._width(dim)
+        width = self.require_width(dim)
         no_vectors(width, encoding)
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+        if batch_size is not None:
+            require_count(batch_size, "batch_size")
         per_request = min(batch_size or _BATCH_IMAGES, self.served.max_batch_sizes[Modality.IMAGE])
         requests = rows_from_images(require_several(images), per_request=per_request)
         return self._answers(requests, width, encoding)
@@ -203,15 +205,6 @@ class RemoteEncoder(Encoder):
                 return
             self._closed = True
         _submitted(self._caller.close()).result()
-
-    def _width(self, dim: int | None) -> int:
-        width = self.dim if dim is None else dim
-        if width not in self.dims:
-            raise InputError(
-                f"{self.name} has no vectors of width {width}; it has {list(self.dims)}. Narrower widths "
-                "have their own MRL heads: truncated vectors are not valid."
-            )
-        return width
 
     def _answers(
         self, requests: Iterator[RequestRows], dim: int, encoding: Encoding | str
@@ -264,7 +257,7 @@ class RemoteEncoder(Encoder):
         encoding: Encoding | str,
     ) -> NDArray[Any]:
         """Concatenate all parts; an ``UnansweredError`` is extended to all inputs."""
-        found = [no_vectors(self._width(dim), encoding)]
+        found = [no_vectors(self.require_width(dim), encoding)]
         try:
             for part in parts:
                 found.append(part)

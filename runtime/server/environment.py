@@ -71,16 +71,24 @@ def environment_from_folder(folder: Path) -> ServerEnvironment:
             f"Triton's wheel is for Linux and Python 3.10 to 3.13; this is {sys.platform} and Python "
             f"{found[0]}.{found[1]}. Use another Python, or `babeltower serve --target gpu --write FOLDER`."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")):
-        if not _is_ready(folder):
-            _make(environment)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f".{folder.name}.lock")):
+            if not _is_ready(folder):
+                _make(environment)
+    except OSError as error:
+        raise EngineError(
+            f"The server's environment in {folder} cannot be created: {error}. "
+            "Choose another folder with --env."
+        ) from error
     return environment
 
 
 def _make(environment: ServerEnvironment) -> None:
     folder = environment.folder
     if folder.exists():
+        if not folder.is_dir():
+            raise EngineError(f"{folder} is not a folder. Pass an empty or new folder for the environment.")
         if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
             raise EngineError(f"{folder} is not a Python environment. Pass an empty or new folder.")
         shutil.rmtree(folder)
@@ -95,8 +103,12 @@ def _make(environment: ServerEnvironment) -> None:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise EngineError(f"Creating the server's environment failed: {' '.join(command)} failed:\n{tail}")
+        said = done.stderr.strip() or done.stdout.strip()
+        tail = "\n".join(said.splitlines()[-5:]) or "it printed nothing; was it stopped, or memory short?"
+        raise EngineError(
+            f"Creating the server's environment failed: {' '.join(command)} ended with code "
+            f"{done.returncode}:\n{tail}"
+        )
 
 
 def _is_ready(folder: Path) -> bool:

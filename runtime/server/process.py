@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EngineError
+from runtime.manifest import manifest_path, names_in_repository
 from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
+from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
@@ -186,10 +188,17 @@ def require_repository(repository: Path) -> None:
     """Check that a repository is there, before an environment is made for its server.
 
     Raises:
-        EngineError: it is not a folder.
+        EngineError: it is a model, not a folder, or it holds no models.
     """
+    if repository.name not in ("", "..") and manifest_path(repository).is_file():
+        raise EngineError(
+            f"{repository} is a model, not a repository. A server serves every model of one: pass "
+            f"{repository.parent}."
+        )
     if not repository.is_dir():
         raise EngineError(f"{repository} is not a folder. Pass the folder that `babeltower export` wrote to.")
+    if not names_in_repository(repository) and not any(repository.glob(f"*/{CONFIG_FILE}")):
+        raise EngineError(f"{repository} holds no models. Pass the folder that `babeltower export` wrote to.")
 
 
 def _started(

@@ -401,6 +401,11 @@ def test_a_changed_file_is_found(own_model):
         ({"precision": "int4"}, EngineError, "Precision 'int4' is unknown; expected one of"),
         ({"precision": "fp16"}, ManifestError, "has no fp16 variant"),
         ({"default_language": "xx"}, LanguageError, "'xx' is unknown"),
+        ({"threads": 0}, EngineError, "threads is 0; expected at least 1"),
+        ({"threads": "1"}, EngineError, "threads is '1', of type str; expected a whole number"),
+        ({"threads": 99_999}, EngineError, "threads is 99999; expected at most 1024"),
+        ({"instances": -1}, EngineError, "instances is -1; expected at least 1"),
+        ({"max_pixels": "8"}, InputError, "max_pixels is '8', of type str"),
     ],
 )
 def test_options_that_do_not_fit_are_errors(model, options, error, message):
@@ -416,7 +421,6 @@ def test_options_that_do_not_fit_are_errors(model, options, error, message):
             r"'XnnpackExecutionProvider' is not available; this onnxruntime has",
         ),
         ({"precision": "bf16"}, "does not support bf16 on a CPU"),
-        ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"engine": "openvino", "provider": "NPU"}, "'NPU' is not available"),
     ],
 )
@@ -433,6 +437,45 @@ def test_a_missing_openvino_is_an_error_with_its_remedy(monkeypatch, model):
         pytest.raises(EngineError, match=r"pip install 'babeltower\[openvino\]'"),
     ):
         encoder.embed_texts(["um"], "pt")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", r"'' is not the path of a model\. Pass REPOSITORY/NAME\."),
+        (".", r"'\.' is not the path of a model"),
+        ("..", r"'\.\.' is not the path of a model"),
+        ("/", "'/' is not the path of a model"),
+        ("m/x\0", r"'m/x\\x00' is not the path of a model"),
+        (None, "The model is None, of type NoneType; expected a path, REPOSITORY/NAME"),
+        (5, "The model is 5, of type int; expected a path"),
+        (b"m/x", "The model is b'm/x', of type bytes; expected a path"),
+    ],
+)
+def test_what_is_no_path_of_a_model_is_named(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for opened in (Encoder.open, Manifest.read):
+        with pytest.raises(ManifestError, match=message):
+            opened(path)
+
+
+def test_a_repository_and_a_manifest_in_place_of_a_model(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(ManifestError, match=r"'\.' is not the path of a model. Pass .*, one of \["):
+        Encoder.open(".")
+    with pytest.raises(ManifestError, match=rf"is a model's manifest. Leave out its suffix: pass {model}\."):
+        Encoder.open(f"{model}.babeltower.json")
+
+
+def test_an_address_is_not_a_path_of_a_model():
+    with pytest.raises(ManifestError, match=r"grpc://host/m is an address; expected the path of a model"):
+        Manifest.read("grpc://host/m")
+
+
+def test_a_manifest_in_another_encoding_is_an_error(tmp_path):
+    (tmp_path / "m.babeltower.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(ManifestError, match=r"is not UTF-8 text .*Copy it from the repository again"):
+        Manifest.read(tmp_path / "m")
 
 
 def test_a_missing_model_is_an_error(model):

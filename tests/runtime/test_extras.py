@@ -40,6 +40,7 @@ def test_every_extra_that_is_named_exists() -> None:
     assert named <= set(extras)
     assert install_hint("faiss") == "Run: pip install 'babeltower[index]'"
     assert install_hint("scipy") == "Run: pip install 'scipy'"
+    assert install_hint("PIL") == "Run: pip install 'pillow'"
 
 
 @pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])
@@ -55,7 +56,7 @@ def test_a_command_without_its_package_ends_in_one_line(
     done = CliRunner().invoke(app, [entry.name, str(tmp_path)])
     assert done.exit_code == 1
     assert done.output.strip() == (
-        "error: this needs torch, which is not installed. Run: pip install 'babeltower[export]'"
+        "error: This command needs torch, which is not installed. Run: pip install 'babeltower[export]'"
     )
 
 

@@ -431,6 +431,12 @@ def test_something_else_is_never_replaced(folders, tmp_path, replace):
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"cat"
 
 
+def test_a_folder_that_cannot_be_written_is_named(folders, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"inside cannot be written .*choose another folder"):
+        index_from_vectors(folders(), tmp_path / "file" / "inside")
+
+
 def test_a_failed_build_leaves_the_old_index(folders, tmp_path, monkeypatch):
     out = tmp_path / "index"
     index_from_vectors(folders(), out)

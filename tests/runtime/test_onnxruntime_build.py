@@ -152,7 +152,5 @@ def test_a_build_that_cannot_load_cudas_libraries_is_too_old(install: Install) -
     site = install("onnxruntime-gpu", providers=CUDA)
     module = site / "onnxruntime" / "__init__.py"
     module.write_text(module.read_text().replace("def preload_dlls():", "def _unused():"))
-    with pytest.raises(
-        MissingPackageError, match=r"needs onnxruntime-gpu 1\.21 or newer; 1\.31\.1 is installed"
-    ):
+    with pytest.raises(MissingPackageError, match=r"needs onnxruntime-gpu 1\.21 or newer; 1"):
         preload()

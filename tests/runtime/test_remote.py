@@ -210,6 +210,8 @@ def test_what_is_served_must_be_what_was_asked_for(server: Running) -> None:
         Encoder.open(address, connection=Connection(fingerprint="bt1:z"))
     with pytest.raises(ServerError, match="does not serve this model"):
         Encoder.open(address.replace("/double", "/other"))
+    with pytest.raises(InputError, match="gopher"):
+        Encoder.open("gopher://host/name", threads=1)
     with pytest.raises(InputError, match="threads is set on the server"):
         Encoder.open(address, threads=2)
     server.double.fingerprints["image"] = "bt1:b"

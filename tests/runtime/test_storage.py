@@ -49,6 +49,41 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, replac
     assert names(tmp_path) == ["a.json"]
 
 
+def test_a_link_stays_a_link(tmp_path: Path, replace: Replace) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / "a.json"
+    link.symlink_to(target)
+    for text in ("new", "newer"):  # the first time, the link's target does not exist
+        replace(link, lambda unfinished, text=text: unfinished.write_text(text))
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert names(tmp_path / "there") == ["a.json"]
+
+
+def test_a_pipe_and_a_folder_are_not_replaced(tmp_path: Path, replace: Replace) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name, message in (("pipe", "regular"), ("link", "regular"), ("folder", "Is a directory")):
+        with pytest.raises(OSError, match=message):
+            replace(tmp_path / name, lambda unfinished: unfinished.write_text("new"))
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["folder", "link", "pipe"]
+
+
+def test_a_folder_does_not_replace_a_file_and_goes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError), staged_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with staged_folder(tmp_path / "link") as folder:
+        (folder / "a").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "real") == ["a"]
+
+
 def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".a.json.part").write_text("half")
     assert replace_durably(tmp_path / "a.json", lambda path: path.write_text("whole")) == 5

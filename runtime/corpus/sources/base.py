@@ -159,17 +159,19 @@ def checked_text(value: Any) -> str | Problem:
         return Problem("null-text", "The text is null.")
     if not isinstance(value, str):
         return Problem("not-text", f"The text is of type {type(value).__name__}; expected a string.")
-    if not value or value.isspace():
-        return Problem("empty-text", f"The text is empty ({len(value)} blank characters).")
+    if not value:
+        return Problem("empty-text", "The text is empty.")
+    if value.isspace():
+        return Problem("empty-text", f"The text has blank characters only ({len(value)}).")
     return value
 
 
 def checked_language(value: Any) -> str | Problem | None:
-    """Return a language code, ``None`` if it is left out, or the problem with it."""
-    if value is None or value == "":
+    """Return a language code, ``None`` if it is left out or blank, or the problem with it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
         return None
     if not isinstance(value, str):
         return Problem(
             "unknown-language", f"The language is of type {type(value).__name__}; expected a code."
         )
-    return value
+    return value if value and not value.isspace() else None

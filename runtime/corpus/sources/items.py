@@ -45,6 +45,11 @@ class ItemSource:
         self._items = itertools.chain([first], iterator)
         self.name, self.format, self.n_files = type(items).__name__, SourceFormat.ITEMS, 1
         self.id_type = IdType.INT64
+        if hasattr(first, "columns") or hasattr(first, "schema"):
+            raise InputError(
+                f"The first item is of type {type(first).__name__}, a table; expected a text, an image or a "
+                "mapping. Pass one table, or its rows as mappings."
+            )
         if isinstance(first, Mapping):
             self.columns = chosen_columns(columns, list(first), where="The first item")
             if self.columns.id is not None and not isinstance(first[self.columns.id], int):

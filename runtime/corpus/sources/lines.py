@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from runtime.corpus.files import FileSet, digest_of_files
@@ -44,7 +45,8 @@ class LineSource:
                 self.columns = chosen_columns(columns, ["text"], where=where)
             case SourceFormat.CSV:
                 with self._lines(0) as lines:
-                    self.columns = chosen_columns(columns, self._header(lines, where), where=where)
+                    header = _header(self._csv_rows(lines, where), where)
+                    self.columns = chosen_columns(columns, header, where=where)
             case _:
                 sample = self._sample(where)
                 names = list(dict.fromkeys(key for record in sample for key in record))
@@ -86,41 +88,49 @@ class LineSource:
                 case SourceFormat.TEXT:
                     yield from ({"text": line.rstrip("\r\n")} for line in lines)
                 case SourceFormat.CSV:
-                    header = self._header(lines, self._files.files[file].path)
-                    yield from self._csv_records(header, lines)
+                    where = self._files.files[file].path
+                    rows = self._csv_rows(lines, where)
+                    yield from _csv_records(_header(rows, where), rows)
                 case _:
                     yield from (_json_record(line) for line in lines if not line.isspace())
 
-    def _lines(self, file: int) -> io.TextIOWrapper:
+    @contextlib.contextmanager
+    def _lines(self, file: int) -> Iterator[io.TextIOWrapper]:
         """Open a file as text; invalid UTF-8 becomes surrogates, which the later text check reports."""
-        opened = self._files.filesystem.open_input_stream(
-            self._files.files[file].path, compression="detect", buffer_size=1 << 20
-        )
+        path = self._files.files[file].path
         newline = "" if self.format is SourceFormat.CSV else "\n"
-        return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        try:
+            opened = self._files.filesystem.open_input_stream(path, compression="detect", buffer_size=1 << 20)
+            with io.TextIOWrapper(
+                opened, encoding="utf-8-sig", errors="surrogateescape", newline=newline
+            ) as lines:
+                yield lines
+        except (OSError, csv.Error) as error:
+            raise InputError(
+                f"{path} cannot be read as {self.format.value} ({error}). "
+                "Restore it if it is truncated or damaged."
+            ) from error
 
-    def _reader(self, lines: io.TextIOWrapper) -> Iterator[list[str]]:
+    def _csv_rows(self, lines: io.TextIOWrapper, where: str) -> Iterator[list[str]]:
+        """Yield the fields of each row, and check that the file does not end inside a quoted field.
+
+        ``csv`` takes an end inside quotes for the end of the field. So one more line is read, a lone
+        delimiter: two empty fields on their own, but a part of a field that is still open.
+        """
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        return csv.reader(lines, delimiter=self._delimiter, strict=False)
-
-    def _header(self, lines: io.TextIOWrapper, where: str) -> list[str]:
-        header = next(self._reader(lines), None)
-        if not header:
-            raise InputError(f"{where} is empty; a CSV file must start with its column names.")
-        return header
-
-    def _csv_records(
-        self, header: list[str], lines: io.TextIOWrapper
-    ) -> Iterator[Mapping[str, Any] | Problem]:
-        for fields in self._reader(lines):
-            if not fields:
-                continue  # an empty line is not a record, as in other CSV readers
-            if len(fields) == len(header):
-                yield dict(zip(header, fields, strict=True))
-            else:
-                yield Problem(
-                    "malformed-row", f"The line has {len(fields)} fields; the header has {len(header)}."
-                )
+        reader = csv.reader(chain(lines, [self._delimiter]), delimiter=self._delimiter, strict=False)
+        previous: list[str] | None = None
+        first_line, last_line = 1, 0
+        for fields in reader:
+            if previous is not None:
+                yield previous
+                first_line = last_line + 1
+            previous, last_line = fields, reader.line_num
+        if previous != ["", ""] or last_line != first_line:
+            raise InputError(
+                f"{where}, line {first_line}: a quoted field begins in this row and does not end, so "
+                "the file is cut off or a quotation mark is missing. Restore the file, or close the field."
+            )
 
     def _sample(self, where: str) -> list[Mapping[str, Any]]:
         records = list(islice(self._records(0), _SAMPLE_LINES))
@@ -128,6 +138,25 @@ class LineSource:
         if not found:
             raise InputError(f"{where} has no JSON object in its first {_SAMPLE_LINES} lines.")
         return found
+
+
+def _header(rows: Iterator[list[str]], where: str) -> list[str]:
+    header = next(rows, None)
+    if not header:
+        raise InputError(f"{where} is empty; a CSV file must start with its column names.")
+    return header
+
+
+def _csv_records(header: list[str], rows: Iterator[list[str]]) -> Iterator[Mapping[str, Any] | Problem]:
+    for fields in rows:
+        if not fields:
+            continue  # an empty line is not a record, as in other CSV readers
+        if len(fields) == len(header):
+            yield dict(zip(header, fields, strict=True))
+        else:
+            yield Problem(
+                "malformed-row", f"The line has {len(fields)} fields; the header has {len(header)}."
+            )
 
 
 def _json_record(line: str) -> Mapping[str, Any] | Problem:

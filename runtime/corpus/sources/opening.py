@@ -13,6 +13,7 @@ from runtime.corpus.sources.base import Source, SourceFormat
 from runtime.corpus.sources.folders import FolderSource
 from runtime.corpus.sources.items import ItemSource
 from runtime.corpus.sources.lines import LineSource
+from runtime.corpus.sources.memory import items_from_object
 from runtime.corpus.sources.tables import TableSource, files_of_dataset
 from runtime.corpus.sources.tars import TarSource
 from runtime.errors import InputError
@@ -47,7 +48,8 @@ def open_source(
     """Open a corpus.
 
     Args:
-        source: A path, folder, glob or URL; or an iterable of texts, images or mappings.
+        source: A path, folder, glob or URL; a table in memory: a mapping of columns, a data frame of pandas
+            or polars, a table of Arrow; or an iterable of texts, images or mappings.
         columns: Columns of ids, texts, images and languages; default: their usual names.
         format: Storage format; default: inferred from suffixes.
 
@@ -56,9 +58,7 @@ def open_source(
     """
     columns = columns or Columns()
     if not isinstance(source, (str, os.PathLike)):
-        if isinstance(source, (bytes, bytearray)):
-            raise InputError("The source is bytes; pass a path, or a list of images.")
-        return ItemSource(source, columns)
+        return ItemSource(items_from_object(source), columns)
     name = os.fspath(source)
     files = files_from_location(name)
     chosen = _format(name, files) if format is None else source_format(format)

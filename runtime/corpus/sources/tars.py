@@ -86,12 +86,19 @@ class TarSource:
                     sample["__key__"] = key
                     content = tar.extractfile(member)
                     _add(sample, extension.lower(), content.read() if content is not None else b"")
+                _require_end(tar)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise InputError(
                 f"{path} cannot be read as a tar ({error}). Restore it if it is truncated or damaged."
             ) from error
         if sample:
             yield sample
+
+
+def _require_end(tar: Any) -> None:
+    """Check that an empty block follows the last member; ``tarfile`` also stops where a file is cut."""
+    if tar.fileobj.tell() - tar.offset < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("the file ends without the empty blocks that close a tar")
 
 
 def _add(sample: dict[str, Any], extension: str, data: bytes) -> None:

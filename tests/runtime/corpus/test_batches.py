@@ -46,6 +46,29 @@ def test_batches_of_a_file_and_of_an_iterable(encoder, tmp_path, runs_at_once):
         np.testing.assert_allclose(np.concatenate([b.vectors for b in found]), expected, atol=2e-6)
 
 
+def test_a_table_in_memory_is_embedded_by_row(encoder):
+    expected = encoder.embed_texts(["gato", "cão"], "pt")
+    table = {"text": ["gato", "cão"], "language": ["pt", "pt"]}
+    (batch,) = embedded_batches(encoder, table)
+    np.testing.assert_allclose(batch.vectors, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": "64"}, "dim is '64', of type str; expected a whole number"),
+        ({"dim": -1}, "has no vectors of width -1"),
+        ({"dim": 65}, "has no vectors of width 65"),
+        ({"rows_per_batch": 1.5}, r"rows_per_batch is 1\.5, of type float"),
+        ({"runs_at_once": 0}, "runs_at_once is 0; expected at least 1"),
+        ({"max_batch_tokens": True}, "max_batch_tokens is True, of type bool"),
+    ],
+)
+def test_a_count_that_is_none_is_refused(encoder, options, message):
+    with pytest.raises(InputError, match=message):
+        list(embedded_batches(encoder, ["a"], language="pt", **options))
+
+
 def test_images_and_bad_rows(encoder):
     png = dataset.load_gallery()[0].png
     items = [{"name": "a", "photo": png}, {"name": "b", "photo": b"no"}, {"name": "c", "photo": png}]

@@ -103,6 +103,14 @@ def test_the_schema_says_what_the_vectors_are(model, encoder, source, tmp_path):
     }
 
 
+def test_an_output_folder_that_is_a_file_is_named(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    source = write_texts(tmp_path / "a.parquet", ["a"])
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(CorpusError, match=rf"{out} is not a folder, so no output can be written to it"):
+            embed_corpus(exported("nllb-clip"), source, out)
+
+
 @pytest.mark.parametrize("encoding", ["float16", "int8", "binary"])
 def test_encodings_and_narrow_heads(model, encoder, source, texts, tmp_path, encoding):
     from runtime.embeddings import Encoding
@@ -310,6 +318,13 @@ def test_a_measured_choice_is_kept_by_the_journal(model, source, tmp_path):
     assert len(first.measured) >= 2
     assert second.measured is None
     assert (second.engine, second.precision, second.threads) == (first.engine, first.precision, first.threads)
+
+
+def test_without_an_engine_the_message_says_what_to_install(model, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    expected = r"has no variant that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
+    with pytest.raises(CorpusError, match=expected):
+        embed_corpus(model, source, tmp_path / "out", options(engine=EngineChoice()))
 
 
 def test_no_variant_for_what_was_asked(model, source, tmp_path):

@@ -224,6 +224,63 @@ def test_iterables(items, columns, modality, expected):
     assert [item.kind if isinstance(item, Problem) else item for item in found] == expected
 
 
+class PolarsFrame:
+    """Stand-in with polars' methods."""
+
+    columns = ("id", "text", "language")
+
+    def iter_rows(self, *, named):
+        assert named
+        return iter(RECORDS)
+
+
+COLUMNS = {name: [record[name] for record in RECORDS] for name in RECORDS[0]}
+TABLES = {
+    "mapping of lists": lambda: COLUMNS,
+    "mapping of arrays": lambda: {name: np.asarray(cells, object) for name, cells in COLUMNS.items()},
+    "mapping of Arrow's columns": lambda: dict(zip(table().schema.names, table().columns, strict=True)),
+    "table of Arrow": table,
+    "record batch": lambda: table().to_batches()[0],
+    "reader of record batches": lambda: table().to_reader(max_chunksize=2),
+    "frame of pandas": lambda: pytest.importorskip("pandas").DataFrame(COLUMNS),
+    "frame of polars": PolarsFrame,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_in_memory_gives_its_rows(name):
+    source = open_source(TABLES[name]())
+    assert source.columns == Columns("id", "text", None, "language")
+    ids, items, codes = rows_of(source)
+    assert ids == IDS
+    assert [i for i in items if not isinstance(i, Problem)] == [t for t in TEXTS if t and t.strip()]
+    assert codes == LANGUAGES
+
+
+def test_a_column_of_arrow_is_its_values():
+    assert rows_of(open_source(pa.chunked_array([["a"], ["b"]])))[1] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "of type NoneType; expected a path"),
+        (5, "of type int; expected a path"),
+        (b"png", "is bytes; pass a path"),
+        (Image.new("RGB", (4, 4)), "is a single image; pass a list"),
+        (np.zeros((4, 4, 3), np.uint8), "is a single image; pass a list"),
+        ({"text": "a cat"}, "Column 'text' of the source is of type str; expected a list"),
+        ({"text": iter("ab")}, "Column 'text' of the source is of type str_ascii_iterator; expected a list"),
+        ({"text": ["a"], "id": [1, 2]}, "different lengths: {'text': 1, 'id': 2}"),
+        ({"text": []}, "nothing to embed"),
+        ([table()], "The first item is of type Table, a table"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, message):
+    with pytest.raises(InputError, match=message):
+        open_source(source)
+
+
 def test_images_of_an_iterable_may_be_opened_already(tmp_path):
     image, array = Image.new("RGB", (4, 4), "red"), np.zeros((4, 4, 3), np.uint8)
     _, items, _ = rows_of(open_source([image, array, tmp_path / "a.png", bytearray(b"png"), 3.5]))
@@ -274,6 +331,68 @@ def test_errors_say_what_is_wrong(tmp_path, name, content, options, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         rows_of(open_source(tmp_path / name, **options))
+
+
+CSV_ROWS = 'id,text\n1,one\n2,"two\nlines"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (CSV_ROWS + '3,"cut off\nin a field', 5),
+        (CSV_ROWS + '3,"', 5),
+        (CSV_ROWS + '3,"all but the quote\n', 5),
+        (CSV_ROWS + '3,"a ""quote""', 5),
+        ('id,"te', 1),
+        ('"', 1),
+    ],
+)
+def test_a_csv_file_that_ends_in_a_quoted_field_is_refused(tmp_path, content, line):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.csv, line {line}: a quoted field begins .* does not end"):
+        rows_of(open_source(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("end", ["3,three", '3,"three"', "3,three\n", '3,"three"\r\n\r\n', '3,"""three"""'])
+def test_a_csv_file_may_end_without_a_newline(tmp_path, end):
+    (tmp_path / "a.csv").write_text(CSV_ROWS + end)
+    assert [item.strip('"') for item in rows_of(open_source(tmp_path / "a.csv"))[1]] == [
+        "one",
+        "two\nlines",
+        "three",
+    ]
+
+
+@pytest.mark.parametrize("n_bytes", [1024, 1124, 2048])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_tar_that_is_cut_off_between_files_is_refused(tmp_path, n_bytes, suffix):
+    whole = tmp_path / "whole.tar"
+    tar_of(whole, {f"{i}.txt": b"a cat" for i in range(4)})
+    assert len(rows_of(open_source(whole))[1]) == 4
+    cut = whole.read_bytes()[:n_bytes]
+    (tmp_path / f"a.tar{suffix}").write_bytes(gzip.compress(cut) if suffix else cut)
+    with pytest.raises(InputError, match="cannot be read as a tar"):
+        rows_of(open_source(tmp_path / f"a.tar{suffix}"))
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.txt.gz"])
+def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path, name):
+    lines = {"a.csv.gz": 'text\n"a cat"\n', "a.jsonl.gz": '{"text": "a cat"}\n', "a.txt.gz": "a cat\n"}
+    content = gzip.compress(lines[name].encode() * 1000)
+    (tmp_path / name).write_bytes(content[:-20])
+    with pytest.raises(InputError, match=r"cannot be read as .*Truncated compressed stream"):
+        rows_of(open_source(tmp_path / name))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\u3000\t"])
+def test_a_blank_language_is_left_out_and_a_blank_text_is_a_bad_row(tmp_path, blank):
+    pq.write_table(pa.table({"text": ["a cat", blank], "language": [blank, "en"]}), tmp_path / "a.parquet")
+    _, items, codes = rows_of(open_source(tmp_path / "a.parquet"))
+    assert codes == [None, "en"]
+    assert items[1] == Problem(
+        "empty-text",
+        f"The text has blank characters only ({len(blank)})." if blank else "The text is empty.",
+    )
 
 
 def test_nothing_there_and_several_formats(tmp_path):

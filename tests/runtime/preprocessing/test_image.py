@@ -272,6 +272,19 @@ def test_a_callers_image_stays_open(tmp_path):
         assert image.getpixel((0, 0)) is not None
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"image": ["a.png"]}, r"images is a table of type dict; pass one of its columns"),
+        (None, "images is of type NoneType; expected an iterable"),
+        (5, "images is of type int; expected an iterable"),
+    ],
+)
+def test_a_table_is_not_several_images(images, message):
+    with pytest.raises(InputError, match=message):
+        require_several(images)
+
+
 @pytest.mark.parametrize("single", ["a.png", b"x", Image.new("RGB", (1, 1)), np.zeros((4, 4, 3), np.uint8)])
 def test_a_single_image_is_not_several(single):
     with pytest.raises(InputError, match="pass a list of images"):

@@ -49,6 +49,7 @@ def _cases(table: str) -> list[tuple[str, str]]:
 
 CODES_IN_USE = """
     por_Latn: pt pt-BR PT_br pt-MZ pt-Latn-BR por-latn pt_BR.UTF-8 pt_PT@euro pt-BRA por pt-ao1990 pt-x-mine
+    por_Latn: pt_XX por_latin pt_BR@latin pt-fonipa
     eng_Latn: en-US-u-ca-gregory en_US.UTF-8 en_US_POSIX en-GB-oed i-default en-001 en_XX en@quot eng-USA
     spa_Latn: es-419 es_MX.ISO-8859-1 spa es-ES-t-en-m0-prprname es_ES@collation=traditional
     deu_Latn: de-1996 de-DE-1901 ger deu de_AT.UTF-8@euro de-Latf de-x-en
@@ -109,6 +110,9 @@ def test_codes_in_use(code, flores):
 REFUSED_WITH_HINTS = """
     uzn_Latn, uzn_Cyrl: uz-AF uzn-AF uz-Arab uzs uzs_Arab
     por_Latn: pt-Cyrl por_Cyrl por_Ltan por_Latn_x portuguese portugese pt-
+    por_Latn: por_banana por_Latnn por-Latn-banana pt_BR@banana pt_BR@ltan pt-YY pt-QQQQ pt-555 pt-1996
+    srp_Cyrl, srp_Latn: sr@ltan sr-Latnn
+    zho_Hans, zho_Hant: zh-Hantt zh-000
     hau_Latn: ha-CM ha-Arab
     tgk_Cyrl: tg-PK tg-Arab
     khk_Cyrl: mn-CN khk_Mong
@@ -178,6 +182,21 @@ def test_what_is_no_tag_says_so(code):
 )
 def test_a_refused_script_is_named(code, script):
     with pytest.raises(LanguageError, match=rf"is unknown in the script {script}[, ]"):
+        flores_from_code(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("pt-YY", "'YY' is not a region of ISO 3166 or UN M49"),
+        ("pt-555", "'555' is not a region of ISO 3166 or UN M49"),
+        ("por_Latnn", "'latnn' is neither a script nor a registered variant"),
+        ("sr@ltan", "'ltan' is neither a script nor a registered variant"),
+        ("pt-1996", r"'1996' is a variant of other languages \(de\)"),
+    ],
+)
+def test_a_region_or_variant_that_is_not_registered_is_named(code, reason):
+    with pytest.raises(LanguageError, match=rf"is unknown: {reason} \(closest: "):
         flores_from_code(code)
 
 

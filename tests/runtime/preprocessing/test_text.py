@@ -6,6 +6,7 @@ import json
 import os
 import re
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -308,6 +309,10 @@ def test_one_language_per_text_or_none(languages):
         (["a", 3], "Text 1 is of type int; expected str"),
         (["a", None], "Text 1 is of type NoneType"),
         ([b"a"], "Text 0 is of type bytes"),
+        ({"text": ["a"]}, r"texts is a table of type dict; pass one of its columns.*embedded_batches"),
+        (pa.table({"text": ["a"]}), r"texts is a table of type Table; pass one of its columns"),
+        (None, "texts is of type NoneType; expected an iterable of strings"),
+        (5, "texts is of type int; expected an iterable of strings"),
     ],
 )
 def test_what_is_no_text_is_an_error(texts, message):
