@@ -76,6 +76,12 @@ def _errors_reported(interrupted: Callable[[], str] = lambda: "interrupted") -> 
             raise
         report_os_error(error)
         raise typer.Exit(1) from None
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        shown = error.object.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        typer.echo(f"error: The name or text {shown[:200]!r} is not UTF-8. Rename the file.", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
         typer.echo(interrupted(), err=True)

@@ -16,7 +16,14 @@ from typing import Any
 from runtime.errors import InputError
 from runtime.extras import import_optional
 
-__all__ = ["File", "FileSet", "digest_of_files", "files_from_location", "filesystem_from_location"]
+__all__ = [
+    "File",
+    "FileSet",
+    "digest_of_files",
+    "files_from_location",
+    "filesystem_from_location",
+    "require_utf8",
+]
 
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "file")
 _WILD = re.compile(r"[*?\[]")
@@ -56,6 +63,7 @@ def filesystem_from_location(location: str) -> tuple[Any, str]:
         InputError: the scheme's own package is not installed, or the URL is malformed.
         MissingPackageError: pyarrow is not installed.
     """
+    require_utf8(location)
     arrow_fs = _arrow_fs()
     scheme = location.split("://", 1)[0] if "://" in location else None
     try:
@@ -71,6 +79,21 @@ def filesystem_from_location(location: str) -> tuple[Any, str]:
         return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(filesystem)), path
     except (ImportError, ValueError, OSError) as error:
         raise InputError(f"{location} cannot be opened: {error}.") from error
+
+
+def require_utf8(location: str) -> None:
+    """Check that a path is UTF-8, as it is stored with the vectors.
+
+    Raises:
+        InputError: it is not; Python shows its other bytes as lone surrogates.
+    """
+    try:
+        location.encode()
+    except UnicodeEncodeError:
+        shown = location.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise InputError(
+            f"The name {shown} is not UTF-8. Rename it: names are stored with the vectors, in UTF-8."
+        ) from None
 
 
 def _without_wildcards(location: str) -> tuple[str, str]:
@@ -102,6 +125,11 @@ def files_from_location(location: str, *, keep: Callable[[str], bool] | None = N
         if info.type == arrow_fs.FileType.Directory:
             found = _listed(arrow_fs, filesystem, path)
             return FileSet(filesystem, path, tuple(f for f in found if keep is None or keep(f.path)), True)
+    except UnicodeDecodeError as error:
+        name = bytes(error.object).decode("utf-8", "backslashreplace")
+        raise InputError(
+            f"{location} holds a file whose name is not UTF-8: {name}. Rename it: names are stored as ids."
+        ) from error
     except OSError as error:
         raise InputError(f"{location} cannot be listed: {error}.") from error
     raise InputError(f"{location} does not exist. Pass a file, a folder, a glob or a URL of them.")

@@ -17,6 +17,7 @@ from typing import Any
 from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
+from runtime.corpus.files import require_utf8
 from runtime.corpus.job import Executor, Job, parts_in_process
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
@@ -55,11 +56,12 @@ def embed_corpus(
     Raises:
         CorpusError: the folder belongs to a run with other arguments, or its parts have another
             computation; the disk is full, or too many rows are bad.
-        InputError: the source cannot be read.
+        InputError: the source cannot be read, or the folder's name is not UTF-8.
         ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
     location = model_location(model)
+    require_utf8(str(folder))
     opened = open_source(source, columns=options.columns, format=options.format)
     known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
     encoder, choice = _opened(location, opened, options, known)

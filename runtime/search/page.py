@@ -60,7 +60,7 @@ def write_page(
     """
     page = page_from_answers(answers, pictures, model=model, texts=texts)
     try:
-        replace_text(path, page)
+        replace_text(path, page.encode("utf-8", "backslashreplace").decode())  # names may not be UTF-8
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error}).") from error
 

@@ -72,6 +72,13 @@ def test_an_interruption_before_a_command_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_a_name_that_is_not_utf_8_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands._DeferredCommand, "loaded", lambda self: "o\udcff".encode())
+    result = CliRunner().invoke(app, ["languages"])
+    assert result.exit_code == 1
+    assert result.output == "error: The name or text 'o\\\\xff' is not UTF-8. Rename the file.\n"
+
+
 def test_a_file_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: object) -> object:
         raise PermissionError(13, "Permission denied", "/there")

@@ -103,6 +103,11 @@ def test_the_schema_says_what_the_vectors_are(model, encoder, source, tmp_path):
     }
 
 
+def test_an_output_folder_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"The name .*o\\xff is not UTF-8"):
+        embed_corpus("m/x", ["a"], tmp_path / "o\udcff")
+
+
 def test_an_output_folder_that_is_a_file_is_named(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     source = write_texts(tmp_path / "a.parquet", ["a"])

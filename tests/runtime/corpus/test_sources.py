@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -393,6 +394,23 @@ def test_a_blank_language_is_left_out_and_a_blank_text_is_a_bad_row(tmp_path, bl
         "empty-text",
         f"The text has blank characters only ({len(blank)})." if blank else "The text is empty.",
     )
+
+
+@pytest.mark.parametrize("location", ["f\udcff.txt", "f\udcff/*.txt", "g\udcff"])
+def test_a_location_that_is_not_utf_8_is_named(tmp_path, location):
+    with pytest.raises(InputError, match=r"The name .*\\xff.* is not UTF-8\. Rename it"):
+        open_source(f"{tmp_path}/{location}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("location", ["", "/*.txt"])
+def test_a_file_in_a_folder_whose_name_is_not_utf_8_is_named(tmp_path, location):
+    (tmp_path / "good.txt").write_text("a cat")
+    (tmp_path / "bad\udcff.txt").write_text("a cat")
+    with pytest.raises(
+        InputError, match=r"holds a file whose name is not UTF-8: .*bad\\xff\.txt\. Rename it"
+    ):
+        open_source(f"{tmp_path}{location}")
 
 
 def test_nothing_there_and_several_formats(tmp_path):
