@@ -399,6 +399,8 @@ def test_a_broken_model_is_reported_in_the_servers_words(
 
 def test_a_taken_port_is_named(served: Server, server_environment: ServerEnvironment, tmp_path: Path) -> None:
     port = int(served.addresses.http.rpartition(":")[2])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").touch()
     with (
         pytest.raises(EngineError, match=f"Port {port}"),
         running_server(tmp_path, environment=server_environment, options=ServerOptions(http_port=port)),
