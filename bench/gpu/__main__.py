@@ -1,4 +1,7 @@
-"""Command line of the GPU measurement; see the package's docstring."""
+"""Command line of the GPU measurement; see the package's docstring.
+
+python -m bench.gpu {bundle,run,report,tensorrt} …
+"""
 
 from __future__ import annotations
 

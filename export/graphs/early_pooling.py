@@ -88,12 +88,13 @@ def _move(
     twin = onnx_ir.node(node.op_type, inputs, dict(node.attributes), name=f"{node.name}/token")
     float_like(twin, f"{node.name}/token_out", gather.outputs[0].shape)
     graph.insert_before(gather, twin)
-    if gather.outputs[0].is_graph_output():
-        return None
-    gather.outputs[0].replace_all_uses_with(twin.outputs[0])
+    old, new = gather.outputs[0], twin.outputs[0]
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}/selected", old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     for key, value in copies.items():
-        if value is gather.outputs[0]:
-            copies[key] = twin.outputs[0]
+        if value is old:
+            copies[key] = new
     graph.remove(gather, safe=True)
     return made
 

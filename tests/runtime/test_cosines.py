@@ -202,6 +202,7 @@ def by_latency(found: Any, reference: Any) -> list[str]:
 @dataclasses.dataclass(frozen=True)
 class _Group:
     precision: Precision
+    engine: Engine = Engine.ONNXRUNTIME
     model: str = "m"
     modality: str = "text"
 

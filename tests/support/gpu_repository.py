@@ -24,7 +24,10 @@ from runtime.triton_config import CONFIG_FILE
 
 def repository_for_cuda(model: Path, target: Path, *, only: bool = False) -> Path:
     """Copy a model's repository with a variant ``fp16_cuda`` beside ``fp32``, or in its place."""
-    repository = Path(shutil.copytree(model.parent, target))
+    repository = target
+    repository.mkdir()
+    for path in (*model.parent.glob(f"{model.name}_*"), *model.parent.glob(f"{model.name}.*")):
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, repository / path.name)
     manifest = Manifest.read(repository / model.name)
     fp32 = manifest.variant(Precision.FP32)
     key = variant_name(Precision.FP16, Engine.CUDA.value)

@@ -143,7 +143,7 @@ def test_a_model_without_a_gpu_variant_is_told_how_to_get_one(exported: Exported
     lines = list(deployment_from_repository(model.parent, tmp_path, target="gpu"))
     (line,) = [line for line in lines if line.startswith("capivara: the towers of")]
     assert (
-        f"babeltower export capivara {model.parent} --name capivara --precision fp16 --engine cuda && "
+        f"babeltower export CHECKPOINT {model.parent} --name capivara --precision fp16 --engine cuda && "
         f"babeltower frontends {model} --variant fp16_cuda"
     ) in line
 
@@ -196,7 +196,7 @@ def test_serve_without_a_gpu_refuses_a_repository_for_gpus_only(exported: Export
     model = repository_for_cuda(exported("capivara"), tmp_path / "r", only=True)
     expected = (
         r"Every variant in .*r \(fp16_cuda\) runs on an NVIDIA GPU, and this server has none\. Export a "
-        r"variant for the CPU: babeltower export capivara .*--precision fp32 --engine onnxruntime; or run it "
+        r"variant for the CPU: babeltower export CHECKPOINT .*--precision fp32 --engine onnxruntime; or run it "
     )
     with pytest.raises(EngineError, match=expected):
         models_without_gpu(model.parent)
