@@ -108,13 +108,20 @@ def _is_by_token(node: onnx_ir.Node) -> bool:
     for index, value in enumerate(node.inputs):
         array = constant(value)
         most = 2 if node.op_type == "MatMul" else 1
-        if array is None and _rank(value) != 3:
-            return False
+        if array is None and _tokens(value) != _tokens(node.outputs[0]):
+            return False  # also where one token's values are repeated for all
         if array is not None and (array.ndim > most or (node.op_type == "MatMul" and index == 0)):
             return False
     if node.op_type == "MatMul":
         return constant(node.inputs[1]) is not None
     return True
+
+
+def _tokens(value: onnx_ir.Value | None) -> object:
+    """Return the number or name of a value's tokens; an object of its own if it has no such axis."""
+    if value is None or value.shape is None or len(value.shape) != 3:
+        return object()
+    return value.shape[1]
 
 
 def _rank(value: onnx_ir.Value | None) -> int | None:

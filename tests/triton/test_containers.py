@@ -196,7 +196,7 @@ def test_serve_without_a_gpu_refuses_a_repository_for_gpus_only(exported: Export
     model = repository_for_cuda(exported("capivara"), tmp_path / "r", only=True)
     expected = (
         r"Every variant in .*r \(fp16_cuda\) runs on an NVIDIA GPU, and this server has none\. Export a "
-        r"variant for the CPU: babeltower export CHECKPOINT .*--precision fp32 --engine onnxruntime; or run it "
+        r"variant for the CPU: babeltower export CHECKPOINT .*--precision fp32 --engine onnxruntime; or run "
     )
     with pytest.raises(EngineError, match=expected):
         models_without_gpu(model.parent)
