@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import re
 import shutil
@@ -32,7 +31,7 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
-from runtime.backends import module_of_engine
+from runtime.backends import is_installed
 from runtime.backends.cuda import gpu_record
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER
 from runtime.errors import ExportError, ManifestError, ParityError
@@ -457,9 +456,7 @@ def installed_engines() -> tuple[Engine, ...]:
     Engines for GPUs are included if their library is installed; whether there is a GPU, and a build for it,
     is checked by their variants.
     """
-    return tuple(
-        engine for engine in Engine if importlib.util.find_spec(module_of_engine(engine)) is not None
-    )
+    return tuple(engine for engine in Engine if is_installed(engine))
 
 
 def _with_forms(options: ExportOptions) -> ExportOptions:

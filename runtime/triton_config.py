@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import ManifestError
 from runtime.extras import import_optional
-from runtime.manifest import Engine
+from runtime.manifest import Engine, TowerFiles
 from runtime.storage import replace_text
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "config_of_folder",
     "config_text_of_folder",
     "configuration_messages",
+    "engine_of_backend",
     "engine_of_config_text",
+    "engine_of_tower",
     "served_version",
     "text_from_config",
     "versions_of_folder",
@@ -82,8 +84,18 @@ def config_of_folder(folder: Path) -> Any:
     return config_from_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
 
 
+def engine_of_backend(backend: str, *, on_gpu: bool) -> Engine:
+    """Return the engine that Triton's backend is, or CUDA for ONNX Runtime's backend on a GPU.
+
+    Raises:
+        ValueError: it is no tower's backend.
+    """
+    engine = Engine(backend)
+    return Engine.CUDA if engine is Engine.ONNXRUNTIME and on_gpu else engine
+
+
 def engine_of_config_text(text: str, *, origin: str) -> Engine:
-    """Engine of a tower: the one that its backend is, or CUDA for ONNX Runtime's backend on a GPU.
+    """Engine of a tower, by its backend and device.
 
     The text is not parsed: a server's environment has no tritonclient.
 
@@ -95,12 +107,21 @@ def engine_of_config_text(text: str, *, origin: str) -> Engine:
         ManifestError: it has no known backend.
     """
     found = re.search(r'^(?:backend|platform): "([a-z]+)(?:_plan)?"', text, re.MULTILINE)
+    on_gpu = re.search(r"^\s*kind: KIND_GPU$", text, re.MULTILINE) is not None
     try:
-        engine = Engine(found[1] if found else "")
+        return engine_of_backend(found[1] if found else "", on_gpu=on_gpu)
     except ValueError:
         raise ManifestError(f"{origin} has no known tower backend. Export the checkpoint again.") from None
-    on_gpu = re.search(r"^\s*kind: KIND_GPU$", text, re.MULTILINE) is not None
-    return Engine.CUDA if engine is Engine.ONNXRUNTIME and on_gpu else engine
+
+
+def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
+    """Return the engine that a tower's ``config.pbtxt`` selects.
+
+    Raises:
+        ManifestError: the file is missing, or has no known backend.
+    """
+    folder = repository / tower.model
+    return engine_of_config_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
 
 
 def write_config(folder: Path, config: Any) -> None:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from sample_models import ROOT
 
-from runtime.backends.engine_reports import TENSORRT_MAJORS
+from runtime.backends.plans import TENSORRT_MAJORS
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

@@ -25,8 +25,9 @@ from runtime.errors import ExportError
 
 __all__ = ["CudaFormReport", "suit_cuda"]
 
-_ON_PROCESSOR = frozenset({"Shape", "Size", "NonZero", "Expand", "Conv"})
-"""Operators that must be gone: they run on the processor, need it to know a shape, or need cuDNN."""
+_REPLACED = frozenset({"Shape", "Size", "NonZero", "Expand", "Conv", "Softmax"})
+"""Operators that must be gone: they run on the processor, need it to know a shape, need cuDNN, or are
+left of an attention that was not fused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,7 @@ def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SE
 
 
 def _require_fit(model: onnx_ir.Model) -> None:
-    left = Counter(node.op_type for node in model.graph if node.op_type in _ON_PROCESSOR)
-    left.update(node.op_type for node in model.graph if node.op_type == "Softmax")
+    left = Counter(node.op_type for node in model.graph if node.op_type in _REPLACED)
     if left:
         raise ExportError(
             f"The graph {model.graph.name!r} keeps {dict(left)} when fused for CUDA, so it could not run "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from export.graphs.edits import constant, drop_unused, float_like
+from export.graphs.edits import constant, drop_unused, float_like, producer
 
 __all__ = ["pool_early"]
 
@@ -65,7 +65,7 @@ def _move(
     graph: onnx_ir.Graph, gather: onnx_ir.Node, copies: dict[tuple[onnx_ir.Value, int], onnx_ir.Value]
 ) -> list[onnx_ir.Node] | None:
     """Swap a selection with the node before it; return the new selections, or None if it must stay."""
-    node = gather.inputs[0].producer() if gather.inputs[0] is not None else None
+    node = producer(gather.inputs[0])
     index = constant(gather.inputs[1])
     if node is None or index is None or not _is_by_token(node):
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-__all__ = ["add_weight", "constant", "drop_unused", "float_like", "set_weight", "sole_use"]
+__all__ = ["add_weight", "constant", "drop_unused", "float_like", "producer", "set_weight", "sole_use"]
 
 
 def constant(value: onnx_ir.Value | None) -> NDArray[Any] | None:
@@ -42,6 +42,11 @@ def set_weight(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> None:
     assert old is not None
     assert isinstance(graph, onnx_ir.Graph)
     node.replace_input_with(index, add_weight(graph, f"{old.name}_rescaled", array))
+
+
+def producer(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    """Return the node that computes a value; None for a graph input, an initializer or an absent value."""
+    return None if value is None else value.producer()
 
 
 def sole_use(value: onnx_ir.Value | None) -> onnx_ir.Node | None:

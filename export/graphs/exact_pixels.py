@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from export.graphs.edits import constant
+from export.graphs.edits import constant, producer
 from export.graphs.folding import PIXEL_CENTRE
 
 __all__ = ["EXACT", "mark_pixels"]
@@ -21,7 +21,7 @@ def mark_pixels(model: onnx_ir.Model) -> int:
     """Mark each ``Cast(uint8) − 128``, in place; return the number of marked nodes."""
     n_marked = 0
     for node in model.graph:
-        cast = node.inputs[0].producer() if node.op_type == "Sub" and node.inputs[0] is not None else None
+        cast = producer(node.inputs[0]) if node.op_type == "Sub" else None
         centre = constant(node.inputs[1]) if cast is not None else None
         if cast is None or cast.op_type != "Cast" or centre is None or centre.size != 1:
             continue

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, set_weight, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, set_weight, sole_use
 
 __all__ = ["PIXEL_CENTRE", "fold"]
 
@@ -141,7 +141,7 @@ def _patches_as_product(graph: onnx_ir.Graph, conv: onnx_ir.Node) -> None:
 
 def _maker(value: onnx_ir.Value | None, op: str) -> onnx_ir.Node | None:
     """Return the producer of a value if it has this operator type."""
-    node = value.producer() if value is not None else None
+    node = producer(value)
     return node if node is not None and node.op_type == op else None
 
 

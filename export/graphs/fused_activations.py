@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, set_weight, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, set_weight, sole_use
 from export.graphs.fused_norms import CONTRIB
 
 __all__ = ["fuse_activations"]
@@ -39,7 +39,7 @@ def fuse_activations(model: onnx_ir.Model) -> int:
 
 def _fuse_erf(graph: onnx_ir.Graph, erf: onnx_ir.Node) -> bool:
     """Match ``x · (1 + erf(x / √2)) · ½`` with its factors in any order."""
-    divide = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+    divide = producer(erf.inputs[0])
     if divide is None or divide.op_type not in ("Div", "Mul"):
         return False
     factor = _scalar(divide.inputs[1])
@@ -52,12 +52,12 @@ def _fuse_erf(graph: onnx_ir.Graph, erf: onnx_ir.Node) -> bool:
 
 def _fuse_tanh(graph: onnx_ir.Graph, tanh: onnx_ir.Node) -> bool:
     """Match ``½ · x · (1 + tanh(√(2/π) (x + 0.044715 x³)))``."""
-    outer = tanh.inputs[0].producer() if tanh.inputs[0] is not None else None
+    outer = producer(tanh.inputs[0])
     plus = sole_use(tanh.outputs[0])
     if outer is None or outer.op_type != "Mul":
         return False
     factor, inner = _scalar_and_value(outer)
-    add = inner.producer() if inner is not None else None
+    add = producer(inner)
     if factor is None or add is None or add.op_type != "Add":
         return False
     if not math.isclose(factor, math.sqrt(2 / math.pi), rel_tol=1e-4):
@@ -121,7 +121,7 @@ def _fuse_halved_product(
 
 
 def _is_half_of(value: onnx_ir.Value | None, x: onnx_ir.Value, factors: list[float]) -> bool:
-    node = value.producer() if value is not None else None
+    node = producer(value)
     if node is None or node.op_type != "Mul":
         return False
     factor, inner = _scalar_and_value(node)
@@ -133,7 +133,7 @@ def _is_half_of(value: onnx_ir.Value | None, x: onnx_ir.Value, factors: list[flo
 
 def _fuse_sigmoid(graph: onnx_ir.Graph, sigmoid: onnx_ir.Node) -> bool:
     """Match ``x · sigmoid(1.702 x)``."""
-    scale = sigmoid.inputs[0].producer() if sigmoid.inputs[0] is not None else None
+    scale = producer(sigmoid.inputs[0])
     product = sole_use(sigmoid.outputs[0])
     if scale is None or scale.op_type != "Mul" or product is None or product.op_type != "Mul":
         return False
@@ -149,7 +149,7 @@ def _fuse_sigmoid(graph: onnx_ir.Graph, sigmoid: onnx_ir.Node) -> bool:
 
 def _fuse_relu(graph: onnx_ir.Graph, relu: onnx_ir.Node) -> bool:
     """Rewrite ``relu(x + b) W + c`` to ``max(x, −b) W + (c + b W)``: one elementwise node instead of two."""
-    add = relu.inputs[0].producer() if relu.inputs[0] is not None else None
+    add = producer(relu.inputs[0])
     product = sole_use(relu.outputs[0])
     if add is None or add.op_type != "Add" or sole_use(add.outputs[0]) is None:
         return False
@@ -180,10 +180,10 @@ def _replace(graph: onnx_ir.Graph, old: onnx_ir.Value, x: onnx_ir.Value, op: str
 
 def _put(graph: onnx_ir.Graph, node: onnx_ir.Node, old: onnx_ir.Value) -> None:
     """Insert a node before the producer of ``old`` and let it take the value's place."""
-    producer = old.producer()
-    assert producer is not None
+    replaced = producer(old)
+    assert replaced is not None
     float_like(node, f"{old.name}/fused", old.shape)
-    graph.insert_before(producer, node)
+    graph.insert_before(replaced, node)
     old.replace_all_uses_with(node.outputs[0])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, set_weight, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, set_weight, sole_use
 from export.graphs.fused_norms import CONTRIB
 from export.graphs.square_bias import SquareBias
 
@@ -76,13 +76,13 @@ def fuse_attention(model: onnx_ir.Model, projections: Projections = Projections.
 
 def _match(softmax: onnx_ir.Node) -> _Attention | None:
     scores = softmax.inputs[0]
-    product = scores.producer() if scores is not None else None
+    product = producer(scores)
     mask: onnx_ir.Value | None = None
     bias: onnx_ir.Value | None = None
     if product is not None and product.op_type == "Add":
         bias = product.inputs[1]
         mask = _mask_of_bias(bias)
-        product = product.inputs[0].producer() if product.inputs[0] is not None else None
+        product = producer(product.inputs[0])
         if mask is None:
             return None
     mixed = sole_use(softmax.outputs[0])
@@ -104,20 +104,20 @@ def _match(softmax: onnx_ir.Node) -> _Attention | None:
 def _projection(value: onnx_ir.Value | None, *, is_key: bool = False) -> _Projection | None:
     """Match a product that is split into heads, back from the operand of an attention product."""
     scale = 1.0
-    node = _producer(value)
+    node = producer(value)
     while node is not None and node.op_type == "Mul":
         factor = constant(node.inputs[1])
         if factor is None or factor.size != 1:
             return None
         scale *= float(factor.reshape(()))
-        node = _producer(node.inputs[0])
+        node = producer(node.inputs[0])
     if is_key and node is not None and node.op_type == "Transpose" and _perm(node) == _LAST_TWO:
-        node, is_key = _producer(node.inputs[0]), False
+        node, is_key = producer(node.inputs[0]), False
     if node is not None and node.op_type == "Squeeze":
         return _part_of_joined(node, scale) if not is_key else None
     if node is None or node.op_type != "Transpose" or _perm(node) != (_KEY_BY_HEAD if is_key else _BY_HEAD):
         return None
-    return _linear(_producer(node.inputs[0]), scale)
+    return _linear(producer(node.inputs[0]), scale)
 
 
 def _linear(heads: onnx_ir.Node | None, scale: float) -> _Projection | None:
@@ -133,11 +133,11 @@ def _linear(heads: onnx_ir.Node | None, scale: float) -> _Projection | None:
 
 def _part_of_joined(squeeze: onnx_ir.Node, scale: float) -> _Projection | None:
     """Match one part of a joined product, (batch, tokens, parts, heads, width) with the parts moved first."""
-    cut = _producer(squeeze.inputs[0])
-    moved = _producer(cut.inputs[0]) if cut is not None and cut.op_type == "Slice" else None
+    cut = producer(squeeze.inputs[0])
+    moved = producer(cut.inputs[0]) if cut is not None and cut.op_type == "Slice" else None
     if cut is None or moved is None or moved.op_type != "Transpose" or _perm(moved) != _PARTS_FIRST:
         return None
-    heads = _producer(moved.inputs[0])
+    heads = producer(moved.inputs[0])
     found, start = _product_of(heads), constant(cut.inputs[1])
     shape = heads.outputs[0].shape if heads is not None else None
     if found is None or start is None or shape is None or len(shape) != 5:
@@ -156,9 +156,9 @@ def _product_of(
 ) -> tuple[onnx_ir.Value, NDArray[np.float32], NDArray[np.float32] | None] | None:
     if reshape is None or reshape.op_type != "Reshape":
         return None
-    node, bias = _producer(reshape.inputs[0]), None
+    node, bias = producer(reshape.inputs[0]), None
     if node is not None and node.op_type == "Add":
-        bias, node = constant(node.inputs[1]), _producer(node.inputs[0])
+        bias, node = constant(node.inputs[1]), producer(node.inputs[0])
         if bias is None:
             return None
     if node is None or node.op_type != "MatMul" or node.inputs[0] is None:
@@ -173,7 +173,7 @@ def _mask_of_bias(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
     """Return the int64 mask (batch, tokens) of ``(1 − mask) · −30,000``."""
     value = bias
     for op in ("Mul", "Sub", "Cast", "Unsqueeze"):
-        node = _producer(value)
+        node = producer(value)
         if node is None or node.op_type != op:
             return None
         value = node.inputs[1 if op == "Sub" else 0]
@@ -311,10 +311,6 @@ def _trimmed(inputs: list[onnx_ir.Value | None]) -> list[onnx_ir.Value | None]:
     while inputs and inputs[-1] is None:
         inputs = inputs[:-1]
     return inputs
-
-
-def _producer(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
-    return value.producer() if value is not None else None
 
 
 def _perm(node: onnx_ir.Node) -> tuple[int, ...]:

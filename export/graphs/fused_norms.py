@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, sole_use
 
 __all__ = ["CONTRIB", "fuse_l2_norms", "fuse_skip_norms"]
 
@@ -28,7 +28,7 @@ def fuse_skip_norms(model: onnx_ir.Model) -> int:
     for norm in list(model.graph):
         if norm.op_type != "LayerNormalization" or norm.attributes.get_int("axis", -1) not in (-1, 2):
             continue
-        add = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+        add = producer(norm.inputs[0])
         if add is None or add.op_type != "Add" or not _is_residual(add):
             continue
         n_fused += _fuse(model.graph, norm, add)

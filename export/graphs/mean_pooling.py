@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, sole_use
 
 __all__ = ["pool_by_product"]
 
@@ -28,7 +28,7 @@ def pool_by_product(model: onnx_ir.Model) -> int:
 
 def _replace(graph: onnx_ir.Graph, divide: onnx_ir.Node) -> bool:
     total, count = (_sum_over_tokens(value) for value in divide.inputs)
-    product = total.producer() if total is not None else None
+    product = producer(total)
     if count is None or product is None or product.op_type != "Mul" or count not in product.inputs:
         return False
     x = next((value for value in product.inputs if value is not count), None)
@@ -55,7 +55,7 @@ def _replace(graph: onnx_ir.Graph, divide: onnx_ir.Node) -> bool:
 
 def _sum_over_tokens(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
     """Return what is summed over axis 1 without keeping the axis."""
-    node = value.producer() if value is not None else None
+    node = producer(value)
     if node is None or node.op_type != "ReduceSum" or node.attributes.get_int("keepdims", True):
         return None
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from export.graphs.edits import add_weight, constant, float_like, sole_use
+from export.graphs.edits import add_weight, constant, float_like, producer, sole_use
 
 __all__ = ["pack_attention"]
 
@@ -96,11 +96,11 @@ def _projection(value: onnx_ir.Value | None) -> _Projection | None:
     """Match a quantized projection with bias, split into heads, that produces this operand."""
     chain: dict[str, onnx_ir.Node] = {}
     for op in _MADE_BY:
-        node = value.producer() if value is not None else None
+        node = producer(value)
         if node is None or node.op_type != op or sole_use(node.outputs[0]) is None:
             return None
         chain[op], value = node, node.inputs[0]
-    weight = chain["MatMul"].inputs[1].producer() if chain["MatMul"].inputs[1] is not None else None
+    weight = producer(chain["MatMul"].inputs[1])
     if value is None or weight is None or weight.op_type != "DequantizeLinear":
         return None
     codes, weight_scales = constant(weight.inputs[0]), constant(weight.inputs[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from export.graphs.edits import add_weight, constant, drop_unused, float_like, sole_use
+from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, sole_use
 
 __all__ = ["add_biases_within"]
 
@@ -23,7 +23,7 @@ def add_biases_within(model: onnx_ir.Model) -> int:
     """
     n_replaced = 0
     for add in list(model.graph):
-        product = add.inputs[0].producer() if add.op_type == "Add" and add.inputs[0] is not None else None
+        product = producer(add.inputs[0]) if add.op_type == "Add" else None
         if product is None or product.op_type != "MatMul" or sole_use(product.outputs[0]) is not add:
             continue
         bias, weight = constant(add.inputs[1]), constant(product.inputs[1])

@@ -21,6 +21,7 @@ from export.tensorrt.options import EngineOptions
 from runtime.backends.cuda import open_device
 from runtime.backends.plans import (
     AHEAD_OF_TIME,
+    TENSORRT_MAJORS,
     VERSION_COMPATIBLE,
     Compiler,
     DeviceFacts,
@@ -37,7 +38,6 @@ from runtime.storage import replace_file, sha256_of_file
 __all__ = ["engine_from_onnx", "require_compiler"]
 
 _MODULES = {Compiler.TENSORRT: "tensorrt", Compiler.TENSORRT_RTX: "tensorrt_rtx"}
-_MAJORS = (10, 11)
 
 
 def engine_from_onnx(
@@ -253,9 +253,10 @@ def _network_flags(tensorrt: Any) -> int:
     if tensorrt.__name__ == _MODULES[Compiler.TENSORRT_RTX]:
         return 0
     major = int(str(tensorrt.__version__).split(".")[0])
-    if major not in _MAJORS:
+    if major not in TENSORRT_MAJORS:
         raise EngineError(
-            f"TensorRT {tensorrt.__version__} is not supported; install a release of the majors {_MAJORS}."
+            f"TensorRT {tensorrt.__version__} is not supported; install a release of the majors "
+            f"{TENSORRT_MAJORS}."
         )
     return 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if major == 10 else 0
 

@@ -36,7 +36,7 @@ from runtime.manifest import (
 )
 from runtime.repository import rename_in, staging, variant_with_configs
 from runtime.storage import replace_text
-from runtime.triton_config import CONFIG_FILE, config_text_of_folder, engine_of_config_text
+from runtime.triton_config import CONFIG_FILE, engine_of_tower
 from triton_models.spec import (
     ImageLimits,
     ImageSpec,
@@ -136,7 +136,7 @@ def write_front_ends(
         ExportError: a configuration does not parse back to the same values.
     """
     variant = manifest.variants[key]
-    on_gpu = _engine_of_tower(repository, variant.text) in GPU_ENGINES
+    on_gpu = engine_of_tower(repository, variant.text) in GPU_ENGINES
     limits = settings.text or (TextLimits.on_gpu() if on_gpu else TextLimits())
     if settings.token_budget is not None:
         limits = dataclasses.replace(limits, token_budget=settings.token_budget)
@@ -161,7 +161,7 @@ def _write(
     version = folder / "1"
     version.mkdir(parents=True)
     tower = manifest.variants[key].tower(modality)
-    engine = _engine_of_tower(repository, tower)
+    engine = engine_of_tower(repository, tower)
     on_gpu = engine in GPU_ENGINES
     parameters = {**_facts(manifest, key, tower, engine), **limits}
     rows = settings.max_batch_size.get(modality, tower.max_batch_size if on_gpu else _ROWS[modality])
@@ -223,11 +223,6 @@ def _facts(manifest: Manifest, key: str, tower: TowerFiles, engine: Engine) -> d
         "babeltower_dims": ",".join(map(str, dims)),
         "babeltower_tower": tower.model,
     }
-
-
-def _engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
-    folder = repository / tower.model
-    return engine_of_config_text(config_text_of_folder(folder), origin=str(folder / CONFIG_FILE))
 
 
 def _resettled_towers(

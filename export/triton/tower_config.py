@@ -27,7 +27,7 @@ from export.triton.plan_config import plan_graphs, plan_instances, plan_warmups
 from runtime.errors import ExportError
 from runtime.manifest import GPU_ENGINES, Engine, Precision
 from runtime.preprocessing.buckets import Buckets, image_buckets, text_buckets
-from runtime.triton_config import config_from_text, text_from_config
+from runtime.triton_config import config_from_text, engine_of_backend, text_from_config
 
 __all__ = [
     "BackendSettings",
@@ -266,8 +266,7 @@ def engine_of_config(config: Any) -> Engine:
     """
     on_gpu = any(group.kind == group.KIND_GPU for group in config.instance_group)
     try:
-        engine = Engine(config.backend)
-        return Engine.CUDA if engine is Engine.ONNXRUNTIME and on_gpu else engine
+        return engine_of_backend(config.backend, on_gpu=on_gpu)
     except ValueError:
         raise ExportError(
             f"This is not a tower's config.pbtxt: its backend is {config.backend!r}. Export the checkpoint "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ GPU_PROVIDERS = {
 __all__ = [
     "GPU_PROVIDERS",
     "device_for_engine",
+    "is_installed",
     "module_of_engine",
     "open_backend",
     "open_graph",
@@ -38,6 +40,11 @@ __all__ = [
 def module_of_engine(engine: Engine) -> str:
     """Return the name of an engine's Python module; CUDA is a provider of ONNX Runtime."""
     return Engine.ONNXRUNTIME.value if engine is Engine.CUDA else engine.value
+
+
+def is_installed(engine: Engine) -> bool:
+    """Return whether an engine's Python module is installed; nothing is imported."""
+    return importlib.util.find_spec(module_of_engine(engine)) is not None
 
 
 def version_of_engine(engine: Engine) -> str:

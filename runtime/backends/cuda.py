@@ -5,6 +5,7 @@ They go through NVIDIA's ``cuda-bindings``, whose functions return ``(error, *re
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,11 +43,8 @@ def open_device(index: int = 0) -> CudaDevice:
 
 def gpu_facts(index: int = 0) -> DeviceFacts:
     """Return a GPU's facts; errors as of ``open_device``."""
-    device = open_device(index)
-    try:
+    with contextlib.closing(open_device(index)) as device:
         return device.facts
-    finally:
-        device.close()
 
 
 def gpu_record(index: int = 0) -> dict[str, str]:
@@ -55,16 +53,13 @@ def gpu_record(index: int = 0) -> dict[str, str]:
     Returns:
         ``gpu`` (its name), ``compute_capability``, and the CUDA versions of runtime and ``driver``.
     """
-    device = open_device(index)
-    try:
+    with contextlib.closing(open_device(index)) as device:
         return {
             "gpu": device.facts.name,
             "compute_capability": device.facts.compute_capability,
             "cuda": device.facts.cuda,
             "driver": device.driver,
         }
-    finally:
-        device.close()
 
 
 def gpu_in_words(facts: Mapping[str, Any]) -> str:
@@ -202,18 +197,16 @@ class CudaDevice:
         major = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, self.index)
         minor = self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, self.index)
         name = self._call("cudaGetDeviceProperties", self.index).name
-        version = int(self._call("cudaRuntimeGetVersion"))
         return DeviceFacts(
             name=(name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0"),
             compute_capability=f"{major}.{minor}",
-            cuda=f"{version // 1000}.{version % 1000 // 10}",
+            cuda=_version(self._call("cudaRuntimeGetVersion")),
         )
 
     @property
     def driver(self) -> str:
         """CUDA version that the driver supports, such as ``"13.0"``."""
-        version = int(self._call("cudaDriverGetVersion"))
-        return f"{version // 1000}.{version % 1000 // 10}"
+        return _version(self._call("cudaDriverGetVersion"))
 
     def _call(self, function: str, *arguments: Any) -> Any:
         status, *results = getattr(self._api, function)(*arguments)
@@ -223,6 +216,11 @@ class CudaDevice:
                 "restart the process."
             )
         return results[0] if results else None
+
+
+def _version(number: Any) -> str:
+    """Return CUDA's version number, 1,000 × major + 10 × minor, as ``"13.0"``."""
+    return f"{int(number) // 1000}.{int(number) % 1000 // 10}"
 
 
 def _reason(api: Any, status: Any) -> str:

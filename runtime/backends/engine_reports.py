@@ -12,16 +12,13 @@ from typing import Any
 from runtime.backends import require_computes
 from runtime.backends.cuda import gpu_facts
 from runtime.backends.onnxruntime_build import import_onnxruntime, installed_builds, preload
-from runtime.backends.plans import DeviceFacts
+from runtime.backends.plans import TENSORRT_MAJORS, DeviceFacts
 from runtime.errors import EngineError
 from runtime.extras import import_optional
 from runtime.machine import cpu_model
 from runtime.manifest import Engine, Precision
 
-__all__ = ["TENSORRT_MAJORS", "EngineReport", "engine_reports"]
-
-TENSORRT_MAJORS = (10, 11)
-"""Major versions of TensorRT whose Python interface the backend and the exporter know."""
+__all__ = ["EngineReport", "engine_reports"]
 
 
 @dataclass(frozen=True, slots=True)

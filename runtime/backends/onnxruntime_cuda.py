@@ -55,11 +55,7 @@ def require_computes(precision: Precision) -> None:
         EngineError: it supports no such precision on CUDA, or there is no GPU.
         MissingPackageError: the installed build has no CUDA.
     """
-    if precision not in _COMPUTES:
-        raise EngineError(
-            f"ONNX Runtime does not support {precision.value} on CUDA; it supports "
-            f"{sorted(p.value for p in _COMPUTES)}. Pass another precision, or engine='tensorrt'."
-        )
+    _require_supported(precision)
     require_cuda_build()
     device = open_device()
     device.close()
@@ -74,8 +70,7 @@ class OnnxRuntimeCudaBackend:
     """
 
     def __init__(self, graph: Path, *, precision: Precision, gpu: int = 0, cuda_graphs: bool = True) -> None:
-        if precision not in _COMPUTES:
-            require_computes(precision)
+        _require_supported(precision)
         module = preload()
         self._graph = graph
         self._lock = threading.Lock()
@@ -128,13 +123,12 @@ class OnnxRuntimeCudaBackend:
         return [np.concatenate(column) for column in zip(*parts, strict=True)], total
 
     def _parts(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-        first = next(iter(inputs.values()))
-        length = first.shape[1] if first.ndim == 2 else 1
+        n_rows, length = _shape_of(inputs)
         try:
             most = self.buckets.rows_at(self.buckets.length_of(length))[-1]
         except InputError as error:
             raise EngineError(f"{self._graph}: {error} Shorten the text.") from error
-        for at in range(0, len(first), most):
+        for at in range(0, n_rows, most):
             yield {name: array[at : at + most] for name, array in inputs.items()}
 
     def _require_known(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> None:
@@ -217,7 +211,7 @@ class _Running:
         device = self._device
         device.use()
         padded, n_rows = padded_to_bucket(inputs, self._buckets)
-        shape = self._shape_of(padded)
+        shape = _shape_of(padded)
         lane = self._idle.get()
         if lane is None:
             self._idle.put(None)  # for the next one who waits
@@ -336,10 +330,6 @@ class _Running:
         for address in self._fixed.values():
             device.free(address)
 
-    def _shape_of(self, padded: Mapping[str, NDArray[Any]]) -> Shape:
-        first = next(iter(padded.values()))
-        return len(first), first.shape[1] if first.ndim == 2 else 1
-
     def _host(self, lane: _Lane, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """Return the lane's page-locked memory for a tensor, grown to the largest batch so far."""
         held = lane.host.get(name)
@@ -353,6 +343,14 @@ class _Running:
         if name not in lane.staged:
             lane.staged[name] = self._device.allocate(self._bytes[name])
         return lane.staged[name]
+
+
+def _require_supported(precision: Precision) -> None:
+    if precision not in _COMPUTES:
+        raise EngineError(
+            f"ONNX Runtime does not support {precision.value} on CUDA; it supports "
+            f"{sorted(p.value for p in _COMPUTES)}. Pass another precision, or engine='tensorrt'."
+        )
 
 
 def _require_products(device: CudaDevice, precision: Precision) -> None:
@@ -405,6 +403,12 @@ def _largest(buckets: Buckets) -> tuple[Shape, ...]:
     """Return the shapes that bound the memory of all others: each bucket, and the largest exact runs."""
     exact = () if buckets.exact_rows is None else ((1, buckets.max_tokens),)
     return (*buckets.shapes, *exact, (buckets.rows[-1], 1))
+
+
+def _shape_of(inputs: Mapping[str, NDArray[Any]]) -> Shape:
+    """Return a batch's rows and tokens; images have one."""
+    first = next(iter(inputs.values()))
+    return len(first), first.shape[1] if first.ndim == 2 else 1
 
 
 def _padded_shape(spec: TensorType, shape: Shape) -> tuple[int, ...]:

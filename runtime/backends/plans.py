@@ -26,6 +26,7 @@ __all__ = [
     "AHEAD_OF_TIME",
     "LEAST_CAPABILITY",
     "PLAN_FORMAT",
+    "TENSORRT_MAJORS",
     "VERSION_COMPATIBLE",
     "Compiler",
     "DeviceFacts",
@@ -40,6 +41,9 @@ __all__ = [
 
 LEAST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {Precision.BF16: (8, 0), Precision.FP8: (8, 9)}
 """Compute capability from which a GPU multiplies in a precision: Ampere and Ada; others need none."""
+
+TENSORRT_MAJORS = (10, 11)
+"""Major versions of TensorRT whose Python interface the backend and the exporter know."""
 
 PLAN_FORMAT = "babeltower-plan/1"
 """Version of the layout; readers reject any other."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import module_of_engine
+from runtime.backends import is_installed, module_of_engine
 from runtime.counts import require_threads
 from runtime.device import Device
 from runtime.errors import BabeltowerError, CorpusError
@@ -231,17 +230,15 @@ def _export_options(choice: EngineChoice) -> str:
 
 def _missing_engines(manifest: Manifest) -> list[str]:
     """Say how to install each engine that the model was exported for and that is not installed."""
-    modules = {module_of_engine(engine) for _, engine in manifest_pairs(manifest)}
-    missing = sorted(module for module in modules if importlib.util.find_spec(module) is None)
-    return [f"{module} is not installed. {install_hint(module)}" for module in missing]
+    engines = {engine for _, engine in manifest_pairs(manifest)}
+    missing = {module_of_engine(engine) for engine in engines if not is_installed(engine)}
+    return [f"{module} is not installed. {install_hint(module)}" for module in sorted(missing)]
 
 
 def _may_run(engine: Engine, device: Device | None) -> bool:
     """Return True if an engine is installed and belongs to the device; a GPU must be asked for."""
     on_gpu = device is not None and device.is_gpu
-    return (engine in GPU_ENGINES) is on_gpu and importlib.util.find_spec(
-        module_of_engine(engine)
-    ) is not None
+    return (engine in GPU_ENGINES) is on_gpu and is_installed(engine)
 
 
 def manifest_pairs(manifest: Manifest) -> list[tuple[Precision, Engine]]:

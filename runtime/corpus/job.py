@@ -21,7 +21,7 @@ from runtime.machine import n_cores
 from runtime.manifest import Modality
 from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
 
-__all__ = ["Executor", "Job", "images_per_slice", "parts_in_process"]
+__all__ = ["Executor", "Job", "images_per_slice", "parts_in_process", "runs_on_gpu"]
 
 _IMAGES_PER_SLICE = 16
 
@@ -94,8 +94,12 @@ def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
 
 def images_per_slice(encoder: Encoder) -> int:
     """Return the number of images that are decoded, and run, at once."""
-    on_gpu = isinstance(encoder, LocalEncoder) and encoder.on_gpu
-    return GPU_BATCH_IMAGES if on_gpu else _IMAGES_PER_SLICE
+    return GPU_BATCH_IMAGES if runs_on_gpu(encoder) else _IMAGES_PER_SLICE
+
+
+def runs_on_gpu(encoder: Encoder) -> bool:
+    """Return whether an encoder runs its towers on a GPU in this process."""
+    return isinstance(encoder, LocalEncoder) and encoder.on_gpu
 
 
 def slices_of_rows(
@@ -125,9 +129,8 @@ def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> P
 
 def _workers(job: Job) -> Workers:
     """Return the thread counts; the tokenizer itself uses all cores."""
-    on_gpu = isinstance(job.encoder, LocalEncoder) and job.encoder.on_gpu
     # on a GPU, a second thread copies its batch in while the first one's is computed
-    towers = max(job.choice.instances or 1, 2 if on_gpu else 1)
+    towers = max(job.choice.instances or 1, 2 if runs_on_gpu(job.encoder) else 1)
     if job.source.modality is Modality.TEXT:
         return Workers(preparers=1, towers=towers, prepared_ahead=1)
     return Workers(preparers=n_cores(), towers=towers, prepared_ahead=2 * towers + 2)

@@ -18,7 +18,7 @@ from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.files import require_utf8
-from runtime.corpus.job import Executor, Job, parts_in_process
+from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartWriter
@@ -115,7 +115,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "columns": asdict(source.columns),
         "source": source.identity(),
         "rows_per_part": options.rows_per_part,
-        "max_batch_tokens": options.batch_tokens(on_gpu=isinstance(encoder, LocalEncoder) and encoder.on_gpu),
+        "max_batch_tokens": options.batch_tokens(on_gpu=runs_on_gpu(encoder)),
         "max_pixels": options.max_pixels,
         "npy": options.npy,
         "shards": options.shard.count,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends import module_of_engine
 from runtime.backends.backend import Backend
 from runtime.backends.cuda import gpu_in_words, gpu_record
 from runtime.cosines import row_cosines
@@ -250,5 +251,5 @@ def others_in_words(manifest: Manifest, engine: Engine, precision: Precision) ->
 
 def engine_version(engine: Engine) -> str:
     """Return the version of an imported engine."""
-    module = sys.modules.get("onnxruntime" if engine is Engine.CUDA else engine.value)
+    module = sys.modules.get(module_of_engine(engine))
     return str(getattr(module, "__version__", "of unknown version"))

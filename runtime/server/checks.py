@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, OpeningCheckError
-from runtime.manifest import Engine, Manifest, Modality, TowerFiles, Variant, verify_file
+from runtime.manifest import Engine, Manifest, Modality, Variant, verify_file
 from runtime.opening.model_check import has_opening_file, probes_of_tower, require_same_space
 from runtime.opening.probes import OpeningProbes
 from runtime.opening.tower_check import (
@@ -25,7 +25,7 @@ from runtime.opening.tower_check import (
 )
 from runtime.remote.tensors import bytes_from_tensor
 from runtime.repository import manifests_of_repository
-from runtime.triton_config import CONFIG_FILE, config_text_of_folder, engine_of_config_text
+from runtime.triton_config import engine_of_tower
 
 __all__ = ["require_right_answers", "verify_served_files"]
 
@@ -130,16 +130,6 @@ def _require(
     raise OpeningCheckError(
         message, tower=model, probe=worst.probe, cosine=worst.found, required=worst.required
     )
-
-
-def engine_of_tower(repository: Path, tower: TowerFiles) -> Engine:
-    """Return the engine that a tower's ``config.pbtxt`` selects.
-
-    Raises:
-        ManifestError: the file is missing, or has no known backend.
-    """
-    path = repository / tower.model
-    return engine_of_config_text(config_text_of_folder(path), origin=str(path / CONFIG_FILE))
 
 
 def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from runtime.backends.plans import PlanManifest
+from runtime.backends.plans import VERSION_COMPATIBLE, PlanManifest
 from runtime.errors import EngineError
 from runtime.manifest import Engine, Precision, names_in_repository
 from runtime.repository import manifests_of_repository
@@ -27,7 +27,6 @@ RELEASE = "26.10"
 """Triton release; its ONNX Runtime reads opset 18 and IR 10 (``docs/stock-backends.md``)."""
 
 _FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg")
-_ANY_TENSORRT = "--backend-config=tensorrt,version-compatible=true"
 _SHARED_MEMORY = "--allow-client-shm=true"
 _PINNED_BYTES = 512 << 20
 """Pinned memory of the server, for the tensors of requests in flight; Triton's default is half of it."""
@@ -90,7 +89,7 @@ def _model_arguments(repository: Path, *, on_gpu: bool) -> list[str]:
 
 def _tensorrt_arguments(repository: Path) -> list[str]:
     """Return the option that opens plans of other TensorRT versions, which runs code that they contain."""
-    return [_ANY_TENSORRT] if any(plan.version_compatible for _, plan in _plans(repository)) else []
+    return [VERSION_COMPATIBLE] if any(plan.version_compatible for _, plan in _plans(repository)) else []
 
 
 def _plans(repository: Path) -> Iterator[tuple[TowerFolder, PlanManifest]]:

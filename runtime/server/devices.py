@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.errors import EngineError
 from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality
 from runtime.repository import manifests_of_repository
-from runtime.triton_config import CONFIG_FILE, config_text_of_folder, engine_of_config_text
+from runtime.triton_config import CONFIG_FILE, engine_of_tower
 
 __all__ = [
     "TowerFolder",
@@ -46,8 +46,7 @@ def towers_of_repository(repository: Path) -> Iterator[TowerFolder]:
             for modality in Modality:
                 folder = repository / variant.tower(modality).model
                 if folder.is_dir():
-                    origin = str(folder / CONFIG_FILE)
-                    engine = engine_of_config_text(config_text_of_folder(folder), origin=origin)
+                    engine = engine_of_tower(repository, variant.tower(modality))
                     yield TowerFolder(manifest, key, folder, engine)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sample_models import CHECKPOINTS, NAMES
 from small_exports import FEW
-from tensorrt_double import FakeGpu, RunningTensorRt
+from tensorrt_double import RunningTensorRt, install
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -26,11 +26,7 @@ GRID = Grid(batches=(1, 2, 1_000), sequences=(8, 9_999), repeats=3, warm_up=2)
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> RunningTensorRt:
-    gpu = FakeGpu()
-    fake = RunningTensorRt(gpu)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    return fake
+    return install(monkeypatch)
 
 
 @pytest.mark.parametrize("missing", ["tensorrt", "gpu"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from sample_models import CHECKPOINTS, Exported
 from small_exports import FEW
-from tensorrt_double import FakeGpu, RunningTensorRt
+from tensorrt_double import install
 
 from bench.latency import LatencyPlan, groups_of_model, measure_latency
 from bench.records.record import Record, read_records, record_of, suite_cell, write_records
@@ -163,9 +162,7 @@ def test_a_gpu_is_held_to_its_own_peaks() -> None:
 
 
 def test_on_a_gpu_the_device_s_events_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpu = FakeGpu()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", RunningTensorRt(gpu))
+    gpu = install(monkeypatch).gpu
     forms = forms_for([Precision.FP32], [Engine.TENSORRT], installed=[Engine.TENSORRT])
     options = replace(FEW, forms=forms)
     export = repository_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path, name="it", options=options)

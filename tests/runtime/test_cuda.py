@@ -405,7 +405,8 @@ def test_a_gpu_that_is_missing_leaves_no_trace_in_the_folder(
         patch.setattr("runtime.corpus.run.computation_of", _fails)
         assert "GPU 0 is not available" in embed(*arguments, "--threads", "1", "--instances", "1")
     assert not out.exists() or not list(out.iterdir())
-    done = CliRunner().invoke(app, ["embed", *arguments, "--threads", "1", "--instances", "1"])
+    chosen = ("--engine", "onnxruntime", "--threads", "1", "--instances", "1")
+    done = CliRunner().invoke(app, ["embed", *arguments, *chosen])
     assert done.exit_code == 0, done.output
     said = embed(*arguments, "--device", "cuda")
     assert "holds vectors of onnxruntime, which does not run on cuda:0" in said

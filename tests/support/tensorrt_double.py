@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -25,6 +26,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import onnxruntime
+import pytest
 
 from export.tensorrt.kernels import expected_types
 
@@ -237,6 +239,15 @@ class RunningTensorRt(ModuleType):
             kernel = {"Name": f"{name}_myl0_1", "LayerType": "gemm", "Inputs": [tensor], "Outputs": [tensor]}
             kernels.append({**kernel, "TacticName": self.tactic, "StreamId": 0, "Metadata": nodes})
         return json.dumps({"Layers": kernels, "I/O Tensors" if is_11 else "Bindings": []})
+
+
+def install(patch: pytest.MonkeyPatch) -> RunningTensorRt:
+    """Put a library and its GPU in the place of TensorRT and CUDA's bindings; return the library."""
+    gpu = FakeGpu()
+    library = RunningTensorRt(gpu)
+    patch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
+    patch.setitem(sys.modules, "tensorrt", library)
+    return library
 
 
 def session_of(graph: Path | bytes) -> onnxruntime.InferenceSession:

@@ -20,7 +20,8 @@ from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.opening.model_check import opening_path
 from runtime.opening.probes import OpeningProbes
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
-from runtime.server.checks import engine_of_tower, require_right_answers, verify_served_files
+from runtime.server.checks import require_right_answers, verify_served_files
+from runtime.triton_config import engine_of_tower
 from triton_models.tower import TowerServer, tower_config_from_triton
 
 NAME = "capivara"

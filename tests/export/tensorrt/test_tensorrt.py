@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from sample_models import CHECKPOINTS
 from small_exports import FEW
 from stock_backends import require_accepted
-from tensorrt_double import FakeGpu, RunningTensorRt
+from tensorrt_double import RunningTensorRt, install
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -47,20 +47,14 @@ TENSORRT = {"engine": Engine.TENSORRT}
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> RunningTensorRt:
-    gpu = FakeGpu()
-    fake = RunningTensorRt(gpu)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    return fake
+    return install(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """One sample in every precision but FP8, which its small text tower does not bear."""
     with pytest.MonkeyPatch.context() as patch:
-        gpu = FakeGpu()
-        patch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-        patch.setitem(sys.modules, "tensorrt", RunningTensorRt(gpu))
+        install(patch)
         forms = forms_for(PRECISIONS, [Engine.TENSORRT], installed=[Engine.TENSORRT])
         repository = tmp_path_factory.mktemp("planned") / "repository"
         return repository_from_checkpoint(

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from precision_models import TOWERS, batches_of, graph_of, tower_id
 from sample_models import Exported
-from tensorrt_double import FakeGpu, RunningTensorRt
+from tensorrt_double import RunningTensorRt, install
 
 from export.tensorrt.engine import engine_from_onnx
 from export.tensorrt.kernels import Kernel, expected_types, kernels_from_log, summary_from_kernels
@@ -350,11 +350,7 @@ def test_the_listing_is_read_and_held_to_the_graph(tmp_path: Path) -> None:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> RunningTensorRt:
-    gpu = FakeGpu()
-    fake = RunningTensorRt(gpu)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    return fake
+    return install(monkeypatch)
 
 
 FEW = Profile({"batch": Extent(1, 2, 3)})

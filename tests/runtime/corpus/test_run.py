@@ -327,7 +327,7 @@ def test_a_measured_choice_is_kept_by_the_journal(model, source, tmp_path):
 
 def test_without_an_engine_the_message_says_what_to_install(model, source, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    expected = r"has no variant that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
+    expected = r"has no variant on cpu that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
     with pytest.raises(CorpusError, match=expected):
         embed_corpus(model, source, tmp_path / "out", options(engine=EngineChoice()))
 
@@ -335,7 +335,7 @@ def test_without_an_engine_the_message_says_what_to_install(model, source, tmp_p
 def test_no_variant_for_what_was_asked(model, source, tmp_path):
     from runtime.manifest import Precision
 
-    with pytest.raises(CorpusError, match="has no variant for"):
+    with pytest.raises(CorpusError, match="has no variant in int8 on cpu"):
         embed_corpus(model, source, tmp_path / "out", options(engine=EngineChoice(precision=Precision.INT8)))
 
 
