@@ -61,7 +61,7 @@ class Clock:
     stream: Any = None
     seconds: float = 0.05
     n_most: int = 30
-    n_least: int = 4
+    n_least: int = 2
 
     def samples(self, contender: Contender) -> dict[str, list[float]]:
         """Return milliseconds per run, by metric."""

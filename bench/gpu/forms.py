@@ -52,10 +52,8 @@ class TimedForm:
 TIMED_FORMS = (
     TimedForm("babeltower", Precision.FP16, in_full=True),
     TimedForm("babeltower, plain attention", Precision.FP16, attention="16", texts_only=True),
-    TimedForm("babeltower packed", Precision.FP16, Projections.PACKED, most_rows=128),
     TimedForm("babeltower", Precision.BF16),
     TimedForm("babeltower", Precision.FP32, most_rows=128),
-    TimedForm("babeltower without CUDA graph", Precision.FP16, capture=False, most_rows=128),
 )
 """In order of worth; the first is the product's own."""
 

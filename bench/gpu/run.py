@@ -27,7 +27,7 @@ __all__ = ["STEPS", "GpuStep", "require_runnable", "run_steps", "unpack"]
 class GpuStep:
     """Name of a step, and the most time it gets, in seconds.
 
-    A step ``beside`` runs beside the next one, which takes no times until it has ended.
+    Steps ``beside`` run beside the next one, which takes no times until they have ended.
     """
 
     name: str
@@ -37,7 +37,7 @@ class GpuStep:
 
 STEPS = (
     GpuStep("machine", 60),
-    GpuStep("smoke", 60),
+    GpuStep("smoke", 60, beside=True),
     GpuStep("gate", 150, beside=True),
     GpuStep("speed", 280),
     GpuStep("autotune", 90),
@@ -111,8 +111,6 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
         outcome = _run(step.name, bundle, out, work, dry=dry, ends_at=started + limit_s)
         n_failed += outcome != "done"
         print(f"{step.name}: {outcome}, {time.time() - started:.0f} s", flush=True)
-        if step.beside:
-            quiet.touch()
 
     for step in STEPS:
         if only and step.name not in only:
@@ -123,17 +121,27 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
             continue
         limit_s = min(max(left, _RECORD_S), step.limit_s)
         if step.beside:
-            quiet.unlink()
+            quiet.unlink(missing_ok=True)
             beside.append(threading.Thread(target=perform_step, args=(step, limit_s)))
             beside[-1].start()
+        elif beside:
+            waiting = threading.Thread(target=_touch_after, args=(quiet, beside))
+            waiting.start()
+            perform_step(step, limit_s)
+            waiting.join()
+            beside = []
         else:
             perform_step(step, limit_s)
-            for thread in beside:
-                thread.join()
     if (out / LINES).is_file():
         for text in summary_of_lines(list(read_lines(out / LINES))):
             print(text, flush=True)
     return n_failed
+
+
+def _touch_after(file: Path, threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
+    file.touch()
 
 
 def _run(name: str, bundle: Path, out: Path, work: Path, *, dry: bool, ends_at: float) -> str:

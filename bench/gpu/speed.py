@@ -48,8 +48,8 @@ def time_all(bench: Bench) -> None:
     while not (bench.work / QUIET).exists() and bench.left_s > 0:
         time.sleep(POLL_S)
     bench.emit(step="quiet", left_s=bench.left_s)
-    for slug, process in running.items():
-        Turn.of(bench, slug).go.touch()
+    for n_before, (slug, process) in enumerate(running.items()):
+        Turn.of(bench, slug).begin(time.time() + bench.left_s / (len(running) - n_before))
         try:
             if code := process.wait(timeout=max(1.0, bench.left_s)):
                 bench.emit(step="speed", tower=slug, error=f"ended with exit code {code}")

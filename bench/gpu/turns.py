@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,10 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Files by which a tower's processes say what is done: graphs written, all ready, time to begin."""
+    """Files by which a tower's processes say what is done: graphs written, all ready, time to begin.
+
+    The last one holds the time until which the tower may be timed.
+    """
 
     graphs: Path
     ready: Path
@@ -25,3 +29,15 @@ class Turn:
     def of(cls, bench: Bench, slug: str) -> Turn:
         """Return a tower's files."""
         return cls(*(bench.work / f"{slug}.{name}" for name in ("graphs", "ready", "go")))
+
+    def begin(self, until: float) -> None:
+        """Tell a prepared process to take its times until ``until`` (``time.time()``)."""
+        draft = self.go.with_suffix(".told")
+        draft.write_text(f"{until}", encoding="ascii")
+        draft.replace(self.go)
+
+    def wait_to_begin(self) -> float:
+        """Wait until told to begin, and return the time until which times may be taken."""
+        while not self.go.exists():
+            time.sleep(POLL_S)
+        return float(self.go.read_text(encoding="ascii"))
