@@ -34,6 +34,7 @@ from bench.reporting.record_tables import (
     rates_table,
     recall_table,
     server_table,
+    simulated_table,
     speed_table,
     summary_table,
 )
@@ -102,6 +103,9 @@ TABLES: Mapping[str, Table] = {
     "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
     "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),
     "server": Table("server_load.json", "python -m bench.server_load MODEL …", _of_records(server_table)),
+    "cuda-simulated": Table(
+        "cuda_simulated.json", "python -m bench.gpu simulate", _of_records(simulated_table)
+    ),
     "peers": Table(*_PEERS, _of_records(peers_table)),
     "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
 }

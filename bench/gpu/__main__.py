@@ -87,6 +87,27 @@ def step(
 
 
 @app.command()
+def simulate(
+    json: Annotated[Path, typer.Option(help="File of the records.")] = Path("build/cuda_simulated.json"),
+    work: Annotated[Path, typer.Option(help="Folder for exported samples and vectors; kept.")] = Path(
+        "build/gpu-simulated"
+    ),
+    sample: Annotated[
+        list[str] | None, typer.Option(help="Sample to judge; may be repeated; default: all.")
+    ] = None,
+) -> None:
+    """Judge the samples' graphs for CUDA in simulated FP16 and BF16, here; exit code 1 if one fails."""
+    from bench.gpu.simulated import judge_simulated
+    from bench.models.samples import SAMPLES
+    from bench.records.record import write_records
+
+    records = judge_simulated(work.resolve(), sample or SAMPLES, typer.echo)
+    json.parent.mkdir(parents=True, exist_ok=True)
+    write_records(records, json)
+    raise typer.Exit(0 if all(record.settings["passes"] for record in records) else 1)
+
+
+@app.command()
 def report(
     record: Annotated[Path, typer.Argument(help="gpu.json of a run.")],
     out: Annotated[Path, typer.Option(help="Folder of the page and its pictures.")] = Path(

@@ -28,6 +28,7 @@ from runtime.manifest import Engine, Manifest, Precision, manifest_path
 
 __all__ = [
     "CUDA_PRECISIONS",
+    "REFERENCE",
     "GateForm",
     "embed_model",
     "judge_all",
@@ -42,22 +43,39 @@ CUDA_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 _DRY_SHARE = 30
 _N_FAULTS = 5
 _N_THREADS = 2
-_REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True)
 class GateForm:
-    """Form of a model: its name in the lines, and what opens it."""
+    """Form of a model: its name in the lines, what opens it, and the limits for its vectors.
+
+    Attributes:
+        name: Name in the lines.
+        precision: Precision whose limits apply.
+        engine: Engine that computes.
+        folder: Repository that holds the form, beside the models' own; theirs if empty.
+        opened_as: Precision that the repository lists it in; default: ``precision``.
+    """
 
     name: str
     precision: Precision
     engine: Engine
+    folder: str = ""
+    opened_as: Precision | None = None
 
     def open(self, model: Path) -> Encoder:
         """Open the model in this form; the gate is what checks it."""
         return Encoder.open(
-            model, engine=self.engine, precision=self.precision, threads=_N_THREADS, verify=False
+            model.parents[1] / self.folder / model.name if self.folder else model,
+            engine=self.engine,
+            precision=self.opened_as or self.precision,
+            threads=_N_THREADS,
+            verify=False,
         )
+
+
+REFERENCE = GateForm("reference", Precision.FP32, Engine.ONNXRUNTIME)
+"""What every form is compared with; it agreed with PyTorch when it was exported."""
 
 
 def judge_all(bench: Bench) -> None:
@@ -74,7 +92,7 @@ def judge_part(bench: Bench, part: str) -> None:
         (chosen,) = [known for known in _forms(bench) if known.name == form]
         embed_model(bench, name, chosen)
     else:
-        judge_model(bench, name)
+        judge_model(bench, name, _forms(bench))
 
 
 def models_of(bench: Bench) -> list[Path]:
@@ -103,14 +121,13 @@ def embed_model(bench: Bench, name: str, form: GateForm) -> None:
         np.savez(stream, images=found.images, texts=found.texts)
 
 
-def judge_model(bench: Bench, name: str) -> None:
-    """Compare the vectors of each form with the reference's, and write a line for each."""
+def judge_model(bench: Bench, name: str, forms: Sequence[GateForm]) -> None:
+    """Compare the vectors of each form with those of the first, the reference; write a line for each."""
     manifest = Manifest.read(bench.work / "samples" / "repository" / name)
     data = _captions_of(manifest, bench)
     index = TextIndex.of(data, with_language=manifest.text.needs_language)
-    reference, *forms = _forms(bench)
-    expected = _read_vectors(bench, name, reference, index)
-    for form in forms:
+    expected = _read_vectors(bench, name, forms[0], index)
+    for form in forms[1:]:
         if not _vectors_file(bench, name, form).is_file():
             continue  # its process has written the reason
         found = _read_vectors(bench, name, form, index)
@@ -119,10 +136,9 @@ def judge_model(bench: Bench, name: str) -> None:
 
 def _forms(bench: Bench) -> list[GateForm]:
     """List the reference, then the forms on the GPU."""
-    reference = GateForm(_REFERENCE, Precision.FP32, Engine.ONNXRUNTIME)
     if bench.dry:
-        return [reference, GateForm("again", Precision.FP32, Engine.ONNXRUNTIME)]
-    return [reference, *(GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)]
+        return [REFERENCE, GateForm("again", Precision.FP32, Engine.ONNXRUNTIME)]
+    return [REFERENCE, *(GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)]
 
 
 def _in_processes(bench: Bench, parts: Sequence[str]) -> None:

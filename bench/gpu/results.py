@@ -12,7 +12,7 @@ from bench.gpu.lines import LINES, read_lines
 from bench.records.record import Record, record_of, suite_cell, write_records
 from runtime.errors import BabeltowerError
 
-__all__ = ["RECORD", "records_from_lines", "write_record"]
+__all__ = ["RECORD", "records_from_lines", "records_of_line", "write_record"]
 
 RECORD = "gpu.json"
 
@@ -36,7 +36,7 @@ def records_from_lines(lines: list[dict[str, Any]], *, commit: str | None) -> li
             "The run wrote no line about its machine, so nothing can be recorded; run it again."
         )
     card = found[-1]
-    records = [record for line in lines for record in _records_of(line)]
+    records = [record for line in lines for record in records_of_line(line)]
     machine = {"gpu": card["gpu"], "driver": card["driver"], "capability": card["capability"]}
     versions = {"cuda": card["cuda"] or "", "torch": card["torch"], "onnxruntime": card["onnxruntime"]}
     return [
@@ -50,7 +50,8 @@ def records_from_lines(lines: list[dict[str, Any]], *, commit: str | None) -> li
     ]
 
 
-def _records_of(line: Mapping[str, Any]) -> Iterator[Record]:
+def records_of_line(line: Mapping[str, Any]) -> Iterator[Record]:
+    """Return a line's records: those of a peak, of a contender or of a judged form; none of another line."""
     match line.get("step"):
         case "peak":
             cell = suite_cell(suite="peaks", metric="rate", engine="cuda", precision=line["name"])

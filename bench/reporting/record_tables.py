@@ -29,6 +29,7 @@ __all__ = [
     "rates_table",
     "recall_table",
     "server_table",
+    "simulated_table",
     "speed_table",
     "summary_table",
 ]
@@ -117,6 +118,36 @@ def precisions_table(record: Mapping[str, Any], avx2: Mapping[str, Any]) -> str:
         for model in _in_order({model for model, _ in lost})
     ]
     return _markdown(("checkpoint", *_VARIANTS.values(), *_VARIANTS_AVX2.values()), rows)
+
+
+def simulated_table(records: Sequence[Record]) -> str:
+    """Render R@1 lost by the graphs for CUDA in simulated precisions (``bench.gpu simulate``), in points.
+
+    Losses are means over languages / the worst language, each in the worse direction.
+    """
+    require_one_environment(records)
+    by_cell: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        by_cell.setdefault((record.cell["model"], record.cell["form"]), []).append(record)
+    forms = list(dict.fromkeys(form for _, form in by_cell))
+    rows = [
+        (f"`{model}`", *(cell for form in forms for cell in _simulated(by_cell[model, form])))
+        for model in _in_order({model for model, _ in by_cell})
+    ]
+    heads = [(f"{form}: mean / worst lost", "lowest cosine") for form in forms]
+    return _markdown(("checkpoint", *(name for pair in heads for name in pair)), rows)
+
+
+def _simulated(records: Sequence[Record]) -> tuple[str, str]:
+    mean = max(record.settings["reference"] - record.median for record in records)
+    worst = max(record.settings["worst_drop"][record.cell["direction"]][0] for record in records)
+    cosine = min(
+        record.settings[name] for record in records for name in ("text_cosine_min", "image_cosine_min")
+    )
+    lost = f"{100 * max(mean, 0):.2f} / {100 * worst:.2f}"
+    return (
+        lost if all(record.settings["passes"] for record in records) else f"{lost}, refused"
+    ), f"{cosine:.6f}"
 
 
 def summary_table(record: Mapping[str, Any], avx2: Mapping[str, Any], speeds: Sequence[Record]) -> str:

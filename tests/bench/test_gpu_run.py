@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from sample_models import ROOT, Exported
 from bench.gpu import gate, run
 from bench.gpu.gate import embed_model, judge_model, models_of
 from bench.gpu.lines import Bench, read_lines
+from bench.gpu.samples import _add_cuda
+from bench.gpu.simulated import SIMULATED, simulated_form, simulated_model
 from bench.gpu.skeletons import skeleton_from_graph
 from bench.gpu.speed import write_graphs
 from bench.gpu.towers import DRY_TOWERS, TimedTower
@@ -73,10 +76,32 @@ def test_a_sample_is_judged_against_itself(
     (model,) = [model for model in models_of(Bench(*_folders(bench), False, 0)) if model.name == "capivara"]
     for form in gate._forms(bench):
         embed_model(bench, model.name, form)
-    judge_model(bench, model.name)
+    judge_model(bench, model.name, gate._forms(bench))
     (found,) = [line for line in lines(bench) if line["step"] == "gate"]
     assert (found["model"], found["form"], found["passes"]) == ("capivara", "again", True)
     assert found["faults"] == []
+
+
+def test_graphs_for_cuda_are_judged_in_simulation(
+    bench: Bench, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = exported("capivara")
+    repository = bench.work / "samples" / "repository"
+    repository.mkdir(parents=True)
+    for path in source.parent.glob("capivara[_.]*"):
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, repository / path.name)
+    _add_cuda(repository / "capivara")
+    monkeypatch.setattr(gate, "sample_retrieval_set", lambda _: _few())
+    forms = [gate.REFERENCE, *map(simulated_form, SIMULATED)]
+    for form in forms[1:]:
+        simulated_model(repository / "capivara", repository.parent / form.folder, form.precision)
+    for form in forms:
+        embed_model(bench, "capivara", form)
+    judge_model(bench, "capivara", forms)
+    fp16, bf16 = [line for line in lines(bench) if line["step"] == "gate"]
+    assert (fp16["form"], bf16["form"]) == ("simulated fp16", "simulated bf16")
+    assert fp16["faults"] == bf16["faults"] == []
+    assert 0.99 < bf16["text_cosine_min"] < fp16["text_cosine_min"] < 0.9999999  # type: ignore[operator]
 
 
 def _folders(bench: Bench) -> tuple[Path, Path, Path]:

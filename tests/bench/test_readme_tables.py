@@ -24,6 +24,7 @@ from bench.reporting.record_tables import (
     rates_table,
     recall_table,
     server_table,
+    simulated_table,
     speed_table,
     summary_table,
 )
@@ -312,6 +313,30 @@ def test_a_server_beside_itself_unbatched_and_in_process() -> None:
     assert row == ["`m`, OpenVINO INT8", *rates, "3.2", "8.1%", "19 / 48", "1e-7"]
     exact = [dataclasses.replace(record, settings={**settings, "max_error": 0.0}) for record in records]
     assert rows_of(server_table(exact))[0][-1] == "0"
+
+
+def test_simulated_losses_are_the_worse_direction_s() -> None:
+    def judged(model: str, form: str, direction: str, found: float, *, passes: bool = True) -> Record:
+        drops = {"text_to_image": [0.004, "pt"], "image_to_text": [0.011, "gl"]}
+        settings = {
+            "reference": 0.25,
+            "worst_drop": drops,
+            "passes": passes,
+            "text_cosine_min": 0.99991,
+            "image_cosine_min": 0.99995,
+        }
+        cell = {"suite": "gate", "model": model, "form": form, "direction": direction}
+        return record_of(cell, [found], unit="R@1", settings=settings)
+
+    records = [
+        judged("zebra", "simulated fp16", "text_to_image", 0.25, passes=False),
+        judged("altclip", "simulated fp16", "text_to_image", 0.2512),
+        judged("altclip", "simulated fp16", "image_to_text", 0.2491),
+    ]
+    assert rows_of(simulated_table(records)) == [
+        ["`altclip`", "0.09 / 1.10", "0.999910"],
+        ["`zebra`", "0.00 / 0.40, refused", "0.999910"],
+    ]
 
 
 def peer(by: str, precision: str, *samples: float, tokens: str = "16", error: str | None = None) -> Record:
