@@ -27,6 +27,7 @@ from runtime.corpus.slices import (
     digest_of_rows,
     prepared_images,
 )
+from runtime.corpus.sources.base import bounded_pieces
 from runtime.errors import BabeltowerError, ImageError, InputError
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
@@ -38,6 +39,8 @@ from runtime.preprocessing.text import Text
 __all__ = ["ImagePreparation", "TextPreparation", "slices_of_images"]
 
 _TOKENIZED_AT_ONCE = 4_096
+_CHARACTERS_AT_ONCE = 1 << 20
+"""Texts and characters that are tokenized at once: tokens take some 100 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,17 @@ class TextPreparation:
         self._languages = LanguageCheck(lambda code: encoder.token_rows([Text("a", 0, code)]))
 
     def shortened(self, rows: Iterator[Rows]) -> Iterator[Rows]:
-        """Cut texts that are longer than their tokens can come from."""
-        return rows
+        """Cut texts that are longer than their tokens can come from; the token rows stay the same."""
+        most = self._encoder.longest_kept_text
+        for piece in rows:
+            if any(isinstance(item, str) and len(item) > most for item in piece.items):
+                items = [
+                    self._encoder.shortened_text(item) if isinstance(item, str) and len(item) > most else item
+                    for item in piece.items
+                ]
+                yield Rows(piece.start, piece.ids, items, piece.languages)
+            else:
+                yield piece
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; duplicates are found after tokenizing."""
@@ -132,8 +144,10 @@ class TextPreparation:
         kept: list[NDArray[np.int32]] = []
         numbers: list[int] = []
         n_truncated = 0
-        for at in range(0, len(texts), _TOKENIZED_AT_ONCE):
-            for text, row in self._token_rows(texts[at : at + _TOKENIZED_AT_ONCE], problems):
+        for some in bounded_pieces(
+            texts, _TOKENIZED_AT_ONCE, lambda text: len(text.text), _CHARACTERS_AT_ONCE
+        ):
+            for text, row in self._token_rows(some, problems):
                 ids = np.asarray(row.ids, dtype=np.int32)
                 first = first_of.setdefault(ids.tobytes(), text.index)
                 vector_row[text.index - start] = first

@@ -193,8 +193,10 @@ class NumberedRows:
                 yield Rows(offset + rows.start, rows.ids, rows.items, rows.languages)
 
 
-def bounded_pieces(items: Iterable[T], most: int, size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Group items into lists of at most ``most`` items, and of about 16 MB.
+def bounded_pieces(
+    items: Iterable[T], most: int, size: Callable[[T], int], most_bytes: int = PIECE_BYTES
+) -> Iterator[list[T]]:
+    """Group items into lists of at most ``most`` items, and of about ``most_bytes``.
 
     Where the items end in an error, those before it are yielded first.
     """
@@ -204,7 +206,7 @@ def bounded_pieces(items: Iterable[T], most: int, size: Callable[[T], int]) -> I
         for item in items:
             piece.append(item)
             n_bytes += size(item)
-            if len(piece) == most or n_bytes >= PIECE_BYTES:
+            if len(piece) == most or n_bytes >= most_bytes:
                 yield piece
                 piece, n_bytes = [], 0
     except Exception:
