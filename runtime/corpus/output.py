@@ -75,11 +75,11 @@ class PartWriter:
                 if number.isdigit() and parts(int(number)):
                     path.unlink(missing_ok=True)
 
-    def remove_stale_bad_rows(self, done: Mapping[int, PartRecord]) -> None:
-        """Remove bad rows of parts that were embedded again and have none now."""
+    def remove_stale(self, done: Mapping[int, PartRecord]) -> None:
+        """Remove files of parts that were embedded again and have no bad rows, or no good ones, now."""
         for part, record in done.items():
-            name = f"bad-rows/{part_name(part)}.parquet"
-            if name not in record.files:
+            stem = part_name(part)
+            for name in {f"bad-rows/{stem}.parquet", f"{stem}.parquet", f"{stem}.npy"} - record.files.keys():
                 (self.folder / name).unlink(missing_ok=True)
 
     def _write_table(self, name: str, table: Any) -> int:

@@ -160,8 +160,9 @@ class _Run:
         if not self._is_finished():
             writer = self._writer()
             writer.remove_unfinished(self.job.options.shard.has)
-            writer.remove_stale_bad_rows(self.journal.done)
+            writer.remove_stale(self.journal.done)
             self._write(writer)
+            writer.remove_stale(self.journal.done)
         self._judge(at_end=True)
         done = self.journal.done
         kinds: Counter[str] = Counter()
