@@ -10,36 +10,45 @@
     │   └── OpeningCheckError  an opened tower does not reproduce PyTorch's vectors on this machine
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
-    │   └── ImageError         an image that cannot be decoded
+    │   ├── ImageError         an image that cannot be decoded
+    │   ├── MissingSourceError  a source's files do not exist
+    │   └── DamagedFileError   a source's file is cut off or damaged
     ├── ServerError            a server cannot be reached, or answers incorrectly
     │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, continue, or be written
+        ├── ChangedInputError  the source is not the one that the existing parts were read from
+        └── InputFaultError    storage failed while a source was read; the same command may succeed later
 
-Each message says what failed, what was found and expected, and the remedy.
+Each message says what failed, what was found and expected, and the remedy. ``exit_code`` is what a command
+returns for an error of the class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
     "BabeltowerError",
+    "ChangedInputError",
     "CheckpointError",
     "CorpusError",
+    "DamagedFileError",
     "DatasetError",
     "EngineError",
     "ExportError",
     "ImageError",
     "InputError",
+    "InputFaultError",
     "LanguageError",
     "ManifestError",
     "MissingPackageError",
+    "MissingSourceError",
     "OpeningCheckError",
     "ParityError",
     "RolloutError",
@@ -49,7 +58,9 @@ __all__ = [
 
 
 class BabeltowerError(Exception):
-    """Base class of every deliberate error."""
+    """Base class of every deliberate error; ``exit_code`` is what a command returns for it."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class ManifestError(BabeltowerError):
@@ -111,12 +122,36 @@ class ImageError(InputError):
     """An image that cannot be decoded."""
 
 
+class MissingSourceError(InputError):
+    """A source's files do not exist."""
+
+    exit_code = 66
+
+
+class DamagedFileError(InputError):
+    """A source's file is cut off or damaged; it is read to its proven end or not at all."""
+
+    exit_code = 65
+
+
 class DatasetError(BabeltowerError):
     """An evaluation set's files are missing or malformed."""
 
 
 class CorpusError(BabeltowerError):
     """A run over a corpus cannot start, continue, or be written; finished parts in its journal are kept."""
+
+
+class ChangedInputError(CorpusError):
+    """The source is not the one that the existing parts were read from; the message names its files."""
+
+    exit_code = 65
+
+
+class InputFaultError(CorpusError):
+    """Storage failed while a source was read, also when tried again; the same command may succeed later."""
+
+    exit_code = 75
 
 
 class ServerError(BabeltowerError):

@@ -59,6 +59,7 @@ class PartRecord:
         files: Path relative to the output folder → size in bytes.
         counts: Nonzero fields of ``Counts``.
         bad_kinds: Kind of problem → number of rows.
+        content: Hash of what was read for the part; empty in journals of older versions.
     """
 
     part: int
@@ -66,6 +67,7 @@ class PartRecord:
     files: Mapping[str, int]
     counts: Mapping[str, int]
     bad_kinds: Mapping[str, int]
+    content: str = ""
 
 
 class Journal:
@@ -138,6 +140,9 @@ class Journal:
         if "computation" in record:
             self._begin(dict(record["computation"]))
             return
+        if "again" in record:
+            self.done.pop(record["again"], None)
+            return
         self._has_begun = True
         done = PartRecord(**record)
         if all(_size(self._folder / name) == size for name, size in done.files.items()):
@@ -181,6 +186,12 @@ class Journal:
         self._append(asdict(record))
         self.done[record.part] = record
         self._has_begun = True
+
+    def reopen(self, parts: Collection[int]) -> None:
+        """Record that finished parts are to be embedded again."""
+        for part in parts:
+            self._append({"again": part})
+            self.done.pop(part, None)
 
     def end(self, n_rows: int) -> None:
         """Record that the source ends after ``n_rows`` rows."""

@@ -13,7 +13,7 @@ from runtime.corpus.journal import PartRecord, Shard
 from runtime.corpus.pipeline import Observer
 from runtime.corpus.rows import Columns
 from runtime.corpus.slices import Counts
-from runtime.corpus.sources import Source, SourceFormat
+from runtime.corpus.sources import BadFile, Reading, Source, SourceFormat
 from runtime.counts import require_count
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
@@ -37,6 +37,8 @@ class Options:
     Attributes:
         columns: Columns of ids, texts, images and languages; default: their usual names.
         format: Storage format of the source; default: inferred from suffixes.
+        reading: Delimiter, encoding and other options of reading the source.
+        name: Name of an iterable or of standard input, by which a run into the same folder is resumed.
         language: Language code of texts without one.
         dim: Width of the vectors; default: the full width.
         encoding: Storage format of the vectors.
@@ -48,12 +50,17 @@ class Options:
         shard: Shard of the parts that this run embeds.
         accept_changed: Parts of the computation (engine version, processor, libraries) that may differ from
             the existing parts. The new vectors then differ slightly; the journal records the change.
+        retry_bad: Kinds of bad rows, such as ``missing-file``: finished parts with any are embedded again.
+        recheck_input: Read the finished parts of a source again whose files were changed, and embed those
+            whose rows differ from what was read before.
         npy: Also write the vectors as NumPy arrays.
         cache: As in ``Encoder.open``.
     """
 
     columns: Columns = field(default_factory=Columns)
     format: SourceFormat | None = None
+    reading: Reading = field(default_factory=Reading)
+    name: str | None = None
     language: str | None = None
     dim: int | None = None
     encoding: Encoding = Encoding.FLOAT32
@@ -64,6 +71,8 @@ class Options:
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
     accept_changed: tuple[ComputationChange, ...] = ()
+    retry_bad: tuple[str, ...] = ()
+    recheck_input: bool = False
     npy: bool = False
     cache: Path | None = None
 
@@ -95,6 +104,7 @@ class RunRecord:
         computations: Computations of the parts, in order of first use; parts of version 1 journals have
             none recorded.
         notes: Remarks for users of the vectors on how they were computed.
+        bad_files: Files of the source that were set aside, by this or an earlier run.
         seconds: Wall-clock time from the first row read to the last part written; ``cpu_seconds`` is the
             CPU time of this process.
     """
@@ -114,6 +124,7 @@ class RunRecord:
     finished: str
     computations: tuple[Computation, ...] = ()
     notes: tuple[str, ...] = ()
+    bad_files: tuple[BadFile, ...] = ()
 
     @property
     def padding_share(self) -> float:

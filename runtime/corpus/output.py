@@ -63,7 +63,9 @@ class PartWriter:
             files[name] = self._write_table(name, self._vector_table(part.ids, vectors))
         kinds = Counter(row.kind for row in part.bad)
         counts = {name: value for name, value in asdict(part.counts).items() if value}
-        return PartRecord(part.number, part.counts.rows, files, counts, dict(sorted(kinds.items())))
+        return PartRecord(
+            part.number, part.counts.rows, files, counts, dict(sorted(kinds.items())), part.content
+        )
 
     def remove_unfinished(self, parts: Any) -> None:
         """Remove half-written files that a killed run left of the given parts."""
@@ -72,6 +74,13 @@ class PartWriter:
                 number = path.name.removeprefix(".part-").split(".")[0]
                 if number.isdigit() and parts(int(number)):
                     path.unlink(missing_ok=True)
+
+    def remove_stale(self, done: Mapping[int, PartRecord]) -> None:
+        """Remove files of parts that were embedded again and have no bad rows, or no good ones, now."""
+        for part, record in done.items():
+            stem = part_name(part)
+            for name in {f"bad-rows/{stem}.parquet", f"{stem}.parquet", f"{stem}.npy"} - record.files.keys():
+                (self.folder / name).unlink(missing_ok=True)
 
     def _write_table(self, name: str, table: Any) -> int:
         import pyarrow

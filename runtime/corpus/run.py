@@ -18,10 +18,13 @@ from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.files import require_utf8
+from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds
+from runtime.corpus.input_record import InputRecord, LocalFolder
 from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
 from runtime.corpus.journal import Journal, PartRecord, header_of_journal
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartWriter
+from runtime.corpus.pipeline import EmbeddedPart, whole_parts
 from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, open_source
 from runtime.encoder import Encoder
@@ -62,7 +65,17 @@ def embed_corpus(
     options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
     location = model_location(model)
     require_utf8(str(folder))
-    opened = open_source(source, columns=options.columns, format=options.format)
+    opened = open_source(
+        source,
+        columns=options.columns,
+        format=options.format,
+        reading=options.reading,
+        name=options.name,
+        exclude=folder,
+    )
+    record = InputRecord(LocalFolder(folder))
+    if not options.recheck_input:
+        record.require_same_files(opened)
     known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
     encoder, choice = _opened(location, opened, options, known)
     with encoder:
@@ -81,7 +94,8 @@ def embed_corpus(
                 watcher.observe,
                 computation,
             )
-            run = _Run(job, journal, arguments, folder, watcher, execute or parts_in_process)
+            agree_on_input(job, journal, record)
+            run = _Run(job, journal, arguments, folder, record, watcher, execute or parts_in_process)
             return run.record()
         finally:
             journal.close()
@@ -113,6 +127,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "language": options.language,
         "format": source.format.value,
         "columns": asdict(source.columns),
+        "reading": options.reading.deciding(),
         "source": source.identity(),
         "rows_per_part": options.rows_per_part,
         "max_batch_tokens": options.batch_tokens(on_gpu=runs_on_gpu(encoder)),
@@ -128,6 +143,7 @@ class _Run:
     journal: Journal
     arguments: Mapping[str, Any]
     folder: Path
+    input_record: InputRecord
     watcher: Watcher
     execute: Executor
 
@@ -144,7 +160,9 @@ class _Run:
         if not self._is_finished():
             writer = self._writer()
             writer.remove_unfinished(self.job.options.shard.has)
+            writer.remove_stale(self.journal.done)
             self._write(writer)
+            writer.remove_stale(self.journal.done)
         self._judge(at_end=True)
         done = self.journal.done
         kinds: Counter[str] = Counter()
@@ -166,6 +184,7 @@ class _Run:
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             computations=tuple(self.journal.computations),
             notes=tuple(_notes(self.journal, was_former=was_former)),
+            bad_files=self.input_record.with_bad_files(self.job.source.bad_files),
         )
         self._save(record)
         return record
@@ -211,10 +230,18 @@ class _Run:
         with ThreadPoolExecutor(1, "babeltower-write") as pool, contextlib.ExitStack() as stack:
             if isinstance(parts, Generator):  # its threads end with this run, also after an interruption
                 stack.enter_context(contextlib.closing(parts))
-            for part in parts:
-                writing = self._noted(writing, pool.submit(writer.write, part))
+            try:
+                for part in whole_parts(parts):
+                    writing = self._noted(writing, pool.submit(self._written, writer, part))
+            except BaseException:  # what ends the source keeps the parts before
+                self._noted(writing, None)
+                raise
             self._noted(writing, None)
         self.journal.end(self.job.n_rows)
+
+    def _written(self, writer: PartWriter, part: EmbeddedPart) -> PartRecord:
+        self.input_record.write_pictures(part.number, part.pictures)
+        return writer.write(part)
 
     def _noted(
         self, written: Future[PartRecord] | None, following: Future[PartRecord] | None
@@ -237,6 +264,7 @@ class _Run:
                 f"{bad} of {rows} rows are bad, a share of {bad / rows:.1%}; the limit is "
                 f"{self.job.options.max_bad_share:.1%}. Kinds: {dict(kinds.most_common())}; each row's "
                 f"reason is in {self.folder / 'bad-rows'}. Fix the source, or raise --max-bad-share."
+                + remedy_of_kinds(kinds, self.job.source.columns)
             )
 
     def _save(self, record: RunRecord) -> None:
