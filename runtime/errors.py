@@ -10,7 +10,9 @@
     │   └── OpeningCheckError  an opened tower does not reproduce PyTorch's vectors on this machine
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
-    │   └── ImageError         an image that cannot be decoded
+    │   ├── ImageError         an image that cannot be decoded
+    │   ├── DamagedVectorsError  a folder of vectors or an index lacks files, has strays, or a byte flipped
+    │   └── UnfinishedRunError   a folder of vectors is not finished: its run can go on
     ├── ServerError            a server cannot be reached, or answers incorrectly
     │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
@@ -23,7 +25,7 @@ Each message says what failed, what was found and expected, and the remedy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +34,7 @@ __all__ = [
     "BabeltowerError",
     "CheckpointError",
     "CorpusError",
+    "DamagedVectorsError",
     "DatasetError",
     "EngineError",
     "ExportError",
@@ -45,11 +48,14 @@ __all__ = [
     "RolloutError",
     "ServerError",
     "UnansweredError",
+    "UnfinishedRunError",
 ]
 
 
 class BabeltowerError(Exception):
-    """Base class of every deliberate error."""
+    """Base class of every deliberate error; ``exit_code`` is what a command returns for it."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class ManifestError(BabeltowerError):
@@ -109,6 +115,18 @@ class LanguageError(InputError):
 
 class ImageError(InputError):
     """An image that cannot be decoded."""
+
+
+class DamagedVectorsError(InputError):
+    """A folder of vectors or an index lacks files, has strays, or was changed since it was written."""
+
+    exit_code = 65
+
+
+class UnfinishedRunError(InputError):
+    """A folder of vectors is not finished: its run can go on."""
+
+    exit_code = 75
 
 
 class DatasetError(BabeltowerError):

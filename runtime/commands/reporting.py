@@ -1,4 +1,4 @@
-"""Error reporting of every command: a deliberate error is one message on stderr and exit code 1.
+"""Error reporting of every command: a deliberate error is one message on stderr and its class's exit code.
 
 So is a file that cannot be read or written, standard output included; an interruption is one line and exit
 code 130. Warnings of the library are printed to stderr too.
@@ -65,7 +65,7 @@ def _errors_reported(interrupted: Callable[[], str] = lambda: "interrupted") -> 
         yield
     except BabeltowerError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(error.exit_code) from None
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in _OWN_PACKAGES:
             raise

@@ -86,7 +86,15 @@ def embedded_batches(
     width = encoder.require_width(dim)
     choice = EngineChoice(instances=runs_at_once)
     job = Job(
-        encoder.name, encoder, opened, options, choice, width, lambda part: True, lambda n_rows, counts: None
+        encoder.name,
+        encoder,
+        opened,
+        options,
+        choice,
+        width,
+        pending=lambda part: True,
+        claim=lambda part: True,
+        observe=lambda n_rows, counts: None,
     )
     for part in parts_in_process(job):
         yield EmbeddedBatch(part.ids, encoded_from_float(part.vectors, encoding), part.bad)

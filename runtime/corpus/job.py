@@ -32,7 +32,8 @@ class Job:
 
     Attributes:
         dim: Width of the vectors.
-        pending: Predicate: part number → still to be embedded.
+        pending: Predicate: part number → may be claimed, as far as is known.
+        claim: Predicate: part number → this run embeds it, and no other worker does.
         observe: Callback after each batch.
         computation: Identity of the computation; remote workers must match it.
         n_rows: Rows of the whole source; set by the executor at the end.
@@ -45,6 +46,7 @@ class Job:
     choice: EngineChoice
     dim: int
     pending: Callable[[int], bool]
+    claim: Callable[[int], bool]
     observe: Observer
     computation: Computation = field(default_factory=dict)
     n_rows: int = 0
@@ -64,12 +66,12 @@ class Job:
         return preparation_for(self.encoder, self.source.modality, self.options)
 
     def slices(self, rows: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
-        """Yield the rows of pending parts in slices: a whole part of texts, or a few images."""
+        """Claim parts, and yield their rows in slices: a whole part of texts, or a few images."""
         n_images = images_per_slice(self.encoder)
         for part, piece in slices_of_rows(
             rows, self.source.modality, self.options.rows_per_part, n_images=n_images
         ):
-            if self.pending(part):
+            if self.claim(part):
                 yield part, piece
 
 

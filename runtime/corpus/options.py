@@ -10,6 +10,7 @@ from typing import Any
 from runtime.corpus.computation import Computation, ComputationChange
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.journal import PartRecord, Shard
+from runtime.corpus.leases import LEASE_S
 from runtime.corpus.pipeline import Observer
 from runtime.corpus.rows import Columns
 from runtime.corpus.slices import Counts
@@ -25,6 +26,8 @@ ROWS_PER_PART = 32_768
 MAX_BATCH_TOKENS = 1_024
 """Texts × padded length of one batch on a CPU; see ``runtime/preprocessing/buckets.py`` for a GPU."""
 MAX_BAD_SHARE = 0.5
+
+_SHORTEST_LEASE_S, _LONGEST_LEASE_S = 1.0, 86_400.0
 
 _MOST = 100_000_000
 """Largest number of rows or tokens that an option may name."""
@@ -48,7 +51,8 @@ class Options:
         shard: Shard of the parts that this run embeds.
         accept_changed: Parts of the computation (engine version, processor, libraries) that may differ from
             the existing parts. The new vectors then differ slightly; the journal records the change.
-        npy: Also write the vectors as NumPy arrays.
+        npy: Also write the vectors as NumPy arrays, in ``_npy``.
+        lease_s: Seconds without a sign of life after which another worker takes over a worker's parts.
         cache: As in ``Encoder.open``.
     """
 
@@ -65,6 +69,7 @@ class Options:
     shard: Shard = field(default_factory=Shard)
     accept_changed: tuple[ComputationChange, ...] = ()
     npy: bool = False
+    lease_s: float = LEASE_S
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,10 @@ class Options:
                 require_count(value, name)
                 if value > _MOST:
                     raise InputError(f"{name} is {value}; expected at most {_MOST:,}.")
+        if not _SHORTEST_LEASE_S <= self.lease_s <= _LONGEST_LEASE_S:
+            raise InputError(
+                f"lease_s is {self.lease_s}; expected {_SHORTEST_LEASE_S} to {_LONGEST_LEASE_S} seconds."
+            )
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1.")
 
@@ -84,16 +93,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Summary of a run, stored as ``run.json``.
+    """Summary of a run, stored as ``_run.json``.
 
     Attributes:
         arguments: Arguments that determine the output, as in the journal.
         source: Source as named by the caller.
-        total: Counts over all parts of this shard in the folder, including those of earlier runs.
+        total: Counts over all parts of this shard in the folder, also those of other workers and runs.
         this_run: Counts over the parts embedded by this process.
         bad_kinds: Kind of problem → number of rows, over all parts.
-        computations: Computations of the parts, in order of first use; parts of version 1 journals have
-            none recorded.
+        computations: Computations of the parts, in the order in which they were first recorded.
         notes: Remarks for users of the vectors on how they were computed.
         seconds: Wall-clock time from the first row read to the last part written; ``cpu_seconds`` is the
             CPU time of this process.

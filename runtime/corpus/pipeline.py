@@ -27,6 +27,9 @@ _POLL_S = 0.1
 _DONE_AHEAD = 256
 """Batches of vectors that may wait to be written."""
 
+_OPEN_PARTS = 3
+"""Parts that may be unfinished at once: the reader waits, so that other workers find parts to claim."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -228,20 +231,31 @@ def embedded_parts(
     """
     stop = threading.Event()
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
+    open_parts = _Channel(_OPEN_PARTS, stop)
     alive = threading.Semaphore(workers.preparers - 1)
+    ended_in: list[Exception] = []
 
     def read() -> None:
+        try:
+            read_all()
+        except _StoppedError:
+            raise
+        except Exception as error:  # raised once the parts before it are finished
+            ended_in.append(error)
+        raw.put(None)
+
+    def read_all() -> None:
         last: Slice | None = None
         for piece in preparation.deduplicated(slices):
             if last is None or last.part != piece.part:
                 if last is not None:
                     done.put(_PartEnd(last.part, last.rows.stop))
+                open_parts.put(piece.part)
                 done.put(_PartBegin(piece.part))  # before any of its slices, so that parts begin in order
             raw.put(piece)
             last = piece
         if last is not None:
             done.put(_PartEnd(last.part, last.rows.stop))
-        raw.put(None)
 
     def prepare() -> None:
         while (piece := raw.get()) is not None:
@@ -275,7 +289,11 @@ def embedded_parts(
         thread.start()
     try:
         assemblies = _Assemblies(dim, rows_per_part, has_ids, observe or (lambda n_rows, counts: None))
-        yield from assemblies.finished(done, n_towers=workers.towers)
+        for part in assemblies.finished(done, n_towers=workers.towers):
+            open_parts.get()
+            yield part
+        if ended_in:
+            raise ended_in[0]
     finally:
         stop.set()
         for thread in threads:
