@@ -7,7 +7,6 @@ scheme (memory, http, az, …) is opened with fsspec.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ __all__ = [
     "digest_of_files",
     "files_from_location",
     "filesystem_from_location",
-    "require_outside",
     "require_utf8",
 ]
 
@@ -98,39 +96,6 @@ def require_utf8(location: str) -> None:
         ) from None
 
 
-def require_outside(source: object, out: str) -> None:
-    """Check that no output file is taken for a file of the source by the next run.
-
-    Args:
-        out: Path or URL of the output folder.
-
-    Raises:
-        InputError: the output folder is the source's folder or below it, or its parts match the pattern.
-    """
-    if not isinstance(source, (str, os.PathLike)):
-        return
-    place, part = _plain(os.fspath(source)), f"{_plain(out)}/part-00000.parquet"
-    if found := _WILD.search(place):
-        from fsspec.utils import glob_translate
-
-        folder = place[: place.rindex("/", 0, found.start())]
-        is_inside = re.match(glob_translate(_plain(folder) + place[len(folder) :]), part) is not None
-    else:
-        is_inside = part.startswith(f"{place.rstrip('/')}/")
-    if is_inside:
-        raise InputError(
-            f"The output folder {out} is inside the source {os.fspath(source)}, so that the next run would "
-            "embed its own output. Choose an output folder outside of it."
-        )
-
-
-def _plain(location: str) -> str:
-    """Return a URL as it is, and a path as an absolute one without links."""
-    if "://" in location:
-        return location.removeprefix("file://").rstrip("/")
-    return os.path.realpath(location) if not _WILD.search(location) else os.path.abspath(location)  # noqa: PTH100
-
-
 def _without_wildcards(location: str) -> tuple[str, str]:
     """Split a URL before its first path component with wildcards, which URLs do not allow."""
     found = _WILD.search(location)
@@ -188,25 +153,7 @@ def _listed(arrow_fs: Any, filesystem: Any, folder: str) -> list[File]:
         for info in filesystem.get_file_info(selector)
         if info.type == arrow_fs.FileType.File and not _is_hidden(info.path.removeprefix(folder))
     ]
-    if isinstance(filesystem, arrow_fs.LocalFileSystem):
-        files = _without_circles(files, folder)
     return sorted(files, key=lambda file: file.path)
-
-
-def _without_circles(files: list[File], root: str) -> list[File]:
-    """Leave out files below a link to a folder that holds the link: they are listed under their own name."""
-    is_circle: dict[str, bool] = {root.rstrip("/"): False}
-
-    def below_circle(folder: str) -> bool:
-        if folder not in is_circle:
-            parent = folder.rpartition("/")[0]
-            target = os.path.realpath(folder) if os.path.islink(folder) else None  # noqa: PTH114
-            is_circle[folder] = below_circle(parent) or (
-                target is not None and f"{os.path.realpath(parent)}/".startswith(f"{target.rstrip('/')}/")
-            )
-        return is_circle[folder]
-
-    return [file for file in files if not below_circle(file.path.rpartition("/")[0])]
 
 
 def _is_hidden(path: str) -> bool:

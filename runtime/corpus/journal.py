@@ -102,6 +102,7 @@ class PartRecord:
         bad_kinds: Kind of problem → number of rows.
         sha256: Path of each file → SHA-256 of its content.
         finished: Time when the part was finished, in seconds since 1970 by its worker's clock.
+        content: Hash of what was read for the part; empty if it was not recorded.
     """
 
     part: int
@@ -111,6 +112,7 @@ class PartRecord:
     bad_kinds: Mapping[str, int]
     sha256: Mapping[str, str]
     finished: float = 0.0
+    content: str = ""
 
 
 @dataclass(slots=True)
@@ -202,7 +204,7 @@ class JournalState:
                 is_whole = all(sizes.get(file) == size for file, size in record.files.items())
                 (self.done if is_whole else self.lost)[part] = record
                 self._computed_by[part] = entry.get("computation", 0)
-            elif "worker" in entry:
+            elif "claimed" in entry:
                 self.held[part] = entry["worker"]
 
     @property
@@ -406,6 +408,13 @@ class Journal(JournalState):
             self._computed_by[part] = self._computation
             self._finished_here.add(part)
             return True
+
+    def reopen(self, parts: Collection[int]) -> None:
+        """Record that finished parts are to be embedded again, by any worker."""
+        with self._lock:
+            for part in parts:
+                if self._append(part_name(part), {"again": True}):
+                    self.done.pop(part, None)
 
     def drop(self, part: int) -> None:
         """Give up a part that another worker took over."""

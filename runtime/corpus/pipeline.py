@@ -233,18 +233,8 @@ def embedded_parts(
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
     open_parts = _Channel(_OPEN_PARTS, stop)
     alive = threading.Semaphore(workers.preparers - 1)
-    ended_in: list[Exception] = []
 
     def read() -> None:
-        try:
-            read_all()
-        except _StoppedError:
-            raise
-        except Exception as error:  # raised once the parts before it are finished
-            ended_in.append(error)
-        raw.put(None)
-
-    def read_all() -> None:
         last: Slice | None = None
         for piece in preparation.deduplicated(slices):
             if last is None or last.part != piece.part:
@@ -256,6 +246,7 @@ def embedded_parts(
             last = piece
         if last is not None:
             done.put(_PartEnd(last.part, last.rows.stop))
+        raw.put(None)
 
     def prepare() -> None:
         while (piece := raw.get()) is not None:
@@ -292,8 +283,6 @@ def embedded_parts(
         for part in assemblies.finished(done, n_towers=workers.towers):
             open_parts.get()
             yield part
-        if ended_in:
-            raise ended_in[0]
     finally:
         stop.set()
         for thread in threads:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
-from runtime.corpus.files import require_outside, require_utf8
+from runtime.corpus.files import require_utf8
 from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
 from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
 from runtime.corpus.options import Options, RunRecord, Watcher
@@ -67,7 +67,6 @@ def embed_corpus(
     options, watcher, store = options or Options(), watcher or Watcher(), store_from_location(out)
     location = model_location(model)
     require_utf8(store.location)
-    require_outside(source, store.location)
     opened = open_source(source, columns=options.columns, format=options.format)
     with Journal(store, lease_s=options.lease_s) as journal:
         encoder, choice = _opened(location, opened, options, journal.known_arguments())

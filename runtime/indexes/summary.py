@@ -37,7 +37,7 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
         f"{folder}: {record.kind} index of {record.n_rows:,} {record.modality}s, {record.dim} wide, "
         f"{record.encoding}",
         f"fingerprint  {record.fingerprint} ({record.model}){remark_on_kind(record.fingerprint)}",
-        f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes per row",
+        f"size         {mb:,.1f} MB on disk, {record.size_bytes / max(1, record.n_rows):,.0f} bytes per row",
         *([f"settings     {parameters}"] if parameters else []),
         *_measured(record),
         "seconds      " + ", ".join(f"{step} {spent:.1f}" for step, spent in record.seconds.items()),
@@ -47,6 +47,12 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
         lines.append(
             f"note         trained on {trained:,} rows; FAISS recommends {record.n_well_trained_rows:,} to "
             "train lists and codes well"
+        )
+    if len(record.segments) > 1 or any(segment.n_removed for segment in record.segments):
+        n_removed = sum(segment.n_removed for segment in record.segments)
+        lines.append(
+            f"note         {len(record.segments)} segments, {n_removed:,} rows removed; the recall is of "
+            "the first build. --update --merge makes them one"
         )
     if len(record.computations) > 1:
         lines.append(

@@ -1,4 +1,4 @@
-"""An index follows its folder: files are added, rows removed, segments merged; a killed update changes nothing."""
+"""An index follows its folder: files are added, rows removed, segments merged."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_condition_on_what_was_not_kept_says_how_to_keep_it(tmp_path):
     part(tmp_path / "vectors", 0, 0, 100)
     index_from_vectors(tmp_path / "vectors", tmp_path / "index")
     with VectorIndex.open(tmp_path / "index") as index:
-        with pytest.raises(InputError, match="no column 'width'.*--keep width"):
+        with pytest.raises(InputError, match=r"no column 'width'.*--keep width"):
             index.search(VECTORS[:1], fingerprint="space", where=[Condition.parse("width=3")])
         with pytest.raises(InputError, match="expected COLUMN=VALUE"):
             Condition.parse("width")
