@@ -117,6 +117,14 @@ def embed(
     encoding: Annotated[
         Encoding, typer.Option(rich_help_panel=_OUTPUT, help="Storage format of the vectors.")
     ] = Encoding.FLOAT32,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN,…",
+            rich_help_panel=_OUTPUT,
+            help="Columns to write beside the vectors; search shows them and filters by them.",
+        ),
+    ] = "",
     npy: Annotated[
         bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as an array in _npy.")
     ] = False,
@@ -194,6 +202,7 @@ def embed(
         accept_changed=tuple(
             choice_from_value(ComputationChange, name, "Change") for name in _names(accept_changed)
         ),
+        keep=tuple(_names(keep)),
         npy=npy,
         lease_s=lease,
         cache=cache,

@@ -55,6 +55,10 @@ VERSION = 3
 BAD_ROWS = "_bad-rows"
 """Folder of the tables of bad rows."""
 
+_DATASET_FILE = ".huggingface.yaml"
+_DATASET = b'configs:\n- config_name: default\n  data_files: "part-*.parquet"\n'
+"""Tells ``datasets`` which files are the data set: it reads all Parquet files else, bad rows too."""
+
 _FOLDER = "_journal"
 _RUN = "run"
 _ENTRY = re.compile(r"(run|part-\d{5,})\.(\d+)\.json")
@@ -295,6 +299,7 @@ class Journal(JournalState):
                         _require_same(self.store.location, self.arguments, plain)
                     self._remove_stray_parts()
                 if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
+                    self.store.replace(_DATASET_FILE, _DATASET)
                     self.refresh()
                     return
 
@@ -336,6 +341,7 @@ class Journal(JournalState):
     def begin_pass(self) -> None:
         """Read what other workers did, before the source is read from its start."""
         with self._lock:
+            self.fleet.look_again()
             self.refresh()
             self._declined = set()
 

@@ -92,6 +92,11 @@ class Fleet:
             except CorpusError as error:
                 LOGGER.warning("the heartbeat of this worker failed: %s", error)
 
+    def look_again(self) -> None:
+        """Read every worker's file anew at the next question."""
+        for sight in self._sights.values():
+            sight.looked_at = float("-inf")
+
     def is_alive(self, name: str) -> bool:
         """Return True unless a worker is known to be dead."""
         if name == self.name:

@@ -51,6 +51,7 @@ class Options:
         shard: Shard of the parts that this run embeds.
         accept_changed: Parts of the computation (engine version, processor, libraries) that may differ from
             the existing parts. The new vectors then differ slightly; the journal records the change.
+        keep: Columns of the source that are written beside the vectors; of Parquet, Arrow and datasets.
         npy: Also write the vectors as NumPy arrays, in ``_npy``.
         lease_s: Seconds without a sign of life after which another worker takes over a worker's parts.
         cache: As in ``Encoder.open``.
@@ -68,6 +69,7 @@ class Options:
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
     accept_changed: tuple[ComputationChange, ...] = ()
+    keep: tuple[str, ...] = ()
     npy: bool = False
     lease_s: float = LEASE_S
     cache: Path | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.journal import PartRecord, files_of_part
+from runtime.corpus.kept import KeptColumns
 from runtime.corpus.pipeline import EmbeddedPart
 from runtime.corpus.rows import IdType
 from runtime.corpus.stores import Store, Written
@@ -47,6 +48,8 @@ class PartWriter:
         metadata: Schema metadata of every file (keys ``babeltower.…``).
         npy: Also write the vectors as ``_npy/part-00000.npy``.
         holds: Predicate: this worker still holds a part.
+        kept: Reader of the columns to write beside the vectors.
+        rows_per_part: Source rows of each part but the last; needed for kept columns only.
     """
 
     store: Store
@@ -55,6 +58,8 @@ class PartWriter:
     metadata: Mapping[str, str]
     npy: bool = False
     holds: Callable[[int], bool] = lambda part: True
+    kept: KeptColumns | None = None
+    rows_per_part: int = 0
 
     def write(self, part: EmbeddedPart) -> PartRecord:
         """Write all files of a part; without good rows there is no vector file.
@@ -117,14 +122,28 @@ class PartWriter:
 
         flat = pyarrow.array(np.ascontiguousarray(vectors).reshape(-1))
         column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        kept = self._kept_of(part)
         schema = pyarrow.schema(
             [
                 pyarrow.field("id", self._arrow_id(), nullable=False),
+                *([] if kept is None else kept.schema),
                 pyarrow.field("vector", column.type, nullable=False),
             ],
             metadata=dict(self.metadata),
         )
-        return pyarrow.Table.from_arrays([self._id_column(part.ids), column], schema=schema)
+        columns = [] if kept is None else kept.columns
+        return pyarrow.Table.from_arrays([self._id_column(part.ids), *columns, column], schema=schema)
+
+    def _kept_of(self, part: EmbeddedPart) -> Any:
+        """Return the kept columns of a part's good rows."""
+        import pyarrow
+
+        if self.kept is None:
+            return None
+        start = part.number * self.rows_per_part
+        is_good = np.ones(part.counts.rows, dtype=np.bool_)
+        is_good[[row.row - start for row in part.bad]] = False
+        return self.kept.rows(start, start + part.counts.rows).filter(pyarrow.array(is_good))
 
     def _id_column(self, ids: list[Any]) -> Any:
         import pyarrow

@@ -18,6 +18,7 @@ from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_enc
 from runtime.corpus.files import require_utf8
 from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
 from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
+from runtime.corpus.kept import KeptColumns
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartTakenOverError, PartWriter, encoding_metadata
 from runtime.corpus.slices import Counts
@@ -68,6 +69,7 @@ def embed_corpus(
     location = model_location(model)
     require_utf8(store.location)
     opened = open_source(source, columns=options.columns, format=options.format)
+    KeptColumns.of(opened, options.keep)  # fails here if a column is missing: nothing is written yet
     with Journal(store, lease_s=options.lease_s) as journal:
         encoder, choice = _opened(location, opened, options, journal.known_arguments())
         with encoder:
@@ -120,6 +122,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "max_batch_tokens": options.batch_tokens(on_gpu=runs_on_gpu(encoder)),
         "max_pixels": options.max_pixels,
         "npy": options.npy,
+        "keep": list(options.keep),
     }
 
 
@@ -204,6 +207,8 @@ class _Run:
             {f"babeltower.{name}": value for name, value in metadata.items()},
             self.job.options.npy,
             self.journal.holds,
+            KeptColumns.of(self.job.source, self.job.options.keep),
+            self.job.options.rows_per_part,
         )
 
     def _is_finished(self) -> bool:

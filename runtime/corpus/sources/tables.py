@@ -66,6 +66,10 @@ class TableSource:
                     None if columns.language is None else batch.column(columns.language).to_pylist(),
                 )
 
+    def opened(self, file: int) -> contextlib.AbstractContextManager[_ParquetTable | _ArrowTable]:
+        """Open a file, to read columns of it by row numbers."""
+        return self._opened(file)
+
     @contextlib.contextmanager
     def _opened(self, file: int) -> Iterator[_ParquetTable | _ArrowTable]:
         import pyarrow
