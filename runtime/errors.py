@@ -11,6 +11,8 @@
     ├── InputError             a text, image or option that cannot be embedded
     │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
     │   ├── ImageError         an image that cannot be decoded
+    │   ├── MissingSourceError  a source's files do not exist
+    │   ├── DamagedFileError   a source's file is cut off or damaged
     │   ├── DamagedVectorsError  a folder of vectors or an index lacks files, has strays, or a byte flipped
     │   └── UnfinishedRunError   a folder of vectors is not finished: its run can go on
     ├── ServerError            a server cannot be reached, or answers incorrectly
@@ -18,8 +20,11 @@
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, continue, or be written
+        ├── ChangedInputError  the source is not the one that the existing parts were read from
+        └── InputFaultError    storage failed while a source was read; the same command may succeed later
 
-Each message says what failed, what was found and expected, and the remedy.
+Each message says what failed, what was found and expected, and the remedy. ``exit_code`` is what a command
+returns for an error of the class.
 """
 
 from __future__ import annotations
@@ -32,17 +37,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BabeltowerError",
+    "ChangedInputError",
     "CheckpointError",
     "CorpusError",
+    "DamagedFileError",
     "DamagedVectorsError",
     "DatasetError",
     "EngineError",
     "ExportError",
     "ImageError",
     "InputError",
+    "InputFaultError",
     "LanguageError",
     "ManifestError",
     "MissingPackageError",
+    "MissingSourceError",
     "OpeningCheckError",
     "ParityError",
     "RolloutError",
@@ -117,6 +126,18 @@ class ImageError(InputError):
     """An image that cannot be decoded."""
 
 
+class MissingSourceError(InputError):
+    """A source's files do not exist."""
+
+    exit_code = 66
+
+
+class DamagedFileError(InputError):
+    """A source's file is cut off or damaged; it is read to its proven end or not at all."""
+
+    exit_code = 65
+
+
 class DamagedVectorsError(InputError):
     """A folder of vectors or an index lacks files, has strays, or was changed since it was written."""
 
@@ -135,6 +156,18 @@ class DatasetError(BabeltowerError):
 
 class CorpusError(BabeltowerError):
     """A run over a corpus cannot start, continue, or be written; finished parts in its journal are kept."""
+
+
+class ChangedInputError(CorpusError):
+    """The source is not the one that the existing parts were read from; the message names its files."""
+
+    exit_code = 65
+
+
+class InputFaultError(CorpusError):
+    """Storage failed while a source was read, also when tried again; the same command may succeed later."""
+
+    exit_code = 75
 
 
 class ServerError(BabeltowerError):

@@ -226,6 +226,15 @@ class LocalEncoder(Encoder):
         """
         return self._tokenizer.rows_from_texts(texts)
 
+    @property
+    def longest_kept_text(self) -> int:
+        """Length in characters above which ``shortened_text`` may cut a text."""
+        return self._tokenizer.longest_kept
+
+    def shortened_text(self, text: str) -> str:
+        """Return the beginning of a long text that gives the same token row, or the text itself."""
+        return self._tokenizer.shortened(text)
+
     def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
         """Run the text tower on a token batch, on the calling thread; the second stage of embedding texts.
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from runtime.commands.options import cache_option, device_option
+from runtime.corpus.faults import PATIENCE_S
 from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding
 from runtime.errors import CorpusError, InputError
@@ -34,10 +35,11 @@ def embed(
         typer.Argument(metavar="MODEL", help="REPOSITORY/NAME of an exported model, or a server's address."),
     ],
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE",
-            help="File, folder, glob or URL: Parquet, Arrow, CSV, JSONL, text, images, tars, datasets.",
+            metavar="SOURCE...",
+            help="Files, folders, patterns (*, {000..123}) or URLs of one format, or - for standard input: "
+            "Parquet, Arrow, CSV, JSONL, text, images, tars, datasets.",
         ),
     ],
     out: Annotated[
@@ -61,14 +63,21 @@ def embed(
     id_: Annotated[
         str | None,
         typer.Option(
-            "--id", "--id-column", rich_help_panel=_SOURCE, help="Column of ids; default: row numbers."
+            "--id",
+            "--id-column",
+            rich_help_panel=_SOURCE,
+            help="Column of ids; none: row numbers. Default: a usual name, such as id.",
         ),
     ] = None,
     language: Annotated[
         str | None, typer.Option(rich_help_panel=_SOURCE, help="Language of texts without one.")
     ] = None,
     language_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_SOURCE, help="Column of language codes.")
+        str | None,
+        typer.Option(
+            rich_help_panel=_SOURCE,
+            help="Column of language codes, or none. Default: a usual name, such as language.",
+        ),
     ] = None,
     format_: Annotated[
         str | None,
@@ -78,6 +87,80 @@ def embed(
             help="parquet, arrow, csv, jsonl, text, images, webdataset or datasets; default: by suffix.",
         ),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_SOURCE, help="CSV: field separator; default: tab for .tsv, else comma."
+        ),
+    ] = None,
+    quote: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_SOURCE, help='CSV: quotation mark, or none; default: ".'),
+    ] = None,
+    text_encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoding",
+            rich_help_panel=_SOURCE,
+            help="CSV, JSONL, text: encoding; default: by byte order mark, else UTF-8.",
+        ),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="first|each",
+            rich_help_panel=_SOURCE,
+            help="Lists of texts: embed the first, or each as a row with the id ID#0, ID#1, …",
+        ),
+    ] = None,
+    id_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="string|int64",
+            rich_help_panel=_SOURCE,
+            help="Stored type of ids; default: int64 if all files hold integers.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_SOURCE, help="Name of standard input, by which a run is resumed."),
+    ] = None,
+    skip_bad_files: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-files",
+            rich_help_panel=_SOURCE,
+            help="Set aside damaged files, and call rows bad whose files cannot be read.",
+        ),
+    ] = False,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0, rich_help_panel=_SOURCE, help="Seconds for which a fault of storage is tried again."
+        ),
+    ] = PATIENCE_S,
+    retry_bad: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,…",
+            rich_help_panel=_SOURCE,
+            help="Embed finished parts again that have bad rows of these kinds.",
+        ),
+    ] = "",
+    recheck_input: Annotated[
+        bool,
+        typer.Option(
+            "--recheck-input",
+            rich_help_panel=_SOURCE,
+            help="The source was changed: read finished parts again, and embed those whose rows differ.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=_SOURCE, help="Print files, columns, rows and an estimate, and stop."
+        ),
+    ] = False,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -115,8 +198,21 @@ def embed(
         int | None, typer.Option(rich_help_panel=_OUTPUT, help="Vector width; default: full.")
     ] = None,
     encoding: Annotated[
-        Encoding, typer.Option(rich_help_panel=_OUTPUT, help="Storage format of the vectors.")
-    ] = Encoding.FLOAT32,
+        list[str] | None,
+        typer.Option(
+            metavar="float32|float16|int8|binary",
+            rich_help_panel=_OUTPUT,
+            help="Storage format of the vectors; another name, such as utf-16, is that of --text-encoding.",
+        ),
+    ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            rich_help_panel=_OUTPUT,
+            help="Embed files that were added to the source after all others; index --update follows.",
+        ),
+    ] = False,
     keep: Annotated[
         str,
         typer.Option(
@@ -182,18 +278,31 @@ def embed(
     """
     if engine == "ray":  # Ray runs the job; it is not an engine of the tower
         engine, runner = None, Runner.RAY
-    from runtime.corpus import Columns, EngineChoice, Options, Shard, embed_corpus
+    from runtime.corpus import Columns, EngineChoice, Locations, Options, Reading, Shard, embed_corpus
     from runtime.corpus.computation import ComputationChange
     from runtime.corpus.metrics import metrics_served
+    from runtime.corpus.outlook import lines_of_outlook
     from runtime.corpus.progress import progress_bar, summary_of_run
-    from runtime.corpus.sources import source_format
+    from runtime.corpus.rows import IdType
+    from runtime.corpus.sources import Captions, source_format
 
+    vectors_as, text_as = _encodings(encoding or [], text_encoding)
     options = Options(
         columns=Columns(id_, text, image, language_column),
         format=None if format_ is None else source_format(format_),
+        reading=Reading(
+            delimiter=None if delimiter is None else delimiter.replace("\\t", "\t"),
+            quote=quote,
+            encoding=text_as,
+            captions=None if captions is None else choice_from_value(Captions, captions, "Captions"),
+            id_type=None if id_type is None else choice_from_value(IdType, id_type, "Id type"),
+            skip_bad_files=skip_bad_files,
+            patience_s=patience,
+        ),
+        name=name,
         language=language,
         dim=dim,
-        encoding=encoding,
+        encoding=vectors_as,
         engine=EngineChoice(_engine(engine), precision, instances, threads, device=_device(device)),
         rows_per_part=rows_per_part,
         max_batch_tokens=max_batch_tokens,
@@ -202,23 +311,44 @@ def embed(
         accept_changed=tuple(
             choice_from_value(ComputationChange, name, "Change") for name in _names(accept_changed)
         ),
+        append=append,
         keep=tuple(_names(keep)),
+        retry_bad=tuple(_names(retry_bad)),
+        recheck_input=recheck_input,
         npy=npy,
         lease_s=lease,
         cache=cache,
     )
+    locations = Locations(source)
+    if dry_run:
+        for line in lines_of_outlook(model, locations, out, options):
+            typer.echo(line)
+        return
     with metrics_served(metrics_port) as watcher, progress_bar(inner=watcher) as (_, shown):
         execute = None
         if runner is Runner.RAY:
             from runtime.corpus.ray_runner import ray_executor
 
             execute = ray_executor(workers)
-        record = embed_corpus(model, source, out, options, watcher=shown, execute=execute)
+        record = embed_corpus(model, locations, out, options, watcher=shown, execute=execute)
     if as_json:
         data = {**dataclasses.asdict(record), "padding_share": record.padding_share}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         typer.echo(summary_of_run(record))
+
+
+def _encodings(given: list[str], text: str | None) -> tuple[Encoding, str | None]:
+    """Return the encoding of the vectors and of the source's text; no name belongs to both."""
+    known = {encoding.value for encoding in Encoding}
+    vectors = [name for name in given if name in known]
+    texts = [name for name in given if name not in known] + ([] if text is None else [text])
+    if len(vectors) > 1 or len(texts) > 1:
+        raise InputError(
+            f"--encoding is given as {given}; expected one of {sorted(known)} for the vectors, and at most "
+            "one encoding of the source's text."
+        )
+    return Encoding(vectors[0]) if vectors else Encoding.FLOAT32, texts[0] if texts else None
 
 
 def _names(text: str) -> list[str]:

@@ -25,7 +25,10 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="INDEX", help="Folder to write.")],
     kind: Annotated[
         Kind,
-        typer.Option(help="flat: exhaustive search; ivf-pq: inverted lists of short codes; hnsw: a graph."),
+        typer.Option(
+            help="flat: exhaustive search; ivf-pq: inverted lists of short codes; hnsw: a graph; "
+            "cascade: bits, then int8, then stored rows."
+        ),
     ] = Kind.FLAT,
     lists: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Inverted lists; default: 4·√rows.")

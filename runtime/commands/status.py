@@ -19,7 +19,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far an embedding run is: parts, rows, rates, bad rows by class, and its workers."""
-    from runtime.corpus.inspection import status_of_folder
+    from runtime.corpus.folder.inspection import status_of_folder
     from runtime.corpus.stores import store_from_location
 
     found = status_of_folder(store_from_location(folder))

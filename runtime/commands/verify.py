@@ -27,7 +27,7 @@ def verify(
     The exit code is 0 if all is well, 65 if a file is missing, changed or of no part, and 75 if nothing is
     wrong but the run is not finished.
     """
-    from runtime.corpus.inspection import check_of_folder
+    from runtime.corpus.folder.inspection import check_of_folder
     from runtime.corpus.stores import store_from_location
     from runtime.indexes.record import RECORD_FILE, IndexRecord
 

@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from runtime.corpus.options import Options, RunRecord, Watcher
     from runtime.corpus.rows import BadRow, Columns
     from runtime.corpus.run import embed_corpus
-    from runtime.corpus.sources import SourceFormat, open_source
+    from runtime.corpus.sources import Captions, Locations, Reading, SourceFormat, open_source
 
 __all__ = [
     "BadRow",
     "BatchEmbedder",
+    "Captions",
     "Columns",
     "EmbeddedBatch",
     "EngineChoice",
+    "Locations",
     "Options",
+    "Reading",
     "RunRecord",
     "Shard",
     "SourceFormat",
@@ -39,7 +42,10 @@ _MODULES = {
     "BadRow": "runtime.corpus.rows",
     "BatchEmbedder": "runtime.corpus.batches",
     "EmbeddedBatch": "runtime.corpus.batches",
+    "Captions": "runtime.corpus.sources",
     "Columns": "runtime.corpus.rows",
+    "Locations": "runtime.corpus.sources",
+    "Reading": "runtime.corpus.sources",
     "EngineChoice": "runtime.corpus.engines",
     "Options": "runtime.corpus.options",
     "RunRecord": "runtime.corpus.options",

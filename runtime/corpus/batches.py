@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.job import Job, images_per_slice, parts_in_process, preparation_for, slices_of_rows
 from runtime.corpus.options import Options
-from runtime.corpus.pipeline import EmbeddedPart, PartAssembly
+from runtime.corpus.pipeline import EmbeddedPart, PartAssembly, whole_parts
 from runtime.corpus.rows import BadRow, Columns
-from runtime.corpus.sources import ItemSource, SourceFormat, open_source
+from runtime.corpus.sources import ItemSource, Reading, SourceFormat, open_source
 from runtime.counts import require_count, require_threads
 from runtime.embeddings import Encoding, encoded_from_float
 from runtime.encoder import Encoder
@@ -48,6 +48,7 @@ def embedded_batches(
     *,
     columns: Columns | None = None,
     format: SourceFormat | str | None = None,
+    reading: Reading | None = None,
     language: str | None = None,
     dim: int | None = None,
     encoding: Encoding | str = Encoding.FLOAT32,
@@ -64,6 +65,7 @@ def embedded_batches(
             ahead on another thread.
         columns: Names of the columns; the usual names by default.
         format: Storage format of the source; told from suffixes by default.
+        reading: Delimiter, encoding and other options of reading the source.
         language: Code of the texts that name none.
         rows_per_batch: Rows of the source in a batch; texts are sorted by length and deduplicated within it.
         max_batch_tokens: Texts × padded length of one run, in tokens; default: 1,024, and 16,384 on a GPU.
@@ -75,14 +77,20 @@ def embedded_batches(
 
     Raises:
         InputError: the source cannot be read, or the model has no such width.
+        InputFaultError: storage failed; batches whose files could not be read are left out.
         EngineError: the tower cannot be opened, or failed.
         ServerError: the server cannot be reached.
     """
     rows_per_batch = require_count(rows_per_batch, "rows_per_batch")
     runs_at_once = require_threads(runs_at_once, "runs_at_once", error=InputError) or 1
-    opened = open_source(source, columns=columns, format=format)
+    reading = reading or Reading()
+    opened = open_source(source, columns=columns, format=format, reading=reading)
     options = Options(
-        language=language, dim=dim, rows_per_part=rows_per_batch, max_batch_tokens=max_batch_tokens
+        reading=reading,
+        language=language,
+        dim=dim,
+        rows_per_part=rows_per_batch,
+        max_batch_tokens=max_batch_tokens,
     )
     width = encoder.require_width(dim)
     choice = EngineChoice(instances=runs_at_once)
@@ -97,7 +105,7 @@ def embedded_batches(
         claim=lambda part: True,
         observe=lambda n_rows, counts: None,
     )
-    for part in parts_in_process(job):
+    for part in whole_parts(parts_in_process(job)):
         yield EmbeddedBatch(part.ids, encoded_from_float(part.vectors, encoding), part.bad)
 
 
@@ -158,7 +166,10 @@ class BatchEmbedder:
         kind = pyarrow.list_(pyarrow.float32(), self._width())
         table = table.append_column("vector", pyarrow.array(_nullable(part, n_rows), kind))
         table = table.append_column("problem", pyarrow.array(_problems(part, n_rows), pyarrow.string()))
-        return table if isinstance(batch, pyarrow.Table) else table.combine_chunks().to_batches()[0]
+        if isinstance(batch, pyarrow.Table):
+            return table
+        batches = table.combine_chunks().to_batches()
+        return batches[0] if batches else pyarrow.RecordBatch.from_pylist([], schema=table.schema)
 
     def _names(self) -> list[str]:
         columns = self._columns
@@ -183,7 +194,7 @@ class BatchEmbedder:
             ]
             source = ItemSource(records, self._columns)
             preparation = preparation_for(self._opened(), source.modality, self._options)
-            rows = source.read(0, lambda start, stop: True)
+            rows = preparation.shortened(source.read(0, lambda start, stop: True))
             for piece in preparation.deduplicated(
                 slices_of_rows(rows, source.modality, n_rows, n_images=images_per_slice(self._opened()))
             ):

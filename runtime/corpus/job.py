@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from runtime.corpus.computation import Computation
 from runtime.corpus.engines import EngineChoice
+from runtime.corpus.faults import Patience
 from runtime.corpus.options import Options
+from runtime.corpus.pictures import PictureReader
 from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_parts
 from runtime.corpus.prepare import ImagePreparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
-from runtime.corpus.slices import Preparation
+from runtime.corpus.slices import Preparation, digest_of_part, digest_of_rows
 from runtime.corpus.sources import NumberedRows, Source, SourceFormat
 from runtime.encoder import Encoder
-from runtime.errors import CorpusError
+from runtime.errors import ChangedInputError, CorpusError
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.manifest import Modality
 from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
 
-__all__ = ["Executor", "Job", "images_per_slice", "parts_in_process", "runs_on_gpu"]
+__all__ = [
+    "Executor",
+    "Job",
+    "changed_parts",
+    "images_per_slice",
+    "parts_in_process",
+    "require_content",
+    "runs_on_gpu",
+]
 
 _IMAGES_PER_SLICE = 16
 
@@ -36,6 +46,7 @@ class Job:
         claim: Predicate: part number → this run embeds it, and no other worker does.
         observe: Callback after each batch.
         computation: Identity of the computation; remote workers must match it.
+        known_content: Finished part → hash of what was read for it; compared where it is read again anyway.
         n_rows: Rows of the whole source; set by the executor at the end.
     """
 
@@ -49,6 +60,7 @@ class Job:
     claim: Callable[[int], bool]
     observe: Observer
     computation: Computation = field(default_factory=dict)
+    known_content: Mapping[int, str] = field(default_factory=dict)
     n_rows: int = 0
 
     @property
@@ -59,11 +71,21 @@ class Job:
     def needs(self, start: int, stop: int) -> bool:
         """Check whether any row of a range is in a pending part."""
         size = self.options.rows_per_part
-        return any(map(self.pending, range(start // size, -(-stop // size))))
+        parts = range(start // size, -(-stop // size))
+        return any(map(self.pending, parts)) or (
+            self._rereads and any(part in self.known_content for part in parts)
+        )
+
+    @property
+    def _rereads(self) -> bool:
+        """True if rows of finished parts are read in any case: texts of files that must be read through."""
+        return self.source.modality is Modality.TEXT and self.source.n_rows(0) is None
 
     def preparation(self) -> Preparation:
         """Return the preparation of this job's rows."""
-        return preparation_for(self.encoder, self.source.modality, self.options)
+        return preparation_for(
+            self.encoder, self.source.modality, self.options, patience=self.source.patience
+        )
 
     def slices(self, rows: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
         """Claim parts, and yield their rows in slices: a whole part of texts, or a few images."""
@@ -73,6 +95,40 @@ class Job:
         ):
             if self.claim(part):
                 yield part, piece
+            elif self._rereads and (known := self.known_content.get(part)):
+                require_content(part, known, digest_of_part([digest_of_rows(piece)]))
+
+
+def require_content(part: int, known: str, found: str) -> None:
+    """Check that a finished part's rows are what was embedded.
+
+    Raises:
+        ChangedInputError: the source gives other rows.
+    """
+    if found != known:
+        raise ChangedInputError(
+            f"The source gives other rows for part {part} than those that were embedded. Restore it, choose "
+            "another output folder, or pass --recheck-input to embed the parts again whose rows changed."
+        )
+
+
+def changed_parts(job: Job) -> list[int]:
+    """Read the finished parts again, without embedding them, and return those whose rows changed."""
+    known = job.known_content
+    size = job.options.rows_per_part
+    rows = NumberedRows(
+        job.source, lambda start, stop: any(part in known for part in range(start // size, -(-stop // size)))
+    )
+    preparation = job.preparation()
+    slices = slices_of_rows(
+        preparation.shortened(iter(rows)), job.source.modality, size, n_images=images_per_slice(job.encoder)
+    )
+    found: dict[int, list[bytes]] = {}
+    for piece in preparation.deduplicated((part, piece) for part, piece in slices if part in known):
+        is_image = job.source.modality is Modality.IMAGE
+        digest = digest_of_rows(piece.rows, piece.content if is_image else None)
+        found.setdefault(piece.part, []).append(digest)
+    return [part for part in known if digest_of_part(found.get(part, [])) != known[part]]
 
 
 Executor: TypeAlias = "Callable[[Job], Iterator[EmbeddedPart]]"
@@ -81,15 +137,18 @@ Executor: TypeAlias = "Callable[[Job], Iterator[EmbeddedPart]]"
 def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
     """Run a job on threads of this process, yielding parts in order."""
     rows = NumberedRows(job.source, job.needs)
+    preparation = job.preparation()
+    job.source.patience.renew()
     yield from embedded_parts(
         job.encoder,
-        job.preparation(),
-        job.slices(rows),
+        preparation,
+        job.slices(preparation.shortened(iter(rows))),
         dim=job.dim,
         rows_per_part=job.options.rows_per_part,
         has_ids=job.has_ids,
         workers=_workers(job),
         observe=job.observe,
+        on_stop=job.source.patience.end,
     )
     job.n_rows = rows.n_rows
 
@@ -113,8 +172,12 @@ def slices_of_rows(
         yield piece.start // rows_per_part, piece
 
 
-def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> Preparation:
+def preparation_for(
+    encoder: Encoder, modality: Modality, options: Options, *, patience: Patience | None = None
+) -> Preparation:
     """Return the preparation for a modality: tokenizing, decoding, or sending to a server."""
+    reading = options.reading
+    reader = PictureReader(patience or Patience(reading.patience_s), skip_bad_files=reading.skip_bad_files)
     if not isinstance(encoder, LocalEncoder):
         from runtime.corpus.remote import RemoteImagePreparation, RemoteTextPreparation
 
@@ -122,11 +185,11 @@ def preparation_for(encoder: Encoder, modality: Modality, options: Options) -> P
             raise CorpusError("max_pixels is set on the server; leave it out with an address.")
         if modality is Modality.TEXT:
             return RemoteTextPreparation(encoder, language=options.language)
-        return RemoteImagePreparation(encoder)
+        return RemoteImagePreparation(encoder, reader)
     if modality is Modality.TEXT:
         budget = options.batch_tokens(on_gpu=encoder.on_gpu)
         return TextPreparation(encoder, language=options.language, max_batch_tokens=budget)
-    return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels)
+    return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels, reader=reader)
 
 
 def _workers(job: Job) -> Workers:

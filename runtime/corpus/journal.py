@@ -7,7 +7,7 @@ of several workers that create the same number exactly one succeeds. Hence any n
 folder, on a disk, a network file system or an object store, without locks:
 
 - A worker embeds a part only after its claim is in the part's log. A claim lasts as long as its worker lives
-  (``runtime/corpus/leases.py``); then another worker may add its own.
+  (``runtime/corpus/folder/leases.py``); then another worker may add its own.
 - A part is finished by an entry right after the worker's own claim. A worker that was taken for dead finds
   that number taken, and what it computed is dropped.
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.corpus.computation import Computation, ComputationChange, require_acceptable
-from runtime.corpus.leases import LEASE_S, Fleet
+from runtime.corpus.folder.leases import LEASE_S, Fleet
 from runtime.corpus.stores import Store, store_from_location
 from runtime.errors import CorpusError
 from runtime.fingerprints import remark_on_vectors
@@ -280,10 +280,14 @@ class Journal(JournalState):
                     continue
             time.sleep(_POLL_S)
 
-    def agree(self, arguments: Mapping[str, Any]) -> None:
+    def agree(self, arguments: Mapping[str, Any], *, may_differ: Collection[str] = frozenset()) -> None:
         """Record the arguments of a new run, or check that they are those of the folder's run.
 
         Other arguments replace those of a run that has finished no part and has no other worker.
+
+        Args:
+            may_differ: Arguments that may be others than before, since the source grew: a last part that was
+                not full is embedded again with the rows that follow.
 
         Raises:
             CorpusError: the folder belongs to a run with other arguments; the message names each one.
@@ -296,12 +300,20 @@ class Journal(JournalState):
                     return
                 if self.arguments is not None:
                     if self.done or self.lost or self._others():
-                        _require_same(self.store.location, self.arguments, plain)
-                    self._remove_stray_parts()
+                        known = {**self.arguments, **{name: plain.get(name) for name in may_differ}}
+                        _require_same(self.store.location, known, plain)
+                        self._reopen_last(int(plain["rows_per_part"]))
+                    else:
+                        self._remove_stray_parts()
                 if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
                     self.store.replace(_DATASET_FILE, _DATASET)
                     self.refresh()
                     return
+
+    def _reopen_last(self, rows_per_part: int) -> None:
+        parts = {**self.done, **self.lost}
+        if parts and parts[max(parts)].rows < rows_per_part:
+            self.reopen([max(parts)])
 
     def _others(self) -> list[str]:
         """Return the other workers that are alive."""

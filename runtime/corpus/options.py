@@ -9,12 +9,12 @@ from typing import Any
 
 from runtime.corpus.computation import Computation, ComputationChange
 from runtime.corpus.engines import EngineChoice
+from runtime.corpus.folder.leases import LEASE_S
 from runtime.corpus.journal import PartRecord, Shard
-from runtime.corpus.leases import LEASE_S
 from runtime.corpus.pipeline import Observer
 from runtime.corpus.rows import Columns
 from runtime.corpus.slices import Counts
-from runtime.corpus.sources import Source, SourceFormat
+from runtime.corpus.sources import BadFile, Reading, Source, SourceFormat
 from runtime.counts import require_count
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
@@ -40,6 +40,8 @@ class Options:
     Attributes:
         columns: Columns of ids, texts, images and languages; default: their usual names.
         format: Storage format of the source; default: inferred from suffixes.
+        reading: Delimiter, encoding and other options of reading the source.
+        name: Name of an iterable or of standard input, by which a run into the same folder is resumed.
         language: Language code of texts without one.
         dim: Width of the vectors; default: the full width.
         encoding: Storage format of the vectors.
@@ -51,6 +53,10 @@ class Options:
         shard: Shard of the parts that this run embeds.
         accept_changed: Parts of the computation (engine version, processor, libraries) that may differ from
             the existing parts. The new vectors then differ slightly; the journal records the change.
+        retry_bad: Kinds of bad rows, such as ``missing-file``: finished parts with any are embedded again.
+        recheck_input: Read the finished parts of a source again whose files were changed, and embed those
+            whose rows differ from what was read before.
+        append: Go on with a folder to whose source files were added, after all others.
         keep: Columns of the source that are written beside the vectors; of Parquet, Arrow and datasets.
         npy: Also write the vectors as NumPy arrays, in ``_npy``.
         lease_s: Seconds without a sign of life after which another worker takes over a worker's parts.
@@ -59,6 +65,8 @@ class Options:
 
     columns: Columns = field(default_factory=Columns)
     format: SourceFormat | None = None
+    reading: Reading = field(default_factory=Reading)
+    name: str | None = None
     language: str | None = None
     dim: int | None = None
     encoding: Encoding = Encoding.FLOAT32
@@ -69,6 +77,9 @@ class Options:
     max_bad_share: float = MAX_BAD_SHARE
     shard: Shard = field(default_factory=Shard)
     accept_changed: tuple[ComputationChange, ...] = ()
+    retry_bad: tuple[str, ...] = ()
+    recheck_input: bool = False
+    append: bool = False
     keep: tuple[str, ...] = ()
     npy: bool = False
     lease_s: float = LEASE_S
@@ -105,6 +116,7 @@ class RunRecord:
         bad_kinds: Kind of problem → number of rows, over all parts.
         computations: Computations of the parts, in the order in which they were first recorded.
         notes: Remarks for users of the vectors on how they were computed.
+        bad_files: Files of the source that were set aside, by this or an earlier run.
         seconds: Wall-clock time from the first row read to the last part written; ``cpu_seconds`` is the
             CPU time of this process.
     """
@@ -124,6 +136,7 @@ class RunRecord:
     finished: str
     computations: tuple[Computation, ...] = ()
     notes: tuple[str, ...] = ()
+    bad_files: tuple[BadFile, ...] = ()
 
     @property
     def padding_share(self) -> float:

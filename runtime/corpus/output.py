@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.folder.kept import KeptColumns
 from runtime.corpus.journal import PartRecord, files_of_part
-from runtime.corpus.kept import KeptColumns
 from runtime.corpus.pipeline import EmbeddedPart
 from runtime.corpus.rows import IdType
 from runtime.corpus.stores import Store, Written
@@ -87,6 +87,7 @@ class PartWriter:
             dict(sorted(kinds.items())),
             {name: file.sha256 for name, file in written.items()},
             round(time.time(), 3),
+            part.content,
         )
 
     def _publish(self, part: int, name: str, write: Callable[[Path], Any]) -> Written:

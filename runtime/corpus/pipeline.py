@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.pictures import Picture
 from runtime.corpus.rows import BadRow, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, Preparation, PreparedSlice, Slice
+from runtime.corpus.slices import BAD, Batch, Counts, Preparation, PreparedSlice, Slice, digest_of_part
 from runtime.encoder import Encoder
+from runtime.errors import InputFaultError
 
-__all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts"]
+__all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts", "whole_parts"]
 
 _POLL_S = 0.1
 _DONE_AHEAD = 256
@@ -48,6 +50,9 @@ class EmbeddedPart:
         number: Part number; its first row is ``number × rows per part``.
         ids: One per good row; row numbers if the source has no ids.
         vectors: float32 (good rows, dim), L2-normalised.
+        faults: Rows whose files storage did not deliver; with any, the part is not finished.
+        content: Hash of what was read for the part, in hexadecimal.
+        pictures: Image files behind a path column, as they were read.
     """
 
     number: int
@@ -55,6 +60,9 @@ class EmbeddedPart:
     vectors: NDArray[np.float32]
     bad: list[BadRow]
     counts: Counts
+    faults: list[BadRow] = field(default_factory=list)
+    content: str = ""
+    pictures: tuple[Picture, ...] = ()
 
 
 class PartAssembly:
@@ -111,12 +119,16 @@ class PartAssembly:
         self._reserve(0 if not len(source) else int(source.max()) + 1)
         is_all = len(source) == len(self._vectors) and bool((source == np.arange(len(source))).all())
         n_late = len(problems) - n_before
+        wrong = [(_bad_row(ids[r - self._start], r, problems[r]), problems[r]) for r in sorted(problems)]
         return EmbeddedPart(
             self.number,
             [ids[i] for i in good],
             self._vectors if is_all else self._vectors[source],
-            [_bad_row(ids[row - self._start], row, problems[row]) for row in sorted(problems)],
+            [row for row, problem in wrong if not problem.may_pass],
             self._counts + Counts(bad=n_late, duplicates=-n_late),
+            [row for row, problem in wrong if problem.may_pass],
+            digest_of_part([prepared.content for prepared in slices]),
+            tuple(picture for prepared in slices for picture in prepared.pictures),
         )
 
     def _reserve(self, n_rows: int) -> None:
@@ -128,6 +140,28 @@ class PartAssembly:
 
 def _bad_row(id_: Any, row: int, problem: Problem) -> BadRow:
     return BadRow(id_, row, problem.kind, problem.reason)
+
+
+def whole_parts(parts: Iterable[EmbeddedPart]) -> Iterator[EmbeddedPart]:
+    """Yield the parts whose files storage delivered.
+
+    Raises:
+        InputFaultError: after the last one, if others were left undone; the message names some of their
+        files.
+    """
+    undone: dict[int, list[BadRow]] = {}
+    for part in parts:
+        if part.faults:
+            undone[part.number] = part.faults
+        else:
+            yield part
+    if undone:
+        rows = [row for faults in undone.values() for row in faults]
+        raise InputFaultError(
+            f"{len(undone)} parts are left undone, since {len(rows)} of their files could not be read, among "
+            f"them: {rows[0].reason} The other parts are finished; run the same command again to complete "
+            "them, or with --skip-bad-files to call these rows bad."
+        )
 
 
 class _StoppedError(Exception):
@@ -218,6 +252,7 @@ def embedded_parts(
     has_ids: bool,
     workers: Workers,
     observe: Observer | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[EmbeddedPart]:
     """Embed slices and yield whole parts, in order.
 
@@ -225,27 +260,37 @@ def embedded_parts(
         slices: Part number and rows, in order; see ``slices_from_rows``.
         dim: Width of the vectors.
         has_ids: True if the rows have ids; otherwise row numbers are used.
+        on_stop: Called before the threads are joined; it must end what they may be waiting for.
 
     Raises:
-        BabeltowerError: reading the source or running the tower failed; earlier parts are yielded first.
+        BabeltowerError: reading the source failed, after the whole parts before it were yielded; or running
+            the tower failed.
     """
     stop = threading.Event()
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
     open_parts = _Channel(_OPEN_PARTS, stop)
     alive = threading.Semaphore(workers.preparers - 1)
 
+    unread: list[Exception] = []
+
     def read() -> None:
         last: Slice | None = None
-        for piece in preparation.deduplicated(slices):
-            if last is None or last.part != piece.part:
-                if last is not None:
-                    done.put(_PartEnd(last.part, last.rows.stop))
-                open_parts.put(piece.part)
-                done.put(_PartBegin(piece.part))  # before any of its slices, so that parts begin in order
-            raw.put(piece)
-            last = piece
-        if last is not None:
-            done.put(_PartEnd(last.part, last.rows.stop))
+        try:
+            for piece in preparation.deduplicated(slices):
+                if last is None or last.part != piece.part:
+                    if last is not None:
+                        done.put(_PartEnd(last.part, last.rows.stop))
+                    open_parts.put(piece.part)
+                    done.put(_PartBegin(piece.part))  # before any of its slices: parts begin in order
+                raw.put(piece)
+                last = piece
+        except _StoppedError:
+            raise
+        except Exception as error:  # raised once the parts before it are done; the part under way is left
+            unread.append(error)
+        else:
+            if last is not None:
+                done.put(_PartEnd(last.part, last.rows.stop))
         raw.put(None)
 
     def prepare() -> None:
@@ -283,8 +328,11 @@ def embedded_parts(
         for part in assemblies.finished(done, n_towers=workers.towers):
             open_parts.get()
             yield part
+        if unread:
+            raise unread[0]
     finally:
         stop.set()
+        on_stop()
         for thread in threads:
             thread.join()
 

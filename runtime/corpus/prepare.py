@@ -6,9 +6,8 @@ the same vectors as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,8 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.corpus.rows import ImageFile, Item, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, PreparedSlice, Slice, prepared_images
+from runtime.corpus.pictures import PictureReader
+from runtime.corpus.rows import Item, Problem, Rows
+from runtime.corpus.slices import (
+    BAD,
+    Batch,
+    Counts,
+    LanguageCheck,
+    PreparedSlice,
+    Slice,
+    digest_of_rows,
+    prepared_images,
+)
+from runtime.corpus.sources.base import bounded_pieces
 from runtime.errors import BabeltowerError, ImageError, InputError
 from runtime.local import LocalEncoder
 from runtime.manifest import ImagePreprocessing
@@ -26,10 +36,11 @@ from runtime.preprocessing.buckets import text_buckets
 from runtime.preprocessing.image import pixels_from_source
 from runtime.preprocessing.text import Text
 
-__all__ = ["ImagePreparation", "TextPreparation"]
+__all__ = ["ImagePreparation", "TextPreparation", "slices_of_images"]
 
 _TOKENIZED_AT_ONCE = 4_096
-_READS_AT_ONCE = 16
+_CHARACTERS_AT_ONCE = 1 << 20
+"""Texts and characters that are tokenized at once: tokens take some 100 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,19 @@ class TextPreparation:
         self._max_batch_tokens = max_batch_tokens
         self._languages = LanguageCheck(lambda code: encoder.token_rows([Text("a", 0, code)]))
 
+    def shortened(self, rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Cut texts that are longer than their tokens can come from; the token rows stay the same."""
+        most = self._encoder.longest_kept_text
+        for piece in rows:
+            if any(isinstance(item, str) and len(item) > most for item in piece.items):
+                items = [
+                    self._encoder.shortened_text(item) if isinstance(item, str) and len(item) > most else item
+                    for item in piece.items
+                ]
+                yield Rows(piece.start, piece.ids, items, piece.languages)
+            else:
+                yield piece
+
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; duplicates are found after tokenizing."""
         return (Slice(part, piece) for part, piece in rows)
@@ -109,7 +133,8 @@ class TextPreparation:
         n_good = int((vector_row != BAD).sum())
         counts = Counts(len(rows), len(problems), n_good - len(numbers), n_truncated)
         batches = self._batches(tokens, numbers) if len(numbers) else []
-        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        content = digest_of_rows(rows)
+        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts, content)
 
     def _tokenized(
         self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
@@ -119,8 +144,10 @@ class TextPreparation:
         kept: list[NDArray[np.int32]] = []
         numbers: list[int] = []
         n_truncated = 0
-        for at in range(0, len(texts), _TOKENIZED_AT_ONCE):
-            for text, row in self._token_rows(texts[at : at + _TOKENIZED_AT_ONCE], problems):
+        for some in bounded_pieces(
+            texts, _TOKENIZED_AT_ONCE, lambda text: len(text.text), _CHARACTERS_AT_ONCE
+        ):
+            for text, row in self._token_rows(some, problems):
                 ids = np.asarray(row.ids, dtype=np.int32)
                 first = first_of.setdefault(ids.tobytes(), text.index)
                 vector_row[text.index - start] = first
@@ -176,27 +203,21 @@ class _ImageBatch:
 class ImagePreparation:
     """Preparation of images, a few at a time; each slice is one batch."""
 
-    def __init__(self, preprocessing: ImagePreprocessing, *, max_pixels: int | None) -> None:
+    def __init__(
+        self, preprocessing: ImagePreprocessing, *, max_pixels: int | None, reader: PictureReader
+    ) -> None:
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
+        self._reader = reader
 
     @staticmethod
-    def deduplicated(rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
+    def shortened(rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Return the rows unchanged."""
+        return rows
+
+    def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Read the files, and mark rows with the same bytes as an earlier row of their part."""
-        seen: dict[bytes, int] = {}
-        current = -1
-        with _item_reader() as read:
-            for part, piece in rows:
-                if part != current:
-                    current, seen = part, {}
-                items = read(piece.items)
-                same_as = {}
-                for number, item in zip(range(piece.start, piece.stop), items, strict=True):
-                    if isinstance(item, bytes):
-                        first = seen.setdefault(blake2b(item, digest_size=16).digest(), number)
-                        if first != number:
-                            same_as[number] = first
-                yield Slice(part, Rows(piece.start, piece.ids, items), same_as)
+        return slices_of_images(rows, self._reader)
 
     def prepared(self, piece: Slice) -> PreparedSlice:
         """Decode and resize the images that are not duplicates."""
@@ -215,21 +236,33 @@ class ImagePreparation:
             return Problem("not-image", str(error))
 
 
-@contextmanager
-def _item_reader() -> Iterator[Callable[[Sequence[Item]], list[Item]]]:
-    """Yield a function that reads the files among items; remote files are read concurrently."""
-    from pyarrow.fs import LocalFileSystem
+def slices_of_images(rows: Iterator[tuple[int, Rows]], reader: PictureReader) -> Iterator[Slice]:
+    """Read the files of slices, and mark rows with the same bytes as an earlier row of their part."""
+    seen: dict[bytes, int] = {}
+    current = -1
+    with reader.reading() as read:
+        for part, piece in rows:
+            if part != current:
+                current, seen = part, {}
+            found = read(piece.items)
+            items = [item for item, _ in found]
+            same_as = {}
+            content = []
+            for number, item in zip(range(piece.start, piece.stop), items, strict=True):
+                content.append(_content(item))
+                if isinstance(item, bytes):
+                    first = seen.setdefault(content[-1], number)
+                    if first != number:
+                        same_as[number] = first
+            pictures = tuple(picture for _, picture in found if picture is not None)
+            rows_read = Rows(piece.start, piece.ids, items)
+            yield Slice(part, rows_read, same_as, b"".join(content), pictures)
 
-    with ThreadPoolExecutor(_READS_AT_ONCE, "babeltower-read") as pool:
 
-        def read(items: Sequence[Item]) -> list[Item]:
-            files = [item for item in items if isinstance(item, ImageFile)]
-            if all(isinstance(file.filesystem, LocalFileSystem) for file in files):
-                return [_read(item) for item in items]
-            return list(pool.map(_read, items))
-
-        yield read
-
-
-def _read(item: Item) -> Item:
-    return item.read() if isinstance(item, ImageFile) else item
+def _content(item: Item) -> bytes:
+    """Return a hash of an image as it was read, or of the kind of the row's problem."""
+    if isinstance(item, Problem):
+        item = item.kind.encode()
+    elif not isinstance(item, bytes):  # a snapshot of the caller's image
+        item = pickle.dumps(item, protocol=5)
+    return blake2b(item, digest_size=16).digest()

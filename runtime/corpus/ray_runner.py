@@ -74,12 +74,13 @@ class _Work:
 
         rows = NumberedRows(self.source, needs, first_file=first_file, first_row=first_row)
         own = (piece for piece in rows if piece.start < last * size)
+        preparation = _preparation(self)
         slices = (
             (part, piece)
-            for part, piece in slices_of_rows(own, self.source.modality, size)
+            for part, piece in slices_of_rows(preparation.shortened(own), self.source.modality, size)
             if first <= part < last and part in self.pending
         )
-        return _preparation(self).deduplicated(slices)
+        return preparation.deduplicated(slices)
 
 
 @lru_cache(maxsize=2)

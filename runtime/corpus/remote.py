@@ -10,9 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.engines import EngineChoice
-from runtime.corpus.prepare import ImagePreparation
+from runtime.corpus.pictures import PictureReader
+from runtime.corpus.prepare import slices_of_images
 from runtime.corpus.rows import Item, Problem, Rows
-from runtime.corpus.slices import BAD, Batch, Counts, LanguageCheck, PreparedSlice, Slice, prepared_images
+from runtime.corpus.slices import (
+    BAD,
+    Batch,
+    Counts,
+    LanguageCheck,
+    PreparedSlice,
+    Slice,
+    digest_of_rows,
+    prepared_images,
+)
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
@@ -75,6 +85,11 @@ class RemoteTextPreparation:
         self._language = language
         self._languages = LanguageCheck(lambda code: encoder.embed_texts(["a"], code))
 
+    @staticmethod
+    def shortened(rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Return the rows unchanged: where the server cuts texts is not known here."""
+        return rows
+
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; ``prepared`` finds duplicates."""
         return (Slice(part, piece) for part, piece in rows)
@@ -99,7 +114,8 @@ class RemoteTextPreparation:
         ]
         n_duplicates = len(rows) - len(problems) - len(distinct)
         counts = Counts(len(rows), len(problems), n_duplicates)
-        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+        content = digest_of_rows(rows)
+        return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts, content)
 
     def _checked_text(self, item: Item, language: str | None) -> str | Problem:
         if isinstance(item, Problem):
@@ -137,12 +153,18 @@ class _ServedImages:
 class RemoteImagePreparation:
     """Preparation of images: decoded to find bad ones, sent as the original files."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, reader: PictureReader) -> None:
         self._encoder = encoder
+        self._reader = reader
+
+    @staticmethod
+    def shortened(rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Return the rows unchanged."""
+        return rows
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Read the files and mark duplicates, as in process."""
-        return ImagePreparation.deduplicated(rows)
+        return slices_of_images(rows, self._reader)
 
     def prepared(self, piece: Slice) -> PreparedSlice:
         """Check the images that are not duplicates."""

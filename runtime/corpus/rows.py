@@ -7,9 +7,25 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
-from runtime.errors import InputError
+from runtime.corpus.faults import FaultKind, fault_kind, without_query
+from runtime.corpus.reading import Stamp, fetched
+from runtime.errors import InputError, InputFaultError
 
-__all__ = ["BadRow", "Columns", "IdType", "ImageFile", "Item", "Needs", "Problem", "Rows", "slices_from_rows"]
+__all__ = [
+    "NO_COLUMN",
+    "BadRow",
+    "Columns",
+    "IdType",
+    "ImageFile",
+    "Item",
+    "Needs",
+    "Problem",
+    "Rows",
+    "slices_from_rows",
+]
+
+NO_COLUMN = "none"
+"""Name that asks for no column, in place of one under a usual name."""
 
 Needs: TypeAlias = "Callable[[int, int], bool]"
 """Predicate: is any row in ``start <= row < stop`` needed? A source may skip other rows."""
@@ -24,29 +40,61 @@ class IdType(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Reason a row cannot be embedded; ``kind`` is a fixed keyword, ``reason`` a sentence."""
+    """Reason a row cannot be embedded.
+
+    Attributes:
+        kind: Fixed keyword.
+        reason: Sentence.
+        may_pass: True for a fault of storage: the row's part is left undone, and the row is not called bad.
+    """
 
     kind: str
     reason: str
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """Image file that has not been read yet."""
+    """Image file that has not been read yet.
+
+    Attributes:
+        is_listed: True if the file was found by listing its folder, so that its absence is a fault of
+        storage.
+    """
 
     filesystem: Any
     path: str
+    is_listed: bool = False
+
+    def fetched(self) -> tuple[bytes, Stamp]:
+        """Read the file once; errors are those of its file system."""
+        return fetched(self.filesystem, self.path)
 
     def read(self) -> bytes | Problem:
-        """Return the file's bytes, or the problem with it."""
+        """Read the file once, and return its bytes or the problem with it.
+
+        Raises:
+            InputFaultError: storage failed.
+        """
         try:
-            with self.filesystem.open_input_file(self.path) as file:
-                data: bytes = file.read()
-        except FileNotFoundError:
-            return Problem("missing-file", f"The image {self.path} does not exist.")
-        except OSError as error:
-            return Problem("unreadable-file", f"The image {self.path} cannot be read: {error}.")
-        return data
+            return self.fetched()[0]
+        except Exception as error:
+            problem = self.problem_of(error)
+            if problem is None:
+                raise InputFaultError(
+                    f"The image {without_query(self.path)} cannot be read: {error}."
+                ) from error
+            return problem
+
+    def problem_of(self, error: Exception) -> Problem | None:
+        """Return the row's own problem for an error of reading, or ``None`` for a fault of storage."""
+        match fault_kind(error):
+            case FaultKind.ABSENT:
+                return Problem("missing-file", f"The image {without_query(self.path)} does not exist.")
+            case FaultKind.OWN:
+                shown = without_query(f"{self.path} cannot be read: {error}")
+                return Problem("unreadable-file", f"The image {shown}.")
+        return None
 
 
 Item: TypeAlias = Any
@@ -98,11 +146,13 @@ class BadRow:
 class Columns:
     """Column names; columns left out are looked up under their usual names.
 
+    A field of a struct is named with a dot: ``meta.caption``.
+
     Attributes:
-        id: Ids; row numbers are used if there is no such column.
+        id: Ids; row numbers are used if there is no such column, or for ``"none"``.
         text: Texts, for the text tower.
         image: Images (bytes, a struct with ``bytes`` or ``path``, or a path), for the image tower.
-        language: A language code for each text.
+        language: A language code for each text; ``"none"`` leaves a column under a usual name alone.
     """
 
     id: str | None = None

@@ -16,11 +16,14 @@ from typing import Any, TypeAlias
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.files import require_utf8
+from runtime.corpus.folder.kept import KeptColumns
+from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds
+from runtime.corpus.input_record import InputRecord
 from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
 from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
-from runtime.corpus.kept import KeptColumns
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartTakenOverError, PartWriter, encoding_metadata
+from runtime.corpus.pipeline import EmbeddedPart, whole_parts
 from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, open_source
 from runtime.corpus.stores import Store, store_from_location
@@ -68,14 +71,24 @@ def embed_corpus(
     options, watcher, store = options or Options(), watcher or Watcher(), store_from_location(out)
     location = model_location(model)
     require_utf8(store.location)
-    opened = open_source(source, columns=options.columns, format=options.format)
+    opened = open_source(
+        source,
+        columns=options.columns,
+        format=options.format,
+        reading=options.reading,
+        name=options.name,
+        exclude=None if "://" in store.location else store.location,
+    )
+    record = InputRecord(store)
+    if not options.recheck_input:
+        record.require_same_files(opened, append=options.append)
     KeptColumns.of(opened, options.keep)  # fails here if a column is missing: nothing is written yet
     with Journal(store, lease_s=options.lease_s) as journal:
         encoder, choice = _opened(location, opened, options, journal.known_arguments())
         with encoder:
             arguments = _arguments(encoder, opened, options, choice)
             computation = computation_of(encoder, choice, opened.modality)
-            journal.agree(arguments)
+            journal.agree(arguments, may_differ={"source"} if options.append else frozenset())
             job = Job(
                 location,
                 encoder,
@@ -88,7 +101,9 @@ def embed_corpus(
                 watcher.observe,
                 computation,
             )
-            return _Run(job, journal, arguments, store, watcher, execute or parts_in_process).record()
+            agree_on_input(job, journal, record)
+            run = _Run(job, journal, arguments, store, record, watcher, execute or parts_in_process)
+            return run.record()
 
 
 def _opened(
@@ -117,6 +132,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "language": options.language,
         "format": source.format.value,
         "columns": asdict(source.columns),
+        "reading": options.reading.deciding(),
         "source": source.identity(),
         "rows_per_part": options.rows_per_part,
         "max_batch_tokens": options.batch_tokens(on_gpu=runs_on_gpu(encoder)),
@@ -132,6 +148,7 @@ class _Run:
     journal: Journal
     arguments: Mapping[str, Any]
     store: Store
+    input_record: InputRecord
     watcher: Watcher
     execute: Executor
 
@@ -171,6 +188,7 @@ class _Run:
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             computations=tuple(self.journal.computations),
             notes=tuple(_notes(self.journal)),
+            bad_files=self.input_record.with_bad_files(self.job.source.bad_files),
         )
         self._save(record)
         return record
@@ -234,14 +252,18 @@ class _Run:
             if isinstance(parts, Generator):  # its threads end with this run, also after an interruption
                 stack.enter_context(contextlib.closing(parts))
             try:
-                for part in parts:
-                    writing, before = (part.number, pool.submit(writer.write, part)), writing
+                for part in whole_parts(parts):
+                    writing, before = (part.number, pool.submit(self._written, writer, part)), writing
                     self._note(before)
             except BaseException:  # what stops the source keeps the parts before
                 self._note(writing)
                 raise
             self._note(writing)
         self.journal.end(self.job.n_rows)
+
+    def _written(self, writer: PartWriter, part: EmbeddedPart) -> PartRecord:
+        self.input_record.write_pictures(part.number, part.pictures)
+        return writer.write(part)
 
     def _note(self, writing: _Writing | None) -> None:
         """Record a part once it is written, unless another worker took it over."""
@@ -274,6 +296,7 @@ class _Run:
                 f"{bad} of {rows} rows are bad, a share of {bad / rows:.1%}; the limit is "
                 f"{self.job.options.max_bad_share:.1%}. Kinds: {dict(kinds.most_common())}; each row's "
                 f"reason is in {self.store.path(BAD_ROWS)}. Fix the source, or raise --max-bad-share."
+                + remedy_of_kinds(kinds, self.job.source.columns)
             )
 
     def _save(self, record: RunRecord) -> None:

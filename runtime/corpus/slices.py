@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.pictures import Picture
 from runtime.corpus.rows import Item, Problem, Rows
 from runtime.errors import LanguageError
 from runtime.preprocessing.languages import flores_from_code
@@ -21,6 +24,8 @@ __all__ = [
     "Preparation",
     "PreparedSlice",
     "Slice",
+    "digest_of_part",
+    "digest_of_rows",
     "prepared_images",
 ]
 
@@ -71,11 +76,15 @@ class Slice:
     Attributes:
         part: Number of the part.
         same_as: Row → earlier row of the part with the same content.
+        content: Hashes of the images as they were read, in row order; see ``digest_of_rows``.
+        pictures: Image files behind a path column, as they were read.
     """
 
     part: int
     rows: Rows
     same_as: dict[int, int] = field(default_factory=dict)
+    content: bytes = b""
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,8 @@ class PreparedSlice:
         vector_row: int64 (rows,): row whose vector each row uses, usually itself; -1 for bad rows.
         problems: Row → problem, for bad rows.
         batches: Batches that hold every distinct good row exactly once.
+        content: Hash of what was read for the rows: ids, texts or images, languages.
+        pictures: Image files behind a path column, as they were read.
     """
 
     part: int
@@ -96,6 +107,8 @@ class PreparedSlice:
     problems: dict[int, Problem]
     batches: Sequence[Batch]
     counts: Counts
+    content: bytes = b""
+    pictures: tuple[Picture, ...] = ()
 
 
 class Preparation(Protocol):
@@ -106,6 +119,9 @@ class Preparation(Protocol):
 
     def prepared(self, piece: Slice) -> PreparedSlice:
         """Tokenize or decode a slice; may run on several threads at once."""
+
+    def shortened(self, rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Cut texts to what their tokens can come from, before rows are gathered into slices."""
 
 
 class LanguageCheck:
@@ -161,7 +177,33 @@ def prepared_images(
             numbers.append(number)
     batches = [batch(good, np.asarray(numbers, dtype=np.int64))] if good else []
     counts = Counts(len(rows), len(problems), len(piece.same_as))
-    return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts)
+    content = digest_of_rows(rows, piece.content)
+    return PreparedSlice(
+        piece.part, rows.start, rows.ids, vector_row, problems, batches, counts, content, piece.pictures
+    )
+
+
+def digest_of_rows(rows: Rows, images: bytes | None = None) -> bytes:
+    """Return a hash of what was read for rows: ids, texts, languages and kinds of problems, in order.
+
+    Args:
+        images: Hashes of the images, in place of the items.
+    """
+    digest = blake2b(digest_size=16)
+    # version 2 writes equal values as equal bytes; later ones also write which objects are shared
+    digest.update(marshal.dumps([rows.ids, rows.languages], 2))
+    if images is not None:
+        digest.update(images)
+    else:
+        problems = any(isinstance(item, Problem) for item in rows.items)
+        items = [(i.kind,) if isinstance(i, Problem) else i for i in rows.items] if problems else rows.items
+        digest.update(marshal.dumps(list(items), 2))
+    return digest.digest()
+
+
+def digest_of_part(contents: Sequence[bytes]) -> str:
+    """Return the hash of a part from those of its slices, in order."""
+    return blake2b(b"".join(contents), digest_size=16).hexdigest()
 
 
 def _kind_of_language(code: str | None) -> str:

@@ -12,6 +12,7 @@ from runtime.counts import require_threads
 from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
 from runtime.errors import InputError
 from runtime.extras import faiss
+from runtime.indexes.cascade import Cascade, cascade_from_file, is_cascade_file
 from runtime.indexes.plan import Kind, Plan, Refinement
 from runtime.indexes.space import Space
 
@@ -58,6 +59,8 @@ def index_from_plan(plan: Plan) -> Any:
             return library.IndexRefine(index, _refining_rows(refine, plan.space))
         case Kind.HNSW:
             return _hnsw_index(plan)
+        case Kind.CASCADE:
+            return Cascade(plan.space.dim, plan.space.encoding)
 
 
 def train(index: Any, vectors: NDArray[np.float32]) -> None:
@@ -96,6 +99,8 @@ def neighbours(
     Returns:
         float32 scores and int64 row numbers, both (queries, k); row -1 if the index found fewer.
     """
+    if isinstance(index, Cascade):
+        return best_first(*index.neighbours(queries, k=k, effort=effort or k, allowed=allowed))
     if allowed is not None:
         return _allowed_neighbours(index, space, queries, k, effort, allowed)
     k = min(k, index.ntotal)
@@ -194,6 +199,8 @@ def save(index: Any, path: Path) -> None:
         InputError: the file cannot be written.
     """
     library = faiss()
+    if isinstance(index, Cascade):
+        return index.save(path)
     try:
         if isinstance(index, library.IndexBinary):
             library.write_index_binary(index, str(path))
@@ -209,6 +216,8 @@ def index_from_file(path: Path, space: Space, *, in_memory: bool = False) -> Any
     Raises:
         InputError: the file is not a FAISS index, or not one of this encoding.
     """
+    if is_cascade_file(path):
+        return cascade_from_file(path)
     library = faiss()
     flags = 0 if in_memory else library.IO_FLAG_MMAP_IFC
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.corpus.finished import RecordedFile, files_of_finished_run, recorded_files
+from runtime.corpus.folder.finished import RecordedFile, files_of_finished_run, recorded_files
 from runtime.embeddings import Encoding
 from runtime.errors import DamagedVectorsError, InputError
 from runtime.extras import parquet, pyarrow

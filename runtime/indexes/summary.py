@@ -66,7 +66,9 @@ def _measured(record: IndexRecord) -> list[str]:
     recall = record.recall
     if not recall.points:
         return ["recall       not measured: too few rows to hold any out"]
-    unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates"}[Kind(record.kind)]
+    unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates", Kind.CASCADE: "candidates"}[
+        Kind(record.kind)
+    ]
     lines = [
         f"recall@{recall.k:<5} against exact search, {recall.n_queries:,} queries ({recall.queries}), "
         f"{recall.threads} thread{'' if recall.threads == 1 else 's'}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as Subwords
@@ -18,6 +20,15 @@ from runtime.preprocessing.languages import flores_from_code, spoken_language
 __all__ = ["Text", "TokenRow", "Tokenizer", "require_texts", "texts_with_languages"]
 
 _END = object()
+
+_SHORTEST_CUT, _CHARACTERS_A_TOKEN = 1_024, 16
+"""Where a long text is cut, in characters: most languages have 2 to 6 a token."""
+
+_TOKENS_BEYOND = 32
+"""Tokens between those of a row and the cut, beyond what a cut can change."""
+
+_LONGEST_TOKEN = 64
+"""Most beginnings of a text without spaces that are compared."""
 
 _CLEAN: dict[str, Callable[[str], str]] = {"whitespace": clean_whitespace, "none": str}
 
@@ -140,6 +151,75 @@ class Tokenizer:
         cleaned = [self._clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]
         encodings = self._subwords.encode_batch_fast(cleaned, add_special_tokens=False)
         return [self._row(prefix, e.ids) for prefix, e in zip(prefixes, encodings, strict=True)]
+
+    @property
+    def longest_kept(self) -> int:
+        """Length in characters above which ``shortened`` may cut a text."""
+        return 2 * self._cut_at
+
+    def shortened(self, text: str) -> str:
+        """Return the beginning of a long text that gives the same token row, or the text itself.
+
+        A text of a megabyte gives a hundred megabytes of tokens, of which a row keeps the first few dozen.
+        The result is checked: its tokens are compared with those that the whole text is known to begin with.
+        """
+        if len(text) <= self.longest_kept:
+            return text
+        try:
+            known = self._first_tokens(self._clean(whole_characters(text, "The text")))
+        except InputError:  # reported when the text is tokenized
+            return text
+        n = self._preprocessing.context_length
+        for length in (self._cut_at, 2 * self._cut_at, 4 * self._cut_at):
+            if known is None or length >= len(text):
+                break
+            beginning = text[: length - 1 if "\ud800" <= text[length - 1] <= "\udbff" else length]
+            tokens = self._tokens([self._clean(whole_characters(beginning, "The text"))])[0]
+            if len(tokens) > n and tokens[:n] == known[:n]:
+                return beginning
+        return text
+
+    def _first_tokens(self, cleaned: str) -> list[int] | None:
+        """Return tokens that a long text begins with, as many as a row holds, from a part of it, or ``None``.
+
+        Words are tokenized one by one, so tokens before a space do not depend on what follows it. Without a
+        space, the tokens of a whole text begin with those of one of its beginnings that end within the length
+        of the longest token before any place; if all of these begin alike, so does the whole.
+        """
+        at = self._cut_at
+        if len(cleaned) <= at:
+            return self._tokens([cleaned])[0]
+        space = cleaned.rfind(" ", at // 2, at) if self._splits_words else -1
+        ends = [space] if space > 0 else range(at - self._longest_token, at + 1)
+        found = self._tokens([cleaned[:end] for end in ends])
+        enough = self._preprocessing.context_length + _TOKENS_BEYOND
+        first = found[0][:enough]
+        is_known = all(len(tokens) > enough for tokens in found)
+        n = self._preprocessing.context_length
+        return first if is_known and all(tokens[:n] == first[:n] for tokens in found) else None
+
+    def _tokens(self, cleaned: Sequence[str]) -> list[list[int]]:
+        encodings = self._subwords.encode_batch_fast(list(cleaned), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    @property
+    def _cut_at(self) -> int:
+        return max(_SHORTEST_CUT, _CHARACTERS_A_TOKEN * self._preprocessing.context_length)
+
+    @cached_property
+    def _splits_words(self) -> bool:
+        """Return True if words are tokenized one by one."""
+        steps = json.loads(self._subwords.to_str())["pre_tokenizer"] or {}
+        kinds = steps.get("pretokenizers", [steps])
+        return any(
+            kind.get("type") == "WhitespaceSplit"
+            or (kind.get("type") == "Metaspace" and kind.get("split", True))
+            for kind in kinds
+        )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return min(_LONGEST_TOKEN, max(map(len, self._subwords.get_vocab()), default=1))
 
     def _row(self, prefix: tuple[int, ...], tokens: list[int]) -> TokenRow:
         suffix = self._preprocessing.suffix_ids

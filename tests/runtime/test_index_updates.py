@@ -26,6 +26,7 @@ SETTINGS = {
     Kind.FLAT: Settings(),
     Kind.HNSW: Settings(),
     Kind.IVF_PQ: Settings(n_lists=8, code_bytes=16),
+    Kind.CASCADE: Settings(),
 }
 
 
@@ -204,8 +205,8 @@ def test_a_flipped_byte_of_an_index_is_named(tmp_path, name):
 @pytest.mark.parametrize("encoding", [Encoding.FLOAT32, Encoding.BINARY])
 @pytest.mark.parametrize("share", [0.5, 0.01])
 def test_a_condition_finds_the_nearest_of_the_rows_that_meet_it(tmp_path, kind, encoding, share):
-    if kind is Kind.IVF_PQ and encoding is Encoding.BINARY:
-        pytest.skip("ivf-pq takes no binary vectors")
+    if kind in (Kind.IVF_PQ, Kind.CASCADE) and encoding is Encoding.BINARY:
+        pytest.skip(f"{kind.value} takes no binary vectors")
     import pyarrow
     import pyarrow.parquet
 
@@ -224,7 +225,7 @@ def test_a_condition_finds_the_nearest_of_the_rows_that_meet_it(tmp_path, kind, 
     assert hits[0].id == f"row {meets[0]}"
     assert len(hits) == 5
     assert all(hit.kept["width"] < limit for hit in hits)
-    if kind is not Kind.IVF_PQ and encoding is Encoding.FLOAT32:
+    if kind in (Kind.FLAT, Kind.HNSW) and encoding is Encoding.FLOAT32:
         true = meets[np.argsort(-(query @ VECTORS[meets].T)[0])[:5]]
         assert [hit.id for hit in hits] == [f"row {row}" for row in true]
 
@@ -237,3 +238,29 @@ def test_a_condition_on_what_was_not_kept_says_how_to_keep_it(tmp_path):
             index.search(VECTORS[:1], fingerprint="space", where=[Condition.parse("width=3")])
         with pytest.raises(InputError, match="expected COLUMN=VALUE"):
             Condition.parse("width")
+
+
+@pytest.mark.parametrize("encoding", [Encoding.FLOAT32, Encoding.FLOAT16, Encoding.INT8])
+def test_a_cascade_reaches_its_recall_with_exact_scores(tmp_path, encoding):
+    part(tmp_path / "vectors", 0, 0, N, encoding)
+    record = index_from_vectors(tmp_path / "vectors", tmp_path / "index", kind=Kind.CASCADE, threads=1)
+    recalls = [point.recall for point in record.recall.points]
+    assert recalls == sorted(recalls)
+    assert recalls[0] < recalls[-1]
+    assert record.point is not None
+    assert record.point.recall >= 0.99
+    with VectorIndex.open(tmp_path / "index") as index:
+        (hits,) = index.search(VECTORS[:1], fingerprint="space", k=5)
+        (deep,) = index.search(VECTORS[:1], fingerprint="space", k=5, effort=N)
+    exact = VECTORS[:N] @ VECTORS[0]
+    tolerance = {Encoding.FLOAT32: 1e-6, Encoding.FLOAT16: 1e-3, Encoding.INT8: 2e-2}[encoding]
+    for hit in (*hits, *deep):
+        assert hit.score == pytest.approx(exact[int(hit.id.removeprefix("row "))], abs=tolerance)
+    if encoding is Encoding.FLOAT32:
+        assert [hit.id for hit in deep] == [f"row {row}" for row in np.argsort(-exact)[:5]]
+
+
+def test_a_cascade_needs_more_than_bits(tmp_path):
+    part(tmp_path / "vectors", 0, 0, 100, Encoding.BINARY)
+    with pytest.raises(InputError, match="binary vectors have none"):
+        index_from_vectors(tmp_path / "vectors", tmp_path / "index", kind=Kind.CASCADE)

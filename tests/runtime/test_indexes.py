@@ -170,7 +170,7 @@ COMBINATIONS = [
     (kind, encoding)
     for kind in Kind
     for encoding in Encoding
-    if (kind, encoding) != (Kind.IVF_PQ, Encoding.BINARY)
+    if encoding is not Encoding.BINARY or kind not in (Kind.IVF_PQ, Kind.CASCADE)
 ]
 
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from runtime.corpus.sources.base import NumberedRows, Source, SourceFormat
+from runtime.corpus.sources.base import BadFile, Captions, NumberedRows, Reading, Source, SourceFormat
 from runtime.corpus.sources.items import ItemSource
-from runtime.corpus.sources.opening import open_source, source_format
+from runtime.corpus.sources.opening import Locations, open_source, source_format
 
-__all__ = ["ItemSource", "NumberedRows", "Source", "SourceFormat", "open_source", "source_format"]
+__all__ = [
+    "BadFile",
+    "Captions",
+    "ItemSource",
+    "Locations",
+    "NumberedRows",
+    "Reading",
+    "Source",
+    "SourceFormat",
+    "open_source",
+    "source_format",
+]

@@ -1,35 +1,44 @@
-"""Source protocol, column lookup and cell checks common to all corpus sources."""
+"""Source protocol, reading options and column lookup common to all corpus sources."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
+from runtime.corpus.faults import PATIENCE_S, Patience
+from runtime.corpus.files import FileSet
+from runtime.corpus.rows import NO_COLUMN, Columns, IdType, Needs, Rows
 from runtime.errors import InputError
 from runtime.manifest import Modality
 
 __all__ = [
+    "BadFile",
+    "Captions",
     "NumberedRows",
+    "Reading",
     "Source",
     "SourceFormat",
-    "checked_id",
-    "checked_language",
-    "checked_text",
+    "bounded_pieces",
     "chosen_columns",
+    "modality_of",
 ]
+
+T = TypeVar("T")
 
 PIECE_TEXTS = 8_192
 PIECE_IMAGES = 32
 """Rows that a source yields at once."""
 
-_ID_NAMES = ("id", "image_id", "key", "__key__")
+PIECE_BYTES = 16 << 20
+"""Size of the cells, in bytes or characters, above which a source yields fewer rows at once."""
+
+ID_NAMES = ("id", "image_id", "key", "__key__")
 _TEXT_NAMES = ("text", "caption", "sentence", "txt")
 _IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "image_path")
-_LANGUAGE_NAMES = ("language", "lang", "flores")
-_INT64 = range(-(2**63), 2**63)
+LANGUAGE_NAMES = ("language", "lang", "flores")
+_MOST_NAMES_SHOWN = 40
 
 
 class SourceFormat(str, Enum):
@@ -46,6 +55,72 @@ class SourceFormat(str, Enum):
     ITEMS = "items"
 
 
+class Captions(str, Enum):
+    """Use of a text column that holds lists: the first caption of a row, or each as a row of its own."""
+
+    FIRST = "first"
+    EACH = "each"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Options of reading a source; what is left out is told by suffixes, byte order marks and headers.
+
+    Attributes:
+        delimiter: Character between the fields of a CSV file; default: a tab for ``.tsv``, else a comma.
+        quote: Quotation mark of a CSV file, ``"none"`` for files without; default: ``"``.
+        encoding: Encoding of CSV, JSON lines and text; default: by the byte order mark, else UTF-8.
+        captions: Use of a text column that holds lists; by default they are refused.
+        id_type: Storage type of the ids; default: integers where every file holds integers, else strings.
+        skip_bad_files: Set aside files that are cut off or damaged, with a record, instead of stopping.
+        patience_s: Seconds for which a fault of storage is tried again.
+    """
+
+    delimiter: str | None = None
+    quote: str | None = None
+    encoding: str | None = None
+    captions: Captions | None = None
+    id_type: IdType | None = None
+    skip_bad_files: bool = False
+    patience_s: float = PATIENCE_S
+
+    def __post_init__(self) -> None:
+        for name, value in (("delimiter", self.delimiter), ("quote", self.quote)):
+            if value is not None and len(value) != 1 and not (name == "quote" and value == "none"):
+                raise InputError(f"{name} is {value!r}; expected one character.")
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+            except LookupError:
+                raise InputError(
+                    f"Encoding {self.encoding!r} is unknown; expected one of text, such as utf-8, utf-16 or "
+                    "latin-1, or one of vectors: float32, float16, int8 or binary."
+                ) from None
+        if not self.patience_s >= 0:
+            raise InputError(f"patience_s is {self.patience_s}; expected seconds, 0 or more.")
+
+    def deciding(self) -> dict[str, Any] | None:
+        """Return the options that decide the rows, as plain values; ``None`` if all are the defaults."""
+        values = {
+            "delimiter": self.delimiter,
+            "quote": self.quote,
+            "encoding": self.encoding,
+            "captions": None if self.captions is None else self.captions.value,
+            "id_type": None if self.id_type is None else self.id_type.value,
+            "skip_bad_files": self.skip_bad_files or None,
+        }
+        return {name: value for name, value in values.items() if value is not None} or None
+
+
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """File that was set aside: the rows before the damage were read, the others were not."""
+
+    name: str
+    n_rows_read: int
+    reason: str
+
+
 class Source(Protocol):
     """Rows in a fixed order; safe to send to another process unless it holds a Python iterable.
 
@@ -56,6 +131,10 @@ class Source(Protocol):
         modality: Modality of the items.
         id_type: Storage type of the ids.
         n_files: Number of files, each a run of rows.
+        files: Files behind the source; none of a Python object.
+        patience: Repetition of reads that fail.
+        bad_files: Files that were set aside so far.
+        notes: What was chosen or left out while opening, in words.
     """
 
     name: str
@@ -64,6 +143,10 @@ class Source(Protocol):
     modality: Modality
     id_type: IdType
     n_files: int
+    files: FileSet
+    patience: Patience
+    bad_files: list[BadFile]
+    notes: list[str]
 
     def identity(self) -> str:
         """Return a string that changes with the source's files and sizes."""
@@ -110,15 +193,54 @@ class NumberedRows:
                 yield Rows(offset + rows.start, rows.ids, rows.items, rows.languages)
 
 
-def chosen_columns(asked: Columns, names: list[str], *, where: str) -> Columns:
+def bounded_pieces(
+    items: Iterable[T], most: int, size: Callable[[T], int], most_bytes: int = PIECE_BYTES
+) -> Iterator[list[T]]:
+    """Group items into lists of at most ``most`` items, and of about ``most_bytes``.
+
+    Where the items end in an error, those before it are yielded first.
+    """
+    piece: list[T] = []
+    n_bytes = 0
+    try:
+        for item in items:
+            piece.append(item)
+            n_bytes += size(item)
+            if len(piece) == most or n_bytes >= most_bytes:
+                yield piece
+                piece, n_bytes = [], 0
+    except Exception:
+        if piece:
+            yield piece
+        raise
+    if piece:
+        yield piece
+
+
+def modality_of(columns: Columns) -> Modality:
+    """Return the modality of the columns: texts if a text column is set, otherwise images."""
+    return Modality.TEXT if columns.text is not None else Modality.IMAGE
+
+
+def has_column(names: Sequence[str], column: str) -> bool:
+    """Check whether a column, or the struct of a field named with a dot, is among the names."""
+    parts = column.split(".")
+    return any(".".join(parts[:n]) in names for n in range(len(parts), 0, -1))
+
+
+def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) -> Columns:
     """Choose the columns to read: the requested ones, and the usual names for the rest.
 
+    Args:
+        names_of_files: File → its columns. The first file proposes; every file must have what is chosen.
+
     Raises:
-        InputError: a column is missing, or the column to embed is ambiguous.
+        InputError: a file lacks a column, has it twice, or the column to embed is ambiguous.
     """
-    for column in (asked.id, asked.text, asked.image, asked.language):
-        if column is not None and column not in names:
-            raise InputError(f"{where} has no column {column!r}; it has {names}.")
+    where, names = next(iter(names_of_files.items()))
+    for column in (asked.text, asked.image):
+        if column is not None and not has_column(names, column):
+            raise _no_column(where, column, names)
     text, image = asked.text, asked.image
     if text is None and image is None:
         text = next((name for name in _TEXT_NAMES if name in names), None)
@@ -126,52 +248,60 @@ def chosen_columns(asked: Columns, names: list[str], *, where: str) -> Columns:
         if (text is None) == (image is None):
             found = "neither texts nor images" if text is None else f"texts ({text!r}) and images ({image!r})"
             raise InputError(
-                f"{where} has {found} under their usual names; its columns are {names}. Choose the column to "
-                "embed with --text COLUMN or --image COLUMN."
+                f"{where} has {found} under their usual names; its columns are {_few(names)}. Choose the "
+                f"column to embed with --text COLUMN or --image COLUMN.{_delimiter_hint(names)}"
             )
-    used = {asked.text, asked.image, text, image}
-    language = asked.language
-    if language is None and text is not None:
-        language = next((name for name in _LANGUAGE_NAMES if name in names), None)
-    id_ = asked.id or next((name for name in _ID_NAMES if name in names and name not in used), None)
-    return Columns(id=id_, text=text, image=image, language=language)
+    used = {text, image}
+    language = None if asked.language == NO_COLUMN else asked.language
+    if asked.language is None and text is not None:
+        language = next((name for name in LANGUAGE_NAMES if name in names), None)
+    id_ = None if asked.id == NO_COLUMN else asked.id
+    if asked.id is None:
+        id_ = next((name for name in ID_NAMES if name in names and name not in used), None)
+    columns = Columns(id=id_, text=text, image=image, language=language)
+    for file, own in names_of_files.items():
+        for role, column in (("id", id_), ("text", text), ("image", image), ("language-column", language)):
+            if column is None:
+                continue
+            if not has_column(own, column):
+                is_guess = column not in (asked.id, asked.text, asked.image, asked.language)
+                raise _no_column(
+                    file, column, own, other=where if file != where else None, role=role, guess=is_guess
+                )
+            if list(own).count(column) > 1:
+                raise InputError(
+                    f"{file} has {list(own).count(column)} columns named {column!r}. Rename all but one."
+                )
+    return columns
 
 
-def checked_id(value: Any, id_type: IdType) -> Any | Problem:
-    """Return an id as stored, or the problem with it."""
-    if value is None:
-        return Problem("null-id", "The id is null.")
-    if isinstance(value, str) and id_type is IdType.STRING:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        if id_type is IdType.STRING:
-            return str(value)
-        if value in _INT64:
-            return value
-    return Problem(
-        "wrong-id", f"The id {value!r} is of type {type(value).__name__}; expected {id_type.value}."
+def _no_column(
+    where: str,
+    column: str,
+    names: Sequence[str],
+    *,
+    other: str | None = None,
+    role: str = "",
+    guess: bool = False,
+) -> InputError:
+    remedy = "" if other is None else f" {other} has it: pass files of one schema, or rename the column."
+    if guess and role in ("id", "language-column"):
+        remedy += f" Or pass --{role} none to do without."
+    return InputError(
+        f"{where} has no column {column!r}; it has {_few(names)}.{remedy}{_delimiter_hint(names)}"
     )
 
 
-def checked_text(value: Any) -> str | Problem:
-    """Return a text, or the problem with it; blank texts are rejected."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
-        return Problem("null-text", "The text is null.")
-    if not isinstance(value, str):
-        return Problem("not-text", f"The text is of type {type(value).__name__}; expected a string.")
-    if not value:
-        return Problem("empty-text", "The text is empty.")
-    if value.isspace():
-        return Problem("empty-text", f"The text has blank characters only ({len(value)}).")
-    return value
+def _few(names: Sequence[str]) -> str:
+    shown = [str(name) for name in names[:_MOST_NAMES_SHOWN]]
+    more = len(names) - len(shown)
+    return f"{shown}" + (f" and {more} more" if more else "")
 
 
-def checked_language(value: Any) -> str | Problem | None:
-    """Return a language code, ``None`` if it is left out or blank, or the problem with it."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas' null
-        return None
-    if not isinstance(value, str):
-        return Problem(
-            "unknown-language", f"The language is of type {type(value).__name__}; expected a code."
-        )
-    return value if value and not value.isspace() else None
+def _delimiter_hint(names: Sequence[str]) -> str:
+    """Say which delimiter a header of a single name seems to have."""
+    if len(names) != 1:
+        return ""
+    found = next((mark for mark in ("\t", ";", "|") if mark in names[0]), None)
+    shown = "$'\\t'" if found == "\t" else f"'{found}'"
+    return "" if found is None else f" If its fields are separated otherwise, pass --delimiter {shown}."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runtime.corpus.files import FileSet, digest_of_files
-from runtime.corpus.rows import Columns, IdType, ImageFile, Needs, Rows
-from runtime.corpus.sources.base import PIECE_IMAGES, SourceFormat
+from runtime.corpus.files import FileSet
+from runtime.corpus.rows import NO_COLUMN, Columns, IdType, ImageFile, Needs, Rows
+from runtime.corpus.sources.base import PIECE_IMAGES, BadFile, Reading, SourceFormat
+from runtime.corpus.sources.opened import SourceFiles
 from runtime.errors import InputError
 from runtime.manifest import Modality
 
@@ -16,31 +17,32 @@ __all__ = ["FolderSource"]
 class FolderSource:
     """Image files of a folder, sorted by path and read lazily."""
 
-    def __init__(self, name: str, files: FileSet, columns: Columns) -> None:
-        if not files.files:
-            raise InputError(f"{name} holds no images.")
-        if columns != Columns():
+    def __init__(self, name: str, files: FileSet, columns: Columns, reading: Reading) -> None:
+        self._files = SourceFiles(name, files, reading, what="images")
+        if {columns.id, columns.text, columns.image, columns.language} - {None, NO_COLUMN}:
             raise InputError(f"{name} is a folder of images and has no columns; got {columns}.")
-        self.name, self.format, self.columns = name, SourceFormat.IMAGES, columns
+        self.name, self.format, self.columns = name, SourceFormat.IMAGES, Columns()
         self.modality, self.id_type, self.n_files = Modality.IMAGE, IdType.STRING, 1
-        self._files = files
+        self.files, self.patience = files, self._files.patience
+        self.bad_files: list[BadFile] = []
+        self.notes = self._files.notes
 
     def identity(self) -> str:
         """Return a hash of file names and sizes."""
-        return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
+        return self._files.identity()
 
     def n_rows(self, file: int) -> int:
         """Return the number of files in the tree."""
-        return len(self._files.files)
+        return len(self.files.files)
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
         """Yield the files as rows without reading them."""
-        files = self._files.files
+        files = self.files.files
         for start in range(0, len(files), PIECE_IMAGES):
             piece = files[start : start + PIECE_IMAGES]
             if needs(start, start + len(piece)):
                 yield Rows(
                     start,
-                    [self._files.relative(entry) for entry in piece],
-                    [ImageFile(self._files.filesystem, entry.path) for entry in piece],
+                    [entry.name for entry in piece],
+                    [ImageFile(entry.filesystem, entry.path, is_listed=True) for entry in piece],
                 )

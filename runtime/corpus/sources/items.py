@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,12 +11,25 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from runtime.corpus.faults import Patience
+from runtime.corpus.files import FileSet
 from runtime.corpus.rows import Columns, IdType, ImageFile, Item, Needs, Problem, Rows
-from runtime.corpus.sources.base import PIECE_IMAGES, PIECE_TEXTS, SourceFormat, chosen_columns
-from runtime.corpus.sources.records import Cells, modality_of
+from runtime.corpus.sources.base import (
+    PIECE_IMAGES,
+    PIECE_TEXTS,
+    BadFile,
+    Captions,
+    Reading,
+    SourceFormat,
+    bounded_pieces,
+    chosen_columns,
+    modality_of,
+)
+from runtime.corpus.sources.cells import value_at
+from runtime.corpus.sources.memory import TableRows
+from runtime.corpus.sources.records import Cells
 from runtime.errors import ImageError, InputError
 from runtime.manifest import Modality
-from runtime.preprocessing.batching import windows
 from runtime.preprocessing.image import Snapshot, snapshot_from_source
 
 __all__ = ["ItemSource"]
@@ -37,23 +51,37 @@ class ItemSource:
         InputError: the iterable is empty, or columns are missing or ambiguous.
     """
 
-    def __init__(self, items: Iterable[Any], columns: Columns) -> None:
+    def __init__(
+        self,
+        items: Iterable[Any],
+        columns: Columns,
+        reading: Reading | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        reading = reading or Reading()
+        self._table = items if isinstance(items, TableRows) else None
         iterator = iter(items)
         first = next(iterator, None)
         if first is None:
             raise InputError("There is nothing to embed: the source is empty, or starts with None.")
         self._items = itertools.chain([first], iterator)
         self.name, self.format, self.n_files = type(items).__name__, SourceFormat.ITEMS, 1
+        self.files, self.patience = FileSet((), False), Patience(reading.patience_s)
+        self.bad_files: list[BadFile] = []
+        self.notes: list[str] = []
+        self.stream_name = name
         self.id_type = IdType.INT64
         if hasattr(first, "columns") or hasattr(first, "schema"):
             raise InputError(
                 f"The first item is of type {type(first).__name__}, a table; expected a text, an image or a "
                 "mapping. Pass one table, or its rows as mappings."
             )
+        self._captions = reading.captions
         if isinstance(first, Mapping):
-            self.columns = chosen_columns(columns, list(first), where="The first item")
-            if self.columns.id is not None and not isinstance(first[self.columns.id], int):
-                self.id_type = IdType.STRING
+            names = [name for name in first if isinstance(name, str)]
+            self.columns = chosen_columns(columns, {"The first item": names})
+            self.id_type = self._id_type(first, reading)
         elif columns.image is None and isinstance(first, str):
             self.columns = Columns(text="text")
         else:
@@ -66,20 +94,45 @@ class ItemSource:
 
             self._local = pyarrow.fs.LocalFileSystem()
 
-    def identity(self) -> str:
-        """Return a constant, since the content is unknown before it is read."""
-        return "items"
+    def _id_type(self, first: Mapping[str, Any], reading: Reading) -> IdType:
+        """Return the storage type of ids: told by all rows of a table, by the first item of an iterable."""
+        column = self.columns.id
+        if column is None:
+            return IdType.INT64
+        if reading.captions is Captions.EACH:
+            return IdType.STRING
+        if reading.id_type is not None:
+            return reading.id_type
+        records: Iterable[Mapping[str, Any]] = [first] if self._table is None else self._table
+        known = (value for record in records if (value := value_at(record, column)) is not None)
+        is_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in known)
+        return IdType.INT64 if is_whole else IdType.STRING
 
-    def n_rows(self, file: int) -> None:
-        """Return ``None``: the number is unknown until the iterable ends."""
+    def identity(self) -> str:
+        """Return the given name; of a table of texts without one, a hash of its content; else a constant."""
+        if self.stream_name is not None:
+            return f"items {self.stream_name}"
+        if self._table is None or self.modality is Modality.IMAGE:
+            return "items"
+        wanted = [name for name in (self.columns.id, self.columns.text, self.columns.language) if name]
+        digest = hashlib.blake2b(digest_size=8)
+        for record in self._table:
+            digest.update(repr([value_at(record, name) for name in wanted]).encode("utf-8", "surrogatepass"))
+        return f"table {digest.hexdigest()}"
+
+    def n_rows(self, file: int) -> int | None:
+        """Return the rows of a table; ``None`` for an iterable, whose number is unknown until it ends."""
+        return None if self._table is None or self._captions is Captions.EACH else self._table.n_rows
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
         """Yield all items as rows; a second call yields none."""
         start = 0
         is_text = self.modality is Modality.TEXT
-        for cells in windows(self._cells(), PIECE_TEXTS if is_text else PIECE_IMAGES):
-            yield self._rows(start, cells)
-            start += len(cells)
+        most = PIECE_TEXTS if is_text else PIECE_IMAGES
+        for cells in bounded_pieces(self._cells(), most, _size):
+            rows = self._rows(start, cells)
+            yield rows
+            start = rows.stop
 
     def _cells(self) -> Iterator[_Cell]:
         """Yield each item's cells, copied before requesting the next item, when the caller may change it."""
@@ -89,7 +142,7 @@ class ItemSource:
             if self._are_mappings:
                 record = item if isinstance(item, Mapping) else {}
                 wanted = (columns.text or columns.image, columns.id, columns.language)
-                cell = _Cell(*(None if name is None else record.get(name) for name in wanted))
+                cell = _Cell(*(None if name is None else value_at(record, name) for name in wanted))
             if self.modality is Modality.IMAGE:
                 cell = cell._replace(value=_image(cell.value, number, self._local))
             yield cell
@@ -101,11 +154,15 @@ class ItemSource:
         codes = [cell.language for cell in cells] if self._are_mappings and columns.language else None
         taken = {i: value for i, value in enumerate(values) if isinstance(value, (ImageFile, Snapshot))}
         values = [b"" if i in taken else value for i, value in enumerate(values)]
-        rows = Cells(columns, self.id_type, self._local, "").rows(start, ids, values, codes)
+        rows = Cells(columns, self.id_type, self._local, "", self._captions).rows(start, ids, values, codes)
         checked: list[Item] = [
             item if isinstance(item, Problem) else taken.get(i, item) for i, item in enumerate(rows.items)
         ]
         return Rows(start, rows.ids, checked, rows.languages)
+
+
+def _size(cell: _Cell) -> int:
+    return len(cell.value) if isinstance(cell.value, (str, bytes)) else 64
 
 
 def _image(value: Any, number: int, local: Any) -> Item:

@@ -2,123 +2,252 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from runtime.corpus.files import FileSet, digest_of_files
+from runtime.corpus.files import FileSet
+from runtime.corpus.locations import partitions_of
 from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
-from runtime.corpus.sources.base import PIECE_TEXTS, SourceFormat, chosen_columns
-from runtime.corpus.sources.records import Cells, modality_of
-from runtime.errors import InputError
-from runtime.preprocessing.batching import windows
+from runtime.corpus.sources.base import (
+    PIECE_TEXTS,
+    Captions,
+    Reading,
+    SourceFormat,
+    bounded_pieces,
+    chosen_columns,
+    has_column,
+    modality_of,
+)
+from runtime.corpus.sources.cells import value_at
+from runtime.corpus.sources.opened import SourceFiles
+from runtime.corpus.sources.records import Cells
+from runtime.errors import DamagedFileError, InputError
 
 __all__ = ["LineSource"]
 
 _SAMPLE_LINES = 64
-"""JSON lines that are sampled for column names."""
+"""JSON lines of each file that are looked at for column names, before any work."""
+
+_LONGEST_LINE = 1 << 28
+"""Characters of a line above which a file is refused: it would be held in memory as a whole."""
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the beginning of a file tells.
+
+    Attributes:
+        names: Columns: of the header, or of the first JSON lines.
+        sample: First JSON lines.
+    """
+
+    encoding: str
+    names: list[str]
+    sample: list[Mapping[str, Any]]
 
 
 class LineSource:
-    """Line-based files, in order; each CSV file has its own header.
+    """Line-based files, in order; the beginnings of all are looked at first.
 
     Raises:
-        InputError: a file has no header, or columns are missing or ambiguous.
+        InputError: a file has no header or another encoding, or columns are missing or ambiguous.
     """
 
-    def __init__(self, name: str, format_: SourceFormat, files: FileSet, columns: Columns) -> None:
-        if not files.files:
-            raise InputError(f"{name} holds no {format_.value} files.")
+    def __init__(
+        self, name: str, format_: SourceFormat, files: FileSet, columns: Columns, reading: Reading
+    ) -> None:
         self.name, self.format = name, format_
-        self._files = files
-        self.n_files = len(files.files)
-        self._delimiter = "\t" if files.files[0].suffix == ".tsv" else ","
-        where = files.files[0].path
-        self.id_type = IdType.STRING
-        match format_:
-            case SourceFormat.TEXT:
-                self.columns = chosen_columns(columns, ["text"], where=where)
-            case SourceFormat.CSV:
-                with self._lines(0) as lines:
-                    header = _header(self._csv_rows(lines, where), where)
-                    self.columns = chosen_columns(columns, header, where=where)
-            case _:
-                sample = self._sample(where)
-                names = list(dict.fromkeys(key for record in sample for key in record))
-                self.columns = chosen_columns(columns, names, where=where)
-                ids = [record.get(self.columns.id or "") for record in sample if self.columns.id in record]
-                if ids and all(isinstance(value, int) for value in ids):
-                    self.id_type = IdType.INT64
-        if self.columns.id is None:
-            self.id_type = IdType.INT64
+        self._files = SourceFiles(name, files, reading, what=f"{format_.value} files")
+        heads = self._files.looked_at(self._look)
+        self.files, self.patience, self.bad_files = self._files.all, self._files.patience, self._files.bad
+        self.notes, self.n_files = self._files.notes, len(self._files)
+        self._encodings = {number: head.encoding for number, head in heads.items()}
+        shown = [file.shown for file in self.files.files]
+        if format_ is SourceFormat.JSONL:
+            self.columns = self._columns_of_json(columns, heads, shown)
+        else:
+            names = {shown[number]: head.names for number, head in heads.items()}
+            self.columns = chosen_columns(columns, names)
         self.modality = modality_of(self.columns)
+        self.id_type = self._id_type(heads)
+        if format_ is SourceFormat.JSONL and reading.captions is None and self.columns.text is not None:
+            self._require_no_lists(heads, shown, self.columns.text)
+
+    def _columns_of_json(self, asked: Columns, heads: Mapping[int, _Head], shown: Sequence[str]) -> Columns:
+        """Choose columns among the keys of all files; each file must have the one to embed."""
+        full = {number: head for number, head in heads.items() if head.sample}
+        if not full:
+            raise InputError(
+                f"{shown[0]} has no JSON object in its first {_SAMPLE_LINES} lines. JSON lines hold one "
+                "object a line; convert an array with: jq -c '.[]' FILE > FILE.jsonl"
+            )
+        union = list(dict.fromkeys(key for head in full.values() for key in head.names))
+        columns = chosen_columns(asked, {shown[next(iter(full))]: union})
+        item = columns.text or columns.image or ""
+        for number, head in full.items():
+            if not any(has_column(list(record), item) for record in head.sample):
+                raise InputError(
+                    f"{shown[number]} has no {item!r} in its first {_SAMPLE_LINES} lines; it has "
+                    f"{head.names}. Pass files of one kind, or rename the key."
+                )
+        return columns
+
+    def _id_type(self, heads: Mapping[int, _Head]) -> IdType:
+        column, reading = self.columns.id, self._files.reading
+        if column is None:
+            return IdType.INT64
+        if reading.captions is Captions.EACH:
+            return IdType.STRING
+        if reading.id_type is not None:
+            return reading.id_type
+        if self.format is not SourceFormat.JSONL:
+            return IdType.STRING
+        ids = [value_at(record, column) for head in heads.values() for record in head.sample]
+        known = [value for value in ids if value is not None]
+        is_whole = bool(known) and all(type(value) is int for value in known)
+        return IdType.INT64 if is_whole else IdType.STRING
+
+    @staticmethod
+    def _require_no_lists(heads: Mapping[int, _Head], shown: Sequence[str], text: str) -> None:
+        for number, head in heads.items():
+            if any(isinstance(value_at(record, text), list) for record in head.sample):
+                raise InputError(
+                    f"{shown[number]}: the key {text!r} holds lists. Pass --captions first to embed the "
+                    "first of each, or --captions each to make each a row, with ids ID#0, ID#1, …"
+                )
 
     def identity(self) -> str:
         """Return a hash of file names and sizes."""
-        return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
+        return self._files.identity()
 
     def n_rows(self, file: int) -> None:
         """Return ``None``: the number is unknown until the lines are read."""
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """Yield all rows of a file."""
-        path = self._files.files[file].path
-        columns = self.columns
-        item = columns.text if columns.text is not None else columns.image
-        cells = Cells(columns, self.id_type, self._files.filesystem, path.rsplit("/", 1)[0])
-        start = 0
-        for records in windows(self._records(file), PIECE_TEXTS):
-            bad = Problem("malformed-row", "")
-            yield cells.rows(
-                start,
-                None if columns.id is None else [_get(record, columns.id, None) for record in records],
-                [_get(record, item, record if isinstance(record, Problem) else bad) for record in records],
-                None if columns.language is None else [_get(r, columns.language, None) for r in records],
-            )
-            start += len(records)
+        """Yield all rows of a file.
 
-    def _records(self, file: int) -> Iterator[Mapping[str, Any] | Problem]:
+        Raises:
+            DamagedFileError: the file is cut off, damaged or not in its encoding.
+        """
+        return self._files.to_proven_end(file, self._read(file))
+
+    def _read(self, file: int) -> Iterator[Rows]:
+        columns = self.columns
+        opened = self._files[file]
+        item = columns.text or columns.image or ""
+        captions = self._files.reading.captions
+        cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
+        start = 0
+        bad = Problem("malformed-row", "")
         with self._lines(file) as lines:
-            match self.format:
-                case SourceFormat.TEXT:
-                    yield from ({"text": line.rstrip("\r\n")} for line in lines)
-                case SourceFormat.CSV:
-                    where = self._files.files[file].path
-                    rows = self._csv_rows(lines, where)
-                    yield from _csv_records(_header(rows, where), rows)
-                case _:
-                    yield from (_json_record(line) for line in lines if not line.isspace())
+            for records in self._pieces(file, lines):
+                rows = cells.rows(
+                    start,
+                    None if columns.id is None else [_get(record, columns.id, None) for record in records],
+                    [
+                        _get(record, item, record if isinstance(record, Problem) else bad)
+                        for record in records
+                    ],
+                    None if columns.language is None else [_get(r, columns.language, None) for r in records],
+                )
+                yield rows
+                start = rows.stop
+
+    def _pieces(self, file: int, lines: io.TextIOWrapper) -> Iterator[Sequence[Mapping[str, Any] | Problem]]:
+        """Yield the records of a file in lists of at most 8,192, of about 16 MB."""
+        shown = self._files[file].shown
+        partitions = partitions_of(self._files[file].name)
+        match self.format:
+            case SourceFormat.TEXT:
+                for piece in bounded_pieces(_bounded_lines(lines, shown), PIECE_TEXTS, len):
+                    yield [{**partitions, "text": line.rstrip("\r\n")} for line in piece]
+            case SourceFormat.CSV:
+                rows = self._csv_rows(file, lines)
+                header = _header(rows, shown)
+                yield from (
+                    _csv_records(header, piece, partitions)
+                    for piece in bounded_pieces(filter(None, rows), PIECE_TEXTS, _size)
+                )
+            case _:
+                for piece in bounded_pieces(_bounded_lines(lines, shown), PIECE_TEXTS, len):
+                    records = [_json_record(line) for line in piece if not line.isspace()]
+                    yield [_with(record, partitions) for record in records] if partitions else records
 
     @contextlib.contextmanager
-    def _lines(self, file: int) -> Iterator[io.TextIOWrapper]:
+    def _lines(self, file: int, encoding: str | None = None) -> Iterator[io.TextIOWrapper]:
         """Open a file as text; invalid UTF-8 becomes surrogates, which the later text check reports."""
-        path = self._files.files[file].path
         newline = "" if self.format is SourceFormat.CSV else "\n"
-        try:
-            opened = self._files.filesystem.open_input_stream(path, compression="detect", buffer_size=1 << 20)
-            with io.TextIOWrapper(
-                opened, encoding="utf-8-sig", errors="surrogateescape", newline=newline
-            ) as lines:
+        chosen = encoding or self._encodings[file]
+        is_utf8 = codecs.lookup(chosen).name in ("utf-8", "utf-8-sig")
+        with (
+            self._files.decompressed(file, self.format.value) as opened,
+            io.TextIOWrapper(
+                opened, chosen, errors="surrogateescape" if is_utf8 else "strict", newline=newline
+            ) as lines,
+        ):
+            try:
                 yield lines
-        except (OSError, csv.Error) as error:
-            raise InputError(
-                f"{path} cannot be read as {self.format.value} ({error}). "
-                "Restore it if it is truncated or damaged."
-            ) from error
+            except csv.Error as error:
+                raise DamagedFileError(
+                    f"{self._files[file].shown} cannot be read as csv ({error}). Check --delimiter and "
+                    "--quote, or restore the file."
+                ) from error
 
-    def _csv_rows(self, lines: io.TextIOWrapper, where: str) -> Iterator[list[str]]:
+    def _look(self, number: int) -> _Head:
+        """Look at the beginning of a file: its encoding, and its header or first JSON lines."""
+        file = self._files[number]
+        with self._files.decompressed(number, self.format.value) as opened:
+            start = opened.read(4_096)
+        encoding = self._files.reading.encoding or _encoding_of(start, file.shown)
+        partitions = partitions_of(file.name)
+        if self.format is SourceFormat.TEXT:
+            return _Head(encoding, [*partitions, "text"], [])
+        with self._lines(number, encoding) as lines:
+            if self.format is SourceFormat.CSV:
+                header = _header(self._csv_rows(number, lines), file.shown)
+                return _Head(encoding, [*header, *(n for n in partitions if n not in header)], [])
+            sample: list[Mapping[str, Any]] = []
+            try:
+                for line in islice(_bounded_lines(lines, file.shown), _SAMPLE_LINES):
+                    record = None if line.isspace() else _json_record(line)
+                    if isinstance(record, Mapping):
+                        sample.append(_with(record, partitions))
+            except (OSError, EOFError):
+                if not sample or not self._files.reading.skip_bad_files:
+                    raise  # otherwise the lines before the damage are read
+            return _Head(encoding, list(dict.fromkeys(key for record in sample for key in record)), sample)
+
+    def _csv_rows(self, file: int, lines: io.TextIOWrapper) -> Iterator[list[str]]:
         """Yield the fields of each row, and check that the file does not end inside a quoted field.
 
         ``csv`` takes an end inside quotes for the end of the field. So one more line is read, a lone
         delimiter: two empty fields on their own, but a part of a field that is still open.
         """
+        reading, shown = self._files.reading, self._files[file].shown
+        delimiter = reading.delimiter or ("\t" if self._files[file].suffix in (".tsv", ".tab") else ",")
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        reader = csv.reader(chain(lines, [self._delimiter]), delimiter=self._delimiter, strict=False)
+        options: dict[str, Any] = {"delimiter": delimiter, "strict": False}
+        if reading.quote == "none":
+            options["quoting"] = csv.QUOTE_NONE
+        elif reading.quote is not None:
+            options["quotechar"] = reading.quote
+        reader = csv.reader(chain(_bounded_lines(lines, shown), [delimiter]), **options)
         previous: list[str] | None = None
         first_line, last_line = 1, 0
         for fields in reader:
@@ -127,17 +256,41 @@ class LineSource:
                 first_line = last_line + 1
             previous, last_line = fields, reader.line_num
         if previous != ["", ""] or last_line != first_line:
-            raise InputError(
-                f"{where}, line {first_line}: a quoted field begins in this row and does not end, so "
-                "the file is cut off or a quotation mark is missing. Restore the file, or close the field."
+            raise DamagedFileError(
+                f"{shown}, line {first_line}: a quoted field begins in this row and does not end, so the "
+                "file is cut off or a quotation mark is missing. Restore the file, close the field, or pass "
+                "--quote none if its quotation marks are part of the texts."
             )
 
-    def _sample(self, where: str) -> list[Mapping[str, Any]]:
-        records = list(islice(self._records(0), _SAMPLE_LINES))
-        found = [record for record in records if not isinstance(record, Problem)]
-        if not found:
-            raise InputError(f"{where} has no JSON object in its first {_SAMPLE_LINES} lines.")
-        return found
+
+def _encoding_of(start: bytes, where: str) -> str:
+    """Return the encoding that the beginning of a file shows.
+
+    Raises:
+        InputError: it holds NUL bytes, which UTF-8 text does not.
+    """
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    if b"\0" in start:
+        raise InputError(
+            f"{where} holds NUL bytes and no byte order mark, so it is not UTF-8 text. Pass its encoding, "
+            "such as --encoding utf-16-le, or its format with --format."
+        )
+    return "utf-8"
+
+
+def _bounded_lines(lines: io.TextIOWrapper, where: str) -> Iterator[str]:
+    while line := lines.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise DamagedFileError(
+                f"{where} has a line of more than {_LONGEST_LINE:,} characters, so it is no file of lines."
+            )
+        yield line
+
+
+def _size(fields: list[str]) -> int:
+    return sum(map(len, fields))
 
 
 def _header(rows: Iterator[list[str]], where: str) -> list[str]:
@@ -147,27 +300,30 @@ def _header(rows: Iterator[list[str]], where: str) -> list[str]:
     return header
 
 
-def _csv_records(header: list[str], rows: Iterator[list[str]]) -> Iterator[Mapping[str, Any] | Problem]:
-    for fields in rows:
-        if not fields:
-            continue  # an empty line is not a record, as in other CSV readers
-        if len(fields) == len(header):
-            yield dict(zip(header, fields, strict=True))
-        else:
-            yield Problem(
-                "malformed-row", f"The line has {len(fields)} fields; the header has {len(header)}."
-            )
+def _csv_records(
+    header: list[str], rows: Sequence[list[str]], partitions: Mapping[str, Any]
+) -> list[Mapping[str, Any] | Problem]:
+    n = len(header)
+    return [
+        {**partitions, **dict(zip(header, fields, strict=True))} if len(fields) == n
+        else Problem("malformed-row", f"The line has {len(fields)} fields; the header has {n}.")
+        for fields in rows
+    ]  # fmt: skip
 
 
 def _json_record(line: str) -> Mapping[str, Any] | Problem:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Problem("malformed-row", f"The line is not JSON: {error}.")
     if not isinstance(record, dict):
         return Problem("malformed-row", f"The line is a {type(record).__name__}; expected a JSON object.")
     return record
 
 
-def _get(record: Mapping[str, Any] | Problem, column: str | None, otherwise: Any) -> Any:
-    return otherwise if isinstance(record, Problem) else record.get(column or "")
+def _with(record: Mapping[str, Any] | Problem, partitions: Mapping[str, Any]) -> Any:
+    return record if isinstance(record, Problem) or not partitions else {**partitions, **record}
+
+
+def _get(record: Mapping[str, Any] | Problem, column: str, otherwise: Any) -> Any:
+    return otherwise if isinstance(record, Problem) else value_at(record, column)

@@ -1,8 +1,8 @@
-"""Tables in memory as rows: columns in a mapping, data frames of pandas and polars, Arrow's tables."""
+"""Tables in memory as rows: mappings of columns, frames of pandas and polars, Arrow's tables, datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,21 @@ from PIL import Image
 from runtime.corpus.sources.base import PIECE_TEXTS
 from runtime.errors import InputError
 
-__all__ = ["items_from_object"]
+__all__ = ["TableRows", "items_from_object"]
+
+
+class TableRows:
+    """Rows of a table in memory, as mappings; they can be iterated over again."""
+
+    def __init__(self, n_rows: int | None, rows: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
+        self.n_rows, self._rows = n_rows, rows
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return self._rows()
 
 
 def items_from_object(source: Any) -> Iterable[Any]:
-    """Return the items of a Python object: the rows of a table as mappings, otherwise the object itself.
+    """Return the items of a Python object: the rows of a table, otherwise the object itself.
 
     Raises:
         InputError: it is neither a table nor an iterable of several items, or its columns do not fit.
@@ -26,15 +36,24 @@ def items_from_object(source: Any) -> Iterable[Any]:
         raise InputError("The source is a single image; pass a list of images.")
     if isinstance(source, Mapping):
         return _rows_of_mapping(source)
+    if hasattr(source, "with_format") and hasattr(source, "features") and isinstance(source, Sized):
+        return _rows_of_dataset(source)
     if hasattr(source, "iter_rows"):  # polars
-        rows: Iterable[Any] = source.iter_rows(named=True)
-        return rows
+        return TableRows(_length(source), lambda: iter(source.iter_rows(named=True)))
     if hasattr(source, "itertuples"):  # pandas
-        return _rows_of_frame(source)
-    if hasattr(source, "schema") and (hasattr(source, "to_pylist") or hasattr(source, "read_next_batch")):
+        return TableRows(len(source), lambda: _rows_of_frame(source))
+    if hasattr(source, "schema") and hasattr(source, "to_pylist"):
+        return TableRows(source.num_rows, lambda: _rows_of_arrow(source))
+    if hasattr(source, "schema") and hasattr(source, "read_next_batch"):
         return _rows_of_arrow(source)
     if hasattr(source, "to_pylist"):
         return _values_of(source)
+    if hasattr(source, "columns") and hasattr(
+        source, "__arrow_c_stream__"
+    ):  # a relation of DuckDB, among others
+        import pyarrow
+
+        return _rows_of_arrow(pyarrow.RecordBatchReader.from_stream(source))
     if hasattr(source, "columns") or not isinstance(source, Iterable):
         raise InputError(
             f"The source is of type {type(source).__name__}; expected a path, folder, glob or URL, a table "
@@ -44,7 +63,18 @@ def items_from_object(source: Any) -> Iterable[Any]:
     return source
 
 
-def _rows_of_mapping(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _length(source: Any) -> int | None:
+    return len(source) if isinstance(source, Sized) else None
+
+
+def _rows_of_mapping(columns: Mapping[str, Any]) -> Iterable[Any]:
+    if columns and all(hasattr(column, "features") for column in columns.values()):  # a DatasetDict
+        if len(columns) > 1:
+            raise InputError(
+                f"The source is a {type(columns).__name__} of the splits {list(columns)}; pass one of them, "
+                f"such as source[{next(iter(columns))!r}]."
+            )
+        return items_from_object(next(iter(columns.values())))
     for name, column in columns.items():
         if isinstance(column, (str, bytes, Mapping)) or not isinstance(column, Sized):
             raise InputError(
@@ -55,9 +85,27 @@ def _rows_of_mapping(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if len(set(lengths.values())) > 1:
         raise InputError(f"The columns of the source have different lengths: {lengths}.")
     names = list(columns)
-    return (
-        dict(zip(names, row, strict=True)) for row in zip(*map(_values_of, columns.values()), strict=True)
+    return TableRows(
+        next(iter(lengths.values()), 0),
+        lambda: (
+            dict(zip(names, row, strict=True)) for row in zip(*map(_values_of, columns.values()), strict=True)
+        ),
     )
+
+
+def _rows_of_dataset(dataset: Any) -> Iterable[Any]:
+    """Return the rows of a ``datasets.Dataset``: images as their files, unless it has a transform of its "
+    "own."""
+    form = dict(getattr(dataset, "format", None) or {})
+    if form.get("type") == "custom":
+        return TableRows(len(dataset), lambda: iter(dataset))
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        arrow = dataset.with_format("arrow", columns=form.get("columns"))
+        for table in arrow.iter(batch_size=1_000):
+            yield from table.to_pylist()
+
+    return TableRows(len(dataset), rows)
 
 
 def _values_of(column: Any) -> Iterable[Any]:

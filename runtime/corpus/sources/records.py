@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.corpus.files import filesystem_from_location
-from runtime.corpus.rows import Columns, IdType, ImageFile, Item, Problem, Rows
-from runtime.corpus.sources.base import checked_id, checked_language, checked_text
-from runtime.manifest import Modality
+from runtime.corpus.rows import Columns, IdType, Item, Problem, Rows
+from runtime.corpus.sources.base import Captions
+from runtime.corpus.sources.cells import checked_id, checked_language, checked_text, image_from_cell
 
-__all__ = ["Cells", "image_from_cell", "modality_of"]
-
-
-def modality_of(columns: Columns) -> Modality:
-    """Return the modality of the columns: texts if a text column is set, otherwise images."""
-    return Modality.TEXT if columns.text is not None else Modality.IMAGE
+__all__ = ["Cells"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +20,14 @@ class Cells:
     Attributes:
         filesystem: File system of the paths in the image column.
         folder: Base folder of relative paths.
+        captions: Use of lists of texts.
     """
 
     columns: Columns
     id_type: IdType
     filesystem: Any
     folder: str
+    captions: Captions | None = None
 
     def rows(
         self,
@@ -40,7 +36,11 @@ class Cells:
         items: Sequence[Any],
         languages: Sequence[Any] | None,
     ) -> Rows:
-        """Check every cell; a bad cell makes its row a problem."""
+        """Check every cell; a bad cell makes its row a problem. Each caption of a list may become a row."""
+        if self.captions is Captions.FIRST:
+            items = [_first(item) for item in items]
+        elif self.captions is Captions.EACH:
+            ids, items, languages = _each(ids, items, languages)
         checked: list[Item]
         if self.columns.text is not None:
             checked = [item if isinstance(item, Problem) else checked_text(item) for item in items]
@@ -66,26 +66,32 @@ class Cells:
         return Rows(start, kept_ids, checked, codes)
 
 
-def image_from_cell(cell: Any, filesystem: Any, folder: str) -> Item:
-    """Return the bytes, or the file to read, of a cell with bytes, a path, or a struct of either."""
-    if isinstance(cell, Problem):
-        return cell
-    if isinstance(cell, Mapping):
-        data = cell.get("bytes")
-        cell = data if data is not None else cell.get("path")
-    if cell is None:
-        return Problem("null-image", "The image is null.")
-    if isinstance(cell, (bytes, bytearray, memoryview)):
-        return bytes(cell)
-    if isinstance(cell, str):
-        if not cell:
-            return Problem("null-image", "The image's path is empty.")
-        if "://" in cell:
-            return ImageFile(*filesystem_from_location(cell))
-        if cell.startswith("/"):
-            return ImageFile(filesystem, cell)
-        return ImageFile(filesystem, f"{folder}/{cell}")
-    return Problem(
-        "not-image",
-        f"The image is of type {type(cell).__name__}; expected bytes, a path, or a struct of either.",
+def _first(item: Any) -> Any:
+    if isinstance(item, (list, tuple)):
+        return item[0] if len(item) else None
+    return item
+
+
+def _each(
+    ids: Sequence[Any] | None, items: Sequence[Any], languages: Sequence[Any] | None
+) -> tuple[list[Any] | None, list[Any], list[Any] | None]:
+    """Make a row of each caption; the k-th of a row with id ``x`` has the id ``x#k``, from 0."""
+    new_ids: list[Any] = []
+    new_items: list[Any] = []
+    new_languages: list[Any] = []
+    for i, item in enumerate(items):
+        captions = item if isinstance(item, (list, tuple)) else [item]
+        captions = captions if len(captions) else [None]
+        new_items += captions
+        if ids is not None:
+            own = checked_id(ids[i], IdType.STRING)
+            new_ids += [None if isinstance(own, Problem) else f"{own}#{k}" for k in range(len(captions))]
+        if languages is not None:
+            code = languages[i]
+            is_each = isinstance(code, (list, tuple)) and len(code) == len(captions)
+            new_languages += code if is_each else [code] * len(captions)
+    return (
+        None if ids is None else new_ids,
+        new_items,
+        None if languages is None else new_languages,
     )

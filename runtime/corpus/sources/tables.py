@@ -5,66 +5,177 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from runtime.corpus.files import File, FileSet, digest_of_files
-from runtime.corpus.rows import Columns, IdType, Needs, Rows
-from runtime.corpus.sources.base import PIECE_IMAGES, PIECE_TEXTS, SourceFormat, chosen_columns
-from runtime.corpus.sources.records import Cells, modality_of
-from runtime.errors import InputError
+from runtime.corpus.files import File, FileSet
+from runtime.corpus.locations import partitions_of
+from runtime.corpus.reading import is_local
+from runtime.corpus.rows import NO_COLUMN, Columns, IdType, Needs, Problem, Rows
+from runtime.corpus.sources.base import (
+    ID_NAMES,
+    LANGUAGE_NAMES,
+    PIECE_BYTES,
+    PIECE_IMAGES,
+    PIECE_TEXTS,
+    Captions,
+    Reading,
+    SourceFormat,
+    chosen_columns,
+    modality_of,
+)
+from runtime.corpus.sources.column_types import arrow_column, id_type_of, is_list, require_types, unusable
+from runtime.corpus.sources.opened import SourceFiles, damage_reported
+from runtime.corpus.sources.records import Cells
+from runtime.errors import DamagedFileError, InputError
 from runtime.manifest import Modality
 
 __all__ = ["TableSource", "files_of_dataset"]
 
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the footer of a file tells; ``n_rows`` is ``None`` if its batches must be counted."""
+
+    schema: Any
+    n_rows: int | None
+
 
 class TableSource:
-    """Columnar files that share a schema; rows that are not needed are skipped.
+    """Columnar files; all footers are read first, and rows that are not needed are skipped.
 
     Raises:
-        InputError: a file cannot be read, or columns are missing or ambiguous.
+        InputError: a file cannot be read, or columns are missing, ambiguous or of another type.
     """
 
-    def __init__(self, name: str, format_: SourceFormat, files: FileSet, columns: Columns) -> None:
-        if not files.files:
-            raise InputError(f"{name} holds no {format_.value} files.")
+    def __init__(
+        self, name: str, format_: SourceFormat, files: FileSet, columns: Columns, reading: Reading
+    ) -> None:
         self.name, self.format = name, format_
-        self._files = files
-        self.n_files = len(files.files)
-        with self._opened(0) as table:
-            self.columns = chosen_columns(columns, list(table.schema.names), where=files.files[0].path)
-            self.id_type = _id_type(table.schema, self.columns.id)
+        self._files = SourceFiles(name, files, reading, what=f"{format_.value} files")
+        looks = self._files.looked_at(self._look)
+        self.files, self.patience, self.bad_files = self._files.all, self._files.patience, self._files.bad
+        self.notes, self.n_files = self._files.notes, len(self._files)
+        shown = [file.shown for file in self.files.files]
+        names = {
+            shown[i]: [*look.schema.names, *(n for n in self._partitions(i) if n not in look.schema.names)]
+            for i, look in looks.items()
+        }
+        self.columns = chosen_columns(self._without_unusable(columns, looks), names)
+        schemas = {shown[i]: look.schema for i, look in looks.items()}
+        for where, schema in schemas.items():
+            require_types(self.columns, schema, where, reading)
+        self.id_type = id_type_of(self.columns, schemas, reading)
         self.modality = modality_of(self.columns)
-        self._counts: dict[int, int] = {}
+        self._counts = {i: look.n_rows for i, look in looks.items() if look.n_rows is not None}
+        text = self.columns.text
+        self._is_expanded = reading.captions is Captions.EACH and any(
+            text is not None and is_list(schema, text) for schema in schemas.values()
+        )
+        if self._is_expanded and self.columns.id is not None:
+            self.id_type = IdType.STRING  # ID#0, ID#1, …
+
+    def _partitions(self, file: int) -> dict[str, str | None]:
+        return partitions_of(self._files[file].name)
+
+    def _look(self, number: int) -> _Look:
+        with self._opened(number) as table:
+            table.require_end()
+            return _Look(table.schema, table.n_rows_of_footer())
+
+    def _without_unusable(self, asked: Columns, looks: dict[int, _Look]) -> Columns:
+        """Ask for no id or language column where the usual name has values of a type that cannot be one."""
+        changed = {}
+        roles = (("id", asked.id, ID_NAMES), ("language", asked.language, LANGUAGE_NAMES))
+        for role, column, usual in roles:
+            first = looks[0].schema
+            guess = next((name for name in usual if name in first.names), None) if column is None else None
+            if guess is None or guess in (asked.text, asked.image):
+                continue
+            bad = next(
+                (t for look in looks.values() if (t := unusable(look.schema, guess)) is not None), None
+            )
+            if bad is not None:
+                changed[role] = NO_COLUMN
+                self.notes.append(f"column {guess!r} is of type {bad} and was not taken as the {role} column")
+        return Columns(
+            changed.get("id", asked.id), asked.text, asked.image, changed.get("language", asked.language)
+        )
 
     def identity(self) -> str:
         """Return a hash of file names and sizes."""
-        return digest_of_files(self._files.files, map(self._files.relative, self._files.files))
+        return self._files.identity()
 
-    def n_rows(self, file: int) -> int:
-        """Return the rows of a file, from its footer or batches."""
+    def n_rows(self, file: int) -> int | None:
+        """Return the rows of a file, from its footer or batches; ``None`` if lists of captions are rows."""
+        if self._is_expanded:
+            return None
         if file not in self._counts:
             with self._opened(file) as table:
                 self._counts[file] = table.n_rows()
         return self._counts[file]
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """Yield the rows of a file, skipping those that are not needed."""
-        path = self._files.files[file].path
+        """Yield the rows of a file, skipping those that are not needed.
+
+        Raises:
+            DamagedFileError: a page or batch is damaged.
+        """
         columns = self.columns
-        item = columns.text if columns.text is not None else columns.image
-        wanted = [name for name in dict.fromkeys((columns.id, item, columns.language)) if name is not None]
-        size = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
-        cells = Cells(columns, self.id_type, self._files.filesystem, path.rsplit("/", 1)[0])
-        with self._opened(file) as table:
-            if missing := [name for name in wanted if name not in table.schema.names]:
-                raise InputError(f"{path} has no column {missing[0]!r}; it has {list(table.schema.names)}.")
-            for start, batch in table.batches(wanted, size, needs):
-                yield cells.rows(
-                    start,
-                    None if columns.id is None else batch.column(columns.id).to_pylist(),
-                    batch.column(item).to_pylist(),
-                    None if columns.language is None else batch.column(columns.language).to_pylist(),
-                )
+        opened = self._files[file]
+        item = columns.text or columns.image or ""
+        captions = self._files.reading.captions
+        cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
+        most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
+        partitions = self._partitions(file)
+        stop = 0
+        if self._is_expanded:
+            needs = _everything
+        try:
+            with self._opened(file) as table:
+                own = table.schema.names
+                wanted = [
+                    name
+                    for name in dict.fromkeys((columns.id, item, columns.language))
+                    if name is not None and not (name in partitions and name not in own)
+                ]
+                for start, batch in table.batches(wanted, most, needs):
+
+                    def column(name: str | None, batch: Any = batch) -> list[Any] | None:
+                        if name is None:
+                            return None
+                        if name in partitions and name not in own:
+                            return [partitions[name]] * batch.num_rows
+                        values: list[Any] = arrow_column(batch, name).to_pylist()
+                        return values
+
+                    rows = cells.rows(
+                        stop if self._is_expanded else start,
+                        column(columns.id),
+                        column(item) or [],
+                        column(columns.language),
+                    )
+                    yield rows
+                    stop = rows.stop
+        except DamagedFileError as error:
+            if not self._files.reading.skip_bad_files:
+                raise
+            if self._is_expanded:
+                yield from self._files.to_proven_end(file, _raising(error))
+            else:
+                yield from self._damaged_rows(stop, self.n_rows(file) or 0, needs, error)
+
+    @staticmethod
+    def _damaged_rows(start: int, n_rows: int, needs: Needs, error: DamagedFileError) -> Iterator[Rows]:
+        """Yield the rest of a file, whose number of rows is known, as bad rows."""
+        problem = Problem("damaged-file", str(error))
+        for at in range(start, n_rows, PIECE_TEXTS):
+            n = min(PIECE_TEXTS, n_rows - at)
+            if needs(at, at + n):
+                yield Rows(at, [None] * n, [problem] * n)
 
     def opened(self, file: int) -> contextlib.AbstractContextManager[_ParquetTable | _ArrowTable]:
         """Open a file, to read columns of it by row numbers."""
@@ -72,29 +183,45 @@ class TableSource:
 
     @contextlib.contextmanager
     def _opened(self, file: int) -> Iterator[_ParquetTable | _ArrowTable]:
-        import pyarrow
-
-        opened = self._files.files[file]
-        kind = _ParquetTable if self.format is SourceFormat.PARQUET else _ArrowTable
-        try:
-            with contextlib.closing(kind(self._files.filesystem, opened.path)) as table:
+        opened = self._files[file]
+        with damage_reported(opened, self.format.value):
+            table: _ParquetTable | _ArrowTable
+            if self.format is SourceFormat.PARQUET:
+                table = _ParquetTable(self._files, file)
+            else:
+                table = _ArrowTable(self._files, file)
+            with contextlib.closing(table):
                 yield table
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{opened.path} cannot be read as {self.format.value} ({error}). "
-                "Restore it if it is truncated or damaged."
-            ) from error
+
+
+def _everything(start: int, stop: int) -> bool:
+    return True
+
+
+def _raising(error: DamagedFileError) -> Iterator[Rows]:
+    raise error
+    yield
 
 
 class _ParquetTable:
-    def __init__(self, filesystem: Any, path: str) -> None:
+    def __init__(self, files: SourceFiles, number: int) -> None:
+        import pyarrow
         import pyarrow.parquet
 
         # larger buffers would be kept per column for each of thousands of row groups
         self._file = pyarrow.parquet.ParquetFile(
-            filesystem.open_input_file(path), buffer_size=1 << 20, pre_buffer=False
+            pyarrow.PythonFile(files.raw(number), mode="r"),
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            page_checksum_verification=True,
         )
         self.schema = self._file.schema_arrow
+
+    def require_end(self) -> None:
+        """Nothing is left to check: a file without its footer is not opened."""
+
+    def n_rows_of_footer(self) -> int | None:
+        return self.n_rows()
 
     def n_rows(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -102,27 +229,45 @@ class _ParquetTable:
     def batches(self, columns: Sequence[str], size: int, needs: Needs) -> Iterator[tuple[int, Any]]:
         row = 0
         for group in range(self._file.num_row_groups):
-            n_rows = self._file.metadata.row_group(group).num_rows
+            metadata = self._file.metadata.row_group(group)
+            n_rows = metadata.num_rows
             if needs(row, row + n_rows):
                 at = row
                 for batch in self._file.iter_batches(
-                    size, row_groups=[group], columns=list(columns), use_threads=False
+                    _bounded_size(size, metadata, columns),
+                    row_groups=[group],
+                    columns=list(columns),
+                    use_threads=False,
                 ):
                     yield at, batch
                     at += batch.num_rows
+                if at != row + n_rows:
+                    raise EOFError(f"row group {group} holds {at - row:,} of {n_rows:,} rows")
             row += n_rows
 
     def close(self) -> None:
         self._file.close(force=True)
 
 
+def _bounded_size(size: int, metadata: Any, columns: Sequence[str]) -> int:
+    """Return the rows of a batch so that its cells take about 16 MB, by the sizes in the footer."""
+    tops = {column.split(".")[0] for column in columns}
+    n_bytes = 0
+    for i in range(metadata.num_columns):
+        column = metadata.column(i)
+        if column.path_in_schema.split(".")[0] in tops:
+            n_bytes += column.total_uncompressed_size
+    mean = n_bytes / max(1, metadata.num_rows)
+    return max(1, min(size, int(PIECE_BYTES / max(1.0, mean))))
+
+
 class _ArrowTable:
     """Arrow file or stream; Feather (version 2) is an Arrow file."""
 
-    def __init__(self, filesystem: Any, path: str) -> None:
+    def __init__(self, files: SourceFiles, number: int) -> None:
         import pyarrow
 
-        self._opened = _mapped_or_opened(filesystem, path)
+        self._opened = _mapped_or_opened(files, number)
         self._file: Any = None
         try:
             self._file = pyarrow.ipc.open_file(self._opened)
@@ -132,16 +277,38 @@ class _ArrowTable:
             self._stream = pyarrow.ipc.open_stream(self._opened)
             self.schema = self._stream.schema
 
+    def require_end(self) -> None:
+        """Check that a stream ends with its mark; a file has a footer, without which it is not opened.
+
+        Raises:
+            EOFError: the mark is missing: the stream is cut off.
+        """
+        if self._file is not None:
+            return
+        position, size = self._opened.tell(), self._opened.size()
+        self._opened.seek(max(0, size - len(_END_OF_STREAM)))
+        end = self._opened.read()
+        self._opened.seek(position)
+        if end != _END_OF_STREAM and end[-4:] != _END_OF_STREAM[-4:]:
+            raise EOFError(
+                "the stream ends without its end mark, so it was cut off or is still being written"
+            )
+
+    def n_rows_of_footer(self) -> int | None:
+        return None
+
     def n_rows(self) -> int:
         return sum(batch.num_rows for batch in self._record_batches())
 
     def batches(self, columns: Sequence[str], size: int, needs: Needs) -> Iterator[tuple[int, Any]]:
         row = 0
         for batch in self._record_batches():
-            for start in range(0, batch.num_rows, size):
-                stop = min(start + size, batch.num_rows)
+            mean = batch.nbytes / max(1, batch.num_rows)
+            most = max(1, min(size, int(PIECE_BYTES / max(1.0, mean))))
+            for start in range(0, batch.num_rows, most):
+                stop = min(start + most, batch.num_rows)
                 if needs(row + start, row + stop):
-                    yield row + start, batch.select(list(columns)).slice(start, stop - start)
+                    yield row + start, batch.slice(start, stop - start)
             row += batch.num_rows
 
     def _record_batches(self) -> Iterator[Any]:
@@ -155,28 +322,20 @@ class _ArrowTable:
         self._opened.close()
 
 
-def _mapped_or_opened(filesystem: Any, path: str) -> Any:
-    import pyarrow
-    import pyarrow.fs
-
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return pyarrow.memory_map(path)
-    return filesystem.open_input_file(path)
-
-
-def _id_type(schema: Any, column: str | None) -> IdType:
+def _mapped_or_opened(files: SourceFiles, number: int) -> Any:
     import pyarrow
 
-    if column is None:
-        return IdType.INT64
-    kind = schema.field(column).type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pyarrow.types.is_integer(kind):
-        return IdType.INT64
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or kind == pyarrow.string_view():
-        return IdType.STRING
-    raise InputError(f"The id column {column!r} is of type {kind}; expected strings or integers.")
+    file = files[number]
+    if is_local(file.filesystem) and file.n_bytes:
+        files.patience.call(file.shown, lambda: _readable(file), absent_may_pass=True)
+        return files.patience.call(file.shown, lambda: pyarrow.memory_map(file.path), absent_may_pass=True)
+    return pyarrow.PythonFile(files.raw(number), mode="r")
+
+
+def _readable(file: File) -> None:
+    """Read a byte, so that a fault of storage is an error here; in a mapping it would end the process."""
+    with Path(file.path).open("rb") as opened:
+        opened.read(1)
 
 
 def files_of_dataset(name: str, files: FileSet) -> FileSet:
@@ -185,22 +344,30 @@ def files_of_dataset(name: str, files: FileSet) -> FileSet:
     Raises:
         InputError: the dataset has several splits, or files are missing.
     """
-    by_name = {files.relative(file): file for file in files.files}
+    by_name = {file.name: file for file in files.files}
     prefix = ""
     if "dataset_dict.json" in by_name:
-        splits = json.loads(_text(files, by_name["dataset_dict.json"]))["splits"]
+        splits = _json(by_name["dataset_dict.json"])["splits"]
         if len(splits) != 1:
             raise InputError(f"{name} has splits {splits}; pass one of them, e.g. {name}/{splits[0]}.")
         prefix = f"{splits[0]}/"
     if f"{prefix}state.json" not in by_name:
         raise InputError(f"{name} has no {prefix}state.json, so it is not a dataset saved to disk.")
-    state = json.loads(_text(files, by_name[f"{prefix}state.json"]))
+    state = _json(by_name[f"{prefix}state.json"])
     wanted = [prefix + entry["filename"] for entry in state["_data_files"]]
     if missing := [entry for entry in wanted if entry not in by_name]:
         raise InputError(f"{name} lacks {missing[0]}, which its state.json lists. Copy the dataset again.")
-    return FileSet(files.filesystem, files.root, tuple(by_name[entry] for entry in wanted), True)
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(
+            f"{name} was saved with an order of its own (indices). Call flatten_indices() before saving it."
+        )
+    return files.kept(by_name[entry] for entry in wanted)
 
 
-def _text(files: FileSet, file: File) -> str:
-    with files.filesystem.open_input_file(file.path) as opened:
-        return str(opened.read(), "utf-8")
+def _json(file: File) -> dict[str, Any]:
+    try:
+        with file.filesystem.open_input_file(file.path) as opened:
+            found: dict[str, Any] = json.loads(str(opened.read(), "utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"{file.shown} is not JSON ({error}). Copy the dataset again.") from error
+    return found

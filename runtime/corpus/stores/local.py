@@ -49,6 +49,9 @@ class LocalStore:
                 entries = list((self.folder / folder).iterdir())
             except FileNotFoundError:
                 return found
+            except NotADirectoryError:
+                self.exists()  # raises an error that names the folder
+                raise
             for entry in entries:
                 if not entry.name.startswith("."):
                     try:

@@ -20,8 +20,8 @@ from workers import start_worker
 from runtime import storage
 from runtime.commands.app import app
 from runtime.corpus import EngineChoice, Shard, embed_corpus
+from runtime.corpus.folder.leases import Fleet, worker_file
 from runtime.corpus.journal import Journal, state_of_store
-from runtime.corpus.leases import Fleet, worker_file
 from runtime.corpus.stores import store_from_location
 from runtime.errors import CorpusError, DamagedVectorsError, InputError, UnfinishedRunError
 from runtime.indexes import VectorShards

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.corpus.finished import problems_of_files
+from runtime.corpus.folder.finished import problems_of_files
+from runtime.corpus.folder.leases import said_by_worker, worker_file
 from runtime.corpus.journal import (
     JournalState,
     PartRecord,
@@ -20,7 +21,6 @@ from runtime.corpus.journal import (
     state_of_store,
     workers_of_store,
 )
-from runtime.corpus.leases import said_by_worker, worker_file
 from runtime.corpus.stores import Store
 from runtime.extras import parquet, pyarrow
 from runtime.machine import n_cores

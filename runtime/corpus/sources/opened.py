@@ -1,0 +1,153 @@
+"""Opening of a source's files: raw or decompressed, through faults of storage, to their proven end."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from runtime.corpus.faults import Patience
+from runtime.corpus.files import File, FileSet, digest_of_files
+from runtime.corpus.locations import compression_of
+from runtime.corpus.reading import RetryingFile, is_local
+from runtime.corpus.rows import Rows
+from runtime.corpus.sources.base import BadFile, Reading
+from runtime.errors import BabeltowerError, DamagedFileError, InputError
+
+__all__ = ["SourceFiles", "damage_reported"]
+
+T = TypeVar("T")
+
+_AT_ONCE = 16
+"""Remote files that are opened concurrently to look at their headers."""
+
+
+@contextlib.contextmanager
+def damage_reported(file: File, format_: str) -> Iterator[None]:
+    """Raise what a decoder says of a file's content as a ``DamagedFileError``.
+
+    Faults of storage do not reach a decoder: ``RetryingFile`` raises them as its own errors.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except BabeltowerError:
+        raise
+    except (
+        pyarrow.ArrowException,
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+        UnicodeDecodeError,
+        EOFError,
+        OSError,
+    ) as error:
+        raise DamagedFileError(
+            f"{file.shown} cannot be read as {format_} ({' '.join(str(error).split())}). Restore it if it is "
+            "truncated or damaged; --skip-bad-files sets such files aside."
+        ) from error
+
+
+class SourceFiles:
+    """Files of one source, and the record of those that were set aside.
+
+    Raises:
+        InputError: there are none.
+    """
+
+    def __init__(self, name: str, files: FileSet, reading: Reading, *, what: str) -> None:
+        if not files.files:
+            raise InputError(f"{name} holds no {what}.")
+        self.all = files
+        self.reading = reading
+        self.patience = Patience(reading.patience_s)
+        self.bad: list[BadFile] = []
+        self.notes: list[str] = list(files.notes)
+
+    def __len__(self) -> int:
+        return len(self.all.files)
+
+    def __getitem__(self, number: int) -> File:
+        return self.all.files[number]
+
+    def identity(self) -> str:
+        """Return a hash of file names and sizes."""
+        return digest_of_files(self.all.files)
+
+    def raw(self, number: int) -> RetryingFile:
+        """Open a file as it is stored."""
+        file = self[number]
+        return RetryingFile(file.filesystem, file.path, file.n_bytes, self.patience)
+
+    @contextlib.contextmanager
+    def decompressed(self, number: int, format_: str) -> Iterator[Any]:
+        """Open a file below its compression, which is told from its suffix and read to its trailer.
+
+        Raises:
+            DamagedFileError: the file is cut off or damaged, here or while the caller reads.
+        """
+        import pyarrow
+
+        file = self[number]
+        compression = compression_of(file.path)
+        with damage_reported(file, format_), contextlib.ExitStack() as stack:
+            raw: Any = stack.enter_context(contextlib.closing(self.raw(number)))
+            if compression is not None and raw.size() == 0:
+                raise EOFError("it is empty, without the header of a compressed file")
+            if compression == "xz":
+                yield stack.enter_context(lzma.open(raw))
+                return
+            opened = pyarrow.PythonFile(raw, mode="r")
+            if compression is not None:
+                opened = pyarrow.CompressedInputStream(opened, compression)
+            yield stack.enter_context(contextlib.closing(opened))
+
+    def looked_at(self, look: Callable[[int], T]) -> dict[int, T]:
+        """Look at every file before any work, and return what was found by number.
+
+        A file that is damaged is set aside if the reading says so. Remote files are opened concurrently.
+        """
+        numbers = range(len(self))
+        if len(self) > 1 and not all(is_local(file.filesystem) for file in self.all.files):
+            with ThreadPoolExecutor(_AT_ONCE, "babeltower-look") as pool:
+                pending = [pool.submit(look, number) for number in numbers]
+                return self._unless_damaged(lambda number: pending[number].result())
+        return self._unless_damaged(look)
+
+    def _unless_damaged(self, look: Callable[[int], T]) -> dict[int, T]:
+        found: dict[int, T] = {}
+        for number in range(len(self)):
+            try:
+                found[number] = look(number)
+            except DamagedFileError as error:
+                self._set_aside(number, 0, error)
+        if not found:
+            raise InputError(f"All {len(self)} files of the source are damaged: {self.bad[0].reason}")
+        self._keep(sorted(found))
+        return {new: found[old] for new, old in enumerate(sorted(found))}
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        if len(numbers) < len(self):
+            self.all = self.all.kept(self[number] for number in numbers)
+
+    def to_proven_end(self, number: int, rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Yield a file's rows; where it is damaged, its rows end there if the reading sets files aside."""
+        n_rows = 0
+        try:
+            for piece in rows:
+                n_rows = piece.stop
+                yield piece
+        except DamagedFileError as error:
+            self._set_aside(number, n_rows, error)
+
+    def _set_aside(self, number: int, n_rows: int, error: DamagedFileError) -> None:
+        if not self.reading.skip_bad_files:
+            raise error
+        entry = BadFile(self[number].name, n_rows, str(error))
+        if entry not in self.bad:
+            self.bad.append(entry)
