@@ -288,6 +288,8 @@ def embedded_parts(
             raise
         except Exception as error:  # raised once the parts before it are done; the part under way is left
             unread.append(error)
+            if last is not None and last.rows.stop % rows_per_part == 0:
+                done.put(_PartEnd(last.part, last.rows.stop))
         else:
             if last is not None:
                 done.put(_PartEnd(last.part, last.rows.stop))
