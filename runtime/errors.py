@@ -12,7 +12,9 @@
     │   ├── LanguageError      a language is missing, unknown, or not supported by the tower
     │   ├── ImageError         an image that cannot be decoded
     │   ├── MissingSourceError  a source's files do not exist
-    │   └── DamagedFileError   a source's file is cut off or damaged
+    │   ├── DamagedFileError   a source's file is cut off or damaged
+    │   ├── DamagedVectorsError  a folder of vectors or an index lacks files, has strays, or a byte flipped
+    │   └── UnfinishedRunError   a folder of vectors is not finished: its run can go on
     ├── ServerError            a server cannot be reached, or answers incorrectly
     │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
@@ -39,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "DamagedFileError",
+    "DamagedVectorsError",
     "DatasetError",
     "EngineError",
     "ExportError",
@@ -54,6 +57,7 @@ __all__ = [
     "RolloutError",
     "ServerError",
     "UnansweredError",
+    "UnfinishedRunError",
 ]
 
 
@@ -132,6 +136,18 @@ class DamagedFileError(InputError):
     """A source's file is cut off or damaged; it is read to its proven end or not at all."""
 
     exit_code = 65
+
+
+class DamagedVectorsError(InputError):
+    """A folder of vectors or an index lacks files, has strays, or was changed since it was written."""
+
+    exit_code = 65
+
+
+class UnfinishedRunError(InputError):
+    """A folder of vectors is not finished: its run can go on."""
+
+    exit_code = 75
 
 
 class DatasetError(BabeltowerError):

@@ -7,6 +7,7 @@ per CPU second of the process, all stages included.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from runtime.corpus.pipeline import EmbeddedPart
 from runtime.corpus.rows import IdType, ImageFile
 from runtime.corpus.slices import Counts
 from runtime.corpus.sources import NumberedRows
+from runtime.corpus.stores.local import LocalStore
 from runtime.embeddings import Encoding
 from runtime.local import LocalEncoder
 from runtime.manifest import Engine, Modality, Precision
@@ -166,12 +168,13 @@ def _runs(
 
     def write() -> None:
         ids = list(range(len(vectors)))
-        part = EmbeddedPart(0, ids, vectors, [], Counts(rows=len(vectors)))
+        part = EmbeddedPart(next(numbers), ids, vectors, [], Counts(rows=len(vectors)))
         writer.write(part)
 
     out = scratch / f"{modality.value}-parts"
     out.mkdir()
-    writer = PartWriter(out, IdType.INT64, Encoding.FLOAT32, {})
+    numbers = itertools.count()
+    writer = PartWriter(LocalStore(out), IdType.INT64, Encoding.FLOAT32, {})
     prepare, tower = (tokenise, text_tower) if modality is Modality.TEXT else (decoded, image_tower)
     items = read()
     inputs = prepare()

@@ -43,6 +43,8 @@ COMMANDS = (
     CommandEntry(
         "embed", "runtime.commands.embed", _SEARCH, "Embed a corpus of texts or images.", resumes=True
     ),
+    CommandEntry("status", "runtime.commands.status", _SEARCH, "Show how far an embedding run is."),
+    CommandEntry("verify", "runtime.commands.verify", _SEARCH, "Check every byte of vectors or an index."),
     CommandEntry("index", "runtime.commands.index", _SEARCH, "Build a FAISS index over vectors."),
     CommandEntry("search", "runtime.commands.search", _SEARCH, "Find what a text describes best."),
     CommandEntry("inspect", "runtime.commands.inspect", _LOOK, "Describe a model and verify its files."),

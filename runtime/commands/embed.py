@@ -42,7 +42,15 @@ def embed(
             "Parquet, Arrow, CSV, JSONL, text, images, tars, datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; run again to resume.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Output folder or URL (s3://…); run again to resume, also at once elsewhere to share it.",
+        ),
+    ],
     text: Annotated[
         str | None, typer.Option("--text", "--text-column", rich_help_panel=_SOURCE, help="Column of texts.")
     ] = None,
@@ -197,8 +205,24 @@ def embed(
             help="Storage format of the vectors; another name, such as utf-16, is that of --text-encoding.",
         ),
     ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            rich_help_panel=_OUTPUT,
+            help="Embed files that were added to the source after all others; index --update follows.",
+        ),
+    ] = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN,…",
+            rich_help_panel=_OUTPUT,
+            help="Columns to write beside the vectors; search shows them and filters by them.",
+        ),
+    ] = "",
     npy: Annotated[
-        bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as a NumPy array.")
+        bool, typer.Option("--npy", rich_help_panel=_OUTPUT, help="Also write each part as an array in _npy.")
     ] = False,
     rows_per_part: Annotated[
         int,
@@ -233,6 +257,13 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=_SCALE, help="Ray actors; default: one per core.")
     ] = None,
+    lease: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=_SCALE,
+            help="Seconds without a sign of life after which another process takes over a process's parts.",
+        ),
+    ] = 60.0,
     metrics_port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Port for Prometheus metrics."),
@@ -243,7 +274,7 @@ def embed(
     """Embed a corpus of texts or images into Parquet files, exactly once.
 
     Run the same command again after an interruption: it resumes, and the output is the same.
-    Rows that cannot be embedded are listed in OUT/bad-rows, each with its reason.
+    Rows that cannot be embedded are listed in OUT/_bad-rows, each with its reason.
     """
     if engine == "ray":  # Ray runs the job; it is not an engine of the tower
         engine, runner = None, Runner.RAY
@@ -280,9 +311,12 @@ def embed(
         accept_changed=tuple(
             choice_from_value(ComputationChange, name, "Change") for name in _names(accept_changed)
         ),
+        append=append,
+        keep=tuple(_names(keep)),
         retry_bad=tuple(_names(retry_bad)),
         recheck_input=recheck_input,
         npy=npy,
+        lease_s=lease,
         cache=cache,
     )
     locations = Locations(source)

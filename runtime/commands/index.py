@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from runtime.commands.options import AsJson, json_text
+from runtime.errors import InputError
 from runtime.indexes.plan import Kind, Refinement, Settings
 
 __all__ = ["index"]
 
-_IVF_PQ, _HNSW, _MEASURE = "ivf-pq", "hnsw", "Measurement"
+_IVF_PQ, _HNSW, _MEASURE, _UPDATE = "ivf-pq", "hnsw", "Measurement", "Update"
 
 
 def index(
@@ -24,7 +25,10 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="INDEX", help="Folder to write.")],
     kind: Annotated[
         Kind,
-        typer.Option(help="flat: exhaustive search; ivf-pq: inverted lists of short codes; hnsw: a graph."),
+        typer.Option(
+            help="flat: exhaustive search; ivf-pq: inverted lists of short codes; hnsw: a graph; "
+            "cascade: bits, then int8, then stored rows."
+        ),
     ] = Kind.FLAT,
     lists: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=_IVF_PQ, help="Inverted lists; default: 4·√rows.")
@@ -71,12 +75,39 @@ def index(
         int | None, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Default: every core.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing index.")] = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            rich_help_panel=_UPDATE,
+            help="Add the new files of VECTORS to INDEX, and remove the rows of files that are gone.",
+        ),
+    ] = False,
+    remove: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_UPDATE, help="With --update: remove these ids, one a line."
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            rich_help_panel=_UPDATE,
+            help="With --update: make all rows one segment.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a FAISS index over embedded vectors, and measure its recall against exact search."""
     from runtime.indexes.build import index_from_vectors
     from runtime.indexes.summary import lines_of_progress, text_from_record
 
+    if (merge or remove is not None) and not update:
+        raise InputError("--remove and --merge change an index. Pass --update as well.")
+    if update:
+        _update(vectors, out, remove=remove, merge=merge, threads=threads, as_json=as_json)
+        return
     settings = Settings(
         n_lists=lists,
         code_bytes=code_bytes,
@@ -100,3 +131,27 @@ def index(
         progress=lines_of_progress(lambda line: typer.echo(line, err=True)),
     )
     typer.echo(json_text(asdict(record)) if as_json else text_from_record(record, out))
+
+
+def _update(
+    vectors: Path, out: Path, *, remove: Path | None, merge: bool, threads: int | None, as_json: bool
+) -> None:
+    from runtime.indexes.summary import lines_of_progress, text_from_record
+    from runtime.indexes.update import merge_segments, update_index
+
+    progress = lines_of_progress(lambda line: typer.echo(line, err=True))
+    ids: frozenset[str] = frozenset()
+    if remove is not None:
+        try:
+            ids = frozenset(line for line in remove.read_text(encoding="utf-8").splitlines() if line)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{remove} is not UTF-8 ({error}). Write one id a line.") from error
+    change = update_index(out, vectors, remove=ids, threads=threads, progress=progress)
+    record = merge_segments(out, threads=threads, progress=progress) if merge else change.record
+    if as_json:
+        data = {"added": change.added, "removed": change.removed, "unknown_ids": change.unknown_ids}
+        typer.echo(json_text({**data, "seconds": change.seconds, "record": asdict(record)}))
+        return
+    unknown = f"; {change.unknown_ids:,} ids to remove are not in it" if change.unknown_ids else ""
+    typer.echo(f"{change.added:,} rows added, {change.removed:,} removed{unknown}, in {change.seconds:.1f} s")
+    typer.echo(text_from_record(record, out))

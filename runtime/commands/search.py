@@ -19,17 +19,39 @@ _PAGE, _TOWER = "Page of pictures", "Text tower"
 def search(
     model: Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")],
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="SOURCE...",
-            help="An index or a folder of vectors; or image files, image folders, Parquet files of images.",
+            metavar="SOURCE... TEXT",
+            help="An index or a folder of vectors; or image files, image folders, Parquet files of images. "
+            "Last the query: a text, or an image file to search by.",
         ),
     ],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Query text.")],
     language: Annotated[str | None, typer.Option(help="Language of TEXT: por_Latn, pt-BR, ...")] = None,
     more: Annotated[
         list[str] | None,
         typer.Option("--query", "-q", metavar="LANGUAGE=TEXT", help="Further query; may be repeated."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Search by a picture in place of TEXT; each --query is then added to the picture.",
+        ),
+    ] = None,
+    like_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the picture beside a --query.")
+    ] = 0.5,
+    literal: Annotated[
+        bool, typer.Option("--literal", help="Search for TEXT as a text, also if it names an image file.")
+    ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            "-w",
+            metavar="COLUMN=VALUE",
+            help="Only rows whose kept column meets this; also !=, <, <=, >, >=. May be repeated.",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Results per query.")] = 5,
     effort: Annotated[
@@ -79,29 +101,39 @@ def search(
     cache: Annotated[Path | None, cache_option(_TOWER)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the images or other embedded items that best match a text.
+    """Find the images or other embedded items that best match a text, a picture, or both.
 
     Vectors of another model are rejected before the search.
     """
     from runtime.encoder import Encoder
-    from runtime.search.answers import Query, answers_from_sources
+    from runtime.indexes.conditions import Condition
+    from runtime.search.answers import answers_from_sources
 
     if html is None and (pictures is not None or (id_column is not None and texts is None)):
         raise InputError("--pictures and --id-column need --html, the page of images. Pass --html as well.")
     if text_column is not None and texts is None:
         raise InputError("--text-column is a column of --texts. Pass --texts SOURCE as well.")
-    queries = [Query(text, language), *(_query(one, language) for one in more or [])]
+    conditions = [Condition.parse(text) for text in where or []]
+    places, queries = _queries(sources, more or [], language, like=like, weight=like_weight, literal=literal)
     with Encoder.open(
         model, engine=engine, precision=precision, threads=threads, cache=cache, device=device
     ) as encoder:
         answers = answers_from_sources(
-            encoder, sources, queries, k=k, dim=dim, effort=effort, threads=threads, skip_bad=skip_bad
+            encoder,
+            places,
+            queries,
+            k=k,
+            dim=dim,
+            effort=effort,
+            threads=threads,
+            skip_bad=skip_bad,
+            where=conditions,
         )
     for problem in answers.skipped:
         typer.echo(f"skipped: {problem}", err=True)
     said = {} if texts is None else _texts_of_hits(answers, texts, text_column, id_column)
     if html is not None:
-        _write_page(html, answers, sources, pictures, id_column, said, model=encoder.name)
+        _write_page(html, answers, places, pictures, id_column, said, model=encoder.name)
     typer.echo(json_text(_as_json(answers, said)) if as_json else _as_text(answers, said))
 
 
@@ -126,6 +158,54 @@ def _texts_of_hits(
             "vectors, with the --id-column it was embedded with."
         )
     return found
+
+
+def _queries(
+    arguments: list[str],
+    more: list[str],
+    language: str | None,
+    *,
+    like: Path | None,
+    weight: float,
+    literal: bool,
+) -> tuple[list[Path], list[Any]]:
+    """Split the arguments into sources and queries."""
+    from runtime.search.answers import Query
+
+    further = [_query(one, language) for one in more]
+    if like is not None:
+        _require_picture(like)
+        sources = [Path(argument) for argument in arguments]
+        if len(sources) > 1 and not sources[-1].exists():
+            raise InputError(
+                f"{arguments[-1]} is no source. With --like, a text is passed as --query LANGUAGE=TEXT."
+            )
+        if not further:
+            return sources, [Query("", None, like)]
+        return sources, [Query(one.text, one.language, like, weight) for one in further]
+    if len(arguments) < 2:
+        raise InputError("The query is missing. Pass a text or an image file last, or --like PICTURE.")
+    text = arguments[-1]
+    sources = [Path(argument) for argument in arguments[:-1]]
+    if not literal and _is_picture(text):
+        typer.echo(f"searching by the picture {text}; --literal searches for the text instead", err=True)
+        return sources, [Query("", None, Path(text)), *further]
+    return sources, [Query(text, language), *further]
+
+
+def _is_picture(text: str) -> bool:
+    from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
+
+    path = Path(text)
+    try:
+        return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    except (OSError, ValueError):  # too long for a name
+        return False
+
+
+def _require_picture(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"The picture {path} does not exist. Pass an image file with --like.")
 
 
 def _query(text: str, language: str | None) -> Any:
@@ -179,7 +259,12 @@ def _as_json(answers: Any, texts: dict[str, str]) -> Any:
     name = "image" if answers.is_gallery else "id"
     found = [
         [
-            {name: hit.id, "score": hit.score, **({"text": texts.get(hit.id)} if texts else {})}
+            {
+                name: hit.id,
+                "score": hit.score,
+                **({"text": texts.get(hit.id)} if texts else {}),
+                **({"kept": dict(hit.kept)} if hit.kept else {}),
+            }
             for hit in answer.hits
         ]
         for answer in answers.answers
@@ -187,7 +272,12 @@ def _as_json(answers: Any, texts: dict[str, str]) -> Any:
     if len(found) == 1:
         return found[0]
     return [
-        {"text": answer.query.text, "language": answer.query.language, "hits": hits}
+        {
+            "text": answer.query.text,
+            "language": answer.query.language,
+            **({"picture": str(answer.query.picture)} if answer.query.picture else {}),
+            "hits": hits,
+        }
         for answer, hits in zip(answers.answers, found, strict=True)
     ]
 
@@ -195,11 +285,12 @@ def _as_json(answers: Any, texts: dict[str, str]) -> Any:
 def _as_text(answers: Any, texts: dict[str, str]) -> str:
     def line(hit: Any) -> str:
         said = f"  {' '.join(texts[hit.id].split())}" if hit.id in texts else ""
-        return f"{hit.score:.4f}  {hit.id}{said}"
+        kept = "".join(f"  {name}={value}" for name, value in hit.kept.items())
+        return f"{hit.score:.4f}  {hit.id}{said}{kept}"
 
     blocks = ["\n".join(map(line, answer.hits)) for answer in answers.answers]
     if len(blocks) == 1:
         return blocks[0]
     queries = [answer.query for answer in answers.answers]
-    heads = [f"{one.text} ({one.language})" if one.language else one.text for one in queries]
+    heads = [f"{one.title} ({one.language})" if one.language else one.title for one in queries]
     return "\n\n".join(f"{head}\n{block}" for head, block in zip(heads, blocks, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,15 @@ def embedded_batches(
     width = encoder.require_width(dim)
     choice = EngineChoice(instances=runs_at_once)
     job = Job(
-        encoder.name, encoder, opened, options, choice, width, lambda part: True, lambda n_rows, counts: None
+        encoder.name,
+        encoder,
+        opened,
+        options,
+        choice,
+        width,
+        pending=lambda part: True,
+        claim=lambda part: True,
+        observe=lambda n_rows, counts: None,
     )
     for part in whole_parts(parts_in_process(job)):
         yield EmbeddedBatch(part.ids, encoded_from_float(part.vectors, encoding), part.bad)
@@ -133,7 +142,6 @@ class BatchEmbedder:
         self._model, self._opening = model_location(model), options
         self._columns = Columns(text=text, image=image, language=language_column)
         self._options = Options(language=language, dim=dim, max_batch_tokens=max_batch_tokens)
-        self._encoder: LocalEncoder | None = None
 
     def __call__(self, batch: Any) -> Any:
         """Add the columns ``vector`` and ``problem``."""
@@ -168,9 +176,7 @@ class BatchEmbedder:
         return [n for n in (columns.text, columns.image, columns.language) if n is not None]
 
     def _opened(self) -> LocalEncoder:
-        if self._encoder is None:
-            self._encoder = LocalEncoder.from_repository(self._model, **self._opening)
-        return self._encoder
+        return _encoder_of_process(self._model, tuple(sorted(self._opening.items())))
 
     def _width(self) -> int:
         return self._opened().require_width(self._options.dim)
@@ -197,6 +203,12 @@ class BatchEmbedder:
                 for batch in prepared.batches:
                     part.add_vectors(batch, batch.run(self._opened(), self._width()))
         return part.finished(has_ids=False), n_rows
+
+
+@lru_cache(maxsize=2)
+def _encoder_of_process(model: str, options: tuple[tuple[str, Any], ...]) -> LocalEncoder:
+    """Open a model once per process, however many copies of an embedder its tasks unpickle."""
+    return LocalEncoder.from_repository(model, **dict(options))
 
 
 def _listed(column: Any) -> list[Any]:

@@ -13,16 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from runtime.corpus.atomic import write_atomically
 from runtime.corpus.files import File
+from runtime.corpus.journal import BAD_ROWS
 from runtime.corpus.pictures import MISSING, Picture
 from runtime.corpus.sources import BadFile, ItemSource, Source
 from runtime.corpus.sources.stdin import STANDARD_INPUT
 from runtime.errors import ChangedInputError, CorpusError
 
-__all__ = ["InputRecord", "LocalFolder", "is_nameless"]
+__all__ = ["InputRecord", "is_nameless"]
 
-_FOLDER, _BAD_ROWS = "_input", "bad-rows"
+_FOLDER = "_input"
 _NAMED = 5
 """Files that a message names; the others are counted."""
 
@@ -59,16 +59,17 @@ class InputRecord:
     def __init__(self, folder: Folder) -> None:
         self._out = folder
 
-    def require_same_files(self, source: Source) -> None:
+    def require_same_files(self, source: Source, *, append: bool = False) -> None:
         """Check that the source's files are those that the folder's parts were read from.
+
+        Args:
+            append: Allow files that were added after all others.
 
         Raises:
             ChangedInputError: files were changed, added or removed, and the message names them; or the source
                 is an iterable without a name.
         """
-        has_parts = any(
-            name.startswith("part-") for name in (*self._out.names(), *self._out.names(_BAD_ROWS))
-        )
+        has_parts = any(name.startswith("part-") for name in (*self._out.names(), *self._out.names(BAD_ROWS)))
         if not has_parts:  # nothing can be mixed
             return
         if is_nameless(source):
@@ -80,6 +81,8 @@ class InputRecord:
         known = self._read("files")
         if known is not None:
             found = _differences(known, [_line_of_file(file) for file in source.files.files])
+            if append:
+                _require_last(self._out.location, found.pop("added"), list(known), source)
             _require_none(self._out.location, "files", found)
 
     def require_same_pictures(self, parts: Iterable[int]) -> None:
@@ -165,43 +168,6 @@ class InputRecord:
             ) from error
 
 
-class LocalFolder:
-    """Local output folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @property
-    def location(self) -> str:
-        """Path of the folder."""
-        return str(self._folder)
-
-    def names(self, folder: str = "") -> Mapping[str, int]:
-        """Return the files directly in a folder: name → size."""
-        below = self._folder / folder
-        return {p.name: p.stat().st_size for p in below.iterdir() if p.is_file()} if below.is_dir() else {}
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file's content, or ``None`` if there is no such file."""
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Create or replace a file, and its folder."""
-        path = self._folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CorpusError(f"{path.parent} cannot be created: {error}.") from error
-        write_atomically(path, lambda p: p.write_bytes(data))
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        (self._folder / name).unlink(missing_ok=True)
-
-
 def _path(name: str) -> str:
     return f"{_FOLDER}/{name}.jsonl.zst"
 
@@ -225,6 +191,19 @@ def _differences(
     }
 
 
+def _require_last(out: str, added: list[str], known: list[str], source: Source) -> None:
+    """Check that added files come after all known ones, so that the rows of these keep their numbers."""
+    names = [file.name for file in source.files.files]
+    new, old = set(added), set(known)
+    last = max((number for number, name in enumerate(names) if name in old), default=-1)
+    early = [name for number, name in enumerate(names) if name in new and number < last]
+    if early:
+        raise ChangedInputError(
+            f"{early[0]} was added to the source of {out} and sorts before {names[last]}, whose rows would "
+            "get other numbers. Name new files so that they sort last, or embed them into another folder."
+        )
+
+
 def _require_none(out: str, what: str, differences: Mapping[str, list[str]]) -> None:
     said = []
     for how, paths in differences.items():
@@ -235,5 +214,5 @@ def _require_none(out: str, what: str, differences: Mapping[str, list[str]]) -> 
         raise ChangedInputError(
             f"{out} holds vectors of another state of the source; {what} were {'; '.join(said)}. Restore "
             "them, choose another output folder, or pass --recheck-input to read the finished parts again "
-            "and embed those whose rows changed."
+            "and embed those whose rows changed; --append embeds files that were added after all others."
         )

@@ -42,7 +42,8 @@ class Job:
 
     Attributes:
         dim: Width of the vectors.
-        pending: Predicate: part number → still to be embedded.
+        pending: Predicate: part number → may be claimed, as far as is known.
+        claim: Predicate: part number → this run embeds it, and no other worker does.
         observe: Callback after each batch.
         computation: Identity of the computation; remote workers must match it.
         known_content: Finished part → hash of what was read for it; compared where it is read again anyway.
@@ -56,6 +57,7 @@ class Job:
     choice: EngineChoice
     dim: int
     pending: Callable[[int], bool]
+    claim: Callable[[int], bool]
     observe: Observer
     computation: Computation = field(default_factory=dict)
     known_content: Mapping[int, str] = field(default_factory=dict)
@@ -86,12 +88,12 @@ class Job:
         )
 
     def slices(self, rows: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
-        """Yield the rows of pending parts in slices: a whole part of texts, or a few images."""
+        """Claim parts, and yield their rows in slices: a whole part of texts, or a few images."""
         n_images = images_per_slice(self.encoder)
         for part, piece in slices_of_rows(
             rows, self.source.modality, self.options.rows_per_part, n_images=n_images
         ):
-            if self.pending(part):
+            if self.claim(part):
                 yield part, piece
             elif self._rereads and (known := self.known_content.get(part)):
                 require_content(part, known, digest_of_part([digest_of_rows(piece)]))

@@ -1,29 +1,69 @@
-"""Journal of a run's finished parts, so that each row is written exactly once.
+"""Journal of a run: what it embeds, who embeds which part, and which parts are finished.
 
-A file of JSON lines beside the parts. The first line holds the arguments that determine the output; each
-further line records the computation of the parts that follow, or a finished part. A part's line is written
-only after its files are on disk under their final names, so after any interruption a part is either in the
-journal or embedded again.
+The journal is a folder of small files, ``_journal/LOG.NUMBER.json``, each created once and never changed. The
+log ``run`` holds the arguments that determine the output, the computations and the end of the source; every
+part has a log of its own, of claims and at last its record. An entry takes the number after the last one, and
+of several workers that create the same number exactly one succeeds. Hence any number of workers share a
+folder, on a disk, a network file system or an object store, without locks:
+
+- A worker embeds a part only after its claim is in the part's log. A claim lasts as long as its worker lives
+  (``runtime/corpus/folder/leases.py``); then another worker may add its own.
+- A part is finished by an entry right after the worker's own claim. A worker that was taken for dead finds
+  that number taken, and what it computed is dropped.
+
+A part's record is written only after its files are complete, so after any interruption a part is either
+finished or embedded again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+import re
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import Computation, ComputationChange, require_acceptable
+from runtime.corpus.folder.leases import LEASE_S, Fleet
+from runtime.corpus.stores import Store, store_from_location
 from runtime.errors import CorpusError
 from runtime.fingerprints import remark_on_vectors
+from runtime.logs import LOGGER
 
-__all__ = ["VERSION", "Journal", "PartRecord", "Shard", "computations_of_folder", "header_of_journal"]
+__all__ = [
+    "BAD_ROWS",
+    "VERSION",
+    "Journal",
+    "JournalState",
+    "PartRecord",
+    "Shard",
+    "computations_of_folder",
+    "files_of_part",
+    "is_former_journal",
+    "part_name",
+    "sizes_of_files",
+    "state_of_store",
+    "workers_of_store",
+]
 
-VERSION = 2
-"""Version of the journal; version 1 did not record the computation of its parts."""
+VERSION = 3
+"""Version of the journal; 1 and 2 were files of JSON lines, one for each shard."""
+
+BAD_ROWS = "_bad-rows"
+"""Folder of the tables of bad rows."""
+
+_DATASET_FILE = ".huggingface.yaml"
+_DATASET = b'configs:\n- config_name: default\n  data_files: "part-*.parquet"\n'
+"""Tells ``datasets`` which files are the data set: it reads all Parquet files else, bad rows too."""
+
+_FOLDER = "_journal"
+_RUN = "run"
+_ENTRY = re.compile(r"(run|part-\d{5,})\.(\d+)\.json")
+_FORMER = re.compile(r"journal(-\d+-of-\d+)?\.jsonl")
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +81,17 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """Suffix of the shard's journal and record file names."""
+        """Suffix of the name of the shard's record."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
     def has(self, part: int) -> bool:
         """Check whether a part belongs to this shard."""
         return part % self.count == self.index
+
+
+def part_name(part: int) -> str:
+    """Return the stem of a part's file names: ``part-00000``."""
+    return f"part-{part:05d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +104,9 @@ class PartRecord:
         files: Path relative to the output folder → size in bytes.
         counts: Nonzero fields of ``Counts``.
         bad_kinds: Kind of problem → number of rows.
-        content: Hash of what was read for the part; empty in journals of older versions.
+        sha256: Path of each file → SHA-256 of its content.
+        finished: Time when the part was finished, in seconds since 1970 by its worker's clock.
+        content: Hash of what was read for the part; empty if it was not recorded.
     """
 
     part: int
@@ -67,185 +114,490 @@ class PartRecord:
     files: Mapping[str, int]
     counts: Mapping[str, int]
     bad_kinds: Mapping[str, int]
+    sha256: Mapping[str, str]
+    finished: float = 0.0
     content: str = ""
 
 
-class Journal:
-    """Journal opened by one run and locked against a second one.
+@dataclass(slots=True)
+class _Log:
+    """Entries of one log that were read: number → entry; an unreadable entry is ``None``."""
 
-    Args:
-        folder: Output folder; created if missing.
-        arguments: Arguments that determine the output. A journal with other arguments is rejected.
+    entries: dict[int, Mapping[str, Any] | None]
 
-    Raises:
-        CorpusError: other arguments, another active run, or a journal that cannot be read or written.
+    @property
+    def last(self) -> int:
+        """Number of the last entry; 0 if there is none."""
+        return max(self.entries, default=0)
+
+    @property
+    def latest(self) -> Mapping[str, Any]:
+        """Last entry; empty if there is none, or it is unreadable."""
+        return self.entries.get(self.last) or {}
+
+
+class JournalState:
+    """What a folder's journal says, read without taking part in the run.
+
+    Attributes:
+        arguments: Arguments of the run; ``None`` before they are known.
+        n_rows: Rows of the source; ``None`` until it was read to its end.
+        done: Part → record of each finished part whose files are there in their recorded sizes.
+        lost: Part → record of each finished part whose files are missing or of another size.
+        held: Part → name of the worker that holds an unfinished part; it may be dead.
     """
 
-    def __init__(self, folder: Path, shard: Shard, arguments: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self.path = folder / f"journal{shard.suffix}.jsonl"
-        self.done: dict[int, PartRecord] = {}
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._logs: dict[str, _Log] = {}
+        self.arguments: Mapping[str, Any] | None = None
         self.n_rows: int | None = None
-        self.computations: list[Computation] = []
-        self._has_begun = False
-        self.is_former = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / f".{self.path.name}.lock").open("wb")
-        except OSError as error:
-            raise CorpusError(
-                f"{folder} cannot be used as an output folder: {error}. Choose another one."
-            ) from error
-        try:
-            _lock(self._lock, self.path)
-            self._require_same_arguments(arguments)
-            self._file = self.path.open("r+b", buffering=0)
-        except BaseException:
-            self._lock.close()
-            raise
-        self._load()
+        self.done: dict[int, PartRecord] = {}
+        self.lost: dict[int, PartRecord] = {}
+        self.held: dict[int, str] = {}
+        self._computations: dict[int, Computation] = {}
+        self._computed_by: dict[int, int] = {}
 
-    def _require_same_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Check that runs sharing the folder agree in everything but the shard's index."""
-        for path in sorted(self._folder.glob("journal*.jsonl")):
-            header = header_of_journal(path)
-            if header is not None:
-                _require_same(path, header, arguments)
-        if not self.path.exists():
-            header_line = _header_line(arguments)
-            write_atomically(self.path, lambda path: path.write_text(header_line, encoding="utf-8"))
+    def refresh(self) -> None:
+        """Read the entries that were added since the last time, and look whether parts' files are there."""
+        names = self.store.names(_FOLDER)
+        wanted: list[tuple[str, str, int]] = []
+        present: dict[str, set[int]] = {}
+        for name in names:
+            if match := _ENTRY.fullmatch(name):
+                log, number = match[1], int(match[2])
+                present.setdefault(log, set()).add(number)
+        for log, numbers in present.items():
+            known = self._log(log).entries
+            newest = numbers if log == _RUN else {max(numbers)}
+            wanted += [(f"{_FOLDER}/{_entry(log, n)}", log, n) for n in newest if known.get(n) is None]
+        contents = self.store.read_all([path for path, _, _ in wanted])
+        for path, log, number in wanted:
+            if path in contents:
+                self._log(log).entries[number] = _entry_from_bytes(contents[path])
+        for log in [log for log in self._logs if log not in present]:
+            del self._logs[log]
+        self._fold()
 
-    def _load(self) -> None:
-        """Read the finished parts; an incomplete line ends the journal and is removed."""
-        good = 0
-        for number, line in enumerate(self._file.read().splitlines(keepends=True)):
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                record = json.loads(line)
-                if number:
-                    self._take(record)
-                else:
-                    self.is_former = record["journal"] < VERSION
-            except (ValueError, TypeError, KeyError):
-                break
-            good += len(line)
-        self._file.seek(good)
-        self._file.truncate()
+    def _log(self, name: str) -> _Log:
+        return self._logs.setdefault(name, _Log({}))
 
-    def _take(self, record: Mapping[str, Any]) -> None:
-        if "end" in record:
-            self.n_rows = record["end"]
-            return
-        if "computation" in record:
-            self._begin(dict(record["computation"]))
-            return
-        if "again" in record:
-            self.done.pop(record["again"], None)
-            return
-        self._has_begun = True
-        done = PartRecord(**record)
-        if all(_size(self._folder / name) == size for name, size in done.files.items()):
-            self.done[done.part] = done
+    def _fold(self) -> None:
+        self.arguments, self.n_rows, self._computations = None, None, {}
+        for number, entry in sorted(self._log(_RUN).entries.items()):
+            if entry is None:
+                continue
+            if "arguments" in entry:
+                _require_version(entry, self.store)
+                self.arguments, self.n_rows = entry["arguments"], None
+            if "computation" in entry:
+                self._computations[number] = entry["computation"]
+            if "end" in entry:
+                self.n_rows = entry["end"]
+        self._fold_parts()
 
-    def begin(self, computation: Computation, accepted: Collection[ComputationChange]) -> None:
-        """Record the computation of the following parts, after checking it against the existing ones.
+    def _fold_parts(self) -> None:
+        sizes = sizes_of_files(self.store)
+        self.done, self.lost, self.held, self._computed_by = {}, {}, {}, {}
+        for name, log in self._logs.items():
+            if name == _RUN:
+                continue
+            part, entry = int(name.removeprefix("part-")), log.latest
+            if "done" in entry:
+                record = _record_from_entry(entry["done"])
+                is_whole = all(sizes.get(file) == size for file, size in record.files.items())
+                (self.done if is_whole else self.lost)[part] = record
+                self._computed_by[part] = entry.get("computation", 0)
+            elif "claimed" in entry:
+                self.held[part] = entry["worker"]
+
+    @property
+    def computations(self) -> list[Computation]:
+        """Distinct computations of the finished parts, in the order of their first part to be recorded."""
+        used = {self._computed_by[part] for part in self.done}
+        return [computation for number, computation in sorted(self._computations.items()) if number in used]
+
+    def n_parts(self) -> int | None:
+        """Return the number of parts; ``None`` until the source was read to its end."""
+        if self.n_rows is None or self.arguments is None:
+            return None
+        return -(-self.n_rows // int(self.arguments["rows_per_part"]))
+
+
+class Journal(JournalState):
+    """Journal as one worker of the run sees it and adds to it; use it as a context manager.
+
+    Args:
+        lease_s: Seconds without a heartbeat after which another worker may take over this one's parts.
+
+    Raises:
+        CorpusError: the folder cannot be read or written, or was written by an older babeltower.
+    """
+
+    def __init__(self, store: Store, *, lease_s: float = LEASE_S) -> None:
+        super().__init__(store)
+        self._lock = threading.RLock()
+        self._own: dict[int, int] = {}
+        self._finished_here: set[int] = set()
+        self._declined: set[int] = set()
+        self._computation = 0
+        self._begins = False
+        self._is_new = not store.exists()
+        if not self._is_new:
+            _require_current_layout(store)
+        _check_conditional_writes(store)
+        self.fleet = Fleet(store, lease_s)
+        self.fleet.start()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def finished_here(self) -> Collection[int]:
+        """Parts that this worker finished."""
+        return self._finished_here
+
+    def known_arguments(self) -> Mapping[str, Any] | None:
+        """Return the arguments of the run, or ``None`` if this worker is to determine them.
+
+        While another worker determines them, for example by measuring engines, this one waits, so that all
+        workers of a new folder take what the first one measured.
+        """
+        while True:
+            with self._lock:
+                self.refresh()
+                latest = self._log(_RUN).latest
+                if self.arguments is not None:
+                    return self.arguments
+                starter = latest.get("worker") if "starting" in latest else None
+                if starter is None or not self.fleet.is_alive(starter):
+                    if self._append(_RUN, {"starting": True}):
+                        self._begins = True
+                        return None
+                    continue
+            time.sleep(_POLL_S)
+
+    def agree(self, arguments: Mapping[str, Any], *, may_differ: Collection[str] = frozenset()) -> None:
+        """Record the arguments of a new run, or check that they are those of the folder's run.
+
+        Other arguments replace those of a run that has finished no part and has no other worker.
+
+        Args:
+            may_differ: Arguments that may be others than before, since the source grew: a last part that was
+                not full is embedded again with the rows that follow.
 
         Raises:
-            CorpusError: existing parts have another computation, and the change was not accepted.
+            CorpusError: the folder belongs to a run with other arguments; the message names each one.
         """
-        own = self.computations if self._has_begun else self.computations[:-1]
-        known = [*own, *computations_of_folder(self._folder, but=self.path)]
-        require_acceptable(known, computation, accepted, holder=self._folder)
-        if self.is_former:
-            self._renew()
-        if not self.computations or self.computations[-1] != computation:
-            self._append({"computation": computation})
-            self._begin(computation)
+        plain = json.loads(json.dumps(arguments))
+        while True:
+            with self._lock:
+                self.refresh()
+                if self.arguments == plain:
+                    return
+                if self.arguments is not None:
+                    if self.done or self.lost or self._others():
+                        known = {**self.arguments, **{name: plain.get(name) for name in may_differ}}
+                        _require_same(self.store.location, known, plain)
+                        self._reopen_last(int(plain["rows_per_part"]))
+                    else:
+                        self._remove_stray_parts()
+                if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
+                    self.store.replace(_DATASET_FILE, _DATASET)
+                    self.refresh()
+                    return
 
-    def _begin(self, computation: Computation) -> None:
-        """Add a computation, replacing the last one if it produced no part."""
-        if self.computations and not self._has_begun:
-            self.computations.pop()
-        self.computations.append(computation)
-        self._has_begun = False
+    def _reopen_last(self, rows_per_part: int) -> None:
+        parts = {**self.done, **self.lost}
+        if parts and parts[max(parts)].rows < rows_per_part:
+            self.reopen([max(parts)])
 
-    def _renew(self) -> None:
-        """Upgrade a version 1 header, so that older readers do not truncate lines they cannot read."""
-        arguments = header_of_journal(self.path)
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n", 1)[1]
-        content = _header_line(arguments or {}).encode() + lines
-        self._file.close()
-        write_atomically(self.path, lambda path: path.write_bytes(content))
-        self._file = self.path.open("r+b", buffering=0)
-        self._file.seek(0, os.SEEK_END)
+    def _others(self) -> list[str]:
+        """Return the other workers that are alive."""
+        names = workers_of_store(self.store)
+        return [name for name in names if name != self.fleet.name and self.fleet.is_alive(name)]
 
-    def add(self, record: PartRecord) -> None:
-        """Record a part whose files are in place."""
-        self._append(asdict(record))
-        self.done[record.part] = record
-        self._has_begun = True
+    def _remove_stray_parts(self) -> None:
+        for name in sizes_of_files(self.store):
+            self.store.remove(name)
+
+    def begin(self, computation: Computation, accepted: Collection[ComputationChange]) -> None:
+        """Record this worker's computation, after checking it against those of parts and other workers.
+
+        Raises:
+            CorpusError: the others compute otherwise, and the change was not accepted.
+        """
+        plain: Computation = json.loads(json.dumps(computation))
+        while True:
+            with self._lock:
+                self.refresh()
+                said = (self.fleet.said_of(name).get("computation", 0) for name in self._others())
+                numbers = {
+                    *said,
+                    *(self._computed_by[part] for part in self.done),
+                } & self._computations.keys()
+                known = [self._computations[number] for number in sorted(numbers)]
+                require_acceptable(known, plain, accepted, holder=self.store.location)
+                same = [number for number, found in self._computations.items() if found == plain]
+                if not same and not self._append(_RUN, {"computation": plain}):
+                    continue
+                self._computation = same[0] if same else self._log(_RUN).last
+                self.fleet.said["computation"] = self._computation
+                self.fleet.beat()
+                self._fold()
+                return
+
+    def begin_pass(self) -> None:
+        """Read what other workers did, before the source is read from its start."""
+        with self._lock:
+            self.fleet.look_again()
+            self.refresh()
+            self._declined = set()
+
+    def wants(self, part: int) -> bool:
+        """Return True if a part may be claimed, as far as this worker knows.
+
+        A part that was once refused is refused until the next pass, since its first rows may be gone by.
+        """
+        with self._lock:
+            if part in self._own:
+                return True
+            if part in self._declined or part in self.done or self._is_held(part):
+                self._declined.add(part)
+                return False
+            return True
+
+    def _is_held(self, part: int) -> bool:
+        holder = self.held.get(part)
+        return holder is not None and self.fleet.is_alive(holder)
+
+    def claim(self, part: int) -> bool:
+        """Claim a part for this worker; False if it is finished, or another living worker holds it."""
+        with self._lock:
+            if part in self._own:
+                return True
+            if not self.wants(part):
+                return False
+            log = self._log(part_name(part))
+            if not self._append(part_name(part), {"claimed": time.time()}):
+                self._declined.add(part)
+                return False
+            self._own[part] = log.last
+            self.held[part] = self.fleet.name
+            if log.last > 1:
+                self._remove_leftovers(part)
+            return True
+
+    def _remove_leftovers(self, part: int) -> None:
+        """Remove files that an earlier worker of a part left without a record."""
+        for folder in ("", f"{BAD_ROWS}/", "_npy/"):
+            self.store.remove_unfinished(f"{folder}{part_name(part)}.")
+        for name in files_of_part(part):
+            self.store.remove(name)
+
+    def holds(self, part: int) -> bool:
+        """Return True if no other worker took over a part that this one claimed."""
+        with self._lock:
+            number = self._own.get(part)
+            return number is not None and self.store.read(_path(part_name(part), number + 1)) is None
+
+    def finish(self, record: PartRecord) -> bool:
+        """Record a part whose files are in place.
+
+        Returns:
+            False if another worker took the part over meanwhile; it embeds the part again.
+        """
+        with self._lock:
+            part = record.part
+            number = self._own.pop(part)
+            entry = {"done": asdict(record), "computation": self._computation}
+            if not self._create(part_name(part), number + 1, entry):
+                LOGGER.warning(
+                    "part %d was taken over by another worker, since this one was taken for dead", part
+                )
+                self._declined.add(part)
+                return False
+            self.held.pop(part, None)
+            self.lost.pop(part, None)
+            self.done[part] = record
+            self._computed_by[part] = self._computation
+            self._finished_here.add(part)
+            return True
 
     def reopen(self, parts: Collection[int]) -> None:
-        """Record that finished parts are to be embedded again."""
-        for part in parts:
-            self._append({"again": part})
-            self.done.pop(part, None)
+        """Record that finished parts are to be embedded again, by any worker."""
+        with self._lock:
+            for part in parts:
+                if self._append(part_name(part), {"again": True}):
+                    self.done.pop(part, None)
+
+    def drop(self, part: int) -> None:
+        """Give up a part that another worker took over."""
+        with self._lock:
+            self._own.pop(part, None)
+            self._declined.add(part)
 
     def end(self, n_rows: int) -> None:
         """Record that the source ends after ``n_rows`` rows."""
-        if self.n_rows != n_rows:
-            self._append({"end": n_rows})
-            self.n_rows = n_rows
+        while True:
+            with self._lock:
+                self.refresh()
+                if self.n_rows == n_rows or self._append(_RUN, {"end": n_rows}):
+                    self.n_rows = n_rows
+                    return
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        start = self._file.tell()
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        try:
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(start)
-            raise CorpusError(
-                f"{self.path} cannot be written: {error}. Free disk space and run the same command again to "
-                "resume."
-            ) from error
+    def unfinished(self, shard: Shard) -> Iterator[tuple[int, bool]]:
+        """Yield each unfinished part of a shard, and whether it may be claimed now."""
+        for part in range(self.n_parts() or 0):
+            if shard.has(part) and part not in self.done:
+                yield part, not self._is_held(part)
+
+    def _append(self, log: str, entry: Mapping[str, Any]) -> bool:
+        """Add an entry after the last known one; False if another worker was first."""
+        return self._create(log, self._log(log).last + 1, entry)
+
+    def _create(self, log: str, number: int, entry: Mapping[str, Any]) -> bool:
+        whole = {"worker": self.fleet.name, **entry}
+        data = json.dumps(whole, ensure_ascii=False).encode() + b"\n"
+        if not self.store.create(_path(log, number), data, durably="claimed" not in entry):
+            return False
+        self._log(log).entries[number] = whole
+        return True
 
     def close(self) -> None:
-        """Close and unlock the journal."""
-        self._file.close()
-        self._lock.close()
+        """Release what this worker holds, and leave no trace of a run that could not start."""
+        self.fleet.stop()
+        self.fleet.forget_dead(workers_of_store(self.store))
+        if not self._others():
+            for stem in (f"{_FOLDER}/", "_run"):
+                self.store.remove_unfinished(stem)
+        if self._begins and self.arguments is None:
+            for number in self._log(_RUN).entries:
+                self.store.remove(_path(_RUN, number))
+            if self._is_new:
+                self.store.remove_empty(_FOLDER)
+                self.store.remove_empty("")
 
 
-def header_of_journal(path: Path) -> dict[str, Any] | None:
-    """Return the arguments of a journal, or ``None`` if the file is missing.
+_WORKER = re.compile(r"worker-(.+)\.json")
+
+
+def state_of_store(store: Store) -> JournalState:
+    """Read a folder's journal.
 
     Raises:
-        CorpusError: the file is not a journal of a known version.
+        CorpusError: the folder holds no journal of this version, or cannot be read.
     """
+    state = JournalState(store)
+    if store.exists():
+        _require_current_layout(store)
+        state.refresh()
+    if state.arguments is None:
+        raise CorpusError(
+            f"{store.location} holds no output of babeltower embed: it has no {_FOLDER}. Pass a folder that "
+            "babeltower embed wrote."
+        )
+    return state
+
+
+def is_former_journal(name: str) -> bool:
+    """Return True for the name of a journal of version 1 or 2."""
+    return _FORMER.fullmatch(name) is not None
+
+
+def workers_of_store(store: Store) -> list[str]:
+    """Return the names of the workers that have a file in the journal; they may be dead."""
+    return [match[1] for name in sorted(store.names(_FOLDER)) if (match := _WORKER.fullmatch(name))]
+
+
+def sizes_of_files(store: Store) -> dict[str, int]:
+    """Return the size of each file of a part, recorded or not."""
+    return {
+        f"{folder}{name}": size
+        for folder in ("", f"{BAD_ROWS}/", "_npy/")
+        for name, size in store.names(folder.rstrip("/")).items()
+        if name.startswith("part-")
+    }
+
+
+def files_of_part(part: int) -> tuple[str, str, str]:
+    """Return the names of the files that a part may have: vectors, bad rows, array."""
+    stem = part_name(part)
+    return f"{stem}.parquet", f"{BAD_ROWS}/{stem}.parquet", f"_npy/{stem}.npy"
+
+
+def computations_of_folder(location: Path) -> list[Computation]:
+    """Return the distinct computations of a folder's parts, also of one that an older babeltower wrote."""
+    store = store_from_location(location)
+    if not location.is_dir():
+        return []
+    former = [name for name in store.names() if is_former_journal(name)]
+    if not former:
+        state = JournalState(store)
+        state.refresh()
+        return state.computations
+    found: list[Computation] = []
+    for name in sorted(former):
+        for line in (store.read(name) or b"").splitlines():
+            entry = _entry_from_bytes(line)
+            if entry is None:
+                break
+            if isinstance(entry.get("computation"), dict) and entry["computation"] not in found:
+                found.append(entry["computation"])
+    return found
+
+
+def _check_conditional_writes(store: Store) -> None:
+    from runtime.corpus.stores.objects import ObjectStore
+
+    if isinstance(store, ObjectStore):
+        store.require_conditional_writes(f"{_FOLDER}/probe-{time.time_ns():x}")
+
+
+def _entry(log: str, number: int) -> str:
+    return f"{log}.{number:04d}.json"
+
+
+def _path(log: str, number: int) -> str:
+    return f"{_FOLDER}/{_entry(log, number)}"
+
+
+def _entry_from_bytes(data: bytes) -> Mapping[str, Any] | None:
+    """Decode an entry; ``None`` if it was cut short, which only a file system without links allows."""
     try:
-        with path.open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
-        if header["journal"] not in (1, VERSION):
-            raise ValueError(f"it has version {header['journal']}")
-        arguments: dict[str, Any] = header["arguments"]
-    except FileNotFoundError:
+        entry = json.loads(data)
+    except ValueError:
         return None
-    except NotADirectoryError:
-        raise CorpusError(
-            f"{path.parent} is not a folder, so no output can be written to it. Choose another output folder."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(
-            f"{path} is not a journal that this babeltower can read ({error}). Choose another output folder."
-        ) from error
-    return arguments
+    return entry if isinstance(entry, dict) else None
 
 
-def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _record_from_entry(data: Mapping[str, Any]) -> PartRecord:
+    names = {field.name for field in fields(PartRecord)}
+    return PartRecord(**{name: value for name, value in data.items() if name in names})
+
+
+def _require_version(entry: Mapping[str, Any], store: Store) -> None:
+    if entry.get("journal") != VERSION:
+        raise CorpusError(
+            f"{store.location} has a journal of version {entry.get('journal')}; this babeltower reads "
+            f"{VERSION}. Use the babeltower that wrote it, or choose another output folder."
+        )
+
+
+def _require_current_layout(store: Store) -> None:
+    former = sorted(name for name in store.names() if is_former_journal(name))
+    if former:
+        raise CorpusError(
+            f"{store.path(former[0])} is a journal of an older babeltower, whose run this one cannot go on "
+            "with. Its vectors can be indexed and searched if the run is finished; else finish it with that "
+            "babeltower, or choose another output folder."
+        )
+
+
+def _require_same(location: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Check that the arguments are those of the journal.
 
     Raises:
@@ -259,51 +611,6 @@ def _require_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]
     if differing:
         remark = remark_on_vectors(str(found.get("fingerprint")), str(asked.get("fingerprint")))
         raise CorpusError(
-            f"{path} belongs to a run with other arguments: {'; '.join(differing)}. Run the original command "
-            f"to resume it, or choose another output folder.{remark}"
+            f"{location} belongs to a run with other arguments: {'; '.join(differing)}. Run the original "
+            f"command to resume it, or choose another output folder.{remark}"
         )
-
-
-def _header_line(arguments: Mapping[str, Any]) -> str:
-    return json.dumps({"journal": VERSION, "arguments": arguments}, ensure_ascii=False) + "\n"
-
-
-def computations_of_folder(folder: Path, *, but: Path | None = None) -> list[Computation]:
-    """Return the distinct computations recorded in a folder's journals; version 1 recorded none."""
-    found: list[Computation] = []
-    for path in sorted(folder.glob("journal*.jsonl")):
-        if path != but:
-            found += [each for each in _computations_of_journal(path) if each not in found]
-    return found
-
-
-def _computations_of_journal(path: Path) -> list[Computation]:
-    """Return the computations of a journal's parts; an incomplete line ends the journal."""
-    found: list[Computation] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(record, dict) and isinstance(record.get("computation"), dict):
-            found.append(record["computation"])
-    return found
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise CorpusError(f"Another run is writing {path}. Wait for it to finish, or stop it.") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.corpus.computation import Computation, ComputationChange
 from runtime.corpus.engines import EngineChoice
+from runtime.corpus.folder.leases import LEASE_S
 from runtime.corpus.journal import PartRecord, Shard
 from runtime.corpus.pipeline import Observer
 from runtime.corpus.rows import Columns
@@ -25,6 +26,8 @@ ROWS_PER_PART = 32_768
 MAX_BATCH_TOKENS = 1_024
 """Texts × padded length of one batch on a CPU; see ``runtime/preprocessing/buckets.py`` for a GPU."""
 MAX_BAD_SHARE = 0.5
+
+_SHORTEST_LEASE_S, _LONGEST_LEASE_S = 1.0, 86_400.0
 
 _MOST = 100_000_000
 """Largest number of rows or tokens that an option may name."""
@@ -53,7 +56,10 @@ class Options:
         retry_bad: Kinds of bad rows, such as ``missing-file``: finished parts with any are embedded again.
         recheck_input: Read the finished parts of a source again whose files were changed, and embed those
             whose rows differ from what was read before.
-        npy: Also write the vectors as NumPy arrays.
+        append: Go on with a folder to whose source files were added, after all others.
+        keep: Columns of the source that are written beside the vectors; of Parquet, Arrow and datasets.
+        npy: Also write the vectors as NumPy arrays, in ``_npy``.
+        lease_s: Seconds without a sign of life after which another worker takes over a worker's parts.
         cache: As in ``Encoder.open``.
     """
 
@@ -73,7 +79,10 @@ class Options:
     accept_changed: tuple[ComputationChange, ...] = ()
     retry_bad: tuple[str, ...] = ()
     recheck_input: bool = False
+    append: bool = False
+    keep: tuple[str, ...] = ()
     npy: bool = False
+    lease_s: float = LEASE_S
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +92,10 @@ class Options:
                 require_count(value, name)
                 if value > _MOST:
                     raise InputError(f"{name} is {value}; expected at most {_MOST:,}.")
+        if not _SHORTEST_LEASE_S <= self.lease_s <= _LONGEST_LEASE_S:
+            raise InputError(
+                f"lease_s is {self.lease_s}; expected {_SHORTEST_LEASE_S} to {_LONGEST_LEASE_S} seconds."
+            )
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"max_bad_share is {self.max_bad_share}; expected a share from 0 to 1.")
 
@@ -93,16 +106,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Summary of a run, stored as ``run.json``.
+    """Summary of a run, stored as ``_run.json``.
 
     Attributes:
         arguments: Arguments that determine the output, as in the journal.
         source: Source as named by the caller.
-        total: Counts over all parts of this shard in the folder, including those of earlier runs.
+        total: Counts over all parts of this shard in the folder, also those of other workers and runs.
         this_run: Counts over the parts embedded by this process.
         bad_kinds: Kind of problem → number of rows, over all parts.
-        computations: Computations of the parts, in order of first use; parts of version 1 journals have
-            none recorded.
+        computations: Computations of the parts, in the order in which they were first recorded.
         notes: Remarks for users of the vectors on how they were computed.
         bad_files: Files of the source that were set aside, by this or an earlier run.
         seconds: Wall-clock time from the first row read to the last part written; ``cpu_seconds`` is the

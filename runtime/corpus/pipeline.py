@@ -29,6 +29,9 @@ _POLL_S = 0.1
 _DONE_AHEAD = 256
 """Batches of vectors that may wait to be written."""
 
+_OPEN_PARTS = 3
+"""Parts that may be unfinished at once: the reader waits, so that other workers find parts to claim."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -265,6 +268,7 @@ def embedded_parts(
     """
     stop = threading.Event()
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
+    open_parts = _Channel(_OPEN_PARTS, stop)
     alive = threading.Semaphore(workers.preparers - 1)
 
     unread: list[Exception] = []
@@ -276,6 +280,7 @@ def embedded_parts(
                 if last is None or last.part != piece.part:
                     if last is not None:
                         done.put(_PartEnd(last.part, last.rows.stop))
+                    open_parts.put(piece.part)
                     done.put(_PartBegin(piece.part))  # before any of its slices: parts begin in order
                 raw.put(piece)
                 last = piece
@@ -283,6 +288,8 @@ def embedded_parts(
             raise
         except Exception as error:  # raised once the parts before it are done; the part under way is left
             unread.append(error)
+            if last is not None and last.rows.stop % rows_per_part == 0:
+                done.put(_PartEnd(last.part, last.rows.stop))
         else:
             if last is not None:
                 done.put(_PartEnd(last.part, last.rows.stop))
@@ -320,7 +327,9 @@ def embedded_parts(
         thread.start()
     try:
         assemblies = _Assemblies(dim, rows_per_part, has_ids, observe or (lambda n_rows, counts: None))
-        yield from assemblies.finished(done, n_towers=workers.towers)
+        for part in assemblies.finished(done, n_towers=workers.towers):
+            open_parts.get()
+            yield part
         if unread:
             raise unread[0]
     finally:

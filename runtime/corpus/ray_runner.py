@@ -210,7 +210,7 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
     counts = _rows_of_files(ray, job.source)
     job.n_rows = sum(counts)
     size = job.options.rows_per_part
-    parts = frozenset(part for part in range(-(-job.n_rows // size)) if job.pending(part))
+    parts = frozenset(part for part in range(-(-job.n_rows // size)) if job.claim(part))
     sent = pickle.dumps(
         _Work(job.model, job.source, job.options, job.choice, job.dim, parts, job.computation)
     )

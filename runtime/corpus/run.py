@@ -11,22 +11,22 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from runtime.corpus.atomic import write_atomically
 from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.files import require_utf8
+from runtime.corpus.folder.kept import KeptColumns
 from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds
-from runtime.corpus.input_record import InputRecord, LocalFolder
+from runtime.corpus.input_record import InputRecord
 from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
-from runtime.corpus.journal import Journal, PartRecord, header_of_journal
+from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
 from runtime.corpus.options import Options, RunRecord, Watcher
-from runtime.corpus.output import LAYOUT_VERSION, PartWriter
+from runtime.corpus.output import LAYOUT_VERSION, PartTakenOverError, PartWriter, encoding_metadata
 from runtime.corpus.pipeline import EmbeddedPart, whole_parts
 from runtime.corpus.slices import Counts
 from runtime.corpus.sources import Source, open_source
+from runtime.corpus.stores import Store, store_from_location
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
@@ -37,6 +37,11 @@ __all__ = ["embed_corpus"]
 
 _ROWS_BEFORE_JUDGING = 1_000
 """Rows after which too many bad rows may stop a run; the share is always checked at the end."""
+
+_POLL_S = 0.5
+"""Seconds between looks at the journal while other workers hold every part that is left."""
+
+_Writing: TypeAlias = "tuple[int, Future[PartRecord]]"
 
 
 def embed_corpus(
@@ -53,7 +58,8 @@ def embed_corpus(
     Args:
         model: ``REPOSITORY/NAME``, or the address of a server that serves it.
         source: A path, folder, glob or URL; a table in memory; or an iterable of texts, images or mappings.
-        out: Output folder.
+        out: Output folder: a path, or a URL of fsspec such as ``s3://bucket/folder``. Any number of processes
+            may embed the same corpus into it at once; each claims the next parts.
         execute: Executor of the job; default: threads of this process.
 
     Raises:
@@ -62,27 +68,27 @@ def embed_corpus(
         InputError: the source cannot be read, or the folder's name is not UTF-8.
         ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
-    options, watcher, folder = options or Options(), watcher or Watcher(), Path(out)
+    options, watcher, store = options or Options(), watcher or Watcher(), store_from_location(out)
     location = model_location(model)
-    require_utf8(str(folder))
+    require_utf8(store.location)
     opened = open_source(
         source,
         columns=options.columns,
         format=options.format,
         reading=options.reading,
         name=options.name,
-        exclude=folder,
+        exclude=None if "://" in store.location else store.location,
     )
-    record = InputRecord(LocalFolder(folder))
+    record = InputRecord(store)
     if not options.recheck_input:
-        record.require_same_files(opened)
-    known = header_of_journal(folder / f"journal{options.shard.suffix}.jsonl")
-    encoder, choice = _opened(location, opened, options, known)
-    with encoder:
-        arguments = _arguments(encoder, opened, options, choice)
-        computation = computation_of(encoder, choice, opened.modality)  # may fail; nothing is written yet
-        journal = Journal(folder, options.shard, arguments)
-        try:
+        record.require_same_files(opened, append=options.append)
+    KeptColumns.of(opened, options.keep)  # fails here if a column is missing: nothing is written yet
+    with Journal(store, lease_s=options.lease_s) as journal:
+        encoder, choice = _opened(location, opened, options, journal.known_arguments())
+        with encoder:
+            arguments = _arguments(encoder, opened, options, choice)
+            computation = computation_of(encoder, choice, opened.modality)
+            journal.agree(arguments, may_differ={"source"} if options.append else frozenset())
             job = Job(
                 location,
                 encoder,
@@ -90,15 +96,14 @@ def embed_corpus(
                 options,
                 choice,
                 int(arguments["dim"]),
-                lambda part: options.shard.has(part) and part not in journal.done,
+                lambda part: options.shard.has(part) and journal.wants(part),
+                lambda part: options.shard.has(part) and journal.claim(part),
                 watcher.observe,
                 computation,
             )
             agree_on_input(job, journal, record)
-            run = _Run(job, journal, arguments, folder, record, watcher, execute or parts_in_process)
+            run = _Run(job, journal, arguments, store, record, watcher, execute or parts_in_process)
             return run.record()
-        finally:
-            journal.close()
 
 
 def _opened(
@@ -133,7 +138,7 @@ def _arguments(encoder: Encoder, source: Source, options: Options, choice: Engin
         "max_batch_tokens": options.batch_tokens(on_gpu=runs_on_gpu(encoder)),
         "max_pixels": options.max_pixels,
         "npy": options.npy,
-        "shards": options.shard.count,
+        "keep": list(options.keep),
     }
 
 
@@ -142,52 +147,65 @@ class _Run:
     job: Job
     journal: Journal
     arguments: Mapping[str, Any]
-    folder: Path
+    store: Store
     input_record: InputRecord
     watcher: Watcher
     execute: Executor
 
     def record(self) -> RunRecord:
-        before, was_former = set(self.journal.done), self.journal.is_former
+        before = set(self.journal.done)
         if not self._is_finished():
             self.journal.begin(self.job.computation, self.job.options.accept_changed)
         encoder = self.job.encoder if self.execute is parts_in_process else None
         if isinstance(encoder, LocalEncoder) and not self._is_finished():
             encoder.open_tower(self.job.source.modality)  # not part of the measured time
         started, cpu_started = time.perf_counter(), _cpu_seconds()
-        done_before = sum(record.rows for record in self.journal.done.values())
+        done_before = sum(record.rows for record in self._done().values())
         self.watcher.started(self.job.source, self.job.choice, self._rows_in_all(), done_before)
-        if not self._is_finished():
-            writer = self._writer()
-            writer.remove_unfinished(self.job.options.shard.has)
-            writer.remove_stale(self.journal.done)
-            self._write(writer)
-            writer.remove_stale(self.journal.done)
+        while not self._is_finished():
+            self.journal.begin_pass()
+            self._write(self._writer())
+            self._await_others()
         self._judge(at_end=True)
-        done = self.journal.done
+        done = self._done()
         kinds: Counter[str] = Counter()
         for part in done.values():
             kinds.update(part.bad_kinds)
+        here = self.journal.finished_here
         record = RunRecord(
             arguments=self.arguments,
             source=self.job.source.name,
             engine=asdict(self.job.choice),
             total=sum((_counts(part) for part in done.values()), Counts()),
-            this_run=sum((_counts(part) for number, part in done.items() if number not in before), Counts()),
+            this_run=sum((_counts(part) for number, part in done.items() if number in here), Counts()),
             bad_kinds=dict(sorted(kinds.items())),
             parts=len(done),
-            parts_done_before=len(before),
+            parts_done_before=len(before & done.keys()),
             seconds=time.perf_counter() - started,
             cpu_seconds=_cpu_seconds() - cpu_started,
             cores=n_cores(),
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             computations=tuple(self.journal.computations),
-            notes=tuple(_notes(self.journal, was_former=was_former)),
+            notes=tuple(_notes(self.journal)),
             bad_files=self.input_record.with_bad_files(self.job.source.bad_files),
         )
         self._save(record)
         return record
+
+    def _done(self) -> dict[int, PartRecord]:
+        """Return the finished parts of this shard."""
+        has = self.job.options.shard.has
+        return {number: part for number, part in sorted(self.journal.done.items()) if has(number)}
+
+    def _await_others(self) -> None:
+        """Wait while every unfinished part of this shard is held by another worker that is alive."""
+        while True:
+            unfinished = list(self.journal.unfinished(self.job.options.shard))
+            if not unfinished or any(is_free for _, is_free in unfinished):
+                return
+            time.sleep(_POLL_S)
+            self.journal.begin_pass()
 
     def _writer(self) -> PartWriter:
         arguments = self.arguments
@@ -198,18 +216,21 @@ class _Run:
                 for name in ("model", "precision", "engine", "fingerprint", "dim", "encoding", "modality")
             },
             "source": self.job.source.name,
+            **encoding_metadata(self.job.options.encoding),
         }
         return PartWriter(
-            self.folder,
+            self.store,
             self.job.source.id_type,
             self.job.options.encoding,
             {f"babeltower.{name}": value for name, value in metadata.items()},
             self.job.options.npy,
+            self.journal.holds,
+            KeptColumns.of(self.job.source, self.job.options.keep),
+            self.job.options.rows_per_part,
         )
 
     def _is_finished(self) -> bool:
-        n_rows, size = self.journal.n_rows, self.job.options.rows_per_part
-        return n_rows is not None and not any(map(self.job.pending, range(-(-n_rows // size))))
+        return self.journal.n_rows is not None and not any(self.journal.unfinished(self.job.options.shard))
 
     def _rows_in_all(self) -> int | None:
         """Return this shard's number of rows; ``None`` if the source must be read to tell."""
@@ -224,62 +245,67 @@ class _Run:
         return len(whole) * size + tail
 
     def _write(self, writer: PartWriter) -> None:
-        """Embed the pending parts, writing one while the next is computed."""
-        writing: Future[PartRecord] | None = None
+        """Embed the parts that can be claimed, writing one while the next is computed."""
+        writing: _Writing | None = None
         parts = self.execute(self.job)
         with ThreadPoolExecutor(1, "babeltower-write") as pool, contextlib.ExitStack() as stack:
             if isinstance(parts, Generator):  # its threads end with this run, also after an interruption
                 stack.enter_context(contextlib.closing(parts))
             try:
                 for part in whole_parts(parts):
-                    writing = self._noted(writing, pool.submit(self._written, writer, part))
-            except BaseException:  # what ends the source keeps the parts before
-                self._noted(writing, None)
+                    writing, before = (part.number, pool.submit(self._written, writer, part)), writing
+                    self._note(before)
+            except BaseException:  # what stops the source keeps the parts before
+                self._note(writing)
                 raise
-            self._noted(writing, None)
+            self._note(writing)
         self.journal.end(self.job.n_rows)
 
     def _written(self, writer: PartWriter, part: EmbeddedPart) -> PartRecord:
         self.input_record.write_pictures(part.number, part.pictures)
         return writer.write(part)
 
-    def _noted(
-        self, written: Future[PartRecord] | None, following: Future[PartRecord] | None
-    ) -> Future[PartRecord] | None:
-        if written is not None:
-            record = written.result()
-            self.journal.add(record)
+    def _note(self, writing: _Writing | None) -> None:
+        """Record a part once it is written, unless another worker took it over."""
+        if writing is None:
+            return
+        part, future = writing
+        try:
+            record = future.result()
+        except PartTakenOverError:
+            self.journal.drop(part)
+            return
+        except CorpusError:
+            if self.journal.holds(part):
+                raise
+            self.journal.drop(part)  # the other worker removed the half-written file
+            return
+        if self.journal.finish(record):
             self.watcher.part_done(record)
             self._judge(at_end=False)
-        return following
 
     def _judge(self, *, at_end: bool) -> None:
-        rows = sum(part.rows for part in self.journal.done.values())
-        bad = sum(part.counts.get("bad", 0) for part in self.journal.done.values())
+        done = self._done()
+        rows = sum(part.rows for part in done.values())
+        bad = sum(part.counts.get("bad", 0) for part in done.values())
         if bad > self.job.options.max_bad_share * rows and (at_end or rows >= _ROWS_BEFORE_JUDGING):
             kinds: Counter[str] = Counter()
-            for part in self.journal.done.values():
+            for part in done.values():
                 kinds.update(part.bad_kinds)
             raise CorpusError(
                 f"{bad} of {rows} rows are bad, a share of {bad / rows:.1%}; the limit is "
                 f"{self.job.options.max_bad_share:.1%}. Kinds: {dict(kinds.most_common())}; each row's "
-                f"reason is in {self.folder / 'bad-rows'}. Fix the source, or raise --max-bad-share."
+                f"reason is in {self.store.path(BAD_ROWS)}. Fix the source, or raise --max-bad-share."
                 + remedy_of_kinds(kinds, self.job.source.columns)
             )
 
     def _save(self, record: RunRecord) -> None:
         data = {**asdict(record), "padding_share": record.padding_share}
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        path = self.folder / f"run{self.job.options.shard.suffix}.json"
-        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        self.store.replace(f"_run{self.job.options.shard.suffix}.json", text.encode())
 
 
-def _notes(journal: Journal, *, was_former: bool) -> Iterator[str]:
-    if was_former:
-        yield (
-            "the journal was begun by an older babeltower, which did not record graphs, engine version and "
-            "processor: it is unknown whether all parts were computed alike"
-        )
+def _notes(journal: Journal) -> Iterator[str]:
     for changed in map(differences, journal.computations, journal.computations[1:]):
         yield f"the computation changed between parts, as accepted: {'; '.join(changed.values())}"
 

@@ -25,12 +25,22 @@ from runtime.indexes.folder import IdsFile, require_free
 from runtime.indexes.memory import require_memory
 from runtime.indexes.plan import Kind, Plan, Settings
 from runtime.indexes.recall import IndexedRows, K, best_point, points_from_index
-from runtime.indexes.record import IDS_FILE, INDEX_FILE, VERSION, IndexRecall, IndexRecord, OperatingPoint
+from runtime.indexes.record import (
+    IDS_FILE,
+    INDEX_FILE,
+    TRAINED_FILE,
+    VERSION,
+    IndexedPart,
+    IndexRecall,
+    IndexRecord,
+    OperatingPoint,
+    Segment,
+)
 from runtime.indexes.shards import VectorShards
 from runtime.machine import n_cores
-from runtime.storage import staged_folder
+from runtime.storage import sha256_of_file, staged_folder
 
-__all__ = ["Progress", "index_from_vectors"]
+__all__ = ["Progress", "index_from_vectors", "parts_of_shards"]
 
 Progress = Callable[[str, int, int], None]
 """Callback with a step's name, the finished count and the total, in rows or queries."""
@@ -58,7 +68,7 @@ def index_from_vectors(
 
     Args:
         vectors: Folder written by ``babeltower embed``, or one of its Parquet files.
-        out: Folder to write: ``index.faiss``, ``ids.arrow`` and ``index.json``.
+        out: Folder to write: ``index.faiss``, ``ids.arrow`` (ids and kept columns) and ``index.json``.
         queries: Query vectors of the same space for the measurement; default: held-out rows. Text vectors are
             distributed differently from image vectors, so measure an image index for text search with texts.
         n_queries: Queries in the measurement; at most a tenth of the rows is held out.
@@ -167,18 +177,21 @@ class _Build:
     def into(self, folder: Path, target_recall: float, *, effort: int | None) -> IndexRecord:
         space = self.shards.space
         index = self._trained_index()
+        if len(self.training):
+            faiss_index.save(index, folder / TRAINED_FILE)
         asked = self.asked or _Asked("held-out rows", self.shards.rows(self.held_out))
         queries = space.decoded_queries(asked.stored)
         self.clock.lap("read queries")
         nearest = Nearest(len(queries), K)
-        with IdsFile.create(folder / IDS_FILE, self.shards.id_type) as ids:
-            last_ids = self._fill(index, queries, nearest, ids)
+        with IdsFile.create(folder / IDS_FILE, self.shards.shards[0].schema) as rows:
+            last_rows = self._fill(index, queries, nearest, rows)
             self.clock.lap("add")
             points = self._measured(index, queries, nearest, effort)
             self.clock.lap("measure")
             if len(self.held_out):
                 faiss_index.add(index, space, asked.stored)
-                ids.write(last_ids)
+                for held, part in last_rows:
+                    rows.write(held, np.full(held.num_rows, part, dtype=np.int32))
         self.progress("writing", 0, len(self.shards))
         faiss_index.save(index, folder / INDEX_FILE)
         self.clock.lap("write")
@@ -196,11 +209,14 @@ class _Build:
             self.clock.lap("train")
         return index
 
-    def _fill(self, index: Any, queries: NDArray[np.float32], nearest: Nearest, ids: IdsFile) -> list[Any]:
-        """Add all rows except the held-out ones, and return the ids of the latter."""
+    def _fill(
+        self, index: Any, queries: NDArray[np.float32], nearest: Nearest, rows: IdsFile
+    ) -> list[tuple[Any, int]]:
+        """Add all rows except the held-out ones, and return the ids and parts of the latter."""
         space, start = self.shards.space, 0
-        last_ids = []
-        for block in self.shards.blocks():
+        last_rows = []
+        blocks = ((n, block) for n, shard in enumerate(self.shards.shards) for block in shard.blocks())
+        for part, block in blocks:
             end = start + len(block.vectors)
             low, high = np.searchsorted(self.held_out, [start, end])
             kept = np.ones(len(block.vectors), dtype=np.bool_)
@@ -208,11 +224,11 @@ class _Build:
             vectors = block.vectors[kept]
             faiss_index.add(index, space, vectors)
             nearest.see(space.scale * (queries @ space.decoded(vectors).T))
-            ids.write([block.ids.filter(kept)])
-            last_ids.append(block.ids.filter(~kept))
+            rows.write(block.rows.filter(kept), np.full(len(vectors), part, dtype=np.int32))
+            last_rows.append((block.rows.filter(~kept), part))
             start = end
             self.progress("adding", start, len(self.shards))
-        return last_ids
+        return last_rows
 
     def _measured(
         self, index: Any, queries: NDArray[np.float32], nearest: Nearest, effort: int | None
@@ -238,11 +254,20 @@ class _Build:
             model=shards.model,
             modality=shards.modality,
             source=shards.source,
-            file_bytes={name: (folder / name).stat().st_size for name in (INDEX_FILE, IDS_FILE)},
+            file_bytes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
             recall=recall,
             seconds={step: round(spent, 3) for step, spent in self.clock.seconds.items()},
             seed=self.plan.seed,
             faiss=str(faiss().__version__),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             computations=tuple(computations_of_folder(shards.location)),
+            file_sha256={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            segments=(Segment(INDEX_FILE, IDS_FILE, len(shards)),),
+            parts=tuple(parts_of_shards(shards, first=0)),
         )
+
+
+def parts_of_shards(shards: VectorShards, *, first: int) -> Iterator[IndexedPart]:
+    """Describe the files of vectors that an index holds, numbered from ``first``."""
+    for number, shard in enumerate(shards.shards, first):
+        yield IndexedPart(number, shard.path.name, shard.sha256 or sha256_of_file(shard.path), shard.n_rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -32,10 +33,16 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result; ``score`` is the cosine, or for binary vectors the share of equal bits in -1..1."""
+    """One search result.
+
+    Attributes:
+        score: Cosine, or for binary vectors the share of equal bits in -1..1.
+        kept: Columns that ``babeltower embed --keep`` carried through.
+    """
 
     id: str
     score: float
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

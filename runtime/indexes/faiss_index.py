@@ -12,14 +12,17 @@ from runtime.counts import require_threads
 from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
 from runtime.errors import InputError
 from runtime.extras import faiss
+from runtime.indexes.cascade import Cascade, cascade_from_file, is_cascade_file
 from runtime.indexes.plan import Kind, Plan, Refinement
 from runtime.indexes.space import Space
 
 __all__ = [
     "add",
+    "best_first",
     "index_from_file",
     "index_from_plan",
     "neighbours",
+    "rows_of_index",
     "save",
     "train",
     "use_threads",
@@ -56,6 +59,8 @@ def index_from_plan(plan: Plan) -> Any:
             return library.IndexRefine(index, _refining_rows(refine, plan.space))
         case Kind.HNSW:
             return _hnsw_index(plan)
+        case Kind.CASCADE:
+            return Cascade(plan.space.dim, plan.space.encoding)
 
 
 def train(index: Any, vectors: NDArray[np.float32]) -> None:
@@ -76,17 +81,28 @@ def add(index: Any, space: Space, vectors: NDArray[Any]) -> None:
 
 
 def neighbours(
-    index: Any, space: Space, queries: NDArray[np.float32], *, k: int, effort: int | None
+    index: Any,
+    space: Space,
+    queries: NDArray[np.float32],
+    *,
+    k: int,
+    effort: int | None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Search the index: rows found for every query, best first; equal scores in row order.
 
     Args:
         queries: float32 (queries, dim), as returned by ``Space.decoded_queries``.
         effort: See ``Settings``.
+        allowed: bool (rows,): rows that may be found; default: all.
 
     Returns:
         float32 scores and int64 row numbers, both (queries, k); row -1 if the index found fewer.
     """
+    if isinstance(index, Cascade):
+        return best_first(*index.neighbours(queries, k=k, effort=effort or k, allowed=allowed))
+    if allowed is not None:
+        return _allowed_neighbours(index, space, queries, k, effort, allowed)
     k = min(k, index.ntotal)
     parameters = _search_parameters(index, effort, k)
     if space.encoding is Encoding.BINARY:
@@ -94,8 +110,86 @@ def neighbours(
         scores = np.where(rows < 0, -np.inf, 1 - 2 * distances / space.dim).astype(np.float32)
     else:
         scores, rows = index.search(np.ascontiguousarray(queries), k, params=parameters)
+    return best_first(scores, rows)
+
+
+def best_first(
+    scores: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Sort the rows found for every query, best first; equal scores in row order, row -1 last."""
     order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+_FEW = 0.1
+"""Share of allowed rows below which a graph is not walked, since most of its rows would be refused."""
+
+
+def _allowed_neighbours(
+    index: Any,
+    space: Space,
+    queries: NDArray[np.float32],
+    k: int,
+    effort: int | None,
+    allowed: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search among some rows, with rising effort until ``k`` of them are found."""
+    library = faiss()
+    n_allowed = int(allowed.sum())
+    k = min(k, n_allowed)
+    if k == 0:
+        return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+    if isinstance(index, (library.IndexHNSW, library.IndexBinaryHNSW)) and n_allowed < _FEW * index.ntotal:
+        is_binary = space.encoding is Encoding.BINARY
+        downcast = library.downcast_IndexBinary if is_binary else library.downcast_index
+        index = downcast(index.storage)
+        effort = None
+    if space.encoding is Encoding.BINARY:
+        return _filtered_neighbours(index, space, queries, k, effort, allowed)
+    bits = np.packbits(allowed, bitorder="little")
+    selector = library.IDSelectorBitmap(bits)
+    while True:
+        parameters = _search_parameters(index, effort, k, selector)
+        scores, rows = index.search(np.ascontiguousarray(queries), k, params=parameters)
+        if effort is None or effort >= index.ntotal or (rows >= 0).all():
+            return best_first(scores, rows)
+        effort *= 2
+
+
+def _filtered_neighbours(
+    index: Any,
+    space: Space,
+    queries: NDArray[np.float32],
+    k: int,
+    effort: int | None,
+    allowed: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search for more rows until ``k`` allowed ones are found: binary indexes of FAISS take no selector."""
+    wanted = k
+    while True:
+        wanted = min(2 * wanted, index.ntotal)
+        raised = None if effort is None else max(effort, wanted)
+        scores, rows = neighbours(index, space, queries, k=wanted, effort=raised)
+        is_good = (rows >= 0) & allowed[np.maximum(rows, 0)]
+        if wanted == index.ntotal or (is_good.sum(axis=1) >= k).all():
+            scores = np.where(is_good, scores, -np.inf).astype(np.float32)
+            scores, rows = best_first(scores, np.where(is_good, rows, -1))
+            return scores[:, :k], rows[:, :k]
+
+
+def rows_of_index(index: Any, space: Space, start: int, n_rows: int) -> NDArray[Any]:
+    """Return rows as the index keeps them: float32 (n, dim), or uint8 (n, ceil(dim / 8)) of packed bits."""
+    library = faiss()
+    if space.encoding is Encoding.BINARY:
+        storage = index.storage if isinstance(index, library.IndexBinaryHNSW) else index
+        flat = library.downcast_IndexBinary(storage)
+        codes = library.vector_to_array(flat.xb).reshape(flat.ntotal, -1)
+        rows: NDArray[Any] = codes[start : start + n_rows]
+        return rows
+    if isinstance(index, library.IndexIVF):
+        index.make_direct_map()
+    found: NDArray[np.float32] = index.reconstruct_n(start, n_rows)
+    return found
 
 
 def save(index: Any, path: Path) -> None:
@@ -105,6 +199,8 @@ def save(index: Any, path: Path) -> None:
         InputError: the file cannot be written.
     """
     library = faiss()
+    if isinstance(index, Cascade):
+        return index.save(path)
     try:
         if isinstance(index, library.IndexBinary):
             library.write_index_binary(index, str(path))
@@ -114,32 +210,36 @@ def save(index: Any, path: Path) -> None:
         raise InputError(f"{path} cannot be written ({error}). Is the disk full?") from error
 
 
-def index_from_file(path: Path, space: Space) -> Any:
-    """Open an index written by ``save``, memory-mapped.
+def index_from_file(path: Path, space: Space, *, in_memory: bool = False) -> Any:
+    """Open an index written by ``save``, memory-mapped, or to add rows to in memory.
 
     Raises:
         InputError: the file is not a FAISS index, or not one of this encoding.
     """
+    if is_cascade_file(path):
+        return cascade_from_file(path)
     library = faiss()
+    flags = 0 if in_memory else library.IO_FLAG_MMAP_IFC
     try:
         if space.encoding is Encoding.BINARY:
-            return library.read_index_binary(str(path), library.IO_FLAG_MMAP_IFC)
-        return library.read_index(str(path), library.IO_FLAG_MMAP_IFC)
+            return library.read_index_binary(str(path), flags)
+        return library.read_index(str(path), flags)
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read by FAISS ({error}). Build the index again.") from error
 
 
-def _search_parameters(index: Any, effort: int | None, k: int) -> Any:
+def _search_parameters(index: Any, effort: int | None, k: int, selector: Any = None) -> Any:
     """Return per-search parameters, so that threads may search one index with different efforts."""
     library = faiss()
+    allowed = {} if selector is None else {"sel": selector}
     if effort is None:
-        return None
+        return library.SearchParameters(**allowed) if allowed else None
     if isinstance(index, library.IndexRefine):
-        lists = library.SearchParametersIVF(nprobe=effort)
+        lists = library.SearchParametersIVF(nprobe=effort, **allowed)
         return library.IndexRefineSearchParameters(k_factor=_REFINE_FACTOR, base_index_params=lists)
     if isinstance(index, library.IndexIVF):
-        return library.SearchParametersIVF(nprobe=effort)
-    return library.SearchParametersHNSW(efSearch=max(effort, k))
+        return library.SearchParametersIVF(nprobe=effort, **allowed)
+    return library.SearchParametersHNSW(efSearch=max(effort, k), **allowed)
 
 
 def _binary_index(plan: Plan) -> Any:

@@ -1,8 +1,8 @@
-"""Index folder, written to a temporary sibling and renamed when complete, and its file of ids."""
+"""Index folder, written to a temporary sibling and renamed when complete, and its files of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from runtime.errors import InputError
 from runtime.extras import pyarrow
+from runtime.indexes.conditions import PART_COLUMN
 from runtime.indexes.record import RECORD_FILE
 
-__all__ = ["IdsFile", "ids_from_file", "ids_of_rows", "require_free"]
+__all__ = ["IdsFile", "require_free", "rows_by_number", "rows_from_file"]
 
 
 class IdsFile:
-    """Writer of ids to an Arrow file; open it with ``create``."""
+    """Writer of ids and kept columns to an Arrow file; open it with ``create``."""
 
     def __init__(self, writer: Any, schema: Any) -> None:
         self._writer = writer
@@ -26,40 +27,44 @@ class IdsFile:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, id_type: str) -> Iterator[IdsFile]:
+    def create(cls, path: Path, schema: Any) -> Iterator[IdsFile]:
         """Open a file for writing.
 
         Args:
-            id_type: ``string`` or ``int64``.
+            schema: Arrow schema of the ids and the kept columns.
         """
         arrow = pyarrow()
-        schema = arrow.schema([("id", id_type)])
-        with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_file(file, schema) as writer:
-            yield cls(writer, schema)
+        whole = arrow.schema([*schema, (PART_COLUMN, arrow.int32())])
+        with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_file(file, whole) as writer:
+            yield cls(writer, whole)
 
-    def write(self, arrays: Sequence[Any]) -> None:
-        """Append Arrow arrays of ids."""
-        for array in arrays:
-            if len(array):
-                self._writer.write_batch(pyarrow().record_batch([array], schema=self._schema))
+    def write(self, rows: Any, parts: NDArray[np.int32]) -> None:
+        """Append a record batch of ids and kept columns, and the number of each row's part."""
+        if rows.num_rows:
+            arrow = pyarrow()
+            arrays = [*rows.columns, arrow.array(parts, arrow.int32())]
+            self._writer.write_batch(arrow.record_batch(arrays, schema=self._schema))
 
 
-def ids_from_file(path: Path) -> Any:
-    """Return the Arrow column of an index's ids, memory-mapped.
+def rows_from_file(path: Path) -> Any:
+    """Return the Arrow table of an index's rows, memory-mapped.
 
     Raises:
         InputError: the file is missing or damaged.
     """
     arrow = pyarrow()
     try:
-        return arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()["id"]
+        table = arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
+        table["id"]
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} cannot be read as ids ({error}). Build the index again.") from error
+    return table
 
 
-def ids_of_rows(column: Any, rows: NDArray[np.int64]) -> dict[int, str]:
-    """Return the ids of rows as strings, by row number."""
-    return dict(zip(rows.tolist(), map(str, column.take(pyarrow().array(rows)).to_pylist()), strict=True))
+def rows_by_number(table: Any, numbers: NDArray[np.int64]) -> dict[int, dict[str, Any]]:
+    """Return rows by their number."""
+    found = table.take(pyarrow().array(numbers)).to_pylist()
+    return dict(zip(numbers.tolist(), found, strict=True))
 
 
 def require_free(out: Path, *, replace: bool) -> None:

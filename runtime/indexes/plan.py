@@ -26,12 +26,14 @@ class Kind(str, Enum):
     """Search method of an index.
 
     ``FLAT`` compares with every row. ``IVF_PQ`` searches the nearest of many lists of product-quantized rows.
-    ``HNSW`` walks a graph of neighbours over full rows.
+    ``HNSW`` walks a graph of neighbours over full rows. ``CASCADE`` compares the bits of every row, ranks the
+    nearest by int8 rows and the best of these by rows as stored.
     """
 
     FLAT = "flat"
     IVF_PQ = "ivf-pq"
     HNSW = "hnsw"
+    CASCADE = "cascade"
 
 
 class Refinement(str, Enum):
@@ -54,8 +56,8 @@ class Settings:
         n_neighbours: ``hnsw``: neighbours of a row in the upper layers, twice as many in the lowest; default:
             32.
         build_width: ``hnsw``: candidates kept while searching a row's neighbours; default: 128.
-        effort: Lists that a search visits (``ivf-pq``), or candidates that it keeps (``hnsw``); default: the
-            lowest that reaches the target recall.
+        effort: Lists that a search visits (``ivf-pq``), or candidates that it keeps (``hnsw``) or ranks by
+            int8 rows (``cascade``); default: the lowest that reaches the target recall.
     """
 
     n_lists: int | None = None
@@ -71,6 +73,7 @@ _SETTINGS_OF = {
     Kind.FLAT: frozenset[str](),
     Kind.IVF_PQ: frozenset({"n_lists", "code_bytes", "refine", "n_training_rows", "effort"}),
     Kind.HNSW: frozenset({"n_neighbours", "build_width", "effort"}),
+    Kind.CASCADE: frozenset({"effort"}),
 }
 
 
@@ -112,6 +115,11 @@ class Plan:
             raise InputError(f"{low[0]} is {given[low[0]]}; expected at least 1.")
         if kind is Kind.IVF_PQ:
             return cls._ivf_pq(space, settings, n_rows, seed)
+        if kind is Kind.CASCADE and space.encoding is Encoding.BINARY:
+            raise InputError(
+                "A cascade ranks the candidates of bits by int8 or float rows, and binary vectors have none. "
+                "Choose flat or hnsw, or embed with encoding int8, float16 or float32."
+            )
         parameters: dict[str, int | str] = {}
         if kind is Kind.HNSW:
             parameters = {
@@ -167,6 +175,9 @@ class Plan:
         match self.kind:
             case Kind.FLAT:
                 return stored[width]
+            case Kind.CASCADE:
+                finest = 0 if width is Encoding.INT8 else stored[width]
+                return -(-dim // 8) + dim + finest
             case Kind.HNSW:
                 return stored[width] + 4 * (2 * int(self.parameters["n_neighbours"]) + 4)
             case Kind.IVF_PQ:
@@ -189,6 +200,8 @@ class Plan:
             case Kind.IVF_PQ:
                 n_lists = int(self.parameters["n_lists"])
                 return [*(2**i for i in range(n_lists.bit_length()) if 2**i < n_lists), n_lists]
+            case Kind.CASCADE:
+                return [2**i for i in range(4, 14)]
             case Kind.HNSW:
                 return [16, 32, 64, 128, 256, 512, 1024, 2048]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,17 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.corpus.folder.finished import RecordedFile, files_of_finished_run, recorded_files
 from runtime.embeddings import Encoding
-from runtime.errors import InputError
+from runtime.errors import DamagedVectorsError, InputError
 from runtime.extras import parquet, pyarrow
 from runtime.fingerprints import remark_on_vectors
+from runtime.indexes.conditions import Condition, hit_from_row, rows_that_meet
 from runtime.indexes.exact import Hit, Nearest
 from runtime.indexes.space import Space
+from runtime.machine import n_cores
+from runtime.storage import sha256_of_file
 
 __all__ = ["VectorBlock", "VectorShard", "VectorShards", "holds_vectors"]
 
 _SHARD_NAME = re.compile(r"part-\d{5,}\.parquet")
-_JOURNAL_NAME = re.compile(r"journal(-\d+-of-(\d+))?\.jsonl")
 _BLOCK_ROWS = 16_384
 _LAYOUT_VERSION = "1"
 
@@ -34,12 +38,17 @@ class VectorBlock:
     """Block of consecutive rows.
 
     Attributes:
-        ids: Arrow array of strings or int64, one per row.
+        rows: Arrow record batch of the ids (strings or int64) and the kept columns.
         vectors: Vectors as stored: (rows, dim) of float32, float16 or int8, or uint8 (rows, ceil(dim / 8)).
     """
 
-    ids: Any
+    rows: Any
     vectors: NDArray[Any]
+
+    @property
+    def ids(self) -> Any:
+        """Arrow array of the ids."""
+        return self.rows.column("id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,8 @@ class VectorShard:
         modality: ``text`` or ``image``.
         source: Source of the embedded rows, as named then; empty if not recorded.
         id_type: ``string`` or ``int64``.
+        schema: Arrow schema of the ids and the kept columns.
+        sha256: Recorded checksum; ``None`` if there is none.
     """
 
     path: Path
@@ -60,16 +71,18 @@ class VectorShard:
     source: str
     id_type: str
     n_rows: int
+    schema: Any
+    sha256: str | None
 
     @classmethod
-    def open(cls, path: Path) -> VectorShard:
+    def open(cls, path: Path, sha256: str | None = None) -> VectorShard:
         """Read the schema of a shard.
 
         Raises:
             InputError: the file is damaged, or was not written by babeltower.
         """
         with _reading(path):
-            file = parquet().ParquetFile(path)
+            file = _opened(path)
         with file:
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
         said = _said(schema)
@@ -88,9 +101,9 @@ class VectorShard:
             model, modality = said["model"], said["modality"]
         except (KeyError, ValueError) as error:
             raise InputError(f"{path} has invalid vector metadata ({error}). Embed again.") from error
-        return cls(
-            path, space, model, modality, said.get("source", ""), _id_type(path, schema, space), n_rows
-        )
+        id_type = _id_type(path, schema, space)
+        kept = pyarrow().schema([field for field in schema if field.name != "vector"])
+        return cls(path, space, model, modality, said.get("source", ""), id_type, n_rows, kept, sha256)
 
     def batches(self, columns: list[str]) -> Iterator[Any]:
         """Yield record batches of up to 16,384 rows.
@@ -98,8 +111,14 @@ class VectorShard:
         Raises:
             InputError: the file is damaged.
         """
-        with _reading(self.path), parquet().ParquetFile(self.path) as file:
+        with _reading(self.path), _opened(self.path) as file:
             yield from file.iter_batches(_BLOCK_ROWS, columns=columns)
+
+    def blocks(self) -> Iterator[VectorBlock]:
+        """Yield all rows in blocks; errors as of ``vectors``."""
+        names = self.schema.names
+        for batch in self.batches([*names, "vector"]):
+            yield VectorBlock(batch.select(names), self.vectors(batch.column("vector")))
 
     def vectors(self, column: Any) -> NDArray[Any]:
         """Return the rows of a column as an array.
@@ -129,18 +148,32 @@ class VectorShards:
     shards: tuple[VectorShard, ...]
 
     @classmethod
-    def open(cls, location: str | os.PathLike[str]) -> VectorShards:
-        """Read every shard's schema.
+    def open(
+        cls, location: str | os.PathLike[str], *, known: Collection[str | None] = frozenset()
+    ) -> VectorShards:
+        """Read every shard's schema, and compare its content with the journal's checksum.
 
         Args:
             location: Folder written by ``babeltower embed``, or one of its shards.
+            known: Checksums of shards that need not be compared, since an index of them is used instead.
 
         Raises:
-            InputError: the location is empty, the run is unfinished, a shard is damaged or holds no vectors,
-                or the shards are of different spaces.
+            InputError: the location is empty, a shard holds no vectors, or the shards' spaces differ.
+            UnfinishedRunError: the run is unfinished.
+            DamagedVectorsError: a part is missing, a file belongs to no part, or was changed.
         """
         location = Path(location)
-        shards = tuple(VectorShard.open(path) for path in _shard_paths(location))
+        folder = location.parent if location.is_file() else location
+        files = _files_of(location)
+        with ThreadPoolExecutor(min(len(files), n_cores()) if files else 1) as pool, _reading(folder):
+            checks = [
+                pool.submit(_require_unchanged, folder / file.name, file.sha256)
+                for file in files
+                if file.sha256 is not None and file.sha256 not in known
+            ]
+            for check in checks:
+                check.result()
+        shards = tuple(VectorShard.open(folder / file.name, file.sha256) for file in files)
         for shard in shards[1:]:
             _require_alike(shards[0], shard)
         return cls(location, shards)
@@ -180,8 +213,7 @@ class VectorShards:
             InputError: a shard is damaged, or a vector is null or not finite.
         """
         for shard in self.shards:
-            for batch in shard.batches(["id", "vector"]):
-                yield VectorBlock(batch.column("id"), shard.vectors(batch.column("vector")))
+            yield from shard.blocks()
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
         """Return the stored vectors of rows; shards without any of them are not read.
@@ -198,16 +230,19 @@ class VectorShards:
                 start += len(batch)
         return np.concatenate(found) if found else next(iter(self.blocks())).vectors[:0]
 
-    def search(self, queries: NDArray[Any], *, fingerprint: str, k: int = 10) -> list[list[Hit]]:
+    def search(
+        self, queries: NDArray[Any], *, fingerprint: str, k: int = 10, where: Sequence[Condition] = ()
+    ) -> list[list[Hit]]:
         """Return the ``k`` nearest rows of every query by exhaustive search; equal scores in row order.
 
         Args:
             queries: float32 (queries, dim), or in the shards' encoding.
             fingerprint: Fingerprint of the encoder that embedded the queries.
+            where: Conditions on kept columns, all of which a row must meet.
 
         Raises:
-            InputError: the queries have another embedding space or width, ``k`` is below 1, or a shard is
-                damaged.
+            InputError: the queries have another embedding space or width, ``k`` is below 1, a condition does
+                not fit the columns, or a shard is damaged.
         """
         self.space.require(fingerprint, holder=str(self.location))
         if k < 1:
@@ -215,19 +250,26 @@ class VectorShards:
         decoded = self.space.decoded_queries(queries)
         nearest = Nearest(len(decoded), k)
         for block in self.blocks():
-            nearest.see(self.space.scale * (decoded @ self.space.decoded(block.vectors).T))
-        ids = self._ids(np.unique(nearest.rows))
+            scores = self.space.scale * (decoded @ self.space.decoded(block.vectors).T)
+            if where:
+                scores[:, ~rows_that_meet(where, block.rows, holder=str(self.location))] = -np.inf
+            nearest.see(scores)
+        rows = self._rows_by_number(np.unique(nearest.rows))
         return [
-            [Hit(ids[row], float(score)) for row, score in zip(*found, strict=True)]
+            [
+                hit_from_row(rows[row], float(score))
+                for row, score in zip(*found, strict=True)
+                if np.isfinite(score)
+            ]
             for found in zip(nearest.rows.tolist(), nearest.scores, strict=True)
         ]
 
-    def _ids(self, numbers: NDArray[np.int64]) -> dict[int, str]:
-        ids: list[str] = []
+    def _rows_by_number(self, numbers: NDArray[np.int64]) -> dict[int, Mapping[str, Any]]:
+        rows: list[Mapping[str, Any]] = []
         for shard, wanted in self._by_shard(numbers):
-            column = pyarrow().chunked_array([batch.column("id") for batch in shard.batches(["id"])])
-            ids += map(str, column.take(pyarrow().array(wanted)).to_pylist())
-        return dict(zip(numbers.tolist(), ids, strict=True))
+            table = pyarrow().Table.from_batches(shard.batches(shard.schema.names))
+            rows += table.take(pyarrow().array(wanted)).to_pylist()
+        return dict(zip(numbers.tolist(), rows, strict=True))
 
     def _by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[VectorShard, NDArray[np.int64]]]:
         """Yield the shards that hold any of the rows, with the row numbers within the shard."""
@@ -249,33 +291,31 @@ def holds_vectors(path: Path) -> bool:
         return "fingerprint" in _said(parquet().read_schema(path))
 
 
-def _shard_paths(location: Path) -> list[Path]:
+def _files_of(location: Path) -> list[RecordedFile]:
+    """Return the files of a location, in the order of their rows."""
     if location.is_file():
-        return [location]
+        if not (location.parent / "_journal").is_dir():
+            return [RecordedFile(location.name, None, None)]
+        known = {file.name: file for file in recorded_files(location.parent)}
+        return [known.get(location.name, RecordedFile(location.name, None, None))]
     if not location.is_dir():
         raise InputError(f"{location} does not exist; pass a folder written by babeltower embed.")
-    paths = [path for path in location.iterdir() if _SHARD_NAME.fullmatch(path.name)]
-    if not paths:
+    files = files_of_finished_run(location)
+    if not files:
         raise InputError(
             f"{location} holds no vectors: it has no files such as part-00000.parquet. "
             "Pass a folder written by babeltower embed."
         )
-    _require_finished(location)
-    return sorted(paths, key=lambda path: (len(path.name), path.name))
+    return files
 
 
-def _require_finished(folder: Path) -> None:
-    """Check that each process of the run, known by its journal, wrote its final record."""
-    names = sorted(path.name for path in folder.iterdir())
-    for match in filter(None, map(_JOURNAL_NAME.fullmatch, names)):
-        of = match[2]
-        runs = [f"run-{i}-of-{of}.json" for i in range(int(of))] if of else ["run.json"]
-        missing = [name for name in runs if not (folder / name).is_file()]
-        if missing:
-            raise InputError(
-                f"The embedding run of {folder} is not finished: it has {match[0]} but no {missing[0]}. "
-                "Run the same babeltower embed command again to resume it."
-            )
+def _require_unchanged(path: Path, sha256: str) -> None:
+    found = sha256_of_file(path)
+    if found != sha256:
+        raise DamagedVectorsError(
+            f"{path} was changed since it was written: its SHA-256 is {found[:12]}…, the journal says "
+            f"{sha256[:12]}…. Remove it and run the same babeltower embed command again."
+        )
 
 
 def _require_alike(first: VectorShard, other: VectorShard) -> None:
@@ -285,6 +325,7 @@ def _require_alike(first: VectorShard, other: VectorShard) -> None:
         ("encoding", first.space.encoding.value, other.space.encoding.value),
         ("modality", first.modality, other.modality),
         ("type of ids", first.id_type, other.id_type),
+        ("kept columns", _kept_in_words(first.schema), _kept_in_words(other.schema)),
     ):
         if one != two:
             raise InputError(
@@ -292,6 +333,10 @@ def _require_alike(first: VectorShard, other: VectorShard) -> None:
                 f"{two!r}. Keep vectors of one model, width and encoding in one folder."
                 + (remark_on_vectors(*sorted((str(one), str(two)))) if name == "fingerprint" else "")
             )
+
+
+def _kept_in_words(schema: Any) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema if field.name != "id")
 
 
 def _id_type(path: Path, schema: Any, space: Space) -> str:
@@ -323,12 +368,16 @@ def _said(schema: Any) -> Mapping[str, str]:
     }
 
 
+def _opened(path: Path) -> Any:
+    return parquet().ParquetFile(path, page_checksum_verification=True)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow().ArrowException, OSError) as error:
-        raise InputError(
+        raise DamagedVectorsError(
             f"{path} cannot be read as Parquet ({error}). It is truncated or damaged: restore it or "
             "embed again."
         ) from error

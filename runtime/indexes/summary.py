@@ -37,7 +37,7 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
         f"{folder}: {record.kind} index of {record.n_rows:,} {record.modality}s, {record.dim} wide, "
         f"{record.encoding}",
         f"fingerprint  {record.fingerprint} ({record.model}){remark_on_kind(record.fingerprint)}",
-        f"size         {mb:,.1f} MB on disk, {record.size_bytes / record.n_rows:,.0f} bytes per row",
+        f"size         {mb:,.1f} MB on disk, {record.size_bytes / max(1, record.n_rows):,.0f} bytes per row",
         *([f"settings     {parameters}"] if parameters else []),
         *_measured(record),
         "seconds      " + ", ".join(f"{step} {spent:.1f}" for step, spent in record.seconds.items()),
@@ -47,6 +47,12 @@ def text_from_record(record: IndexRecord, folder: Path) -> str:
         lines.append(
             f"note         trained on {trained:,} rows; FAISS recommends {record.n_well_trained_rows:,} to "
             "train lists and codes well"
+        )
+    if len(record.segments) > 1 or any(segment.n_removed for segment in record.segments):
+        n_removed = sum(segment.n_removed for segment in record.segments)
+        lines.append(
+            f"note         {len(record.segments)} segments, {n_removed:,} rows removed; the recall is of "
+            "the first build. --update --merge makes them one"
         )
     if len(record.computations) > 1:
         lines.append(
@@ -60,7 +66,9 @@ def _measured(record: IndexRecord) -> list[str]:
     recall = record.recall
     if not recall.points:
         return ["recall       not measured: too few rows to hold any out"]
-    unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates"}[Kind(record.kind)]
+    unit = {Kind.FLAT: "", Kind.IVF_PQ: "lists", Kind.HNSW: "candidates", Kind.CASCADE: "candidates"}[
+        Kind(record.kind)
+    ]
     lines = [
         f"recall@{recall.k:<5} against exact search, {recall.n_queries:,} queries ({recall.queries}), "
         f"{recall.threads} thread{'' if recall.threads == 1 else 's'}"

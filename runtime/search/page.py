@@ -76,7 +76,7 @@ def page_from_answers(
         texts: Texts of the hits by id, if texts were searched.
     """
     n = len(answers.answers)
-    title = answers.answers[0].query.text if n == 1 else f"{n} searches"
+    title = answers.answers[0].query.title if n == 1 else f"{n} searches"
     sections = "\n".join(_section(answer, pictures, texts or {}) for answer in answers.answers)
     return f"""<!doctype html>
 <html lang="en">
@@ -105,7 +105,7 @@ def _section(answer: Answer, pictures: Mapping[str, bytes], texts: Mapping[str, 
     tag, name = _language(query.language)
     cards = "\n".join(_card(rank, hit, pictures, texts) for rank, hit in enumerate(answer.hits, 1))
     return f"""<section>
-<h2{f' lang="{escape(tag)}"' if tag else ""} dir="auto">{escape(query.text)}</h2>
+<h2{f' lang="{escape(tag)}"' if tag else ""} dir="auto">{escape(query.title)}</h2>
 {f'<p class="quiet">{escape(name)}</p>' if name else ""}
 <ol>
 {cards}

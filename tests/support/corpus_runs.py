@@ -55,7 +55,7 @@ def output_of(folder: Path) -> tuple[list[Any], NDArray[Any]]:
 def bad_rows_of(folder: Path) -> list[dict[str, Any]]:
     return [
         row
-        for path in sorted((folder / "bad-rows").glob("*.parquet"))
+        for path in sorted((folder / "_bad-rows").glob("*.parquet"))
         for row in pq.read_table(path).to_pylist()
     ]
 
@@ -70,4 +70,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    """Entries of the journal, the run's before the parts'."""
+    paths = sorted((folder / "_journal").glob("run.*.json")) + sorted(
+        (folder / "_journal").glob("part-*.json")
+    )
+    return [json.loads(path.read_text()) for path in paths]

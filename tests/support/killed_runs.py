@@ -2,8 +2,8 @@
 
     python killed_runs.py MODEL SOURCE OUT [STEP COUNT WHEN]
 
-STEP is a function of ``os`` that brings files to the disk: ``fsync`` or ``replace``. The process is killed at
-its COUNT-th call, ``before`` or ``after`` it.
+STEP is a function of ``os`` that brings files to the disk: ``fsync``, ``link`` or ``replace``. The process is
+killed at its COUNT-th call, ``before`` or ``after`` it.
 """
 
 from __future__ import annotations

@@ -177,6 +177,10 @@ class TableSource:
             if needs(at, at + n):
                 yield Rows(at, [None] * n, [problem] * n)
 
+    def opened(self, file: int) -> contextlib.AbstractContextManager[_ParquetTable | _ArrowTable]:
+        """Open a file, to read columns of it by row numbers."""
+        return self._opened(file)
+
     @contextlib.contextmanager
     def _opened(self, file: int) -> Iterator[_ParquetTable | _ArrowTable]:
         opened = self._files[file]

@@ -59,8 +59,9 @@ OTHERS = {
 
 def test_the_journal_says_what_computes(model: Path, source: Path, tmp_path: Path) -> None:
     record = embed_corpus(model, source, tmp_path, options())
-    (noted,) = [line["computation"] for line in journal_of(tmp_path) if "computation" in line]
-    assert journal_of(tmp_path)[0]["journal"] == 2
+    entries = journal_of(tmp_path)
+    (noted,) = [entry["computation"] for entry in entries if isinstance(entry.get("computation"), dict)]
+    assert [entry["journal"] for entry in entries if "arguments" in entry] == [3]
     assert [*noted["graphs"]] == ["model.onnx", "tokenizer.json"]
     assert noted["engine"].startswith("onnxruntime 1.")
     assert noted["cpu"].count(":") == 1
@@ -114,18 +115,11 @@ def test_shards_of_one_folder_are_computed_alike(
     assert len(output_of(tmp_path)[0]) == N_ROWS
 
 
-def test_a_journal_of_before_is_read_and_said_to_be_old(model: Path, source: Path, tmp_path: Path) -> None:
-    chosen = stopped(model, source, tmp_path)
-    journal = tmp_path / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    lines[0]["journal"] = 1
-    former = [line for line in lines if "computation" not in line]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in former))
-    record = embed_corpus(model, source, tmp_path, chosen)
-    assert record.parts_done_before == record.parts - 1
-    assert "older babeltower" in record.notes[0]
-    assert journal_of(tmp_path)[0] == {**lines[0], "journal": 2}
-    assert len(output_of(tmp_path)[0]) == N_ROWS
+def test_a_folder_of_before_is_refused_and_says_the_remedy(model: Path, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "journal-0-of-2.jsonl").write_text('{"journal": 2, "arguments": {}}\n')
+    with pytest.raises(CorpusError, match=r"-0-of-2.jsonl is a journal of an older babeltower.*another"):
+        embed_corpus(model, source, tmp_path, options())
+    assert [path.name for path in tmp_path.iterdir()] == ["journal-0-of-2.jsonl"]
 
 
 def test_a_computation_that_made_nothing_is_forgotten(
@@ -145,11 +139,11 @@ def test_a_fingerprint_of_the_former_kind_is_said_to_be_one(
     model: Path, source: Path, tmp_path: Path
 ) -> None:
     chosen = stopped(model, source, tmp_path)
-    journal = tmp_path / "journal.jsonl"
-    lines = journal.read_text().splitlines(keepends=True)
-    header = json.loads(lines[0])
-    header["arguments"]["fingerprint"] = "bt1-" + "0" * 32
-    journal.write_text(json.dumps(header) + "\n" + "".join(lines[1:]))
+    for path in (tmp_path / "_journal").glob("run.*.json"):
+        entry = json.loads(path.read_text())
+        if "arguments" in entry:
+            entry["arguments"]["fingerprint"] = "bt1-" + "0" * 32
+            path.write_text(json.dumps(entry))
     with pytest.raises(CorpusError, match=r"fingerprint was 'bt1-.*former kind.*Embed them again"):
         embed_corpus(model, source, tmp_path, chosen)
 

@@ -68,7 +68,7 @@ def test_vectors_are_the_encoders_in_the_sources_order(model, encoder, source, t
         len(part) - len(set(part)) for part in (texts[i : i + 64] for i in range(0, 300, 64))
     )
     assert record.padding_share < 0.35  # parts of 64 rows; of 32,768 it is below 0.01
-    saved = json.loads((tmp_path / "out" / "run.json").read_text())
+    saved = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert saved["total"]["rows"] == 300
     assert saved["arguments"]["fingerprint"] == encoder.fingerprint
 
@@ -100,6 +100,8 @@ def test_the_schema_says_what_the_vectors_are(model, encoder, source, tmp_path):
         "babeltower.encoding": "float32",
         "babeltower.modality": "text",
         "babeltower.source": str(source),
+        "babeltower.scale": "1",
+        "babeltower.decoding": "value",
     }
 
 
@@ -124,7 +126,7 @@ def test_encodings_and_narrow_heads(model, encoder, source, texts, tmp_path, enc
     embed_corpus(model, source, tmp_path / "out", options(encoding=Encoding(encoding), dim=dim, npy=True))
     _, vectors = output_of(tmp_path / "out")
     expected = encoder.embed_texts(texts, "en", dim=dim)
-    arrays = [np.load(path) for path in sorted((tmp_path / "out").glob("*.npy"))]
+    arrays = [np.load(path) for path in sorted((tmp_path / "out" / "_npy").glob("*.npy"))]
     np.testing.assert_array_equal(np.concatenate(arrays), vectors)
     if encoding == "float16":
         assert vectors.dtype == np.float16
@@ -210,7 +212,7 @@ def test_too_many_bad_rows_stop_the_run_and_a_higher_limit_goes_on(model, tmp_pa
     source = write_texts(tmp_path / "a.parquet", [None, "a", None, None])
     with pytest.raises(CorpusError, match=r"3 of 4 rows are bad.*null-text"):
         embed_corpus(model, source, tmp_path / "out", options())
-    assert not (tmp_path / "out" / "run.json").exists()
+    assert not (tmp_path / "out" / "_run.json").exists()
     record = embed_corpus(model, source, tmp_path / "out", options(max_bad_share=0.8))
     assert (record.parts_done_before, record.total.bad) == (1, 3)
 
@@ -227,9 +229,8 @@ def test_shards_together_are_the_whole(model, source, tmp_path):
     for index in (2, 0, 1):
         embed_corpus(model, source, tmp_path / "shards", options(shard=Shard(index, 3)))
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "whole")
-    assert (tmp_path / "shards" / "run-2-of-3.json").is_file()
-    with pytest.raises(CorpusError, match="shards was 3 and is now 1"):
-        embed_corpus(model, source, tmp_path / "shards", options())
+    assert (tmp_path / "shards" / "_run-2-of-3.json").is_file()
+    assert embed_corpus(model, source, tmp_path / "shards", options()).this_run.rows == 0
     with pytest.raises(CorpusError, match="0 <= i < n"):
         Shard(3, 3)
 
@@ -280,26 +281,30 @@ def test_another_source_is_not_gone_on_with(model, source, tmp_path, texts):
         embed_corpus(model, other, tmp_path / "out", options())
 
 
-def test_two_runs_at_once_are_refused(model, source, tmp_path):
-    reached, go_on = threading.Event(), threading.Event()
+def test_runs_at_once_share_the_parts(model, source, tmp_path):
+    embed_corpus(model, source, tmp_path / "alone", options(rows_per_part=16))
+    reached, joined = threading.Event(), threading.Event()
+    records = []
+    small = options(rows_per_part=16)
 
     def wait(record):
         reached.set()
-        go_on.wait(30)
+        assert joined.wait(60)  # until the other run, which came later, has finished a part as well
 
-    first = threading.Thread(
-        target=embed_corpus,
-        args=(model, source, tmp_path / "out", options()),
-        kwargs={"watcher": Watcher(part_done=wait)},
-    )
+    def first_run():
+        watcher = Watcher(part_done=wait)
+        records.append(embed_corpus(model, source, tmp_path / "out", small, watcher=watcher))
+
+    first = threading.Thread(target=first_run)
     first.start()
-    try:
-        assert reached.wait(30)
-        with pytest.raises(CorpusError, match="Another run"):
-            embed_corpus(model, source, tmp_path / "out", options())
-    finally:
-        go_on.set()
-        first.join()
+    assert reached.wait(60)
+    watcher = Watcher(part_done=lambda record: joined.set())
+    records.append(embed_corpus(model, source, tmp_path / "out", small, watcher=watcher))
+    first.join()
+    assert all(record.this_run.rows > 0 for record in records)
+    assert sum(record.this_run.rows for record in records) == 300
+    assert all(record.total.rows == 300 for record in records)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "alone")
 
 
 def test_what_stops_the_source_keeps_the_parts_before(model, tmp_path):
@@ -359,7 +364,7 @@ def test_the_command(model, source, tmp_path):
     assert "rows        300 in 5 parts" in done.output
     record = embed_corpus(model, source, tmp_path / "api", options())
     assert bytes_of(tmp_path / "api") == bytes_of(tmp_path / "out")
-    assert journal_of(tmp_path / "out")[-1] == {"end": record.total.rows}
+    assert record.total.rows in [entry.get("end") for entry in journal_of(tmp_path / "out")]
     as_json = CliRunner().invoke(app, [*arguments, *by_hand, "--rows-per-part", "64", "--json"])
     assert json.loads(as_json.stdout)["total"]["rows"] == 300
     wrong = CliRunner().invoke(app, [*arguments, "--shard", "2/2"])

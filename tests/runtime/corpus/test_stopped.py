@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import signal
@@ -86,17 +87,27 @@ def test_killed_at_twenty_random_moments(model, source, whole, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "link"])
 def test_killed_at_each_step_to_the_disk(model, source, whole, tmp_path, step, when):
-    """Every few calls: before a sync, after it, before a rename, after it, between file and journal."""
+    """Every few calls: before a sync, a rename or a link, after it, between file and journal."""
     expected, _ = whole
     codes = [finish(model, source, tmp_path / "out", step, count, when)[0] for count in (1, 2, 3, 5, 8, 4)]
     assert codes[:4] == [KILLED] * 4
     assert set(codes[4:]) <= {KILLED, 0}  # how many calls are left depends on what was under way before
     assert finish(model, source, tmp_path / "out") == (0, "")
     assert bytes_of(tmp_path / "out") == expected
-    parts = [line["part"] for line in journal_of(tmp_path / "out") if "part" in line]
-    assert sorted(parts) == list(range(N_ROWS // 32))
+    done = [entry["done"]["part"] for entry in journal_of(tmp_path / "out") if "done" in entry]
+    assert sorted(done) == list(range(N_ROWS // 32))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_each_heartbeat_and_record(model, source, whole, tmp_path, when):
+    """A worker's own file is replaced: as it starts, as it names its computation; the record at the end."""
+    expected, _ = whole
+    for count in (1, 2, 3):
+        assert finish(model, source, tmp_path / "out", "replace", count, when)[0] == KILLED
+    assert finish(model, source, tmp_path / "out") == (0, "")
+    assert bytes_of(tmp_path / "out") == expected
 
 
 def limited(n_bytes):
@@ -116,19 +127,24 @@ def test_a_disk_that_takes_no_more(model, source, whole, tmp_path, n_bytes):
     assert bytes_of(tmp_path / "out") == expected
 
 
-def test_a_journal_that_cannot_grow(model, source, whole, tmp_path):
-    """The disk is full, or the power cut, just when a part is noted."""
+def test_journal_entries_that_were_cut_short(model, source, whole, tmp_path):
+    """As a power cut leaves them where the file system names a file before its content is there."""
     expected, _ = whole
-    code, _ = finish(model, source, tmp_path / "out", "replace", 30, "after")
+    code, _ = finish(model, source, tmp_path / "out", "link", 30, "after")
     assert code == KILLED
-    journal = tmp_path / "out" / "journal.jsonl"
-    text = journal.read_bytes()
-    journal.write_bytes(
-        text[: len(text) * 2 // 3]
-    )  # a line cut short, as a full disk or a power cut leaves it
+    entries = sorted((tmp_path / "out" / "_journal").glob("part-*.json"))
+    for path in entries[-2:]:
+        path.write_bytes(path.read_bytes()[:9])
     assert finish(model, source, tmp_path / "out") == (0, "")
     assert bytes_of(tmp_path / "out") == expected
-    assert journal_of(tmp_path / "out")[-1] == {"end": N_ROWS}
+    assert N_ROWS in [entry.get("end") for entry in json_entries(tmp_path / "out")]
+
+
+def json_entries(out):
+    found = []
+    for path in (out / "_journal").glob("run.*.json"):
+        found.append(json.loads(path.read_text()))
+    return found
 
 
 def test_a_full_file_system(model, source, whole, tmp_path):
