@@ -73,7 +73,8 @@ def _place(towers: Towers, name: str | None) -> ModelPlace:
     if found is None:
         raise ExportError(
             f"immich has no model of this architecture ({towers.architecture}, {towers.dim} wide), and so no "
-            f"name for this checkpoint. Pass --name with one that it knows, whose place the model takes: {_known(towers)}."
+            f"name for this checkpoint. Pass --name with one that it knows, whose place the model takes: "
+            f"{_known(towers)}."
         )
     if found not in KNOWN_MODELS:
         raise ExportError(
@@ -208,10 +209,11 @@ class LayoutTokenizer:
 
 
 def tokenizer_with_languages(tokenizer_json: str, text: TextPreprocessing) -> LayoutTokenizer:
-    """Add cleaning, special tokens and second codes to a tower's tokenizer.
+    """Add cleaning, special tokens and the service's codes to a tower's tokenizer.
 
-    The service passes "por_Latn" + text as one string. Texts of a tower without languages get its prefix; both kinds get the suffix. The codes that the service
-    passes and FLORES-200 lacks become tokens of their own, which the graph takes for the language's.
+    The service passes "por_Latn" + text as one string. Texts of a tower without languages get its prefix;
+    both kinds get the suffix. The codes that the service passes and FLORES-200 lacks become tokens of their
+    own, which the graph takes for the language's.
     """
     subwords = Subwords.from_str(tokenizer_json)
     if text.clean == "whitespace":
@@ -224,7 +226,8 @@ def tokenizer_with_languages(tokenizer_json: str, text: TextPreprocessing) -> La
     subwords.add_special_tokens(
         [AddedToken(code, special=True, normalized=False) for code in passed.values()]
     )
-    second_ids = {subwords.token_to_id(other): text.language_ids[code] for code, other in passed.items()}
+    ids = subwords.get_vocab()
+    second_ids = {ids[other]: text.language_ids[code] for code, other in passed.items()}
     prefix, suffix = ([_token(subwords, i) for i in ids] for ids in (text.prefix_ids, text.suffix_ids))
     subwords.post_processor = TemplateProcessing(
         single=[*prefix, "$A", *suffix],

@@ -58,9 +58,9 @@ class ImmichModel:
         """Tokenize: int64 (texts, context length), with the ids of the tower's table."""
         ids = self._padded_ids(texts, languages)
         for code, passed in CODES_OF_IMMICH.items():
-            second = self._subwords.token_to_id(passed)
-            if second is not None:
-                ids[ids == second] = self._subwords.token_to_id(code)
+            first, second = self._subwords.token_to_id(code), self._subwords.token_to_id(passed)
+            if first is not None and second is not None:
+                ids[ids == second] = first
         return ids
 
     def _padded_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
