@@ -24,6 +24,7 @@ import typer
 
 from bench.models.samples import ROOT
 from bench.records.record import Record, read_records
+from bench.reporting.immich_table import immich_table
 from bench.reporting.record_tables import (
     corpus_table,
     costs_table,
@@ -102,6 +103,7 @@ TABLES: Mapping[str, Table] = {
     "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
     "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),
     "server": Table("server_load.json", "python -m bench.server_load MODEL …", _of_records(server_table)),
+    "immich": Table("immich.json", "python -m bench.immich --work FOLDER", _of_records(immich_table)),
     "peers": Table(*_PEERS, _of_records(peers_table)),
     "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
 }

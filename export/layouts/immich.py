@@ -50,14 +50,14 @@ KNOWN_MODELS: Mapping[str, int] = {
 multilingual models, and one more for each width of a family here."""
 
 MODEL_OF_ARCHITECTURE: Mapping[tuple[str, bool], str] = {
-    ("m2m_100 1024x12 + timm", False): "nllb-clip-base-siglip__v1",
-    ("m2m_100 1024x12 + timm", True): "nllb-clip-base-siglip__mrl",
-    ("m2m_100 1024x24 + timm", False): "nllb-clip-large-siglip__v1",
-    ("m2m_100 1024x24 + timm", True): "nllb-clip-large-siglip__mrl",
-    ("xlm-roberta 768x12 + ViT 768x12/32", False): "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k",
-    ("xlm-roberta 1024x24 + ViT 1280x32/14", False): "XLM-Roberta-Large-ViT-H-14__frozen_laion5b_s13b_b90k",
+    ("nllb-clip-base-siglip", False): "nllb-clip-base-siglip__v1",
+    ("nllb-clip-base-siglip", True): "nllb-clip-base-siglip__mrl",
+    ("nllb-clip-large-siglip", False): "nllb-clip-large-siglip__v1",
+    ("nllb-clip-large-siglip", True): "nllb-clip-large-siglip__mrl",
+    ("xlm-roberta-base-ViT-B-32", False): "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k",
+    ("xlm-roberta-large-ViT-H-14", False): "XLM-Roberta-Large-ViT-H-14__frozen_laion5b_s13b_b90k",
 }
-"""Name of a checkpoint by its architecture, and by having MRL heads; only if the widths agree as well."""
+"""Name of a checkpoint by its architecture in open_clip and by having MRL heads, if the widths agree too."""
 
 _WITH_LANGUAGES = "nllb"
 """Beginning of the names whose texts come with a language."""

@@ -111,12 +111,12 @@ def layout_from_towers(
 
 
 def layout_for_timing(
-    towers: Towers, folder: Path, layout: LayoutName, *, name: str | None = None, form: Form
+    towers: Towers, folder: Path, layout: LayoutName, *, name: str | None = None, options: ExportOptions
 ) -> LaidOut:
     """Write a model of random weights for timing: parity is not measured, and its record says so."""
     chosen = LAYOUTS[layout]
+    form = _require_form(chosen, options)
     place = chosen.place(towers, name)
-    options = ExportOptions(forms=(form,))
     with drafted(towers, folder, name=place.name, options=options, measured=False) as draft:
         model = _written(chosen, towers, draft, place)
         parity = {"measured": "nothing: the weights are random"}

@@ -1,8 +1,8 @@
 """A model folder, read by the contract of immich's machine-learning service alone.
 
 Nothing of the exporter or the runtime is used: tokenizers, ONNX Runtime, Pillow and numpy, as that service
-uses them. ``prepared`` is its newer way to open a graph on a CPU: batches pinned to one row, the optimised graph
-written beside the model with its packed weights, and that file opened.
+uses them. ``prepared`` is its newer way to open a graph on a CPU: batches pinned to one row, the optimised
+graph written beside the model with its packed weights, and that file opened.
 """
 
 from __future__ import annotations

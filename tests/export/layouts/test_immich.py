@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
+from immich_exports import encoder_of, files, form_of, vectors_of_encoder, vectors_of_service, write_both
 from immich_reader import Textual, Visual
-from PIL import Image
 from sample_models import CHECKPOINTS, NAMES
 from small_exports import FEW
 
@@ -24,15 +21,14 @@ from export.layouts.layout import LayoutRequest, ModelPlace
 from export.layouts.names import LayoutName
 from export.layouts.publish import RECORD_FILE, layout_from_checkpoint, layout_from_towers
 from export.layouts.registry import LAYOUTS
-from export.parity.probes import names_by_language, one_token_words
-from export.repository import ExportOptions, drafted
+from export.parity.probes import one_token_words
+from export.precision.calibration import CalibrationSize
+from export.repository import ExportOptions
 from export.towers import Towers
-from export.variants import Form, forms_for
 from runtime.cosines import row_cosines
 from runtime.errors import ExportError, ParityError
 from runtime.local import LocalEncoder
-from runtime.manifest import Engine, Modality, Precision, manifest_path
-from runtime.opening.tower_check import Checks
+from runtime.manifest import Precision
 
 NAME_OF_SAMPLE = {
     "nllb-clip": "nllb-clip-base-siglip__v1",
@@ -51,11 +47,6 @@ def towers_of(sample: str) -> Towers:
     return towers_from_checkpoint(CHECKPOINTS / sample, base=base)
 
 
-def form_of(precision: Precision) -> Form:
-    (form,) = forms_for([precision], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME])
-    return form
-
-
 @dataclass(frozen=True)
 class Both:
     """One export in both forms: a folder for the service, and an encoder."""
@@ -64,65 +55,25 @@ class Both:
     encoder: LocalEncoder
 
 
-@contextmanager
-def both(sample: str, precision: Precision, work: Path) -> Iterator[Both]:
-    towers, form = towers_of(sample), form_of(precision)
-    place = LAYOUTS[LayoutName.IMMICH].place(towers, NAME_OF_SAMPLE[sample])
-    options = ExportOptions(forms=(form,))
-    with drafted(towers, work / "cache", name=place.name, options=options, measured=False) as draft:
-        folder = work / "cache" / place.folder
-        folder.mkdir(parents=True)
-        graphs = {modality: draft.graph(modality) for modality in Modality}
-        LAYOUTS[LayoutName.IMMICH].write(LayoutRequest(towers, graphs, place, folder))
-        model = draft.stage / place.name
-        manifest_path(model).write_text(draft.manifest.to_json(), encoding="utf-8")
-        with LocalEncoder.from_repository(
-            model, engine=Engine.ONNXRUNTIME, precision=precision, verify=Checks.NONE
-        ) as encoder:
-            yield Both(folder, encoder)
-
-
-def texts_with_codes() -> list[tuple[str, str]]:
-    names = names_by_language()
-    rows = [(text, code) for code in sorted(names)[::4] for text in names[code][:1]]
-    long = " ".join(text for text, _ in rows)
-    awkward = ["", "  two   spaces\n", "a “quoted” l’été", "e\u0301", "a <pad> b", "<pad>", "👩‍🚀"]
-    return [*rows, *((text, "por_Latn") for text in (*awkward, long))]
-
-
-def files() -> list[bytes]:
-    noise = np.random.default_rng(0)
-    found = []
-    for width, height, kind in ((90, 140, "PNG"), (200, 113, "JPEG"), (64, 64, "WEBP"), (7, 3, "PNG")):
-        image = Image.fromarray(noise.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
-        buffer = io.BytesIO()
-        image.save(buffer, kind)
-        found.append(buffer.getvalue())
-    return found
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("sample", NAMES)
 def test_the_service_computes_the_vectors_of_the_encoder(
     sample: str, precision: Precision, tmp_path: Path
 ) -> None:
-    with both(sample, precision, tmp_path) as made:
-        rows = texts_with_codes()
-        textual = Textual(made.folder)
-        passed = {"jpn_Jpan": "jpn_Hira", "lvs_Latn": "lav_Latn"}
-        found = np.stack([textual.predict_in(text, passed.get(code, code)) for text, code in rows])
-        wanted = np.concatenate([made.encoder.embed_texts([text], [code]) for text, code in rows])
+    name, size = NAME_OF_SAMPLE[sample], CalibrationSize()
+    folder, model = write_both(towers_of(sample), tmp_path, name, precision, size)
+    for found, wanted in zip(vectors_of_service(folder), vectors_of_encoder(model, precision), strict=True):
         assert found.shape == wanted.shape
         assert row_cosines(found, wanted).min() >= SAME
-        visual = Visual(made.folder)
-        shown = np.stack([visual.predict(file) for file in files()])
-        assert row_cosines(shown, made.encoder.embed_images(files())).min() >= SAME
 
 
 @pytest.fixture(scope="module")
 def nllb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    with both("nllb-clip", Precision.FP32, tmp_path_factory.mktemp("nllb")) as made:
-        yield made
+    name, size = NAME_OF_SAMPLE["nllb-clip"], CalibrationSize()
+    work = tmp_path_factory.mktemp("nllb")
+    folder, model = write_both(towers_of("nllb-clip"), work, name, Precision.FP32, size)
+    with encoder_of(model, Precision.FP32) as encoder:
+        yield Both(folder, encoder)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +203,9 @@ def test_a_width_that_the_database_does_not_expect_is_told() -> None:
 @pytest.mark.parametrize(
     ("architecture", "mrl", "dim", "name"),
     [
-        ("m2m_100 1024x12 + timm", False, 768, "nllb-clip-base-siglip__v1"),
-        ("m2m_100 1024x24 + timm", False, 1152, "nllb-clip-large-siglip__v1"),
-        ("xlm-roberta 768x12 + ViT 768x12/32", False, 512, "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k"),
+        ("nllb-clip-base-siglip", False, 768, "nllb-clip-base-siglip__v1"),
+        ("nllb-clip-large-siglip", False, 1152, "nllb-clip-large-siglip__v1"),
+        ("xlm-roberta-base-ViT-B-32", False, 512, "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k"),
     ],
 )
 def test_a_published_checkpoint_has_its_name(architecture: str, mrl: bool, dim: int, name: str) -> None:
