@@ -24,6 +24,7 @@ import typer
 
 from bench.models.samples import ROOT
 from bench.records.record import Record, read_records
+from bench.reporting.immich_table import immich_table
 from bench.reporting.record_tables import (
     corpus_table,
     costs_table,
@@ -106,6 +107,7 @@ TABLES: Mapping[str, Table] = {
     "cuda-simulated": Table(
         "cuda_simulated.json", "python -m bench.gpu simulate", _of_records(simulated_table)
     ),
+    "immich": Table("immich.json", "python -m bench.immich --work FOLDER", _of_records(immich_table)),
     "peers": Table(*_PEERS, _of_records(peers_table)),
     "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
 }

@@ -54,8 +54,10 @@ from runtime.probes import probes_path
 from runtime.repository import publish, remove_unlisted, staging
 
 __all__ = [
+    "Draft",
     "Export",
     "ExportOptions",
+    "drafted",
     "installed_engines",
     "name_of_checkpoint",
     "repository_for_timing",
@@ -212,6 +214,57 @@ def repository_for_timing(towers: Towers, repository: Path, *, name: str, form: 
     return repository / name
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One variant in a staging folder, not yet measured, and what it is to be measured against.
+
+    Attributes:
+        expected: PyTorch's results for the probes; None if nothing is to be measured.
+        gate: PyTorch's results for the retrieval set; None if retrieval is to be skipped.
+    """
+
+    stage: Path
+    variant: Variant
+    manifest: Manifest
+    expected: Expectations | None
+    gate: GateReference | None
+    seconds: Mapping[str, float]
+
+    def graph(self, modality: Modality) -> Path:
+        """Return the path of a tower's graph."""
+        tower = self.variant.tower(modality)
+        return self.stage / tower.model / str(tower.version) / tower.graph
+
+
+@contextlib.contextmanager
+def drafted(
+    towers: Towers,
+    folder: Path,
+    *,
+    name: str,
+    options: ExportOptions,
+    progress: Progress = _silent,
+    measured: bool = True,
+) -> Iterator[Draft]:
+    """Write one variant to a staging folder beside ``folder``; removed at the end.
+
+    Args:
+        options: Settings; the first form is written.
+        measured: Compute PyTorch's results for the probes and the retrieval set.
+
+    Raises:
+        EngineError: the variant cannot be built or measured on this machine.
+        ExportError: the disk is full, or a graph could not be written.
+    """
+    form = options.forms[0]
+    form.require_here()
+    with staging(folder) as stage:
+        run = _Run(towers, folder, name, options, progress, stage, None)
+        expected, gate = run.reference() if measured else (None, None)
+        variant = run.draft(form, dict(run.sources()), run.calibration())
+        yield Draft(stage, variant, run.manifest({form.key: variant}), expected, gate, run.seconds)
+
+
 @dataclass(slots=True)
 class _Run:
     """State of one export; data shared by its variants is computed once."""
@@ -230,9 +283,8 @@ class _Run:
     def export(self) -> Export:
         sources = dict(self.sources())
         calibration = self.calibration()
-        with self._timed("PyTorch"):
-            expected = expected_of_reference(self.towers, self.options.texts_per_language)
-            gate = self._gate()
+        expected, gate = self.reference()
+        with self._timed("kept variants"):
             self.kept = kept_variants(self.published, self.repository, self.towers, expected)
         self.variants = dict(self.kept.variants)
         reports: dict[str, ParityReport] = {}
@@ -306,6 +358,12 @@ class _Run:
                 languages=self.towers.languages,
                 size=self.options.calibration_size,
             )
+
+    def reference(self) -> tuple[Expectations, GateReference | None]:
+        """Compute PyTorch's results, for all variants."""
+        with self._timed("PyTorch"):
+            expected = expected_of_reference(self.towers, self.options.texts_per_language)
+            return expected, self._gate()
 
     def _gate(self) -> GateReference | None:
         if self.options.captions_per_language == 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from export.layouts.names import LayoutName
 from runtime.backends.plans import Portability
 from runtime.cosines import nan_first
 from runtime.errors import ExportError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from export.parity.measure import Agreement, ParityReport
     from export.repository import Export
 
-__all__ = ["export", "record_of_export", "summary_of_export"]
+__all__ = ["export", "parity_lines", "record_of_export", "summary_of_export"]
 
 _TENSORRT = "TensorRT"
 
@@ -30,7 +31,11 @@ def export(
         str, typer.Argument(metavar="CHECKPOINT", help="Folder, .ckpt file or hub name of a trained model.")
     ],
     repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="Triton model repository; created if missing.")
+        Path,
+        typer.Argument(
+            metavar="REPOSITORY",
+            help="Triton model repository, or the folder of --layout; created if missing.",
+        ),
     ],
     name: Annotated[
         str | None, typer.Option(help="Name of the model; the checkpoint's name by default.")
@@ -44,6 +49,9 @@ def export(
             help="Inference engine to export for; may be repeated. All installed CPU engines by default."
         ),
     ] = None,
+    layout: Annotated[
+        LayoutName, typer.Option(help="Write a Triton repository, or another server's model folder.")
+    ] = LayoutName.TRITON,
     base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
     context_length: Annotated[
         int | None, typer.Option(min=4, help="Maximum text length in tokens; the family's (77) by default.")
@@ -119,6 +127,7 @@ def export(
         from export.tensorrt.options import EngineOptions
         from export.variants import forms_for, possible_forms
 
+    from export.commands.layouts import export_layout, require_engine
     from export.commands.progress import progress_bars
 
     plans = EngineOptions(
@@ -128,6 +137,8 @@ def export(
         optimization_level=tensorrt_optimization_level,
         timing_cache=tensorrt_timing_cache,
     )
+    if layout is not LayoutName.TRITON:
+        engine = require_engine(layout, engine)
     wanted = forms_for(
         precision,
         engine or [],
@@ -150,6 +161,18 @@ def export(
         accept_drop=None if accept_drop is None else accept_drop / 100,
         threads=threads,
     )
+    if layout is not LayoutName.TRITON:
+        export_layout(
+            checkpoint,
+            repository,
+            layout,
+            name=name,
+            base=base,
+            context_length=context_length,
+            options=options,
+            as_json=as_json,
+        )
+        return
     with progress_bars(Console(stderr=True)) as progress:
         done = repository_from_checkpoint(
             checkpoint,
@@ -201,6 +224,11 @@ def summary_of_export(done: Export) -> str:
 def _variant_lines(variant: Variant, key: str, report: ParityReport) -> Iterator[str]:
     size = sum(record.size_bytes for tower in (variant.text, variant.image) for record in tower.files)
     yield f"{key:<12} {size / 1e6:,.1f} MB on disk"
+    yield from parity_lines(report)
+
+
+def parity_lines(report: ParityReport) -> Iterator[str]:
+    """Yield the indented lines of a parity report."""
     yield f"  reference  {report.reference}"
     yield (
         f"  compared   {report.n_texts} texts, {report.n_images} images; token ids equal; "

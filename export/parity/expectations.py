@@ -15,7 +15,14 @@ from export.towers import Float, Int, Towers
 from runtime.manifest import ImagePreprocessing, Modality
 from runtime.preprocessing.image_formats import open_image
 
-__all__ = ["Expectations", "ExpectedRun", "channel_statistics", "expected_of_reference"]
+__all__ = [
+    "Expectations",
+    "ExpectedRun",
+    "channel_statistics",
+    "expected_of_reference",
+    "opened_probe",
+    "text_vectors",
+]
 
 SHAPES = ((1, 2), (2, 77), (7, 16), (32, 2), (32, 16))
 """Grid of batch × sequence sizes; a sequence is capped at the context length."""
@@ -55,11 +62,11 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expectatio
     )
     ids = towers.reference.token_ids([p.text for p in probes], [p.language for p in probes])
     images = probe_files(towers.image_preprocessing)
-    pixels = np.stack([towers.reference.pixels(_opened(image)) for image in images])
+    pixels = np.stack([towers.reference.pixels(opened_probe(image)) for image in images])
     return Expectations(
         probes=probes,
         ids=ids,
-        texts=_text_vectors(towers, ids),
+        texts=text_vectors(towers, ids),
         images=images,
         pixels=pixels,
         image_vectors=towers.reference.image_vectors(pixels),
@@ -67,12 +74,12 @@ def expected_of_reference(towers: Towers, texts_per_language: int) -> Expectatio
     )
 
 
-def _opened(image: Image.Image | bytes) -> Image.Image:
+def opened_probe(image: Image.Image | bytes) -> Image.Image:
     """Open a file as a user of the library would; pass Pillow images through."""
     return open_image(image, name="of a probe") if isinstance(image, bytes) else image
 
 
-def _text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
+def text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
     """Compute reference vectors in batches of similar length, since padding is costly and changes nothing."""
     stands = ids != towers.text_preprocessing.pad_id
     lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)

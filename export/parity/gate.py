@@ -31,7 +31,14 @@ from runtime.local import LocalEncoder
 from runtime.manifest import Engine, Precision
 from runtime.opening.tower_check import Checks
 
-__all__ = ["GateReference", "NoiseFloor", "RetrievalFigures", "gate_reference", "measure_retrieval"]
+__all__ = [
+    "GateReference",
+    "NoiseFloor",
+    "RetrievalFigures",
+    "figures_of_vectors",
+    "gate_reference",
+    "measure_retrieval",
+]
 
 _REPEATED_LANGUAGES = 8
 _REPEATED_BATCH_TOKENS, _REPEATED_BATCH_IMAGES = 192, 7
@@ -160,6 +167,12 @@ def measure_retrieval(
         model, engine=engine, precision=precision, threads=threads, verify=Checks.NONE
     ) as encoder:
         found = exported_vectors(encoder, dataset, reference.index, dim=reference.dim, progress=progress)
+    return figures_of_vectors(reference, found)
+
+
+def figures_of_vectors(reference: GateReference, found: Vectors) -> RetrievalFigures:
+    """Compare the retrieval of a set's exported vectors with the reference's."""
+    dataset = reference.dataset
     return RetrievalFigures(
         dataset=dataset.name,
         n_images=len(dataset.images),

@@ -34,7 +34,15 @@ from runtime.opening.tower_check import Checks
 from runtime.preprocessing.image import pixels_from_source
 from runtime.preprocessing.text import Tokenizer, texts_with_languages
 
-__all__ = ["Agreement", "ParityReport", "agreement", "measure_parity"]
+__all__ = [
+    "Agreement",
+    "EngineFigures",
+    "ParityReport",
+    "agreement",
+    "agreement_by_language",
+    "measure_parity",
+    "versions_of_reference",
+]
 
 _N_ALONE = 12
 
@@ -155,7 +163,7 @@ def measure_parity(
     tokenizer = Tokenizer(repository / variant.tokenizer, manifest.text)
     names = {engine: f"{engine.value} {version_of_engine(engine)}" for engine in engines}
     return ParityReport(
-        reference=_versions("open_clip_torch", "transformers", "torch"),
+        reference=versions_of_reference(),
         precision=precision.value,
         limits=limits if gate is None or not gate.sampled else limits.for_a_sample(),
         n_texts=len(expected.probes),
@@ -239,7 +247,7 @@ def _figures(
     return EngineFigures(
         text=_worst(agreement(text[dim], expected.texts[dim], texts) for dim in text),
         image=_worst(agreement(image[dim], expected.image_vectors[dim], names) for dim in image),
-        languages=_by_language(text[manifest.dim], expected.texts[manifest.dim], expected.probes),
+        languages=agreement_by_language(text[manifest.dim], expected.texts[manifest.dim], expected.probes),
         shapes=dict(_shapes(expected.cells, repository, manifest, precision, engine)),
         row_alone=float(np.abs(alone - batched).max()),
     )
@@ -250,7 +258,8 @@ def _spread(rows: Sequence[Any] | Float, codes: Sequence[str]) -> list[tuple[Any
     return list(zip(rows[::step], codes[::step], strict=True))
 
 
-def _by_language(found: Float, expected: Float, probes: Sequence[ProbeText]) -> dict[str, Agreement]:
+def agreement_by_language(found: Float, expected: Float, probes: Sequence[ProbeText]) -> dict[str, Agreement]:
+    """Compare the vectors of probes, float32 (probes, dim), language by language."""
     codes = np.array([p.language for p in probes])
     texts = np.array([p.text for p in probes], dtype=object)
     return {
@@ -285,5 +294,7 @@ def _worst(parts: Iterable[Agreement]) -> Agreement:
     )
 
 
-def _versions(*packages: str) -> str:
+def versions_of_reference() -> str:
+    """Name the packages that compute the reference, with their versions."""
+    packages = ("open_clip_torch", "transformers", "torch")
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

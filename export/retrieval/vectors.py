@@ -7,16 +7,15 @@ library itself pads to the context length, which takes up to ten times as long a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from export.retrieval.metrics import Float, Int
 from export.retrieval.sets import Captions, ImageSource, RetrievalSet
-from runtime.encoder import Encoder
 from runtime.errors import ImageError, LanguageError, ParityError
 from runtime.preprocessing.batching import batches_from_rows, windows
 from runtime.preprocessing.image import decode
@@ -25,6 +24,7 @@ if TYPE_CHECKING:  # these import torch, which rendering finished results does n
     from export.towers import Reference, Towers
 
 __all__ = [
+    "Embedder",
     "Progress",
     "TextIndex",
     "Vectors",
@@ -52,6 +52,18 @@ REFERENCE_PADDING = "to the longest text of a batch"
 _WINDOW = 2_048
 _BATCH_TOKENS = 1_024
 _BATCH_IMAGES = 32
+
+
+class Embedder(Protocol):
+    """The part of an ``Encoder`` that embeds a retrieval set."""
+
+    def embed_texts(
+        self, texts: Iterable[str], language: Sequence[str] | None = None, *, dim: int | None = None
+    ) -> Float:
+        """Embed texts: unit float32 (texts, dim)."""
+
+    def iter_images(self, images: Iterable[Any], *, dim: int | None, batch_size: int) -> Iterator[Float]:
+        """Embed images lazily; yield unit float32 (batch, dim)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +184,7 @@ def reference_image_vectors(
 
 
 def exported_vectors(
-    encoder: Encoder, dataset: RetrievalSet, index: TextIndex, *, dim: int, progress: Progress
+    encoder: Embedder, dataset: RetrievalSet, index: TextIndex, *, dim: int, progress: Progress
 ) -> Vectors:
     """Embed a set with the exported model, from strings and encoded images.
 
@@ -184,13 +196,13 @@ def exported_vectors(
     return Vectors(exported_image_vectors(encoder, dataset.images, dim=dim, progress=progress), texts, index)
 
 
-def exported_text_vectors(encoder: Encoder, index: TextIndex, *, dim: int, progress: Progress) -> Float:
+def exported_text_vectors(encoder: Embedder, index: TextIndex, *, dim: int, progress: Progress) -> Float:
     """Embed only the texts with the exported model, float32 (distinct texts, dim)."""
     return _joined(_exported_texts(encoder, index, dim), index.texts, "exported texts", progress)
 
 
 def exported_image_vectors(
-    encoder: Encoder, images: Sequence[ImageSource], *, dim: int, progress: Progress
+    encoder: Embedder, images: Sequence[ImageSource], *, dim: int, progress: Progress
 ) -> Float:
     """Embed only the images with the exported model, float32 (images, dim)."""
     sources = (image.read() for image in images)
@@ -220,7 +232,7 @@ def _reference_images(
         yield reference.image_vectors(pixels)[dim]
 
 
-def _exported_texts(encoder: Encoder, index: TextIndex, dim: int) -> Iterator[Float]:
+def _exported_texts(encoder: Embedder, index: TextIndex, dim: int) -> Iterator[Float]:
     for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
         texts, languages = zip(*window, strict=True)
         spoken = [language for language in languages if language is not None]

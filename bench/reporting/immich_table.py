@@ -1,0 +1,85 @@
+"""Table of models in immich's folder, and the targets that they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.records.record import Record, paired, require_one_environment
+from runtime.manifest import Precision
+
+__all__ = ["immich_table", "missed_targets"]
+
+_HEADER = (
+    "model",
+    "precision",
+    "MB on disk",
+    "resident MB",
+    "load, CPU s",
+    "first answer, CPU s",
+    "first answer, s",
+    "query of 5 tokens, ms",
+    "plain FP32 export, ms",
+    "× its CPU time",
+    "R@1 lost",
+)
+
+_HELD_TO = ("nllb-clip-base-siglip", Precision.INT8.value)
+_MOST_RESIDENT_MB, _LATEST_FIRST_S, _LARGEST_SHARE = 1_000, 1.5, 0.1
+
+
+def immich_table(records: Sequence[Record]) -> str:
+    """Render the medians of every model and precision; recall lost is a sample's, in its worse direction."""
+    require_one_environment(records)
+    lost = {
+        record.cell["precision"]: f"{max(record.samples):.2f}"
+        for record in records
+        if record.cell["immich"] == "recall lost"
+    }
+    rows = [
+        (
+            f"`{model}`",
+            precision.upper(),
+            f"{found['disk'].median:,.0f}",
+            f"{found['resident'].median:,.0f}",
+            f"{found['load cpu'].median:.2f}",
+            f"{found['first cpu'].median:.2f}",
+            f"{found['first wall'].median:.2f}",
+            f"{found['query wall'].median:.1f}",
+            f"{found['plain wall'].median:.0f}",
+            f"{_share(found):.3f}",
+            lost.get(precision, "–"),
+        )
+        for (model, precision), found in _by_model(records).items()
+    ]
+    lines = [_HEADER, ("---", "---", *["---:"] * (len(_HEADER) - 2)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def missed_targets(records: Sequence[Record]) -> list[str]:
+    """List the targets that NLLB-CLIP base in INT8 misses; empty too if it was not measured."""
+    found = _by_model(records).get(_HELD_TO)
+    return [] if found is None else list(_missed(found))
+
+
+def _missed(found: dict[str, Record]) -> Iterator[str]:
+    resident, first, share = found["resident"].median, found["first cpu"].median, _share(found)
+    if resident > _MOST_RESIDENT_MB:
+        yield f"{resident:,.0f} MB resident; the target is {_MOST_RESIDENT_MB:,}"
+    if first > _LATEST_FIRST_S:
+        yield f"the first answer takes {first:.2f} CPU seconds; the target is {_LATEST_FIRST_S}"
+    if share > _LARGEST_SHARE:
+        yield f"a query takes {share:.3f} of a plain FP32 export's CPU time; the target is {_LARGEST_SHARE}"
+
+
+def _share(found: dict[str, Record]) -> float:
+    """CPU time of a query as a share of the plain export's, paired by turn."""
+    return paired(found["query cpu"], found["plain cpu"])
+
+
+def _by_model(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Record]]:
+    found: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if record.cell["immich"] != "recall lost":
+            key = record.cell["model"], record.cell["precision"]
+            found.setdefault(key, {})[record.cell["immich"]] = record
+    return found
