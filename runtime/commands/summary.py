@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from runtime.preprocessing.languages import Language, flores_from_code, language
 __all__ = [
     "languages_of_codes",
     "languages_of_model",
+    "lines_from_vocabulary",
     "summary_from_model",
     "text_from_languages",
     "text_from_summary",
@@ -52,6 +54,7 @@ def summary_from_model(model: str) -> dict[str, Any]:
             "order": manifest.image.order,
         },
         "source": dict(manifest.source),
+        "vocabulary": [dataclasses.asdict(kept) for kept in manifest.vocabulary],
         "variants": {name: _variant_summary(variant) for name, variant in manifest.variants.items()},
     }
 
@@ -86,11 +89,30 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         "image": "{size[0]}×{size[1]}, {resize}, {interpolation}, {order}".format(**image),
     }
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]
+    for kept in summary["vocabulary"]:
+        lines += [f"  {'vocabulary':<12} {line}" for line in lines_from_vocabulary(kept)]
     for name, variant in summary["variants"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
         lines.append(f"  {name:<12} {sizes}; files verified")
         lines += [f"  {'':<12} {line}" for line in _parity_lines(variant["parity"])]
     return "\n".join(lines)
+
+
+def lines_from_vocabulary(kept: Mapping[str, Any]) -> list[str]:
+    """Describe a pruned vocabulary, given as plain values: the kept share, and texts that need more."""
+    lines = [
+        f"{kept['n_tokens']:,} of {kept['n_whole']:,} tokens, kept by {kept['kept_by'].value} for "
+        + ", ".join(kept["languages"])
+    ]
+    for name, found in kept["needing"].items():
+        n_texts = sum(counts["n_texts"] for counts in found.values())
+        needing = {code: counts["n_needing"] for code, counts in found.items() if counts["n_needing"]}
+        worst = max(needing, key=lambda code: needing[code], default=None)
+        lines.append(
+            f"{sum(needing.values())} of {n_texts} texts of {name} need a dropped token"
+            + (f"; most in {worst}: {needing[worst]}" if worst else "")
+        )
+    return lines
 
 
 def _languages_line(summary: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from runtime.manifest import TextPreprocessing
 from runtime.preprocessing.cleaning import clean_whitespace, whole_characters
 from runtime.preprocessing.languages import flores_from_code, spoken_language
 
-__all__ = ["Text", "TokenRow", "Tokenizer", "require_texts", "texts_with_languages"]
+__all__ = ["Text", "TokenRow", "Tokenizer", "cleaned_texts", "require_texts", "texts_with_languages"]
 
 _END = object()
 
@@ -96,6 +96,16 @@ def _text(text: object, index: int, language: object) -> Text:
     return Text(text, index, language)
 
 
+def cleaned_texts(texts: Iterable[Text], preprocessing: TextPreprocessing) -> list[str]:
+    """Clean texts as the reference tokenizer does.
+
+    Raises:
+        InputError: a text holds a lone surrogate.
+    """
+    clean = _CLEAN[preprocessing.clean]
+    return [clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]
+
+
 class Tokenizer:
     """Tokenizer of one text tower: ``prefix or [language] + tokens + suffix``, as in its reference.
 
@@ -115,7 +125,6 @@ class Tokenizer:
     ) -> None:
         self._subwords = _subwords_from_file(Path(path))
         self._preprocessing = preprocessing
-        self._clean = _CLEAN[preprocessing.clean]
         self._prefixes: dict[str | None, tuple[int, ...]] = {}
         self._default_language = default_language
         if default_language is not None:
@@ -137,7 +146,7 @@ class Tokenizer:
             LanguageError: a language is missing, unknown, or not supported by the tower.
         """
         prefixes = [self._prefix(text.language) for text in texts]
-        cleaned = [self._clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]
+        cleaned = cleaned_texts(texts, self._preprocessing)
         encodings = self._subwords.encode_batch_fast(cleaned, add_special_tokens=False)
         return [self._row(prefix, e.ids) for prefix, e in zip(prefixes, encodings, strict=True)]
 
@@ -158,7 +167,8 @@ class Tokenizer:
         code = self._default_language if language is None else language
         if not self._preprocessing.needs_language:
             if code is not None:
-                flores_from_code(code)
+                kept = self._preprocessing.kept_languages
+                spoken_language(code, kept) if kept else flores_from_code(code)
             return self._preprocessing.prefix_ids
         if code is None:
             raise LanguageError(
