@@ -32,7 +32,7 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
-from export.vocabulary.needing import texts_needing_dropped
+from export.vocabulary.loss import vocabulary_loss
 from export.vocabulary.pruned_towers import pruned_towers
 from export.vocabulary.selection import VocabularyOptions
 from runtime.backends import is_installed
@@ -243,7 +243,7 @@ class _Run:
         with self._timed("PyTorch"):
             expected = expected_of_reference(self.towers, self.options.texts_per_language)
             gate = self._gate()
-            self.needing = texts_needing_dropped(self.towers, gate)
+            self.needing = self._needing(gate)
             self.kept = kept_variants(self.published, self.repository, self.towers, expected)
         self.variants = dict(self.kept.variants)
         reports: dict[str, ParityReport] = {}
@@ -330,6 +330,14 @@ class _Run:
             captions_per_language=self.options.captions_per_language,
             progress=self.progress,
         )
+
+    def _needing(self, gate: GateReference | None) -> Mapping[str, Any]:
+        """Measure and check what a pruned vocabulary costs; empty for a whole one."""
+        if self.towers.kept is None or gate is None:
+            return {}
+        loss = vocabulary_loss(self.towers, gate)
+        loss.require_small(self.options.accept_drop)
+        return loss.as_json()
 
     def _variant(
         self,

@@ -144,6 +144,16 @@ class LocalEncoder(Encoder):
         return self.manifest.name
 
     @property
+    def precision(self) -> Precision:
+        """Precision of the opened variant."""
+        return self._variant.precision
+
+    @property
+    def engine(self) -> Engine:
+        """Engine that runs the towers."""
+        return self._graphs.engine
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """Full width and the widths of the MRL heads, ascending."""
         return tuple(sorted({*self.manifest.mrl_dims, self.manifest.dim}))

@@ -277,8 +277,9 @@ class PrunedVocabulary:
         whole_fingerprint: Fingerprint of the model with the whole vocabulary, in whose space the vectors are.
         kept_by: Rule by which tokens were kept.
         sources: Data of the rule: ``characters``, and each file of ``texts`` with its sha256.
-        needing: Texts of the retrieval check that need a dropped token, by data set and language: ``n_texts``
-            and ``n_needing``; empty if there was none.
+        needing: Texts of the retrieval check that need a dropped token, by data set and language:
+            ``n_texts``, ``n_needing``, and PyTorch's recall at 1 with the whole and the pruned vocabulary if
+            it is not 0; empty if retrieval was not checked.
     """
 
     languages: tuple[str, ...]

@@ -17,11 +17,17 @@ from export.towers import Int, Towers
 from export.vocabulary.characters import SOURCE, characters_of_languages, is_written_in
 from export.vocabulary.subwords import Subvocabulary
 from runtime.errors import DatasetError, ExportError, LanguageError
-from runtime.manifest import TOKENIZER_FILE, KeptBy
+from runtime.manifest import TOKENIZER_FILE, KeptBy, TextPreprocessing
 from runtime.preprocessing.languages import code_among, english_name, spoken_language
 from runtime.preprocessing.text import Text, Tokenizer
 
-__all__ = ["Selection", "VocabularyOptions", "languages_from_list", "selection_for_towers"]
+__all__ = [
+    "Selection",
+    "VocabularyOptions",
+    "languages_from_list",
+    "selection_for_towers",
+    "tokenizer_from_json",
+]
 
 _WINDOW = 4_096
 
@@ -170,13 +176,18 @@ def _ids_of_texts(towers: Towers, texts: Sequence[str]) -> set[int]:
     preprocessing = dataclasses.replace(
         towers.text_preprocessing, context_length=1 << 30, language_ids={}, prefix_ids=(), suffix_ids=()
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / TOKENIZER_FILE
-        path.write_text(towers.tokenizer_json, encoding="utf-8")
-        tokenizer = Tokenizer(path, preprocessing)
+    tokenizer = tokenizer_from_json(towers.tokenizer_json, preprocessing)
     found: set[int] = set()
     for start in range(0, len(texts), _WINDOW):
         window = [Text(text, start + i, None) for i, text in enumerate(texts[start : start + _WINDOW])]
         for row in tokenizer.rows_from_texts(window):
             found.update(row.ids)
     return found
+
+
+def tokenizer_from_json(tokenizer_json: str, preprocessing: TextPreprocessing) -> Tokenizer:
+    """Open a tokenizer as the runtime does, from the text of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / TOKENIZER_FILE
+        path.write_text(tokenizer_json, encoding="utf-8")
+        return Tokenizer(path, preprocessing)
