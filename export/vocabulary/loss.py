@@ -67,9 +67,9 @@ class VocabularyLoss:
         if failures:
             raise ParityError(
                 f"The kept part of the vocabulary costs too much recall, already in PyTorch: {failures[0]} "
-                f"{sum(self.n_needing.values())} of {sum(self.n_texts.values())} texts of {self.dataset} need a "
-                "dropped token. Name texts of every language with --vocabulary-texts, keep the vocabulary by "
-                "characters, or pass --accept-drop."
+                f"{sum(self.n_needing.values())} of {sum(self.n_texts.values())} texts of {self.dataset} need "
+                "a dropped token. Name texts of every language with --vocabulary-texts, keep the vocabulary "
+                "by characters, or pass --accept-drop."
             )
 
     def as_json(self) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class PrunedReference:
     def needs_dropped(self, texts: Sequence[str], languages: Sequence[str | None]) -> NDArray[np.bool_]:
         """Mark the texts that need a dropped token within the context length, bool (texts,)."""
         _, is_kept = self._kept_ids(texts, languages)
-        return np.logical_not(np.all(is_kept, axis=1))
+        found: NDArray[np.bool_] = np.logical_not(np.all(is_kept, axis=1))
+        return found
 
     def _kept_ids(
         self, texts: Sequence[str], languages: Sequence[str | None]
