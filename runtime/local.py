@@ -23,7 +23,6 @@ from runtime.errors import EngineError
 from runtime.logs import LOGGER
 from runtime.manifest import (
     GRAPH_ENGINES,
-    WHOLE_TOKENIZER_FILE,
     Engine,
     Manifest,
     Modality,
@@ -36,7 +35,7 @@ from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
 from runtime.preprocessing.buckets import EXACT_ROWS, GPU_BATCH_IMAGES
-from runtime.preprocessing.dropped_tokens import DroppedTokens
+from runtime.preprocessing.dropped_tokens import dropped_tokens_of
 from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
@@ -248,12 +247,10 @@ class LocalEncoder(Encoder):
             InputError: an input is not a text, or holds a lone surrogate.
             ManifestError: the checkpoint's own tokenizer is missing, or cannot be read.
         """
-        asked = [*texts_with_languages(texts, None)]
         if not self.manifest.vocabulary:
-            return [() for _ in asked]
+            return [() for _ in texts_with_languages(texts, None)]
         tokenizer = self._graphs.repository / self._variant.tokenizer
-        whole = tokenizer.with_name(WHOLE_TOKENIZER_FILE)
-        return DroppedTokens(whole, tokenizer, self.manifest.text).of_texts(asked)
+        return dropped_tokens_of(tokenizer, self.manifest.text, texts)
 
     def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
         """Run the text tower on a token batch, on the calling thread; the second stage of embedding texts.

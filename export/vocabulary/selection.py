@@ -105,7 +105,8 @@ def selection_for_towers(towers: Towers, vocabulary: Subvocabulary, options: Voc
         alphabet = frozenset().union(*characters.values())
         spelled = {number for number, piece in vocabulary.pieces.items() if is_written_in(piece, alphabet)}
     used = _ids_of_texts(towers, [text for _, text in texts])
-    kept = vocabulary.closed({*_special(towers, vocabulary, languages), *spelled, *used})
+    dropped = {n for code, n in towers.text_preprocessing.language_ids.items() if code not in languages}
+    kept = vocabulary.closed({*_special(towers, vocabulary), *spelled, *used} - dropped) - dropped
     sources: dict[str, Any] = {}
     if options.kept_by is KeptBy.CHARACTERS:
         sources["characters"] = SOURCE
@@ -114,7 +115,7 @@ def selection_for_towers(towers: Towers, vocabulary: Subvocabulary, options: Voc
     return Selection(languages, np.array(sorted(kept), np.int64), sources)
 
 
-def _special(towers: Towers, vocabulary: Subvocabulary, languages: Sequence[str]) -> Iterator[int]:
+def _special(towers: Towers, vocabulary: Subvocabulary) -> Iterator[int]:
     """Yield the ids that the preprocessing adds, the added tokens, and all ids up to the padding's.
 
     Positions count from the padding id, so that it must not change.
@@ -122,8 +123,7 @@ def _special(towers: Towers, vocabulary: Subvocabulary, languages: Sequence[str]
     text = towers.text_preprocessing
     yield from (number for number in range(text.pad_id + 1) if number in vocabulary.names)
     yield from (*text.prefix_ids, *text.suffix_ids)
-    dropped = {number for code, number in text.language_ids.items() if code not in languages}
-    yield from (number for number in vocabulary.added if number not in dropped)
+    yield from vocabulary.added
 
 
 def _require_characters(

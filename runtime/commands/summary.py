@@ -11,9 +11,11 @@ from runtime.cosines import nan_first
 from runtime.errors import LanguageError
 from runtime.fingerprints import remark_on_kind
 from runtime.manifest import Manifest, TowerFiles, Variant, verify_file
+from runtime.preprocessing.dropped_tokens import dropped_tokens_of
 from runtime.preprocessing.languages import Language, flores_from_code, languages, spoken_language
 
 __all__ = [
+    "dropped_tokens",
     "languages_of_codes",
     "languages_of_model",
     "lines_from_vocabulary",
@@ -59,6 +61,21 @@ def summary_from_model(model: str) -> dict[str, Any]:
     }
 
 
+def dropped_tokens(model: str, texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the tokens that each text needs and the vocabulary of ``REPOSITORY/NAME`` lacks.
+
+    Raises:
+        ManifestError: the checkpoint's own tokenizer cannot be read.
+        InputError: a text holds a lone surrogate.
+    """
+    manifest = Manifest.read(model)
+    if not manifest.vocabulary:
+        return {text: [] for text in texts}
+    variant = next(iter(manifest.variants.values()))
+    found = dropped_tokens_of(Path(model).parent / variant.tokenizer, manifest.text, texts)
+    return {text: list(tokens) for text, tokens in zip(texts, found, strict=True)}
+
+
 def _variant_summary(variant: Variant) -> dict[str, Any]:
     return {
         "precision": variant.precision.value,
@@ -91,6 +108,8 @@ def text_from_summary(summary: dict[str, Any]) -> str:
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]
     for kept in summary["vocabulary"]:
         lines += [f"  {'vocabulary':<12} {line}" for line in lines_from_vocabulary(kept)]
+    for text, tokens in summary.get("dropped_tokens", {}).items():
+        lines.append(f"  {'text':<12} {text!r} needs {' '.join(tokens) or 'no dropped token'}")
     for name, variant in summary["variants"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
         lines.append(f"  {name:<12} {sizes}; files verified")

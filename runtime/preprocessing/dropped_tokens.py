@@ -3,62 +3,47 @@
 from __future__ import annotations
 
 import gzip
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer as Subwords
 
 from runtime.errors import ManifestError
-from runtime.manifest import TextPreprocessing
-from runtime.preprocessing.text import Text, cleaned_texts
+from runtime.manifest import WHOLE_TOKENIZER_FILE, TextPreprocessing
+from runtime.preprocessing.text import cleaned_texts, texts_with_languages
 
-__all__ = ["DroppedTokens"]
+__all__ = ["dropped_tokens_of"]
 
 
-class DroppedTokens:
-    """Comparison of texts' tokens in the checkpoint's own tokenizer with a pruned one's vocabulary.
+def dropped_tokens_of(
+    tokenizer: Path, preprocessing: TextPreprocessing, texts: Iterable[str]
+) -> list[tuple[str, ...]]:
+    """Return the dropped tokens that each text needs, in its order; tokens beyond the context length too.
+
+    A text that needs none has the whole model's vector.
 
     Args:
-        whole: ``whole_tokenizer.json.gz`` beside a text tower.
-        pruned: The tower's ``tokenizer.json``.
+        tokenizer: A text tower's ``tokenizer.json``; the checkpoint's own is beside it.
 
     Raises:
-        ManifestError: a file cannot be read.
+        InputError: an input is not a text, or holds a lone surrogate.
+        ManifestError: a tokenizer is missing, or cannot be read.
     """
-
-    def __init__(
-        self,
-        whole: str | os.PathLike[str],
-        pruned: str | os.PathLike[str],
-        preprocessing: TextPreprocessing,
-    ) -> None:
-        try:
-            text = gzip.decompress(Path(whole).read_bytes()).decode("utf-8")
-            self._whole = Subwords.from_str(text)
-            kept = Subwords.from_file(str(pruned)).get_vocab(with_added_tokens=True)
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ManifestError(
-                f"The tokenizers {whole} and {pruned} cannot be compared: {error}. Copy the repository "
-                "again, or export the checkpoint again."
-            ) from error
-        self._whole.no_truncation()
-        self._whole.no_padding()
-        self._kept = {self._whole.token_to_id(piece) for piece in kept}
-        self._preprocessing = preprocessing
-
-    def of_texts(self, texts: Sequence[Text]) -> list[tuple[str, ...]]:
-        """Return the dropped tokens that each text needs, in its order; tokens beyond the context length too.
-
-        A text that needs none has the whole model's vector.
-
-        Raises:
-            InputError: a text holds a lone surrogate.
-        """
-        encodings = self._whole.encode_batch_fast(
-            cleaned_texts(texts, self._preprocessing), add_special_tokens=False
-        )
-        return [
-            tuple(str(self._whole.id_to_token(number)) for number in encoding.ids if number not in self._kept)
-            for encoding in encodings
-        ]
+    asked = [*texts_with_languages(texts, None)]
+    path = tokenizer.with_name(WHOLE_TOKENIZER_FILE)
+    try:
+        whole = Subwords.from_str(gzip.decompress(path.read_bytes()).decode("utf-8"))
+        pieces = Subwords.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ManifestError(
+            f"The tokenizers {path} and {tokenizer.name} cannot be compared: {error}. Copy the repository "
+            "again, or export the checkpoint again."
+        ) from error
+    whole.no_truncation()
+    whole.no_padding()
+    kept = {whole.token_to_id(piece) for piece in pieces}
+    encodings = whole.encode_batch_fast(cleaned_texts(asked, preprocessing), add_special_tokens=False)
+    return [
+        tuple(str(whole.id_to_token(number)) for number in encoding.ids if number not in kept)
+        for encoding in encodings
+    ]

@@ -493,7 +493,7 @@ def test_the_gate_measures_what_dropped_tokens_cost(tmp_path: Path, captions: di
     vocabulary = VocabularyOptions(("eng", "por"), (file,), KeptBy.TEXTS)
     fp32 = dataclasses.replace(FORMS[0], opened_by=(Engine.ONNXRUNTIME,))
     options: ExportOptions = dataclasses.replace(FEW, vocabulary=vocabulary, forms=(fp32,))
-    with pytest.raises(ParityError, match=r"costs too much recall, already in PyTorch: por_Latn"):
+    with pytest.raises(ParityError, match=r"costs too much recall, even in PyTorch: por_Latn"):
         repository_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path / "models", options=options)
     accepted = dataclasses.replace(options, accept_drop=0.9)
     done = repository_from_checkpoint(CHECKPOINTS / "nllb-clip", tmp_path / "models", options=accepted)
@@ -553,6 +553,10 @@ def test_commands_export_and_describe_a_pruned_model(tmp_path: Path) -> None:
     assert "tokens, kept by characters for eng_Latn, por_Latn, spa_Latn" in run.output
     run = CliRunner().invoke(app, ["inspect", str(tmp_path / "models" / "altclip"), "--json"])
     assert json.loads(run.output)["vocabulary"][0]["languages"] == list(LANGUAGES)
+    asked = ["inspect", str(tmp_path / "models" / "altclip"), "--text", "uma maçã", "--text", "שלום עולם"]
+    run = CliRunner().invoke(app, asked)
+    assert "'uma maçã' needs no dropped token" in run.output
+    assert "'שלום עולם' needs ▁" in run.output
     run = CliRunner().invoke(app, ["languages", str(tmp_path / "models" / "altclip")])
     assert [line.split()[0] for line in run.output.splitlines()] == list(LANGUAGES)
 
