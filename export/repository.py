@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from export.checkpoint import towers_from_checkpoint
 from export.kept_variants import Kept, kept_variants
@@ -31,6 +32,9 @@ from export.towers import Towers
 from export.triton.frontends import frontends_from_model
 from export.triton.tower_folders import tower_metadata, write_tower
 from export.variants import FP32, Form
+from export.vocabulary.loss import vocabulary_loss
+from export.vocabulary.pruned_towers import pruned_towers
+from export.vocabulary.selection import VocabularyOptions
 from runtime.backends import is_installed
 from runtime.backends.cuda import gpu_record
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER
@@ -103,6 +107,7 @@ class ExportOptions:
         recipes: Quantization recipe by tower; the engine's default where missing.
         reference: PyTorch's results on the retrieval set, if already measured.
         accept_drop: Recall drop, as a share, to accept beyond a precision's own limits; recorded.
+        vocabulary: Languages to keep of the vocabulary; None for all.
         threads: Threads per run; None uses all cores.
     """
 
@@ -116,6 +121,7 @@ class ExportOptions:
     recipes: Mapping[Modality, Int8Recipe] = field(default_factory=dict)
     reference: GateReference | None = None
     accept_drop: float | None = None
+    vocabulary: VocabularyOptions | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -191,8 +197,11 @@ def repository_from_towers(
     """Export and publish loaded towers; see ``repository_from_checkpoint``."""
     repository, options = Path(repository), _with_forms(options or ExportOptions())
     require_free(repository, name, options)
+    if options.vocabulary is not None:
+        towers = pruned_towers(towers, options.vocabulary)
     with staging(repository) as stage:
         published = _published(repository, name, replace=options.replace)
+        _require_same_vocabulary(published, towers, repository, options)
         return _Run(towers, repository, name, options, progress, stage, published).export()
 
 
@@ -277,6 +286,7 @@ class _Run:
     stage: Path
     published: Manifest | None
     kept: Kept = field(default_factory=Kept)
+    needing: Mapping[str, Any] = field(default_factory=dict)
     variants: dict[str, Variant] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -284,6 +294,7 @@ class _Run:
         sources = dict(self.sources())
         calibration = self.calibration()
         expected, gate = self.reference()
+        self.needing = self._needing(gate)
         with self._timed("kept variants"):
             self.kept = kept_variants(self.published, self.repository, self.towers, expected)
         self.variants = dict(self.kept.variants)
@@ -347,15 +358,16 @@ class _Run:
         """The calibration set, where a form needs one."""
         if not any(form.needs_calibration for form in self.options.forms):
             return None
+        towers = self.towers.whole  # also of a pruned vocabulary, so that INT8 gives equal vectors
         path = self.stage / "sources" / TOKENIZER_FILE
-        path.write_text(self.towers.tokenizer_json, encoding="utf-8")
+        path.write_text(towers.tokenizer_json, encoding="utf-8")
         with self._timed("calibration set"):
             return calibration_from_path(
                 self.options.calibration,
-                Tokenizer(path, self.towers.text_preprocessing),
-                self.towers.text_preprocessing,
-                self.towers.image_preprocessing,
-                languages=self.towers.languages,
+                Tokenizer(path, towers.text_preprocessing),
+                towers.text_preprocessing,
+                towers.image_preprocessing,
+                languages=towers.languages,
                 size=self.options.calibration_size,
             )
 
@@ -376,6 +388,14 @@ class _Run:
             captions_per_language=self.options.captions_per_language,
             progress=self.progress,
         )
+
+    def _needing(self, gate: GateReference | None) -> Mapping[str, Any]:
+        """Measure and check what a pruned vocabulary costs; empty for a whole one."""
+        if self.towers.kept is None or gate is None:
+            return {}
+        loss = vocabulary_loss(self.towers, gate)
+        loss.require_small(self.options.accept_drop)
+        return loss.as_json()
 
     def _variant(
         self,
@@ -474,6 +494,9 @@ class _Run:
             image=towers.image_preprocessing,
             source=towers.source,
             variants=variants,
+            vocabulary=()
+            if towers.kept is None
+            else (dataclasses.replace(towers.kept.record, needing=self.needing),),
         )
 
     def _refusal(
@@ -556,6 +579,20 @@ def _published(repository: Path, name: str, *, replace: bool) -> Manifest | None
         if replace:
             return None
         raise
+
+
+def _require_same_vocabulary(
+    published: Manifest | None, towers: Towers, repository: Path, options: ExportOptions
+) -> None:
+    """Check that published variants have the same part of the vocabulary, as a model has one tokenizer."""
+    if published is None or options.replace or published.fingerprint == towers.fingerprint:
+        return
+    if published.vocabulary or towers.kept is not None:
+        held = published.vocabulary[0].languages if published.vocabulary else ("all languages",)
+        raise ExportError(
+            f"{repository} already holds {published.name} with the vocabulary of {', '.join(held)}, and the "
+            "variants of a model share one. Pass another --name, or --replace to remove its variants."
+        )
 
 
 def _measured_on(form: Form) -> dict[str, object]:

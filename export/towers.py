@@ -18,9 +18,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
-from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
+from runtime.manifest import ImagePreprocessing, Modality, PrunedVocabulary, TextPreprocessing
 
-__all__ = ["ImageTowerModule", "MrlHeads", "Reference", "TextTowerModule", "Towers", "output_name"]
+__all__ = [
+    "ImageTowerModule",
+    "KeptTokens",
+    "MrlHeads",
+    "Reference",
+    "TextTowerModule",
+    "Towers",
+    "output_name",
+]
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -110,6 +118,21 @@ class Reference(Protocol):
         """Embed images to unit float32 (images, dim), as a user of the library would."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptTokens:
+    """Part of the vocabulary to export.
+
+    Attributes:
+        rows: Kept ids of the whole vocabulary, int64, ascending; a kept token's new id is its position.
+        whole: The towers with the whole vocabulary.
+        record: Description for the manifest.
+    """
+
+    rows: Int
+    whole: Towers
+    record: PrunedVocabulary
+
+
 @dataclass(frozen=True, slots=True)
 class Towers:
     """Loaded checkpoint: both towers, their preprocessing, and the library's model as reference.
@@ -117,6 +140,10 @@ class Towers:
     ``tokenizer_json`` is the text of a ``tokenizers`` file; ``languages`` are FLORES-200 codes.
     ``source`` records the origin of the weights. ``fingerprint`` is empty until
     ``export.fingerprint.fingerprints.with_fingerprint`` computes it.
+
+    With ``kept``, everything but the module ``text`` is that of a pruned vocabulary: tokenizer, ids,
+    languages, reference, fingerprint. The module keeps its whole token table, so that its graph is calibrated
+    on the same inputs as the whole model's; the rows are removed from the finished graph.
     """
 
     family: str
@@ -132,6 +159,7 @@ class Towers:
     reference: Reference
     source: Mapping[str, Any]
     fingerprint: str = ""
+    kept: KeptTokens | None = None
 
     def __post_init__(self) -> None:
         n_positions = int(self.text.encoder.get_buffer("positions").shape[0])
@@ -149,8 +177,15 @@ class Towers:
 
     @property
     def n_tokens(self) -> int:
-        """Number of rows of the embedding table."""
+        """Number of token ids: rows of the exported embedding table."""
+        if self.kept is not None:
+            return len(self.kept.rows)
         return int(self.text.encoder.get_submodule("tokens").get_parameter("weight").shape[0])
+
+    @property
+    def whole(self) -> Towers:
+        """The towers with the whole vocabulary."""
+        return self if self.kept is None else self.kept.whole
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -3,16 +3,41 @@
 A fingerprint starts with its kind. ``bt2-`` covers what a model computes. The former ``bt1-`` covers only
 weights, tokenizer and preprocessing, so equal ones do not prove that vectors are comparable with those of a
 later export. Models and vectors of the former kind still work with each other.
+
+A model whose vocabulary was pruned has the fingerprint of the whole model, ``+`` and a digest of the kept
+tokens. Its vectors are in the whole model's space, and equal for every text that needs no dropped token; so
+vectors of both are comparable, while their tokenizers, towers and corpora must not be mixed.
 """
 
 from __future__ import annotations
 
-__all__ = ["KIND", "is_former", "remark_on_kind", "remark_on_models", "remark_on_vectors"]
+__all__ = [
+    "KIND",
+    "is_former",
+    "pruned_fingerprint",
+    "remark_on_kind",
+    "remark_on_models",
+    "remark_on_vectors",
+    "same_space",
+]
 
 KIND = "bt2"
 """Kind that exports write."""
 
 _LACKING = "of the former kind (bt1), which does not cover what a model computes"
+
+
+_PRUNED = "+"
+
+
+def pruned_fingerprint(whole: str, digest: str) -> str:
+    """Return the fingerprint of a model with a part of the vocabulary, from the whole model's."""
+    return f"{whole}{_PRUNED}{digest}"
+
+
+def same_space(one: str, other: str) -> bool:
+    """Check whether vectors of two fingerprints are comparable: equal ones, but for pruned vocabularies."""
+    return one.partition(_PRUNED)[0] == other.partition(_PRUNED)[0]
 
 
 def is_former(fingerprint: str) -> bool:

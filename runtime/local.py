@@ -35,6 +35,7 @@ from runtime.opening.model_check import OpeningCheck
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
 from runtime.preprocessing.buckets import EXACT_ROWS, GPU_BATCH_IMAGES
+from runtime.preprocessing.dropped_tokens import dropped_tokens_of
 from runtime.preprocessing.image import ImageSource, decode, pixels_from_image, require_several
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow, texts_with_languages
 from runtime.towers import GraphOpener, ImageTower, Stats, TextTower
@@ -142,6 +143,16 @@ class LocalEncoder(Encoder):
         return self.manifest.name
 
     @property
+    def precision(self) -> Precision:
+        """Precision of the opened variant."""
+        return self._variant.precision
+
+    @property
+    def engine(self) -> Engine:
+        """Engine that runs the towers."""
+        return self._graphs.engine
+
+    @property
     def dims(self) -> tuple[int, ...]:
         """Full width and the widths of the MRL heads, ascending."""
         return tuple(sorted({*self.manifest.mrl_dims, self.manifest.dim}))
@@ -234,6 +245,21 @@ class LocalEncoder(Encoder):
     def shortened_text(self, text: str) -> str:
         """Return the beginning of a long text that gives the same token row, or the text itself."""
         return self._tokenizer.shortened(text)
+
+    def dropped_tokens(self, texts: Iterable[str]) -> list[tuple[str, ...]]:
+        """Return the tokens that each text needs and the model's pruned vocabulary lacks; needs no graph.
+
+        A text that needs none has the vector of the whole model; a model that was exported with its whole
+        vocabulary drops none. The checkpoint's own tokenizer is read for this call only.
+
+        Raises:
+            InputError: an input is not a text, or holds a lone surrogate.
+            ManifestError: the checkpoint's own tokenizer is missing, or cannot be read.
+        """
+        if not self.manifest.vocabulary:
+            return [() for _ in texts_with_languages(texts, None)]
+        tokenizer = self._graphs.repository / self._variant.tokenizer
+        return dropped_tokens_of(tokenizer, self.manifest.text, texts)
 
     def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
         """Run the text tower on a token batch, on the calling thread; the second stage of embedding texts.

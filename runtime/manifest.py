@@ -36,14 +36,17 @@ __all__ = [
     "GPU_ENGINES",
     "GRAPH_ENGINES",
     "TOKENIZER_FILE",
+    "WHOLE_TOKENIZER_FILE",
     "Engine",
     "FileRecord",
     "FrontEnds",
     "ImagePreprocessing",
+    "KeptBy",
     "KeptVersion",
     "Manifest",
     "Modality",
     "Precision",
+    "PrunedVocabulary",
     "TextPreprocessing",
     "TowerFiles",
     "Variant",
@@ -65,6 +68,9 @@ FRONT_END_FILE = "frontend.json"
 
 TOKENIZER_FILE = "tokenizer.json"
 """Name of the tokenizer's file, beside a text tower and in a text front end's version folder."""
+
+WHOLE_TOKENIZER_FILE = "whole_tokenizer.json.gz"
+"""Name of the checkpoint's own tokenizer, beside the text tower of a model whose vocabulary was pruned."""
 
 FORMAT = "babeltower/2"
 """Version of the manifest's layout; readers reject any other."""
@@ -101,6 +107,17 @@ GPU_ENGINES = (Engine.CUDA, Engine.TENSORRT)
 """Engines that run on an NVIDIA GPU."""
 
 
+class KeptBy(str, Enum):
+    """Rule by which the tokens of a pruned vocabulary are kept.
+
+    ``CHARACTERS`` keeps every token that the languages' characters can spell, and those of given texts.
+    ``TEXTS`` keeps the tokens of given texts only: a smaller table, in which fewer other texts have theirs.
+    """
+
+    CHARACTERS = "characters"
+    TEXTS = "texts"
+
+
 class Modality(str, Enum):
     """Modality of a tower."""
 
@@ -125,6 +142,8 @@ class TextPreprocessing:
     position 0); otherwise it is empty.
     ``clean`` names the text cleaning of the reference tokenizer: ``"whitespace"`` is open_clip's (ftfy,
     HTML unescape, collapsed whitespace), ``"none"`` is transformers'.
+    ``kept_languages`` are the FLORES-200 codes that a pruned vocabulary was kept for, the only ones that a
+    text may name; empty for a whole vocabulary.
     """
 
     context_length: int
@@ -133,6 +152,7 @@ class TextPreprocessing:
     suffix_ids: tuple[int, ...]
     clean: str
     language_ids: Mapping[str, int] = field(default_factory=dict)
+    kept_languages: tuple[str, ...] = field(default=(), metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
         if self.clean not in ("whitespace", "none"):
@@ -247,6 +267,31 @@ class KeptVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class PrunedVocabulary:
+    """Part of a checkpoint's vocabulary that a model was exported with.
+
+    Attributes:
+        languages: FLORES-200 codes that it was kept for.
+        n_tokens: Kept rows of the token table.
+        n_whole: Rows of the checkpoint's token table.
+        whole_fingerprint: Fingerprint of the model with the whole vocabulary, in whose space the vectors are.
+        kept_by: Rule by which tokens were kept.
+        sources: Data of the rule: ``characters``, and each file of ``texts`` with its sha256.
+        needing: Texts of the retrieval check that need a dropped token, by data set and language:
+            ``n_texts``, ``n_needing``, and PyTorch's recall at 1 with the whole and the pruned vocabulary if
+            it is not 0; empty if retrieval was not checked.
+    """
+
+    languages: tuple[str, ...]
+    kept_by: KeptBy
+    n_tokens: int
+    n_whole: int
+    whole_fingerprint: str
+    sources: Mapping[str, Any]
+    needing: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Complete description of REPOSITORY/NAME.
 
@@ -254,6 +299,7 @@ class Manifest:
     vectors, see ``runtime/fingerprints.py``): vectors are comparable only if their fingerprints are equal.
     ``languages`` are FLORES-200 codes. ``front_ends`` is empty or has one entry; ``kept`` are versions that
     they served before. ``probes`` is the record of NAME.probes.npz, or empty in older manifests.
+    ``vocabulary`` is empty, or has one entry if the vocabulary was pruned.
     """
 
     name: str
@@ -271,6 +317,7 @@ class Manifest:
     front_ends: tuple[FrontEnds, ...] = field(default=(), metadata={OPTIONAL: True})
     kept: tuple[KeptVersion, ...] = field(default=(), metadata={OPTIONAL: True})
     probes: tuple[FileRecord, ...] = field(default=(), metadata={OPTIONAL: True})
+    vocabulary: tuple[PrunedVocabulary, ...] = field(default=(), metadata={OPTIONAL: True})
     format: str = FORMAT
 
     def __post_init__(self) -> None:

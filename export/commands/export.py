@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ import typer
 
 from export.layouts.names import LayoutName
 from runtime.backends.plans import Portability
+from runtime.commands.summary import lines_from_vocabulary
 from runtime.cosines import nan_first
 from runtime.errors import ExportError
 from runtime.extras import needing
-from runtime.manifest import Engine, Precision, Variant
+from runtime.manifest import Engine, KeptBy, Precision, Variant
 
 if TYPE_CHECKING:
     from export.parity.gate import RetrievalFigures
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "parity_lines", "record_of_export", "summary_of_export"]
 
 _TENSORRT = "TensorRT"
+_VOCABULARY = "Vocabulary"
 
 
 def export(
@@ -73,6 +76,30 @@ def export(
     accept_drop: Annotated[
         float | None,
         typer.Option(min=0.0, max=100.0, help="Recall drop in points to accept beyond the limits; recorded."),
+    ] = None,
+    languages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODES",
+            help="Languages to keep, such as por,eng,spa; tokens that their texts do not need are removed.",
+            rich_help_panel=_VOCABULARY,
+        ),
+    ] = None,
+    vocabulary_texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Texts whose tokens are kept: .parquet (text, language) or one per line; may be repeated.",
+            rich_help_panel=_VOCABULARY,
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        KeptBy | None,
+        typer.Option(
+            help="Keep all tokens of the languages' characters (default), or only those of the texts.",
+            rich_help_panel=_VOCABULARY,
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
     tensorrt_version_compatible: Annotated[
@@ -126,6 +153,7 @@ def export(
         from export.repository import ExportOptions, installed_engines, repository_from_checkpoint
         from export.tensorrt.options import EngineOptions
         from export.variants import forms_for, possible_forms
+        from export.vocabulary.selection import VocabularyOptions, languages_from_list
 
     from export.commands.layouts import export_layout, require_engine
     from export.commands.progress import progress_bars
@@ -152,6 +180,8 @@ def export(
     missing = [form.key for form in wanted if form.key in refused and (engine or form.precision not in made)]
     if not forms:
         raise ExportError(f"Nothing was exported: {' '.join(refused.values())}")
+    if languages is None and (vocabulary_texts or vocabulary is not None):
+        raise ExportError("Options of the vocabulary need the languages to keep; add --languages CODES.")
     options = ExportOptions(
         forms=forms,
         replace=replace,
@@ -159,6 +189,11 @@ def export(
         captions_per_language=None if all_captions else captions_per_language,
         calibration=calibration,
         accept_drop=None if accept_drop is None else accept_drop / 100,
+        vocabulary=None
+        if languages is None
+        else VocabularyOptions(
+            languages_from_list(languages), tuple(vocabulary_texts or ()), vocabulary or KeptBy.CHARACTERS
+        ),
         threads=threads,
     )
     if layout is not LayoutName.TRITON:
@@ -198,6 +233,7 @@ def record_of_export(done: Export) -> dict[str, object]:
         "family": done.manifest.family,
         "dims": [done.manifest.dim, *done.manifest.mrl_dims],
         "dropped": dict(done.dropped),
+        "vocabulary": [dataclasses.asdict(kept) for kept in done.manifest.vocabulary],
         "parity": {key: report.as_json() for key, report in done.parity.items()},
         "seconds": {step: round(seconds, 2) for step, seconds in done.seconds.items()},
     }
@@ -212,6 +248,8 @@ def summary_of_export(done: Export) -> str:
         + (f", MRL heads {list(manifest.mrl_dims)}" if manifest.mrl_dims else ""),
         f"fingerprint  {manifest.fingerprint}",
     ]
+    for kept in manifest.vocabulary:
+        lines += [f"vocabulary   {line}" for line in lines_from_vocabulary(dataclasses.asdict(kept))]
     for key, report in done.parity.items():
         lines += _variant_lines(manifest.variants[key], key, report)
     lines += [f"removed      {key} of an earlier export: {why}" for key, why in done.dropped.items()]

@@ -60,7 +60,7 @@ def probe_texts(
         words: One-token words for texts near the context length; see ``one_token_words``.
     """
     names = names_by_language()
-    known = preprocessing.language_ids or names
+    known = preprocessing.language_ids or preprocessing.kept_languages or names
     probes = [
         ProbeText(text, language)
         for language in sorted(known)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.precision.calibration import CalibrationSet
 from export.precision.int8 import Int8Recipe
 from runtime.manifest import Modality
@@ -25,6 +28,8 @@ class GraphRequest:
         context_length: Maximum text length in tokens, for the same.
         calibration: Calibration set; None if the form does not need it.
         recipe: Quantization recipe; None for the engine's default.
+        kept_rows: Rows of the token table to keep in the finished graph; None for all. Calibration runs on
+            the whole table. Only a maker of plans, built from the finished graph, removes the others itself.
     """
 
     modality: Modality
@@ -35,6 +40,7 @@ class GraphRequest:
     context_length: int
     calibration: CalibrationSet | None = None
     recipe: Int8Recipe | None = None
+    kept_rows: NDArray[np.int64] | None = None
 
 
 MakeGraph = Callable[[GraphRequest], Mapping[str, Any]]

@@ -116,18 +116,19 @@ class Vectors:
 def spoken_part(dataset: RetrievalSet, towers: Towers) -> tuple[RetrievalSet, tuple[str, ...]]:
     """Split a set into the part in languages with language tokens, and the codes of the other languages.
 
-    For a tower without language tokens, all languages are kept.
+    For a tower without language tokens, all languages are kept; if its vocabulary was pruned, the kept ones.
 
     Raises:
         LanguageError: the tower has tokens for none of the languages.
     """
-    if not towers.text_preprocessing.needs_language:
+    text = towers.text_preprocessing
+    if not text.needs_language and not text.kept_languages:
         return dataset, ()
-    known = towers.text_preprocessing.language_ids
+    known = text.language_ids or text.kept_languages
     spoken = [entry.code for entry in dataset.captions if entry.language in known]
     if not spoken:
         raise LanguageError(
-            f"The text tower has language tokens for none of {list(dataset.codes)}; it has {sorted(known)}. "
+            f"The text tower has tokens for none of {list(dataset.codes)}; it has {sorted(known)}. "
             "Choose another language map or data set."
         )
     return dataset.select(spoken), tuple(code for code in dataset.codes if code not in spoken)

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir
 
 from export.graphs.files import copy_graph
+from export.graphs.token_rows import keep_token_rows
 from export.precision.activation_ranges import activation_ranges
 from export.precision.fp8 import fp8_from_onnx
 from export.precision.fp16 import bfloat16_from_onnx, fp16_from_onnx
@@ -123,6 +124,8 @@ def plan_maker(
             batches=() if request.calibration is None else request.calibration.batches(request.modality),
             recipe=recipe,
         )
+        if request.kept_rows is not None:
+            keep_token_rows(request.target, request.kept_rows, data_name=request.data_name)
         dims = _dynamic_dims(request.target)
         manifest = engine_from_onnx(
             request.target,

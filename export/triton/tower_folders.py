@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from export.graphs.token_rows import keep_token_rows
 from export.onnx_graph import input_names
 from export.precision.calibration import CalibrationSet
 from export.precision.graph_request import GraphRequest
@@ -21,6 +23,7 @@ from export.variants import Form
 from runtime.manifest import (
     GPU_ENGINES,
     TOKENIZER_FILE,
+    WHOLE_TOKENIZER_FILE,
     Engine,
     FileRecord,
     Modality,
@@ -102,8 +105,12 @@ def write_tower(
             context_length=context_length,
             calibration=calibration,
             recipe=recipe,
+            kept_rows=towers.kept.rows if towers.kept and modality is Modality.TEXT else None,
         )
     )
+    kept = towers.kept if modality is Modality.TEXT else None
+    if kept is not None:
+        keep_token_rows(graph, kept.rows, data_name=f"{folder.name}.data")
     config = tower_config(
         folder,
         graph,
@@ -118,6 +125,9 @@ def write_tower(
     (folder / CONFIG_FILE).write_text(config.to_pbtxt(), encoding="utf-8")
     if modality is Modality.TEXT:
         (folder / TOKENIZER_FILE).write_text(towers.tokenizer_json, encoding="utf-8")
+    if kept is not None:
+        whole = kept.whole.tokenizer_json.encode("utf-8")
+        (folder / WHOLE_TOKENIZER_FILE).write_bytes(gzip.compress(whole, mtime=0))
     model = onnx.load(str(graph), load_external_data=False)
     return TowerFiles(
         model=folder.name,

@@ -63,9 +63,13 @@ def realistic_texts(n_texts: int, *, seed: int = 0) -> tuple[list[str], list[str
 
 
 def languages_for(manifest: Manifest, codes: Sequence[str]) -> list[str | None]:
-    """Map language codes to those of a tower: English for unknown codes, None without language tokens."""
+    """Map language codes to those of a tower: English for unknown codes, None without language tokens.
+
+    A pruned tower without English takes its first language.
+    """
     known = manifest.text.language_ids
-    return [(code if code in known else "eng_Latn") if known else None for code in codes]
+    usual = "eng_Latn" if "eng_Latn" in known else next(iter(known), None)
+    return [(code if code in known else usual) if known else None for code in codes]
 
 
 def image_files(folder: Path | None) -> list[bytes]:

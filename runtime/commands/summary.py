@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from runtime.cosines import nan_first
 from runtime.errors import LanguageError
 from runtime.fingerprints import remark_on_kind
 from runtime.manifest import Manifest, TowerFiles, Variant, verify_file
+from runtime.preprocessing.dropped_tokens import dropped_tokens_of
 from runtime.preprocessing.languages import Language, flores_from_code, languages, spoken_language
 
 __all__ = [
+    "dropped_tokens",
     "languages_of_codes",
     "languages_of_model",
+    "lines_from_vocabulary",
     "summary_from_model",
     "text_from_languages",
     "text_from_summary",
@@ -52,8 +56,24 @@ def summary_from_model(model: str) -> dict[str, Any]:
             "order": manifest.image.order,
         },
         "source": dict(manifest.source),
+        "vocabulary": [dataclasses.asdict(kept) for kept in manifest.vocabulary],
         "variants": {name: _variant_summary(variant) for name, variant in manifest.variants.items()},
     }
+
+
+def dropped_tokens(model: str, texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the tokens that each text needs and the vocabulary of ``REPOSITORY/NAME`` lacks.
+
+    Raises:
+        ManifestError: the checkpoint's own tokenizer cannot be read.
+        InputError: a text holds a lone surrogate.
+    """
+    manifest = Manifest.read(model)
+    if not manifest.vocabulary:
+        return {text: [] for text in texts}
+    variant = next(iter(manifest.variants.values()))
+    found = dropped_tokens_of(Path(model).parent / variant.tokenizer, manifest.text, texts)
+    return {text: list(tokens) for text, tokens in zip(texts, found, strict=True)}
 
 
 def _variant_summary(variant: Variant) -> dict[str, Any]:
@@ -86,11 +106,32 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         "image": "{size[0]}×{size[1]}, {resize}, {interpolation}, {order}".format(**image),
     }
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]
+    for kept in summary["vocabulary"]:
+        lines += [f"  {'vocabulary':<12} {line}" for line in lines_from_vocabulary(kept)]
+    for text, tokens in summary.get("dropped_tokens", {}).items():
+        lines.append(f"  {'text':<12} {text!r} needs {' '.join(tokens) or 'no dropped token'}")
     for name, variant in summary["variants"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
         lines.append(f"  {name:<12} {sizes}; files verified")
         lines += [f"  {'':<12} {line}" for line in _parity_lines(variant["parity"])]
     return "\n".join(lines)
+
+
+def lines_from_vocabulary(kept: Mapping[str, Any]) -> list[str]:
+    """Describe a pruned vocabulary, given as plain values: the kept share, and texts that need more."""
+    lines = [
+        f"{kept['n_tokens']:,} of {kept['n_whole']:,} tokens, kept by {kept['kept_by'].value} for "
+        + ", ".join(kept["languages"])
+    ]
+    for name, found in kept["needing"].items():
+        n_texts = sum(counts["n_texts"] for counts in found.values())
+        needing = {code: counts["n_needing"] for code, counts in found.items() if counts["n_needing"]}
+        worst = max(needing, key=lambda code: needing[code], default=None)
+        lines.append(
+            f"{sum(needing.values())} of {n_texts} texts of {name} need a dropped token"
+            + (f"; most in {worst}: {needing[worst]}" if worst else "")
+        )
+    return lines
 
 
 def _languages_line(summary: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, cosine_similarity, hamming_distance
 from runtime.errors import InputError
-from runtime.fingerprints import remark_on_vectors
+from runtime.fingerprints import remark_on_vectors, same_space
 from runtime.storage import replace_file
 
 __all__ = ["Hit", "Index", "Nearest"]
@@ -109,7 +109,7 @@ class Index:
         return cosines
 
     def _require_fitting(self, queries: NDArray[Any], fingerprint: str, k: int) -> None:
-        if fingerprint != self.fingerprint:
+        if not same_space(fingerprint, self.fingerprint):
             raise InputError(
                 f"The index holds vectors of space {self.fingerprint!r}, but the queries are from "
                 f"{fingerprint!r}: their scores are meaningless. Embed both with the same model."

@@ -13,7 +13,7 @@ from runtime.cosines import require_directions, unit_rows
 from runtime.embeddings import Encoding, bits_from_float, float_from_encoded
 from runtime.encoder import Encoder
 from runtime.errors import InputError
-from runtime.fingerprints import remark_on_vectors
+from runtime.fingerprints import remark_on_vectors, same_space
 
 __all__ = ["Space", "queries_from_texts"]
 
@@ -38,7 +38,7 @@ class Space:
         Raises:
             InputError: the fingerprints differ.
         """
-        if fingerprint != self.fingerprint:
+        if not same_space(fingerprint, self.fingerprint):
             raise InputError(
                 f"{holder} holds vectors of space {self.fingerprint!r}, but the queries are from "
                 f"{fingerprint!r}: their scores are meaningless. Embed both with the same model."

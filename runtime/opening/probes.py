@@ -113,7 +113,10 @@ def space_of_manifest(
     fingerprint: str, preprocessing: TextPreprocessing | ImagePreprocessing
 ) -> dict[str, Any]:
     """Return the manifest's facts that determine a tower's inputs and space, as plain JSON values."""
-    facts = {"fingerprint": fingerprint, "preprocessing": dataclasses.asdict(preprocessing)}
+    settings = dataclasses.asdict(preprocessing)
+    if not settings.get("kept_languages"):  # older exports did not record it
+        settings.pop("kept_languages", None)
+    facts = {"fingerprint": fingerprint, "preprocessing": settings}
     plain: dict[str, Any] = json.loads(json.dumps(facts, sort_keys=True))
     return plain
 

@@ -17,7 +17,7 @@ from runtime.manifest import TextPreprocessing
 from runtime.preprocessing.cleaning import clean_whitespace, whole_characters
 from runtime.preprocessing.languages import flores_from_code, spoken_language
 
-__all__ = ["Text", "TokenRow", "Tokenizer", "require_texts", "texts_with_languages"]
+__all__ = ["Text", "TokenRow", "Tokenizer", "cleaned_texts", "require_texts", "texts_with_languages"]
 
 _END = object()
 
@@ -107,6 +107,16 @@ def _text(text: object, index: int, language: object) -> Text:
     return Text(text, index, language)
 
 
+def cleaned_texts(texts: Iterable[Text], preprocessing: TextPreprocessing) -> list[str]:
+    """Clean texts as the reference tokenizer does.
+
+    Raises:
+        InputError: a text holds a lone surrogate.
+    """
+    clean = _CLEAN[preprocessing.clean]
+    return [clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]
+
+
 class Tokenizer:
     """Tokenizer of one text tower: ``prefix or [language] + tokens + suffix``, as in its reference.
 
@@ -126,7 +136,6 @@ class Tokenizer:
     ) -> None:
         self._subwords = _subwords_from_file(Path(path))
         self._preprocessing = preprocessing
-        self._clean = _CLEAN[preprocessing.clean]
         self._prefixes: dict[str | None, tuple[int, ...]] = {}
         self._default_language = default_language
         if default_language is not None:
@@ -148,7 +157,7 @@ class Tokenizer:
             LanguageError: a language is missing, unknown, or not supported by the tower.
         """
         prefixes = [self._prefix(text.language) for text in texts]
-        cleaned = [self._clean(whole_characters(text.text, f"Text {text.index}")) for text in texts]
+        cleaned = cleaned_texts(texts, self._preprocessing)
         encodings = self._subwords.encode_batch_fast(cleaned, add_special_tokens=False)
         return [self._row(prefix, e.ids) for prefix, e in zip(prefixes, encodings, strict=True)]
 
@@ -166,7 +175,7 @@ class Tokenizer:
         if len(text) <= self.longest_kept:
             return text
         try:
-            known = self._first_tokens(self._clean(whole_characters(text, "The text")))
+            known = self._first_tokens(self._cleaned(text))
         except InputError:  # reported when the text is tokenized
             return text
         n = self._preprocessing.context_length
@@ -174,7 +183,7 @@ class Tokenizer:
             if known is None or length >= len(text):
                 break
             beginning = text[: length - 1 if "\ud800" <= text[length - 1] <= "\udbff" else length]
-            tokens = self._tokens([self._clean(whole_characters(beginning, "The text"))])[0]
+            tokens = self._tokens([self._cleaned(beginning)])[0]
             if len(tokens) > n and tokens[:n] == known[:n]:
                 return beginning
         return text
@@ -197,6 +206,9 @@ class Tokenizer:
         is_known = all(len(tokens) > enough for tokens in found)
         n = self._preprocessing.context_length
         return first if is_known and all(tokens[:n] == first[:n] for tokens in found) else None
+
+    def _cleaned(self, text: str) -> str:
+        return cleaned_texts([Text(text, 0, None)], self._preprocessing)[0]
 
     def _tokens(self, cleaned: Sequence[str]) -> list[list[int]]:
         encodings = self._subwords.encode_batch_fast(list(cleaned), add_special_tokens=False)
@@ -238,7 +250,8 @@ class Tokenizer:
         code = self._default_language if language is None else language
         if not self._preprocessing.needs_language:
             if code is not None:
-                flores_from_code(code)
+                kept = self._preprocessing.kept_languages
+                spoken_language(code, kept) if kept else flores_from_code(code)
             return self._preprocessing.prefix_ids
         if code is None:
             raise LanguageError(

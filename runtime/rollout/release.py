@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import ManifestError
-from runtime.fingerprints import remark_on_models
+from runtime.fingerprints import remark_on_models, same_space
 from runtime.manifest import (
     FRONT_END_FILE,
     FileRecord,
@@ -234,6 +234,13 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
         ManifestError: the embedding space differs, the variant does not exist, or front ends are missing.
     """
     manifest, candidate = Manifest.read(model), Manifest.read(source)
+    if manifest.fingerprint != candidate.fingerprint and same_space(
+        manifest.fingerprint, candidate.fingerprint
+    ):
+        raise ManifestError(
+            f"{source} has another part of the vocabulary than {model}: their vectors are comparable, but a "
+            "release keeps the tokens of the one before. Serve it under another name."
+        )
     if manifest.fingerprint != candidate.fingerprint:
         raise ManifestError(
             f"{source} embeds into space {candidate.fingerprint!r}, but {model} into "
