@@ -66,6 +66,10 @@ LICENCES: Mapping[str, str] = {
     "nllb-clip": "CC-BY-NC-4.0",
     "capivara": "MIT",
     "altclip": "creativeml-openrail-m",
+    "m-clip": "MIT",
+    "metaclip2": "CC-BY-NC-4.0",
+    "siglip2": "Apache-2.0",
+    "xlm-roberta-clip": "MIT",
 }
 """Licence of the published weights, by family; a checkpoint's own README overrides it."""
 
@@ -85,7 +89,21 @@ XLM_R_LANGUAGES = tuple(
 )
 """Training languages of XLM-R (CC-100, arXiv 1911.02116, table 6), as FLORES-200 codes, without Latin.
 
-The CLIP models were aligned on fewer: CAPIVARA mainly on Portuguese, AltCLIP on 2, 9 or 18.
+The CLIP models were aligned on fewer: CAPIVARA mainly on Portuguese, AltCLIP on 2, 9 or 18, M-CLIP on 48.
+MetaCLIP 2's tokenizer, XLM-V's, was made from the same texts; the model was trained on some 300 languages.
+"""
+
+SIGLIP2_LANGUAGES = tuple(
+    """
+    arb_Arab ben_Beng ces_Latn dan_Latn deu_Latn ell_Grek eng_Latn fin_Latn fra_Latn heb_Hebr hin_Deva
+    hrv_Latn hun_Latn ind_Latn ita_Latn jpn_Jpan kor_Hang mri_Latn nld_Latn nob_Latn pes_Arab pol_Latn
+    por_Latn ron_Latn rus_Cyrl spa_Latn swe_Latn swh_Latn tel_Telu tgl_Latn tha_Thai tur_Latn ukr_Cyrl
+    vie_Latn zho_Hans
+    """.split()  # noqa: SIM905 - one code a line would take a page
+)
+"""Languages that SigLIP 2's paper evaluates (Crossmodal-3600, without Cusco Quechua, which FLORES-200 lacks).
+
+It was trained on 109 languages, which are not listed.
 """
 
 
@@ -129,6 +147,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "nllb-siglip-mrl-base": {"open_clip": "nllb-clip-base-siglip", "mrl_dims": (32, 64, 128, 256, 512)},
     "nllb-siglip-mrl-large": {"open_clip": "nllb-clip-large-siglip", "mrl_dims": (32, 64, 128, 256, 512)},
     "xlm-roberta-base-ViT-B-32": {"open_clip": "xlm-roberta-base-ViT-B-32"},
+    "xlm-roberta-large-ViT-H-14": {"open_clip": "xlm-roberta-large-ViT-H-14"},
     "AltCLIP": {"altclip": _altclip(768, 768, _VIT_L)},
     "AltCLIP-m9": {"altclip": _altclip(768, 768, _VIT_L)},
     "AltCLIP-m18": {"altclip": _altclip(1024, 1024, _VIT_H)},

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import ManifestError
 from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
+from runtime.typed_json import OPTIONAL
 
 __all__ = ["OPENING_FILE", "OpeningProbes", "space_of_manifest"]
 
@@ -113,7 +114,11 @@ def space_of_manifest(
     fingerprint: str, preprocessing: TextPreprocessing | ImagePreprocessing
 ) -> dict[str, Any]:
     """Return the manifest's facts that determine a tower's inputs and space, as plain JSON values."""
-    facts = {"fingerprint": fingerprint, "preprocessing": dataclasses.asdict(preprocessing)}
+    settings = dataclasses.asdict(preprocessing)
+    for entry in dataclasses.fields(preprocessing):  # so that older probes, which lack these, still match
+        if entry.metadata.get(OPTIONAL) and settings[entry.name] == entry.default:
+            del settings[entry.name]
+    facts = {"fingerprint": fingerprint, "preprocessing": settings}
     plain: dict[str, Any] = json.loads(json.dumps(facts, sort_keys=True))
     return plain
 
