@@ -24,7 +24,7 @@ from export.weights.tensors import (
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 
-__all__ = ["ImageSide", "image_side_from_folder", "image_side_of_open_clip"]
+__all__ = ["ImageSide", "image_side_from_folder", "image_side_of_open_clip", "visual_from_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,19 @@ def image_side_from_folder(path: Path) -> tuple[ImageSide, int]:
             "embed_dim and vision_cfg."
         )
     weights = file_of(path) or find_weights(folder)
-    visual = _visual_from_config(model, folder)
+    visual = visual_from_config(model, folder)
     state = without_wrappers(state_dict_from_file(weights), "visual.", origin=weights)
     load_strictly(visual, without_prefix(state, "visual."), origin=weights)
     side = image_side_of_open_clip(visual.eval().requires_grad_(False), preprocess)
     return side, int(model["embed_dim"])
 
 
-def _visual_from_config(model: Mapping[str, Any], folder: Path) -> nn.Module:
-    """Build the image tower of ``model_cfg`` as ``open_clip.model.CLIP`` does, in FP32."""
+def visual_from_config(model: Mapping[str, Any], folder: Path) -> nn.Module:
+    """Build the untrained image tower of a ``model_cfg`` as ``open_clip.model.CLIP`` does, in FP32.
+
+    Raises:
+        CheckpointError: open_clip or timm cannot build it.
+    """
     from open_clip.model import _build_vision_tower
 
     vision = dict(model["vision_cfg"])

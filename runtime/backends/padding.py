@@ -35,7 +35,7 @@ def padded_to_bucket(
         InputError: the batch is larger than every bucket.
     """
     n_rows = len(next(iter(inputs.values())))
-    is_text = _IDS in inputs
+    is_text = _IDS in inputs and buckets.lengths != (1,)  # with one length alone, only rows are padded
     if is_text and buckets.is_exact(n_rows, inputs[_IDS].shape[1]):
         return dict(inputs), n_rows
     rows, length = buckets.shape_of(n_rows, inputs[_IDS].shape[1] if is_text else 1)

@@ -6,7 +6,6 @@ saved by the family's own library.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from sample_models import CHECKPOINTS
 from tiny_checkpoints import DIM, IMAGE, PREPROCESS, WIDTH, clip_processor, shaken, write_json, xlm_roberta
 
-from samples import dataset
+from bench.models.gemma_tokenizer import write_gemma_tokenizer
 
 N_TOKENS = 28002
 """Vocabulary of the samples' XLM-R tokenizer."""
@@ -95,7 +94,7 @@ def _siglip2(folder: Path) -> dict[str, Any]:
     from transformers import SiglipConfig, SiglipModel
 
     layers = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    text = {**layers, "vocab_size": gemma_tokenizer(folder), "projection_size": WIDTH}
+    text = {**layers, "vocab_size": write_gemma_tokenizer(folder), "projection_size": WIDTH}
     image = {**layers, "image_size": IMAGE, "patch_size": 16}
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=image))
     model.load_state_dict(shaken(model))
@@ -142,7 +141,7 @@ def _siglip2_open_clip(folder: Path) -> dict[str, Any]:
         },
         "text_cfg": {
             "context_length": 64,
-            "vocab_size": gemma_tokenizer(folder),
+            "vocab_size": write_gemma_tokenizer(folder),
             "hf_tokenizer_name": "timm/ViT-B-16-SigLIP2",
             "tokenizer_kwargs": {"clean": "canonicalize"},
             "width": WIDTH,
@@ -186,51 +185,6 @@ _WRITERS = {
 
 NEARBY = tuple(_WRITERS)
 """Forms of the families without a trained sample."""
-
-
-def gemma_tokenizer(folder: Path) -> int:
-    """Write a tokenizer of Gemma's kind, byte-level fallback included, trained on captions; give its size."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=6000,
-        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-        max_token_length=12,
-    )
-    tokenizer.train_from_iterator((caption.text for caption in dataset.load_captions()), trainer)
-    data = json.loads(tokenizer.to_str())
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]
-    end, text = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    data["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [text, end],
-        "pair": [text, end, {"Sequence": {"id": "B", "type_id": 1}}, end],
-        "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}},
-    }
-    write_json(folder / "tokenizer.json", data)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_bos_token": False,
-            "add_eos_token": True,
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "mask_token": "<mask>",
-            "padding_side": "right",
-            "tokenizer_class": "GemmaTokenizer",
-        },
-    )
-    return int(tokenizer.get_vocab_size())
 
 
 def copy_tokenizer(sample: str, folder: Path) -> None:
