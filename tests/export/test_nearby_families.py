@@ -165,8 +165,9 @@ def test_a_text_alone_equals_the_text_in_a_batch(family: str, models: Callable[[
 @pytest.mark.parametrize("family", ["siglip2", "metaclip2"])
 def test_a_corpus_gives_the_encoders_vectors(family: str, models: Callable[[str], Path]) -> None:
     with Encoder.open(models(family), engine=Engine.ONNXRUNTIME, threads=1) as encoder:
-        expected = encoder.embed_texts(texts())
-        (batch,) = embedded_batches(encoder, texts(), max_batch_tokens=300)
+        shown = [text for text in texts() if text.strip()]  # a corpus's blank texts are bad rows
+        expected = encoder.embed_texts(shown)
+        (batch,) = embedded_batches(encoder, shown, max_batch_tokens=300)
     assert np.abs(np.asarray(batch.vectors) - expected).max() <= 1e-6
 
 
