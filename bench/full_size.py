@@ -66,9 +66,9 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work))
     try:
-        in_process(checkpoint_from_variant, name, folder / name)
+        image_tower, _ = in_process(checkpoint_from_variant, name, folder / name)
         started = time.perf_counter()
-        record, peak_bytes = in_process(_export, folder / name, folder / "repository")
+        record, peak_bytes = in_process(_export, folder / name, folder / "repository", image_tower)
         seconds = time.perf_counter() - started
         errors = [
             in_process(fused_error, graph, folder / "fused")[0]
@@ -109,18 +109,20 @@ def _random_inputs(graph: Path) -> list[dict[str, NDArray[Any]]]:
     """Return three batches of texts of unequal length, or of images."""
     random = np.random.default_rng(0)
     backend = open_backend(Engine.ONNXRUNTIME, graph, precision=Precision.FP32)
-    image = backend.signature.inputs.get("pixels") if isinstance(backend, OnnxRuntimeBackend) else None
+    assert isinstance(backend, OnnxRuntimeBackend)
+    inputs = backend.signature.inputs
     backend.close()
-    if image is not None:
-        return [
-            {"pixels": random.integers(0, 256, (rows, *image.shape[1:]), dtype=np.uint8)}
-            for rows in (1, 2, 3)
-        ]
+    if "pixels" in inputs:
+        shape = inputs["pixels"].shape[1:]
+        return [{"pixels": random.integers(0, 256, (rows, *shape), dtype=np.uint8)} for rows in (1, 2, 3)]
+    fixed = inputs["input_ids"].shape[1]
     batches = []
     for rows, length in ((1, 8), (3, 16), (2, 77)):
+        length = length if fixed < 0 else fixed
         mask = (np.arange(length) < random.integers(1, length + 1, (rows, 1))).astype(np.int64)
         ids = np.where(mask == 1, random.integers(3, 1_000, (rows, length)), 1)
-        batches.append({"input_ids": ids, "attention_mask": mask})
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        batches.append({name: arrays[name] for name in inputs})
     return batches
 
 
@@ -132,11 +134,11 @@ def _outputs(graph: Path, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         backend.close()
 
 
-def _export(checkpoint: Path, repository: Path) -> dict[str, Any]:
+def _export(checkpoint: Path, repository: Path, image_tower: Path | None) -> dict[str, Any]:
     from export.checkpoint import towers_from_checkpoint
     from export.repository import ExportOptions, repository_from_towers
 
-    towers = towers_from_checkpoint(checkpoint)
+    towers = towers_from_checkpoint(checkpoint, image_tower=image_tower)
     counts = {
         "image_parameters": sum(p.numel() for p in towers.image.parameters()),
         "text_parameters": sum(p.numel() for p in towers.text.parameters()),

@@ -20,7 +20,11 @@ _PUBLISHED_BASE = "laion/CLIP-ViT-B-32-xlm-roberta-base-laion5B-s13B-b90k"
 
 
 def towers_from_checkpoint(
-    checkpoint: str | Path, *, base: str | Path | None = None, context_length: int | None = None
+    checkpoint: str | Path,
+    *,
+    base: str | Path | None = None,
+    context_length: int | None = None,
+    image_tower: str | Path | None = None,
 ) -> Towers:
     """Read both towers of a checkpoint: a local folder, a weight file in one, or a hub name.
 
@@ -31,6 +35,8 @@ def towers_from_checkpoint(
         base: Base checkpoint of a LoRA adapter; needed where the adapter does not record it.
         context_length: Maximum text length in tokens, special tokens included; the family's own by
             default (77). NLLB-CLIP's author evaluates with 100.
+        image_tower: Open_clip folder or hub name of the image tower, for checkpoints of the text tower alone
+            (M-CLIP).
 
     Raises:
         CheckpointError: the checkpoint does not exist, no family claims it, or it cannot be read exactly.
@@ -46,8 +52,18 @@ def towers_from_checkpoint(
             "adapter_config.json. Leave --base out, or pass the adapter's folder."
         )
     family = family_of_checkpoint(path)
+    if image_tower is not None and not family.needs_image_tower:
+        raise CheckpointError(
+            f"An image tower ({image_tower}) was given for {path}, but {family.name} checkpoints hold their "
+            "own. Leave --image-tower out."
+        )
+    options = LoadOptions(
+        adapter=adapter,
+        context_length=context_length,
+        image_tower=None if image_tower is None else folder_from_name(image_tower),
+    )
     try:
-        towers = family.load(path, LoadOptions(adapter=adapter, context_length=context_length))
+        towers = family.load(path, options)
         _check_reference(towers, path)
         return towers
     except (BabeltowerError, MemoryError):

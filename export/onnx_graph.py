@@ -37,8 +37,9 @@ def onnx_from_tower(
 ) -> None:
     """Write a tower's graph to ``path``; large weights go to the external data file ``data_name``.
 
-    Inputs: ``input_ids`` and ``attention_mask`` int64 (batch, sequence), or ``pixels`` uint8
-    (batch, 3, height, width). Outputs: ``vector`` float32 (batch, dim), then ``vector_R`` per MRL head.
+    Inputs: ``input_ids`` and, unless padding is not masked, ``attention_mask``, int64 (batch, sequence) or
+    (batch, context length) for texts of a fixed length; or ``pixels`` uint8 (batch, 3, height, width).
+    Outputs: ``vector`` float32 (batch, dim), then ``vector_R`` per MRL head.
 
     Raises:
         ExportError: torch's exporter failed, or made a dynamic dimension static.
@@ -53,7 +54,7 @@ def onnx_from_tower(
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(input_names(modality)),
+                input_names=list(input_names(towers, modality)),
                 output_names=names,
                 dynamic_shapes=shapes,
                 optimize=True,
@@ -71,9 +72,9 @@ def onnx_from_tower(
     onnx_ir.save(model, path, external_data=data_name if large else None, size_threshold_bytes=1024)
 
 
-def input_names(modality: Modality) -> tuple[str, ...]:
+def input_names(towers: Towers, modality: Modality) -> tuple[str, ...]:
     """Return the names of a tower's inputs, in order."""
-    return ("input_ids", "attention_mask") if modality is Modality.TEXT else ("pixels",)
+    return towers.text_preprocessing.graph_inputs if modality is Modality.TEXT else ("pixels",)
 
 
 def _example(
@@ -85,11 +86,14 @@ def _example(
         pixels = torch.randint(0, 256, (3, 3, size.height, size.width), dtype=torch.uint8)
         return (pixels,), ({0: batch},)
     text = towers.text_preprocessing
-    sequence = torch.export.Dim("sequence", min=1, max=text.context_length)
-    ids = torch.full((3, min(11, text.context_length)), text.suffix_ids[-1])
+    axes: dict[int, object] = {0: batch}
+    if not text.fixed_length:
+        axes[1] = torch.export.Dim("sequence", min=1, max=text.context_length)
+    length = text.context_length if text.fixed_length else min(11, text.context_length)
+    ids = torch.full((3, length), text.suffix_ids[-1])
     ids[1:, 7:] = text.pad_id
-    axes: dict[int, object] = {0: batch, 1: sequence}
-    return (ids, (ids != text.pad_id).long()), (axes, dict(axes))
+    arguments = (ids, (ids != text.pad_id).long())[: len(text.graph_inputs)]
+    return arguments, tuple(dict(axes) for _ in arguments)
 
 
 def _settle(model: onnx_ir.Model, towers: Towers, modality: Modality, metadata: Mapping[str, str]) -> None:

@@ -156,6 +156,7 @@ def repository_from_checkpoint(
     name: str | None = None,
     base: str | Path | None = None,
     context_length: int | None = None,
+    image_tower: str | Path | None = None,
     options: ExportOptions | None = None,
     progress: Progress = _silent,
 ) -> Export:
@@ -168,6 +169,7 @@ def repository_from_checkpoint(
         name: Name of the model; the checkpoint's name by default.
         base: Base checkpoint of a LoRA adapter.
         context_length: Maximum text length in tokens; the family's own by default.
+        image_tower: See ``towers_from_checkpoint``.
 
     Raises:
         CheckpointError: the checkpoint cannot be read exactly.
@@ -179,7 +181,9 @@ def repository_from_checkpoint(
     options = _with_forms(options or ExportOptions())
     require_free(Path(repository), name, options)
     started = time.perf_counter()
-    towers = towers_from_checkpoint(checkpoint, base=base, context_length=context_length)
+    towers = towers_from_checkpoint(
+        checkpoint, base=base, context_length=context_length, image_tower=image_tower
+    )
     towers = dataclasses.replace(towers, source={"checkpoint": Path(str(checkpoint)).name, **towers.source})
     loaded = time.perf_counter() - started
     export = repository_from_towers(towers, repository, name=name, options=options, progress=progress)

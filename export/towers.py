@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -56,20 +56,39 @@ class MrlHeads(nn.Module):
 
 
 class TextTowerModule(nn.Module):
-    """Text tower: int64 ids and mask (batch, tokens) → unit float32 (batch, dim), then one per MRL head."""
+    """Text tower: int64 ids and mask (batch, tokens) → unit float32 (batch, dim), then one per MRL head.
+
+    A tower that does not mask padding is called without a mask, and ignores one.
+    """
 
     def __init__(
-        self, encoder: nn.Module, pool: nn.Module, heads: MrlHeads, *, hidden_id: int | None = None
+        self,
+        encoder: nn.Module,
+        pool: nn.Module,
+        heads: MrlHeads,
+        *,
+        hidden_id: int | None = None,
+        end_id: int | None = None,
     ) -> None:
-        """Create a tower; ``hidden_id`` is masked everywhere, as open_clip does for a "<pad>" in a text."""
-        super().__init__()
-        self.encoder, self.pool, self.heads, self.hidden_id = encoder, pool, heads, hidden_id
+        """Create a tower.
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        Args:
+            hidden_id: Token that is masked everywhere, as open_clip does for a "<pad>" in a text.
+            end_id: Token whose first place the pool gets in place of a mask, or the first place of all.
+        """
+        super().__init__()
+        self.encoder, self.pool, self.heads = encoder, pool, heads
+        self.hidden_id, self.end_id = hidden_id, end_id
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Embed padded token ids."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         if self.hidden_id is not None:
             attention_mask = attention_mask * (input_ids != self.hidden_id).to(attention_mask.dtype)
-        features = self.pool(self.encoder(input_ids, attention_mask), attention_mask)
+        hidden = self.encoder(input_ids, attention_mask)
+        mask = attention_mask if self.end_id is None else _first_place(input_ids, self.end_id)
+        features = self.pool(hidden, mask)
         return unit(features), *self.heads(features)
 
 
@@ -162,8 +181,7 @@ class Towers:
     kept: KeptTokens | None = None
 
     def __post_init__(self) -> None:
-        n_positions = int(self.text.encoder.get_buffer("positions").shape[0])
-        longest = n_positions - self.text_preprocessing.pad_id - 1
+        longest = int(cast("int", self.text.encoder.max_tokens))
         if self.text_preprocessing.context_length > longest:
             raise CheckpointError(
                 f"Context length {self.text_preprocessing.context_length} is too large: this text tower has "
@@ -195,6 +213,18 @@ class Towers:
     def tower(self, modality: Modality) -> TextTowerModule | ImageTowerModule:
         """Return the tower of a modality."""
         return self.text if modality is Modality.TEXT else self.image
+
+
+def _first_place(ids: Tensor, token: int) -> Tensor:
+    """Mark the first place of a token in each row of ids with 1, or place 0 where there is none.
+
+    Sums and comparisons only: engines differ in which of several equal values their ArgMax returns.
+    """
+    n_so_far = ids.eq(token).long().cumsum(dim=1)
+    n_before = (n_so_far == 0).long().sum(dim=1, keepdim=True)
+    place = n_before * (n_so_far[:, -1:] != 0).long()
+    places = torch.ones_like(ids).cumsum(dim=1) - 1
+    return (places == place).long()
 
 
 def output_name(dim: int, full_dim: int) -> str:

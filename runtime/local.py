@@ -330,6 +330,7 @@ class LocalEncoder(Encoder):
                     self._graphs.run_overhead,
                     text.context_length if self.on_gpu else None,
                     self.exact_rows,
+                    text.graph_inputs,
                 )
             return self._text
 

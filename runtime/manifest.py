@@ -141,7 +141,11 @@ class TextPreprocessing:
     ``language_ids`` maps FLORES-200 codes to token ids if the tower has language tokens (required, at
     position 0); otherwise it is empty.
     ``clean`` names the text cleaning of the reference tokenizer: ``"whitespace"`` is open_clip's (ftfy,
-    HTML unescape, collapsed whitespace), ``"none"`` is transformers'.
+    HTML unescape, collapsed whitespace), ``"lower"`` and ``"canonicalize"`` (no ASCII punctuation) are
+    open_clip's in lower case, ``"none"`` is transformers'.
+    ``padding`` says what the tower makes of padding: ``"masked"``, it does not attend to it;
+    ``"unread"``, it is causal and pools a token before it, so that no mask is needed; ``"context"``, it
+    attends to it as to any token, so that every text is padded to ``context_length``.
     ``kept_languages`` are the FLORES-200 codes that a pruned vocabulary was kept for, the only ones that a
     text may name; empty for a whole vocabulary.
     """
@@ -153,10 +157,11 @@ class TextPreprocessing:
     clean: str
     language_ids: Mapping[str, int] = field(default_factory=dict)
     kept_languages: tuple[str, ...] = field(default=(), metadata={OPTIONAL: True})
+    padding: str = field(default="masked", metadata={OPTIONAL: True})
 
     def __post_init__(self) -> None:
-        if self.clean not in ("whitespace", "none"):
-            raise ManifestError(f"Text cleaning {self.clean!r} is unknown; expected 'whitespace' or 'none'.")
+        _require("clean", self.clean, ("whitespace", "lower", "canonicalize", "none"))
+        _require("padding", self.padding, ("masked", "unread", "context"))
         if self.language_ids and self.prefix_ids:
             raise ManifestError(
                 "A tower with language tokens puts the language first and has no other prefix."
@@ -166,6 +171,16 @@ class TextPreprocessing:
     def needs_language(self) -> bool:
         """True if every text needs a language."""
         return bool(self.language_ids)
+
+    @property
+    def fixed_length(self) -> bool:
+        """True if every text has ``context_length`` tokens, padding included."""
+        return self.padding == "context"
+
+    @property
+    def graph_inputs(self) -> tuple[str, ...]:
+        """Names of the tower's inputs, in order."""
+        return ("input_ids", "attention_mask") if self.padding == "masked" else ("input_ids",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import ManifestError
-from runtime.manifest import FileRecord, verify_file
-from runtime.preprocessing.batching import padded_batch
+from runtime.manifest import FileRecord, TextPreprocessing, verify_file
+from runtime.preprocessing.batching import inputs_of_batch, padded_batch
 from runtime.storage import replace_file
 
 __all__ = ["Probes", "opening_images", "opening_texts", "probes_path", "token_runs"]
@@ -170,8 +170,10 @@ def _least_alike(rows: Sequence[int], others: Sequence[int], vectors: NDArray[np
     return int(rows[int(score.argmin())])
 
 
-def token_runs(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Mapping[str, NDArray[Any]], ...]:
+def token_runs(
+    rows: Sequence[Sequence[int]], preprocessing: TextPreprocessing
+) -> tuple[Mapping[str, NDArray[Any]], ...]:
     """Make the text tower's inputs for token rows: all but the last in one run, the last in another."""
     parts = [list(range(len(rows) - 1)), [len(rows) - 1]] if len(rows) > 1 else [list(range(len(rows)))]
-    batches = [padded_batch(rows, part, pad_id=pad_id) for part in parts if part]
-    return tuple({"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in batches)
+    batches = [padded_batch(rows, part, pad_id=preprocessing.pad_id) for part in parts if part]
+    return tuple(inputs_of_batch(batch, preprocessing.graph_inputs) for batch in batches)

@@ -23,6 +23,7 @@ from runtime.preprocessing.batching import (
     RUN_OVERHEAD,
     TokenBatch,
     batches_from_rows,
+    inputs_of_batch,
     padded_batch,
 )
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, text_buckets
@@ -136,6 +137,7 @@ class TextTower:
         run_overhead: Fixed cost of a run, in tokens; without one, runs are filled to their budget.
         context_length: Longest text, in tokens; on a GPU, where runs have the shapes of buckets.
         exact_rows: See ``Buckets``; for an engine on a GPU that runs any shape.
+        inputs: Names of the graph's inputs.
     """
 
     tokenizer: Tokenizer
@@ -144,6 +146,7 @@ class TextTower:
     run_overhead: int | None = RUN_OVERHEAD
     context_length: int | None = None
     exact_rows: int | None = None
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def close(self) -> None:
         """Release the graph."""
@@ -195,8 +198,7 @@ class TextTower:
 
     def vectors_from_batch(self, batch: TokenBatch, *, output: str, dim: int) -> NDArray[np.float32]:
         """Embed one padded batch: float32 (rows, dim), in the batch's order."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        return _vectors(self.backend, inputs, output, dim)
+        return _vectors(self.backend, inputs_of_batch(batch, self.inputs), output, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,9 @@ def _name(number: int, source: ImageSource) -> str | None:
     return f"{number} of the batch"
 
 
-def _vectors(backend: Backend, inputs: dict[str, NDArray[Any]], output: str, dim: int) -> NDArray[np.float32]:
+def _vectors(
+    backend: Backend, inputs: Mapping[str, NDArray[Any]], output: str, dim: int
+) -> NDArray[np.float32]:
     (vectors,) = backend.run(inputs, [output])
     n_rows = len(next(iter(inputs.values())))
     if vectors.shape != (n_rows, dim):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, InputError
-from runtime.preprocessing.batching import TokenBatch, padded_batch, runs_from_lengths
+from runtime.preprocessing.batching import TokenBatch, inputs_of_batch, padded_batch, runs_from_lengths
 from runtime.preprocessing.buckets import BucketRun, Buckets, text_buckets
 from runtime.preprocessing.languages import code_among, flores_from_code
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow
@@ -161,7 +161,7 @@ class TextFrontEnd:
         """Run the tower on a batch, repeating its last row up to ``n_rows``; return vectors of all rows."""
         names = [self._spec.tower.outputs[str(width)] for width in widths]
         missing = ((0, n_rows - len(batch.positions)), (0, 0))
-        arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        arrays = inputs_of_batch(batch, self._spec.preprocessing.graph_inputs)
         if missing[0][1]:
             arrays = {name: np.pad(array, missing, mode="edge") for name, array in arrays.items()}
         outputs = await self._tower(arrays, names)

@@ -152,10 +152,10 @@ def _by_exported(
 
 
 def _by_reference(towers: Towers, dataset: ClassificationSet, dim: int, progress: Progress) -> _Embedded:
-    reference, pad_id = towers.reference, towers.text_preprocessing.pad_id
+    reference, text = towers.reference, towers.text_preprocessing
 
     def texts(index: TextIndex) -> Float:
-        return reference_text_vectors(reference, index, dim=dim, pad_id=pad_id, progress=silent)
+        return reference_text_vectors(reference, index, dim=dim, text=text, progress=silent)
 
     images = reference_image_vectors(reference, dataset.images, dim=dim, progress=progress)
     return _Embedded(images, _class_vectors(towers, dataset, texts, "PyTorch classes", progress))

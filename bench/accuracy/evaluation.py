@@ -142,10 +142,9 @@ def evaluate_towers(
         facts = facts_of(encoder.manifest, checkpoint, settings)
         with timed(seconds, "exported"):
             exported = exported_vectors(encoder, dataset, index, dim=dim, progress=progress)
-    pad_id = towers.text_preprocessing.pad_id
     with timed(seconds, "pytorch"):
         reference = reference_vectors(
-            towers.reference, dataset, index, dim=dim, pad_id=pad_id, progress=progress
+            towers.reference, dataset, index, dim=dim, text=towers.text_preprocessing, progress=progress
         )
     with timed(seconds, "retrieval"):
         figures = tuple(_figures(dataset, reference, exported, settings.protocol, progress))

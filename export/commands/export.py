@@ -56,6 +56,10 @@ def export(
         LayoutName, typer.Option(help="Write a Triton repository, or another server's model folder.")
     ] = LayoutName.TRITON,
     base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
+    image_tower: Annotated[
+        str | None,
+        typer.Option(help="Open_clip folder or hub name of the image tower, for M-CLIP's text towers."),
+    ] = None,
     context_length: Annotated[
         int | None, typer.Option(min=4, help="Maximum text length in tokens; the family's (77) by default.")
     ] = None,
@@ -214,6 +218,7 @@ def export(
             repository,
             name=name,
             base=base,
+            image_tower=image_tower,
             context_length=context_length,
             options=options,
             progress=progress,

@@ -39,6 +39,10 @@ def quantize(
         str | None, typer.Option(help="Name of the model; the checkpoint's name by default.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
+    image_tower: Annotated[
+        str | None,
+        typer.Option(help="Open_clip folder or hub name of the image tower, for M-CLIP's text towers."),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Parquet file or image folder to calibrate on; the sample set by default."),
@@ -101,7 +105,7 @@ def quantize(
     )
     with progress_bars(Console(stderr=True)) as progress:
         done = quantized_from_checkpoint(
-            checkpoint, repository, options, name=name, base=base, progress=progress
+            checkpoint, repository, options, name=name, base=base, image_tower=image_tower, progress=progress
         )
     if as_json:
         record = {**record_of_export(done.export), "sensitivity": done.report.as_json()}

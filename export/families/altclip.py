@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,31 +16,17 @@ from export.families.licences import licence_of_folder, licence_with_adapter
 from export.families.published import LICENCES, XLM_R_LANGUAGES
 from export.families.references import AltClipReference
 from export.families.tokenizers import preprocessing_from_tokenizer, tokenizer_json
+from export.families.transformers_models import WEIGHT_FILES, model_from_folder
 from export.fingerprint.fingerprints import with_fingerprint
 from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
-from export.weights.tensors import (
-    chosen_weights,
-    config_from_file,
-    in_one_line,
-    names_in_short,
-    state_dict_from_file,
-    without_still_buffers,
-    without_wrappers,
-)
-from runtime.errors import CheckpointError
+from export.weights.tensors import chosen_weights, config_from_file
 
 __all__ = ["FAMILY"]
 
 CONTEXT_LENGTH = 77
 """Context length of the authors' code; the tokenizer alone allows 512."""
 
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _UNUSED = "text_model.roberta.pooler."
 """Prefix of XLM-R's own pooler: stored in AltCLIP's files but not used by its embeddings."""
 
@@ -81,8 +65,10 @@ def load(path: Path, options: LoadOptions) -> Towers:
             the preprocessing is not that of CLIP's image processor, or ``merge_adapter`` rejects the adapter.
     """
     folder = folder_of(path)
-    weights = file_of(path) or chosen_weights(folder, _WEIGHT_FILES)
-    model = _model(folder, weights)
+    weights = file_of(path) or chosen_weights(folder, WEIGHT_FILES)
+    model = model_from_folder(
+        folder, weights, config_kind="AltCLIPConfig", model_kind="AltCLIPModel", unused=(_UNUSED,)
+    )
     licence, source, reference_model = licence_of_folder(folder, "altclip"), {"weights": weights.name}, model
     if options.adapter is not None:
         reference_model = merge_adapter(model, options.adapter, _probe(model))
@@ -131,67 +117,6 @@ def load(path: Path, options: LoadOptions) -> Towers:
         source=source,
     )
     return with_fingerprint(towers, unmerged=None if options.adapter is None else parts)
-
-
-def _model(folder: Path, weights: Path) -> Any:
-    from transformers import AltCLIPConfig, AltCLIPModel
-    from transformers.utils import logging as transformers_logging
-
-    state = _state(weights)
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)  # its report of faults is repeated below as an error
-    transformers_logging.disable_progress_bar()
-    try:
-        model, info = AltCLIPModel.from_pretrained(
-            None,
-            config=AltCLIPConfig.from_pretrained(str(folder), local_files_only=True),
-            state_dict=state,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
-        raise CheckpointError(
-            f"transformers cannot load {folder}: "
-            f"{in_one_line(error)}. Its config.json or "
-            "weights are damaged, or from another transformers version."
-        ) from error
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-    _check_loading(info, weights)
-    return model.eval().requires_grad_(False)
-
-
-def _state(weights: Path) -> dict[str, Tensor]:
-    """Read the weights without the tensors that do not affect embeddings; all others must load."""
-    state = without_wrappers(state_dict_from_file(weights), "vision_model.", origin=weights)
-    state = without_still_buffers(state, nn.Module(), origin=weights)
-    integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
-    if integers:
-        raise CheckpointError(
-            f"{weights} stores {names_in_short(integers)} as integers, which need a scale to be read. "
-            "Save the weights in FP32 or FP16."
-        )
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
-
-
-def _check_loading(info: Mapping[str, Any], weights: Path) -> None:
-    faults = [f"{name} is missing" for name in info["missing_keys"] if name != "logit_scale"]
-    faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
-    faults += [f"{fault} has another shape" for fault in info["mismatched_keys"]]
-    faults += [str(message) for message in info["error_msgs"]]
-    if faults:
-        raise CheckpointError(
-            f"{weights} does not match its architecture: {names_in_short(faults, '; ')}; {len(faults)} "
-            "faults in total. The config.json beside it belongs to another checkpoint, or the file to "
-            "another model."
-        )
 
 
 def _probe(model: Any) -> Probe:

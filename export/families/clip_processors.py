@@ -1,4 +1,4 @@
-"""Tokenizers and image processors of transformers folders, shared by AltCLIP and NLLB-CLIP's first form."""
+"""Tokenizers and image processors of transformers folders, shared by several families."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from export.weights.tensors import in_one_line
 from runtime.errors import CheckpointError
 from runtime.manifest import ImagePreprocessing, triple
 
-__all__ = ["PROCESSOR_FILES", "image_preprocessing_of", "image_processor_of", "tokenizer_of"]
+__all__ = [
+    "PROCESSOR_FILES",
+    "image_preprocessing_of",
+    "image_processor_of",
+    "squashing_of",
+    "tokenizer_of",
+]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Names of an image processor's configuration; transformers 5 writes the second, nested."""
@@ -39,8 +45,8 @@ def tokenizer_of(folder: Path, kind: str, *, published: str | None = None, **opt
         return AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
 
 
-def image_processor_of(folder: Path) -> Any:
-    """Load the folder's CLIP image processor; omitted fields take transformers' defaults.
+def image_processor_of(folder: Path, kind: str = "CLIPImageProcessor") -> Any:
+    """Load the folder's image processor of a ``kind``; omitted fields take transformers' defaults.
 
     Raises:
         CheckpointError: it is missing, transformers cannot read it, or it is of another kind.
@@ -62,9 +68,10 @@ def image_processor_of(folder: Path) -> Any:
             f"{folder} has no usable {' or '.join(PROCESSOR_FILES)} ({type(error).__name__}: "
             f"{in_one_line(error)}). Copy the checkpoint folder again, whole."
         ) from error
-    if not type(processor).__name__.startswith("CLIPImageProcessor"):
+    if type(processor).__name__.removesuffix("Pil") != kind:
         raise CheckpointError(
-            f"{folder} names a {type(processor).__name__}; only CLIP's image processor is supported."
+            f"{folder} names a {type(processor).__name__}; this family's is a {kind}, and no other is "
+            "supported."
         )
     return processor
 
@@ -88,8 +95,7 @@ def image_preprocessing_of(processor: Any, folder: Path) -> ImagePreprocessing:
         and side == height == width
         and side > 0
         and resample in _PIL_RESAMPLING
-        and isinstance(factor, float)
-        and math.isclose(factor, 1 / 255, rel_tol=1e-6)
+        and _is_scale(factor)
         and _are_channels(processor.image_mean)
         and _are_channels(processor.image_std)
         and all(float(value) > 0 for value in processor.image_std)
@@ -111,6 +117,53 @@ def image_preprocessing_of(processor: Any, folder: Path) -> ImagePreprocessing:
         mean=triple(processor.image_mean),
         std=triple(processor.image_std),
     )
+
+
+def squashing_of(processor: Any, folder: Path) -> ImagePreprocessing:
+    """Convert an image processor that resizes both sides, as SigLIP's, to image preprocessing settings.
+
+    Raises:
+        CheckpointError: it does anything but resize both sides and normalise, or a value is not a number.
+    """
+    height, width = _sides(processor.size)
+    off = [step for step in ("do_resize", "do_rescale", "do_normalize") if not getattr(processor, step, True)]
+    resample = getattr(processor, "resample", 2)
+    usual = (
+        not off
+        and all(type(side) is int and side > 0 for side in (height, width))
+        and (
+            not getattr(processor, "do_center_crop", False) or _sides(processor.crop_size) == (height, width)
+        )
+        and resample in _PIL_RESAMPLING
+        and _is_scale(getattr(processor, "rescale_factor", 1 / 255))
+        and _are_channels(processor.image_mean)
+        and _are_channels(processor.image_std)
+        and all(float(value) > 0 for value in processor.image_std)
+    )
+    if not usual:
+        raise CheckpointError(
+            f"{folder} has a preprocessing that is not SigLIP's (resize of both sides, division by 255, "
+            f"normalise): size {processor.size!r}, resample {resample!r}, image_mean "
+            f"{processor.image_mean!r}, image_std {processor.image_std!r}, off {off}."
+        )
+    return ImagePreprocessing(
+        height=int(height),
+        width=int(width),
+        resize="squash",
+        interpolation=_PIL_RESAMPLING[int(resample)],
+        order="convert-resize",
+        crop_rounding="floor",
+        mean=triple(processor.image_mean),
+        std=triple(processor.image_std),
+    )
+
+
+def _sides(size: Any) -> tuple[Any, Any]:
+    return _of(size, "height"), _of(size, "width")
+
+
+def _is_scale(factor: object) -> bool:
+    return isinstance(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)
 
 
 def _of(size: Any, name: str) -> Any:

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from runtime.errors import CheckpointError
+
 __all__ = [
     "EncoderBlock",
     "PlainAttention",
+    "PositionedEncoder",
     "TextEncoder",
     "attention_bias",
+    "clip_block_from_transformers",
+    "clip_encoder_from_transformers",
+    "encoder_from_open_clip",
     "m2m_encoder_from_transformers",
     "plain_attention_from_packed",
     "roberta_encoder_from_transformers",
@@ -41,8 +47,12 @@ class PlainAttention(nn.Module):
         self.scale = self.head_width**-0.5
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute self-attention; ``bias`` (batch, 1, 1, tokens) is added to the scores."""
-        query = self._heads(self.query(x)) * self.scale
+        """Compute self-attention; ``bias`` (batch or 1, 1, tokens or 1, tokens) is added to the scores."""
+        return self.attended(x, x, bias)
+
+    def attended(self, asking: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute attention of ``asking`` (batch or 1, queries, width) over ``x`` (batch, tokens, width)."""
+        query = self._heads(self.query(asking)) * self.scale
         scores = query @ self._heads(self.key(x)).transpose(-1, -2)
         if bias is not None:
             scores = scores + bias
@@ -111,6 +121,11 @@ class TextEncoder(nn.Module):
         self.first_norm = first_norm or nn.Identity()
         self.last_norm = last_norm or nn.Identity()
 
+    @property
+    def max_tokens(self) -> int:
+        """Longest text that there are positions for, in tokens."""
+        return int(self.positions.shape[0]) - self.pad_id - 1
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode ids and mask, both int64 (batch, tokens), to float (batch, tokens, width)."""
         present = (input_ids != self.pad_id).long()
@@ -122,6 +137,41 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         return cast("Tensor", self.last_norm(x))
+
+
+class PositionedEncoder(nn.Module):
+    """Text encoder of CLIP's kind, token ids → hidden states: learned positions from 0, layer norm first.
+
+    It has no padding mask: a causal one pools a token before the padding, and any other reads the padding.
+    """
+
+    positions: Tensor
+    causal_bias: Tensor | None
+
+    def __init__(
+        self, tokens: nn.Embedding, positions: Tensor, blocks: list[EncoderBlock], *, causal: bool
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.register_buffer("positions", positions.detach(), persistent=False)
+        n_positions = positions.shape[0]
+        ahead = torch.ones(n_positions, n_positions).triu(1) * MASKED
+        self.register_buffer("causal_bias", ahead[None, None] if causal else None, persistent=False)
+        self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text that there are positions for, in tokens."""
+        return int(self.positions.shape[0])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode ids, int64 (batch, tokens), to float (batch, tokens, width), before the last norm."""
+        n_tokens = input_ids.shape[1]
+        x = functional.embedding(input_ids, self.tokens.weight) + self.positions[:n_tokens]
+        bias = None if self.causal_bias is None else self.causal_bias[:, :, :n_tokens, :n_tokens]
+        for block in self.blocks:
+            x = block(x, bias)
+        return x
 
 
 def attention_bias(attention_mask: Tensor) -> Tensor:
@@ -195,6 +245,76 @@ def _m2m_block(layer: Any, n_heads: int) -> EncoderBlock:
         layer.activation_fn,
         layer.fc2,
         layer.final_layer_norm,
+        norm_first=True,
+    )
+
+
+def clip_encoder_from_transformers(model: Any, *, causal: bool) -> PositionedEncoder:
+    """Build the encoder of a ``SiglipTextModel`` or ``MetaClip2TextModel``, without its last norm.
+
+    Source: transformers' ``modeling_siglip.py`` and ``modeling_metaclip_2.py``.
+    """
+    n_heads = model.config.num_attention_heads
+    return PositionedEncoder(
+        model.embeddings.token_embedding,
+        model.embeddings.position_embedding.weight,
+        [clip_block_from_transformers(layer, n_heads) for layer in model.encoder.layers],
+        causal=causal,
+    )
+
+
+def clip_block_from_transformers(layer: Any, n_heads: int) -> EncoderBlock:
+    """Build a layer of CLIP's kind, shared by the text and image towers of transformers."""
+    inner = layer.self_attn
+    return EncoderBlock(
+        PlainAttention(inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj, n_heads=n_heads),
+        layer.layer_norm1,
+        layer.mlp.fc1,
+        layer.mlp.activation_fn,
+        layer.mlp.fc2,
+        layer.layer_norm2,
+        norm_first=True,
+    )
+
+
+def encoder_from_open_clip(text: Any) -> PositionedEncoder:
+    """Build the encoder of open_clip's ``TextTransformer``, without its last norm.
+
+    Raises:
+        CheckpointError: the tower has a class token, a padding mask, or blocks that are not CLIP's.
+
+    Source: open_clip's ``transformer.py``.
+    """
+    from open_clip.transformer import ResidualAttentionBlock
+
+    blocks = list(text.transformer.resblocks)
+    plain = all(
+        type(block) is ResidualAttentionBlock
+        and isinstance(block.ls_1, nn.Identity)
+        and isinstance(block.ls_2, nn.Identity)
+        for block in blocks
+    )
+    if not plain or text.cls_emb is not None or text.use_pad_mask:
+        raise CheckpointError(
+            "The text tower of open_clip_config.json has a class token, a padding mask, layer scale or a "
+            "custom block, which are not supported. Open an issue with the checkpoint's name."
+        )
+    return PositionedEncoder(
+        text.token_embedding,
+        text.positional_embedding,
+        [_open_clip_block(block) for block in blocks],
+        causal=text.attn_mask is not None,
+    )
+
+
+def _open_clip_block(block: Any) -> EncoderBlock:
+    return EncoderBlock(
+        plain_attention_from_packed(block.attn),
+        block.ln_1,
+        block.mlp.c_fc,
+        block.mlp.gelu,
+        block.mlp.c_proj,
+        block.ln_2,
         norm_first=True,
     )
 

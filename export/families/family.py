@@ -16,11 +16,13 @@ __all__ = ["Family", "LoadOptions", "file_of", "folder_of"]
 class LoadOptions:
     """Options for loading a checkpoint.
 
-    ``adapter`` is a LoRA adapter to merge; ``context_length`` (tokens) overrides the family's.
+    ``adapter`` is a LoRA adapter to merge; ``context_length`` (tokens) overrides the family's;
+    ``image_tower`` is an open_clip folder, or a weight file in one, for a family whose checkpoints hold none.
     """
 
     adapter: Adapter | None = None
     context_length: int | None = None
+    image_tower: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Family:
 
     ``claims`` returns True if a folder, or the folder of a weight file, holds a checkpoint of the family; it
     reads configuration files only. ``load`` raises CheckpointError for anything it cannot read exactly.
+    ``needs_image_tower`` is True if checkpoints hold the text tower alone.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Family:
     load: Callable[[Path, LoadOptions], Towers]
     licence: str
     forms: str
+    needs_image_tower: bool = False
 
 
 def folder_of(path: Path) -> Path:

@@ -8,16 +8,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from export.families.encoders import EncoderBlock, PlainAttention, plain_attention_from_packed
+from export.families.encoders import clip_block_from_transformers, plain_attention_from_packed
 from runtime.errors import CheckpointError
 
-__all__ = ["ClipVisionEncoder", "image_encoder_from_open_clip"]
+__all__ = ["ClipVisionEncoder", "SiglipVisionEncoder", "image_encoder_from_open_clip"]
 
 
 class ClipVisionEncoder(nn.Module):
     """CLIP-style vision tower of transformers: pixels (batch, 3, height, width) → features (batch, dim).
 
-    Source: transformers' ``modeling_altclip.py`` (``AltCLIPVisionModel`` and ``visual_projection``).
+    Source: transformers' ``modeling_altclip.py`` (``AltCLIPVisionModel`` and ``visual_projection``), and
+    ``modeling_metaclip_2.py``.
     """
 
     positions: Tensor
@@ -30,7 +31,9 @@ class ClipVisionEncoder(nn.Module):
         self.register_buffer("positions", embeddings.position_embedding.weight.detach(), persistent=False)
         self.first_norm = model.pre_layrnorm  # the library's spelling
         n_heads = model.config.num_attention_heads
-        self.blocks = nn.ModuleList([_clip_block(layer, n_heads) for layer in model.encoder.layers])
+        self.blocks = nn.ModuleList(
+            [clip_block_from_transformers(layer, n_heads) for layer in model.encoder.layers]
+        )
         self.last_norm = model.post_layernorm
         self.projection = projection
 
@@ -44,17 +47,36 @@ class ClipVisionEncoder(nn.Module):
         return cast("Tensor", self.projection(self.last_norm(x[:, 0])))
 
 
-def _clip_block(layer: Any, n_heads: int) -> EncoderBlock:
-    inner = layer.self_attn
-    return EncoderBlock(
-        PlainAttention(inner.q_proj, inner.k_proj, inner.v_proj, inner.out_proj, n_heads=n_heads),
-        layer.layer_norm1,
-        layer.mlp.fc1,
-        layer.mlp.activation_fn,
-        layer.mlp.fc2,
-        layer.layer_norm2,
-        norm_first=True,
-    )
+class SiglipVisionEncoder(nn.Module):
+    """SigLIP's vision tower of transformers: pixels (batch, 3, height, width) → features (batch, width).
+
+    Source: transformers' ``modeling_siglip.py`` (``SiglipVisionModel``).
+    """
+
+    positions: Tensor
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        embeddings, head = model.embeddings, model.head
+        self.patches = embeddings.patch_embedding
+        self.register_buffer("positions", embeddings.position_embedding.weight.detach(), persistent=False)
+        n_heads = model.config.num_attention_heads
+        self.blocks = nn.ModuleList(
+            [clip_block_from_transformers(layer, n_heads) for layer in model.encoder.layers]
+        )
+        self.last_norm = model.post_layernorm
+        self.probe, self.pool_norm = head.probe, head.layernorm
+        self.attention = plain_attention_from_packed(head.attention)
+        self.up, self.activation, self.down = head.mlp.fc1, head.mlp.activation_fn, head.mlp.fc2
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels, pooling by attention of one learned query."""
+        x = self.patches(pixels).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        pooled = self.attention.attended(self.probe, self.last_norm(x))
+        mixed = pooled + self.down(self.activation(self.up(self.pool_norm(pooled))))
+        return cast("Tensor", mixed[:, 0])
 
 
 class _PlainMultihead(nn.Module):

@@ -40,6 +40,7 @@ __all__ = [
     "find_weights",
     "model_from_config",
     "text_config_of",
+    "text_model_name",
     "text_model_type",
 ]
 
@@ -61,7 +62,10 @@ _SEQ2SEQ_REST = ("text.transformer.decoder.", "text.transformer.lm_head.", "text
 
 @dataclass(frozen=True, slots=True)
 class OpenClipCheckpoint:
-    """Open_clip model with loaded weights, and the configurations it was built from."""
+    """Open_clip model with loaded weights, and the configurations it was built from.
+
+    ``text_config`` is the configuration of a transformers text model, empty for a text tower of open_clip.
+    """
 
     model: Any
     model_config: Mapping[str, Any]
@@ -78,18 +82,19 @@ def checkpoint_from_folder(
     architecture: str | None = None,
     weights: Path | None = None,
     state: Mapping[str, Tensor] | None = None,
+    own_text: bool = False,
 ) -> OpenClipCheckpoint:
     """Build the model that a folder describes and load its weights strictly.
 
     ``architecture`` is an open_clip name for a folder without ``open_clip_config.json`` (CAPIVARA's
     Lightning checkpoint, an MRL folder); ``weights`` selects the file, ``state`` is its content if already
-    loaded.
+    loaded. ``own_text`` expects a text tower of open_clip instead of one from transformers.
 
     Raises:
         CheckpointError: a file is missing or unreadable, the text model is unknown, or the weights do not
             match.
     """
-    config = _config_of_folder(folder, architecture)
+    config = _config_of_folder(folder, architecture, own_text=own_text)
     model_config = _with_own_trunk(config["model_cfg"], folder)
     preprocess_config = config.get("preprocess_cfg") or {}
     if not isinstance(preprocess_config, dict):
@@ -98,7 +103,9 @@ def checkpoint_from_folder(
             "expected an object with mean, std, interpolation and resize_mode."
         )
     weights = weights or find_weights(folder)
-    text_config = text_config_of(folder, str(model_config["text_cfg"]["hf_model_name"]))
+    text_config: Mapping[str, Any] = {}
+    if not own_text:
+        text_config = text_config_of(folder, str(model_config["text_cfg"]["hf_model_name"]))
     model = model_from_config(model_config, text_config)
     _load(model, state_dict_from_file(weights) if state is None else state, weights)
     tokenizer_name = str(model_config["text_cfg"].get("hf_tokenizer_name") or "")
@@ -130,7 +137,7 @@ def architecture_config(name: str) -> dict[str, Any]:
 
 
 def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str, Any]) -> Any:
-    """Build an untrained open_clip model in FP32, with its text model from ``text_config``, offline.
+    """Build an untrained open_clip model in FP32, offline, with its text model from ``text_config``, if any.
 
     Raises:
         CheckpointError: open_clip or timm cannot build the configuration.
@@ -143,12 +150,9 @@ def model_from_config(model_config: Mapping[str, Any], text_config: Mapping[str,
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     with _folder_of_config(text_config) as folder:
-        config["text_cfg"] = {
-            **config["text_cfg"],
-            "hf_model_name": folder,
-            "hf_model_pretrained": False,
-            "output_tokens": False,
-        }
+        if text_config:
+            named = {"hf_model_name": folder, "hf_model_pretrained": False}
+            config["text_cfg"] = {**config["text_cfg"], **named, "output_tokens": False}
         try:
             return CustomTextCLIP(**config).float()
         except Exception as error:  # open_clip, timm and transformers each have errors of their own
@@ -173,11 +177,11 @@ def find_weights(folder: Path, *, apart_from: Sequence[str] = ()) -> Path:
         raise CheckpointError(str(error).replace("holds no weights", "holds no open_clip weights")) from None
 
 
-def text_model_type(folder: Path) -> str | None:
-    """Return the model type of the text tower named in ``open_clip_config.json``; None without that file.
+def text_model_name(folder: Path) -> str | None:
+    """Return the hub name of the text model in ``open_clip_config.json``; None without either.
 
     Raises:
-        CheckpointError: a configuration cannot be read.
+        CheckpointError: the configuration cannot be read.
     """
     path = folder / "open_clip_config.json"
     if not path.is_file():
@@ -185,7 +189,17 @@ def text_model_type(folder: Path) -> str | None:
     model = config_from_file(path).get("model_cfg")
     text = model.get("text_cfg") if isinstance(model, dict) else None
     name = text.get("hf_model_name") if isinstance(text, dict) else None
-    return str(text_config_of(folder, str(name)).get("model_type")) if name else None
+    return str(name) if name else None
+
+
+def text_model_type(folder: Path) -> str | None:
+    """Return the model type of the text tower named in ``open_clip_config.json``; None without a name.
+
+    Raises:
+        CheckpointError: a configuration cannot be read.
+    """
+    name = text_model_name(folder)
+    return str(text_config_of(folder, name).get("model_type")) if name else None
 
 
 def text_config_of(folder: Path, name: str) -> Mapping[str, Any]:
@@ -245,7 +259,7 @@ def _encoder_alone(state: dict[str, Tensor], model: nn.Module, origin: Path) -> 
     return kept
 
 
-def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
+def _config_of_folder(folder: Path, architecture: str | None, *, own_text: bool) -> dict[str, Any]:
     path = folder / "open_clip_config.json"
     if architecture is not None and not path.is_file():
         return {"model_cfg": architecture_config(architecture)}
@@ -259,7 +273,7 @@ def _config_of_folder(folder: Path, architecture: str | None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} does not describe a model: expected 'model_cfg' with embed_dim, vision_cfg and text_cfg."
         )
-    if not model_config["text_cfg"].get("hf_model_name"):
+    if not own_text and not model_config["text_cfg"].get("hf_model_name"):
         raise CheckpointError(
             f"{path} describes an open_clip model whose text tower is not a Hugging Face encoder. "
             "Only NLLB (m2m_100) and XLM-R text towers are supported."
@@ -287,13 +301,14 @@ def _name_of_architecture(model_config: Mapping[str, Any], text_config: Mapping[
         if all(known.get(part) == model_config.get(part) for part in parts):
             return str(name)
     vision = model_config["vision_cfg"]
-    width = text_config.get("d_model") or text_config.get("hidden_size")
-    n_layers = text_config.get("encoder_layers") or text_config.get("num_hidden_layers")
+    own = model_config["text_cfg"]
+    width = text_config.get("d_model") or text_config.get("hidden_size") or own.get("width")
+    n_layers = text_config.get("encoder_layers") or text_config.get("num_hidden_layers") or own.get("layers")
     if timm_name := str(vision.get("timm_model_name", "")):
         image = timm_name.rpartition("/")[2]
     else:
         image = f"ViT {vision['width']}x{vision['layers']}/{vision['patch_size']}"
-    return f"{text_config['model_type']} {width}x{n_layers} + {image}"
+    return f"{text_config.get('model_type', 'transformer')} {width}x{n_layers} + {image}"
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Towers of open_clip models, shared by NLLB-CLIP and CAPIVARA."""
+"""Towers of open_clip models with a text tower from transformers, shared by their families."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from export.families.family import LoadOptions
 from export.families.image_encoders import image_encoder_from_open_clip
 from export.families.licences import licence_of_folder, licence_with_adapter
 from export.families.open_clip_checkpoint import OpenClipCheckpoint
+from export.families.open_clip_images import image_side_of_open_clip
 from export.families.published import XLM_R_LANGUAGES
 from export.families.references import OpenClipReference
 from export.families.tokenizers import (
@@ -32,7 +32,6 @@ from export.towers import ImageTowerModule, MrlHeads, TextTowerModule, Towers
 from export.weights.adapter_merge import Probe, merge_adapter, random_inputs
 from export.weights.tensors import config_from_file
 from runtime.errors import CheckpointError
-from runtime.manifest import ImagePreprocessing, triple
 
 __all__ = ["towers_from_open_clip"]
 
@@ -92,19 +91,18 @@ def towers_from_open_clip(
             f"The tokenizer in {checkpoint.tokenizer_source} has no language tokens, which NLLB needs. "
             "Copy the checkpoint's own tokenizer files beside its weights."
         )
-    preprocess = _preprocess_config(checkpoint)
-    image_preprocessing = _image_preprocessing(preprocess)
+    images = image_side_of_open_clip(model.visual, checkpoint.preprocess_config)
     serialised = tokenizer_json(tokenizer.tokenizer)
     text_tower = TextTowerModule(encoder, _pool(model.text), mrl, hidden_id=text_preprocessing.pad_id).eval()
     image_tower = ImageTowerModule(
         image_encoder_from_open_clip(model.visual),
         mrl,
-        mean=image_preprocessing.mean,
-        std=image_preprocessing.std,
+        mean=images.preprocessing.mean,
+        std=images.preprocessing.std,
     ).eval()
     reference = OpenClipReference(
         tokenizer=tokenizer,
-        transform=_transform(preprocess),
+        transform=images.transform,
         text=reference_model.text.eval(),
         visual=reference_model.visual.eval(),
         heads=mrl,
@@ -120,7 +118,7 @@ def towers_from_open_clip(
         image=image_tower,
         tokenizer_json=serialised,
         text_preprocessing=text_preprocessing,
-        image_preprocessing=image_preprocessing,
+        image_preprocessing=images.preprocessing,
         languages=tuple(text_preprocessing.language_ids) or XLM_R_LANGUAGES,
         reference=reference,
         source=source,
@@ -208,62 +206,3 @@ def _require_language_first(checkpoint: OpenClipCheckpoint) -> None:
             f"{path} sets legacy_behaviour, which puts the language token last, while NLLB-CLIP pools "
             "position 0. Set it to false if the checkpoint was trained that way (the published ones were)."
         )
-
-
-def _preprocess_config(checkpoint: OpenClipCheckpoint) -> Any:
-    """Merge preprocess_cfg as open_clip does: drop unknown keys, fill null ones, take the tower's size."""
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-    stated = dict(checkpoint.preprocess_config)
-    try:
-        # open_clip's transform takes its defaults for empty values too
-        merged = merge_preprocess_dict(PreprocessCfg(), {key: value or None for key, value in stated.items()})
-        return PreprocessCfg(**{**merged, "size": checkpoint.model.visual.image_size})
-    except (TypeError, AssertionError) as error:
-        raise _no_preprocessing(stated) from error
-
-
-def _no_preprocessing(stated: object) -> CheckpointError:
-    return CheckpointError(
-        f"preprocess_cfg {stated} is not open_clip's; expected mean and std of three numbers, mode 'RGB', an "
-        "interpolation of 'bicubic' or 'bilinear', and a resize_mode of 'shortest' or 'squash'."
-    )
-
-
-def _transform(config: Any) -> Any:
-    from open_clip.transform import image_transform_v2
-
-    try:
-        return image_transform_v2(config, is_train=False)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise _no_preprocessing(config) from error
-
-
-def _image_preprocessing(config: Any) -> ImagePreprocessing:
-    size = config.size if isinstance(config.size, (tuple, list)) else (config.size, config.size)
-    if config.resize_mode not in ("shortest", "squash"):
-        raise CheckpointError(
-            f"resize_mode {config.resize_mode!r} is not supported; expected shortest or squash."
-        )
-    if config.interpolation not in ("bicubic", "bilinear", "random"):
-        raise _no_preprocessing(config)
-    return ImagePreprocessing(
-        height=int(size[0]),
-        width=int(size[1]),
-        resize=config.resize_mode,
-        # "random" is for training: open_clip resizes with bicubic otherwise
-        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
-        order="resize-convert",
-        crop_rounding="round",
-        mean=_three(config.mean, config),
-        std=_three(config.std, config),
-    )
-
-
-def _three(values: Any, config: Any) -> tuple[float, float, float]:
-    """Return one value per channel, repeating a single number as open_clip does."""
-    found = list(values) if isinstance(values, (list, tuple)) else [values] * 3
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in found)
-    if len(found) != 3 or not numbers:
-        raise _no_preprocessing(config)
-    return triple(found)

@@ -66,6 +66,10 @@ LICENCES: Mapping[str, str] = {
     "nllb-clip": "CC-BY-NC-4.0",
     "capivara": "MIT",
     "altclip": "creativeml-openrail-m",
+    "m-clip": "MIT",
+    "metaclip2": "CC-BY-NC-4.0",
+    "siglip2": "Apache-2.0",
+    "xlm-roberta-clip": "MIT",
 }
 """Licence of the published weights, by family; a checkpoint's own README overrides it."""
 
@@ -85,7 +89,21 @@ XLM_R_LANGUAGES = tuple(
 )
 """Training languages of XLM-R (CC-100, arXiv 1911.02116, table 6), as FLORES-200 codes, without Latin.
 
-The CLIP models were aligned on fewer: CAPIVARA mainly on Portuguese, AltCLIP on 2, 9 or 18.
+The CLIP models were aligned on fewer: CAPIVARA mainly on Portuguese, AltCLIP on 2, 9 or 18, M-CLIP on 48.
+MetaCLIP 2's tokenizer, XLM-V's, was made from the same texts; the model was trained on some 300 languages.
+"""
+
+SIGLIP2_LANGUAGES = tuple(
+    """
+    arb_Arab ben_Beng ces_Latn dan_Latn deu_Latn ell_Grek eng_Latn fin_Latn fra_Latn heb_Hebr hin_Deva
+    hrv_Latn hun_Latn ind_Latn ita_Latn jpn_Jpan kor_Hang mri_Latn nld_Latn nob_Latn pes_Arab pol_Latn
+    por_Latn ron_Latn rus_Cyrl spa_Latn swe_Latn swh_Latn tel_Telu tgl_Latn tha_Thai tur_Latn ukr_Cyrl
+    vie_Latn zho_Hans
+    """.split()  # noqa: SIM905 - one code a line would take a page
+)
+"""Languages that SigLIP 2's paper evaluates (Crossmodal-3600, without Cusco Quechua, which FLORES-200 lacks).
+
+It was trained on 109 languages, which are not listed.
 """
 
 
@@ -103,6 +121,36 @@ def _altclip(project_dim: int, projection_dim: int, vision: Mapping[str, Any]) -
         },
     }
 
+
+_LAYERS: Mapping[str, int] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+"""Layers of a base-size tower."""
+
+
+def _metaclip2(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    dim = text["projection_dim"]
+    ids = {"vocab_size": 901629, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    return {
+        "projection_dim": dim,
+        "text_config": {**text, **ids, "max_position_embeddings": 77},
+        "vision_config": {"image_size": 224, **vision, "projection_dim": dim},
+    }
+
+
+_SIGLIP2_BASE: Mapping[str, Any] = {
+    "text_config": {
+        **_LAYERS,
+        "vocab_size": 256000,
+        "max_position_embeddings": 64,
+        "projection_size": 768,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+    "vision_config": {**_LAYERS, "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh"},
+}
 
 _VIT_L: Mapping[str, Any] = {
     "hidden_size": 1024,
@@ -129,8 +177,41 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "nllb-siglip-mrl-base": {"open_clip": "nllb-clip-base-siglip", "mrl_dims": (32, 64, 128, 256, 512)},
     "nllb-siglip-mrl-large": {"open_clip": "nllb-clip-large-siglip", "mrl_dims": (32, 64, 128, 256, 512)},
     "xlm-roberta-base-ViT-B-32": {"open_clip": "xlm-roberta-base-ViT-B-32"},
+    "xlm-roberta-large-ViT-H-14": {"open_clip": "xlm-roberta-large-ViT-H-14"},
+    "XLM-Roberta-Large-Vit-B-32": {"m_clip": "ViT-B-32-quickgelu"},
+    "XLM-Roberta-Large-Vit-L-14": {"m_clip": "ViT-L-14-quickgelu"},
+    "XLM-Roberta-Large-Vit-B-16Plus": {"m_clip": "ViT-B-16-plus-240"},
+    "siglip2-base-patch16-224": {"siglip2": _SIGLIP2_BASE},
+    "ViT-B-16-SigLIP2": {"open_clip": "ViT-B-16-SigLIP2"},
+    "metaclip-2-worldwide-b32": {
+        "metaclip2": _metaclip2(
+            {
+                "hidden_size": 512,
+                "intermediate_size": 2048,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 8,
+                "hidden_act": "gelu",
+                "projection_dim": 512,
+            },
+            {**_LAYERS, "patch_size": 32, "hidden_act": "gelu"},
+        )
+    },
+    "metaclip-2-worldwide-huge-quickgelu": {
+        "metaclip2": _metaclip2(
+            {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "hidden_act": "quick_gelu",
+                "projection_dim": 1024,
+            },
+            {**_VIT_H, "patch_size": 14, "hidden_act": "quick_gelu"},
+        )
+    },
     "AltCLIP": {"altclip": _altclip(768, 768, _VIT_L)},
     "AltCLIP-m9": {"altclip": _altclip(768, 768, _VIT_L)},
     "AltCLIP-m18": {"altclip": _altclip(1024, 1024, _VIT_H)},
 }
-"""Published variants by name: an open_clip architecture (with MRL heads), or an AltCLIP configuration."""
+"""Published variants by name: an open_clip architecture (with MRL heads), a transformers configuration, or
+for M-CLIP the open_clip architecture of its image tower."""

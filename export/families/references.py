@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from export.towers import Float, Int, MrlHeads, unit
 from runtime.errors import LanguageError
 
-__all__ = ["AltClipReference", "NllbClipReference", "OpenClipReference"]
+__all__ = [
+    "AltClipReference",
+    "MClipReference",
+    "NllbClipReference",
+    "OpenClipReference",
+    "UnmaskedReference",
+]
 
 _BATCH = 32
 
@@ -140,6 +146,44 @@ class AltClipReference(_Embedding):
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.model.get_image_features(pixels).pooler_output
+        return features
+
+
+class UnmaskedReference(AltClipReference):
+    """Parity reference of transformers' models that take no padding mask: SigLIP 2 and MetaCLIP 2."""
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.model.get_text_features(ids).pooler_output
+        return features
+
+
+class MClipReference(AltClipReference):
+    """Parity reference of M-CLIP: text from transformers' modules, images from open_clip's."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        transform: Callable[[Image.Image], Tensor],
+        model: Any,
+        context_length: int,
+    ) -> None:
+        super().__init__(
+            tokenizer=tokenizer, image_processor=None, model=model, context_length=context_length
+        )
+        self.transform = transform
+
+    def pixels(self, image: Image.Image) -> Float:
+        """Preprocess an image to normalised float32 (3, height, width)."""
+        return np.asarray(self.transform(image), np.float32)
+
+    def _text_features(self, ids: Tensor) -> Tensor:
+        mask = _mask_of_trailing_pads(ids, self.tokenizer.pad_token_id)
+        features: Tensor = self.model.text_features(ids, mask)
+        return features
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.image_features(pixels)
         return features
 
 

@@ -90,13 +90,20 @@ def tokenizer_json(tokenizer: Any) -> str:
 
 
 def preprocessing_from_tokenizer(
-    tokenizer: Any, *, n_tokens: int, pad_id: int | None, context_length: int, clean: str
+    tokenizer: Any,
+    *,
+    n_tokens: int,
+    pad_id: int | None,
+    context_length: int,
+    clean: str,
+    padding: str = "masked",
 ) -> TextPreprocessing:
     """Read text preprocessing settings from a tokenizer, with the special ids before and after a text.
 
     Args:
         n_tokens: Rows of the embedding table.
-        pad_id: Padding token that the text model masks.
+        pad_id: Padding token that the text model masks; not compared if it masks none.
+        padding: See ``TextPreprocessing``.
 
     Raises:
         CheckpointError: the tokenizer puts its language token last (``legacy_behaviour``), has no padding
@@ -112,7 +119,7 @@ def preprocessing_from_tokenizer(
         raise CheckpointError(
             f"{type(tokenizer).__name__} has no padding token. Set pad_token in tokenizer_config.json."
         )
-    if tokenizer.pad_token_id != pad_id:
+    if padding == "masked" and tokenizer.pad_token_id != pad_id:
         raise CheckpointError(
             f"The tokenizer pads with id {tokenizer.pad_token_id}, but the text model masks id {pad_id} "
             "(pad_token_id). The tokenizer files or the config.json belong to another checkpoint."
@@ -135,6 +142,7 @@ def preprocessing_from_tokenizer(
         suffix_ids=affixes[1],
         clean=clean,
         language_ids=language_ids,
+        padding=padding,
     )
 
 

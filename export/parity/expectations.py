@@ -13,6 +13,7 @@ from PIL import Image
 from export.parity.probes import ProbeText, one_token_words, probe_files, probe_texts
 from export.towers import Float, Int, Towers
 from runtime.manifest import ImagePreprocessing, Modality
+from runtime.preprocessing.batching import lengths_of_rows
 from runtime.preprocessing.image_formats import open_image
 
 __all__ = [
@@ -81,8 +82,7 @@ def opened_probe(image: Image.Image | bytes) -> Image.Image:
 
 def text_vectors(towers: Towers, ids: Int) -> dict[int, Float]:
     """Compute reference vectors in batches of similar length, since padding is costly and changes nothing."""
-    stands = ids != towers.text_preprocessing.pad_id
-    lengths = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
+    lengths = lengths_of_rows(ids, towers.text_preprocessing)
     order = np.argsort(lengths, kind="stable")
     vectors = {dim: np.empty((len(ids), dim), np.float32) for dim in towers.dims}
     for start in range(0, len(ids), _REFERENCE_BATCH):
@@ -96,12 +96,14 @@ def _text_cells(towers: Towers) -> Iterator[ExpectedRun]:
     random = np.random.default_rng(1)
     text = towers.text_preprocessing
     n_tokens = towers.n_tokens
-    for batch, sequence in SHAPES:
+    shapes = ((batch, text.context_length if text.fixed_length else sequence) for batch, sequence in SHAPES)
+    for batch, sequence in dict.fromkeys(shapes):
         sequence = min(sequence, text.context_length)
         ids = random.integers(text.pad_id + 1, n_tokens, (batch, sequence))
         for row in range(1, batch, 2):
             ids[row, max(2, sequence * row // batch) :] = text.pad_id
-        inputs = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
+        arrays = {"input_ids": ids, "attention_mask": (ids != text.pad_id).astype(np.int64)}
+        inputs = {name: arrays[name] for name in text.graph_inputs}
         yield ExpectedRun(
             Modality.TEXT, f"text {batch}×{sequence}", inputs, towers.reference.text_vectors(ids)
         )

@@ -128,10 +128,8 @@ def gate_reference(
     asked = spoken if captions_per_language is None else spoken.sampled(captions_per_language)
     needs_language = towers.text_preprocessing.needs_language
     index = TextIndex.of(asked, with_language=needs_language)
-    pad_id = towers.text_preprocessing.pad_id
-    vectors = reference_vectors(
-        towers.reference, asked, index, dim=towers.dim, pad_id=pad_id, progress=progress
-    )
+    text = towers.text_preprocessing
+    vectors = reference_vectors(towers.reference, asked, index, dim=towers.dim, text=text, progress=progress)
     step = max(1, len(asked.codes) // _REPEATED_LANGUAGES)
     some = asked.select(asked.codes[::step][:_REPEATED_LANGUAGES])
     repeated = reference_vectors(
@@ -139,7 +137,7 @@ def gate_reference(
         some,
         TextIndex.of(some, with_language=needs_language),
         dim=towers.dim,
-        pad_id=pad_id,
+        text=text,
         progress=_renamed(progress, "PyTorch", "PyTorch again:"),
         max_batch_tokens=_REPEATED_BATCH_TOKENS,
         batch_images=_REPEATED_BATCH_IMAGES,

@@ -17,6 +17,7 @@ from runtime.manifest import Engine, Modality, TowerFiles, Variant, record_of_fi
 from runtime.opening.model_check import opening_path
 from runtime.opening.probes import OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import opening_cosines
+from runtime.preprocessing.batching import lengths_of_rows
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.probes import Probes, opening_images, opening_texts, token_runs
 from runtime.remote.payloads import bytes_from_image
@@ -91,13 +92,12 @@ def _opening_probes(
         space = space_of_manifest(towers.fingerprint, size)
         return OpeningProbes(modality, ({"pixels": pixels},), vectors, images=images, space=space)
     texts, languages = [p.text for p in expected.probes], [p.language for p in expected.probes]
-    pad_id = towers.text_preprocessing.pad_id
-    lengths = (expected.ids.shape[1] - (expected.ids != pad_id)[:, ::-1].argmax(axis=1)).tolist()
+    lengths = lengths_of_rows(expected.ids, towers.text_preprocessing).tolist()
     rows = opening_texts(texts, languages, lengths, expected.texts[towers.dim])
     ids = [expected.ids[row, : lengths[row]].tolist() for row in rows]
     return OpeningProbes(
         modality,
-        token_runs(ids, pad_id=pad_id),
+        token_runs(ids, towers.text_preprocessing),
         _of_rows(rows, expected.texts, widths),
         texts=tuple(texts[row] for row in rows),
         languages=tuple(languages[row] for row in rows),

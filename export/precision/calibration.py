@@ -275,7 +275,8 @@ def _text_batches(
         for i, row in enumerate(ids):
             padded[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        yield {"input_ids": padded, "attention_mask": mask}
+        arrays = {"input_ids": padded, "attention_mask": mask}
+        yield {name: arrays[name] for name in preprocessing.graph_inputs}
 
 
 def _image_batches(sources: Sequence[Any], preprocessing: ImagePreprocessing) -> Iterator[Batch]:

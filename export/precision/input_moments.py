@@ -50,7 +50,7 @@ def input_moments(
 
 def _rows(values: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.float32]:
     """Flatten a tensor to float32 (rows, inputs), without padding rows."""
-    if mask is not None and values.shape[:2] == mask.shape:
+    if mask is not None and values.ndim == 3 and values.shape[:2] == mask.shape:
         values = values[mask == 1]
     return np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
 

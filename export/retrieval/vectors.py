@@ -17,7 +17,8 @@ from PIL import Image
 from export.retrieval.metrics import Float, Int
 from export.retrieval.sets import Captions, ImageSource, RetrievalSet
 from runtime.errors import ImageError, LanguageError, ParityError
-from runtime.preprocessing.batching import batches_from_rows, windows
+from runtime.manifest import TextPreprocessing
+from runtime.preprocessing.batching import batches_from_rows, lengths_of_rows, windows
 from runtime.preprocessing.image import decode
 
 if TYPE_CHECKING:  # these import torch, which rendering finished results does not need
@@ -140,7 +141,7 @@ def reference_vectors(
     index: TextIndex,
     *,
     dim: int,
-    pad_id: int,
+    text: TextPreprocessing,
     progress: Progress,
     max_batch_tokens: int = _BATCH_TOKENS,
     batch_images: int = _BATCH_IMAGES,
@@ -155,7 +156,7 @@ def reference_vectors(
     return Vectors(
         _joined(images, dataset.images, "PyTorch images", progress),
         reference_text_vectors(
-            reference, index, dim=dim, pad_id=pad_id, progress=progress, max_batch_tokens=max_batch_tokens
+            reference, index, dim=dim, text=text, progress=progress, max_batch_tokens=max_batch_tokens
         ),
         index,
     )
@@ -166,12 +167,12 @@ def reference_text_vectors(
     index: TextIndex,
     *,
     dim: int,
-    pad_id: int,
+    text: TextPreprocessing,
     progress: Progress,
     max_batch_tokens: int = _BATCH_TOKENS,
 ) -> Float:
     """Embed only the texts with the family's own library, float32 (distinct texts, dim)."""
-    texts = _reference_texts(reference, index, dim, pad_id, max_batch_tokens)
+    texts = _reference_texts(reference, index, dim, text, max_batch_tokens)
     return _joined(texts, index.texts, "PyTorch texts", progress)
 
 
@@ -212,14 +213,15 @@ def exported_image_vectors(
 
 
 def _reference_texts(
-    reference: Reference, index: TextIndex, dim: int, pad_id: int, max_batch_tokens: int
+    reference: Reference, index: TextIndex, dim: int, text: TextPreprocessing, max_batch_tokens: int
 ) -> Iterator[Float]:
     for window in windows(zip(index.texts, index.languages, strict=True), _WINDOW):
         texts, languages = zip(*window, strict=True)
         ids = reference.token_ids(texts, languages)
-        rows = [row[: _length(row, pad_id)].tolist() for row in ids]
+        lengths = lengths_of_rows(ids, text)
+        rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         vectors: list[tuple[Int, Float]] = []
-        for batch in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=max_batch_tokens):
+        for batch in batches_from_rows(rows, pad_id=text.pad_id, max_batch_tokens=max_batch_tokens):
             vectors.append((batch.positions, reference.text_vectors(batch.input_ids)[dim]))
         order = np.argsort(np.concatenate([positions for positions, _ in vectors]))
         yield np.concatenate([part for _, part in vectors])[order]
@@ -264,8 +266,3 @@ def _decoded(source: ImageSource) -> Image.Image:
         return decode(source.read(), name=source.key)
     except ImageError as error:
         raise ImageError(f"{error} Download the data set again.") from error
-
-
-def _length(row: Int, pad_id: int) -> int:
-    own = np.flatnonzero(row != pad_id)
-    return int(own[-1]) + 1 if own.size else 1

@@ -159,6 +159,7 @@ def quantized_from_checkpoint(
     *,
     name: str | None = None,
     base: str | Path | None = None,
+    image_tower: str | Path | None = None,
     progress: Progress = _silent,
 ) -> QuantizedModel:
     """Publish REPOSITORY/NAME in INT8 for one engine, with the fewest products in FP32 that meet the limit.
@@ -167,6 +168,7 @@ def quantized_from_checkpoint(
         checkpoint: Folder, ``.ckpt`` file or hub name.
         name: Name of the model; the checkpoint's name by default.
         base: Base checkpoint of a LoRA adapter.
+        image_tower: See ``towers_from_checkpoint``.
 
     Raises:
         ParityError: no selection meets the limit, or the parity gate refuses the variant; the tables are
@@ -187,7 +189,7 @@ def quantized_from_checkpoint(
         threads=options.threads,
     )
     require_free(Path(repository), name, export_options)
-    towers = towers_from_checkpoint(checkpoint, base=base)
+    towers = towers_from_checkpoint(checkpoint, base=base, image_tower=image_tower)
     towers = dataclasses.replace(towers, source={"checkpoint": Path(str(checkpoint)).name, **towers.source})
     with tempfile.TemporaryDirectory(prefix="babeltower-") as folder:
         study = study_of_towers(towers, name, Path(folder), options, progress)
@@ -338,9 +340,7 @@ def study_of_towers(
         captions_per_language=options.captions_per_language,
         progress=progress,
     )
-    inputs = inputs_of_reference(
-        reference, tokenizer, towers.image_preprocessing, pad_id=towers.text_preprocessing.pad_id
-    )
+    inputs = inputs_of_reference(reference, tokenizer, towers.image_preprocessing, towers.text_preprocessing)
     trials = Trials(
         sources, calibration, options.recipe_to_use, options.engine, reference, inputs, options.limits
     )

@@ -22,8 +22,8 @@ from export.retrieval.vectors import Vectors
 from export.retrieval.verdict import RetrievalLimits, retrieval_failures
 from export.sensitivity.costs import Product
 from runtime.backends import open_backend
-from runtime.manifest import Engine, ImagePreprocessing, Modality, Precision
-from runtime.preprocessing.batching import batches_from_rows
+from runtime.manifest import Engine, ImagePreprocessing, Modality, Precision, TextPreprocessing
+from runtime.preprocessing.batching import batches_from_rows, inputs_of_batch
 from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.text import Text, Tokenizer
 
@@ -67,15 +67,18 @@ class Inputs:
 
 
 def inputs_of_reference(
-    reference: GateReference, tokenizer: Tokenizer, image: ImagePreprocessing, *, pad_id: int
+    reference: GateReference,
+    tokenizer: Tokenizer,
+    image: ImagePreprocessing,
+    preprocessing: TextPreprocessing,
 ) -> Inputs:
     """Tokenize and decode the retrieval set once for all trials."""
     index = reference.index
     texts = [Text(t, i, code) for i, (t, code) in enumerate(zip(index.texts, index.languages, strict=True))]
     rows = [row.ids for row in tokenizer.rows_from_texts(texts)]
     text = [
-        (b.positions, {"input_ids": b.input_ids, "attention_mask": b.attention_mask})
-        for b in batches_from_rows(rows, pad_id=pad_id, max_batch_tokens=_BATCH_TOKENS)
+        (batch.positions, inputs_of_batch(batch, preprocessing.graph_inputs))
+        for batch in batches_from_rows(rows, pad_id=preprocessing.pad_id, max_batch_tokens=_BATCH_TOKENS)
     ]
     sources = reference.dataset.images
     images = [

@@ -133,7 +133,7 @@ def write_tower(
         model=folder.name,
         version=1,
         graph=config.filename,
-        inputs=input_names(modality),
+        inputs=input_names(towers, modality),
         outputs={str(dim): output_name(dim, towers.dim) for dim in towers.dims},
         opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
         ir_version=model.ir_version,

@@ -130,7 +130,7 @@ def _whole_vectors(
             reference.library,
             asked,
             dim=dim,
-            pad_id=towers.whole.text_preprocessing.pad_id,
+            text=towers.whole.text_preprocessing,
             progress=silent,
         )
     return whole

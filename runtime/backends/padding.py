@@ -13,7 +13,7 @@ from runtime.preprocessing.buckets import Buckets, image_buckets, text_buckets
 
 __all__ = ["buckets_of_profile", "padded_to_bucket"]
 
-_MASK = "attention_mask"
+_IDS, _MASK = "input_ids", "attention_mask"
 
 
 def padded_to_bucket(
@@ -25,7 +25,8 @@ def padded_to_bucket(
     Inputs that already have a bucket's shape are returned as they are.
 
     Args:
-        inputs: ``input_ids`` and ``attention_mask`` (rows, tokens), or ``pixels`` (rows, 3, height, width).
+        inputs: ``input_ids`` (rows, tokens) and for most towers ``attention_mask``, or ``pixels`` (rows, 3,
+            height, width).
 
     Returns:
         The padded inputs, and the number of their rows that are the caller's, the first ones.
@@ -34,10 +35,10 @@ def padded_to_bucket(
         InputError: the batch is larger than every bucket.
     """
     n_rows = len(next(iter(inputs.values())))
-    is_text = _MASK in inputs
-    if is_text and buckets.is_exact(n_rows, inputs[_MASK].shape[1]):
+    is_text = _IDS in inputs and buckets.lengths != (1,)  # with one length alone, only rows are padded
+    if is_text and buckets.is_exact(n_rows, inputs[_IDS].shape[1]):
         return dict(inputs), n_rows
-    rows, length = buckets.shape_of(n_rows, inputs[_MASK].shape[1] if is_text else 1)
+    rows, length = buckets.shape_of(n_rows, inputs[_IDS].shape[1] if is_text else 1)
     padded = {}
     for name, array in inputs.items():
         shape = (rows, length) if is_text else (rows, *array.shape[1:])

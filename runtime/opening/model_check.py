@@ -105,7 +105,7 @@ def _chosen(
     rows = opening_texts(probes.texts, probes.languages, [len(row) for row in ids], probes.text_vectors)
     return OpeningProbes(
         modality,
-        token_runs([ids[row] for row in rows], pad_id=manifest.text.pad_id),
+        token_runs([ids[row] for row in rows], manifest.text),
         {name: probes.text_vectors[rows]},
         texts=tuple(probes.texts[row] for row in rows),
         languages=tuple(probes.languages[row] for row in rows),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import ManifestError
 from runtime.manifest import ImagePreprocessing, Modality, TextPreprocessing
+from runtime.typed_json import OPTIONAL
 
 __all__ = ["OPENING_FILE", "OpeningProbes", "space_of_manifest"]
 
@@ -114,8 +115,9 @@ def space_of_manifest(
 ) -> dict[str, Any]:
     """Return the manifest's facts that determine a tower's inputs and space, as plain JSON values."""
     settings = dataclasses.asdict(preprocessing)
-    if not settings.get("kept_languages"):  # older exports did not record it
-        settings.pop("kept_languages", None)
+    for entry in dataclasses.fields(preprocessing):  # so that older probes, which lack these, still match
+        if entry.metadata.get(OPTIONAL) and settings[entry.name] == entry.default:
+            del settings[entry.name]
     facts = {"fingerprint": fingerprint, "preprocessing": settings}
     plain: dict[str, Any] = json.loads(json.dumps(facts, sort_keys=True))
     return plain

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
+from runtime.manifest import TextPreprocessing
 
 __all__ = [
     "CPU_BATCH_TOKENS",
     "RUN_OVERHEAD",
     "TokenBatch",
     "batches_from_rows",
+    "inputs_of_batch",
+    "lengths_of_rows",
     "padded_batch",
     "runs_from_lengths",
     "windows",
@@ -128,6 +131,21 @@ def runs_from_lengths(
         runs = [*np.array_split(rows, -(-len(rows) // int(most[first]))), *runs]
         end = first
     return runs
+
+
+def inputs_of_batch(batch: TokenBatch, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
+    """Return a batch as the inputs of a text tower: ``input_ids``, and ``attention_mask`` if it has one."""
+    arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return {name: arrays[name] for name in names}
+
+
+def lengths_of_rows(ids: NDArray[np.int64], preprocessing: TextPreprocessing) -> NDArray[np.int64]:
+    """Return the length of each padded row of ids: up to its last token, or whole where padding is read."""
+    if preprocessing.fixed_length:
+        return np.full(len(ids), ids.shape[1])
+    stands = ids != preprocessing.pad_id
+    lengths: NDArray[np.int64] = ids.shape[1] - stands[:, ::-1].argmax(axis=1)
+    return lengths
 
 
 def padded_batch(

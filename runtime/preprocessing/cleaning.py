@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import string
 import unicodedata
 
 from runtime.errors import InputError
 
-__all__ = ["clean_whitespace", "whole_characters"]
+__all__ = ["clean_canonicalize", "clean_lower", "clean_whitespace", "whole_characters"]
 
 _LONGEST_FAST_PATH = 65_536
 """Longest text of the fast path, well below the length at which ftfy splits lines."""
@@ -26,6 +27,8 @@ _TOUCHED_BY_FTFY = re.compile(
     "\ud800-\udfff]"  # surrogates
 )
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,11 +39,33 @@ def clean_whitespace(text: str) -> str:
         ``open_clip.tokenizer.get_clean_fn("whitespace")``; equal to it on every text without lone
         surrogates. Text that ftfy would not change skips ftfy.
     """
-    if not _PLAIN_ASCII.fullmatch(text) and not _is_left_alone_by_ftfy(text):
-        import ftfy
+    return " ".join(_mended(text).split())
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split())
+
+def clean_lower(text: str) -> str:
+    """Clean as ``clean_whitespace``, then convert to lower case.
+
+    Source:
+        ``open_clip.tokenizer.get_clean_fn("lower")``.
+    """
+    return clean_whitespace(text).lower()
+
+
+def clean_canonicalize(text: str) -> str:
+    """Fix mojibake, unescape HTML references, remove ASCII punctuation, lower, collapse white space.
+
+    Source:
+        ``open_clip.tokenizer.get_clean_fn("canonicalize")``, SigLIP's cleaning; underscores become spaces.
+    """
+    return " ".join(_mended(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+
+
+def _mended(text: str) -> str:
+    if _PLAIN_ASCII.fullmatch(text) or _is_left_alone_by_ftfy(text):
+        return text
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def _is_left_alone_by_ftfy(text: str) -> bool:

@@ -14,7 +14,12 @@ from tokenizers import Tokenizer as Subwords
 
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
-from runtime.preprocessing.cleaning import clean_whitespace, whole_characters
+from runtime.preprocessing.cleaning import (
+    clean_canonicalize,
+    clean_lower,
+    clean_whitespace,
+    whole_characters,
+)
 from runtime.preprocessing.languages import flores_from_code, spoken_language
 
 __all__ = ["Text", "TokenRow", "Tokenizer", "cleaned_texts", "require_texts", "texts_with_languages"]
@@ -30,7 +35,12 @@ _TOKENS_BEYOND = 32
 _LONGEST_TOKEN = 64
 """Most beginnings of a text without spaces that are compared."""
 
-_CLEAN: dict[str, Callable[[str], str]] = {"whitespace": clean_whitespace, "none": str}
+_CLEAN: dict[str, Callable[[str], str]] = {
+    "whitespace": clean_whitespace,
+    "lower": clean_lower,
+    "canonicalize": clean_canonicalize,
+    "none": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids including special tokens; ``truncated`` if the text exceeded the context length."""
+    """Token ids including special tokens, and padding where texts have a fixed length.
+
+    ``truncated`` is true if the text exceeded the context length.
+    """
 
     ids: list[int]
     truncated: bool
@@ -236,7 +249,10 @@ class Tokenizer:
     def _row(self, prefix: tuple[int, ...], tokens: list[int]) -> TokenRow:
         suffix = self._preprocessing.suffix_ids
         room = self._preprocessing.context_length - len(prefix) - len(suffix)
-        return TokenRow([*prefix, *tokens[:room], *suffix], truncated=len(tokens) > room)
+        ids = [*prefix, *tokens[:room], *suffix]
+        if self._preprocessing.fixed_length:
+            ids += [self._preprocessing.pad_id] * (self._preprocessing.context_length - len(ids))
+        return TokenRow(ids, truncated=len(tokens) > room)
 
     def _prefix(self, language: str | None) -> tuple[int, ...]:
         try:

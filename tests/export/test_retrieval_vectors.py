@@ -14,9 +14,11 @@ from bench.datasets import Captions, ImageBytes, RetrievalSet
 from export.retrieval import vectors
 from export.retrieval.vectors import TextIndex, exported_vectors, reference_vectors, spoken_part
 from runtime.errors import ImageError, LanguageError, ParityError
+from runtime.manifest import TextPreprocessing
 
 PAD = 1
 CONTEXT = 12
+TEXT = TextPreprocessing(CONTEXT, PAD, (), (2,), "none")
 
 
 def ids_of(text: str) -> list[int]:
@@ -96,7 +98,7 @@ def test_both_sides_embed_in_order(with_language, monkeypatch):
     dataset = small_set()
     index = TextIndex.of(dataset, with_language=with_language)
     reference, encoder = FakeReference(), FakeEncoder()
-    left = reference_vectors(reference, dataset, index, dim=3, pad_id=PAD, progress=silent)
+    left = reference_vectors(reference, dataset, index, dim=3, text=TEXT, progress=silent)
     right = exported_vectors(encoder, dataset, index, dim=3, progress=silent)
     assert left.texts.tolist() == right.texts.tolist()
     assert left.images.tolist() == right.images.tolist() == [[red] * 3 for red in range(40)]
@@ -113,7 +115,7 @@ def test_both_sides_embed_in_order(with_language, monkeypatch):
 def test_a_narrower_head_is_asked_for_on_both_sides():
     dataset = small_set()
     index = TextIndex.of(dataset, with_language=True)
-    left = reference_vectors(FakeReference(), dataset, index, dim=2, pad_id=PAD, progress=silent)
+    left = reference_vectors(FakeReference(), dataset, index, dim=2, text=TEXT, progress=silent)
     right = exported_vectors(FakeEncoder(), dataset, index, dim=2, progress=silent)
     assert left.texts.shape == right.texts.shape == (80, 2)
     assert left.images.shape == right.images.shape == (40, 2)
@@ -124,7 +126,7 @@ def test_pytorch_is_padded_to_a_batch_not_to_the_context(monkeypatch):
     dataset = small_set()
     reference = FakeReference()
     index = TextIndex.of(dataset, with_language=True)
-    reference_vectors(reference, dataset, index, dim=3, pad_id=PAD, progress=silent)
+    reference_vectors(reference, dataset, index, dim=3, text=TEXT, progress=silent)
     assert min(reference.widths) < CONTEXT
     assert max(reference.widths) == max(len(ids_of(text)) for text in index.texts)
 
@@ -160,7 +162,7 @@ def test_an_undecodable_image_is_named():
     dataset = RetrievalSet("s", (ImageBytes("bad", b"no"),), (Captions("en", "eng_Latn", ("x",), (0,)),))
     index = TextIndex.of(dataset, with_language=True)
     with pytest.raises(ImageError, match=r"Image bad cannot be decoded.*Download the data set again"):
-        reference_vectors(FakeReference(), dataset, index, dim=3, pad_id=PAD, progress=silent)
+        reference_vectors(FakeReference(), dataset, index, dim=3, text=TEXT, progress=silent)
 
 
 def towers(*known: str) -> SimpleNamespace:

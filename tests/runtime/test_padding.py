@@ -25,6 +25,17 @@ def test_texts_are_padded_in_both_dimensions() -> None:
     np.testing.assert_array_equal(padded["attention_mask"].sum(1), [9, 9, 9, 1])
 
 
+def test_texts_without_a_mask_are_padded_alike() -> None:
+    padded, n_rows = padded_to_bucket({"input_ids": np.full((3, 9), 7)}, text_buckets(77))
+    assert (n_rows, padded["input_ids"].shape) == (3, (4, 16))
+
+
+def test_texts_of_a_fixed_length_are_padded_in_rows_only() -> None:
+    padded, n_rows = padded_to_bucket({"input_ids": np.full((3, 64), 7)}, image_buckets())
+    assert (n_rows, padded["input_ids"].shape) == (3, (4, 64))
+    assert padded["input_ids"][3:].sum() == 0
+
+
 def test_images_are_padded_with_empty_ones() -> None:
     pixels = np.full((5, 3, 2, 2), 9, np.uint8)
     padded, n_rows = padded_to_bucket({"pixels": pixels}, image_buckets())

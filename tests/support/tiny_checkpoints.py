@@ -84,7 +84,8 @@ def _m2m() -> dict[str, Any]:
     }
 
 
-def _xlm_roberta() -> dict[str, Any]:
+def xlm_roberta() -> dict[str, Any]:
+    """A text model's ``config.json``."""
     return {
         "model_type": "xlm-roberta",
         "architectures": ["XLMRobertaModel"],
@@ -103,7 +104,8 @@ def _xlm_roberta() -> dict[str, Any]:
     }
 
 
-def _vision() -> dict[str, Any]:
+def vision() -> dict[str, Any]:
+    """An image model's part of a ``config.json``."""
     return {
         "hidden_size": WIDTH,
         "intermediate_size": 24,
@@ -118,7 +120,7 @@ def _vision() -> dict[str, Any]:
 def _open_clip(folder: Path, *, nllb: bool, timm: bool = False, dim: int = DIM) -> None:
     from export.families.open_clip_checkpoint import model_from_config
 
-    text = _m2m() if nllb else _xlm_roberta()
+    text = _m2m() if nllb else xlm_roberta()
     write_json(folder / "config.json", text)
     model: dict[str, Any] = {
         "embed_dim": dim,
@@ -160,7 +162,7 @@ def _open_clip(folder: Path, *, nllb: bool, timm: bool = False, dim: int = DIM) 
     built = dict(model)
     if timm:
         built["vision_cfg"] = {**model["vision_cfg"], "timm_model_name": f"local-dir:{folder / 'timm'}"}
-    save_file(_shaken(model_from_config(built, text)), folder / "open_clip_model.safetensors")
+    save_file(shaken(model_from_config(built, text)), folder / "open_clip_model.safetensors")
     _tokenizer(folder, nllb=nllb)
 
 
@@ -185,11 +187,11 @@ def _mrl(folder: Path) -> None:
 def _altclip(folder: Path) -> None:
     from transformers import AltCLIPConfig, AltCLIPModel
 
-    text = {**_xlm_roberta(), "model_type": "altclip_text_model", "project_dim": DIM}
-    vision = {**_vision(), "model_type": "altclip_vision_model", "projection_dim": DIM}
-    config = AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM)
+    text = {**xlm_roberta(), "model_type": "altclip_text_model", "project_dim": DIM}
+    image = {**vision(), "model_type": "altclip_vision_model", "projection_dim": DIM}
+    config = AltCLIPConfig(text_config=text, vision_config=image, projection_dim=DIM)
     model = AltCLIPModel(config)
-    model.load_state_dict(_shaken(model))
+    model.load_state_dict(shaken(model))
     model.save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", clip_processor())
     _tokenizer(folder, nllb=False)
@@ -227,15 +229,15 @@ def _nllb_transformers(folder: Path) -> None:
             "model_type": "clip_text_model",
             "layer_norm_eps": 1e-05,
         },
-        "vision_config": {**_vision(), "model_type": "clip_vision_model", "projection_dim": DIM},
+        "vision_config": {**vision(), "model_type": "clip_vision_model", "projection_dim": DIM},
     }
     write_json(folder / "config.json", config)
-    state = _shaken(NllbClip(config))
+    state = shaken(NllbClip(config))
     save_file({**state, "logit_scale": torch.tensor(2.66)}, folder / "model.safetensors")
     _tokenizer(folder, nllb=True)
 
 
-def _shaken(model: nn.Module) -> dict[str, Tensor]:
+def shaken(model: nn.Module) -> dict[str, Tensor]:
     """Weights far enough from zero that every one of them moves a vector."""
     generator = torch.Generator().manual_seed(1)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
-from runtime.preprocessing.cleaning import clean_whitespace
+from runtime.preprocessing.cleaning import clean_canonicalize, clean_lower, clean_whitespace
 from runtime.preprocessing.text import Tokenizer, texts_with_languages
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -214,9 +215,12 @@ ENTITIES = st.sampled_from(
 @given(st.lists(st.one_of(MOJIBAKE, SCRIPTS, ENTITIES, st.text(max_size=10)), max_size=6).map("".join))
 @example("Â a\nÂ b")
 @example("a\x0bb\x1cc\x85d\u2028e")
+@example("It's A_b: ΣΊΣΥΦΟΣ İ")
 @settings(max_examples=1500, deadline=None)
 def test_cleaning_equals_open_clip_on_any_text(text):
     assert clean_whitespace(text) == open_clip_clean(text)
+    assert clean_lower(text) == open_clip_clean(text, "lower")
+    assert clean_canonicalize(text) == open_clip_clean(text, "canonicalize")
 
 
 @pytest.mark.parametrize("start", range(0, 0x30000, 0x4000), ids=hex)
@@ -226,8 +230,34 @@ def test_cleaning_equals_open_clip_on_every_character(start):
     assert wrong == []
 
 
-def open_clip_clean(text):
-    return pytest.importorskip("open_clip.tokenizer").get_clean_fn("whitespace")(text)
+def open_clip_clean(text, kind="whitespace"):
+    return pytest.importorskip("open_clip.tokenizer").get_clean_fn(kind)(text)
+
+
+def test_texts_of_a_fixed_length_are_padded_to_it(nllb):
+    _, path, preprocessing = nllb
+    fixed = dataclasses.replace(preprocessing, padding="context")
+    usual = Tokenizer(path, preprocessing).rows_from_texts(list(texts_with_languages(TEXTS, "por_Latn")))
+    rows = Tokenizer(path, fixed).rows_from_texts(list(texts_with_languages(TEXTS, "por_Latn")))
+    assert {len(row.ids) for row in rows} == {fixed.context_length}
+    for row, short in zip(rows, usual, strict=True):
+        assert row.ids == short.ids + [fixed.pad_id] * (fixed.context_length - len(short.ids))
+        assert row.truncated == short.truncated
+
+
+@pytest.mark.parametrize("field", ["padding", "clean"])
+def test_an_unknown_kind_of_text_is_refused(field):
+    with pytest.raises(ManifestError, match=f"{field} 'left' is unknown; expected one of"):
+        TextPreprocessing(
+            **{
+                "context_length": 8,
+                "pad_id": 1,
+                "prefix_ids": (),
+                "suffix_ids": (2,),
+                "clean": "none",
+                field: "left",
+            }
+        )
 
 
 def test_languages_beside_it_change_nothing(nllb):
