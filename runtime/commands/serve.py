@@ -52,9 +52,6 @@ def serve(
             help="Python environment of the server, created on first use; default: in the user's cache.",
         ),
     ] = None,
-    cache_mb: Annotated[
-        int, typer.Option(min=0, help="Response cache in MB, for front ends exported with one.")
-    ] = 0,
     backends: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +90,6 @@ def serve(
             "--port": port != _PORTS[0],
             "--grpc-port": grpc_port != _PORTS[1],
             "--metrics-port": metrics_port != _PORTS[2],
-            "--cache-mb": cache_mb != 0,
             "--backends": backends is not None,
             "--log": log is not None,
         }
@@ -124,7 +120,6 @@ def serve(
         http_port=port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        cache_bytes=cache_mb * 1_000_000,
         models=models or (),
         backends=backends,
         log=log,

@@ -7,6 +7,7 @@ from typing import Any
 from runtime.errors import InputError, ServerError
 from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
+from runtime.triton_config import json_from_config
 
 __all__ = ["Control"]
 
@@ -35,13 +36,22 @@ class Control:
             certificate_chain=chain,
         )
 
-    def load(self, model: str) -> None:
-        """Load a model from its current files; served versions keep running until new ones are ready.
+    def load(self, config: Any) -> None:
+        """Load a model with a configuration; served versions keep running until new ones are ready.
+
+        The configuration is passed with the request: after such a request, Triton does not look at a changed
+        ``config.pbtxt`` again, and files that say what is served need not be changed before it is.
+
+        Args:
+            config: ``inference.ModelConfig``; its name is the model's.
 
         Raises:
             ServerError: it does not load, or the server does not allow loading.
         """
-        self._call(self._client.load_model, model)
+        self._call(
+            lambda name, **options: self._client.load_model(name, config=json_from_config(config), **options),
+            config.name,
+        )
 
     def unload(self, model: str) -> None:
         """Unload a model after its running requests end."""
@@ -72,5 +82,5 @@ class Control:
         except InferenceServerException as error:
             remedy = ""
             if "not allowed" in error.message():
-                remedy = " Start the server with --model-control-mode=explicit."
+                remedy = " Start the server with `babeltower serve --control`."
             raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error

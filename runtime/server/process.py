@@ -27,6 +27,7 @@ from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
+from runtime.server.recovery import while_changed
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
@@ -49,7 +50,6 @@ class ServerOptions:
     Attributes:
         host: Address to listen on; default: this machine only.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
-        cache_bytes: Size of the response cache, for models whose configuration enables it; 0 for none.
         models: Load only these models, and allow clients to load and unload; all of the repository if empty.
         explicit: Load only ``models``, even if empty, and allow clients to load others.
         ready_s: Timeout for loading.
@@ -64,7 +64,6 @@ class ServerOptions:
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    cache_bytes: int = 0
     models: tuple[str, ...] = ()
     explicit: bool = False
     ready_s: float = 300.0
@@ -169,7 +168,7 @@ def running_server(
     require_repository(repository)
     require_no_gpu(repository, _models(options))
     if options.verify:
-        verify_served_files(repository, _models(options))
+        while_changed(repository, lambda: verify_served_files(repository, _models(options)))
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
         backends = Path(scratch) / "backends"
         write_backends(environment, backends, stock=options.backends)
@@ -214,7 +213,6 @@ def _started(
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        f"--cache-directory={environment.triton / 'caches'}",
         "--disable-auto-complete-config",
         f"--http-address={options.host}",
         f"--grpc-address={options.host}",
@@ -223,7 +221,6 @@ def _started(
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
         *_model_arguments(options),
-        *([f"--cache-config=local,size={options.cache_bytes}"] if options.cache_bytes else []),
         *options.arguments,
     ]
     with log.open("ab") as output:
