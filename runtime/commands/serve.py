@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import InputError
+from runtime.errors import BabeltowerError, InputError
 
 if TYPE_CHECKING:
     from runtime.server.process import Server
@@ -67,6 +69,13 @@ def serve(
             "here always does.",
         ),
     ] = False,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control",
+            help="Let clients load and unload models, which `babeltower rollout` needs; loopback only.",
+        ),
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
@@ -77,9 +86,12 @@ def serve(
     A server started here has no GPU: it leaves out the towers that need one, and refuses a model whose front
     ends call them.
 
-    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
+    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first. A server that dies or
+    hangs, or one of its Python models, is started again; if it does not last, the command fails.
+
+    What a killed command left in the repository is finished or undone first, and said.
     """
-    from runtime.server.process import ServerOptions, require_repository, running_server
+    from runtime.server.process import ServerOptions, require_repository
 
     require_repository(repository)
     if target is ServeTarget.GPU or write is not None:
@@ -104,9 +116,12 @@ def serve(
         for line in lines:
             typer.echo(line)
         return
-    from runtime.server.devices import models_without_gpu, towers_of_repository
+    from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
+    from runtime.server.supervision import supervised
 
+    if control:
+        require_control_allowed(host)
     models = models_without_gpu(repository)
     if models is not None:
         left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)
@@ -115,23 +130,69 @@ def serve(
     folder = env or default_folder()
     if not folder.exists():
         typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
-    options = ServerOptions(
-        host=host,
-        http_port=port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        models=models or (),
-        backends=backends,
-        log=log,
-    )
+
+    def options() -> ServerOptions:
+        found = models_without_gpu(repository)
+        if found is None and control:
+            found = models_of_repository(repository)
+        return ServerOptions(
+            host=host,
+            http_port=port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            models=found or (),
+            backends=backends,
+            log=log,
+        )
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    environment = environment_from_folder(folder)
-    with running_server(repository, environment=environment, options=options, stop=stop) as server:
-        _show(server)
-        while not stop.wait(0.2):
-            server.require_running()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
+            signal.signal(number, lambda *_: stop.set())
+    supervised(
+        repository,
+        environment=environment_from_folder(folder),
+        options=options,
+        stop=stop,
+        started=_show,
+        say=say,
+        each_look=lambda server: _settle_killed_rollout(repository, server, say),
+    )
+
+
+def require_control_allowed(host: str) -> None:
+    """Check that only this machine's users can reach a server whose models clients may load.
+
+    Raises:
+        InputError: others can: to load a model is to run its code.
+    """
+    from runtime.remote.options import is_loopback
+
+    if not is_loopback(host):
+        raise InputError(
+            f"--control lets every client that reaches the server load models, which run code, and --host "
+            f"{host} lets other machines reach it. Leave out one of the two."
+        )
+
+
+def _settle_killed_rollout(repository: Path, server: Server, say: Callable[[str], None]) -> None:
+    """Finish or undo a rollout that was killed, on the files and on the running server."""
+    from runtime.server.recovery import recover_files
+
+    try:
+        if recover_files(repository, say):
+            from runtime.remote import Connection, address_from_text
+            from runtime.rollout import Control, settle
+
+            with contextlib.closing(
+                Control(address_from_text(f"grpc://{server.addresses.grpc}/_"), Connection())
+            ) as control:
+                settle(repository, control, say)
+    except BabeltowerError as error:
+        say(f"{error} The server keeps on serving what it serves.")
 
 
 def _show(server: Server) -> None:

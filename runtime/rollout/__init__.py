@@ -10,6 +10,8 @@ settling.py   loading of what the files say, after a rollout or an interruption
 
 from __future__ import annotations
 
+from runtime.rollout.control import Control
 from runtime.rollout.rollout import Rollout, roll_out, undo_rollout
+from runtime.rollout.settling import settle
 
-__all__ = ["Rollout", "roll_out", "undo_rollout"]
+__all__ = ["Control", "Rollout", "roll_out", "settle", "undo_rollout"]

@@ -27,6 +27,7 @@ from runtime.manifest import (
     Variant,
     front_end_name,
     tower_folder_name,
+    trial_name,
     verify_file,
 )
 from runtime.repository import record_with_drafts
@@ -64,7 +65,7 @@ class Release:
     @property
     def trial_name(self) -> str:
         """Name under which the version is probed before it gets traffic."""
-        return f"{self.manifest.name}_candidate"
+        return trial_name(self.manifest.name)
 
     @property
     def variant(self) -> Variant:

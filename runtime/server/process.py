@@ -21,18 +21,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.draining import DRAIN_VARIABLE, drained, drained_processes
 from runtime.errors import EngineError
 from runtime.manifest import manifest_path, names_in_repository
 from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
+from runtime.server.readiness import stubs_of_server
 from runtime.server.recovery import while_changed
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
-_STOP_S = 30.0
+_DRAIN_S, _STOP_S = 25.0, 30.0
+_LAST_ANSWERS_S = 0.3
+"""Time for the last answers to leave the server, once its models are drained."""
+_SHARED_MEMORY = Path("/dev/shm")
 _ERROR = re.compile(r"E\d{4} |error: |\w*Error: ")
 """Start of log lines that report a failure."""
 _ALLOCATOR = {
@@ -85,11 +90,12 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Running server process."""
+    """Running server process; ``drain`` is the folder by which it is drained."""
 
     addresses: Addresses
     process: subprocess.Popen[bytes]
     log: Path
+    drain: Path
 
     @property
     def pid(self) -> int:
@@ -131,18 +137,27 @@ class Server:
             )
 
     def stop(self) -> None:
-        """Stop after running requests end; kill the server if that takes more than 30 s."""
+        """Stop when all running requests are answered and later ones refused, within a minute at most."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_STOP_S)
+            is_drained = drained(self.drain, _DRAIN_S)
+            stubs = {stub.pid for stub in stubs_of_server(self.pid)}
+            # Triton would go on for up to 30 s while clients ask, and say NOT_FOUND at the end.
+            if not is_drained or not stubs <= drained_processes(self.drain):
+                self.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_STOP_S)
+            else:
+                time.sleep(_LAST_ANSWERS_S)
         self.kill()
 
     def kill(self) -> None:
-        """Kill the server and its Python models immediately."""
+        """Kill the server and its Python models immediately, and free their shared memory."""
+        regions = {stub.region for stub in stubs_of_server(self.pid)} | _mapped_regions(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for region in regions - {""}:
+            (_SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -173,7 +188,8 @@ def running_server(
         backends = Path(scratch) / "backends"
         write_backends(environment, backends, stock=options.backends)
         log = options.log or Path(scratch) / "server.log"
-        server = _started(repository, environment, options, backends=backends, log=log)
+        drain = Path(scratch) / "drain"
+        server = _started(repository, environment, options, backends=backends, log=log, drain=drain)
         try:
             _wait_until_ready(server, options.ready_s, stop or threading.Event())
             if options.verify:
@@ -181,6 +197,14 @@ def running_server(
             yield server
         finally:
             server.stop()
+
+
+def _mapped_regions(pid: int) -> set[str]:
+    """Return the regions of Python models that a server has mapped, of dead ones too; none if it is gone."""
+    with contextlib.suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+        return set(re.findall(r"/dev/shm/(triton_\w+_shm_region_[\w-]+)", maps))
+    return set()
 
 
 def require_repository(repository: Path) -> None:
@@ -207,6 +231,7 @@ def _started(
     *,
     backends: Path,
     log: Path,
+    drain: Path,
 ) -> Server:
     http, grpc, metrics = _ports(options)
     command = [
@@ -229,12 +254,12 @@ def _started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_variables(environment), **options.environment},
+            env={**_variables(environment), DRAIN_VARIABLE: str(drain), **options.environment},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
     addresses = Addresses(*(f"{options.host}:{port}" for port in (http, grpc, metrics)))
-    return Server(addresses, process, log)
+    return Server(addresses, process, log, drain)
 
 
 def _models(options: ServerOptions) -> tuple[str, ...] | None:
