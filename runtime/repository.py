@@ -34,7 +34,7 @@ from runtime.transaction import (
     Journal,
     Outcome,
     carried_out,
-    journals_of_repository,
+    is_named_by_journal,
     recover,
     write_journal,
 )
@@ -108,22 +108,12 @@ def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
         try:
             yield stage, is_outermost
         finally:
-            if not _is_needed(stage, repository):
+            if not is_named_by_journal(stage, repository):
                 shutil.rmtree(stage, ignore_errors=True)
 
 
 def _stage_prefix(repository: Path) -> str:
     return f".{repository.resolve().name}.staging-"
-
-
-def _is_needed(stage: Path, repository: Path) -> bool:
-    """Check whether a journal that could not be carried out takes files from a stage."""
-    return any(
-        Path(source).parts[: len(found.parts)] == found.parts
-        for found in [Path(relative_path(stage, repository))]
-        for journal in journals_of_repository(repository)
-        for source, _ in journal.change.moves
-    )
 
 
 def _sweep(repository: Path, stage: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "LiveModels",
     "Outcome",
     "carried_out",
+    "is_named_by_journal",
     "journals_of_repository",
     "make_change",
     "recover",
@@ -166,6 +167,14 @@ def make_change(repository: Path, stage: Path, change: Change) -> None:
         _put_away(repository, _inside(repository, path), stage)
     for source, target in change.moves:
         _move(repository / source, _inside(repository, target), stage)
+
+
+def is_named_by_journal(stage: Path, repository: Path) -> bool:
+    """Check whether a journal that is left, even a damaged one, takes files from a stage."""
+    return any(
+        stage.name in path.read_text(encoding="utf-8", errors="replace")
+        for path in repository.glob(f"*{_SUFFIX}")
+    )
 
 
 def _path(repository: Path, name: str) -> Path:
