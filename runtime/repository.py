@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +53,7 @@ __all__ = [
     "with_config_records",
 ]
 
+Result = TypeVar("Result")
 Listed = TypeVar("Listed", TowerFiles, FrontEnds)
 
 
@@ -109,7 +110,7 @@ def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
             yield stage, is_outermost
         finally:
             if not is_named_by_journal(stage, repository):
-                shutil.rmtree(stage, ignore_errors=True)
+                _to_the_end(lambda: shutil.rmtree(stage, ignore_errors=True))
 
 
 def _stage_prefix(repository: Path) -> str:
@@ -148,12 +149,17 @@ def commit(stage: Path, repository: Path, name: str, work: str, moves: Mapping[P
 
 def finish(repository: Path, stage: Path, journal: Journal) -> Journal:
     """Carry a journal out, to its end even if this is interrupted by a signal; return what is left of it."""
+    return _to_the_end(lambda: carried_out(repository, stage, journal))
+
+
+def _to_the_end(step: Callable[[], Result]) -> Result:
+    """Take a step that may be taken again, and take it again if a signal interrupts it."""
     try:
-        return carried_out(repository, stage, journal)
+        return step()
     except Exception:
         raise
     except BaseException:  # Ctrl-C, a signal
-        carried_out(repository, stage, journal)
+        step()
         raise
 
 

@@ -111,7 +111,7 @@ def serve(
                 "them out, and edit the written files instead."
             )
         lines = deployment_from_repository(
-            repository, write, target=target.value, shared_memory=shared_memory
+            repository, write, target=target.value, shared_memory=shared_memory, control=control
         )
         for line in lines:
             typer.echo(line)
@@ -159,7 +159,7 @@ def serve(
         stop=stop,
         started=_show,
         say=say,
-        each_look=lambda server: _settle_killed_rollout(repository, server, say),
+        each_look=_settler(repository, control=control, say=say),
     )
 
 
@@ -178,21 +178,27 @@ def require_control_allowed(host: str) -> None:
         )
 
 
-def _settle_killed_rollout(repository: Path, server: Server, say: Callable[[str], None]) -> None:
-    """Finish or undo a rollout that was killed, on the files and on the running server."""
+def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> Callable[[Server], None]:
+    """Return a function that finishes or undoes a killed rollout, on the files and on the running server."""
     from runtime.server.recovery import recover_files
 
-    try:
-        if recover_files(repository, say):
-            from runtime.remote import Connection, address_from_text
-            from runtime.rollout import Control, settle
+    said: set[str] = set()
 
-            with contextlib.closing(
-                Control(address_from_text(f"grpc://{server.addresses.grpc}/_"), Connection())
-            ) as control:
-                settle(repository, control, say)
-    except BabeltowerError as error:
-        say(f"{error} The server keeps on serving what it serves.")
+    def settle_killed(server: Server) -> None:
+        try:
+            if recover_files(repository, say) and control:
+                from runtime.remote import Connection, address_from_text
+                from runtime.rollout import Control, settle
+
+                address = address_from_text(f"grpc://{server.addresses.grpc}/model")
+                with contextlib.closing(Control(address, Connection())) as client:
+                    settle(repository, client, say)
+        except BabeltowerError as error:
+            if str(error) not in said:
+                said.add(str(error))
+                say(f"{error} The server keeps on serving what it serves.")
+
+    return settle_killed
 
 
 def _show(server: Server) -> None:

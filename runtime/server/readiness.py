@@ -16,9 +16,11 @@ import contextlib
 import json
 import math
 import os
+import signal
 import ssl
 import struct
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -311,6 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for an answer")
     parser.add_argument("--processes", action="store_true", help="check the server's processes here too")
+    parser.add_argument(
+        "--restart-after", type=int, default=0, metavar="N", help="kill the server here after N failed checks"
+    )
     given = parser.parse_args(arguments)
     token = os.environ.get("BABELTOWER_TOKEN")
     endpoint = HttpEndpoint(given.url, {"Authorization": f"Bearer {token}"} if token else {})
@@ -325,7 +330,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults.append(f"the probes of {given.repository} cannot be read: {error}")
     for fault in faults:
         print(fault, file=sys.stderr)
+    if given.restart_after and _failed_checks(bool(faults)) >= given.restart_after:
+        _failed_checks(False)
+        for pid in _servers():
+            os.kill(pid, signal.SIGKILL)  # one that is stopped does not hear anything else
     return 1 if faults else 0
+
+
+def _failed_checks(has_failed: bool) -> int:
+    """Count the checks that failed in a row, in a file."""
+    path = Path(tempfile.gettempdir()) / "babeltower-failed-checks"
+    n_failed = 0
+    if has_failed:
+        with contextlib.suppress(OSError, ValueError):
+            n_failed = int(path.read_text())
+        n_failed += 1
+    path.write_text(str(n_failed))
+    return n_failed
 
 
 if __name__ == "__main__":

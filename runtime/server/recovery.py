@@ -9,8 +9,8 @@ from pathlib import Path
 
 from runtime.errors import BabeltowerError, ManifestError
 from runtime.repository import staging
-from runtime.repository_lock import holder_of_lock
-from runtime.transaction import Journal, journals_of_repository, settled
+from runtime.repository_lock import LOCK_FILE, holder_of_lock
+from runtime.transaction import Journal, LiveModels, journals_of_repository, settled
 
 __all__ = ["recover_before_start", "recover_files", "while_changed"]
 
@@ -35,27 +35,29 @@ def recover_before_start(repository: Path, say: Callable[[str], None]) -> None:
 
 
 def recover_files(repository: Path, say: Callable[[str], None]) -> bool:
-    """Carry out the journals of killed commands, and return true if there were any.
+    """Carry out the journals of killed commands, and remove what else they left.
+
+    Returns:
+        True if a running server has models to load or unload, which ``settle`` makes it do.
 
     Raises:
         ManifestError: a journal is damaged, or files that it names are gone.
     """
-    open_ones = [journal for journal in _journals(repository) if not journal.done]
-    if not open_ones:
+    journals = _journals(repository)
+    unfinished = [journal for journal in journals if not journal.done]
+    if not (journals or (repository / LOCK_FILE).exists()) or holder_of_lock(repository) is not None:
         return False
-    holder = holder_of_lock(repository)
-    if holder is not None:
-        return False
-    try:
-        with staging(repository, "serve"):  # recovers
-            pass
-    except ManifestError:
-        raise
-    except BabeltowerError as error:
-        for journal in open_ones:
-            say(f"The {journal.work} of {journal.name} was interrupted, and cannot be ended here: {error}")
-        return False
-    return True
+    if unfinished or (repository / LOCK_FILE).exists():
+        try:
+            with staging(repository, "serve"):  # recovers
+                pass
+        except ManifestError:
+            raise
+        except BabeltowerError as error:
+            for journal in unfinished:
+                say(f"The {journal.work} of {journal.name} was interrupted, and cannot be ended: {error}")
+            return False
+    return any(journal.live != LiveModels() for journal in _journals(repository))
 
 
 def while_changed(repository: Path, check: Callable[[], None]) -> None:
