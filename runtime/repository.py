@@ -30,9 +30,9 @@ from runtime.manifest import (
 from runtime.repository_lock import repository_lock
 from runtime.storage import remove_unfinished
 from runtime.transaction import (
-    Change,
-    Journal,
-    Outcome,
+    ChangeJournal,
+    FileChange,
+    WorkOutcome,
     carried_out,
     is_named_by_journal,
     recover,
@@ -142,12 +142,12 @@ def commit(stage: Path, repository: Path, name: str, work: str, moves: Mapping[P
     pairs = tuple(
         (relative_path(a, repository), b.relative_to(repository).as_posix()) for a, b in moves.items()
     )
-    journal = Journal(name, work, Outcome.FINISHED, Change(moves=pairs))
+    journal = ChangeJournal(name, work, WorkOutcome.FINISHED, FileChange(moves=pairs))
     write_journal(repository, journal)
     finish(repository, stage, journal)
 
 
-def finish(repository: Path, stage: Path, journal: Journal) -> Journal:
+def finish(repository: Path, stage: Path, journal: ChangeJournal) -> ChangeJournal:
     """Carry a journal out, to its end even if this is interrupted by a signal; return what is left of it."""
     return _to_the_end(lambda: carried_out(repository, stage, journal))
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from runtime.errors import BabeltowerError
 from runtime.rollout.control import Control
-from runtime.transaction import Journal, journals_of_repository, settled
+from runtime.transaction import ChangeJournal, journals_of_repository, settled
 from runtime.triton_config import config_of_folder
 
 __all__ = ["Say", "settle", "tell_server"]
@@ -16,7 +16,7 @@ __all__ = ["Say", "settle", "tell_server"]
 Say: TypeAlias = Callable[[str], None]
 
 
-def settle(repository: Path, control: Control, say: Say) -> list[Journal]:
+def settle(repository: Path, control: Control, say: Say) -> list[ChangeJournal]:
     """Make a server load what interrupted rollouts left to be loaded; the files are in order already.
 
     Returns:
@@ -33,7 +33,7 @@ def settle(repository: Path, control: Control, say: Say) -> list[Journal]:
     return journals
 
 
-def tell_server(repository: Path, journal: Journal, control: Control, say: Say) -> None:
+def tell_server(repository: Path, journal: ChangeJournal, control: Control, say: Say) -> None:
     """Make a server load and unload the models of a journal; say what fails, for the next command to do."""
     try:
         _tell(repository, journal, control)
@@ -41,7 +41,7 @@ def tell_server(repository: Path, journal: Journal, control: Control, say: Say) 
         say(f"the server is not in line with its files yet: {error}")
 
 
-def _tell(repository: Path, journal: Journal, control: Control) -> None:
+def _tell(repository: Path, journal: ChangeJournal, control: Control) -> None:
     for name in journal.live.load:
         control.load(config_of_folder(repository / name))
     for name in journal.live.unload:

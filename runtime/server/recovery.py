@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.errors import BabeltowerError, ManifestError
 from runtime.repository import staging
 from runtime.repository_lock import LOCK_FILE, holder_of_lock
-from runtime.transaction import Journal, LiveModels, journals_of_repository, settled
+from runtime.transaction import ChangeJournal, LiveModels, journals_of_repository, settled
 
 __all__ = ["recover_before_start", "recover_files", "while_changed"]
 
@@ -78,5 +78,5 @@ def while_changed(repository: Path, check: Callable[[], None]) -> None:
             return
 
 
-def _journals(repository: Path) -> list[Journal]:
+def _journals(repository: Path) -> list[ChangeJournal]:
     return list(journals_of_repository(repository))
