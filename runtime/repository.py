@@ -143,7 +143,7 @@ def commit(stage: Path, repository: Path, name: str, work: str, moves: Mapping[P
         (relative_path(a, repository), b.relative_to(repository).as_posix()) for a, b in moves.items()
     )
     journal = ChangeJournal(name, work, WorkOutcome.FINISHED, FileChange(moves=pairs))
-    write_journal(repository, journal)
+    write_journal(repository, stage, journal)
     finish(repository, stage, journal)
 
 

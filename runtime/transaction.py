@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 
 from runtime.errors import ManifestError
-from runtime.storage import copy_folder, replace_durably, replace_file
+from runtime.storage import copy_folder, replace_file, sync_folder
 from runtime.typed_json import value_from_json
 
 __all__ = [
@@ -100,14 +100,22 @@ def journals_of_repository(repository: Path) -> Iterator[ChangeJournal]:
         yield _read(path)
 
 
-def write_journal(repository: Path, journal: ChangeJournal) -> None:
+def write_journal(repository: Path, stage: Path, journal: ChangeJournal) -> None:
     """Write a model's journal, or replace it: from then on, ``recover`` carries its change out.
+
+    It is written to ``stage`` and renamed: Triton fails to list a repository while a file in it vanishes.
 
     Raises:
         OSError: the disk is full, or cannot be written; the former journal is unchanged.
     """
     text = json.dumps(dataclasses.asdict(journal), indent=1, ensure_ascii=False) + "\n"
-    replace_durably(_path(repository, journal.name), lambda path: path.write_text(text, encoding="utf-8"))
+    draft = stage / f"journal-{os.urandom(4).hex()}.json"
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(_path(repository, journal.name))
+    sync_folder(repository)
 
 
 def remove_journal(repository: Path, name: str) -> None:
@@ -149,16 +157,16 @@ def carried_out(repository: Path, stage: Path, journal: ChangeJournal) -> Change
     else:
         # On a full disk the journal stays as it is; to carry it out once more does nothing.
         with contextlib.suppress(OSError):
-            write_journal(repository, left)
+            write_journal(repository, stage, left)
     return left
 
 
-def settled(repository: Path, journal: ChangeJournal) -> None:
+def settled(repository: Path, stage: Path, journal: ChangeJournal) -> None:
     """Record that no running server differs from the files: it was told to load them, or starts now."""
     if journal.outcome is WorkOutcome.FINISHED:
         remove_journal(repository, journal.name)
     elif journal.live != LiveModels():
-        write_journal(repository, dataclasses.replace(journal, live=LiveModels()))
+        write_journal(repository, stage, dataclasses.replace(journal, live=LiveModels()))
 
 
 def make_change(repository: Path, stage: Path, change: FileChange) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import BabeltowerError, InputError
+from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 
 if TYPE_CHECKING:
     from runtime.server.process import Server
@@ -188,11 +188,17 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
         try:
             if recover_files(repository, say) and control:
                 from runtime.remote import Connection, address_from_text
+                from runtime.repository import staging
                 from runtime.rollout import Control, settle
 
                 address = address_from_text(f"grpc://{server.addresses.grpc}/model")
-                with contextlib.closing(Control(address, Connection())) as client:
-                    settle(repository, client, say)
+                with (
+                    contextlib.closing(Control(address, Connection())) as client,
+                    staging(repository, "serve") as stage,
+                ):
+                    settle(repository, stage, client, say)
+        except RepositoryInUseError:
+            pass  # by a rollout, which settles first itself
         except BabeltowerError as error:
             if str(error) not in said:
                 said.add(str(error))

@@ -85,7 +85,7 @@ def roll_out(
     with staging(model.parent, "rollout") as stage:
         control = _control(model, url, connection)
         try:
-            settle(model.parent, control, say)
+            settle(model.parent, stage, control, say)
             return _switched(_planned(model, to, variant), stage, control, url, connection, say)
         finally:
             control.close()
@@ -114,7 +114,7 @@ def undo_rollout(
         try:
             undone = [
                 journal
-                for journal in settle(model.parent, control, say)
+                for journal in settle(model.parent, stage, control, say)
                 if journal.name == model.name and journal.outcome is WorkOutcome.UNDONE
             ]
             if undone:
@@ -183,7 +183,7 @@ class _Run:
             self.say("the probes pass; switching")
             self._switch()
             after = self._judged(release.manifest.name)
-            write_journal(release.repository, finished)
+            write_journal(release.repository, self.stage, finished)
         except BaseException as error:
             journal = self._ended()
             if journal is not None and journal.outcome is WorkOutcome.FINISHED:
@@ -223,7 +223,9 @@ class _Run:
             unload=(*self._front_ends(trial=True), *(name for name in towers if name not in loaded)),
         )
         work = f"rollout to version {release.version}"
-        write_journal(repository, ChangeJournal(release.manifest.name, work, WorkOutcome.UNDONE, undo, live))
+        write_journal(
+            repository, self.stage, ChangeJournal(release.manifest.name, work, WorkOutcome.UNDONE, undo, live)
+        )
         moves = (
             *self._moves(pins, pinned),  # first: else a restarting server would load the newest version
             *self._moves(added, [added / folder.relative_to(repository) for folder in folders]),
@@ -283,7 +285,7 @@ class _Run:
                 for name in self._front_ends():  # first: those of the version lose their files
                     self._tried(self.control.load, config_of_folder(release.repository / name))
             left = finish(release.repository, self.stage, journal)
-            tell_server(release.repository, left, self.control, self.say)
+            tell_server(release.repository, self.stage, left, self.control, self.say)
         return journal
 
     def _tried(self, step: Callable[[Any], None], config: Any) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.errors import BabeltowerError, ManifestError
+from runtime.errors import BabeltowerError, ManifestError, RepositoryInUseError
 from runtime.repository import staging
 from runtime.repository_lock import LOCK_FILE, holder_of_lock
 from runtime.transaction import ChangeJournal, LiveModels, journals_of_repository, settled
@@ -26,12 +26,10 @@ def recover_before_start(repository: Path, say: Callable[[str], None]) -> None:
     Raises:
         ManifestError: a journal is damaged, or files that it names are gone.
     """
-    recover_files(repository, say)
-    if holder_of_lock(repository) is None:
-        for journal in _journals(repository):
-            if journal.done:  # a server that starts now loads the files as they are
-                with contextlib.suppress(OSError):
-                    settled(repository, journal)
+    if recover_files(repository, say):
+        with contextlib.suppress(RepositoryInUseError), staging(repository, "serve") as stage:
+            for journal in _journals(repository):
+                settled(repository, stage, journal)  # a server that starts now loads the files as they are
 
 
 def recover_files(repository: Path, say: Callable[[str], None]) -> bool:

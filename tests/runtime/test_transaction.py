@@ -123,7 +123,7 @@ def test_work_that_was_not_decided_is_undone(repository: Path) -> None:
             undo = FileChange(remove=("m_text/2", "m_new"), moves=moves)
             live = LiveModels(load=("m_text",))
             write_journal(
-                repository, ChangeJournal("m", "rollout to version 2", WorkOutcome.UNDONE, undo, live)
+                repository, stage, ChangeJournal("m", "rollout to version 2", WorkOutcome.UNDONE, undo, live)
             )
             (repository / "m_text" / "2").mkdir()
             (repository / "m_new").mkdir()

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc
 from altered_models import copied
 from sample_models import Exported
 from serving import Serving, rollout_process, wait_until
+from tritonclient.utils import InferenceServerException
 
 from runtime import Encoder
 from runtime.manifest import Manifest, Modality, front_end_name
@@ -65,11 +67,12 @@ class Served:
         return rollout_process(self.model, *arguments, "--url", self.url)
 
     def live_versions(self) -> list[set[str]]:
-        """Ready versions of both front ends on the server."""
-        import tritonclient.grpc
-
+        """Ready versions of both front ends on the server, if it says them."""
         client = tritonclient.grpc.InferenceServerClient(self.url.removeprefix("grpc://"))
-        models = client.get_model_repository_index().models
+        try:
+            models = client.get_model_repository_index().models
+        except InferenceServerException:  # a file vanished while Triton listed the repository
+            return []
         return [
             {m.version for m in models if m.name == front_end_name(NAME, modality) and m.state == "READY"}
             for modality in Modality
