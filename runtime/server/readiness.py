@@ -50,6 +50,7 @@ _DEFAULT_MIN_COSINE = 0.8
 _SLACK = 0.01
 """Allowed distance below the export's limit: readiness tells wrong vectors from right ones, no more."""
 
+_UNAVAILABLE = 503
 _STOPPED = "TtZX"
 """States of a process that does not run any more: stopped, traced, zombie, dead."""
 
@@ -194,14 +195,30 @@ def _fault_of_probe(endpoint: HttpEndpoint, probe: FrontEndProbe, timeout_s: flo
     try:
         vector = _vector(endpoint, probe, timeout_s)
     except urllib.error.HTTPError as error:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return f"{probe.model}: {json.loads(error.read())['error']}"
-        return f"{probe.model}: HTTP {error.code}"
+        reason = _reason(error)
+        if error.code != _UNAVAILABLE or "is stopping" in reason:
+            return f"{probe.model}: {reason}"
+        fault = reason  # its queue may be full
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        fault = str(error) or type(error).__name__
+    else:
+        return _fault_of_vector(probe, vector)
+    while True:
         after = _n_answered(endpoint, probe.model, timeout_s)
-        if time.monotonic() >= give_up_at and before is not None and after is not None and after > before:
+        if before is not None and after is not None and after > before:
             return None  # busy
-        return f"{probe.model}: {error or type(error).__name__}"
+        if time.monotonic() >= give_up_at:
+            return f"{probe.model}: {fault}"
+        time.sleep(0.1)
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(error.read())["error"])
+    return f"HTTP {error.code}"
+
+
+def _fault_of_vector(probe: FrontEndProbe, vector: array[float]) -> str | None:
     cosine = _cosine(vector, probe.vector)
     if not cosine >= probe.min_cosine:
         least = f"{probe.min_cosine:.4f}"

@@ -171,7 +171,7 @@ def test_rollouts_killed_at_random_moments(served: Served) -> None:
                 "the journal is carried out",
             )
             version = served.require_whole()
-            assert process.returncode != 0 or version != before
+            assert process.returncode != 0 or version != before or "is undone already" in said
     assert traffic.errors == []
     assert traffic.n_requests > 10 * N_KILLS / 3
     # The way back is always there.
