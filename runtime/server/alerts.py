@@ -62,9 +62,8 @@ _ALERTS: Sequence[Alert] = (
     ),
     Alert(
         "BabeltowerStuck",
-        "sum by (instance, model) (nv_inference_pending_request_count)"
-        " unless sum by (instance, model) (rate(nv_inference_request_success[2m]) > 0)",
-        "> 0",
+        "sum by (instance, model) (nv_inference_pending_request_count)",
+        "> 0 unless sum by (instance, model) (rate(nv_inference_request_success[2m]) > 0)",
         2,
         "page",
         "{{ $labels.model }} on {{ $labels.instance }} has waiting requests and answers none",
