@@ -92,8 +92,13 @@ def serve(
     What a killed command left in the repository is finished or undone first, and said.
     """
     from runtime.server.process import ServerOptions, require_repository
+    from runtime.server.recovery import recover_before_start
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     require_repository(repository)
+    recover_before_start(repository, say)
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
@@ -144,9 +149,6 @@ def serve(
             backends=backends,
             log=log,
         )
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -199,7 +201,7 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
                     settle(repository, stage, client, say)
         except RepositoryInUseError:
             pass  # by a rollout, which settles first itself
-        except BabeltowerError as error:
+        except (BabeltowerError, OSError) as error:
             if str(error) not in said:
                 said.add(str(error))
                 say(f"{error} The server keeps on serving what it serves.")
