@@ -203,7 +203,7 @@ def repository_from_towers(
     require_free(repository, name, options)
     if options.vocabulary is not None:
         towers = pruned_towers(towers, options.vocabulary)
-    with staging(repository) as stage:
+    with staging(repository, "export") as stage:
         published = _published(repository, name, replace=options.replace)
         _require_same_vocabulary(published, towers, repository, options)
         return _Run(towers, repository, name, options, progress, stage, published).export()
@@ -218,7 +218,7 @@ def repository_for_timing(towers: Towers, repository: Path, *, name: str, form: 
     Raises:
         ExportError: the disk is full, or a graph could not be written.
     """
-    with staging(repository) as stage:
+    with staging(repository, "export") as stage:
         run = _Run(towers, repository, name, ExportOptions(forms=(form,)), _silent, stage, None)
         draft = run.draft(form, dict(run.sources()), run.calibration())
         variant = dataclasses.replace(draft, parity={"measured": "nothing: the weights are random"})
@@ -271,7 +271,7 @@ def drafted(
     """
     form = options.forms[0]
     form.require_here()
-    with staging(folder) as stage:
+    with staging(folder, "export") as stage:
         run = _Run(towers, folder, name, options, progress, stage, None)
         expected, gate = run.reference() if measured else (None, None)
         variant = run.draft(form, dict(run.sources()), run.calibration())

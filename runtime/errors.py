@@ -18,6 +18,7 @@
     ├── ServerError            a server cannot be reached, or answers incorrectly
     │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
+    ├── RepositoryInUseError   another command holds the lock of the repository
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, continue, or be written
         ├── ChangedInputError  the source is not the one that the existing parts were read from
@@ -54,6 +55,7 @@ __all__ = [
     "MissingSourceError",
     "OpeningCheckError",
     "ParityError",
+    "RepositoryInUseError",
     "RolloutError",
     "ServerError",
     "UnansweredError",
@@ -176,6 +178,10 @@ class ServerError(BabeltowerError):
 
 class RolloutError(BabeltowerError):
     """A version's answers are wrong, or it does not load; the previous version is still served."""
+
+
+class RepositoryInUseError(BabeltowerError):
+    """Another command changes the repository; the message says which, and since when."""
 
 
 class UnansweredError(ServerError):

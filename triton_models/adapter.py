@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
+from triton_models.gate import STOPPING
 from triton_models.spec import TowerCall
 
 __all__ = [
@@ -19,9 +20,13 @@ __all__ = [
     "counters_of_model",
     "parameters_of_model",
     "response_from_answer",
-    "tensor",
+    "tensors_of_request",
     "version_folder",
 ]
+
+
+_PASSING = ("Server not ready", "Server is stopping", "is not healthy", STOPPING.message)
+"""Messages of failures that pass by themselves, whatever their code is."""
 
 
 class TritonTower:
@@ -50,6 +55,8 @@ class TritonTower:
         if response.has_error():
             error = response.error()
             busy = error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND)
+            # Triton says INTERNAL here where it stops, or the tower's process is dead and will be restarted.
+            busy = busy or any(words in error.message() for words in _PASSING)
             raise TowerError(
                 f"Tower {self._tower.model}, version {self._tower.version}, failed: {error.message()}",
                 Code.UNAVAILABLE if busy else Code.INTERNAL,
@@ -96,10 +103,9 @@ def counters_of_model(args: Mapping[str, str]) -> Counters:
     return Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
 
 
-def tensor(request: Any, name: str) -> NDArray[Any] | None:
-    """Return an input of a request, or ``None`` if it was left out."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else found.as_numpy()
+def tensors_of_request(request: Any) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a request by name, in one pass; those that were left out are missing."""
+    return {found.name(): found.as_numpy() for found in request.inputs()}
 
 
 def response_from_answer(request: Any, answer: AnswerVectors | Failure) -> Any:

@@ -23,7 +23,7 @@ from export.towers import Towers
 from export.variants import Form
 from runtime.errors import ExportError, ParityError
 from runtime.manifest import Modality, record_of_file
-from runtime.repository import rename_in
+from runtime.repository import commit
 from runtime.storage import replace_text
 
 __all__ = ["RECORD_FILE", "LaidOut", "layout_for_timing", "layout_from_checkpoint", "layout_from_towers"]
@@ -106,7 +106,7 @@ def layout_from_towers(
         if violations := parity.report.violations():
             raise ParityError(_refusal(target, place, form, parity, violations))
         record = _record(chosen, draft, place, form, model, parity.as_json())
-        _publish(model, target / place.folder, draft.stage, record)
+        _publish(model, target, place, draft.stage, record)
     return LaidOut(target / place.folder, place, record, parity, seconds)
 
 
@@ -121,7 +121,7 @@ def layout_for_timing(
         model = _written(chosen, towers, draft, place)
         parity = {"measured": "nothing: the weights are random"}
         record = _record(chosen, draft, place, form, model, parity)
-        _publish(model, folder / place.folder, draft.stage, record)
+        _publish(model, folder, place, draft.stage, record)
     return LaidOut(folder / place.folder, place, record, None, draft.seconds)
 
 
@@ -200,10 +200,11 @@ def _record(
     }
 
 
-def _publish(model: Path, folder: Path, stage: Path, record: Mapping[str, Any]) -> None:
+def _publish(model: Path, target: Path, place: ModelPlace, stage: Path, record: Mapping[str, Any]) -> None:
     replace_text(model / RECORD_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    folder = target / place.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    rename_in(model, folder.parent, stage)
+    commit(stage, target, place.name, "export", {model: folder})
 
 
 def _refusal(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from runtime.commands.reporting import ErrorReportingGroup, report_os_error
+from runtime.commands.reporting import ErrorReportingGroup, report_os_error, signals_interrupt
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -38,6 +38,7 @@ COMMANDS = (
     CommandEntry("quantize", "export.commands.quantize", _EXPORT, "Export in INT8 within a limit on recall."),
     CommandEntry("frontends", "export.commands.frontends", _EXPORT, "Write front ends for texts and images."),
     CommandEntry("serve", "runtime.commands.serve", _SERVE, "Serve a repository with Triton."),
+    CommandEntry("ready", "runtime.commands.ready", _SERVE, "Check that a server embeds its probes."),
     CommandEntry("tune", "export.commands.tune", _SERVE, "Search the fastest serving configuration."),
     CommandEntry("rollout", "runtime.commands.rollout", _SERVE, "Switch a served model to a new version."),
     CommandEntry(
@@ -52,6 +53,9 @@ COMMANDS = (
     CommandEntry("languages", "runtime.commands.languages", _LOOK, "List languages and their codes."),
 )
 """Every command, in the order of the help."""
+
+_CHANGING = {"export", "quantize", "frontends", "tune", "rollout"}
+"""Commands that change a repository: SIGTERM and SIGHUP end them as Ctrl-C does, with nothing half-done."""
 
 
 class _DeferredCommand(TyperCommand):
@@ -82,6 +86,8 @@ class _DeferringGroup(ErrorReportingGroup):
         """Import the command that the arguments name."""
         name, command, rest = super().resolve_command(ctx, args)
         ctx.invoked_subcommand = name  # before the import, which an interruption may stop
+        if name in _CHANGING:
+            ctx.with_resource(signals_interrupt())
         return name, command.loaded() if isinstance(command, _DeferredCommand) else command, rest
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import InputError
+from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 
 if TYPE_CHECKING:
     from runtime.server.process import Server
@@ -52,9 +54,6 @@ def serve(
             help="Python environment of the server, created on first use; default: in the user's cache.",
         ),
     ] = None,
-    cache_mb: Annotated[
-        int, typer.Option(min=0, help="Response cache in MB, for front ends exported with one.")
-    ] = 0,
     backends: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +69,13 @@ def serve(
             "here always does.",
         ),
     ] = False,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control",
+            help="Let clients load and unload models, which `babeltower rollout` needs; loopback only.",
+        ),
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
@@ -80,11 +86,19 @@ def serve(
     A server started here has no GPU: it leaves out the towers that need one, and refuses a model whose front
     ends call them.
 
-    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
+    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first. A server that dies or
+    hangs, or one of its Python models, is started again; if it does not last, the command fails.
+
+    What a killed command left in the repository is finished or undone first, and said.
     """
-    from runtime.server.process import ServerOptions, require_repository, running_server
+    from runtime.server.process import ServerOptions, require_repository
+    from runtime.server.recovery import recover_before_start
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     require_repository(repository)
+    recover_before_start(repository, say)
     if target is ServeTarget.GPU or write is not None:
         from runtime.server.containers import deployment_from_repository
 
@@ -93,7 +107,6 @@ def serve(
             "--port": port != _PORTS[0],
             "--grpc-port": grpc_port != _PORTS[1],
             "--metrics-port": metrics_port != _PORTS[2],
-            "--cache-mb": cache_mb != 0,
             "--backends": backends is not None,
             "--log": log is not None,
         }
@@ -103,14 +116,17 @@ def serve(
                 "them out, and edit the written files instead."
             )
         lines = deployment_from_repository(
-            repository, write, target=target.value, shared_memory=shared_memory
+            repository, write, target=target.value, shared_memory=shared_memory, control=control
         )
         for line in lines:
             typer.echo(line)
         return
-    from runtime.server.devices import models_without_gpu, towers_of_repository
+    from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
+    from runtime.server.supervision import supervised
 
+    if control:
+        require_control_allowed(host)
     models = models_without_gpu(repository)
     if models is not None:
         left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)
@@ -119,24 +135,78 @@ def serve(
     folder = env or default_folder()
     if not folder.exists():
         typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
-    options = ServerOptions(
-        host=host,
-        http_port=port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        cache_bytes=cache_mb * 1_000_000,
-        models=models or (),
-        backends=backends,
-        log=log,
-    )
+
+    def options() -> ServerOptions:
+        found = models_without_gpu(repository)
+        if found is None and control:
+            found = models_of_repository(repository)
+        return ServerOptions(
+            host=host,
+            http_port=port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            models=found or (),
+            backends=backends,
+            log=log,
+        )
+
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    environment = environment_from_folder(folder)
-    with running_server(repository, environment=environment, options=options, stop=stop) as server:
-        _show(server)
-        while not stop.wait(0.2):
-            server.require_running()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
+            signal.signal(number, lambda *_: stop.set())
+    supervised(
+        repository,
+        environment=environment_from_folder(folder),
+        options=options,
+        stop=stop,
+        started=_show,
+        say=say,
+        each_look=_settler(repository, control=control, say=say),
+    )
+
+
+def require_control_allowed(host: str) -> None:
+    """Check that only this machine's users can reach a server whose models clients may load.
+
+    Raises:
+        InputError: others can: to load a model is to run its code.
+    """
+    from runtime.remote.options import is_loopback
+
+    if not is_loopback(host):
+        raise InputError(
+            f"--control lets every client that reaches the server load models, which run code, and --host "
+            f"{host} lets other machines reach it. Leave out one of the two."
+        )
+
+
+def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> Callable[[Server], None]:
+    """Return a function that finishes or undoes a killed rollout, on the files and on the running server."""
+    from runtime.server.recovery import recover_files
+
+    said: set[str] = set()
+
+    def settle_killed(server: Server) -> None:
+        try:
+            if recover_files(repository, say) and control:
+                from runtime.remote import Connection, address_from_text
+                from runtime.repository import staging
+                from runtime.rollout import Control, settle
+
+                address = address_from_text(f"grpc://{server.addresses.grpc}/model")
+                with (
+                    contextlib.closing(Control(address, Connection())) as client,
+                    staging(repository, "serve") as stage,
+                ):
+                    settle(repository, stage, client, say)
+        except RepositoryInUseError:
+            pass  # by a rollout, which settles first itself
+        except (BabeltowerError, OSError) as error:
+            if str(error) not in said:
+                said.add(str(error))
+                say(f"{error} The server keeps on serving what it serves.")
+
+    return settle_killed
 
 
 def _show(server: Server) -> None:

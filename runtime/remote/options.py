@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import require_name
 
-__all__ = ["Address", "Connection", "WireProtocol", "address_from_text"]
+__all__ = ["Address", "Connection", "WireProtocol", "address_from_text", "is_loopback"]
 
 
 class WireProtocol(str, Enum):
@@ -21,6 +21,16 @@ class WireProtocol(str, Enum):
 
     GRPC = "grpc"
     HTTP = "http"
+
+
+def is_loopback(host: str) -> bool:
+    """Check whether a host's name or address is this machine's own, which no other reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 _DEFAULT_PORTS = {WireProtocol.GRPC: 8001, WireProtocol.HTTP: 8000}
@@ -52,12 +62,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """True if the server is on this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         scheme = self.protocol.value + ("s" if self.tls else "")

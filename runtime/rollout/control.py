@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from runtime.errors import InputError, ServerError
 from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
+from runtime.triton_config import json_from_config
 
 __all__ = ["Control"]
 
 _LOAD_S = 600.0
 _ASK_S = 30.0
+_PAUSE_S = 0.2
 
 
 class Control:
@@ -35,13 +38,22 @@ class Control:
             certificate_chain=chain,
         )
 
-    def load(self, model: str) -> None:
-        """Load a model from its current files; served versions keep running until new ones are ready.
+    def load(self, config: Any) -> None:
+        """Load a model with a configuration; served versions keep running until new ones are ready.
+
+        The configuration is passed with the request: after such a request, Triton does not look at a changed
+        ``config.pbtxt`` again, and files that say what is served need not be changed before it is.
+
+        Args:
+            config: ``inference.ModelConfig``; its name is the model's.
 
         Raises:
             ServerError: it does not load, or the server does not allow loading.
         """
-        self._call(self._client.load_model, model)
+        self._call(
+            lambda name, **options: self._client.load_model(name, config=json_from_config(config), **options),
+            config.name,
+        )
 
     def unload(self, model: str) -> None:
         """Unload a model after its running requests end."""
@@ -67,10 +79,16 @@ class Control:
     def _call(self, method: Any, model: str) -> None:
         from tritonclient.utils import InferenceServerException
 
-        try:
-            method(model, headers=self._headers, client_timeout=_LOAD_S)
-        except InferenceServerException as error:
-            remedy = ""
-            if "not allowed" in error.message():
-                remedy = " Start the server with --model-control-mode=explicit."
-            raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
+        for is_last in (False, False, True):
+            try:
+                method(model, headers=self._headers, client_timeout=_LOAD_S)
+            except InferenceServerException as error:
+                # Another command's file vanished while Triton listed the repository.
+                if "failed to stat file" in error.message() and not is_last:
+                    time.sleep(_PAUSE_S)
+                    continue
+                remedy = ""
+                if "not allowed" in error.message():
+                    remedy = " Start the server with `babeltower serve --control`."
+                raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
+            return

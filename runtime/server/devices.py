@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import EngineError
-from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality
+from runtime.manifest import (
+    GPU_ENGINES,
+    Engine,
+    Manifest,
+    Modality,
+    front_end_name,
+    names_in_repository,
+    trial_name,
+)
 from runtime.repository import manifests_of_repository
 from runtime.triton_config import CONFIG_FILE, engine_of_tower
 
 __all__ = [
     "TowerFolder",
+    "models_of_repository",
     "models_without_gpu",
     "remarks_on_cpu_towers",
     "require_no_gpu",
@@ -81,8 +90,18 @@ def models_without_gpu(repository: Path) -> tuple[str, ...] | None:
     if len(on_gpu) == len(towers):
         what = f"Every variant in {repository} ({', '.join(_variants(towers))})"
         raise EngineError(f"{what} {_NEEDS_GPU} {_remedy(towers[0], repository)}")
-    folders = {path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")}
-    return tuple(sorted(folders - {tower.folder.name for tower in on_gpu}))
+    names = {tower.folder.name for tower in on_gpu}
+    return tuple(name for name in models_of_repository(repository) if name not in names)
+
+
+def models_of_repository(repository: Path) -> tuple[str, ...]:
+    """Names of all Triton models of a repository, without the trials of rollouts."""
+    trials = {
+        front_end_name(trial_name(name), modality)
+        for name in names_in_repository(repository)
+        for modality in Modality
+    }
+    return tuple(sorted({path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")} - trials))
 
 
 _NEEDS_GPU = "runs on an NVIDIA GPU, and this server has none."

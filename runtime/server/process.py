@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
@@ -21,17 +22,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.draining import DRAIN_VARIABLE, drained, drained_processes
 from runtime.errors import EngineError
 from runtime.manifest import manifest_path, names_in_repository
 from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers, verify_served_files
 from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
+from runtime.server.readiness import stubs_of_server
+from runtime.server.recovery import while_changed
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
-_STOP_S = 30.0
+_DRAIN_S, _STOP_S = 25.0, 30.0
+_EXIT_S = 8
+"""Time that Triton has for running requests if it is told to stop and was not drained."""
+_LAST_ANSWERS_S = 0.3
+"""Time for the last answers to leave the server, once its models are drained."""
+_SHARED_MEMORY = Path("/dev/shm")
 _ERROR = re.compile(r"E\d{4} |error: |\w*Error: ")
 """Start of log lines that report a failure."""
 _ALLOCATOR = {
@@ -49,7 +58,6 @@ class ServerOptions:
     Attributes:
         host: Address to listen on; default: this machine only.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
-        cache_bytes: Size of the response cache, for models whose configuration enables it; 0 for none.
         models: Load only these models, and allow clients to load and unload; all of the repository if empty.
         explicit: Load only ``models``, even if empty, and allow clients to load others.
         ready_s: Timeout for loading.
@@ -64,7 +72,6 @@ class ServerOptions:
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    cache_bytes: int = 0
     models: tuple[str, ...] = ()
     explicit: bool = False
     ready_s: float = 300.0
@@ -86,11 +93,12 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Running server process."""
+    """Running server process; ``drain`` is the folder by which it is drained."""
 
     addresses: Addresses
     process: subprocess.Popen[bytes]
     log: Path
+    drain: Path
 
     @property
     def pid(self) -> int:
@@ -102,9 +110,17 @@ class Server:
         request = urllib.request.Request(
             f"http://{self.addresses.http}/v2/repository/index", data=b"{}", method="POST"
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found: Sequence[Mapping[str, Any]] = json.load(answer)
-        return found
+        n_left = 3
+        while True:
+            n_left -= 1
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    found: Sequence[Mapping[str, Any]] = json.load(answer)
+                    return found
+            except urllib.error.HTTPError:  # a file of the repository vanished while Triton listed it
+                if not n_left:
+                    raise
+                time.sleep(0.2)
 
     def metrics(self) -> str:
         """Return the metrics page, in Prometheus format."""
@@ -132,18 +148,27 @@ class Server:
             )
 
     def stop(self) -> None:
-        """Stop after running requests end; kill the server if that takes more than 30 s."""
+        """Stop when all running requests are answered and later ones refused, within a minute at most."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_STOP_S)
+            is_drained = drained(self.drain, _DRAIN_S)
+            stubs = {stub.pid for stub in stubs_of_server(self.pid)}
+            # Triton would go on for up to 30 s while clients ask, and say NOT_FOUND at the end.
+            if not is_drained or not stubs <= drained_processes(self.drain):
+                self.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_STOP_S)
+            else:
+                time.sleep(_LAST_ANSWERS_S)
         self.kill()
 
     def kill(self) -> None:
-        """Kill the server and its Python models immediately."""
+        """Kill the server and its Python models immediately, and free their shared memory."""
+        regions = {stub.region for stub in stubs_of_server(self.pid)} | _mapped_regions(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for region in regions - {""}:
+            (_SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -169,12 +194,13 @@ def running_server(
     require_repository(repository)
     require_no_gpu(repository, _models(options))
     if options.verify:
-        verify_served_files(repository, _models(options))
+        while_changed(repository, lambda: verify_served_files(repository, _models(options)))
     with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
         backends = Path(scratch) / "backends"
         write_backends(environment, backends, stock=options.backends)
         log = options.log or Path(scratch) / "server.log"
-        server = _started(repository, environment, options, backends=backends, log=log)
+        drain = Path(scratch) / "drain"
+        server = _started(repository, environment, options, backends=backends, log=log, drain=drain)
         try:
             _wait_until_ready(server, options.ready_s, stop or threading.Event())
             if options.verify:
@@ -182,6 +208,14 @@ def running_server(
             yield server
         finally:
             server.stop()
+
+
+def _mapped_regions(pid: int) -> set[str]:
+    """Return the regions of Python models that a server has mapped, of dead ones too; none if it is gone."""
+    with contextlib.suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+        return set(re.findall(r"/dev/shm/(triton_\w+_shm_region_[\w-]+)", maps))
+    return set()
 
 
 def require_repository(repository: Path) -> None:
@@ -208,14 +242,15 @@ def _started(
     *,
     backends: Path,
     log: Path,
+    drain: Path,
 ) -> Server:
     http, grpc, metrics = _ports(options)
     command = [
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        f"--cache-directory={environment.triton / 'caches'}",
         "--disable-auto-complete-config",
+        f"--exit-timeout-secs={_EXIT_S}",
         f"--http-address={options.host}",
         f"--grpc-address={options.host}",
         f"--metrics-address={options.host}",
@@ -223,7 +258,6 @@ def _started(
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
         *_model_arguments(options),
-        *([f"--cache-config=local,size={options.cache_bytes}"] if options.cache_bytes else []),
         *options.arguments,
     ]
     with log.open("ab") as output:
@@ -232,12 +266,12 @@ def _started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_variables(environment), **options.environment},
+            env={**_variables(environment), DRAIN_VARIABLE: str(drain), **options.environment},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
     addresses = Addresses(*(f"{options.host}:{port}" for port in (http, grpc, metrics)))
-    return Server(addresses, process, log)
+    return Server(addresses, process, log, drain)
 
 
 def _models(options: ServerOptions) -> tuple[str, ...] | None:
@@ -286,7 +320,7 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((options.host, port))
+                _bind(listener, options.host, port)
             except OSError as error:
                 raise EngineError(
                     f"Port {port} of {options.host} cannot be used: {error.strerror}. Choose another port."
@@ -294,6 +328,20 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
             found.append(int(listener.getsockname()[1]))
     http, grpc, metrics = found
     return http, grpc, metrics
+
+
+def _bind(listener: socket.socket, host: str, port: int) -> None:
+    """Bind a port; the server of a killed `serve` holds it for some seconds more."""
+    give_up_at = time.monotonic() + _EXIT_S + 2
+    while True:
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> None:
