@@ -110,10 +110,13 @@ def serve(
         return
     from runtime.server.devices import models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
+    from runtime.server.served_models import readable_models
 
-    models = models_without_gpu(repository)
+    readable = readable_models(repository) or None
+    models = models_without_gpu(repository, readable)
     if models is not None:
-        left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)
+        towers = towers_of_repository(repository, readable)
+        left_out = sorted(tower.folder.name for tower in towers if tower.on_gpu)
         typer.echo(f"left out, since they need a GPU: {', '.join(left_out)}", err=True)
 
     folder = env or default_folder()
@@ -126,6 +129,7 @@ def serve(
         metrics_port=metrics_port,
         cache_bytes=cache_mb * 1_000_000,
         models=models or (),
+        leave_broken=True,
         backends=backends,
         log=log,
     )
@@ -133,7 +137,13 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     environment = environment_from_folder(folder)
-    with running_server(repository, environment=environment, options=options, stop=stop) as server:
+    with running_server(
+        repository,
+        environment=environment,
+        options=options,
+        stop=stop,
+        say=lambda line: typer.echo(line, err=True),
+    ) as server:
         _show(server)
         while not stop.wait(0.2):
             server.require_running()

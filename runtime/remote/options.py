@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import require_name
 
-__all__ = ["Address", "Connection", "WireProtocol", "address_from_text"]
+__all__ = ["Address", "Connection", "WireProtocol", "address_from_text", "bearer"]
+
+_TRITON_GRPC_PREFIX = "triton-grpc-protocol-"
+"""Prefix of the headers that Triton's gRPC endpoint checks before it answers a restricted group."""
 
 
 class WireProtocol(str, Enum):
@@ -64,6 +67,11 @@ class Address:
         return f"{scheme}://{self.target}/{self.name}"
 
 
+def bearer(token: str) -> str:
+    """Return the value of the header ``authorization`` for a token."""
+    return f"Bearer {token}"
+
+
 def address_from_text(text: str) -> Address:
     """Parse ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` ``HOST[:PORT]/NAME``.
 
@@ -101,7 +109,8 @@ class Connection:
     """Connection options of a server.
 
     Attributes:
-        token: Sent as ``authorization: Bearer TOKEN`` with every request.
+        token: Sent with every request as ``authorization: Bearer TOKEN``, and over gRPC also under the name
+            of that header that Triton's own restrictions check.
         headers: Additional headers of every request.
         ca_file: CA certificates (PEM) to verify the server's; default: the system's.
         certificate_file: The client's certificate chain (PEM), if the server requires one.
@@ -150,11 +159,13 @@ class Connection:
         given = (self.ca_file, self.certificate_file, self.key_file)
         return tuple(Path(path) for path in given if path is not None)
 
-    def all_headers(self) -> dict[str, str]:
+    def all_headers(self, protocol: WireProtocol) -> dict[str, str]:
         """Return all headers, including the token's, in lower case as gRPC requires."""
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.token is not None:
-            headers["authorization"] = f"Bearer {self.token}"
+            headers["authorization"] = bearer(self.token)
+            if protocol is WireProtocol.GRPC:
+                headers[f"{_TRITON_GRPC_PREFIX}authorization"] = bearer(self.token)
         return headers
 
     def require_fitting(self, address: Address) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from runtime.errors import InputError, ServerError
 from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
+from runtime.remote.transport import channel_options
 
 __all__ = ["Control"]
 
@@ -22,13 +23,14 @@ class Control:
             raise InputError(f"A rollout needs gRPC, but {address} is HTTP. Pass grpc://HOST:PORT.")
         with needing("A rollout", "babeltower[client]"):
             from tritonclient import grpc
-        self._headers = connection.all_headers() or None
+        self._headers = connection.all_headers(address.protocol) or None
         ca, key, chain = (
             None if path is None else str(path)
             for path in (connection.ca_file, connection.key_file, connection.certificate_file)
         )
         self._client: Any = grpc.InferenceServerClient(
             address.target,
+            channel_args=channel_options(address),
             ssl=address.tls,
             root_certificates=ca,
             private_key=key,

@@ -35,13 +35,16 @@ class TowerFolder:
         return self.engine in GPU_ENGINES
 
 
-def towers_of_repository(repository: Path) -> Iterator[TowerFolder]:
+def towers_of_repository(repository: Path, names: Collection[str] | None = None) -> Iterator[TowerFolder]:
     """Yield the towers that are in a repository, by model and variant.
+
+    Args:
+        names: Models whose towers to yield; ``None`` for all.
 
     Raises:
         ManifestError: a manifest or a tower's configuration is malformed.
     """
-    for manifest in manifests_of_repository(repository):
+    for manifest in manifests_of_repository(repository, names):
         for key, variant in manifest.variants.items():
             for modality in Modality:
                 folder = repository / variant.tower(modality).model
@@ -50,27 +53,33 @@ def towers_of_repository(repository: Path) -> Iterator[TowerFolder]:
                     yield TowerFolder(manifest, key, folder, engine)
 
 
-def require_no_gpu(repository: Path, models: Collection[str] | None) -> None:
+def require_no_gpu(
+    repository: Path, models: Collection[str] | None, names: Collection[str] | None = None
+) -> None:
     """Check that a server without a GPU can load the towers.
 
     Args:
         models: Triton models to be loaded; ``None`` for all of the repository.
+        names: Models to look at; ``None`` for all.
 
     Raises:
         EngineError: a tower needs a GPU; the message says what to serve instead, and where this one runs.
     """
-    for tower in towers_of_repository(repository):
+    for tower in towers_of_repository(repository, names):
         if tower.on_gpu and (models is None or tower.folder.name in models):
             raise EngineError(f"{tower.folder.name} {_NEEDS_GPU} {_remedy(tower, repository)}")
 
 
-def models_without_gpu(repository: Path) -> tuple[str, ...] | None:
+def models_without_gpu(repository: Path, names: Collection[str] | None = None) -> tuple[str, ...] | None:
     """Names of the Triton models that a server without a GPU loads; ``None`` for all of the repository.
+
+    Args:
+        names: Models to look at; ``None`` for all.
 
     Raises:
         EngineError: the front ends of a model, or all its towers, need a GPU.
     """
-    towers = list(towers_of_repository(repository))
+    towers = list(towers_of_repository(repository, names))
     on_gpu = [tower for tower in towers if tower.on_gpu]
     if not on_gpu:
         return None

@@ -48,4 +48,4 @@ class TritonPythonModel:
 def _request(request: Any) -> ImageRequest:
     image = tensor(request, "image")
     assert image is not None, "Triton rejects requests without a required input"
-    return ImageRequest(image, tensor(request, "dim"))
+    return ImageRequest(image, tensor(request, "dim"), request.is_cancelled)

@@ -327,7 +327,9 @@ def test_a_measured_choice_is_kept_by_the_journal(model, source, tmp_path):
 
 def test_without_an_engine_the_message_says_what_to_install(model, source, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    expected = r"has no variant on cpu that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
+    expected = (
+        r"has no variant on cpu that an installed engine runs; it has .*pip install 'babeltower\[openvino\]'"
+    )
     with pytest.raises(CorpusError, match=expected):
         embed_corpus(model, source, tmp_path / "out", options(engine=EngineChoice()))
 
