@@ -27,6 +27,7 @@ _EXTRA_OF = {
     "fsspec": "corpus",
     "google": "client",
     "grpc": "client",
+    "httptools": "gateway",
     "matplotlib": "export",
     "onnx": "export",
     "onnx_ir": "export",
@@ -37,14 +38,18 @@ _EXTRA_OF = {
     "peft": "export",
     "prometheus_client": "corpus",
     "pyarrow": "corpus",
+    "pydantic": "gateway",
     "ray": "ray",
     "rich": "corpus",
     "safetensors": "export",
+    "starlette": "gateway",
     "tensorrt": "tensorrt",
     "torch": "export",
     "torchvision": "export",
     "transformers": "export",
     "tritonclient": "client",
+    "uvicorn": "gateway",
+    "uvloop": "gateway",
 }
 """The extra of ``pyproject.toml`` that brings each package."""
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError, ImageError, InputError
+from runtime.errors import BabeltowerError
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.buckets import image_buckets
-from runtime.preprocessing.image import decode, pixels_from_image, work_of_file
+from runtime.preprocessing.image import decode, pixels_from_image
+from runtime.preprocessing.image_work import name_of_row, works_of_files
 from triton_models.answers import (
     AnswerVectors,
     Code,
@@ -29,12 +30,6 @@ from triton_models.tensors import bytes_rows, one_width
 
 __all__ = ["ImageFrontEnd", "ImageRequest"]
 
-
-_WORK_OF_SEVERAL = 1 << 26
-"""Pixels of work that a request of several images may always take: a second or two. A sender may split it."""
-
-_WORK_PER_BYTE = 16
-"""Further pixels of work for each byte of a request's files; photographs take less than half of it."""
 
 _LONG_WORK = 1 << 20
 """Pixels of work from which it is worthwhile to ask whether the sender is still there."""
@@ -110,7 +105,13 @@ class ImageFrontEnd:
             width = self._spec.tower.width(one_width(request.dim))
             loop = asyncio.get_running_loop()
             files = bytes_rows(request.image, "image")
-            works = self._works(files)
+            limits = self._limits
+            works = works_of_files(
+                files,
+                self._spec.preprocessing,
+                max_bytes=limits.max_bytes,
+                max_pixels=limits.max_pixels,
+            )
             decoding = [
                 loop.run_in_executor(
                     self._decoders, self._pixels, i, file, request.is_cancelled if work > _LONG_WORK else None
@@ -125,33 +126,6 @@ class ImageFrontEnd:
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    def _works(self, files: Sequence[bytes]) -> list[int]:
-        """Return the work of each image in pixels, by its header; nothing is decoded.
-
-        Raises:
-            InputError: an image is rejected, or all of them take too much work together.
-        """
-        limits = self._limits
-        for i, file in enumerate(files):
-            if len(file) > limits.max_bytes:
-                raise ImageError(
-                    f"Image {_name(i, file)} exceeds the limit of {limits.max_bytes} bytes. Make it smaller "
-                    "first."
-                )
-        works = [
-            work_of_file(file, self._spec.preprocessing, name=_name(i, file), max_pixels=limits.max_pixels)
-            for i, file in enumerate(files)
-        ]
-        # A single image may have all its pixels, and as many scans as encoders write.
-        limit = 2 * limits.max_pixels if len(files) == 1 else _WORK_OF_SEVERAL
-        limit += _WORK_PER_BYTE * sum(map(len, files))
-        if sum(works) > limit:
-            raise InputError(
-                f"The {len(files)} images of the request take {sum(works)} pixels to decode and resize; the "
-                f"limit for their size in bytes is {limit}. Send fewer images in a request."
-            )
-        return works
-
     def _pixels(
         self, number: int, file: bytes, is_cancelled: Callable[[], bool] | None
     ) -> NDArray[np.uint8] | Failure:
@@ -159,7 +133,7 @@ class ImageFrontEnd:
         if is_cancelled is not None and is_cancelled():
             return _CANCELLED
         try:
-            image = decode(file, name=_name(number, file), max_pixels=self._limits.max_pixels)
+            image = decode(file, name=name_of_row(number, file), max_pixels=self._limits.max_pixels)
             return pixels_from_image(image, self._spec.preprocessing)
         except BabeltowerError as error:
             return failure_from_error(error)
@@ -188,10 +162,6 @@ class ImageFrontEnd:
                 self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
                 if answer.reason == "image":
                     self._counters.add("babeltower_decode_failures_total")
-
-
-def _name(number: int, file: bytes) -> str:
-    return f"{number} of the request, {len(file)} bytes,"
 
 
 _CANCELLED = Failure(Code.CANCELLED, "cancelled", "The request was cancelled by its sender.")

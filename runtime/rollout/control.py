@@ -73,6 +73,9 @@ class Control:
             method(model, headers=self._headers, client_timeout=_LOAD_S)
         except InferenceServerException as error:
             remedy = ""
-            if "not allowed" in error.message():
-                remedy = " Start the server with --model-control-mode=explicit."
+            if "not allowed" in error.message() or "is restricted" in error.message():
+                remedy = (
+                    " Start the server with explicit model control, and pass its token if it has one "
+                    "(--token-file)."
+                )
             raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.errors import EngineError
 from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality
 from runtime.repository import manifests_of_repository
-from runtime.triton_config import CONFIG_FILE, engine_of_tower
+from runtime.triton_config import engine_of_tower
 
 __all__ = [
     "TowerFolder",
@@ -90,8 +90,13 @@ def models_without_gpu(repository: Path, names: Collection[str] | None = None) -
     if len(on_gpu) == len(towers):
         what = f"Every variant in {repository} ({', '.join(_variants(towers))})"
         raise EngineError(f"{what} {_NEEDS_GPU} {_remedy(towers[0], repository)}")
-    folders = {path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")}
-    return tuple(sorted(folders - {tower.folder.name for tower in on_gpu}))
+    front_ends = {
+        model
+        for manifest in manifests_of_repository(repository, names)
+        for served in manifest.front_ends
+        for model in (served.text, served.image)
+    }
+    return tuple(sorted({*front_ends, *(tower.folder.name for tower in towers if not tower.on_gpu)}))
 
 
 _NEEDS_GPU = "runs on an NVIDIA GPU, and this server has none."

@@ -50,6 +50,7 @@ class ServerOptions:
 
     Attributes:
         host: Address to listen on; default: this machine only.
+        inner_host: Address for HTTP and metrics, if they are behind a gateway; default: ``host``.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
         cache_bytes: Size of the response cache, for models whose configuration enables it; 0 for none.
         models: Load only these Triton models; if empty, the front ends and towers that the manifests name.
@@ -65,6 +66,7 @@ class ServerOptions:
     """
 
     host: str = "127.0.0.1"
+    inner_host: str | None = None
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
@@ -126,7 +128,10 @@ class Server:
     def is_ready(self) -> bool:
         """Check whether every requested model is ready."""
         try:
-            with opened(f"http://{self.addresses.http}/v2/health/ready", timeout=5) as answer:
+            request = urllib.request.Request(
+                f"http://{self.addresses.http}/v2/health/ready", headers=self.security.headers()
+            )
+            with opened(request, timeout=5) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
@@ -294,20 +299,21 @@ def _started(
     log: RunLog,
 ) -> Server:
     http, grpc, metrics = _ports(options)
+    inner = options.inner_host or options.host
     command = [
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--cache-directory={environment.triton / 'caches'}",
         "--disable-auto-complete-config",
-        f"--http-address={options.host}",
+        f"--http-address={inner}",
         f"--grpc-address={options.host}",
-        f"--metrics-address={options.host}",
+        f"--metrics-address={inner}",
         f"--http-port={http}",
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
         *_model_arguments(models, options),
-        *options.security.arguments(),
+        *options.security.arguments(control=options.explicit),
         *([f"--cache-config=local,size={options.cache_bytes}"] if options.cache_bytes else []),
         *options.arguments,
     ]
@@ -321,7 +327,7 @@ def _started(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    addresses = Addresses(*(f"{options.host}:{port}" for port in (http, grpc, metrics)))
+    addresses = Addresses(f"{inner}:{http}", f"{options.host}:{grpc}", f"{inner}:{metrics}")
     return Server(addresses, process, log.path, options.security, log.start)
 
 
@@ -367,20 +373,21 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
     given = [port for port in asked if port]
     if len(set(given)) < len(given):
         raise EngineError(f"HTTP, gRPC and metrics have the ports {asked}; choose a different one for each.")
+    inner = options.inner_host or options.host
     with contextlib.ExitStack() as held:
         found = []
-        for port in asked:
+        for host, port in zip((inner, options.host, inner), asked, strict=True):
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((options.host, port))
+                listener.bind((host, port))
             except socket.gaierror as error:
-                raise EngineError(f"{options.host!r} is no address to listen on: {error.strerror}.") from None
+                raise EngineError(f"{host!r} is no address to listen on: {error.strerror}.") from None
             except OverflowError:
                 raise EngineError(f"{port} is no port; expected 0 to 65535.") from None
             except OSError as error:
                 raise EngineError(
-                    f"Port {port} of {options.host} cannot be used: {error.strerror}. Choose another port."
+                    f"Port {port} of {host} cannot be used: {error.strerror}. Choose another port."
                 ) from None
             found.append(int(listener.getsockname()[1]))
     http, grpc, metrics = found

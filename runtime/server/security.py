@@ -10,7 +10,6 @@ Triton takes these headers on its command line, which other users of the same ma
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,15 +17,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.remote.options import bearer
+from runtime.remote.options import bearer, require_token
 
-__all__ = ["Security", "is_loopback", "require_safe_exposure", "token_from_file"]
+__all__ = ["Security", "is_loopback", "require_safe_exposure"]
 
-_SHORTEST_TOKEN = 16
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""A bearer token as of RFC 6750; other characters would end Triton's option or a header."""
-
-_SECRET_HEADER = "babeltower-secret"
+_HTTP, _GRPC = "http-restricted-api", "grpc-restricted-protocol"
+_SECRET_HEADER, _GUARD_HEADER = "babeltower-secret", "babeltower-guard"
 _FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
 _CONTROL, _SHARED_MEMORY = "model-repository", "shared-memory"
 _NEVER = ("trace", "logging")
@@ -39,21 +35,23 @@ class Security:
     Attributes:
         token: Bearer token that every client must send; ``None`` lets everybody in who reaches the server.
         certificate, key: Certificate chain and key (PEM) of gRPC; neither or both.
-        control: Let clients load and unload models, which amounts to running code.
         shared_memory: Let clients register regions of this machine's shared memory.
-        secret: Value of the header that opens every group.
+        guarded: Answer over HTTP only what the gateway forwards, which knows ``secret``; health too.
+        secret, guard_secret: Values of the headers that open the groups that clients may not use, and, over
+            HTTP, those that they may use through the gateway.
     """
 
     token: str | None = field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
-    control: bool = False
     shared_memory: bool = True
+    guarded: bool = False
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    guard_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     def __post_init__(self) -> None:
         if self.token is not None:
-            _require_token(self.token, "The token")
+            require_token(self.token, "The token")
         if (self.certificate is None) != (self.key is None):
             raise InputError("A certificate and its key belong together; pass both (--tls-cert, --tls-key).")
         for path in (self.certificate, self.key):
@@ -66,39 +64,37 @@ class Security:
         return self.token is not None or self.certificate is not None
 
     def headers(self) -> dict[str, str]:
-        """Headers of HTTP requests to which nothing is refused."""
-        told = {} if self.token is None else {"authorization": bearer(self.token)}
-        return {**told, _SECRET_HEADER: self.secret}
+        """Headers of HTTP requests to which nothing is refused; for the process that started the server."""
+        return {**self.client_headers(), _SECRET_HEADER: self.secret}
 
-    def arguments(self) -> Iterator[str]:
-        """Yield the options of ``tritonserver``."""
+    def client_headers(self) -> dict[str, str]:
+        """Headers of HTTP requests to which nothing is refused that clients may do."""
+        if self.guarded:
+            return {_GUARD_HEADER: self.guard_secret}
+        return {} if self.token is None else {"authorization": bearer(self.token)}
+
+    def arguments(self, *, control: bool) -> Iterator[str]:
+        """Yield the options of ``tritonserver``.
+
+        Args:
+            control: Let clients load and unload models, which amounts to running code.
+        """
         closed = [*_NEVER]
         for_clients = [*_FOR_CLIENTS]
-        (for_clients if self.control else closed).append(_CONTROL)
+        (for_clients if control else closed).append(_CONTROL)
         (for_clients if self.shared_memory else closed).append(_SHARED_MEMORY)
-        for option in ("http-restricted-api", "grpc-restricted-protocol"):
+        for option in (_HTTP, _GRPC):
             yield f"--{option}={','.join(closed)}:{_SECRET_HEADER}={self.secret}"
-            if self.token is not None:
-                yield f"--{option}={','.join(for_clients)}:authorization={bearer(self.token)}"
+        if self.guarded:
+            yield f"--{_HTTP}=health,{','.join(for_clients)}:{_GUARD_HEADER}={self.guard_secret}"
+        elif self.token is not None:
+            yield f"--{_HTTP}={','.join(for_clients)}:authorization={bearer(self.token)}"
+        if self.token is not None:
+            yield f"--{_GRPC}={','.join(for_clients)}:authorization={bearer(self.token)}"
         if self.certificate is not None:
             yield "--grpc-use-ssl=true"
             yield f"--grpc-server-cert={self.certificate}"
             yield f"--grpc-server-key={self.key}"
-
-
-def token_from_file(path: Path) -> str:
-    """Read a token: the only line of a file.
-
-    Raises:
-        InputError: the file cannot be read, or holds no token of at least 16 characters.
-    """
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None
-    _require_token(token, str(path))
-    return token
 
 
 def is_loopback(host: str) -> bool:
@@ -133,14 +129,6 @@ def require_safe_exposure(host: str, security: Security, *, insecure: bool) -> N
         f"--host {host} lets other machines reach the server without a token or TLS. Pass --token-file FILE "
         "(and --tls-cert and --tls-key, so that the token is not read on the way), or say --insecure."
     )
-
-
-def _require_token(token: str, origin: str) -> None:
-    if len(token) < _SHORTEST_TOKEN or not _TOKEN.fullmatch(token):
-        raise InputError(
-            f"{origin} has no valid token; expected one line of at least {_SHORTEST_TOKEN} letters, digits "
-            "and '._~+/-', such as the output of: openssl rand -hex 32"
-        )
 
 
 def _require_pem(path: Path) -> None:
