@@ -1,4 +1,4 @@
-"""Doors of ``babeltower serve``: the gateway before a Triton server, an address, or models of this process."""
+"""Doors of ``babeltower serve``: the gateway before Triton, an address, or models of this process."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _place_of_model(server: Server, name: str) -> tuple[str, Connection]:
 
 
 def local_models(repository: Path, default_language: str | None) -> Iterator[LocalEncoder]:
-    """Open every model of a repository in this process, in the variant of its front ends or the only one.
+    """Open every model of a repository in this process: its front ends' variant, or the only one.
 
     Raises:
         InputError: a model has several variants and no front ends.
