@@ -51,14 +51,17 @@ def device_option(panel: str) -> Any:
 
 def token_file_option(panel: str, whose: str) -> Any:
     """Return an option for a file that holds a bearer token."""
-    return typer.Option(metavar="FILE", rich_help_panel=panel, help=f"File with the bearer token {whose}.")
+    return typer.Option(
+        metavar="FILE",
+        rich_help_panel=panel,
+        help=f"File with the bearer token {whose}.",
+    )
 
 
 def ca_file_option(panel: str) -> Any:
     """Return the option ``--ca-file``, for commands that connect to a server."""
     return typer.Option(
         metavar="FILE",
-        envvar="BABELTOWER_CA_FILE",
         rich_help_panel=panel,
         help="CA certificates (PEM) to verify the server's; default: the system's.",
     )

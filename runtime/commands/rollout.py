@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from runtime.commands.options import Model
+from runtime.commands.options import Model, ca_file_option, connection_from_files, token_file_option
 
 __all__ = ["rollout"]
+
+_SERVER = "Server"
 
 
 def rollout(
@@ -25,22 +27,17 @@ def rollout(
     variant: Annotated[
         str | None, typer.Option(help="Variant of the new model; default: the only one.")
     ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="PEM file of CA certificates to verify the server.")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Bearer token sent with every request.")
-    ] = None,
+    token_file: Annotated[Path | None, token_file_option(_SERVER, "sent with every request")] = None,
+    ca_file: Annotated[Path | None, ca_file_option(_SERVER)] = None,
 ) -> None:
     """Switch a served model to a new version under traffic, if its answers to the probes are correct.
 
     The new version is loaded beside the old one and probed; if a probe fails, everything is restored and the
     exit code is 1.
     """
-    from runtime.remote import Connection
     from runtime.rollout import roll_out
 
-    connection = Connection(token=token, ca_file=ca_file)
+    connection = connection_from_files(token_file, ca_file)
     done = roll_out(
         model,
         int(to) if to.isdecimal() else to,

@@ -18,6 +18,7 @@ from runtime.counts import require_count
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
+from runtime.remote.options import Connection
 
 __all__ = ["Options", "RunRecord", "Watcher"]
 
@@ -50,6 +51,7 @@ class Options:
             the existing parts. The new vectors then differ slightly; the journal records the change.
         npy: Also write the vectors as NumPy arrays.
         cache: As in ``Encoder.open``.
+        connection: Connection options of a server; not part of the output's arguments.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -66,6 +68,7 @@ class Options:
     accept_changed: tuple[ComputationChange, ...] = ()
     npy: bool = False
     cache: Path | None = None
+    connection: Connection | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("rows_per_part", "max_batch_tokens", "max_pixels"):

@@ -228,7 +228,10 @@ def _error_of_failure(
                 "shared_memory=False."
             )
         case Status.REFUSED:
-            return ServerError(f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...).")
+            return ServerError(
+                f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...), or to a "
+                "command --token-file."
+            )
     return ServerError(f"{address} failed: {message.rstrip('.')}.")
 
 

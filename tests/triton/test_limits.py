@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import pytest
 import tritonclient.grpc
 from numpy.typing import NDArray
 from PIL import Image
+from processes import memory_bytes
 from raw_client import bytes_column, infer
 from sample_models import Exported
 from tritonclient.utils import InferenceServerException
@@ -40,16 +40,6 @@ def png(size: tuple[int, int], mode: str = "L") -> bytes:
     file = io.BytesIO()
     Image.new(mode, size).save(file, "PNG")
     return file.getvalue()
-
-
-def memory_bytes(session: int) -> int:
-    """Resident memory of the server and its Python models."""
-    total = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getsid(int(process.name)) == session:
-                total += int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return total
 
 
 @pytest.fixture(scope="module")
