@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.gateway.failures import GatewayError, response_of_error
 from runtime.gateway.options import GatewayOptions
-from runtime.remote.options import bearer
 
 __all__ = ["OPEN_PATHS", "Guard"]
 
@@ -23,7 +22,7 @@ class Guard:
     def __init__(self, app: ASGIApp, options: GatewayOptions) -> None:
         self._app = app
         self._options = options
-        self._expected = None if options.token is None else bearer(options.token).encode()
+        self._token = (options.token or "").encode()
         self._waiting_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +64,7 @@ class Guard:
         self._waiting_bytes -= n_bytes
 
     def _require_token(self, scope: Scope) -> None:
-        if self._expected is None or scope["path"] in OPEN_PATHS:
+        if not self._token or scope["path"] in OPEN_PATHS:
             return
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) != 1:
@@ -73,7 +72,8 @@ class Guard:
             raise GatewayError(
                 401, f"The request has {reason}. Send it as: Authorization: Bearer TOKEN", code="no_api_key"
             )
-        if not hmac.compare_digest(given[0], self._expected):
+        scheme, _, token = given[0].partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise GatewayError(401, "The request's token is not the server's.", code="invalid_api_key")
 
     async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytes:

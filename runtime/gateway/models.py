@@ -160,19 +160,15 @@ class LocalModel:
     async def texts(self, texts: Sequence[tuple[int, str, str | None]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
         rows = [Text(text, place, code) for place, text, code in texts]
-        await self._worked(self._encoder.token_rows, rows)  # a bad text fails here, not in its batch
+        await self._worked(self._require_texts, rows)  # a bad text fails here, not in its batch
         return concatenated(
             await gathered([self._texts.vectors(part, dim) for part in _parts(rows, _BATCH_TEXTS)]), dim
         )
 
     async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
-        files = [file for _, file in images]
         preprocessing = self._encoder.manifest.image
-        await self._worked(
-            lambda all_: works_of_files(all_, preprocessing, max_bytes=_MAX_IMAGE_BYTES, max_pixels=None),
-            files,
-        )
+        await self._worked(self._require_images, images)
 
         def pixels(numbered: tuple[int, bytes]) -> NDArray[np.uint8]:
             place, file = numbered
@@ -188,6 +184,28 @@ class LocalModel:
         await self._texts.close()
         await self._images.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _require_images(self, images: Sequence[tuple[int, bytes]]) -> None:
+        """Check that images are of bounded work, by their headers."""
+        works_of_files(
+            [file for _, file in images],
+            self._encoder.manifest.image,
+            max_bytes=_MAX_IMAGE_BYTES,
+            max_pixels=None,
+            places=[place for place, _ in images],
+        )
+
+    def _require_texts(self, rows: Sequence[Text]) -> None:
+        """Check that texts can be tokenized; the error names the first that cannot."""
+        try:
+            self._encoder.token_rows(rows)
+        except InputError:
+            for row in rows:
+                try:
+                    self._encoder.token_rows([row])
+                except InputError as error:
+                    raise type(error)(f"Text {row.index}: {error}") from error
+            raise
 
     async def _worked(self, work: Callable[[Any], T], given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, given)

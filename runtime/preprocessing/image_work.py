@@ -20,26 +20,33 @@ _WORK_PER_BYTE = 16
 
 
 def works_of_files(
-    files: Sequence[bytes], preprocessing: ImagePreprocessing, *, max_bytes: int, max_pixels: int | None
+    files: Sequence[bytes],
+    preprocessing: ImagePreprocessing,
+    *,
+    max_bytes: int,
+    max_pixels: int | None,
+    places: Sequence[int] | None = None,
 ) -> list[int]:
     """Return the work of each image of a request, in pixels to decode and resize.
 
     Args:
         max_bytes: Maximum size of a file.
         max_pixels: Maximum width × height of an image; default: Pillow's limit.
+        places: Position of each image in the request, for errors; default: its position here.
 
     Raises:
         ImageError: an image is too large, or of a format that is not supported, or its header is damaged.
         InputError: all images together take too much work for their size in bytes.
     """
-    for i, file in enumerate(files):
+    numbered = list(zip(range(len(files)) if places is None else places, files, strict=True))
+    for i, file in numbered:
         if len(file) > max_bytes:
             raise ImageError(
                 f"Image {name_of_row(i, file)} exceeds the limit of {max_bytes} bytes. Make it smaller first."
             )
     works = [
         work_of_file(file, preprocessing, name=name_of_row(i, file), max_pixels=max_pixels)
-        for i, file in enumerate(files)
+        for i, file in numbered
     ]
     # A single image may have all its pixels, and as many scans as encoders write.
     most = max_pixels or Image.MAX_IMAGE_PIXELS or 0

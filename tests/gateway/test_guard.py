@@ -212,7 +212,7 @@ def test_raw_clients_get_their_vectors(gateway: Gateway, expected: np.ndarray) -
 
 
 @pytest.mark.parametrize(
-    "given", [None, "", "Bearer", "Bearer wrong-token-0123456789", f"bearer {TOKEN} ", TOKEN]
+    "given", [None, "", "Bearer", "Bearer wrong-token-0123456789", f"Basic {TOKEN}", TOKEN]
 )
 def test_strangers_are_told_so(given: str | None, gateway: Gateway) -> None:
     if gateway.token is None:
@@ -263,7 +263,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "bad language": (
         {"model": MODELS[1], "input": ["a", "b"], "language": ["pt", "xx"]}, "Text 1: .*'xx'"
     ),
-    "surrogate": (b'{"model": "capivara", "input": "\\ud800"}', "surrogate"),
+    "surrogate": (b'{"model": "capivara", "input": "\\ud800"}', "Invalid JSON"),
     "image URL": (
         {"model": NAME, "input": "https://x/y.png", "modality": "image"}, "which is not fetched"
     ),
