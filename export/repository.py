@@ -189,7 +189,7 @@ def repository_from_towers(
     """Export and publish loaded towers; see ``repository_from_checkpoint``."""
     repository, options = Path(repository), _with_forms(options or ExportOptions())
     require_free(repository, name, options)
-    with staging(repository) as stage:
+    with staging(repository, "export") as stage:
         published = _published(repository, name, replace=options.replace)
         return _Run(towers, repository, name, options, progress, stage, published).export()
 
@@ -203,7 +203,7 @@ def repository_for_timing(towers: Towers, repository: Path, *, name: str, form: 
     Raises:
         ExportError: the disk is full, or a graph could not be written.
     """
-    with staging(repository) as stage:
+    with staging(repository, "export") as stage:
         run = _Run(towers, repository, name, ExportOptions(forms=(form,)), _silent, stage, None)
         draft = run.draft(form, dict(run.sources()), run.calibration())
         variant = dataclasses.replace(draft, parity={"measured": "nothing: the weights are random"})

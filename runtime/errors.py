@@ -14,6 +14,7 @@
     ├── ServerError            a server cannot be reached, or answers incorrectly
     │   └── UnansweredError    it became unavailable; lists unanswered inputs and holds the answers
     ├── RolloutError           a version's answers are wrong, or it does not load; the old one is served
+    ├── RepositoryInUseError   another command holds the lock of the repository
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, continue, or be written
 
@@ -42,6 +43,7 @@ __all__ = [
     "MissingPackageError",
     "OpeningCheckError",
     "ParityError",
+    "RepositoryInUseError",
     "RolloutError",
     "ServerError",
     "UnansweredError",
@@ -125,6 +127,10 @@ class ServerError(BabeltowerError):
 
 class RolloutError(BabeltowerError):
     """A version's answers are wrong, or it does not load; the previous version is still served."""
+
+
+class RepositoryInUseError(BabeltowerError):
+    """Another command changes the repository; the message says which, and since when."""
 
 
 class UnansweredError(ServerError):

@@ -55,6 +55,7 @@ __all__ = [
     "record_of_file",
     "require_name",
     "tower_folder_name",
+    "trial_name",
     "triple",
     "variant_name",
     "verify_file",
@@ -478,6 +479,11 @@ def names_in_repository(repository: Path) -> list[str]:
 def front_end_name(name: str, modality: Modality) -> str:
     """Name of the Triton model that takes texts or image files: ``NAME_text``, ``NAME_image``."""
     return f"{name}_{modality.value}"
+
+
+def trial_name(name: str) -> str:
+    """Name under which a new version of a model is probed before it gets traffic."""
+    return f"{name}_candidate"
 
 
 def variant_name(precision: Precision, engine: str | None = None) -> str:

@@ -8,13 +8,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from runtime.errors import BabeltowerError, ExportError
+from runtime.logs import LOGGER
 from runtime.manifest import (
     Engine,
+    FileRecord,
     FrontEnds,
     Manifest,
     Modality,
@@ -25,56 +27,134 @@ from runtime.manifest import (
     names_in_repository,
     record_of_file,
 )
-from runtime.storage import replace_text
+from runtime.repository_lock import repository_lock
+from runtime.storage import remove_unfinished
+from runtime.transaction import (
+    Change,
+    Journal,
+    Outcome,
+    carried_out,
+    is_named_by_journal,
+    recover,
+    write_journal,
+)
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = [
+    "commit",
+    "finish",
     "manifests_of_repository",
     "publish",
+    "record_with_drafts",
+    "relative_path",
     "remove_unlisted",
-    "rename_in",
     "staging",
     "variant_with_configs",
-    "write_manifest",
+    "with_config_records",
 ]
 
 Listed = TypeVar("Listed", TowerFiles, FrontEnds)
 
 
 @contextlib.contextmanager
-def staging(repository: Path) -> Iterator[Path]:
-    """Create a staging folder on the repository's disk; removed at the end.
+def staging(repository: Path, command: str) -> Iterator[Path]:
+    """Create a staging folder on the repository's disk, and hold the repository's lock; removed at the end.
 
-    It lies beside the repository if possible, since Triton treats every folder inside as a model.
+    What a killed command left is finished or undone first. The stage lies beside the repository if possible,
+    since Triton treats every folder inside as a model.
+
+    Args:
+        command: Command that changes the repository, for the message of others.
 
     Raises:
         ExportError: the repository cannot be written, or the disk is full.
+        RepositoryInUseError: another command changes it.
+        ManifestError: what a killed command left cannot be finished or undone.
     """
     made_here = not repository.exists()
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        parent = repository.resolve().parent
-        beside = os.access(parent, os.W_OK) and parent.stat().st_dev == repository.stat().st_dev
-        stage = Path(
-            tempfile.mkdtemp(prefix=f".{repository.name}.staging-", dir=parent if beside else repository)
-        )
+        with _stage_of(repository, command) as (stage, is_outermost):
+            if is_outermost:
+                recover(repository, stage, lambda journal: LOGGER.warning("%s", journal))
+                _sweep(repository, stage)
+            try:
+                yield stage
+            except BabeltowerError:
+                raise
+            except OSError as error:
+                free = shutil.disk_usage(repository).free
+                raise ExportError(
+                    f"Writing to {repository} failed: {error}. It has {free:,} bytes free. "
+                    "Nothing was published."
+                ) from error
     except OSError as error:
         raise ExportError(
             f"{repository} cannot be written: {error}. Check its permissions, or choose another folder."
         ) from error
-    try:
-        yield stage
-    except BabeltowerError:
-        raise
-    except OSError as error:
-        free = shutil.disk_usage(repository).free
-        raise ExportError(
-            f"Writing to {repository} failed: {error}. It has {free:,} bytes free. Nothing was published."
-        ) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made_here and not any(repository.iterdir()):
+        if made_here and repository.is_dir() and not any(repository.iterdir()):
             repository.rmdir()
+
+
+@contextlib.contextmanager
+def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
+    """Yield a new stage under the lock, and whether the lock was taken here."""
+    with repository_lock(repository, command) as is_outermost:
+        parent = repository.resolve().parent
+        beside = os.access(parent, os.W_OK) and parent.stat().st_dev == repository.stat().st_dev
+        prefix = _stage_prefix(repository)
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=parent if beside else repository.resolve()))
+        try:
+            yield stage, is_outermost
+        finally:
+            if not is_named_by_journal(stage, repository):
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stage_prefix(repository: Path) -> str:
+    return f".{repository.resolve().name}.staging-"
+
+
+def _sweep(repository: Path, stage: Path) -> None:
+    """Remove what killed commands left: stages and unfinished files, whose writers held the lock."""
+    for parent in {repository.resolve(), repository.resolve().parent}:
+        for path in parent.glob(f"{_stage_prefix(repository)}*"):
+            if path != stage:
+                shutil.rmtree(path, ignore_errors=True)
+    for folder in [repository, *(path for path in repository.iterdir() if path.is_dir())]:
+        remove_unfinished(folder)
+
+
+def relative_path(path: Path, repository: Path) -> str:
+    """Return a path relative to a repository, as journals name it; it may lie beside."""
+    return os.path.relpath(path.resolve(), repository.resolve())
+
+
+def commit(stage: Path, repository: Path, name: str, work: str, moves: Mapping[Path, Path]) -> None:
+    """Rename files and folders of a stage into a repository, all of them even if the process is killed.
+
+    Args:
+        name: Model that is changed; ``work`` is the change in words, for messages.
+        moves: Path in the stage → path in the repository, in this order: the manifest last.
+    """
+    pairs = tuple(
+        (relative_path(a, repository), b.relative_to(repository).as_posix()) for a, b in moves.items()
+    )
+    journal = Journal(name, work, Outcome.FINISHED, Change(moves=pairs))
+    write_journal(repository, journal)
+    finish(repository, stage, journal)
+
+
+def finish(repository: Path, stage: Path, journal: Journal) -> Journal:
+    """Carry a journal out, to its end even if this is interrupted by a signal; return what is left of it."""
+    try:
+        return carried_out(repository, stage, journal)
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, a signal
+        carried_out(repository, stage, journal)
+        raise
 
 
 def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant) -> None:
@@ -82,19 +162,12 @@ def publish(stage: Path, repository: Path, manifest: Manifest, variant: Variant)
 
     Readers of the manifest thus always find the files that it lists.
     """
-    for tower in (variant.text, variant.image):
-        rename_in(stage / tower.model, repository, stage)
-    for probes in manifest.probes:
-        (stage / probes.path).replace(repository / probes.path)
-    replace_text(manifest_path(repository / manifest.name), manifest.to_json())
-
-
-def rename_in(folder: Path, repository: Path, stage: Path) -> None:
-    """Rename a Triton model into the repository; one of that name goes to the stage, and away with it."""
-    target = repository / folder.name
-    if target.exists():
-        target.rename(stage / f"replaced-{target.name}")
-    folder.rename(target)
+    draft = stage / f"{manifest.name}.publish.json"
+    draft.write_text(manifest.to_json(), encoding="utf-8")
+    towers = (variant.text.model, variant.image.model, *(probes.path for probes in manifest.probes))
+    moves = {stage / path: repository / path for path in towers}
+    model = repository / manifest.name
+    commit(stage, repository, manifest.name, "export", {**moves, draft: manifest_path(model)})
 
 
 def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[str]:
@@ -135,26 +208,35 @@ def manifests_of_repository(repository: Path, names: Collection[str] | None = No
         yield Manifest.read(repository / name)
 
 
-def write_manifest(model: Path, manifest: Manifest) -> None:
-    """Replace the manifest of ``REPOSITORY/NAME``, with fresh checksums of its configurations."""
-    repository = model.parent
-    variants = {key: variant_with_configs(v, repository) for key, v in manifest.variants.items()}
-    front_ends = tuple(_with_config(found, repository) for found in manifest.front_ends)
-    written = dataclasses.replace(manifest, variants=variants, front_ends=front_ends)
-    replace_text(manifest_path(model), written.to_json())
+def with_config_records(manifest: Manifest, repository: Path, drafts: Path | None = None) -> Manifest:
+    """Return a manifest with fresh checksums of its configurations.
+
+    Args:
+        drafts: Folder with configurations that will replace those of the repository.
+    """
+    variants = {key: variant_with_configs(v, repository, drafts) for key, v in manifest.variants.items()}
+    front_ends = tuple(_with_config(found, repository, drafts) for found in manifest.front_ends)
+    return dataclasses.replace(manifest, variants=variants, front_ends=front_ends)
 
 
-def variant_with_configs(variant: Variant, repository: Path) -> Variant:
-    """Return a variant with fresh checksums of its towers' configurations."""
-    text, image = (_with_config(tower, repository) for tower in (variant.text, variant.image))
+def variant_with_configs(variant: Variant, repository: Path, drafts: Path | None = None) -> Variant:
+    """Return a variant with fresh checksums of its towers' configurations; see ``with_config_records``."""
+    text, image = (_with_config(tower, repository, drafts) for tower in (variant.text, variant.image))
     return dataclasses.replace(variant, text=text, image=image)
 
 
-def _with_config(listed: Listed, repository: Path) -> Listed:
+def _with_config(listed: Listed, repository: Path, drafts: Path | None) -> Listed:
     files = tuple(
-        record_of_file(repository, repository / record.path)
+        record_with_drafts(repository, repository / record.path, drafts)
         if record.path.endswith(f"/{CONFIG_FILE}")
         else record
         for record in listed.files
     )
     return dataclasses.replace(listed, files=files)
+
+
+def record_with_drafts(repository: Path, path: Path, drafts: Path | None) -> FileRecord:
+    """Return the record of a file, of its draft if there is one."""
+    if drafts is not None and (draft := drafts / path.relative_to(repository)).is_file():
+        return record_of_file(drafts, draft)
+    return record_of_file(repository, path)

@@ -18,6 +18,7 @@ from typing import Any
 
 __all__ = [
     "copy_folder",
+    "remove_unfinished",
     "replace_durably",
     "replace_file",
     "replace_text",
@@ -118,12 +119,31 @@ def copy_folder(origin: Path, target: Path, adapt: Callable[[Path], None] = lamb
 
     Args:
         adapt: Changes the copy before it is renamed.
+
+    Raises:
+        OSError: the disk is full, or cannot be written; nothing is left behind.
     """
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(origin, unfinished, ignore=shutil.ignore_patterns("__pycache__"))
-    adapt(unfinished)
-    unfinished.rename(target)
+    try:
+        shutil.copytree(origin, unfinished, ignore=shutil.ignore_patterns("__pycache__"))
+        adapt(unfinished)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder; the caller is its only writer."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+_UNFINISHED = re.compile(r"\..+?(\.\d+)?(\.[0-9a-f]{8})?\.part")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "engine_of_backend",
     "engine_of_config_text",
     "engine_of_tower",
+    "json_from_config",
     "served_version",
     "text_from_config",
     "versions_of_folder",
@@ -64,6 +65,14 @@ def config_from_text(text: str, *, origin: str) -> Any:
 def text_from_config(config: Any) -> str:
     """Render a configuration as text."""
     return str(_text_format().MessageToString(config, as_utf8=True))
+
+
+def json_from_config(config: Any) -> str:
+    """Render a configuration as JSON, with the names of ``config.pbtxt``."""
+    json_format = import_optional(
+        "google.protobuf.json_format", "A Triton configuration", "babeltower[client]"
+    )
+    return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 
 
 def config_text_of_folder(folder: Path) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from triton_models.answers import AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
+from triton_models.gate import STOPPING
 from triton_models.spec import TowerCall
 
 __all__ = [
@@ -22,6 +23,10 @@ __all__ = [
     "tensor",
     "version_folder",
 ]
+
+
+_PASSING = ("Server not ready", "Server is stopping", "is not healthy", STOPPING.message)
+"""Messages of failures that pass by themselves, whatever their code is."""
 
 
 class TritonTower:
@@ -50,6 +55,8 @@ class TritonTower:
         if response.has_error():
             error = response.error()
             busy = error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND)
+            # Triton says INTERNAL here where it stops, or the tower's process is dead and will be restarted.
+            busy = busy or any(words in error.message() for words in _PASSING)
             raise TowerError(
                 f"Tower {self._tower.model}, version {self._tower.version}, failed: {error.message()}",
                 Code.UNAVAILABLE if busy else Code.INTERNAL,

@@ -6,9 +6,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from runtime.draining import DrainedKind
 from runtime.errors import EngineError, InputError
 from runtime.manifest import Engine
-from triton_models.adapter import version_folder
+from triton_models.adapter import response_from_answer, version_folder
+from triton_models.gate import STOPPING, DrainGate
 from triton_models.tower import TowerServer, tower_config_from_triton
 
 __all__ = ["TowerModel"]
@@ -24,18 +26,23 @@ class TowerModel:
         config = tower_config_from_triton(args["model_config"], self.engine)
         self._inputs = list(config.inputs)
         self._server = TowerServer(version_folder(args), config, self.engine)
+        self._gate = DrainGate(DrainedKind.TOWER)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests."""
-        inputs = [
-            {name: pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self._inputs}
-            for r in requests
-        ]
-        outcomes = self._server.run(inputs, [r.requested_output_names() for r in requests])
-        return [_response(outcome) for outcome in outcomes]
+        with self._gate.answering(len(requests)) as is_open:
+            if not is_open:
+                return [response_from_answer(request, STOPPING) for request in requests]
+            inputs = [
+                {name: pb_utils.get_input_tensor_by_name(r, name).as_numpy() for name in self._inputs}
+                for r in requests
+            ]
+            outcomes = self._server.run(inputs, [r.requested_output_names() for r in requests])
+            return [_response(outcome) for outcome in outcomes]
 
     def finalize(self) -> None:
         """Release the graph."""
+        self._gate.close()
         self._server.close()
 
 

@@ -27,9 +27,6 @@ def frontends(
             help="Maximum rows × padded length of one text tower call; default: 2,048, on a GPU 16,384.",
         ),
     ] = None,
-    response_cache: Annotated[
-        bool, typer.Option("--response-cache", help="Answer repeated requests from the server's cache.")
-    ] = False,
     tower_instances: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +52,6 @@ def frontends(
     settings = FrontEndSettings(
         instances=instances,
         max_queue_delay_us=max_queue_delay_us,
-        response_cache=response_cache,
         token_budget=token_budget,
     )
     for folder in frontends_from_model(model, variant=variant, settings=settings, towers=towers):

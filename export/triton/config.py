@@ -146,8 +146,7 @@ class ModelConfig:
     Without, each request is run by itself, with up to ``max_batch_size`` rows; if ``max_batch_size`` is 0,
     any number of rows is allowed, and ``dims`` include the batch. ``filename`` is the file of a version
     folder that the backend opens, ``platform`` Triton's name of its format where required.
-    ``response_cache`` allows the server to answer repeated requests from its cache, if it was started with
-    one. ``gpu`` is set for instances on a GPU.
+    ``gpu`` is set for instances on a GPU.
     """
 
     name: str
@@ -163,7 +162,6 @@ class ModelConfig:
     instances: InstanceGroup | None = None
     queue: QueuePolicy | None = None
     warmups: tuple[Warmup, ...] = ()
-    response_cache: bool = False
     preferred_batch_sizes: tuple[int, ...] = ()
     gpu: GpuOptimization | None = None
 
@@ -192,8 +190,6 @@ class ModelConfig:
             )
         if self.instances is not None:
             yield self.instances.to_pbtxt()
-        if self.response_cache:
-            yield "response_cache {\n  enable: true\n}"
         if self.gpu is not None:
             yield self.gpu.to_pbtxt()
         yield from map(_warmup_pbtxt, self.warmups)

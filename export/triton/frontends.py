@@ -34,8 +34,7 @@ from runtime.manifest import (
     manifest_path,
     record_of_file,
 )
-from runtime.repository import rename_in, staging, variant_with_configs
-from runtime.storage import replace_text
+from runtime.repository import commit, staging, variant_with_configs
 from runtime.triton_config import CONFIG_FILE, engine_of_tower
 from triton_models.spec import (
     ImageLimits,
@@ -61,7 +60,6 @@ class FrontEndSettings:
         instances: Processes per front end; with two, one tokenizes while the other waits for the tower.
         queue: 1,024 queued requests, each for 60 s at most (a client may set less), with two priorities:
             requests of priority 2 (bulk indexing) wait for those of priority 1, the default.
-        response_cache: See ``ModelConfig``.
         token_budget: Replaces that of ``text``.
         text: Limits of the text front end; by default those for the tower's device.
     """
@@ -72,7 +70,6 @@ class FrontEndSettings:
     queue: QueuePolicy = field(
         default_factory=lambda: QueuePolicy(max_size=1024, timeout_ms=60_000, priority_levels=2)
     )
-    response_cache: bool = False
     token_budget: int | None = None
     text: TextLimits | None = None
     image: ImageLimits = field(default_factory=ImageLimits)
@@ -102,7 +99,8 @@ def frontends_from_model(
     repository = Path(model).parent
     manifest = Manifest.read(model)
     key = _variant_key(manifest, variant)
-    with staging(repository) as stage:
+    with staging(repository, "frontends") as stage:
+        manifest = Manifest.read(model)
         folders = write_front_ends(manifest, key, repository, stage, settings or FrontEndSettings())
         records = [
             record_of_file(stage, path)
@@ -111,19 +109,23 @@ def frontends_from_model(
             if path.is_file()
         ]
         text, image = (folder.name for folder in folders)
-        drafts = (
-            {} if towers is None else _resettled_towers(manifest.variants[key], repository, stage, towers)
-        )
-        for folder in folders:
-            rename_in(folder, repository, stage)
-        for draft, target in drafts.items():
-            draft.replace(target)
         variants = dict(manifest.variants)
-        if drafts:
-            variants[key] = variant_with_configs(variants[key], repository)
+        moves = {folder: repository / folder.name for folder in folders}
+        if towers is not None:
+            drafts = stage / "drafts"
+            moves |= _resettled_towers(variants[key], repository, drafts, towers)
+            variants[key] = variant_with_configs(variants[key], repository, drafts)
         served = FrontEnds(key, text, image, tuple(records))
         written = dataclasses.replace(manifest, variants=variants, front_ends=(served,), kept=())
-        replace_text(manifest_path(model), written.to_json())
+        draft = stage / "manifest.json"
+        draft.write_text(written.to_json(), encoding="utf-8")
+        commit(
+            stage,
+            repository,
+            manifest.name,
+            "writing of the front ends",
+            {**moves, draft: manifest_path(model)},
+        )
     return repository / text, repository / image
 
 
@@ -206,7 +208,6 @@ def _config(
         max_queue_delay_us=settings.max_queue_delay_us,
         instances=InstanceGroup(settings.instances),
         queue=settings.queue,
-        response_cache=settings.response_cache,
         parameters=parameters,
     )
 
@@ -226,17 +227,18 @@ def _facts(manifest: Manifest, key: str, tower: TowerFiles, engine: Engine) -> d
 
 
 def _resettled_towers(
-    variant: Variant, repository: Path, stage: Path, settings: TowerSettings
+    variant: Variant, repository: Path, drafts: Path, settings: TowerSettings
 ) -> dict[Path, Path]:
-    """Write the towers' new configurations to ``stage``; return the target path of each draft."""
-    drafts = {}
+    """Write the towers' new configurations to ``drafts``; return the target path of each draft."""
+    found = {}
     for modality in Modality:
         target = repository / variant.tower(modality).model / CONFIG_FILE
-        draft = stage / f"{variant.tower(modality).model}.pbtxt"
+        draft = drafts / variant.tower(modality).model / CONFIG_FILE
         config = resettled(target.read_text(encoding="utf-8"), variant.precision, settings)
+        draft.parent.mkdir(parents=True)
         draft.write_text(config, encoding="utf-8")
-        drafts[draft] = target
-    return drafts
+        found[draft] = target
+    return found
 
 
 def _copy_code(modality: Modality, version: Path) -> None:

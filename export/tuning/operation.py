@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from export.triton.tower_config import TowerSettings, engine_of_config, resettle, settings_of_config
 from runtime.errors import ExportError
-from runtime.manifest import GRAPH_ENGINES, Manifest, Modality, Precision
-from runtime.repository import write_manifest
-from runtime.triton_config import config_of_folder, configuration_messages, write_config
+from runtime.manifest import GRAPH_ENGINES, Manifest, Modality, Precision, manifest_path
+from runtime.repository import commit, staging, with_config_records
+from runtime.triton_config import CONFIG_FILE, config_of_folder, configuration_messages, write_config
 from triton_models.spec import ImageLimits, TextLimits
 
 __all__ = [
@@ -148,9 +149,25 @@ def write_operation(repository: Path, files: TunedFiles, operation: ServingSetti
 
 
 def publish_operation(model: Path, files: TunedFiles, operation: ServingSettings) -> None:
-    """Write the serving settings of ``REPOSITORY/NAME``, then the manifest with the new checksums."""
-    write_operation(model.parent, files, operation)
-    write_manifest(model, Manifest.read(model))
+    """Write the serving settings of ``REPOSITORY/NAME``, and the manifest with the new checksums, as one.
+
+    Raises:
+        ExportError: the files cannot be written, or do not read back as the same settings.
+        RepositoryInUseError: another command changes the repository.
+    """
+    repository = model.parent
+    with staging(repository, "tune") as stage:
+        drafts = stage / "operation"
+        configs = [Path(folder) / CONFIG_FILE for folder in (files.front, files.tower)]
+        for config in configs:
+            (drafts / config).parent.mkdir(parents=True)
+            shutil.copyfile(repository / config, drafts / config)
+        write_operation(drafts, files, operation)
+        draft = drafts / "manifest.json"
+        manifest = with_config_records(Manifest.read(model), repository, drafts)
+        draft.write_text(manifest.to_json(), encoding="utf-8")
+        moves = {drafts / config: repository / config for config in configs}
+        commit(stage, repository, manifest.name, "tuning", {**moves, draft: manifest_path(model)})
 
 
 def _given(config: Any) -> Mapping[str, str]:

@@ -95,7 +95,7 @@ def tuning_of_model(
     files, requests = _requests(model, manifest, modality, options)
     manifest.verify(repository, manifest.variants[manifest.front_ends[0].variant])
     manifest.verify_front_ends(repository)
-    with staging(repository) as stage:
+    with staging(repository, "tune") as stage:
         served = TrialModel(repository, files, environment, stage, requests, options.clients)
         run = _Run(served, modality, options, progress, time.monotonic())
         tuning = run.tuning(operation_of_model(repository, files))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from runtime.commands.reporting import ErrorReportingGroup, report_os_error
+from runtime.commands.reporting import ErrorReportingGroup, report_os_error, signals_interrupt
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -51,6 +51,9 @@ COMMANDS = (
 )
 """Every command, in the order of the help."""
 
+_CHANGING = {"export", "quantize", "frontends", "tune", "rollout"}
+"""Commands that change a repository: SIGTERM and SIGHUP end them as Ctrl-C does, with nothing half-done."""
+
 
 class _DeferredCommand(TyperCommand):
     """A command as the help lists it."""
@@ -80,6 +83,8 @@ class _DeferringGroup(ErrorReportingGroup):
         """Import the command that the arguments name."""
         name, command, rest = super().resolve_command(ctx, args)
         ctx.invoked_subcommand = name  # before the import, which an interruption may stop
+        if name in _CHANGING:
+            ctx.with_resource(signals_interrupt())
         return name, command.loaded() if isinstance(command, _DeferredCommand) else command, rest
 
 

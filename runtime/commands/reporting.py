@@ -24,11 +24,38 @@ from runtime.errors import BabeltowerError
 from runtime.extras import missing_package
 from runtime.logs import LOGGER
 
-__all__ = ["ErrorReportingCommand", "ErrorReportingGroup", "report_os_error"]
-
-_INTERRUPTED = 128 + signal.SIGINT
+__all__ = ["ErrorReportingCommand", "ErrorReportingGroup", "report_os_error", "signals_interrupt"]
 
 _OWN_PACKAGES = ("runtime", "export", "bench", "triton_models", "samples", "babeltower")
+
+
+class _Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, received by a command that ends on it as on Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does: once, since what follows must not be cut short.
+
+    A signal that was ignored before, as SIGHUP is by ``nohup``, stays ignored.
+    """
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+
+    def interrupt(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Signalled(number)
+
+    former = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class _Printed(logging.Handler):
@@ -82,10 +109,11 @@ def _errors_reported(interrupted: Callable[[], str] = lambda: "interrupted") -> 
         shown = error.object.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         typer.echo(f"error: The name or text {shown[:200]!r} is not UTF-8. Rename the file.", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
         typer.echo(interrupted(), err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        number = interruption.number if isinstance(interruption, _Signalled) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     finally:
         LOGGER.removeHandler(handler)
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import threading
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runtime.commands.options import ca_file_option, connection_from_files, token_file_option
-from runtime.errors import InputError
+from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import Modality, front_end_name
 
 if TYPE_CHECKING:
@@ -64,9 +65,6 @@ def serve(
             help="Python environment of the server, created on first use; default: in the user's cache.",
         ),
     ] = None,
-    cache_mb: Annotated[
-        int, typer.Option(min=0, help="Response cache in MB, for front ends exported with one.")
-    ] = 0,
     backends: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +76,13 @@ def serve(
         bool,
         typer.Option(
             "--shared-memory", help="Let clients on the server's machine pass images in shared memory."
+        ),
+    ] = False,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control",
+            help="Let clients load and unload models, as `babeltower rollout` does; with --host, needs a token.",
         ),
     ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
@@ -126,7 +131,10 @@ def serve(
     A server started here has no GPU: it leaves out the towers that need one, and refuses a model whose front
     ends call them.
 
-    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first.
+    Runs until interrupted (Ctrl-C or SIGTERM); running requests are answered first. A server that dies or
+    hangs, or one of its Python models, is started again; if it does not last, the command fails.
+
+    What a killed command left in the repository is finished or undone first, and said.
     """
     if target is ServeTarget.GPU or write is not None:
         given = {
@@ -134,7 +142,6 @@ def serve(
             "--port": port != _PORTS[0],
             "--grpc-port": grpc_port != _PORTS[1],
             "--metrics-port": metrics_port != _PORTS[2],
-            "--cache-mb": cache_mb != 0,
             "--backends": backends is not None,
             "--log": log is not None,
             "--token-file": token_file is not None,
@@ -160,8 +167,9 @@ def serve(
     require_safe_exposure(host, security, insecure=insecure)
     door = Door(host, port, GatewayOptions(token, tls_cert, tls_key, default_language))
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
+            signal.signal(number, lambda *_: stop.set())
     if in_process or "://" in repository:
         if not http_api:
             what = "--in-process" if in_process else f"REPOSITORY is an address, {repository}, which"
@@ -170,6 +178,8 @@ def serve(
         return
     if upstream_token_file is not None or ca_file is not None:
         raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
+    if control:
+        require_control_allowed(host, security)
     _require_guard(host, security, http_api=http_api, insecure=insecure)
     options = ServerOptions(
         host=host,
@@ -177,7 +187,7 @@ def serve(
         http_port=0 if guard else port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        cache_bytes=cache_mb * 1_000_000,
+        explicit=control,
         leave_broken=True,
         security=security,
         backends=backends,
@@ -206,7 +216,7 @@ def _write_container(
 def _require_guard(host: str, security: Security, *, http_api: bool, insecure: bool) -> None:
     """Check that the gateway can stand before Triton's HTTP server, or need not."""
     from runtime.commands.doors import require_gateway
-    from runtime.server.security import is_loopback
+    from runtime.remote.options import is_loopback
 
     if security.guarded:
         require_gateway("The HTTP port", remedy="Or pass --no-guard, if only you reach this machine.")
@@ -253,41 +263,90 @@ def _serve_repository(
     *,
     http_api: bool,
 ) -> None:
-    """Run a Triton server until it is stopped, behind the gateway if its HTTP port is guarded."""
+    """Keep a Triton server running until it is stopped, behind the gateway if its HTTP port is guarded."""
     from runtime.commands.doors import guarded_server
-    from runtime.server.devices import models_without_gpu, towers_of_repository
+    from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.process import require_repository, running_server
+    from runtime.server.process import require_repository
     from runtime.server.served_models import readable_models
+    from runtime.server.supervision import supervised
 
     require_repository(repository)
     readable = readable_models(repository) or None
-    models = models_without_gpu(repository, readable)
-    if models is not None:
+    if models_without_gpu(repository, readable) is not None:
         towers = towers_of_repository(repository, readable)
         left_out = sorted(tower.folder.name for tower in towers if tower.on_gpu)
         typer.echo(f"left out, since they need a GPU: {', '.join(left_out)}", err=True)
     folder = env or default_folder()
     if not folder.exists():
         typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
-            running_server(
-                repository,
-                environment=environment_from_folder(folder),
-                options=dataclasses.replace(options, models=models or ()),
-                stop=stop,
-                say=lambda line: typer.echo(line, err=True),
-            )
+
+    def chosen() -> ServerOptions:
+        names = readable_models(repository) or None
+        found = models_without_gpu(repository, names)
+        if found is None and options.explicit:
+            found = models_of_repository(repository, names)
+        return dataclasses.replace(options, models=found or ())
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    with contextlib.ExitStack() as doors:
+        urls: list[str] = []
+
+        def started(server: Server) -> None:
+            if options.security.guarded and not urls:  # it stays when the server is started again
+                loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
+                names = readable_models(repository)
+                names = [name for name in names if front_end_name(name, Modality.TEXT) in loaded]
+                urls.append(doors.enter_context(guarded_server(door, server, names, http_api=http_api)))
+            _show(server, urls[0] if urls else f"http://{server.addresses.http}")
+
+        supervised(
+            repository,
+            environment=environment_from_folder(folder),
+            options=chosen,
+            stop=stop,
+            started=started,
+            say=say,
+            each_look=lambda server: _settle_killed_rollout(repository, server, say),
         )
-        url = f"http://{server.addresses.http}"
-        if options.security.guarded:
-            loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
-            names = [name for name in readable or [] if front_end_name(name, Modality.TEXT) in loaded]
-            url = stack.enter_context(guarded_server(door, server, names, http_api=http_api))
-        _show(server, url)
-        while not stop.wait(0.2):
-            server.require_running()
+
+
+def require_control_allowed(host: str, security: Security) -> None:
+    """Check that not everybody can reach a server whose models clients may load.
+
+    Raises:
+        InputError: strangers can: to load a model is to run its code.
+    """
+    from runtime.remote.options import is_loopback
+
+    if not is_loopback(host) and security.token is None:
+        raise InputError(
+            f"--control lets every client that reaches the server load models, which run code, and --host "
+            f"{host} lets other machines reach it. Leave out one of the two, or pass --token-file."
+        )
+
+
+def _settle_killed_rollout(repository: Path, server: Server, say: Callable[[str], None]) -> None:
+    """Finish or undo a rollout that was killed, on the files and on the running server."""
+    from runtime.server.recovery import recover_files
+
+    try:
+        if recover_files(repository, say):
+            from runtime.remote import Connection, address_from_text
+            from runtime.rollout import Control, settle
+
+            secure = "s" if server.security.certificate else ""
+            with contextlib.closing(
+                Control(
+                    address_from_text(f"grpc{secure}://{server.addresses.grpc}/_"),
+                    Connection(token=server.security.token),
+                )
+            ) as control:
+                settle(repository, control, say)
+    except BabeltowerError as error:
+        say(f"{error} The server keeps on serving what it serves.")
 
 
 def _show(server: Server, url: str) -> None:

@@ -18,7 +18,12 @@ from runtime.logs import LOGGER
 from runtime.manifest import Modality, front_end_name
 from runtime.remote.options import Connection
 from runtime.remote.payloads import RequestRows, concatenated
-from runtime.remote.served_model import ServedModel, require_served_model, served_model_from_transport
+from runtime.remote.served_model import (
+    FrontEndsDifferError,
+    ServedModel,
+    require_served_model,
+    served_model_from_transport,
+)
 from runtime.remote.shared import SharedRegions
 from runtime.remote.tensors import Tensor
 from runtime.remote.transport import FailedRequestError, ServerAnswer, Status, Transport
@@ -173,7 +178,10 @@ class Caller:
 
     async def _check_space(self) -> None:
         known = self._known()
-        found = await served_model_from_transport(self._transport, known.name)
+        try:
+            found = await served_model_from_transport(self._transport, known.name)
+        except FrontEndsDifferError as error:  # a rollout switches one after the other
+            raise FailedRequestError(Status.UNAVAILABLE, str(error)) from error
         require_served_model(found, engine=None, precision=None, fingerprint=known.fingerprint)
         if found.dims != known.dims:
             raise ServerError(

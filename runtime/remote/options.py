@@ -20,6 +20,7 @@ __all__ = [
     "WireProtocol",
     "address_from_text",
     "bearer",
+    "is_loopback",
     "require_token",
     "token_from_file",
 ]
@@ -37,6 +38,16 @@ class WireProtocol(str, Enum):
 
     GRPC = "grpc"
     HTTP = "http"
+
+
+def is_loopback(host: str) -> bool:
+    """Check whether a host's name or address is this machine's own, which no other reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 _DEFAULT_PORTS = {WireProtocol.GRPC: 8001, WireProtocol.HTTP: 8000}
@@ -68,12 +79,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """True if the server is on this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         scheme = self.protocol.value + ("s" if self.tls else "")

@@ -11,7 +11,11 @@ from runtime.fingerprints import remark_on_vectors
 from runtime.manifest import Engine, Modality, Precision, front_end_name
 from runtime.remote.transport import ServedModelConfig, Transport
 
-__all__ = ["ServedModel", "require_served_model", "served_model_from_transport"]
+__all__ = ["FrontEndsDifferError", "ServedModel", "require_served_model", "served_model_from_transport"]
+
+
+class FrontEndsDifferError(ServerError):
+    """The front ends of a model are of different releases: a rollout switches them, or was killed there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,15 @@ async def served_model_from_transport(transport: Transport, name: str) -> Served
 
     Raises:
         FailedRequestError: there is no answer, or no such model.
-        ServerError: the front ends are not babeltower's, or are from different releases.
+        FrontEndsDifferError: the front ends are from different releases.
+        ServerError: they are not babeltower's.
     """
     text, image = await asyncio.gather(
         *(transport.config(front_end_name(name, modality)) for modality in Modality)
     )
     found = _served(name, text, Modality.TEXT), _served(name, image, Modality.IMAGE)
     if found[0] != found[1]:
-        raise ServerError(
+        raise FrontEndsDifferError(
             f"The front ends of {name} disagree: texts are in {_description(found[0])}, images in "
             f"{_description(found[1])}. Their vectors are not comparable: finish or undo the rollout."
         )

@@ -238,7 +238,27 @@ def _grpc_status(error: Any) -> Status:
             return Status.UNTRUSTED
         if details.startswith(_GRPC_RESTRICTED):
             return Status.REFUSED
-    return _GRPC_STATUSES.get(error.code().name, Status.INTERNAL)
+    return _unless_passing(_GRPC_STATUSES.get(error.code().name, Status.INTERNAL), details)
+
+
+def _unless_passing(status: Status, message: str) -> Status:
+    """Return the status of a failure, ``UNAVAILABLE`` if its words say that it passes by itself.
+
+    Triton has one code for a model that it does not know and one that is being loaded, and another for a bug
+    and a server that stops.
+    """
+    if status in (Status.INTERNAL, Status.NOT_FOUND) and any(words in message for words in _PASSING):
+        return Status.UNAVAILABLE
+    return status
+
+
+_PASSING = (
+    "Server not ready",
+    "Server is stopping",
+    "has no available versions",
+    "is not ready",
+    "is not healthy",
+)
 
 
 _GRPC_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
@@ -355,7 +375,9 @@ class HttpTransport:
         except aiohttp.ClientError as error:
             raise FailedRequestError(Status.INTERNAL, str(error) or type(error).__name__) from error
         if status != 200:
-            raise FailedRequestError(_HTTP_STATUSES.get(status, Status.INTERNAL), _reason(status, answer))
+            reason = _reason(status, answer)
+            found = _HTTP_STATUSES.get(status, Status.INTERNAL)
+            raise FailedRequestError(_unless_passing(found, reason), reason)
         return answer, None if head is None else int(head)
 
 

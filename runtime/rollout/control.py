@@ -8,6 +8,7 @@ from runtime.errors import InputError, ServerError
 from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
 from runtime.remote.transport import channel_options
+from runtime.triton_config import json_from_config
 
 __all__ = ["Control"]
 
@@ -37,13 +38,22 @@ class Control:
             certificate_chain=chain,
         )
 
-    def load(self, model: str) -> None:
-        """Load a model from its current files; served versions keep running until new ones are ready.
+    def load(self, config: Any) -> None:
+        """Load a model with a configuration; served versions keep running until new ones are ready.
+
+        The configuration is passed with the request: after such a request, Triton does not look at a changed
+        ``config.pbtxt`` again, and files that say what is served need not be changed before it is.
+
+        Args:
+            config: ``inference.ModelConfig``; its name is the model's.
 
         Raises:
             ServerError: it does not load, or the server does not allow loading.
         """
-        self._call(self._client.load_model, model)
+        self._call(
+            lambda name, **options: self._client.load_model(name, config=json_from_config(config), **options),
+            config.name,
+        )
 
     def unload(self, model: str) -> None:
         """Unload a model after its running requests end."""
@@ -75,7 +85,7 @@ class Control:
             remedy = ""
             if "not allowed" in error.message() or "is restricted" in error.message():
                 remedy = (
-                    " Start the server with explicit model control, and pass its token if it has one "
+                    " Start the server with `babeltower serve --control`, and pass its token if it has one "
                     "(--token-file)."
                 )
             raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,20 +46,22 @@ class KeptRelease(Release):
                     verify_file(self.repository, record)
         self._verify_plans(self.repository)
 
-    def verify_copies(self) -> None:
-        """Do nothing, since no files are copied."""
+    def added_folders(self, modality: Modality) -> tuple[Path, ...]:
+        """Return the folder of the trial; all others are in the repository."""
+        return (self.front_end_folder(modality, trial=True),)
 
-    def put_towers_in(self) -> None:
-        """Do nothing, since the towers are already in the repository."""
-
-    def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
-        """Set this version of a front end to be loaded; it is copied only for the trial."""
-        served = self.front_end_folder(modality)
-        folder = self.front_end_folder(modality, trial=trial)
-        if trial:
-            folder.mkdir(exist_ok=True)
+    def write_folders(self, stage: Path) -> None:
+        """Write the front ends of the trial to ``stage``."""
+        for modality in Modality:
+            served = self.front_end_folder(modality)
+            folder = stage / self.front_end_folder(modality, trial=True).name
+            folder.mkdir()
             copy_folder(served / str(self.version), folder / str(self.version))
-        self._write_front_end_config(folder, served, modality, trial=trial)
+            self._write_front_end_config(folder, served, modality, trial=True)
+
+    def front_end_origin(self, modality: Modality) -> Path:
+        """Return the served front end: its settings stay as they are."""
+        return self.front_end_folder(modality)
 
     def front_end_facts(self, modality: Modality) -> dict[str, str]:
         """Return the parameters of this version's variant; all others stay as currently served."""
@@ -69,11 +70,6 @@ class KeptRelease(Release):
             "babeltower_precision": self.variant.precision.value,
             "babeltower_engine": config_of_folder(self.tower_folder(modality)).backend,
         }
-
-    def take_out(self, *, trial_only: bool) -> None:
-        """Remove the trial; the kept version stays."""
-        for modality in Modality:
-            shutil.rmtree(self.front_end_folder(modality, trial=True), ignore_errors=True)
 
 
 def release_from_version(model: Path, version: int) -> KeptRelease:

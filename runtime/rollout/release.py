@@ -1,4 +1,4 @@
-"""Files of a version in a repository: added beside the old ones, removed, or made the served ones.
+"""Files of a version: written to a stage whole, and the configurations that make it the served one.
 
 Every ``config.pbtxt`` pins the versions that a server loads, so a server that restarts during a rollout
 serves the old version, not the highest one.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,19 @@ from runtime.manifest import (
     TowerFiles,
     Variant,
     front_end_name,
-    record_of_file,
     tower_folder_name,
+    trial_name,
     verify_file,
 )
+from runtime.repository import record_with_drafts
 from runtime.storage import copy_folder
-from runtime.triton_config import CONFIG_FILE, served_version, versions_of_folder, write_config_from
+from runtime.triton_config import (
+    CONFIG_FILE,
+    config_of_folder,
+    served_version,
+    versions_of_folder,
+    write_config_from,
+)
 
 __all__ = ["Release", "release_from_model"]
 
@@ -59,7 +65,7 @@ class Release:
     @property
     def trial_name(self) -> str:
         """Name under which the version is probed before it gets traffic."""
-        return f"{self.manifest.name}_candidate"
+        return trial_name(self.manifest.name)
 
     @property
     def variant(self) -> Variant:
@@ -109,45 +115,53 @@ class Release:
             for modality in Modality:
                 require_plan_of_tower(repository, self.variant.tower(modality))
 
-    def verify_copies(self) -> None:
-        """Verify the copied files of both towers against the checksums of their originals.
+    def added_folders(self, modality: Modality) -> tuple[Path, ...]:
+        """Return the folders that the version adds: of its tower, its front end and the trial."""
+        tower = self.tower_folder(modality)
+        front_end = self.front_end_folder(modality) / str(self.version)
+        added = tower / str(self.version) if tower.exists() else tower
+        return added, front_end, self.front_end_folder(modality, trial=True)
+
+    def write_folders(self, stage: Path) -> None:
+        """Write all folders that the version adds to ``stage``, under the repository's names, and check them.
 
         Raises:
             ManifestError: a copy is truncated or damaged.
+            OSError: the disk is full.
         """
         for modality in Modality:
-            tower, folder = self.variant.tower(modality), self.tower_folder(modality)
-            origin = f"{tower.model}/{tower.version}/"
-            for record in tower.files:
-                if record.path.startswith(origin):
-                    path = f"{folder.name}/{self.version}/{record.path.removeprefix(origin)}"
-                    verify_file(self.repository, dataclasses.replace(record, path=path))
+            self._write_tower(modality, stage)
+            self._write_front_end(modality, stage)
 
-    def put_towers_in(self) -> None:
-        """Copy both towers into the repository, beside the served ones."""
-        for modality in Modality:
-            tower = self.variant.tower(modality)
-            origin = self.source.parent / tower.model
-            folder = self.tower_folder(modality)
-            if not folder.exists():
-                folder.mkdir()
-                write_config_from(origin, folder, versions=[self.version])
+    def _write_tower(self, modality: Modality, stage: Path) -> None:
+        tower = self.variant.tower(modality)
+        origin, name = self.source.parent / tower.model, self.tower_folder(modality).name
+        folder = stage / name
+        folder.mkdir()
+        if not self.tower_folder(modality).exists():
+            write_config_from(origin, folder, versions=[self.version])
             for file in _own_files(origin):
-                target = folder / file.relative_to(origin)
-                if file.name != CONFIG_FILE and not target.exists():
-                    target.parent.mkdir(exist_ok=True)
+                if file.name != CONFIG_FILE:
+                    target = folder / file.relative_to(origin)
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, target)
-            copy_folder(origin / str(tower.version), folder / str(self.version))
+        copy_folder(origin / str(tower.version), folder / str(self.version))
+        prefix = f"{tower.model}/{tower.version}/"
+        for record in tower.files:
+            if record.path.startswith(prefix):
+                path = f"{name}/{self.version}/{record.path.removeprefix(prefix)}"
+                verify_file(stage, dataclasses.replace(record, path=path))
 
-    def put_front_end_in(self, modality: Modality, *, trial: bool) -> None:
-        """Copy a front end into the repository, bind it to the tower version, and set it to be loaded."""
+    def _write_front_end(self, modality: Modality, stage: Path) -> None:
         origin = self.source.parent / front_end_name(self.candidate.name, modality)
-        folder = self.front_end_folder(modality, trial=trial)
-        folder.mkdir(exist_ok=True)
-        copy_folder(
-            origin / str(served_version(origin)), folder / str(self.version), adapt=self._bind(modality)
-        )
-        self._write_front_end_config(folder, origin, modality, trial=trial)
+        for trial in (False, True):
+            folder = stage / self.front_end_folder(modality, trial=trial).name
+            folder.mkdir()
+            copy_folder(
+                origin / str(served_version(origin)), folder / str(self.version), adapt=self._bind(modality)
+            )
+            if trial:
+                self._write_front_end_config(folder, origin, modality, trial=True)
 
     def _write_front_end_config(self, folder: Path, origin: Path, modality: Modality, *, trial: bool) -> None:
         parameters = {
@@ -174,23 +188,43 @@ class Release:
 
         return bound
 
-    def pin(self, folder: Path, versions: Sequence[int]) -> None:
-        """Say which versions of a folder are to be loaded."""
-        write_config_from(folder, folder, versions=versions)
+    def front_end_origin(self, modality: Modality) -> Path:
+        """Return the front end whose settings the version takes over."""
+        return self.source.parent / front_end_name(self.candidate.name, modality)
 
-    def take_out(self, *, trial_only: bool) -> None:
-        """Remove the trial's front ends and, unless ``trial_only``, all added files."""
+    def write_served_configs(self, drafts: Path) -> list[Path]:
+        """Write the configurations that make this version the served one, and return their drafts."""
+        found = []
         for modality in Modality:
-            shutil.rmtree(self.front_end_folder(modality, trial=True), ignore_errors=True)
-        if not trial_only:
-            for folder in self.folders():
-                shutil.rmtree(folder / str(self.version), ignore_errors=True)
-                if folder.exists() and not versions_of_folder(folder):
-                    shutil.rmtree(folder)
+            tower, front_end = self.tower_folder(modality), self.front_end_folder(modality)
+            for folder in (tower, front_end):
+                (drafts / folder.name).mkdir()
+                found.append(drafts / folder.name / CONFIG_FILE)
+            write_config_from(tower, drafts / tower.name, versions=[self.tower_version(modality)])
+            self._write_front_end_config(
+                drafts / front_end.name, self.front_end_origin(modality), modality, trial=False
+            )
+        return found
 
-    def finished_manifest(self) -> Manifest:
-        """Return the model's manifest with this version as the served one."""
-        towers = {modality: self._tower_files(modality) for modality in Modality}
+    def write_pinned_configs(self, drafts: Path) -> list[Path]:
+        """Write configurations that pin the served versions where none is pinned; return their drafts."""
+        found = []
+        for folder in self.folders():
+            if folder.exists():
+                served = served_version(folder)
+                if list(config_of_folder(folder).version_policy.specific.versions) != [served]:
+                    (drafts / folder.name).mkdir()
+                    write_config_from(folder, drafts / folder.name, versions=[served])
+                    found.append(drafts / folder.name / CONFIG_FILE)
+        return found
+
+    def finished_manifest(self, drafts: Path) -> Manifest:
+        """Return the model's manifest with this version as the served one.
+
+        Args:
+            drafts: Folder with the configurations that make it so.
+        """
+        towers = {modality: self._tower_files(modality, drafts) for modality in Modality}
         text = towers[Modality.TEXT]
         tokenizer = f"{text.model}/{Path(self.variant.tokenizer).name}"
         variant = dataclasses.replace(
@@ -200,7 +234,7 @@ class Release:
         records = [
             record
             for name in (text_name, image_name)
-            for record in _records(self.repository, self.repository / name, self.version)
+            for record in _records(self.repository, self.repository / name, self.version, drafts)
         ]
         return dataclasses.replace(
             self.manifest,
@@ -217,13 +251,13 @@ class Release:
         others = [kept for kept in self.manifest.kept if kept.version not in (self.version, served.version)]
         return (*others, served)
 
-    def _tower_files(self, modality: Modality) -> TowerFiles:
+    def _tower_files(self, modality: Modality, drafts: Path) -> TowerFiles:
         folder = self.tower_folder(modality)
         return dataclasses.replace(
             self.variant.tower(modality),
             model=folder.name,
             version=self.tower_version(modality),
-            files=tuple(_records(self.repository, folder, self.tower_version(modality))),
+            files=tuple(_records(self.repository, folder, self.tower_version(modality), drafts)),
         )
 
 
@@ -261,9 +295,9 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
     return dataclasses.replace(release, version=max(taken) + 1, served=served)
 
 
-def _records(repository: Path, folder: Path, version: int) -> list[FileRecord]:
+def _records(repository: Path, folder: Path, version: int, drafts: Path) -> list[FileRecord]:
     graph = [path for path in (folder / str(version)).rglob("*") if path.is_file()]
-    return [record_of_file(repository, path) for path in sorted([*_own_files(folder), *graph])]
+    return [record_with_drafts(repository, path, drafts) for path in sorted([*_own_files(folder), *graph])]
 
 
 def _own_files(folder: Path) -> list[Path]:

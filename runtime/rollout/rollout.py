@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runtime.encoder import Encoder
 from runtime.errors import BabeltowerError, InputError, ManifestError, RolloutError
-from runtime.manifest import Modality, manifest_path
+from runtime.manifest import Manifest, Modality, manifest_path
 from runtime.probes import Probes
 from runtime.remote.options import Connection, address_from_text
-from runtime.repository import write_manifest
+from runtime.repository import finish, relative_path, staging, with_config_records
 from runtime.rollout.control import Control
 from runtime.rollout.gate import ProbeVerdict, limits_from_variant, verdict_of_encoder
 from runtime.rollout.kept import release_from_version
 from runtime.rollout.release import Release, release_from_model
-from runtime.triton_config import CONFIG_FILE, served_version
+from runtime.rollout.settling import Say, settle, tell_server
+from runtime.transaction import (
+    Change,
+    Journal,
+    LiveModels,
+    Outcome,
+    journals_of_repository,
+    make_change,
+    remove_journal,
+    write_journal,
+)
+from runtime.triton_config import config_of_folder, served_version
 
-__all__ = ["Rollout", "roll_out"]
-
-Say = Callable[[str], None]
+__all__ = ["Rollout", "roll_out", "undo_rollout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,9 @@ def roll_out(
     are probed with the probes of REPOSITORY/NAME. If the answers pass, the front ends are switched and probed
     again, and the old towers are unloaded; their files stay. Otherwise everything is restored.
 
+    The files say what is served before and after, never anything between: a rollout that is killed is undone
+    or finished by the next command, ``serve`` among them.
+
     Args:
         model: REPOSITORY/NAME, in the repository that the server reads.
         to: Model with the new version, of the same embedding space and with front ends; or the number of a
@@ -61,26 +75,64 @@ def roll_out(
     Raises:
         RolloutError: the version's answers are wrong, or it does not load; the old one is served.
         ManifestError: the embedding space differs, or files are missing or changed; nothing was modified.
+        RepositoryInUseError: another command changes the repository.
+        ExportError: the repository cannot be written, or its disk is full; the old version is served.
         EngineError: a plan was built from another graph.
         ServerError: the server cannot be reached, or does not allow loading of models.
     """
     model, connection = Path(model), connection or Connection()
-    release = _planned(model, to, variant)
-    records = release.manifest.probes
-    probes = Probes.read(model, records[0] if records else None)
-    if probes.fingerprint != release.manifest.fingerprint:
-        raise ManifestError(
-            f"The probes of {model} are of space {probes.fingerprint!r}, but the model is of "
-            f"{release.manifest.fingerprint!r}. Export the checkpoint again."
-        )
-    say("verifying checksums")
-    release.verify()
-    base = url.rstrip("/")
-    control = Control(address_from_text(f"{base}/{release.manifest.name}"), connection)
-    try:
-        return _Run(release, probes, control, base, connection, say).done()
-    finally:
-        control.close()
+    Manifest.read(model)  # before anything is written
+    with staging(model.parent, "rollout") as stage:
+        control = _control(model, url, connection)
+        try:
+            settle(model.parent, control, say)
+            return _switched(_planned(model, to, variant), stage, control, url, connection, say)
+        finally:
+            control.close()
+
+
+def undo_rollout(
+    model: str | os.PathLike[str],
+    *,
+    url: str,
+    connection: Connection | None = None,
+    say: Say = lambda _: None,
+) -> Rollout | None:
+    """Undo the last rollout: switch back to the version served before, through the same checks.
+
+    Returns:
+        The switch; ``None`` if the last rollout was interrupted or failed, so that it was undone already.
+
+    Raises:
+        ManifestError: no version was served before.
+        BabeltowerError: as ``roll_out``.
+    """
+    model, connection = Path(model), connection or Connection()
+    Manifest.read(model)
+    with staging(model.parent, "rollout --undo") as stage:
+        control = _control(model, url, connection)
+        try:
+            undone = [
+                journal
+                for journal in settle(model.parent, control, say)
+                if journal.name == model.name and journal.outcome is Outcome.UNDONE
+            ]
+            if undone:
+                remove_journal(model.parent, model.name)
+                return None
+            manifest = Manifest.read(model)
+            if not manifest.kept:
+                raise ManifestError(
+                    f"{model} has not served another version, so there is none to go back to."
+                )
+            release = release_from_version(model, manifest.kept[-1].version)
+            return _switched(release, stage, control, url, connection, say)
+        finally:
+            control.close()
+
+
+def _control(model: Path, url: str, connection: Connection) -> Control:
+    return Control(address_from_text(f"{url.rstrip('/')}/{model.name}"), connection)
 
 
 def _planned(model: Path, to: str | os.PathLike[str] | int, variant: str | None) -> Release:
@@ -91,6 +143,22 @@ def _planned(model: Path, to: str | os.PathLike[str] | int, variant: str | None)
     return release_from_version(model, to)
 
 
+def _switched(
+    release: Release, stage: Path, control: Control, url: str, connection: Connection, say: Say
+) -> Rollout:
+    records = release.manifest.probes
+    model = release.repository / release.manifest.name
+    probes = Probes.read(model, records[0] if records else None)
+    if probes.fingerprint != release.manifest.fingerprint:
+        raise ManifestError(
+            f"The probes of {model} are of space {probes.fingerprint!r}, but the model is of "
+            f"{release.manifest.fingerprint!r}. Export the checkpoint again."
+        )
+    say("verifying checksums")
+    release.verify()
+    return _Run(release, probes, control, url.rstrip("/"), connection, say, stage).done()
+
+
 @dataclass(slots=True)
 class _Run:
     release: Release
@@ -99,58 +167,79 @@ class _Run:
     base: str
     connection: Connection
     say: Say
+    stage: Path
+    served: Mapping[str, int] = field(default_factory=dict)
 
     def done(self) -> Rollout:
         release = self.release
-        kept = {path: path.read_bytes() for path in self._guarded_files()}
+        self.served = {f.name: served_version(f) for f in release.folders() if f.exists()}
         loaded = {name for name in self._towers() if self.control.is_loaded(name)}
         try:
-            self._pin_served()
             self.say(f"loading version {release.version} beside the served one")
-            self._load_towers()
-            self._load_trial()
+            self._put_in(loaded)
+            self._load_beside()
             before = self._judged(release.trial_name)
+            finished = self._prepared()
             self.say("the probes pass; switching")
             self._switch()
             after = self._judged(release.manifest.name)
+            write_journal(release.repository, finished)
         except BaseException as error:
-            self._go_back(kept, loaded)
-            if isinstance(error, BabeltowerError):
+            journal = self._ended()
+            if journal is not None and journal.outcome is Outcome.FINISHED:
+                raise  # a signal came after the decision
+            if isinstance(error, (BabeltowerError, OSError)):
                 raise RolloutError(
                     f"Version {release.version} of {release.manifest.name}, {release.origin}, was rolled "
                     f"back; the previous version is still served. {error}"
                 ) from error
             raise
-        self._finish()
+        self._ended()
         return Rollout(release.repository / release.manifest.name, release.version, before, after)
 
-    def _guarded_files(self) -> list[Path]:
-        release = self.release
-        configs = [folder / CONFIG_FILE for folder in release.folders() if folder.exists()]
-        return [*configs, manifest_path(release.repository / release.manifest.name)]
+    def _put_in(self, loaded: Iterable[str]) -> None:
+        """Write everything to the stage, then the journal with the way back, then rename it in."""
+        release, repository = self.release, self.release.repository
+        added, pins, back = (self._folder(name) for name in ("added", "pins", "back"))
+        release.write_folders(added)
+        model = repository / release.manifest.name
+        pinned = release.write_pinned_configs(pins)
+        if pinned:
+            manifest = with_config_records(release.manifest, repository, pins)
+            pinned.append(manifest_path(pins / model.name))
+            pinned[-1].write_text(manifest.to_json(), encoding="utf-8")
+        for draft in pinned:
+            former = back / draft.relative_to(pins)
+            former.parent.mkdir(exist_ok=True)
+            shutil.copyfile(repository / draft.relative_to(pins), former)
+        folders = [folder for modality in Modality for folder in release.added_folders(modality)]
+        undo = Change(
+            remove=tuple(folder.relative_to(repository).as_posix() for folder in folders),
+            moves=self._moves(back, [back / draft.relative_to(pins) for draft in pinned]),
+        )
+        towers = self._towers()
+        live = LiveModels(
+            load=(*self._front_ends(), *(name for name in towers if name in loaded)),
+            unload=(*self._front_ends(trial=True), *(name for name in towers if name not in loaded)),
+        )
+        work = f"rollout to version {release.version}"
+        write_journal(repository, Journal(release.manifest.name, work, Outcome.UNDONE, undo, live))
+        moves = (
+            *self._moves(pins, pinned),  # first: else a restarting server would load the newest version
+            *self._moves(added, [added / folder.relative_to(repository) for folder in folders]),
+        )
+        make_change(repository, self.stage, Change(moves=moves))
 
-    def _pin_served(self) -> None:
-        """Pin the served versions, so that a server that restarts during the rollout loads no others."""
-        for folder in self.release.folders():
-            if folder.exists():
-                self.release.pin(folder, [served_version(folder)])
-        self._write_manifest()
-
-    def _load_towers(self) -> None:
+    def _load_beside(self) -> None:
         release = self.release
-        served = {folder: served_version(folder) for folder in release.folders() if folder.exists()}
-        release.put_towers_in()
-        release.verify_copies()
         for modality in Modality:
             folder, version = release.tower_folder(modality), release.tower_version(modality)
-            release.pin(folder, sorted({served.get(folder, version), version}))
-            self.control.load(folder.name)
-        self._write_manifest()
-
-    def _load_trial(self) -> None:
+            config = config_of_folder(folder)
+            served = self.served.get(folder.name, version)
+            config.version_policy.specific.versions[:] = sorted({served, version})
+            self.control.load(config)
         for modality in Modality:
-            self.release.put_front_end_in(modality, trial=True)
-            self.control.load(self.release.front_end_folder(modality, trial=True).name)
+            self.control.load(config_of_folder(release.front_end_folder(modality, trial=True)))
 
     def _judged(self, name: str) -> ProbeVerdict:
         with Encoder.open(f"{self.base}/{name}", connection=self.connection) as encoder:
@@ -159,61 +248,71 @@ class _Run:
             raise RolloutError("; ".join(verdict.faults) + ".")
         return verdict
 
+    def _prepared(self) -> Journal:
+        """Write the files that make the version the served one, and return the journal that puts them in."""
+        release, repository = self.release, self.release.repository
+        drafts = self._folder("served")
+        written = release.write_served_configs(drafts)
+        model = repository / release.manifest.name
+        written.append(manifest_path(drafts / model.name))
+        written[-1].write_text(release.finished_manifest(drafts).to_json(), encoding="utf-8")
+        trial = self._front_ends(trial=True)
+        change = Change(remove=trial, moves=self._moves(drafts, written))
+        towers = self._towers()
+        live = LiveModels(
+            load=(*self._front_ends(), *towers),
+            unload=(*trial, *sorted(set(self._towers_served()) - set(towers))),
+        )
+        work = f"rollout to version {release.version}"
+        return Journal(release.manifest.name, work, Outcome.FINISHED, change, live)
+
     def _switch(self) -> None:
-        for modality in Modality:
-            self.release.put_front_end_in(modality, trial=False)
-            self.control.load(self.release.front_end_folder(modality).name)
+        """Load both front ends of the version; the files still say the former one."""
+        drafts = self.stage / "served"
+        for name in self._front_ends():
+            self.control.load(config_of_folder(drafts / name))
 
-    def _finish(self) -> None:
-        """Unload the trial and the old towers, which nothing calls any more, and write the manifest."""
+    def _ended(self) -> Journal | None:
+        """Carry out what the journal says, first on the files, then on the server; return it."""
         release = self.release
-        for modality in Modality:
-            self.control.unload(release.front_end_folder(modality, trial=True).name)
-        release.take_out(trial_only=True)
-        for modality in Modality:
-            folder = release.tower_folder(modality)
-            release.pin(folder, [release.tower_version(modality)])
-            self.control.load(folder.name)
-        for name in set(self._towers_served()) - set(self._towers()):
-            self.control.unload(name)
-        write_manifest(release.repository / release.manifest.name, release.finished_manifest())
+        journals = journals_of_repository(release.repository)
+        journal = next((j for j in journals if j.name == release.manifest.name and not j.done), None)
+        if journal is not None:
+            if journal.outcome is Outcome.UNDONE:
+                self.say("rolling back")
+                for name in self._front_ends():  # first: those of the version lose their files
+                    self._tried(self.control.load, config_of_folder(release.repository / name))
+            left = finish(release.repository, self.stage, journal)
+            tell_server(release.repository, left, self.control, self.say)
+        return journal
 
-    def _towers(self) -> list[str]:
+    def _tried(self, step: Callable[[Any], None], config: Any) -> None:
+        try:
+            step(config)
+        except BabeltowerError as error:
+            self.say(f"while rolling back: {error}")
+
+    def _moves(self, folder: Path, drafts: Iterable[Path]) -> tuple[tuple[str, str], ...]:
+        """Return the moves of drafts to their places in the repository."""
+        return tuple(
+            (relative_path(draft, self.release.repository), draft.relative_to(folder).as_posix())
+            for draft in drafts
+        )
+
+    def _folder(self, name: str) -> Path:
+        folder = self.stage / name
+        folder.mkdir()
+        return folder
+
+    def _towers(self) -> tuple[str, ...]:
         """Return the Triton models of the version's towers."""
-        return [self.release.tower_folder(modality).name for modality in Modality]
+        return tuple(self.release.tower_folder(modality).name for modality in Modality)
 
-    def _towers_served(self) -> list[str]:
+    def _front_ends(self, *, trial: bool = False) -> tuple[str, ...]:
+        return tuple(self.release.front_end_folder(modality, trial=trial).name for modality in Modality)
+
+    def _towers_served(self) -> tuple[str, ...]:
         """Return the Triton models of the towers served until now; another variant has other names."""
         manifest = self.release.manifest
         served = manifest.variants[manifest.front_ends[0].variant]
-        return [served.tower(modality).model for modality in Modality]
-
-    def _go_back(self, kept: dict[Path, bytes], loaded: set[str]) -> None:
-        """Restore the files first, so that a restarting server is correct, then the loaded models."""
-        release = self.release
-        self.say("rolling back")
-        for path, content in kept.items():
-            path.write_bytes(content)
-        faults = []
-        for modality in Modality:
-            for step, name in (
-                (self.control.unload, release.front_end_folder(modality, trial=True).name),
-                (self.control.load, release.front_end_folder(modality).name),
-            ):
-                faults += self._tried(step, name)
-        release.take_out(trial_only=False)
-        for name in self._towers():
-            faults += self._tried(self.control.load if name in loaded else self.control.unload, name)
-        for fault in faults:
-            self.say(f"while rolling back: {fault}")
-
-    @staticmethod
-    def _tried(step: Callable[[str], None], name: str) -> list[str]:
-        try:
-            step(name)
-        except BabeltowerError as error:
-            return [str(error)]
-        return []
-
-    def _write_manifest(self) -> None:
-        write_manifest(self.release.repository / self.release.manifest.name, self.release.manifest)
+        return tuple(served.tower(modality).model for modality in Modality)

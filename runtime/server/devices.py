@@ -13,6 +13,7 @@ from runtime.triton_config import engine_of_tower
 
 __all__ = [
     "TowerFolder",
+    "models_of_repository",
     "models_without_gpu",
     "remarks_on_cpu_towers",
     "require_no_gpu",
@@ -90,13 +91,25 @@ def models_without_gpu(repository: Path, names: Collection[str] | None = None) -
     if len(on_gpu) == len(towers):
         what = f"Every variant in {repository} ({', '.join(_variants(towers))})"
         raise EngineError(f"{what} {_NEEDS_GPU} {_remedy(towers[0], repository)}")
+    left_out = {tower.folder.name for tower in on_gpu}
+    return tuple(name for name in models_of_repository(repository, names) if name not in left_out)
+
+
+def models_of_repository(repository: Path, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Names of the Triton models that the manifests name and that are there: front ends and towers.
+
+    Args:
+        names: Models to look at; ``None`` for all.
+    """
     front_ends = {
         model
         for manifest in manifests_of_repository(repository, names)
         for served in manifest.front_ends
         for model in (served.text, served.image)
+        if (repository / model).is_dir()
     }
-    return tuple(sorted({*front_ends, *(tower.folder.name for tower in towers if not tower.on_gpu)}))
+    towers = {tower.folder.name for tower in towers_of_repository(repository, names)}
+    return tuple(sorted(front_ends | towers))
 
 
 _NEEDS_GPU = "runs on an NVIDIA GPU, and this server has none."

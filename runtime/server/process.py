@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BabeltowerError, EngineError, OpeningCheckError
+from runtime.draining import DRAIN_VARIABLE, drained, drained_processes
+from runtime.errors import BabeltowerError, EngineError, ManifestError, OpeningCheckError
 from runtime.logs import LOGGER
 from runtime.manifest import manifest_path, names_in_repository
 from runtime.server.backends import write_backends
@@ -29,13 +32,18 @@ from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
 from runtime.server.log import RunLog, log_of_run
 from runtime.server.loopback import opened
+from runtime.server.readiness import stubs_of_server
+from runtime.server.recovery import while_changed
 from runtime.server.security import Security
 from runtime.server.served_models import ServedModels, linked_repository, plain_folder, served_models
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
-_STOP_S = 30.0
+_DRAIN_S, _STOP_S = 25.0, 30.0
+_LAST_ANSWERS_S = 0.3
+"""Time for the last answers to leave the server, once its models are drained."""
+_SHARED_MEMORY = Path("/dev/shm")
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
@@ -52,7 +60,6 @@ class ServerOptions:
         host: Address to listen on; default: this machine only.
         inner_host: Address for HTTP and metrics, if they are behind a gateway; default: ``host``.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
-        cache_bytes: Size of the response cache, for models whose configuration enables it; 0 for none.
         models: Load only these Triton models; if empty, the front ends and towers that the manifests name.
         explicit: Load only ``models``, even if empty, and allow clients to load others.
         leave_broken: Serve without the models that are damaged or do not load, if another one remains.
@@ -70,7 +77,6 @@ class ServerOptions:
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    cache_bytes: int = 0
     models: tuple[str, ...] = ()
     explicit: bool = False
     leave_broken: bool = False
@@ -94,13 +100,22 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Running server process."""
+    """Running server process.
+
+    Attributes:
+        drain: Folder by which it is drained.
+        security: What it asks of clients.
+        log_start: Length of the log when it was started.
+        left_out: Models that are damaged or did not load, and are not served.
+    """
 
     addresses: Addresses
     process: subprocess.Popen[bytes]
     log: Path
+    drain: Path
     security: Security = field(default_factory=Security)
     log_start: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -150,18 +165,27 @@ class Server:
         return RunLog(self.log, self.log_start).last_words()
 
     def stop(self) -> None:
-        """Stop after running requests end; kill the server if that takes more than 30 s."""
+        """Stop when all running requests are answered and later ones refused, within a minute at most."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_STOP_S)
+            is_drained = drained(self.drain, _DRAIN_S)
+            stubs = {stub.pid for stub in stubs_of_server(self.pid)}
+            # Triton would go on for up to 30 s while clients ask, and say NOT_FOUND at the end.
+            if not is_drained or not stubs <= drained_processes(self.drain):
+                self.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_STOP_S)
+            else:
+                time.sleep(_LAST_ANSWERS_S)
         self.kill()
 
     def kill(self) -> None:
-        """Kill the server and its Python models immediately."""
+        """Kill the server and its Python models immediately, and free their shared memory."""
+        regions = {stub.region for stub in stubs_of_server(self.pid)} | _mapped_regions(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for region in regions - {""}:
+            (_SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -188,9 +212,7 @@ def running_server(
     repository, options = Path(repository).resolve(), options or ServerOptions()
     say = LOGGER.warning if say is None else say
     require_repository(repository)
-    models = served_models(
-        repository, _models(options), verify=options.verify, leave_broken=options.leave_broken
-    )
+    models = _served_models(repository, options)
     require_no_gpu(repository, models.folders, models.names)
     for remark in models.remarks():
         say(remark)
@@ -232,7 +254,9 @@ class _Start:
                 self.options,
                 backends=self.scratch / "backends",
                 log=log,
+                drain=self.scratch / f"drain-{attempt}",
             )
+            server = dataclasses.replace(server, left_out=tuple(models.broken))
             try:
                 self._require(server, models)
                 return server
@@ -272,6 +296,32 @@ class _Start:
         return rest
 
 
+def _served_models(repository: Path, options: ServerOptions) -> ServedModels:
+    """Select the models to load; a model that a command is just changing is not broken."""
+    found: list[ServedModels] = []
+
+    def select(*, leave_broken: bool = False) -> None:
+        found.append(
+            served_models(repository, _models(options), verify=options.verify, leave_broken=leave_broken)
+        )
+
+    try:
+        while_changed(repository, select)
+    except ManifestError:
+        if not options.leave_broken:
+            raise
+        select(leave_broken=True)
+    return found[-1]
+
+
+def _mapped_regions(pid: int) -> set[str]:
+    """Return the regions of Python models that a server has mapped, of dead ones too; none if it is gone."""
+    with contextlib.suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+        return set(re.findall(r"/dev/shm/(triton_\w+_shm_region_[\w-]+)", maps))
+    return set()
+
+
 def require_repository(repository: Path) -> None:
     """Check that a repository is there, before an environment is made for its server.
 
@@ -297,6 +347,7 @@ def _started(
     *,
     backends: Path,
     log: RunLog,
+    drain: Path,
 ) -> Server:
     http, grpc, metrics = _ports(options)
     inner = options.inner_host or options.host
@@ -304,7 +355,6 @@ def _started(
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
-        f"--cache-directory={environment.triton / 'caches'}",
         "--disable-auto-complete-config",
         f"--http-address={inner}",
         f"--grpc-address={options.host}",
@@ -314,7 +364,6 @@ def _started(
         f"--metrics-port={metrics}",
         *_model_arguments(models, options),
         *options.security.arguments(control=options.explicit),
-        *([f"--cache-config=local,size={options.cache_bytes}"] if options.cache_bytes else []),
         *options.arguments,
     ]
     with log.path.open("ab") as output:
@@ -323,12 +372,12 @@ def _started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_variables(environment), **options.environment},
+            env={**_variables(environment), DRAIN_VARIABLE: str(drain), **options.environment},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
     addresses = Addresses(f"{inner}:{http}", f"{options.host}:{grpc}", f"{inner}:{metrics}")
-    return Server(addresses, process, log.path, options.security, log.start)
+    return Server(addresses, process, log.path, drain, options.security, log.start)
 
 
 def _models(options: ServerOptions) -> tuple[str, ...] | None:

@@ -17,9 +17,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.remote.options import bearer, require_token
+from runtime.remote.options import bearer, is_loopback, require_token
 
-__all__ = ["Security", "is_loopback", "require_safe_exposure"]
+__all__ = ["Security", "require_address", "require_safe_exposure"]
 
 _HTTP, _GRPC = "http-restricted-api", "grpc-restricted-protocol"
 _SECRET_HEADER, _GUARD_HEADER = "babeltower-secret", "babeltower-guard"
@@ -97,32 +97,30 @@ class Security:
             yield f"--grpc-server-key={self.key}"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine only.
+def require_address(host: str) -> None:
+    """Check an address to listen on.
 
     Raises:
         InputError: it is no IPv4 address.
     """
-    if host == "localhost":
-        return True
     try:
-        address = ip_address(host)
+        is_usable = host == "localhost" or ip_address(host).version == 4
     except ValueError:
+        is_usable = False
+    if not is_usable:
         raise InputError(
             f"--host {host!r} is no address to listen on; expected an IPv4 address of this machine, such as "
             "127.0.0.1, or 0.0.0.0 for all of them."
-        ) from None
-    if address.version != 4:
-        raise InputError(f"--host {host} is an IPv6 address; pass an IPv4 address of this machine.")
-    return address.is_loopback
+        )
 
 
 def require_safe_exposure(host: str, security: Security, *, insecure: bool) -> None:
     """Check that a server which others can reach has a token or TLS.
 
     Raises:
-        InputError: it has neither, and ``--insecure`` was not said.
+        InputError: it has neither, and ``--insecure`` was not said; or the address is none.
     """
+    require_address(host)
     if is_loopback(host) or security.is_closed or insecure:
         return
     raise InputError(

@@ -98,7 +98,8 @@ def served_models(
     broken = {name: str(error) for name, error in failures.items()}
     configured = [path.parent.name for path in sorted(repository.glob(f"*/{CONFIG_FILE}"))]
     if models is not None:
-        wanted = tuple(models)
+        unserved = {f for name in broken for f in _folders_of_broken(repository, name)}
+        wanted = tuple(model for model in models if model not in unserved)
     elif names or broken:
         wanted = tuple(named)
     else:
@@ -136,6 +137,13 @@ def folders_of_manifest(repository: Path, name: str) -> list[str]:
     listed = [model for served in manifest.front_ends for model in (served.text, served.image)]
     listed += [v.tower(modality).model for v in manifest.variants.values() for modality in Modality]
     return [model for model in dict.fromkeys(listed) if (repository / model).is_dir()]
+
+
+def _folders_of_broken(repository: Path, name: str) -> list[str]:
+    """Names of a broken model's Triton models, as far as its manifest can be read."""
+    with contextlib.suppress(ManifestError):
+        return folders_of_manifest(repository, name)
+    return []
 
 
 def _foreign(

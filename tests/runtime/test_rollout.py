@@ -27,7 +27,7 @@ from runtime.probes import Probes, probes_path
 from runtime.rollout.gate import ProbeLimits, limits_from_variant, verdict_of_vectors
 from runtime.rollout.kept import release_from_version
 from runtime.rollout.release import release_from_model
-from runtime.triton_config import served_version
+from runtime.triton_config import config_of_folder, served_version
 
 DIM = 32
 
@@ -189,20 +189,26 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def test_a_kept_version_is_planned_from_its_own_files(kept: Path) -> None:
+def test_a_kept_version_is_planned_from_its_own_files(kept: Path, tmp_path: Path) -> None:
     release = release_from_version(kept, 1)
     assert (release.version, release.served, release.key) == (1, 3, "fp32")
     assert [release.tower_folder(m).name for m in Modality] == ["m_text_tower_fp32", "m_image_tower_fp32"]
     assert release.front_end_facts(Modality.TEXT)["babeltower_engine"] == "onnxruntime"
-    release.put_front_end_in(Modality.TEXT, trial=True)
-    trial = kept.with_name("m_candidate_text")
-    assert served_version(trial) == 1
-    release.put_front_end_in(Modality.TEXT, trial=False)
-    assert served_version(kept.with_name("m_text")) == 1
-    release.take_out(trial_only=False)
-    assert not trial.exists()
-    assert sorted(p.name for p in kept.with_name("m_text").iterdir() if p.is_dir()) == ["1", "3"]
-    finished = release.finished_manifest()
+    added, drafts = tmp_path / "added", tmp_path / "drafts"
+    added.mkdir()
+    drafts.mkdir()
+    release.write_folders(added)
+    assert sorted(path.name for path in added.iterdir()) == ["m_candidate_image", "m_candidate_text"]
+    assert served_version(added / "m_candidate_text") == 1
+    assert [folder.name for folder in release.added_folders(Modality.TEXT)] == ["m_candidate_text"]
+    release.write_served_configs(drafts)
+    assert served_version(kept.with_name("m_text")) == 3
+    pinned = [
+        config_of_folder(drafts / name).version_policy.specific.versions
+        for name in ("m_text", "m_image", "m_text_tower_fp32", "m_image_tower_fp32")
+    ]
+    assert pinned == [[1]] * 4
+    finished = release.finished_manifest(drafts)
     assert finished.front_ends[0].variant == "fp32"
     assert [(k.version, k.key) for k in finished.kept] == [(3, "int8_openvino")]
 

@@ -21,9 +21,9 @@ from runtime import Encoder
 from runtime.commands.app import app
 from runtime.errors import InputError, ServerError
 from runtime.remote import Connection
-from runtime.remote.options import token_from_file
+from runtime.remote.options import is_loopback, token_from_file
 from runtime.server import ServerEnvironment
-from runtime.server.security import Security, is_loopback, require_safe_exposure
+from runtime.server.security import Security, require_address, require_safe_exposure
 
 TOKEN = "0123456789abcdef-of-the-tests"
 NAME = "capivara"
@@ -136,7 +136,7 @@ def test_commands_pass_the_token_and_the_authority(
     rollout = ["rollout", str(exported(NAME)), "--to", str(exported(NAME)), "--url", served.grpc]
     closed = run(*rollout, *secure)
     assert closed.returncode == 1
-    assert "explicit model control" in closed.stderr
+    assert "babeltower serve --control" in closed.stderr
     for command in (
         ["embed", str(exported(NAME)), "x", "--out", "y"],
         ["search", str(exported(NAME)), "x", "y"],
@@ -224,7 +224,7 @@ def test_loopback_addresses(host: str, found: bool) -> None:
 @pytest.mark.parametrize("host", ["example.org", "", "::", "1.2.3"])
 def test_hosts_that_are_no_addresses_are_refused(host: str) -> None:
     with pytest.raises(InputError, match="IPv4"):
-        is_loopback(host)
+        require_address(host)
 
 
 def test_secrets_are_not_printed() -> None:

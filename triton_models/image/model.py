@@ -8,6 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
 
+from runtime.draining import DrainedKind
 from triton_models.adapter import (
     TritonTower,
     counters_of_model,
@@ -16,6 +17,7 @@ from triton_models.adapter import (
     tensor,
     version_folder,
 )
+from triton_models.gate import STOPPING, DrainGate
 from triton_models.image_frontend import ImageFrontEnd, ImageRequest
 from triton_models.spec import ImageLimits, ImageSpec, limits_from_parameters, spec_from_folder
 
@@ -33,14 +35,19 @@ class TritonPythonModel:
             TritonTower(spec.tower),
             self._counters,
         )
+        self._gate = DrainGate(DrainedKind.FRONT_END)
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests."""
-        answers = await self._front_end.answers([_request(request) for request in requests])
-        return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
+        with self._gate.answering(len(requests)) as is_open:
+            if not is_open:
+                return [response_from_answer(request, STOPPING) for request in requests]
+            answers = await self._front_end.answers([_request(request) for request in requests])
+            return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
         """Stop the threads and publish the last counts."""
+        self._gate.close()
         self._front_end.close()
         self._counters.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
 
+from runtime.draining import DrainedKind
 from runtime.manifest import TOKENIZER_FILE
 from runtime.preprocessing.text import Tokenizer
 from triton_models.adapter import (
@@ -19,6 +20,7 @@ from triton_models.adapter import (
     tensor,
     version_folder,
 )
+from triton_models.gate import STOPPING, DrainGate
 from triton_models.spec import TextLimits, TextSpec, limits_from_parameters, spec_from_folder
 from triton_models.text_frontend import TextFrontEnd, TextRequest
 
@@ -39,14 +41,19 @@ class TritonPythonModel:
             TritonTower(spec.tower),
             self._counters,
         )
+        self._gate = DrainGate(DrainedKind.FRONT_END)
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests."""
-        answers = await self._front_end.answers([_request(request) for request in requests])
-        return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
+        with self._gate.answering(len(requests)) as is_open:
+            if not is_open:
+                return [response_from_answer(request, STOPPING) for request in requests]
+            answers = await self._front_end.answers([_request(request) for request in requests])
+            return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
         """Publish the last counts."""
+        self._gate.close()
         self._counters.close()
 
 

@@ -1,0 +1,226 @@
+"""Restarts under load: what runs is answered, later requests are UNAVAILABLE, our clients lose nothing."""
+
+from __future__ import annotations
+
+import collections
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from altered_models import copied
+from corpus_runs import output_of
+from sample_models import Exported
+from serving import Serving, wait_until
+from tritonclient.utils import InferenceServerException
+
+from runtime import Encoder
+from runtime.corpus import EngineChoice, Options, embed_corpus
+from runtime.probes import Probes
+from runtime.remote import Connection
+from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
+
+NAME = "nllb-clip"
+N_RESTARTS = 3
+PATIENT = Connection(retry_for_s=120, texts_per_request=4, concurrency=4)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(exported(NAME), tmp_path_factory.mktemp("restarted") / "models")
+
+
+class Restarting:
+    """A server that is stopped and started again at the same ports, as often as it is asked to."""
+
+    def __init__(self, model: Path, environment: ServerEnvironment) -> None:
+        self._model, self._environment = model, environment
+        self.options = ServerOptions()
+
+    def run(self, while_served: Any) -> None:
+        """Start the server, call the function with it, and stop it gracefully."""
+        with running_server(
+            self._model.parent, environment=self._environment, options=self.options
+        ) as server:
+            http, grpc, metrics = (
+                int(address.rpartition(":")[2])
+                for address in (server.addresses.http, server.addresses.grpc, server.addresses.metrics)
+            )
+            self.options = ServerOptions(http_port=http, grpc_port=grpc, metrics_port=metrics)
+            while_served(server)
+
+
+class Load:
+    """Texts embedded without a pause by our client; every vector is compared."""
+
+    def __init__(self, address: str, probes: Probes) -> None:
+        self.n_rounds = 0
+        self.errors: list[Exception] = []
+        self._done = threading.Event()
+        rows = slice(0, 400, 40)
+        self._texts, self._languages = probes.texts[rows], probes.languages[rows]
+        self._expected = probes.text_vectors[rows]
+        self._address = address
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with Encoder.open(self._address, connection=PATIENT) as encoder:
+            while not self._done.is_set():
+                try:
+                    found = encoder.embed_texts(self._texts, self._languages)
+                    assert np.abs(found - self._expected).max() <= 1e-5
+                    self.n_rounds += 1
+                except Exception as error:
+                    self.errors.append(error)
+
+    def wait_for_more(self) -> None:
+        known = self.n_rounds
+        wait_until(lambda: self.n_rounds > known + 2 or self.errors, "the load goes on")
+
+
+def test_our_clients_lose_nothing_over_restarts(
+    model: Path, server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    probes = Probes.read(model)
+    server = Restarting(model, server_environment)
+    server.run(lambda _: None)  # picks the ports
+    texts = [f"{text} {i}" for i, text in enumerate(probes.texts[:400]) if text.strip()]
+    (tmp_path / "texts.txt").write_text("\n".join(" ".join(text.split()) for text in texts))
+    corpus: list[Any] = []
+    ports = server.options
+    grpc, http = f"grpc://127.0.0.1:{ports.grpc_port}/{NAME}", f"http://127.0.0.1:{ports.http_port}/{NAME}"
+
+    def embed() -> None:
+        options = Options(language="por_Latn", rows_per_part=40, engine=EngineChoice())
+        corpus.append(embed_corpus(grpc, tmp_path / "texts.txt", tmp_path / "vectors", options))
+
+    loads: list[Load] = []
+
+    def begin(_: Server) -> None:
+        loads.extend(Load(address, probes).__enter__() for address in (grpc, http))
+        for load in loads:
+            load.wait_for_more()
+
+    server.run(begin)
+    embedding = threading.Thread(target=embed)
+    for i in range(N_RESTARTS):
+
+        def served(_: Server, i: int = i) -> None:
+            if i == 0:
+                embedding.start()
+            for load in loads:
+                load.wait_for_more()
+
+        server.run(served)
+
+    def end(_: Server) -> None:
+        embedding.join()
+        for load in loads:
+            load.__exit__()
+
+    server.run(end)
+    assert [load.errors for load in loads] == [[], []]
+    ids, vectors = output_of(tmp_path / "vectors")
+    assert (len(ids), corpus[0].bad_kinds) == (len(texts), {})
+    with Encoder.open(model, threads=1) as local:
+        lines = (tmp_path / "texts.txt").read_text().splitlines()
+        expected = local.embed_texts(lines, "por_Latn")
+    assert np.abs(vectors - expected).max() <= 1e-5
+
+
+@pytest.fixture
+def raw_answers() -> Iterator[Any]:
+    """Start raw clients, which retry nothing; at the end, count their answers by status."""
+    done = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(module: Any, address: str) -> collections.Counter[str]:
+        counts: collections.Counter[str] = collections.Counter()
+
+        def run() -> None:
+            client = module.InferenceServerClient(address)
+            text, language = (module.InferInput(name, [8, 1], "BYTES") for name in ("text", "language"))
+            text.set_data_from_numpy(np.array([[f"um gato {i}".encode()] for i in range(8)], np.object_))
+            language.set_data_from_numpy(np.array([[b"por_Latn"]] * 8, np.object_))
+            while not done.is_set():
+                try:
+                    client.infer(f"{NAME}_text", [text, language])
+                    counts["answered"] += 1
+                except InferenceServerException as error:
+                    counts[str(error.status())] += 1
+                except OSError:  # HTTP has no word for a connection that is refused or closed
+                    counts["unreachable"] += 1
+                except Exception as error:
+                    counts[f"{type(error).__name__}: {error}"] += 1
+
+        threads.extend(threading.Thread(target=run) for _ in range(4))
+        for thread in threads[-4:]:
+            thread.start()
+        return counts
+
+    yield start, done, threads
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_raw_clients_see_nothing_but_unavailable(
+    model: Path, server_environment: ServerEnvironment, raw_answers: Any
+) -> None:
+    start, done, threads = raw_answers
+    with running_server(model.parent, environment=server_environment) as server:
+        grpc = start(tritonclient.grpc, server.addresses.grpc)
+        http = start(tritonclient.http, server.addresses.http)
+        wait_until(lambda: grpc["answered"] > 50 and http["answered"] > 50, "requests are answered")
+        server.stop()
+        time.sleep(0.2)  # some more requests to a server that is gone
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert set(grpc) == {"answered", "StatusCode.UNAVAILABLE"}
+    assert set(http) <= {"answered", "503", "unreachable", "HTTPConnectionClosed: connection closed."}
+    assert http["503"] > 0
+
+
+def test_sigterm_lets_serve_answer_what_runs(model: Path, server_environment: ServerEnvironment) -> None:
+    ports = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    with Serving(model.parent, server_environment, *ports) as serving:
+        serving.wait_until_served()
+        answered: list[int] = []
+        client = tritonclient.grpc.InferenceServerClient(serving.address("grpc").removeprefix("grpc://"))
+        text, language = (
+            tritonclient.grpc.InferInput(name, [64, 1], "BYTES") for name in ("text", "language")
+        )
+        text.set_data_from_numpy(np.array([[b"gato " * 60]] * 64, np.object_))
+        language.set_data_from_numpy(np.array([[b"por_Latn"]] * 64, np.object_))
+        running = threading.Thread(
+            target=lambda: answered.append(
+                len(client.infer(f"{NAME}_text", [text, language]).as_numpy("vector"))
+            )
+        )
+        running.start()
+        wait_until(lambda: pending_or_done(client, answered), "the request is running")
+        serving.process.send_signal(signal.SIGTERM)
+        running.join()
+        assert answered == [64]
+        assert serving.process.wait(60) == 0
+
+
+def pending_or_done(client: Any, answered: list[int]) -> bool:
+    """Whether the request of 64 texts has reached its tower, or was answered already."""
+    stats = client.get_inference_statistics(f"{NAME}_text_tower_fp32").model_stats[0]
+    return bool(answered) or stats.inference_count > 0

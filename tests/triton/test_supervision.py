@@ -1,0 +1,99 @@
+"""A served repository that is left alone: what is killed or stopped is noticed, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from altered_models import copied
+from sample_models import Exported
+from serving import Serving, wait_until
+
+from runtime import Encoder
+from runtime.probes import Probes
+from runtime.server import ServerEnvironment
+from runtime.server.readiness import (
+    HttpEndpoint,
+    faults_of_server,
+    main,
+    probes_of_repository,
+    stubs_of_server,
+)
+
+NAME = "nllb-clip"
+FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(exported(NAME), tmp_path_factory.mktemp("supervised") / "models")
+
+
+@pytest.fixture(scope="module")
+def serving(model: Path, server_environment: ServerEnvironment) -> Iterator[Serving]:
+    """One server for all tests: each leaves it serving again."""
+    with Serving(model.parent, server_environment, *FREE_PORTS) as serving:
+        serving.wait_until_served()
+        yield serving
+
+
+def is_ready(model: Path, serving: Serving) -> bool:
+    return not faults_of_server(HttpEndpoint(serving.address("http")), probes_of_repository(model.parent))
+
+
+def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
+    whole = Probes.read(model)
+    text, image = probes_of_repository(model.parent)
+    row = whole.texts.index(text.inputs["text"].decode())
+    assert text.inputs["language"].decode() == whole.languages[row]
+    assert np.array_equal(np.asarray(text.vector, np.float32), whole.text_vectors[row])
+    row = whole.images.index(image.inputs["image"])
+    assert np.array_equal(np.asarray(image.vector, np.float32), whole.image_vectors[row])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "victim", [f"{NAME}_text_0_0", f"{NAME}_image_0_1", f"{NAME}_text_tower_fp32_0_0", ""]
+)
+def test_what_is_killed_or_stopped_comes_back(
+    victim: str, how: signal.Signals, model: Path, serving: Serving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_starts = sum(line.startswith("metrics ") for line in serving.lines)
+    server = serving.server_pid
+    assert is_ready(model, serving)
+    pid = next((s.pid for s in stubs_of_server(server) if s.instance == victim), server)
+    assert (pid == server) == (victim == "")
+    os.kill(pid, how)
+    wait_until(
+        lambda: main([str(model.parent), serving.address("http")]), "readiness is false", patience_s=30
+    )
+    serving.wait_until_served(n_starts + 1)
+    assert serving.server_pid != server
+    assert main([str(model.parent), serving.address("http"), "--processes"]) in (
+        0,
+        1,
+    )  # other servers run too
+    assert is_ready(model, serving)
+    said = "\n".join(serving.lines)
+    assert "the server is started again" in said
+    probes = Probes.read(model)
+    with Encoder.open(f"{serving.address('grpc')}/{NAME}") as encoder:
+        found = encoder.embed_texts(probes.texts[:20], probes.languages[:20])
+        assert np.abs(found - probes.text_vectors[:20]).max() <= 1e-5
+
+
+def test_a_server_that_does_not_last_ends_the_command(
+    exported: Exported, server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    model = copied(exported(NAME), tmp_path / "models")
+    with Serving(model.parent, server_environment, *FREE_PORTS) as serving:
+        serving.wait_until_served()
+        # Gone while it runs: no later start can succeed.
+        (model.parent / f"{NAME}_text_tower_fp32" / "1" / "model.onnx").unlink()
+        os.kill(serving.server_pid, signal.SIGKILL)
+        assert serving.process.wait(120) == 1
+    assert any(line.startswith("error: The server was started 7 times in a row") for line in serving.lines)
