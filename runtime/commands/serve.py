@@ -82,7 +82,7 @@ def serve(
         bool,
         typer.Option(
             "--control",
-            help="Let clients load and unload models, as `babeltower rollout` does; with --host, needs a token.",
+            help="Let clients load and unload models, as `babeltower rollout` does.",
         ),
     ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
