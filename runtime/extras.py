@@ -28,6 +28,7 @@ _EXTRA_OF = {
     "gcsfs": "gs",
     "google": "client",
     "grpc": "client",
+    "httptools": "gateway",
     "matplotlib": "export",
     "onnx": "export",
     "onnx_ir": "export",
@@ -38,15 +39,19 @@ _EXTRA_OF = {
     "peft": "export",
     "prometheus_client": "corpus",
     "pyarrow": "corpus",
+    "pydantic": "gateway",
     "ray": "ray",
     "rich": "corpus",
     "s3fs": "s3",
     "safetensors": "export",
+    "starlette": "gateway",
     "tensorrt": "tensorrt",
     "torch": "export",
     "torchvision": "export",
     "transformers": "export",
     "tritonclient": "client",
+    "uvicorn": "gateway",
+    "uvloop": "gateway",
 }
 """The extra of ``pyproject.toml`` that brings each package."""
 

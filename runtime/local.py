@@ -261,6 +261,23 @@ class LocalEncoder(Encoder):
         tokenizer = self._graphs.repository / self._variant.tokenizer
         return dropped_tokens_of(tokenizer, self.manifest.text, texts)
 
+    def vectors_from_texts(self, texts: Sequence[Text], *, dim: int | None = None) -> NDArray[np.float32]:
+        """Embed texts each with its own language or none, on the calling thread.
+
+        Returns:
+            float32 (texts, dim), L2-normalised, in input order.
+
+        Raises:
+            InputError: a width that the model does not have, or a text that cannot be tokenized.
+            EngineError: the text tower cannot be opened, or failed.
+        """
+        output, width = self._output(Modality.TEXT, dim)
+        vectors, stats = self._text_tower().vectors_from_texts(
+            texts, output=output, dim=width, max_batch_tokens=None
+        )
+        self._count(stats)
+        return vectors
+
     def vectors_from_tokens(self, batch: TokenBatch, *, dim: int | None = None) -> NDArray[np.float32]:
         """Run the text tower on a token batch, on the calling thread; the second stage of embedding texts.
 

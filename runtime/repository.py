@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -201,13 +201,16 @@ def remove_unlisted(stage: Path, repository: Path, manifest: Manifest) -> list[s
     return [folder.name for folder in unlisted]
 
 
-def manifests_of_repository(repository: Path) -> Iterator[Manifest]:
+def manifests_of_repository(repository: Path, names: Collection[str] | None = None) -> Iterator[Manifest]:
     """Read the manifest of every model in a repository, by name.
+
+    Args:
+        names: Models to read; ``None`` for all.
 
     Raises:
         ManifestError: one is malformed.
     """
-    for name in names_in_repository(repository):
+    for name in names_in_repository(repository) if names is None else sorted(names):
         yield Manifest.read(repository / name)
 
 

@@ -21,6 +21,7 @@ class Code(Enum):
     INVALID_ARG = "invalid argument"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

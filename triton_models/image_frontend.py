@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BabeltowerError, ImageError
+from runtime.errors import BabeltowerError
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.buckets import image_buckets
 from runtime.preprocessing.image import decode, pixels_from_image
-from triton_models.answers import AnswerVectors, Failure, Tower, failure_from_error, require_vectors
+from runtime.preprocessing.image_work import name_of_row, works_of_files
+from triton_models.answers import (
+    AnswerVectors,
+    Code,
+    Failure,
+    Tower,
+    failure_from_error,
+    require_vectors,
+)
 from triton_models.counters import Counters
 from triton_models.spec import ImageLimits, ImageSpec
 from triton_models.tensors import bytes_rows, one_width
@@ -23,12 +31,23 @@ from triton_models.tensors import bytes_rows, one_width
 __all__ = ["ImageFrontEnd", "ImageRequest"]
 
 
+_LONG_WORK = 1 << 20
+"""Pixels of work from which it is worthwhile to ask whether the sender is still there."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """Tensors of one request: ``image`` bytes (rows, 1), ``dim`` int32 (rows, 1)."""
+    """Tensors of one request.
+
+    Attributes:
+        image: bytes (rows, 1).
+        dim: int32 (rows, 1).
+        is_cancelled: Tells whether the sender has left.
+    """
 
     image: NDArray[Any]
     dim: NDArray[Any] | None = None
+    is_cancelled: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +104,19 @@ class ImageFrontEnd:
         try:
             width = self._spec.tower.width(one_width(request.dim))
             loop = asyncio.get_running_loop()
-            images = bytes_rows(request.image, "image")
+            files = bytes_rows(request.image, "image")
+            limits = self._limits
+            works = works_of_files(
+                files,
+                self._spec.preprocessing,
+                max_bytes=limits.max_bytes,
+                max_pixels=limits.max_pixels,
+            )
             decoding = [
-                loop.run_in_executor(self._decoders, self._pixels, i, b) for i, b in enumerate(images)
+                loop.run_in_executor(
+                    self._decoders, self._pixels, i, file, request.is_cancelled if work > _LONG_WORK else None
+                )
+                for i, (file, work) in enumerate(zip(files, works, strict=True))
             ]
             decoded = await asyncio.gather(*decoding)
             failed = next((outcome for outcome in decoded if isinstance(outcome, Failure)), None)
@@ -97,14 +126,14 @@ class ImageFrontEnd:
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    def _pixels(self, number: int, encoded: bytes) -> NDArray[np.uint8] | Failure:
+    def _pixels(
+        self, number: int, file: bytes, is_cancelled: Callable[[], bool] | None
+    ) -> NDArray[np.uint8] | Failure:
         """Preprocess an image; errors are converted here, since their tracebacks would hold its bytes."""
-        name = f"{number} of the request, {len(encoded)} bytes,"
+        if is_cancelled is not None and is_cancelled():
+            return _CANCELLED
         try:
-            if len(encoded) > self._limits.max_bytes:
-                limit = self._limits.max_bytes
-                raise ImageError(f"Image {name} exceeds the limit of {limit} bytes. Make it smaller first.")
-            image = decode(encoded, name=name, max_pixels=self._limits.max_pixels)
+            image = decode(file, name=name_of_row(number, file), max_pixels=self._limits.max_pixels)
             return pixels_from_image(image, self._spec.preprocessing)
         except BabeltowerError as error:
             return failure_from_error(error)
@@ -133,6 +162,9 @@ class ImageFrontEnd:
                 self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
                 if answer.reason == "image":
                     self._counters.add("babeltower_decode_failures_total")
+
+
+_CANCELLED = Failure(Code.CANCELLED, "cancelled", "The request was cancelled by its sender.")
 
 
 def _rows(

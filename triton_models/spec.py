@@ -92,12 +92,14 @@ class TextLimits:
             saves more padding.
         max_bytes: Maximum UTF-8 bytes of a text.
         max_characters: Maximum characters of a text.
+        max_request_characters: Maximum characters of all texts of a request; a second or so of tokenizing.
     """
 
     token_budget: int = 2_048
     bucket_overhead: int = RUN_OVERHEAD
     max_bytes: int = 65_536
     max_characters: int = 16_384
+    max_request_characters: int = 524_288
 
     @classmethod
     def on_gpu(cls) -> TextLimits:

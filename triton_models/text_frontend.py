@@ -98,6 +98,11 @@ class TextFrontEnd:
             texts = text_rows(
                 request.text, "text", max_bytes=limits.max_bytes, max_characters=limits.max_characters
             )
+            if (n_characters := sum(map(len, texts))) > limits.max_request_characters:
+                raise InputError(
+                    f"The {len(texts)} texts of the request have {n_characters} characters; the limit is "
+                    f"{limits.max_request_characters}. Send fewer texts in a request."
+                )
             languages = _languages(request.language, len(texts))
             pairs = [Text(text, i, code) for i, (text, code) in enumerate(zip(texts, languages, strict=True))]
             for text in pairs:

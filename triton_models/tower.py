@@ -14,12 +14,25 @@ from numpy.typing import NDArray
 
 from runtime.backends import open_graph
 from runtime.backends.backend import Backend, Signature, TensorType
-from runtime.errors import EngineError
+from runtime.errors import EngineError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.opening.probes import OPENING_FILE, OpeningProbes
 from runtime.opening.tower_check import require_opening
 
-__all__ = ["TowerConfig", "TowerServer", "groups_by_shape", "tower_config_from_triton"]
+__all__ = [
+    "MAX_LENGTH",
+    "MAX_ROWS",
+    "TowerConfig",
+    "TowerServer",
+    "groups_by_shape",
+    "tower_config_from_triton",
+]
+
+MAX_ROWS, MAX_LENGTH = "babeltower_max_rows", "babeltower_context_length"
+"""Parameters of ``config.pbtxt`` that bound a request: rows, and tokens in a row."""
+
+_MOST_ROWS, _LONGEST = 64, 512
+"""Bounds of a tower whose export wrote no such parameters."""
 
 _TOWER_NAME = re.compile(rf".+_(?:text|image)_tower_({'|'.join(p.value for p in Precision)})(?:_[a-z]+)?")
 
@@ -29,6 +42,7 @@ class TowerConfig:
     """A tower's settings in ``config.pbtxt``; ``threads`` are per instance.
 
     ``batched`` is true if Triton batches requests, and so omits the batch from the tensors' dimensions.
+    ``max_rows`` and ``max_length`` bound a request; ``max_length`` is for dynamic dimensions, the tokens.
     """
 
     name: str
@@ -38,6 +52,30 @@ class TowerConfig:
     batched: bool
     inputs: Mapping[str, tuple[str, tuple[int, ...]]]
     outputs: Mapping[str, tuple[str, tuple[int, ...]]]
+    max_rows: int
+    max_length: int
+
+    def require_bounded(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Check a request's rows and lengths before the tower takes memory for them.
+
+        Raises:
+            InputError: there are none or too many, or the inputs' shapes do not belong together.
+        """
+        for name, tensor in tensors.items():
+            dims = self.inputs[name][1] if self.batched else self.inputs[name][1][1:]
+            rows, *lengths = tensor.shape
+            if not 1 <= rows <= self.max_rows:
+                raise InputError(f"{name} has {rows} rows; expected 1 to {self.max_rows}.")
+            if any(dim == -1 and not 1 <= n <= self.max_length for dim, n in zip(dims, lengths, strict=True)):
+                raise InputError(
+                    f"{name} has shape {list(tensor.shape)}; the tower takes 1 to {self.max_length} tokens "
+                    "in a row. Truncate them, as the text front end does."
+                )
+            if tensor.dtype.kind == "i" and (tensor < 0).any():  # a graph would count them from the end
+                raise InputError(f"{name} has negative values; expected token ids, and a mask of 0 and 1.")
+        if len({tensor.shape[:2] for tensor in tensors.values()}) > 1:
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise InputError(f"The inputs have the shapes {shapes}; expected equal rows and lengths.")
 
 
 def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
@@ -54,14 +92,17 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
             f"{config['name']!r} is not a tower's name (NAME_text_tower_fp32, ...), so its precision is "
             "unknown. Export the checkpoint again."
         )
+    batch_size = int(config.get("max_batch_size", 0))
     return TowerConfig(
         name=config["name"],
         graph=config["default_model_filename"],
         precision=Precision(named[1]),
         threads=_threads(parameters, config.get("instance_group") or [{}], engine),
-        batched=int(config.get("max_batch_size", 0)) > 0,
+        batched=batch_size > 0,
         inputs={t["name"]: (t["data_type"], tuple(map(int, t["dims"]))) for t in config["input"]},
         outputs={t["name"]: (t["data_type"], tuple(map(int, t["dims"]))) for t in config["output"]},
+        max_rows=batch_size or int(parameters.get(MAX_ROWS, _MOST_ROWS)),
+        max_length=int(parameters.get(MAX_LENGTH, _LONGEST)),
     )
 
 
@@ -99,6 +140,7 @@ class TowerServer:
         except BaseException:
             self._backend.close()
             raise
+        self._config = config
         self._outputs = list(config.outputs)
 
     def close(self) -> None:
@@ -107,10 +149,23 @@ class TowerServer:
 
     def run(
         self, inputs: Sequence[Mapping[str, NDArray[Any]]], wanted: Sequence[Sequence[str]]
-    ) -> list[dict[str, NDArray[Any]] | EngineError]:
-        """Return the outputs of each request, in order; requests of equal shapes fail together."""
-        found: list[dict[str, NDArray[Any]] | EngineError] = [EngineError("not run")] * len(inputs)
-        for group in groups_by_shape(inputs):
+    ) -> list[dict[str, NDArray[Any]] | EngineError | InputError]:
+        """Return the outputs of each request, in order.
+
+        A request over the tower's bounds fails alone; requests of equal shapes are run, and fail, together.
+        """
+        found: list[dict[str, NDArray[Any]] | EngineError | InputError] = [EngineError("not run")] * len(
+            inputs
+        )
+        bounded = []
+        for i, tensors in enumerate(inputs):
+            try:
+                self._config.require_bounded(tensors)
+                bounded.append(i)
+            except InputError as error:
+                found[i] = error
+        for positions in groups_by_shape([inputs[i] for i in bounded]):
+            group = [bounded[at] for at in positions]
             names = [name for name in self._outputs if any(name in wanted[i] for i in group)]
             sizes = [len(next(iter(inputs[i].values()))) for i in group]
             joined = {

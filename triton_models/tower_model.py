@@ -7,7 +7,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from runtime.draining import DrainedKind
-from runtime.errors import EngineError
+from runtime.errors import EngineError, InputError
 from runtime.manifest import Engine
 from triton_models.adapter import response_from_answer, version_folder
 from triton_models.gate import STOPPING, DrainGate
@@ -46,9 +46,9 @@ class TowerModel:
         self._server.close()
 
 
-def _response(outcome: dict[str, Any] | EngineError) -> Any:
-    if isinstance(outcome, EngineError):
-        return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(str(outcome), pb_utils.TritonError.INTERNAL)
-        )
+def _response(outcome: dict[str, Any] | EngineError | InputError) -> Any:
+    if isinstance(outcome, (EngineError, InputError)):
+        codes = pb_utils.TritonError
+        code = codes.INVALID_ARG if isinstance(outcome, InputError) else codes.INTERNAL
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(outcome), code))
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(n, a) for n, a in outcome.items()])

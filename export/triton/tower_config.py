@@ -28,6 +28,7 @@ from runtime.errors import ExportError
 from runtime.manifest import GPU_ENGINES, Engine, Precision
 from runtime.preprocessing.buckets import Buckets, image_buckets, text_buckets
 from runtime.triton_config import config_from_text, engine_of_backend, text_from_config
+from triton_models.tower import MAX_LENGTH, MAX_ROWS
 
 __all__ = [
     "BackendSettings",
@@ -184,7 +185,12 @@ def tower_config(
         inputs=inputs,
         outputs=outputs,
         instances=instances,
-        parameters={"babeltower_fingerprint": fingerprint, **operation.parameters},
+        parameters={
+            "babeltower_fingerprint": fingerprint,
+            **({MAX_LENGTH: str(context_length)} if _takes_text(inputs) else {}),
+            MAX_ROWS: str(max_batch_size),
+            **operation.parameters,
+        },
         gpu=None
         if buckets is None
         else GpuOptimization(operation.provider, () if plan is None else plan_graphs(plan, inputs, buckets)),

@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from runtime.commands.options import cache_option, device_option
+from runtime.commands.options import (
+    ca_file_option,
+    cache_option,
+    connection_to_model,
+    device_option,
+    token_file_option,
+)
 from runtime.corpus.faults import PATIENCE_S
 from runtime.device import Device, device_from_name
 from runtime.embeddings import Encoding
@@ -20,6 +26,7 @@ from runtime.manifest import Engine, Precision, choice_from_value
 __all__ = ["embed"]
 
 _SOURCE, _TOWER, _OUTPUT, _SCALE = "Source", "Tower", "Output", "Scale and watch"
+_SERVER = "Server, if MODEL is an address"
 
 
 class Runner(str, Enum):
@@ -269,6 +276,8 @@ def embed(
         typer.Option(min=1, max=65535, rich_help_panel=_SCALE, help="Port for Prometheus metrics."),
     ] = None,
     cache: Annotated[Path | None, cache_option(_SCALE)] = None,
+    token_file: Annotated[Path | None, token_file_option(_SERVER, "sent with every request")] = None,
+    ca_file: Annotated[Path | None, ca_file_option(_SERVER)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Embed a corpus of texts or images into Parquet files, exactly once.
@@ -318,6 +327,7 @@ def embed(
         npy=npy,
         lease_s=lease,
         cache=cache,
+        connection=connection_to_model(model, token_file, ca_file),
     )
     locations = Locations(source)
     if dry_run:

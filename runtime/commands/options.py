@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Model", "cache_option", "device_option", "json_text"]
+from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.remote.options import Connection
+
+__all__ = [
+    "AsJson",
+    "Model",
+    "ca_file_option",
+    "cache_option",
+    "connection_from_files",
+    "connection_to_model",
+    "device_option",
+    "json_text",
+    "token_file_option",
+]
 
 Model = Annotated[str, typer.Argument(metavar="REPOSITORY/NAME", help="An exported model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,6 +47,49 @@ def device_option(panel: str) -> Any:
         rich_help_panel=panel,
         help="Where the towers run; default: the processor, or the first GPU for an engine that needs one.",
     )
+
+
+def token_file_option(panel: str, whose: str) -> Any:
+    """Return an option for a file that holds a bearer token."""
+    return typer.Option(
+        metavar="FILE",
+        rich_help_panel=panel,
+        help=f"File with the bearer token {whose}.",
+    )
+
+
+def ca_file_option(panel: str) -> Any:
+    """Return the option ``--ca-file``, for commands that connect to a server."""
+    return typer.Option(
+        metavar="FILE",
+        rich_help_panel=panel,
+        help="CA certificates (PEM) to verify the server's; default: the system's.",
+    )
+
+
+def connection_from_files(token_file: Path | None, ca_file: Path | None) -> Connection:
+    """Return the connection to a server that a command was given.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    from runtime.remote.options import Connection, token_from_file
+
+    token = None if token_file is None else token_from_file(token_file)
+    return Connection(token=token, ca_file=ca_file)
+
+
+def connection_to_model(model: str, token_file: Path | None, ca_file: Path | None) -> Connection | None:
+    """Return the connection for a model that is an address; ``None`` for a path.
+
+    Raises:
+        InputError: a file cannot be read, or the model is a path.
+    """
+    if "://" in model:
+        return connection_from_files(token_file, ca_file)
+    if token_file is not None or ca_file is not None:
+        raise InputError(f"--token-file and --ca-file are for a server's address; {model} is a path.")
+    return None
 
 
 def json_text(value: Any) -> str:

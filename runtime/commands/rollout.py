@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from runtime.commands.options import Model
+from runtime.commands.options import Model, ca_file_option, connection_from_files, token_file_option
 from runtime.errors import InputError
 
 __all__ = ["rollout"]
+
+_SERVER = "Server"
 
 
 def rollout(
@@ -29,12 +31,8 @@ def rollout(
     variant: Annotated[
         str | None, typer.Option(help="Variant of the new model; default: the only one.")
     ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="PEM file of CA certificates to verify the server.")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="BABELTOWER_TOKEN", help="Bearer token sent with every request.")
-    ] = None,
+    token_file: Annotated[Path | None, token_file_option(_SERVER, "sent with every request")] = None,
+    ca_file: Annotated[Path | None, ca_file_option(_SERVER)] = None,
 ) -> None:
     """Switch a served model to a new version under traffic, if its answers to the probes are correct.
 
@@ -43,12 +41,11 @@ def rollout(
 
     The server must allow the loading of models: babeltower serve --control.
     """
-    from runtime.remote import Connection
     from runtime.rollout import roll_out, undo_rollout
 
     if undo == (to is not None) or (undo and variant is not None):
         raise InputError("Pass either --to REPOSITORY/NAME, --to VERSION, or --undo alone.")
-    connection = Connection(token=token, ca_file=ca_file)
+    connection = connection_from_files(token_file, ca_file)
 
     def say(step: str) -> None:
         typer.echo(step, err=True)

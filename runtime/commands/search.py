@@ -7,13 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.commands.options import AsJson, cache_option, device_option, json_text
+from runtime.commands.options import (
+    AsJson,
+    ca_file_option,
+    cache_option,
+    connection_to_model,
+    device_option,
+    json_text,
+    token_file_option,
+)
 from runtime.errors import InputError
 from runtime.manifest import Engine, Modality, Precision
 
 __all__ = ["search"]
 
 _PAGE, _TOWER = "Page of pictures", "Text tower"
+_SERVER = "Server, if the model is an address"
 
 
 def search(
@@ -99,6 +108,8 @@ def search(
     ] = None,
     device: Annotated[str | None, device_option(_TOWER)] = None,
     cache: Annotated[Path | None, cache_option(_TOWER)] = None,
+    token_file: Annotated[Path | None, token_file_option(_SERVER, "sent with every request")] = None,
+    ca_file: Annotated[Path | None, ca_file_option(_SERVER)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the images or other embedded items that best match a text, a picture, or both.
@@ -116,7 +127,13 @@ def search(
     conditions = [Condition.parse(text) for text in where or []]
     places, queries = _queries(sources, more or [], language, like=like, weight=like_weight, literal=literal)
     with Encoder.open(
-        model, engine=engine, precision=precision, threads=threads, cache=cache, device=device
+        model,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        cache=cache,
+        device=device,
+        connection=connection_to_model(model, token_file, ca_file),
     ) as encoder:
         answers = answers_from_sources(
             encoder,

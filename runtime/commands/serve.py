@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable
@@ -12,15 +13,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runtime.commands.options import ca_file_option, connection_from_files, token_file_option
 from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
+from runtime.manifest import Modality, front_end_name
 
 if TYPE_CHECKING:
-    from runtime.server.process import Server
+    from runtime.commands.doors import Door
+    from runtime.server.process import Server, ServerOptions
+    from runtime.server.security import Security
 
 __all__ = ["serve"]
 
 _HOST, _PORTS = "127.0.0.1", (8000, 8001, 8002)
 """Default address, and ports of HTTP, gRPC and Prometheus."""
+
+_ACCESS, _API = "Who may ask", "OpenAI-compatible interface"
 
 
 class ServeTarget(str, Enum):
@@ -32,7 +39,11 @@ class ServeTarget(str, Enum):
 
 def serve(
     repository: Annotated[
-        Path, typer.Argument(metavar="REPOSITORY", help="Folder written by `babeltower export`.")
+        str,
+        typer.Argument(
+            metavar="REPOSITORY",
+            help="Folder written by `babeltower export`; or, with --http-api, the address of a served model.",
+        ),
     ],
     target: Annotated[
         ServeTarget, typer.Option(help="cpu: start a server here; gpu: write the files of a container.")
@@ -64,19 +75,53 @@ def serve(
     shared_memory: Annotated[
         bool,
         typer.Option(
-            "--shared-memory",
-            help="Let clients on the server's machine pass images in shared memory; a server that is started "
-            "here always does.",
+            "--shared-memory", help="Let clients on the server's machine pass images in shared memory."
         ),
     ] = False,
     control: Annotated[
         bool,
         typer.Option(
             "--control",
-            help="Let clients load and unload models, which `babeltower rollout` needs; loopback only.",
+            help="Let clients load and unload models, as `babeltower rollout` does.",
         ),
     ] = False,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+    token_file: Annotated[Path | None, token_file_option(_ACCESS, "that every client must send")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(rich_help_panel=_ACCESS, help="Certificate chain (PEM) of HTTP and gRPC.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(rich_help_panel=_ACCESS, help="Key (PEM) of the certificate.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", rich_help_panel=_ACCESS, help="Let other machines in without a token or TLS."
+        ),
+    ] = False,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=_ACCESS,
+            help="Bound HTTP requests before they reach Triton; --no-guard lets its own HTTP server listen.",
+        ),
+    ] = True,
+    http_api: Annotated[
+        bool, typer.Option("--http-api", rich_help_panel=_API, help="Also answer POST /v1/embeddings.")
+    ] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process", rich_help_panel=_API, help="With --http-api: no Triton; this process computes."
+        ),
+    ] = False,
+    default_language: Annotated[
+        str | None, typer.Option(rich_help_panel=_API, help="Language of texts whose request names none.")
+    ] = None,
+    upstream_token_file: Annotated[
+        Path | None, token_file_option(_API, "of the server, if REPOSITORY is an address")
+    ] = None,
+    ca_file: Annotated[Path | None, ca_file_option(_API)] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
 
@@ -91,17 +136,7 @@ def serve(
 
     What a killed command left in the repository is finished or undone first, and said.
     """
-    from runtime.server.process import ServerOptions, require_repository
-    from runtime.server.recovery import recover_before_start
-
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    require_repository(repository)
-    recover_before_start(repository, say)
     if target is ServeTarget.GPU or write is not None:
-        from runtime.server.containers import deployment_from_repository
-
         given = {
             "--host": host != _HOST,
             "--port": port != _PORTS[0],
@@ -109,74 +144,200 @@ def serve(
             "--metrics-port": metrics_port != _PORTS[2],
             "--backends": backends is not None,
             "--log": log is not None,
+            "--token-file": token_file is not None,
+            "--tls-cert": tls_cert is not None,
+            "--http-api": http_api,
         }
-        if ignored := [name for name, is_given in given.items() if is_given]:
-            raise InputError(
-                f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
-                "them out, and edit the written files instead."
-            )
-        lines = deployment_from_repository(
-            repository, write, target=target.value, shared_memory=shared_memory, control=control
+        _write_container(
+            Path(repository),
+            write,
+            target,
+            [name for name, is_given in given.items() if is_given],
+            shared_memory=shared_memory,
+            control=control,
         )
-        for line in lines:
-            typer.echo(line)
         return
-    from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
-    from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.supervision import supervised
+    from runtime.commands.doors import Door
+    from runtime.gateway.options import GatewayOptions
+    from runtime.remote.options import token_from_file
+    from runtime.server.process import ServerOptions
+    from runtime.server.security import Security, require_safe_exposure
 
-    if control:
-        require_control_allowed(host)
-    models = models_without_gpu(repository)
-    if models is not None:
-        left_out = sorted(tower.folder.name for tower in towers_of_repository(repository) if tower.on_gpu)
-        typer.echo(f"left out, since they need a GPU: {', '.join(left_out)}", err=True)
-
-    folder = env or default_folder()
-    if not folder.exists():
-        typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
-
-    def options() -> ServerOptions:
-        found = models_without_gpu(repository)
-        if found is None and control:
-            found = models_of_repository(repository)
-        return ServerOptions(
-            host=host,
-            http_port=port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            models=found or (),
-            backends=backends,
-            log=log,
-        )
-
+    token = None if token_file is None else token_from_file(token_file)
+    security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
+    require_safe_exposure(host, security, insecure=insecure)
+    door = Door(host, port, GatewayOptions(token, tls_cert, tls_key, default_language))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
             signal.signal(number, lambda *_: stop.set())
-    supervised(
-        repository,
-        environment=environment_from_folder(folder),
-        options=options,
-        stop=stop,
-        started=_show,
-        say=say,
-        each_look=_settler(repository, control=control, say=say),
+    if in_process or "://" in repository:
+        if not http_api:
+            what = "--in-process" if in_process else f"REPOSITORY is an address, {repository}, which"
+            raise InputError(f"{what} needs --http-api, the interface that is served then.")
+        _serve_models(door, repository, upstream_token_file, ca_file, stop)
+        return
+    if upstream_token_file is not None or ca_file is not None:
+        raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
+    if control:
+        require_control_allowed(host, security)
+    _require_guard(host, security, http_api=http_api, insecure=insecure)
+    options = ServerOptions(
+        host=host,
+        inner_host=_HOST if guard else None,
+        http_port=0 if guard else port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        explicit=control,
+        leave_broken=True,
+        security=security,
+        backends=backends,
+        log=log,
     )
+    _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
 
 
-def require_control_allowed(host: str) -> None:
-    """Check that only this machine's users can reach a server whose models clients may load.
+def _write_container(
+    repository: Path,
+    write: Path | None,
+    target: ServeTarget,
+    ignored: list[str],
+    *,
+    shared_memory: bool,
+    control: bool,
+) -> None:
+    from runtime.server.containers import deployment_from_repository
+    from runtime.server.process import require_repository
+    from runtime.server.recovery import recover_before_start
+
+    require_repository(repository)
+    recover_before_start(repository, lambda line: typer.echo(line, err=True))
+    if ignored:
+        raise InputError(
+            f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
+            "them out, and edit the written files instead."
+        )
+    lines = deployment_from_repository(
+        repository, write, target=target.value, shared_memory=shared_memory, control=control
+    )
+    for line in lines:
+        typer.echo(line)
+
+
+def _require_guard(host: str, security: Security, *, http_api: bool, insecure: bool) -> None:
+    """Check that the gateway can stand before Triton's HTTP server, or need not."""
+    from runtime.commands.doors import require_gateway
+    from runtime.remote.options import is_loopback
+
+    if security.guarded:
+        require_gateway("The HTTP port", remedy="Or pass --no-guard, if only you reach this machine.")
+        return
+    if http_api:
+        raise InputError("--http-api is answered by the guard of the HTTP port; leave out --no-guard.")
+    if security.certificate is not None:
+        raise InputError("Triton's own HTTP server has no TLS; leave out --no-guard.")
+    if not is_loopback(host) and not insecure:
+        raise InputError(
+            f"--no-guard with --host {host} lets other machines reach Triton's own HTTP server, whose holes "
+            "need no token (docs/security.md). Leave one of them out, or say --insecure."
+        )
+
+
+def _serve_models(
+    door: Door, place: str, upstream_token_file: Path | None, ca_file: Path | None, stop: threading.Event
+) -> None:
+    """Run the gateway in front of an address, or of the models of a repository in this process."""
+    from runtime.commands.doors import local_models, require_gateway, running_door
+    from runtime.server.process import require_repository
+
+    require_gateway("--http-api")
+    from runtime.gateway.models import local_opener, remote_opener
+
+    with contextlib.ExitStack() as stack:
+        if "://" in place:
+            openers = [remote_opener(place, connection_from_files(upstream_token_file, ca_file))]
+        else:
+            require_repository(Path(place))
+            models = local_models(Path(place), door.options.default_language)
+            openers = [local_opener(stack.enter_context(model)) for model in models]
+        url = stack.enter_context(running_door(door, openers))
+        typer.echo(f"http     {url}")
+        stop.wait()
+
+
+def _serve_repository(
+    door: Door,
+    repository: Path,
+    options: ServerOptions,
+    env: Path | None,
+    stop: threading.Event,
+    *,
+    http_api: bool,
+) -> None:
+    """Keep a Triton server running until it is stopped, behind the gateway if its HTTP port is guarded."""
+    from runtime.commands.doors import guarded_server
+    from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
+    from runtime.server.environment import default_folder, environment_from_folder
+    from runtime.server.process import require_repository
+    from runtime.server.recovery import recover_before_start
+    from runtime.server.served_models import readable_models
+    from runtime.server.supervision import supervised
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    require_repository(repository)
+    recover_before_start(repository, say)
+    readable = readable_models(repository) or None
+    if models_without_gpu(repository, readable) is not None:
+        towers = towers_of_repository(repository, readable)
+        left_out = sorted(tower.folder.name for tower in towers if tower.on_gpu)
+        typer.echo(f"left out, since they need a GPU: {', '.join(left_out)}", err=True)
+    folder = env or default_folder()
+    if not folder.exists():
+        typer.echo(f"creating the server's environment in {folder} (once, about 700 MB) …", err=True)
+
+    def chosen() -> ServerOptions:
+        names = readable_models(repository) or None
+        found = models_without_gpu(repository, names)
+        if found is None and options.explicit:
+            found = models_of_repository(repository, names)
+        return dataclasses.replace(options, models=found or ())
+
+    with contextlib.ExitStack() as doors:
+        urls: list[str] = []
+
+        def started(server: Server) -> None:
+            if options.security.guarded and not urls:  # it stays when the server is started again
+                loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
+                names = readable_models(repository)
+                names = [name for name in names if front_end_name(name, Modality.TEXT) in loaded]
+                urls.append(doors.enter_context(guarded_server(door, server, names, http_api=http_api)))
+            _show(server, urls[0] if urls else f"http://{server.addresses.http}")
+
+        supervised(
+            repository,
+            environment=environment_from_folder(folder),
+            options=chosen,
+            stop=stop,
+            started=started,
+            say=say,
+            each_look=_settler(repository, control=options.explicit, say=say),
+        )
+
+
+def require_control_allowed(host: str, security: Security) -> None:
+    """Check that not everybody can reach a server whose models clients may load.
 
     Raises:
-        InputError: others can: to load a model is to run its code.
+        InputError: strangers can: to load a model is to run its code.
     """
     from runtime.remote.options import is_loopback
 
-    if not is_loopback(host):
+    if not is_loopback(host) and security.token is None:
         raise InputError(
             f"--control lets every client that reaches the server load models, which run code, and --host "
-            f"{host} lets other machines reach it. Leave out one of the two."
+            f"{host} lets other machines reach it. Leave out one of the two, or pass --token-file."
         )
 
 
@@ -193,9 +354,11 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
                 from runtime.repository import staging
                 from runtime.rollout import Control, settle
 
-                address = address_from_text(f"grpc://{server.addresses.grpc}/model")
+                secure = "s" if server.security.certificate else ""
+                address = address_from_text(f"grpc{secure}://{server.addresses.grpc}/model")
+                connection = Connection(token=server.security.token, ca_file=server.security.certificate)
                 with (
-                    contextlib.closing(Control(address, Connection())) as client,
+                    contextlib.closing(Control(address, connection)) as client,
                     staging(repository, "serve") as stage,
                 ):
                     settle(repository, stage, client, say)
@@ -209,9 +372,10 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
     return settle_killed
 
 
-def _show(server: Server) -> None:
+def _show(server: Server, url: str) -> None:
     for model in server.models():
         typer.echo(f"{model['name']} {model.get('version', '')} {model.get('state', '')}".rstrip())
-    typer.echo(f"http     http://{server.addresses.http}")
-    typer.echo(f"grpc     grpc://{server.addresses.grpc}")
+    secure = "s" if server.security.certificate else ""
+    typer.echo(f"http     {url}")
+    typer.echo(f"grpc     grpc{secure}://{server.addresses.grpc}")
     typer.echo(f"metrics  http://{server.addresses.metrics}/metrics")

@@ -19,6 +19,7 @@ from runtime.counts import require_count
 from runtime.embeddings import Encoding
 from runtime.errors import InputError
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
+from runtime.remote.options import Connection
 
 __all__ = ["Options", "RunRecord", "Watcher"]
 
@@ -61,6 +62,7 @@ class Options:
         npy: Also write the vectors as NumPy arrays, in ``_npy``.
         lease_s: Seconds without a sign of life after which another worker takes over a worker's parts.
         cache: As in ``Encoder.open``.
+        connection: Connection options of a server; not part of the output's arguments.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -84,6 +86,7 @@ class Options:
     npy: bool = False
     lease_s: float = LEASE_S
     cache: Path | None = None
+    connection: Connection | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("rows_per_part", "max_batch_tokens", "max_pixels"):

@@ -27,7 +27,7 @@ from runtime.encoder import Encoder
 from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
-from runtime.remote import RemoteEncoder, address_from_text
+from runtime.remote import Connection, RemoteEncoder, address_from_text
 
 __all__ = ["RemoteImagePreparation", "RemoteTextPreparation", "open_remote"]
 
@@ -35,7 +35,9 @@ _TEXTS_PER_BATCH = 256
 _REQUESTS_AT_ONCE = 4
 
 
-def open_remote(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, EngineChoice]:
+def open_remote(
+    model: str, choice: EngineChoice, connection: Connection | None = None
+) -> tuple[RemoteEncoder, EngineChoice]:
     """Connect to a server and complete the choice with its engine and precision.
 
     Raises:
@@ -51,7 +53,7 @@ def open_remote(model: str, choice: EngineChoice) -> tuple[RemoteEncoder, Engine
         raise CorpusError(
             f"device is {choice.device}, but it is set on the server; leave it out with an address."
         )
-    encoder = Encoder.open(model, engine=choice.engine, precision=choice.precision)
+    encoder = Encoder.open(model, engine=choice.engine, precision=choice.precision, connection=connection)
     if not isinstance(encoder, RemoteEncoder):
         raise CorpusError(f"{model} is not the address of a server.")
     served = encoder.served

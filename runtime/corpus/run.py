@@ -113,7 +113,7 @@ def _opened(
     if "://" in model:
         from runtime.corpus.remote import open_remote
 
-        return open_remote(model, options.engine)
+        return open_remote(model, options.engine, options.connection)
     choice = choice_from_arguments(
         options.engine, known, model=model, modality=source.modality, cache=options.cache
     )

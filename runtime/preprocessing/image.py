@@ -25,6 +25,7 @@ from runtime.preprocessing.image_formats import (
     require_bounded,
     require_openable,
     require_whole_decoding,
+    scans_of_jpeg,
 )
 from runtime.preprocessing.jpeg import image_from_jpeg
 
@@ -37,6 +38,7 @@ __all__ = [
     "require_several",
     "require_size",
     "snapshot_from_source",
+    "work_of_file",
 ]
 
 ImageSource: TypeAlias = (
@@ -48,9 +50,13 @@ _callers_images = threading.RLock()
 """Lock held while a caller's Pillow image is decoded or copied. It is global: images may share a file without
 showing it (members of a tar, frames of one GIF), and Pillow locks neither images nor files."""
 
-_LARGEST_RESIZED_PIXELS = 1 << 27
-"""Width × height (0.5 GB): a long thin image grows when its shortest side is fitted, and Pillow's ``box``
-option, which would resize only the cropped part, gives other pixels."""
+_LARGEST_RESIZED_PIXELS = 1 << 24
+"""Width × height (64 MiB): a long thin image grows when its shortest side is fitted, and Pillow's ``box``
+option, which would resize only the cropped part, gives other pixels. Fitted to 224 pixels, an image may be
+334 times as long as wide."""
+
+_ENCODERS_SCANS = 10
+"""Scans of a usual progressive JPEG, which take about the time of decoding its pixels once more."""
 
 _PASS_BY_PASS = ("RGB", "L")
 """Modes that Pillow resizes directly; it converts others before and after."""
@@ -159,6 +165,24 @@ def pixels_from_source(
     if image is None or (max_pixels is not None and image.width * image.height > max_pixels):
         image = decode(source, name=name, max_pixels=max_pixels)
     return pixels_from_image(image, preprocessing)
+
+
+def work_of_file(
+    data: bytes, preprocessing: ImagePreprocessing, *, name: str, max_pixels: int | None = None
+) -> int:
+    """Return the pixels that decoding and resizing an image file takes; only its header is read.
+
+    Raises:
+        ImageError: the header is damaged, or ``decode`` or ``pixels_from_image`` rejects such a format or
+            size.
+    """
+    if not data:
+        raise ImageError(f"Image {name} cannot be decoded: it is empty (0 bytes).")
+    size = open_image(data, name=name).size
+    require_size(size, name, max_pixels)
+    width, height = _resized_size(size, preprocessing)
+    n_passes = max(1, scans_of_jpeg(data) // _ENCODERS_SCANS)
+    return size[0] * size[1] * n_passes + width * height
 
 
 def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:
@@ -331,18 +355,31 @@ def _resized(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Ima
     target = (preprocessing.width, preprocessing.height)
     if preprocessing.resize == "squash":
         return image.resize(target, resampling)
-    width, height = _shortest_to(image.size, target)
+    width, height = _resized_size(image.size, preprocessing)
     left = _offset(width - target[0], preprocessing.crop_rounding)
     top = _offset(height - target[1], preprocessing.crop_rounding)
-    if width * height > _LARGEST_RESIZED_PIXELS:
-        raise ImageError(
-            f"An image of {image.width}×{image.height} becomes {width}×{height} when its shortest side is "
-            f"resized to {min(target)}, over the limit of {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
-        )
     if image.mode in _PASS_BY_PASS and resampling in _SUPPORT and image.height <= _TALLEST * image.width:
         return _resized_by_passes(image, (width, height), (left, top), target, resampling)
     resized = image.resize((width, height), resampling)
     return resized.crop((left, top, left + target[0], top + target[1]))
+
+
+def _resized_size(size: tuple[int, int], preprocessing: ImagePreprocessing) -> tuple[int, int]:
+    """Return the size before the crop.
+
+    Raises:
+        ImageError: the image is so long and thin that it would grow beyond the limit.
+    """
+    target = (preprocessing.width, preprocessing.height)
+    if preprocessing.resize == "squash":
+        return target
+    width, height = _shortest_to(size, target)
+    if width * height > _LARGEST_RESIZED_PIXELS:
+        raise ImageError(
+            f"An image of {size[0]}×{size[1]} becomes {width}×{height} when its shortest side is resized to "
+            f"{min(target)}, over the limit of {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
+        )
+    return width, height
 
 
 def _resized_by_passes(

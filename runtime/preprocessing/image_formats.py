@@ -40,6 +40,7 @@ __all__ = [
     "require_bounded",
     "require_openable",
     "require_whole_decoding",
+    "scans_of_jpeg",
 ]
 
 FORMATS: Mapping[str, str] = MappingProxyType(
@@ -229,8 +230,8 @@ def require_bounded(data: bytes, name: str) -> None:
     Raises:
         ImageError: a JPEG has more than 100 scans, or a TIFF's tags are longer than its file.
     """
-    if data.startswith(b"\xff\xd8\xff"):
-        n_scans = data.count(b"\xff\xda")
+    n_scans = scans_of_jpeg(data)
+    if n_scans:
         if n_scans > _MAX_SCANS:
             raise ImageError(
                 f"Image {name} is a JPEG of {n_scans} scans; the limit is {_MAX_SCANS}, since each decodes "
@@ -243,6 +244,11 @@ def require_bounded(data: bytes, name: str) -> None:
                 f"Image {name} is a TIFF of {len(data)} bytes whose tags claim {n_bytes} bytes. Re-encode "
                 "the file."
             )
+
+
+def scans_of_jpeg(data: bytes) -> int:
+    """Number of scans of a JPEG, each of which decodes the whole image; 0 for other formats."""
+    return data.count(b"\xff\xda") if data.startswith(b"\xff\xd8\xff") else 0
 
 
 def format_of_bytes(data: bytes) -> str | None:

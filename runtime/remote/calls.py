@@ -230,13 +230,16 @@ def _error_of_failure(
             )
         case Status.NO_SHARED_MEMORY:
             return ServerError(
-                f"{address} does not take shared memory: {message.rstrip('.')}. From release 26.04 on, "
-                "Triton needs --allow-client-shm=true, and a container the /dev/shm of this machine "
-                "(`babeltower serve --target gpu --shared-memory --write FOLDER` writes both); or leave "
-                "shared_memory=False."
+                f"{address} does not take shared memory: {message.rstrip('.')}. Start it with `babeltower "
+                "serve --shared-memory`. From release 26.04 on, Triton needs --allow-client-shm=true, and a "
+                "container the /dev/shm of this machine (`babeltower serve --target gpu --shared-memory "
+                "--write FOLDER` writes both); or leave shared_memory=False."
             )
         case Status.REFUSED:
-            return ServerError(f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...).")
+            return ServerError(
+                f"{address} denies access: {message.rstrip('.')}. Pass Connection(token=...), or to a "
+                "command --token-file."
+            )
     return ServerError(f"{address} failed: {message.rstrip('.')}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,7 +14,23 @@ from urllib.parse import urlsplit
 from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import require_name
 
-__all__ = ["Address", "Connection", "WireProtocol", "address_from_text", "is_loopback"]
+__all__ = [
+    "Address",
+    "Connection",
+    "WireProtocol",
+    "address_from_text",
+    "bearer",
+    "is_loopback",
+    "require_token",
+    "token_from_file",
+]
+
+_SHORTEST_TOKEN = 16
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""A bearer token as of RFC 6750; other characters would end Triton's option or a header."""
+
+_TRITON_GRPC_PREFIX = "triton-grpc-protocol-"
+"""Prefix of the headers that Triton's gRPC endpoint checks before it answers a restricted group."""
 
 
 class WireProtocol(str, Enum):
@@ -69,6 +86,11 @@ class Address:
         return f"{scheme}://{self.target}/{self.name}"
 
 
+def bearer(token: str) -> str:
+    """Return the value of the header ``authorization`` for a token."""
+    return f"Bearer {token}"
+
+
 def address_from_text(text: str) -> Address:
     """Parse ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` ``HOST[:PORT]/NAME``.
 
@@ -106,7 +128,8 @@ class Connection:
     """Connection options of a server.
 
     Attributes:
-        token: Sent as ``authorization: Bearer TOKEN`` with every request.
+        token: Sent with every request as ``authorization: Bearer TOKEN``, and over gRPC also under the name
+            of that header that Triton's own restrictions check.
         headers: Additional headers of every request.
         ca_file: CA certificates (PEM) to verify the server's; default: the system's.
         certificate_file: The client's certificate chain (PEM), if the server requires one.
@@ -155,11 +178,13 @@ class Connection:
         given = (self.ca_file, self.certificate_file, self.key_file)
         return tuple(Path(path) for path in given if path is not None)
 
-    def all_headers(self) -> dict[str, str]:
+    def all_headers(self, protocol: WireProtocol) -> dict[str, str]:
         """Return all headers, including the token's, in lower case as gRPC requires."""
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.token is not None:
-            headers["authorization"] = f"Bearer {self.token}"
+            headers["authorization"] = bearer(self.token)
+            if protocol is WireProtocol.GRPC:
+                headers[f"{_TRITON_GRPC_PREFIX}authorization"] = bearer(self.token)
         return headers
 
     def require_fitting(self, address: Address) -> None:
@@ -176,3 +201,31 @@ class Connection:
                 f"{address.host} is not this machine; shared memory needs a server on 127.0.0.1, ::1 or "
                 "localhost."
             )
+
+
+def token_from_file(path: Path) -> str:
+    """Read a token: the only line of a file.
+
+    Raises:
+        InputError: the file cannot be read, or holds no token of at least 16 characters.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None
+    require_token(token, str(path))
+    return token
+
+
+def require_token(token: str, origin: str) -> None:
+    """Check that a token is long enough, and fits a header and an option of Triton.
+
+    Raises:
+        InputError: it is not; ``origin`` names it in the message.
+    """
+    if len(token) < _SHORTEST_TOKEN or not _TOKEN.fullmatch(token):
+        raise InputError(
+            f"{origin} has no valid token; expected one line of at least {_SHORTEST_TOKEN} letters, digits "
+            "and '._~+/-', such as the output of: openssl rand -hex 32"
+        )

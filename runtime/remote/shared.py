@@ -16,7 +16,8 @@ from runtime.remote.transport import FailedRequestError, Status, Transport
 __all__ = ["SharedRegions"]
 
 _GRANULE_BYTES = 1 << 20
-_NOT_ABOUT_MEMORY = (Status.UNAVAILABLE, Status.TIMEOUT, Status.REFUSED, Status.UNTRUSTED)
+_NOT_ABOUT_MEMORY = (Status.UNAVAILABLE, Status.TIMEOUT, Status.UNTRUSTED)
+"""Not among them: a server that denied this client everything did so before."""
 
 
 class SharedRegions:

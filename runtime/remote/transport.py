@@ -31,10 +31,11 @@ __all__ = [
     "ServerAnswer",
     "Status",
     "Transport",
+    "channel_options",
     "open_transport",
 ]
 
-_GRPC_OPTIONS = [
+_GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     # gRPC's default reconnect delay grows to two minutes; a restarted server would be noticed late.
@@ -43,7 +44,7 @@ _GRPC_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Otherwise channels of one process share connections, and one would not notice another's reconnect.
     ("grpc.use_local_subchannel_pool", 1),
-]
+)
 
 
 _PARAMETERS = {"blank": "embed"}
@@ -115,6 +116,11 @@ class Transport(Protocol):
         """Close the connection."""
 
 
+def channel_options(address: options.Address) -> list[tuple[str, int]]:
+    """Options of a gRPC channel; a server on this machine is never reached through a proxy."""
+    return [*_GRPC_OPTIONS, *([("grpc.enable_http_proxy", 0)] if address.is_loopback else [])]
+
+
 def open_transport(address: options.Address, connection: options.Connection) -> Transport:
     """Create the transport of an address, on the event loop that will use it; nothing is sent yet.
 
@@ -136,16 +142,17 @@ class GrpcTransport:
 
         self._messages = service_pb2
         self._timeout_s = connection.timeout_s
-        self._metadata = tuple(connection.all_headers().items())
+        self._metadata = tuple(connection.all_headers(address.protocol).items())
         if address.tls:
             ca, key, chain = (
                 None if path is None else Path(path).read_bytes()
                 for path in (connection.ca_file, connection.key_file, connection.certificate_file)
             )
             credentials = grpc.ssl_channel_credentials(ca, key, chain)
-            self._channel = grpc.aio.secure_channel(address.target, credentials, options=_GRPC_OPTIONS)
+            channel = grpc.aio.secure_channel(address.target, credentials, options=channel_options(address))
         else:
-            self._channel = grpc.aio.insecure_channel(address.target, options=_GRPC_OPTIONS)
+            channel = grpc.aio.insecure_channel(address.target, options=channel_options(address))
+        self._channel = channel
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._generation = 0
         self._watching = asyncio.ensure_future(self._watch())
@@ -221,10 +228,16 @@ class GrpcTransport:
 
 
 def _grpc_status(error: Any) -> Status:
-    """Map a gRPC error to a status; certificate errors are UNAVAILABLE in gRPC, but retries do not help."""
+    """Map a gRPC error to a status.
+
+    Certificate errors are UNAVAILABLE in gRPC, and a missing token in Triton; retries help neither.
+    """
     details = error.details() or ""
-    if error.code().name == "UNAVAILABLE" and any(word in details for word in _GRPC_UNTRUSTED):
-        return Status.UNTRUSTED
+    if error.code().name == "UNAVAILABLE":
+        if any(word in details for word in _GRPC_UNTRUSTED):
+            return Status.UNTRUSTED
+        if details.startswith(_GRPC_RESTRICTED):
+            return Status.REFUSED
     return _unless_passing(_GRPC_STATUSES.get(error.code().name, Status.INTERNAL), details)
 
 
@@ -249,6 +262,7 @@ _PASSING = (
 
 
 _GRPC_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+_GRPC_RESTRICTED = "This protocol is restricted"
 _GRPC_STATUSES = {
     "UNAVAILABLE": Status.UNAVAILABLE,
     "CANCELLED": Status.UNAVAILABLE,  # by a stopping server; the client's own are ignored
@@ -275,7 +289,7 @@ class HttpTransport:
             connector=aiohttp.TCPConnector(
                 limit=connection.concurrency + 1, ssl=_ssl_context(connection) if address.tls else True
             ),
-            headers=connection.all_headers(),
+            headers=connection.all_headers(address.protocol),
             timeout=aiohttp.ClientTimeout(total=connection.timeout_s),
             trace_configs=[trace],
             trust_env=False,

@@ -8,6 +8,7 @@ from typing import Any
 from runtime.errors import InputError, ServerError
 from runtime.extras import needing
 from runtime.remote.options import Address, Connection, WireProtocol
+from runtime.remote.transport import channel_options
 from runtime.triton_config import json_from_config
 
 __all__ = ["Control"]
@@ -25,13 +26,14 @@ class Control:
             raise InputError(f"A rollout needs gRPC, but {address} is HTTP. Pass grpc://HOST:PORT.")
         with needing("A rollout", "babeltower[client]"):
             from tritonclient import grpc
-        self._headers = connection.all_headers() or None
+        self._headers = connection.all_headers(address.protocol) or None
         ca, key, chain = (
             None if path is None else str(path)
             for path in (connection.ca_file, connection.key_file, connection.certificate_file)
         )
         self._client: Any = grpc.InferenceServerClient(
             address.target,
+            channel_args=channel_options(address),
             ssl=address.tls,
             root_certificates=ca,
             private_key=key,
@@ -88,7 +90,10 @@ class Control:
                     time.sleep(_PAUSE_S)
                     continue
                 remedy = ""
-                if "not allowed" in error.message():
-                    remedy = " Start the server with `babeltower serve --control`."
+                if "not allowed" in error.message() or "is restricted" in error.message():
+                    remedy = (
+                        " Start the server with `babeltower serve --control`, and pass its token if it has "
+                        "one (--token-file)."
+                    )
                 raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
             return

@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from runtime.opening.tower_check import (
 )
 from runtime.remote.tensors import bytes_from_tensor
 from runtime.repository import manifests_of_repository
+from runtime.server.loopback import opened
 from runtime.triton_config import engine_of_tower
 
-__all__ = ["require_right_answers", "verify_served_files"]
+__all__ = ["require_right_answers", "verify_files_of_manifest", "verify_served_files"]
 
 _ANSWER_S = 300.0
 _HEADER = "Inference-Header-Content-Length"
@@ -45,29 +47,41 @@ def verify_served_files(repository: Path, models: Collection[str] | None) -> Non
         EngineError: a plan was built from another graph.
     """
     for manifest in manifests_of_repository(repository):
-        for variant in manifest.variants.values():
-            for modality in Modality:
-                tower = variant.tower(modality)
-                if _is_loaded(tower.model, models) and (repository / tower.model).is_dir():
-                    for record in tower.files:
-                        verify_file(repository, record)
-                    if engine_of_tower(repository, tower) is Engine.TENSORRT:
-                        require_plan_of_tower(repository, tower)
-                    if has_opening_file(tower):
-                        probes = probes_of_tower(repository, manifest, variant, modality)
-                        if probes is not None:
-                            require_same_space(repository, manifest, variant, modality, probes)
-        for front_ends in manifest.front_ends:
-            for record in front_ends.files:
-                if _is_loaded(record.path.partition("/")[0], models):
+        verify_files_of_manifest(repository, manifest, models)
+
+
+def verify_files_of_manifest(repository: Path, manifest: Manifest, models: Collection[str] | None) -> None:
+    """Verify the files of one model; arguments and errors as of ``verify_served_files``."""
+    for variant in manifest.variants.values():
+        for modality in Modality:
+            tower = variant.tower(modality)
+            if _is_loaded(tower.model, models) and (repository / tower.model).is_dir():
+                for record in tower.files:
                     verify_file(repository, record)
+                if engine_of_tower(repository, tower) is Engine.TENSORRT:
+                    require_plan_of_tower(repository, tower)
+                if has_opening_file(tower):
+                    probes = probes_of_tower(repository, manifest, variant, modality)
+                    if probes is not None:
+                        require_same_space(repository, manifest, variant, modality, probes)
+    for front_ends in manifest.front_ends:
+        for record in front_ends.files:
+            if _is_loaded(record.path.partition("/")[0], models):
+                verify_file(repository, record)
 
 
 def _is_loaded(model: str, models: Collection[str] | None) -> bool:
     return models is None or model in models
 
 
-def require_right_answers(address: str, repository: Path, loaded: Collection[str]) -> None:
+def require_right_answers(
+    address: str,
+    repository: Path,
+    loaded: Collection[str],
+    *,
+    names: Collection[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Check a server with the opening probes: front ends by strings and images, other towers by tensors.
 
     A tower's vectors must match PyTorch's on every backend, including Triton's own.
@@ -75,13 +89,16 @@ def require_right_answers(address: str, repository: Path, loaded: Collection[str
     Args:
         address: ``HOST:PORT`` of the HTTP endpoint.
         loaded: Names of the Triton models that are ready.
+        names: Models to ask; ``None`` for all of the repository.
+        headers: Headers of every request.
 
     Raises:
         OpeningCheckError: a vector is farther from PyTorch's than the export's figures allow.
         EngineError: a probe gets no answer.
         ManifestError: probes are missing or damaged.
     """
-    for manifest in manifests_of_repository(repository):
+    server = _Asked(address, headers or {})
+    for manifest in manifests_of_repository(repository, names):
         for key, variant in manifest.variants.items():
             for modality in Modality:
                 tower = variant.tower(modality)
@@ -92,9 +109,9 @@ def require_right_answers(address: str, repository: Path, loaded: Collection[str
                     continue
                 front = _front_end_of(manifest, key, modality)
                 if front in loaded:
-                    found = _asked_front_end(address, front, probes, tower.outputs[str(manifest.dim)])
+                    found = _asked_front_end(server, front, probes, tower.outputs[str(manifest.dim)])
                 else:
-                    front, found = tower.model, _asked_tower(address, tower.model, probes)
+                    front, found = tower.model, _asked_tower(server, tower.model, probes)
                 _require(front, found, probes, manifest, variant, engine_of_tower(repository, tower))
 
 
@@ -132,13 +149,15 @@ def _require(
     )
 
 
-def _asked_tower(address: str, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:
+def _asked_tower(server: _Asked, model: str, probes: OpeningProbes) -> dict[str, NDArray[Any]]:
     names = list(probes.vectors)
-    parts = [_inferred(address, model, run, names) for run in probes.runs]
+    parts = [server.inferred(model, run, names) for run in probes.runs]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def _asked_front_end(address: str, model: str, probes: OpeningProbes, output: str) -> dict[str, NDArray[Any]]:
+def _asked_front_end(
+    server: _Asked, model: str, probes: OpeningProbes, output: str
+) -> dict[str, NDArray[Any]]:
     """Send one request per row; ``output`` is the tower's output name for the front end's full width."""
     rows: list[dict[str, bytes]]
     if probes.modality is Modality.IMAGE:
@@ -147,7 +166,7 @@ def _asked_front_end(address: str, model: str, probes: OpeningProbes, output: st
         pairs = zip(probes.texts, probes.languages, strict=True)
         rows = [{"text": text.encode(), "language": language.encode()} for text, language in pairs]
     answers = [
-        _inferred(address, model, {name: _bytes_tensor(value) for name, value in row.items()}, ["vector"])
+        server.inferred(model, {name: _bytes_tensor(value) for name, value in row.items()}, ["vector"])
         for row in rows
     ]
     return {output: np.concatenate([answer["vector"] for answer in answers])}
@@ -159,40 +178,51 @@ def _bytes_tensor(value: bytes) -> NDArray[Any]:
     return tensor
 
 
-def _inferred(
-    address: str, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Collection[str]
-) -> dict[str, NDArray[Any]]:
-    """Send one request in KServe v2's binary format."""
-    contents = [
-        bytes_from_tensor(a) if a.dtype == np.object_ else np.ascontiguousarray(a).tobytes()
-        for a in inputs.values()
-    ]
-    said = {
-        "inputs": [
-            {
-                "name": name,
-                "shape": list(array.shape),
-                "datatype": _DATATYPES[array.dtype.name],
-                "parameters": {"binary_data_size": len(content)},
-            }
-            for (name, array), content in zip(inputs.items(), contents, strict=True)
-        ],
-        "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
-    }
-    head = json.dumps(said).encode()
-    request = urllib.request.Request(
-        f"http://{address}/v2/models/{model}/infer",
-        data=b"".join([head, *contents]),
-        headers={_HEADER: str(len(head)), "Content-Type": "application/octet-stream"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
-            return _tensors(answer.read(), int(answer.headers[_HEADER]))
-    except urllib.error.HTTPError as error:
-        reason = error.read().decode(errors="replace")
-        raise EngineError(f"{model} does not answer its opening probes: {reason}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{model} does not answer its opening probes: {error}.") from error
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """HTTP endpoint of a server."""
+
+    address: str
+    headers: Mapping[str, str]
+
+    def inferred(
+        self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Collection[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Send one request in KServe v2's binary format."""
+        contents = [
+            bytes_from_tensor(a) if a.dtype == np.object_ else np.ascontiguousarray(a).tobytes()
+            for a in inputs.values()
+        ]
+        said = {
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": list(array.shape),
+                    "datatype": _DATATYPES[array.dtype.name],
+                    "parameters": {"binary_data_size": len(content)},
+                }
+                for (name, array), content in zip(inputs.items(), contents, strict=True)
+            ],
+            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+        }
+        head = json.dumps(said).encode()
+        request = urllib.request.Request(
+            f"http://{self.address}/v2/models/{model}/infer",
+            data=b"".join([head, *contents]),
+            headers={
+                _HEADER: str(len(head)),
+                "Content-Type": "application/octet-stream",
+                **self.headers,
+            },
+        )
+        try:
+            with opened(request, timeout=_ANSWER_S) as answer:
+                return _tensors(answer.read(), int(answer.headers[_HEADER]))
+        except urllib.error.HTTPError as error:
+            reason = error.read().decode(errors="replace")
+            raise EngineError(f"{model} does not answer its opening probes: {reason}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{model} does not answer its opening probes: {error}.") from error
 
 
 def _tensors(body: bytes, head_bytes: int) -> dict[str, NDArray[Any]]:

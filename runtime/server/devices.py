@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import EngineError
-from runtime.manifest import (
-    GPU_ENGINES,
-    Engine,
-    Manifest,
-    Modality,
-    front_end_name,
-    names_in_repository,
-    trial_name,
-)
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality
 from runtime.repository import manifests_of_repository
-from runtime.triton_config import CONFIG_FILE, engine_of_tower
+from runtime.triton_config import engine_of_tower
 
 __all__ = [
     "TowerFolder",
@@ -44,13 +36,16 @@ class TowerFolder:
         return self.engine in GPU_ENGINES
 
 
-def towers_of_repository(repository: Path) -> Iterator[TowerFolder]:
+def towers_of_repository(repository: Path, names: Collection[str] | None = None) -> Iterator[TowerFolder]:
     """Yield the towers that are in a repository, by model and variant.
+
+    Args:
+        names: Models whose towers to yield; ``None`` for all.
 
     Raises:
         ManifestError: a manifest or a tower's configuration is malformed.
     """
-    for manifest in manifests_of_repository(repository):
+    for manifest in manifests_of_repository(repository, names):
         for key, variant in manifest.variants.items():
             for modality in Modality:
                 folder = repository / variant.tower(modality).model
@@ -59,27 +54,33 @@ def towers_of_repository(repository: Path) -> Iterator[TowerFolder]:
                     yield TowerFolder(manifest, key, folder, engine)
 
 
-def require_no_gpu(repository: Path, models: Collection[str] | None) -> None:
+def require_no_gpu(
+    repository: Path, models: Collection[str] | None, names: Collection[str] | None = None
+) -> None:
     """Check that a server without a GPU can load the towers.
 
     Args:
         models: Triton models to be loaded; ``None`` for all of the repository.
+        names: Models to look at; ``None`` for all.
 
     Raises:
         EngineError: a tower needs a GPU; the message says what to serve instead, and where this one runs.
     """
-    for tower in towers_of_repository(repository):
+    for tower in towers_of_repository(repository, names):
         if tower.on_gpu and (models is None or tower.folder.name in models):
             raise EngineError(f"{tower.folder.name} {_NEEDS_GPU} {_remedy(tower, repository)}")
 
 
-def models_without_gpu(repository: Path) -> tuple[str, ...] | None:
+def models_without_gpu(repository: Path, names: Collection[str] | None = None) -> tuple[str, ...] | None:
     """Names of the Triton models that a server without a GPU loads; ``None`` for all of the repository.
+
+    Args:
+        names: Models to look at; ``None`` for all.
 
     Raises:
         EngineError: the front ends of a model, or all its towers, need a GPU.
     """
-    towers = list(towers_of_repository(repository))
+    towers = list(towers_of_repository(repository, names))
     on_gpu = [tower for tower in towers if tower.on_gpu]
     if not on_gpu:
         return None
@@ -90,18 +91,25 @@ def models_without_gpu(repository: Path) -> tuple[str, ...] | None:
     if len(on_gpu) == len(towers):
         what = f"Every variant in {repository} ({', '.join(_variants(towers))})"
         raise EngineError(f"{what} {_NEEDS_GPU} {_remedy(towers[0], repository)}")
-    names = {tower.folder.name for tower in on_gpu}
-    return tuple(name for name in models_of_repository(repository) if name not in names)
+    left_out = {tower.folder.name for tower in on_gpu}
+    return tuple(name for name in models_of_repository(repository, names) if name not in left_out)
 
 
-def models_of_repository(repository: Path) -> tuple[str, ...]:
-    """Names of all Triton models of a repository, without the trials of rollouts."""
-    trials = {
-        front_end_name(trial_name(name), modality)
-        for name in names_in_repository(repository)
-        for modality in Modality
+def models_of_repository(repository: Path, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Names of the Triton models that the manifests name and that are there: front ends and towers.
+
+    Args:
+        names: Models to look at; ``None`` for all.
+    """
+    front_ends = {
+        model
+        for manifest in manifests_of_repository(repository, names)
+        for served in manifest.front_ends
+        for model in (served.text, served.image)
+        if (repository / model).is_dir()
     }
-    return tuple(sorted({path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")} - trials))
+    towers = {tower.folder.name for tower in towers_of_repository(repository, names)}
+    return tuple(sorted(front_ends | towers))
 
 
 _NEEDS_GPU = "runs on an NVIDIA GPU, and this server has none."

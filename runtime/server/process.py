@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
@@ -12,25 +14,29 @@ import signal
 import socket
 import subprocess
 import sysconfig
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runtime.draining import DRAIN_VARIABLE, drained, drained_processes
-from runtime.errors import EngineError
+from runtime.errors import BabeltowerError, EngineError, ManifestError, OpeningCheckError
+from runtime.logs import LOGGER
 from runtime.manifest import manifest_path, names_in_repository
 from runtime.server.backends import write_backends
-from runtime.server.checks import require_right_answers, verify_served_files
+from runtime.server.checks import require_right_answers
 from runtime.server.devices import require_no_gpu
 from runtime.server.environment import ServerEnvironment
+from runtime.server.log import RunLog, log_of_run
+from runtime.server.loopback import opened
 from runtime.server.readiness import stubs_of_server
 from runtime.server.recovery import while_changed
+from runtime.server.security import Security
+from runtime.server.served_models import ServedModels, linked_repository, plain_folder, served_models
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
@@ -41,8 +47,6 @@ _EXIT_S = 8
 _LAST_ANSWERS_S = 0.3
 """Time for the last answers to leave the server, once its models are drained."""
 _SHARED_MEMORY = Path("/dev/shm")
-_ERROR = re.compile(r"E\d{4} |error: |\w*Error: ")
-"""Start of log lines that report a failure."""
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
@@ -57,9 +61,12 @@ class ServerOptions:
 
     Attributes:
         host: Address to listen on; default: this machine only.
+        inner_host: Address for HTTP and metrics, if they are behind a gateway; default: ``host``.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
-        models: Load only these models, and allow clients to load and unload; all of the repository if empty.
+        models: Load only these Triton models; if empty, the front ends and towers that the manifests name.
         explicit: Load only ``models``, even if empty, and allow clients to load others.
+        leave_broken: Serve without the models that are damaged or do not load, if another one remains.
+        security: Token, TLS, and what clients may do.
         ready_s: Timeout for loading.
         backends: Folder of Triton's own backends, used instead of ours; see ``write_backends``.
         log: File for the server's log; without one it is kept only while the server runs.
@@ -69,11 +76,14 @@ class ServerOptions:
     """
 
     host: str = "127.0.0.1"
+    inner_host: str | None = None
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
     models: tuple[str, ...] = ()
     explicit: bool = False
+    leave_broken: bool = False
+    security: Security = field(default_factory=Security)
     ready_s: float = 300.0
     backends: Path | None = None
     log: Path | None = None
@@ -93,12 +103,22 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Running server process; ``drain`` is the folder by which it is drained."""
+    """Running server process.
+
+    Attributes:
+        drain: Folder by which it is drained.
+        security: What it asks of clients.
+        log_start: Length of the log when it was started.
+        left_out: Models that are damaged or did not load, and are not served.
+    """
 
     addresses: Addresses
     process: subprocess.Popen[bytes]
     log: Path
     drain: Path
+    security: Security = field(default_factory=Security)
+    log_start: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -108,13 +128,16 @@ class Server:
     def models(self) -> Sequence[Mapping[str, Any]]:
         """Return every model's name, version, state and reason, as reported by the server."""
         request = urllib.request.Request(
-            f"http://{self.addresses.http}/v2/repository/index", data=b"{}", method="POST"
+            f"http://{self.addresses.http}/v2/repository/index",
+            data=b"{}",
+            method="POST",
+            headers=self.security.headers(),
         )
         n_left = 3
         while True:
             n_left -= 1
             try:
-                with urllib.request.urlopen(request, timeout=10) as answer:
+                with opened(request, timeout=10) as answer:
                     found: Sequence[Mapping[str, Any]] = json.load(answer)
                     return found
             except urllib.error.HTTPError:  # a file of the repository vanished while Triton listed it
@@ -124,14 +147,17 @@ class Server:
 
     def metrics(self) -> str:
         """Return the metrics page, in Prometheus format."""
-        with urllib.request.urlopen(f"http://{self.addresses.metrics}/metrics", timeout=10) as answer:
+        with opened(f"http://{self.addresses.metrics}/metrics", timeout=10) as answer:
             page: str = answer.read().decode()
         return page
 
     def is_ready(self) -> bool:
         """Check whether every requested model is ready."""
         try:
-            with urllib.request.urlopen(f"http://{self.addresses.http}/v2/health/ready", timeout=5) as answer:
+            request = urllib.request.Request(
+                f"http://{self.addresses.http}/v2/health/ready", headers=self.security.headers()
+            )
+            with opened(request, timeout=5) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
@@ -143,9 +169,11 @@ class Server:
             EngineError: it has exited.
         """
         if self.process.poll() is not None:
-            raise EngineError(
-                f"The server exited with code {self.process.returncode}:\n{_last_words(self.log)}"
-            )
+            raise EngineError(f"The server exited with code {self.process.returncode}:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the lines of this run's log that say why it failed."""
+        return RunLog(self.log, self.log_start).last_words()
 
     def stop(self) -> None:
         """Stop when all running requests are answered and later ones refused, within a minute at most."""
@@ -178,11 +206,13 @@ def running_server(
     environment: ServerEnvironment,
     options: ServerOptions | None = None,
     stop: threading.Event | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Server]:
     """Run a server: start it, wait until every model is ready and checked, and stop it on exit.
 
     Args:
         stop: Event that aborts waiting for the models to load.
+        say: Receives a line on each model or folder that is left out; default: a warning in the log.
 
     Raises:
         EngineError: a port is in use, a model needs a GPU or does not load, or the server exits or times out;
@@ -191,23 +221,108 @@ def running_server(
         ManifestError: a file to be loaded does not match its checksum.
     """
     repository, options = Path(repository).resolve(), options or ServerOptions()
+    say = LOGGER.warning if say is None else say
     require_repository(repository)
-    require_no_gpu(repository, _models(options))
-    if options.verify:
-        while_changed(repository, lambda: verify_served_files(repository, _models(options)))
-    with tempfile.TemporaryDirectory(prefix="babeltower-server-") as scratch:
-        backends = Path(scratch) / "backends"
-        write_backends(environment, backends, stock=options.backends)
-        log = options.log or Path(scratch) / "server.log"
-        drain = Path(scratch) / "drain"
-        server = _started(repository, environment, options, backends=backends, log=log, drain=drain)
+    models = _served_models(repository, options)
+    require_no_gpu(repository, models.folders, models.names)
+    for remark in models.remarks():
+        say(remark)
+    with plain_folder("babeltower-server-") as scratch:
+        write_backends(environment, scratch / "backends", stock=options.backends)
+        start = _Start(repository, environment, options, scratch, stop or threading.Event(), say)
+        server = start.server(models)
         try:
-            _wait_until_ready(server, options.ready_s, stop or threading.Event())
-            if options.verify:
-                require_right_answers(server.addresses.http, repository, _ready_models(server))
             yield server
         finally:
             server.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Start of a server, repeated without the models that do not load where these may be left out."""
+
+    repository: Path
+    environment: ServerEnvironment
+    options: ServerOptions
+    scratch: Path
+    stop: threading.Event
+    say: Callable[[str], None]
+
+    def server(self, models: ServedModels) -> Server:
+        """Return a ready and checked server."""
+        for attempt in itertools.count():
+            linked = linked_repository(
+                self.repository,
+                models.folders,
+                self.scratch / f"models-{attempt}",
+                whole=self.options.explicit,
+            )
+            log = log_of_run(self.options.log or self.scratch / "server.log")
+            server = _started(
+                linked,
+                models.folders,
+                self.environment,
+                self.options,
+                backends=self.scratch / "backends",
+                log=log,
+                drain=self.scratch / f"drain-{attempt}",
+            )
+            server = dataclasses.replace(server, left_out=tuple(models.broken))
+            try:
+                self._require(server, models)
+                return server
+            except BabeltowerError as error:
+                server.stop()
+                rest = self._without_broken(models, error, log) if self.options.leave_broken else None
+                if rest is None:
+                    raise
+                models = rest
+            except BaseException:
+                server.stop()
+                raise
+        raise AssertionError("unreachable")
+
+    def _require(self, server: Server, models: ServedModels) -> None:
+        _wait_until_ready(server, self.options.ready_s, self.stop)
+        if self.options.verify:
+            require_right_answers(
+                server.addresses.http,
+                self.repository,
+                _ready_models(server),
+                names=models.names,
+                headers=server.security.headers(),
+            )
+
+    def _without_broken(
+        self, models: ServedModels, error: BabeltowerError, log: RunLog
+    ) -> ServedModels | None:
+        folders = [error.tower] if isinstance(error, OpeningCheckError) else log.failed_models()
+        rest: ServedModels | None = models
+        for folder in folders:
+            rest = None if rest is None else rest.without(folder, str(error), self.repository)
+        if not folders or rest is None:
+            return None
+        for name in sorted(set(models.names) - set(rest.names)):
+            self.say(f"left out: {name}: {error}")
+        return rest
+
+
+def _served_models(repository: Path, options: ServerOptions) -> ServedModels:
+    """Select the models to load; a model that a command is just changing is not broken."""
+    found: list[ServedModels] = []
+
+    def select(*, leave_broken: bool = False) -> None:
+        found.append(
+            served_models(repository, _models(options), verify=options.verify, leave_broken=leave_broken)
+        )
+
+    try:
+        while_changed(repository, select)
+    except ManifestError:
+        if not options.leave_broken:
+            raise
+        select(leave_broken=True)
+    return found[-1]
 
 
 def _mapped_regions(pid: int) -> set[str]:
@@ -237,30 +352,33 @@ def require_repository(repository: Path) -> None:
 
 def _started(
     repository: Path,
+    models: Sequence[str],
     environment: ServerEnvironment,
     options: ServerOptions,
     *,
     backends: Path,
-    log: Path,
+    log: RunLog,
     drain: Path,
 ) -> Server:
     http, grpc, metrics = _ports(options)
+    inner = options.inner_host or options.host
     command = [
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={_EXIT_S}",
-        f"--http-address={options.host}",
+        f"--http-address={inner}",
         f"--grpc-address={options.host}",
-        f"--metrics-address={options.host}",
+        f"--metrics-address={inner}",
         f"--http-port={http}",
         f"--grpc-port={grpc}",
         f"--metrics-port={metrics}",
-        *_model_arguments(options),
+        *_model_arguments(models, options),
+        *options.security.arguments(control=options.explicit),
         *options.arguments,
     ]
-    with log.open("ab") as output:
+    with log.path.open("ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -270,8 +388,8 @@ def _started(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    addresses = Addresses(*(f"{options.host}:{port}" for port in (http, grpc, metrics)))
-    return Server(addresses, process, log, drain)
+    addresses = Addresses(f"{inner}:{http}", f"{options.host}:{grpc}", f"{inner}:{metrics}")
+    return Server(addresses, process, log.path, drain, options.security, log.start)
 
 
 def _models(options: ServerOptions) -> tuple[str, ...] | None:
@@ -283,9 +401,8 @@ def _ready_models(server: Server) -> set[str]:
     return {str(model["name"]) for model in server.models() if model.get("state") == "READY"}
 
 
-def _model_arguments(options: ServerOptions) -> list[str]:
-    models = _models(options)
-    if models is None:
+def _model_arguments(models: Sequence[str], options: ServerOptions) -> list[str]:
+    if not options.explicit:
         return []
     return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
 
@@ -314,16 +431,24 @@ def _die_with_parent() -> None:
 def _ports(options: ServerOptions) -> tuple[int, int, int]:
     """Return the requested or free ports; all are bound at once, so that they differ."""
     asked = (options.http_port, options.grpc_port, options.metrics_port)
+    given = [port for port in asked if port]
+    if len(set(given)) < len(given):
+        raise EngineError(f"HTTP, gRPC and metrics have the ports {asked}; choose a different one for each.")
+    inner = options.inner_host or options.host
     with contextlib.ExitStack() as held:
         found = []
-        for port in asked:
+        for host, port in zip((inner, options.host, inner), asked, strict=True):
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                _bind(listener, options.host, port)
+                _bind(listener, host, port)
+            except socket.gaierror as error:
+                raise EngineError(f"{host!r} is no address to listen on: {error.strerror}.") from None
+            except OverflowError:
+                raise EngineError(f"{port} is no port; expected 0 to 65535.") from None
             except OSError as error:
                 raise EngineError(
-                    f"Port {port} of {options.host} cannot be used: {error.strerror}. Choose another port."
+                    f"Port {port} of {host} cannot be used: {error.strerror}. Choose another port."
                 ) from None
             found.append(int(listener.getsockname()[1]))
     http, grpc, metrics = found
@@ -352,14 +477,7 @@ def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> 
         if server.process.poll() is not None:
             raise EngineError(
                 f"The server exited with code {server.process.returncode} while loading its models:\n"
-                f"{_last_words(server.log)}"
+                f"{server.last_words()}"
             )
         if time.monotonic() > deadline:
-            raise EngineError(f"The server was not ready after {ready_s:.0f} s:\n{_last_words(server.log)}")
-
-
-def _last_words(log: Path, n_lines: int = 12) -> str:
-    """Return the errors in the server's log, or its last lines if there are none."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if _ERROR.match(line)]
-    return "\n".join((errors or lines)[-n_lines:])
+            raise EngineError(f"The server was not ready after {ready_s:.0f} s:\n{server.last_words()}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from runtime.errors import BabeltowerError, EngineError
+from runtime.manifest import Modality, front_end_name
 from runtime.server.environment import ServerEnvironment
 from runtime.server.process import Server, ServerOptions, running_server
 from runtime.server.readiness import (
@@ -90,7 +91,9 @@ def supervised(
         chosen = options() if first is None else _at_ports(first, options())
         began = float("inf")
         try:
-            with running_server(repository, environment=environment, options=chosen, stop=stop) as server:
+            with running_server(
+                repository, environment=environment, options=chosen, stop=stop, say=say
+            ) as server:
                 first = first or server
                 began = time.monotonic()
                 started(server)
@@ -151,7 +154,8 @@ class _Prober:
     """Rounds of probes on a thread of their own, since a dead server lets them wait."""
 
     def __init__(self, server: Server, repository: Path, watch: Watch) -> None:
-        self._endpoint = HttpEndpoint(f"http://{server.addresses.http}")
+        self._endpoint = HttpEndpoint(f"http://{server.addresses.http}", server.security.headers())
+        self._left_out = {front_end_name(name, modality) for name in server.left_out for modality in Modality}
         self._repository = repository
         self._watch = watch
         self._n_failed = 0
@@ -178,6 +182,7 @@ class _Prober:
     def _probes(self) -> list[FrontEndProbe]:
         """Read the probes anew, since a model may have come; none while files are being replaced."""
         try:
-            return probes_of_repository(self._repository)
+            probes = probes_of_repository(self._repository)
+            return [probe for probe in probes if probe.model not in self._left_out]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return []

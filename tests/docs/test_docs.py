@@ -20,8 +20,12 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "decis
 LANGUAGES = {"bash", "python", "console", "text", "json"}
 
 
+SERVED = {"http.md"}
+"""Pages whose examples need a server: ``tests/gateway/test_page.py`` runs them."""
+
+
 def runnable(page: Path) -> bool:
-    return any(block.language in ("bash", "python") for block in blocks_of(page))
+    return page.name not in SERVED and any(block.language in ("bash", "python") for block in blocks_of(page))
 
 
 def exports(page: Path) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import promql_parser
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from raw_client import bytes_column, infer
 from sample_models import NAMES, Exported
 from tritonclient.utils import InferenceServerException
 
@@ -29,23 +29,8 @@ from runtime.server.alerts import expressions_of_alerts
 from runtime.server.dashboard import dashboard
 from samples import dataset
 
-Inputs = Mapping[str, NDArray[Any]]
 TEXTS = ("um gato preto", "猫", "مرحبا بالعالم", "e\u0301 \u00e9", "a red bicycle " * 40, "👩‍🚀", "vulcano")
 LANGUAGES = ("por_Latn", "zh", "ar", "fra_Latn", "en", "eng_Latn", "it")
-
-
-def bytes_column(items: Sequence[str | bytes]) -> NDArray[Any]:
-    return np.array([[i.encode() if isinstance(i, str) else i] for i in items], dtype=np.object_)
-
-
-def infer(client: Any, module: Any, model: str, inputs: Inputs, **options: Any) -> Any:
-    tensors = []
-    for name, array in inputs.items():
-        kind = "INT32" if array.dtype == np.int32 else "BYTES"
-        tensor = module.InferInput(name, list(array.shape), kind)
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    return client.infer(model, tensors, **options)
 
 
 @pytest.fixture(params=["grpc", "http"])

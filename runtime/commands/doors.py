@@ -1,0 +1,132 @@
+"""Doors of ``babeltower serve``: the gateway before Triton, an address, or models of this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import InputError
+from runtime.extras import needing
+from runtime.manifest import Modality
+
+if TYPE_CHECKING:
+    from runtime.gateway.models import ModelOpener
+    from runtime.gateway.options import GatewayOptions
+    from runtime.local import LocalEncoder
+    from runtime.remote.options import Connection
+    from runtime.server.process import Server
+
+__all__ = ["Door", "guarded_server", "local_models", "require_gateway", "running_door"]
+
+_EXTRA = "babeltower[gateway]"
+_LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"
+_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Address of the gateway, and its options."""
+
+    host: str
+    port: int
+    options: GatewayOptions
+
+    def url(self, address: str) -> str:
+        """Return the URL of ``HOST:PORT``."""
+        return f"http{'s' if self.options.certificate else ''}://{address}"
+
+
+def require_gateway(what: str, *, remedy: str = "") -> None:
+    """Check that the gateway's packages are installed.
+
+    Raises:
+        MissingPackageError: they are not.
+    """
+    with needing(what, _EXTRA, remedy=remedy):
+        import aiohttp
+        import prometheus_client
+        import pydantic
+        import starlette
+        import uvicorn
+
+        del aiohttp, prometheus_client, pydantic, starlette, uvicorn
+
+
+@contextlib.contextmanager
+def running_door(door: Door, openers: Sequence[ModelOpener]) -> Iterator[str]:
+    """Run the gateway in front of models; yields its URL. Errors as of ``running_gateway``."""
+    from runtime.gateway.app import gateway_app
+    from runtime.gateway.serving import running_gateway
+
+    app = gateway_app(openers, door.options)
+    with running_gateway(app, door.host, door.port, door.options) as address:
+        yield door.url(address)
+
+
+@contextlib.contextmanager
+def guarded_server(door: Door, server: Server, names: Sequence[str], *, http_api: bool) -> Iterator[str]:
+    """Run the gateway in front of a server's HTTP endpoint; yields its URL. Errors as of ``running_gateway``.
+
+    Args:
+        names: Models of the server.
+        http_api: Also answer ``/v1``.
+    """
+    from runtime.gateway.app import gateway_app
+    from runtime.gateway.models import remote_opener
+    from runtime.gateway.options import TritonEndpoint
+    from runtime.gateway.serving import running_gateway
+
+    openers = [remote_opener(*_place_of_model(server, name)) for name in names]
+    triton = TritonEndpoint(server.addresses.http, server.addresses.metrics, server.security.client_headers())
+    app = gateway_app(openers if http_api else [], door.options, triton=triton)
+    with running_gateway(app, door.host, door.port, door.options) as address:
+        yield door.url(address)
+
+
+def _place_of_model(server: Server, name: str) -> tuple[str, Connection]:
+    """Return a served model's address for the gateway: gRPC, where leaving senders cancel their requests.
+
+    With TLS, the certificate is not for this address; the plain inner HTTP endpoint is asked then.
+    """
+    from runtime.remote.options import Connection
+
+    security = server.security
+    if security.certificate is not None:
+        connection = Connection(headers=security.client_headers(), retry_for_s=_RETRY_S)
+        return f"http://{server.addresses.http}/{name}", connection
+    host, _, port = server.addresses.grpc.rpartition(":")
+    host = _LOOPBACK if host == _EVERYWHERE else host
+    return f"grpc://{host}:{port}/{name}", Connection(token=security.token, retry_for_s=_RETRY_S)
+
+
+def local_models(repository: Path, default_language: str | None) -> Iterator[LocalEncoder]:
+    """Open every model of a repository in this process: its front ends' variant, or the only one.
+
+    Raises:
+        InputError: a model has several variants and no front ends.
+        BabeltowerError: a model cannot be opened.
+    """
+    from runtime.local import LocalEncoder
+    from runtime.repository import manifests_of_repository
+
+    for manifest in manifests_of_repository(repository):
+        served = [front_ends.variant for front_ends in manifest.front_ends]
+        keys = served or list(manifest.variants)
+        if len(keys) != 1:
+            raise InputError(
+                f"{manifest.name} has the variants {keys}, and no front ends that serve one. Choose one: "
+                f"babeltower frontends {repository / manifest.name} --variant {keys[0]}"
+            )
+        variant = manifest.variants[keys[0]]
+        encoder = LocalEncoder.from_repository(
+            repository / manifest.name,
+            engine=variant.engines[0],
+            precision=variant.precision,
+            default_language=default_language,
+        )
+        for modality in Modality:
+            encoder.open_tower(modality)
+        yield encoder

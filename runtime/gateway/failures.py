@@ -1,0 +1,53 @@
+"""Errors of the gateway, in OpenAI's shape for ``/v1`` and in KServe's for ``/v2``."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+
+from runtime.errors import BabeltowerError, InputError, ServerError
+
+__all__ = ["GatewayError", "error_of_failure", "response_of_error"]
+
+_RETRY_AFTER = "1"
+
+
+class GatewayError(Exception):
+    """Refusal or failure of a request, with its HTTP status.
+
+    Attributes:
+        param: Field of the request that is wrong.
+        code: Short name of the reason, for programs.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+def error_of_failure(error: BabeltowerError) -> GatewayError:
+    """Convert a failure of a model to the gateway's error."""
+    if isinstance(error, InputError):
+        return GatewayError(400, str(error), param="input", code="invalid_input")
+    if isinstance(error, ServerError):
+        return GatewayError(503, str(error), code="model_unavailable")
+    return GatewayError(500, str(error), code="model_failed")
+
+
+def response_of_error(error: GatewayError, path: str) -> JSONResponse:
+    """Return the answer to a request for ``path``."""
+    headers = {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.status == 503:
+        headers["retry-after"] = _RETRY_AFTER
+    if path.startswith("/v2"):
+        return JSONResponse({"error": error.message}, error.status, headers)
+    told = {
+        "message": error.message,
+        "type": "invalid_request_error" if error.status < 500 else "server_error",
+        "param": error.param,
+        "code": error.code,
+    }
+    return JSONResponse({"error": told}, error.status, headers)

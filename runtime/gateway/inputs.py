@@ -1,0 +1,180 @@
+"""Body of ``POST /v1/embeddings``: OpenAI's fields, and the extensions for languages and images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from runtime.gateway.failures import GatewayError
+from runtime.gateway.options import GatewayOptions
+
+__all__ = ["EmbeddingRequest", "Inputs", "inputs_of_request", "request_from_body"]
+
+_MAX_CHARACTERS = 16_384
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+=-]+)*?;base64,")
+_IMAGE_START = "data:image/"
+
+_TEXT_OR_IMAGE = {
+    "anyOf": [
+        {"type": "string", "description": "A text; or an image as a data URL (data:image/png;base64,...)"},
+        {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "language": {"type": ["string", "null"]}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {"image": {"type": "string", "description": "A data URL, or bare base64"}},
+            "required": ["image"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_INPUT_SCHEMA = {
+    "anyOf": [*_TEXT_OR_IMAGE["anyOf"], {"type": "array", "items": _TEXT_OR_IMAGE, "minItems": 1}]
+}
+_LANGUAGE_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": ["string", "null"]}},
+        {"type": "null"},
+    ],
+    "description": "Language of the texts, FLORES-200 or BCP-47: one for all, or one for each input",
+}
+
+
+class EmbeddingRequest(BaseModel):
+    """Request for embeddings; ``language`` and ``modality`` are not OpenAI's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    input: Annotated[Any, WithJsonSchema(_INPUT_SCHEMA)]
+    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+    language: Annotated[Any, WithJsonSchema(_LANGUAGE_SCHEMA)] = None
+    modality: Literal["text", "image"] | None = Field(
+        default=None,
+        description="text: take every string as a text; image: as a data URL or bare base64. By default, "
+        "strings that start with data:image/ are images.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Texts and images of a request, each with its position in ``input``."""
+
+    n_inputs: int
+    texts: tuple[tuple[int, str, str | None], ...]
+    images: tuple[tuple[int, bytes], ...]
+
+
+def request_from_body(body: bytes) -> EmbeddingRequest:
+    """Parse a request.
+
+    Raises:
+        GatewayError: the body is no JSON, or a field is missing, unknown or of a wrong type.
+    """
+    try:
+        return EmbeddingRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        param = ".".join(map(str, first["loc"])) or None
+        where = f"{param}: " if param else ""
+        raise GatewayError(400, f"{where}{first['msg']}.", param=param, code="invalid_request") from None
+
+
+def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Inputs:
+    """Return the texts and images of a request.
+
+    Raises:
+        GatewayError: an input is of another kind, empty or too long, or languages do not fit the inputs.
+    """
+    given = request.input
+    items: list[Any] = given if isinstance(given, list) else [given]
+    if not items:
+        raise _wrong("input is empty; expected a text, an image, or a list of them.")
+    if len(items) > options.max_inputs:
+        raise _wrong(f"input has {len(items)} inputs; the limit is {options.max_inputs}.")
+    languages = _languages(request.language, len(items))
+    texts: list[tuple[int, str, str | None]] = []
+    images: list[tuple[int, bytes]] = []
+    for i, item in enumerate(items):
+        text, image, language = _parts(item, i, request.modality)
+        if image is not None:
+            images.append((i, _bytes_of_image(image, i)))
+        else:
+            texts.append((i, _checked(text, i), language or languages[i] or options.default_language))
+    return Inputs(len(items), tuple(texts), tuple(images))
+
+
+def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, str | None]:
+    """Return an input's text, image and own language."""
+    if isinstance(item, str):
+        is_image = item.startswith(_IMAGE_START) if modality is None else modality == "image"
+        return ("", item, None) if is_image else (item, None, None)
+    if isinstance(item, dict):
+        known = {"image"} if "image" in item else {"text", "language"}
+        values = [value for key, value in item.items() if key != "language" or value is not None]
+        if (
+            item.keys() <= known
+            and item.keys() & {"text", "image"}
+            and all(isinstance(v, str) for v in values)
+        ):
+            return item.get("text", ""), item.get("image"), item.get("language")
+        raise _wrong(
+            f"input {i} is an object with {sorted(map(str, item))}; expected "
+            '{"text": "...", "language": "..."} or {"image": "..."}.'
+        )
+    if isinstance(item, (int, list)) and not isinstance(item, bool):
+        raise _wrong(
+            f"input {i} is a list of token ids; expected a text. Switch off tokenizing in the client "
+            "(LangChain: check_embedding_ctx_length=False)."
+        )
+    raise _wrong(f"input {i} is of type {type(item).__name__}; expected a text or an image.")
+
+
+def _checked(text: str, i: int) -> str:
+    if not text.strip():
+        raise _wrong(f"input {i} is an empty text.")
+    if len(text) > _MAX_CHARACTERS:
+        raise _wrong(
+            f"input {i} has {len(text)} characters; the limit is {_MAX_CHARACTERS}. Shorten it first."
+        )
+    return text
+
+
+def _bytes_of_image(text: str, i: int) -> bytes:
+    if text.startswith(("http://", "https://")):
+        raise _wrong(
+            f"input {i} is the URL of an image, which is not fetched. Send the image: data:image/..."
+        )
+    start = _DATA_URL.match(text)
+    if start is None and text.startswith("data:"):
+        raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
+    try:
+        return base64.b64decode(text[start.end() :] if start else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _wrong(f"input {i} is an image that is not valid base64.") from None
+
+
+def _languages(given: Any, n_inputs: int) -> Sequence[str | None]:
+    if given is None or isinstance(given, str):
+        return [given] * n_inputs
+    if not isinstance(given, list) or not all(code is None or isinstance(code, str) for code in given):
+        raise _wrong("language is neither a code, such as por_Latn, nor a list of codes.", "language")
+    if len(given) != n_inputs:
+        raise _wrong(f"language has {len(given)} codes for {n_inputs} inputs; pass one for each.", "language")
+    return given
+
+
+def _wrong(message: str, param: str = "input") -> GatewayError:
+    return GatewayError(400, message, param=param, code="invalid_input")

@@ -1,0 +1,232 @@
+"""Models behind the gateway, on a server or in this process, behind one interface."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.encoder import Encoder
+from runtime.errors import InputError
+from runtime.gateway.batching import BatchingQueue
+from runtime.local import LocalEncoder
+from runtime.machine import n_cores
+from runtime.manifest import Modality
+from runtime.preprocessing.image import decode, pixels_from_image
+from runtime.preprocessing.image_work import name_of_row, works_of_files
+from runtime.preprocessing.text import Text
+from runtime.remote.calls import Caller
+from runtime.remote.options import Connection, address_from_text
+from runtime.remote.payloads import RequestRows, concatenated
+from runtime.remote.transport import open_transport
+
+__all__ = ["GatewayModel", "LocalModel", "ModelOpener", "RemoteModel", "local_opener", "remote_opener"]
+
+_MAX_IMAGE_BYTES = 33_554_432
+_TEXTS_PER_REQUEST, _IMAGES_PER_REQUEST = 32, 8
+_CONCURRENCY = 256
+_BATCH_TEXTS, _BATCH_IMAGES = 256, 32
+
+T = TypeVar("T")
+
+
+class GatewayModel(Protocol):
+    """Model that embeds; use it from the event loop that opened it."""
+
+    name: str
+    dims: tuple[int, ...]
+    fingerprint: str
+
+    async def texts(self, texts: Sequence[tuple[int, str, str | None]], dim: int) -> NDArray[np.float32]:
+        """Embed (position, text, language): float32 (texts, dim).
+
+        Raises:
+            BabeltowerError: a text is rejected, named by its position; or the model failed.
+        """
+
+    async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
+        """Embed (position, image file): float32 (images, dim); errors as of ``texts``."""
+
+    async def close(self) -> None:
+        """Release the model."""
+
+
+ModelOpener = Callable[[], Awaitable[GatewayModel]]
+"""Function that opens a model on the running event loop."""
+
+
+def remote_opener(address: str, connection: Connection) -> ModelOpener:
+    """Return the opener of a model on a server; errors as of ``Encoder.open`` with an address."""
+    parsed = address_from_text(address)
+    connection.require_fitting(parsed)
+    connection = dataclasses.replace(connection, concurrency=max(_CONCURRENCY, connection.concurrency))
+
+    async def opened() -> GatewayModel:
+        caller = Caller(open_transport(parsed, connection), connection, str(parsed))
+        try:
+            served = await caller.open(parsed.name)
+        except BaseException:
+            await caller.close()
+            raise
+        return RemoteModel(served.name, served.dims, served.fingerprint, caller, dict(served.max_batch_sizes))
+
+    return opened
+
+
+class RemoteModel:
+    """Model on a server, which batches requests of all clients."""
+
+    def __init__(
+        self,
+        name: str,
+        dims: tuple[int, ...],
+        fingerprint: str,
+        caller: Caller,
+        max_rows: dict[Modality, int],
+    ) -> None:
+        self.name, self.dims, self.fingerprint = name, dims, fingerprint
+        self._caller = caller
+        self._max_rows = max_rows
+
+    async def texts(self, texts: Sequence[tuple[int, str, str | None]], dim: int) -> NDArray[np.float32]:
+        """See ``GatewayModel``."""
+        size = min(_TEXTS_PER_REQUEST, self._max_rows[Modality.TEXT])
+        requests = [
+            RequestRows(
+                Modality.TEXT,
+                tuple(place for place, _, _ in part),
+                {
+                    "text": tuple(_encoded(text, f"Text {place}") for place, text, _ in part),
+                    "language": tuple(_encoded(code or "", "A language") for _, _, code in part),
+                },
+            )
+            for part in _parts(texts, size)
+        ]
+        return await self._vectors(requests, dim)
+
+    async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
+        """See ``GatewayModel``."""
+        size = min(_IMAGES_PER_REQUEST, self._max_rows[Modality.IMAGE])
+        requests = [
+            RequestRows(
+                Modality.IMAGE, tuple(place for place, _ in part), {"image": tuple(f for _, f in part)}
+            )
+            for part in _parts(images, size)
+        ]
+        return await self._vectors(requests, dim)
+
+    async def close(self) -> None:
+        """See ``GatewayModel``."""
+        await self._caller.close()
+
+    async def _vectors(self, requests: Sequence[RequestRows], dim: int) -> NDArray[np.float32]:
+        return concatenated(await gathered([self._caller.vectors(r, dim=dim) for r in requests]), dim)
+
+
+def local_opener(encoder: Encoder) -> ModelOpener:
+    """Return the opener of a model in this process.
+
+    Raises:
+        InputError: the encoder is of a server.
+    """
+    if not isinstance(encoder, LocalEncoder):
+        raise InputError("The encoder is on a server; pass its address instead.")
+
+    async def opened() -> GatewayModel:
+        return LocalModel(encoder)
+
+    return opened
+
+
+class LocalModel:
+    """Model in this process, whose towers run batches of all clients."""
+
+    def __init__(self, encoder: LocalEncoder) -> None:
+        self.name, self.dims, self.fingerprint = encoder.name, encoder.dims, encoder.fingerprint
+        self._encoder = encoder
+        self._workers = ThreadPoolExecutor(n_cores(), "babeltower-prepare")
+        self._texts: BatchingQueue[Text] = BatchingQueue(
+            lambda rows, dim: encoder.vectors_from_texts(rows, dim=dim), max_rows=_BATCH_TEXTS
+        )
+        self._images: BatchingQueue[NDArray[np.uint8]] = BatchingQueue(
+            lambda rows, dim: encoder.vectors_from_pixels(np.stack(rows), dim=dim), max_rows=_BATCH_IMAGES
+        )
+
+    async def texts(self, texts: Sequence[tuple[int, str, str | None]], dim: int) -> NDArray[np.float32]:
+        """See ``GatewayModel``."""
+        rows = [Text(text, place, code) for place, text, code in texts]
+        await self._worked(self._require_texts, rows)  # a bad text fails here, not in its batch
+        return concatenated(
+            await gathered([self._texts.vectors(part, dim) for part in _parts(rows, _BATCH_TEXTS)]), dim
+        )
+
+    async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
+        """See ``GatewayModel``."""
+        preprocessing = self._encoder.manifest.image
+        await self._worked(self._require_images, images)
+
+        def pixels(numbered: tuple[int, bytes]) -> NDArray[np.uint8]:
+            place, file = numbered
+            return pixels_from_image(decode(file, name=name_of_row(place, file)), preprocessing)
+
+        rows = await gathered([self._worked(pixels, image) for image in images])
+        return concatenated(
+            await gathered([self._images.vectors(part, dim) for part in _parts(rows, _BATCH_IMAGES)]), dim
+        )
+
+    async def close(self) -> None:
+        """See ``GatewayModel``."""
+        await self._texts.close()
+        await self._images.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _require_images(self, images: Sequence[tuple[int, bytes]]) -> None:
+        """Check that images are of bounded work, by their headers."""
+        works_of_files(
+            [file for _, file in images],
+            self._encoder.manifest.image,
+            max_bytes=_MAX_IMAGE_BYTES,
+            max_pixels=None,
+            places=[place for place, _ in images],
+        )
+
+    def _require_texts(self, rows: Sequence[Text]) -> None:
+        """Check that texts can be tokenized; the error names the first that cannot."""
+        try:
+            self._encoder.token_rows(rows)
+        except InputError:
+            for row in rows:
+                try:
+                    self._encoder.token_rows([row])
+                except InputError as error:
+                    raise type(error)(f"Text {row.index}: {error}") from error
+            raise
+
+    async def _worked(self, work: Callable[[Any], T], given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work, given)
+
+
+async def gathered(work: Sequence[Awaitable[T]]) -> list[T]:
+    """Await all; if one fails, or the caller is cancelled, the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _parts(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _encoded(text: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} holds a lone surrogate at character {error.start}.") from None

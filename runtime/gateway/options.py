@@ -1,0 +1,46 @@
+"""Options of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["GatewayOptions", "TritonEndpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class TritonEndpoint:
+    """Triton server behind the gateway; addresses are ``HOST:PORT``.
+
+    Attributes:
+        headers: Headers of every request that the gateway forwards.
+    """
+
+    http: str
+    metrics: str
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """Options of the gateway.
+
+    Attributes:
+        token: Bearer token that every request but those for health must send; ``None`` lets everybody in.
+        certificate, key: Certificate chain and key (PEM) of TLS; neither or both.
+        default_language: Language of texts whose request names none, for clients that cannot.
+        max_body_bytes: Maximum size of a request's body.
+        max_waiting_bytes: Maximum size of the bodies of all requests being answered; further ones are told to
+            come back later.
+        max_inputs: Maximum texts and images of a request.
+        body_s: Maximum time for a body to arrive.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
+    key: Path | None = None
+    default_language: str | None = None
+    max_body_bytes: int = 64 << 20
+    max_waiting_bytes: int = 256 << 20
+    max_inputs: int = 2_048
+    body_s: float = 60.0

@@ -1,0 +1,85 @@
+"""``/v2`` and ``/metrics`` of a Triton server behind the gateway.
+
+Triton 24.10 ends on a body of many chunks and on deeply nested JSON. It gets each body in one piece, after
+its size and its depth were checked; and only the headers that it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.gateway.embeddings import while_connected
+from runtime.gateway.failures import GatewayError
+from runtime.gateway.metrics import GatewayMetrics
+from runtime.gateway.nesting import require_flat_json
+from runtime.gateway.options import TritonEndpoint
+
+__all__ = ["TritonRoutes"]
+
+_HEAD = "inference-header-content-length"
+_FORWARDED = ("content-type", "accept", _HEAD)
+_RETURNED = ("content-type", _HEAD)
+_LONG_JSON = 1 << 16
+_ANSWER_S = 300.0
+
+
+class TritonRoutes:
+    """Routes that are answered by a Triton server; open it on the event loop that serves them."""
+
+    def __init__(self, endpoint: TritonEndpoint, metrics: GatewayMetrics) -> None:
+        self._endpoint = endpoint
+        self._metrics = metrics
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            headers=endpoint.headers,
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+            skip_auto_headers=("Accept-Encoding",),
+            trust_env=False,
+        )
+
+    async def forwarded(self, request: Request) -> Response:
+        """Answer a request of KServe's protocol."""
+        body = await request.body()
+        await _require_flat(body, request.headers.get(_HEAD))
+        path = request.url.path
+        query = f"?{request.url.query}" if request.url.query else ""
+        headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+        return await while_connected(
+            request, self._asked(request.method, f"http://{self._endpoint.http}{path}{query}", body, headers)
+        )
+
+    async def metrics(self, _: Request) -> Response:
+        """Answer ``GET /metrics``: the gateway's counters, then the server's."""
+        answer = await self._asked("GET", f"http://{self._endpoint.metrics}/metrics", b"", {})
+        return Response(self._metrics.page() + bytes(answer.body), media_type="text/plain; version=0.0.4")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def _asked(self, method: str, url: str, body: bytes, headers: dict[str, str]) -> Response:
+        try:
+            async with self._session.request(
+                method, url, data=body or None, headers=headers, allow_redirects=False
+            ) as answer:
+                returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
+                return Response(await answer.read(), answer.status, returned)
+        except asyncio.TimeoutError:
+            raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
+        except aiohttp.ClientError as error:
+            raise GatewayError(503, f"The server cannot be reached: {error}.") from None
+
+
+async def _require_flat(body: bytes, head: str | None) -> None:
+    """Check the depth of a request's JSON, which is all of the body or its first ``head`` bytes."""
+    if head is not None and (not head.isdigit() or int(head) > len(body)):
+        raise GatewayError(400, f"{_HEAD} is {head!r}; the body has {len(body)} bytes.")
+    text = body if head is None else body[: int(head)]
+    if len(text) < _LONG_JSON:
+        require_flat_json(text)
+    else:
+        await asyncio.get_running_loop().run_in_executor(None, require_flat_json, text)

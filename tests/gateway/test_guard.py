@@ -1,0 +1,392 @@
+"""Attacks on the HTTP port: each is refused, or answered right, and the server behind it stays the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from gateways import TOKEN, Gateway, gateway_of_process, gateway_of_server
+from processes import memory_bytes
+from raw_client import bytes_column, infer
+from sample_models import Exported
+from tritonclient.utils import InferenceServerException
+
+from runtime import Encoder
+from runtime.errors import EngineError
+from runtime.gateway.options import GatewayOptions
+from runtime.server import ServerEnvironment
+
+NAME = "capivara"
+MODELS = ("capivara", "nllb-siglip-mrl")
+MOST_BYTES = 64_000_000
+INFER = f"/v2/models/{NAME}_text/infer"
+RIGHT = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["um gato"]}]}
+
+
+@pytest.fixture(scope="module", params=[TOKEN, None], ids=["token", "no token"])
+def gateway(
+    request: pytest.FixtureRequest, exported: Exported, server_environment: ServerEnvironment
+) -> Iterator[Gateway]:
+    (repository,) = {exported(name).parent for name in MODELS}
+    with gateway_of_server(repository, server_environment, MODELS, token=request.param) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def expected(exported: Exported) -> np.ndarray:
+    with Encoder.open(exported(NAME), threads=1) as encoder:
+        return encoder.embed_texts(["um gato"])
+
+
+@pytest.fixture
+def unharmed(gateway: Gateway, expected: np.ndarray) -> Iterator[None]:
+    """Afterwards, the same server process answers right, and has not taken much memory."""
+    assert gateway.server is not None
+    before = memory_bytes(gateway.server.pid)
+    yield
+    gateway.server.require_running()
+    with gateway.client() as client:
+        answer = client.post("/v1/embeddings", json={"model": NAME, "input": "um gato"})
+        np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected[0], rtol=0, atol=1e-6)
+    assert memory_bytes(gateway.server.pid) - before < MOST_BYTES
+
+
+def sent(gateway: Gateway, head: str, *parts: bytes, with_token: bool = True) -> str:
+    """First line and body of the answer to a request, as it is on the wire."""
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    headers = gateway.headers if with_token else {}
+    lines = [head, f"Host: {host}", "Connection: close", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):  # the answer may come before all is sent
+            connection.sendall("\r\n".join(lines).encode())
+            for part in parts:
+                connection.sendall(part)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while received := connection.recv(65_536):
+                answer += received
+    return answer.decode(errors="replace")
+
+
+def chunked(body: bytes) -> bytes:
+    return b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("path", [INFER, "/v1/embeddings"])
+def test_a_body_of_many_chunks_is_one_body(path: str, gateway: Gateway) -> None:
+    right = RIGHT if path == INFER else {"model": NAME, "input": "um gato"}
+    body = json.dumps(right).encode()
+    body += b" " * (600_000 - len(body))
+    answer = sent(gateway, f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked", chunked(body))
+    assert answer.startswith("HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("path", [INFER, "/v1/embeddings", "/v2/repository/index"])
+@pytest.mark.parametrize("brackets", [b"[]", b'{"a":}'])
+@pytest.mark.parametrize("depth", [100, 100_000, 1_000_000])
+def test_deeply_nested_json_is_refused(depth: int, brackets: bytes, path: str, gateway: Gateway) -> None:
+    opening, closing = brackets[:-1], brackets[-1:]
+    body = b'{"inputs":' + opening * depth + b"1" + closing * depth + b"}"
+    answer = sent(gateway, f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}", body)
+    assert re.match(r"HTTP/1\.1 (400|413) ", answer)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_nesting_is_counted_outside_of_texts(gateway: Gateway) -> None:
+    text = '[[[[{"\\' * 1_000
+    asked = json.loads(json.dumps(RIGHT))
+    asked["inputs"][0]["data"] = [text]
+    with gateway.client() as client:
+        assert client.post(INFER, json=asked).status_code == 200
+        assert client.post("/v1/embeddings", json={"model": NAME, "input": text}).status_code == 200
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("Content-Length: 99999999999", 413),
+        ("Content-Length: 70000000", 413),
+        ("Content-Length: -1", 400),
+        ("Content-Length: 2\r\nContent-Encoding: gzip", 415),
+        ("Content-Length: 2\r\nInference-Header-Content-Length: 99", 400),
+        ("Content-Length: 2\r\nInference-Header-Content-Length: x", 400),
+    ],
+)
+def test_bodies_that_lie_are_refused(head: str, status: int, gateway: Gateway) -> None:
+    assert sent(gateway, f"POST {INFER} HTTP/1.1\r\n{head}", b"{}").startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_body_larger_than_it_says_is_refused(gateway: Gateway) -> None:
+    chunk = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    answer = sent(gateway, f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked", *[chunk] * 70)
+    assert answer == "" or answer.startswith("HTTP/1.1 413 ")
+
+
+CLOSED = {
+    "POST /v2/repository/index": {},
+    f"POST /v2/repository/models/{NAME}_text/load": {},
+    f"POST /v2/repository/models/{NAME}_text/unload": {},
+    "POST /v2/systemsharedmemory/region/a/register": {"key": "/a", "offset": 0, "byte_size": 8},
+    "GET /v2/systemsharedmemory/status": None,
+    "GET /v2/cudasharedmemory/status": None,
+    "POST /v2/logging": {"log_file": "/tmp/x"},
+    "GET /v2/logging": None,
+    "POST /v2/trace/setting": {"trace_file": "/tmp/x"},
+    f"GET /v2/models/{NAME}_text/trace/setting": None,
+}
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("request_", CLOSED)
+def test_what_changes_the_server_is_closed_over_http(request_: str, gateway: Gateway) -> None:
+    method, _, path = request_.partition(" ")
+    for way in (
+        path,
+        path.replace("/v2/", "/v2//"),
+        path.replace("/v2/", "/v2/./"),
+        path.replace("v2", "%762"),
+    ):
+        with gateway.client() as client:
+            answer = client.request(method, way, json=CLOSED[request_])
+        assert answer.status_code in (400, 403, 404, 405), (way, answer.text)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_what_changes_the_server_is_closed_over_grpc(gateway: Gateway) -> None:
+    assert gateway.server is not None
+    client = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    headers = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
+    for call in (
+        lambda: client.load_model(f"{NAME}_text", headers=headers),
+        lambda: client.unload_model(f"{NAME}_text", headers=headers),
+        lambda: client.get_model_repository_index(headers=headers),
+        lambda: client.register_system_shared_memory("a", "/a", 8, headers=headers),
+        lambda: client.update_log_settings({"log_verbose_level": 1}, headers=headers),
+        lambda: client.update_trace_settings(settings={"trace_level": "OFF"}, headers=headers),
+    ):
+        with pytest.raises(InferenceServerException, match="restricted"):
+            call()
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_the_port_behind_the_gateway_answers_nobody_else(gateway: Gateway) -> None:
+    assert gateway.server is not None
+    with httpx.Client(base_url=f"http://{gateway.server.addresses.http}", trust_env=False) as client:
+        for answer in (
+            client.post(INFER, json=RIGHT, headers=gateway.headers),
+            client.get(f"/v2/models/{NAME}_text/config", headers=gateway.headers),
+            client.get("/v2/health/ready"),
+        ):
+            assert answer.status_code == 403
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_raw_clients_get_their_vectors(gateway: Gateway, expected: np.ndarray) -> None:
+    assert gateway.server is not None
+    bearer = f"Bearer {gateway.token}"
+    http = tritonclient.http.InferenceServerClient(gateway.url.removeprefix("http://"))
+    grpc = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    for client, module, headers in (
+        (http, tritonclient.http, {"authorization": bearer}),
+        (grpc, tritonclient.grpc, {"triton-grpc-protocol-authorization": bearer}),
+    ):
+        asked = {"text": bytes_column(["um gato"])}
+        answer = infer(client, module, f"{NAME}_text", asked, headers=headers)
+        np.testing.assert_allclose(answer.as_numpy("vector"), expected, rtol=0, atol=1e-6)
+    http.close()
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", "Bearer wrong-token-0123456789", f"Basic {TOKEN}", TOKEN]
+)
+def test_strangers_are_told_so(given: str | None, gateway: Gateway) -> None:
+    if gateway.token is None:
+        pytest.skip("everybody may ask")
+    headers = {} if given is None else {"authorization": given}
+    with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
+        for path in ("/v1/models", "/v2/models/x/config", "/metrics", "/docs", "/openapi.json", "/nowhere"):
+            answer = client.get(path)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.post("/v1/embeddings", json={}).json()["error"]["type"] == "invalid_request_error"
+        assert client.get("/health").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 200
+
+
+def test_metrics_are_of_the_gateway_and_the_server(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        client.post("/v1/embeddings", json={"model": NAME, "input": ["a", "b"]})
+        client.post("/v1/embeddings", json={"model": "nobody", "input": ["a"]})
+        page = client.get("/metrics").text
+    assert re.search(r'babeltower_gateway_inputs_total\{kind="text",model="capivara"\} [1-9]', page)
+    assert re.search(r'gateway_requests_total\{route="/v1/embeddings",status="404"\} [1-9]', page)
+    assert re.search(r'nv_inference_request_success\{model="capivara_text"', page)
+
+
+BAD_BODIES: dict[str, tuple[Any, str]] = {
+    "no JSON": (b"{", "JSON"),
+    "no object": (b"[]", "object"),
+    "no model": ({"input": "a"}, "model: Field required"),
+    "unknown model": ({"model": "x", "input": "a"}, "There is no model 'x'"),
+    "no input": ({"model": NAME}, "input: Field required"),
+    "null": ({"model": NAME, "input": None}, "input 0 is of type NoneType"),
+    "empty list": ({"model": NAME, "input": []}, "input is empty"),
+    "empty text": ({"model": NAME, "input": ["a", " \n"]}, "input 1 is an empty text"),
+    "token ids": ({"model": NAME, "input": [[1, 2]]}, "list of token ids"),
+    "flag": ({"model": NAME, "input": [True]}, "input 0 is of type bool"),
+    "object": ({"model": NAME, "input": [{"txt": "a"}]}, "is an object with"),
+    "both": ({"model": NAME, "input": [{"text": "a", "image": "AAAA"}]}, "is an object with"),
+    "long text": ({"model": NAME, "input": "x" * 16_385}, "16385 characters; the limit is 16384"),
+    "many": ({"model": NAME, "input": ["x"] * 2_049}, "2049 inputs; the limit is 2048"),
+    "unknown field": ({"model": NAME, "input": "a", "inputs": "b"}, "inputs: Extra inputs"),
+    "encoding": ({"model": NAME, "input": "a", "encoding_format": "int8"}, "'float' or 'base64'"),
+    "dimensions": ({"model": NAME, "input": "a", "dimensions": 7}, "no vectors of width 7"),
+    "dimensions text": ({"model": NAME, "input": "a", "dimensions": "128"}, "dimensions: Input should be"),
+    "languages": ({"model": NAME, "input": ["a"], "language": ["pt", "pt"]}, "2 codes for 1 inputs"),
+    "language kind": ({"model": NAME, "input": ["a"], "language": 1}, "neither a code"),
+    "no language": ({"model": MODELS[1], "input": ["a"]}, "Text 0: .*needs the language"),
+    "bad language": (
+        {"model": MODELS[1], "input": ["a", "b"], "language": ["pt", "xx"]}, "Text 1: .*'xx'"
+    ),
+    "surrogate": (b'{"model": "capivara", "input": "\\ud800"}', "Invalid JSON"),
+    "image URL": (
+        {"model": NAME, "input": "https://x/y.png", "modality": "image"}, "which is not fetched"
+    ),
+    "no base64": ({"model": NAME, "input": "data:image/png;base64,!"}, "not valid base64"),
+    "no data URL": ({"model": NAME, "input": "data:image/png,AAAA"}, "is no data URL"),
+    "no image": ({"model": NAME, "input": ["a", {"image": "AAAA"}]}, "Image 1: .*format is unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_BODIES)
+def test_bad_requests_are_told_why(what: str, gateway: Gateway) -> None:
+    body, reason = BAD_BODIES[what]
+    with gateway.client() as client:
+        answer = client.post(
+            "/v1/embeddings", content=body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
+    assert answer.status_code == (404 if what == "unknown model" else 400), answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert re.search(reason, error["message"]), error["message"]
+
+
+def test_the_gateway_of_this_process_says_the_same(exported: Exported) -> None:
+    (repository,) = {exported(name).parent for name in MODELS}
+    with gateway_of_process(repository) as gateway, gateway.client() as client:
+        for what, (body, reason) in BAD_BODIES.items():
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            answer = client.post("/v1/embeddings", content=content)
+            assert answer.status_code == (404 if what == "unknown model" else 400), (what, answer.text)
+            message = answer.json()["error"]["message"].replace("Image 1 of the request", "Image 1: ")
+            assert re.search(reason, message), (what, message)
+
+
+def test_bodies_that_wait_are_bounded_together(exported: Exported) -> None:
+    """A sender that holds half a body leaves no room for another; when it leaves, there is room again."""
+    options = GatewayOptions(max_body_bytes=1_000, max_waiting_bytes=1_000)
+    with gateway_of_process(exported(NAME).parent, options=options) as gateway, gateway.client() as client:
+        host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+        right = {"model": NAME, "input": "um gato" + " " * 300}
+        with socket.create_connection((host, int(port))) as holding:
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n"
+            holding.sendall(head.encode() + b" " * 800)
+            statuses = set()
+            while 503 not in statuses:  # until the gateway has read the half body
+                answer = client.post("/v1/embeddings", json=right)
+                statuses.add(answer.status_code)
+            assert answer.headers["retry-after"] == "1"
+        while client.post("/v1/embeddings", json=right).status_code != 200:
+            pass
+
+
+def test_a_slow_body_is_given_up(exported: Exported) -> None:
+    options = GatewayOptions(body_s=0.2)
+    with gateway_of_process(exported(NAME).parent, options=options) as gateway:
+        answer = sent(gateway, "POST /v1/embeddings HTTP/1.1\r\nContent-Length: 9", b"{")
+        assert answer.startswith("HTTP/1.1 408 ")
+
+
+def test_a_failed_start_is_one_error(exported: Exported) -> None:
+    from runtime.commands.doors import Door, running_door
+    from runtime.errors import ServerError
+    from runtime.gateway.models import remote_opener
+    from runtime.remote import Connection
+
+    away = remote_opener("grpc://127.0.0.1:1/capivara", Connection(timeout_s=5, retry_for_s=0))
+    with (
+        pytest.raises(ServerError, match="is not available"),
+        running_door(Door("127.0.0.1", 0, GatewayOptions()), [away]),
+    ):
+        pass
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with (
+            pytest.raises(EngineError, match="cannot be used"),
+            running_door(Door("127.0.0.1", taken.getsockname()[1], GatewayOptions()), []),
+        ):
+            pass
+
+
+def test_senders_that_leave_are_not_computed() -> None:
+    import asyncio
+
+    from runtime.gateway.batching import BatchingQueue
+
+    started, goes_on = threading.Event(), threading.Event()
+    computed: list[int] = []
+
+    def run(rows: Any, dim: int) -> np.ndarray:
+        started.set()
+        goes_on.wait()
+        computed.extend(rows)
+        return np.zeros((len(rows), dim), np.float32)
+
+    async def asked() -> None:
+        queue: BatchingQueue[int] = BatchingQueue(run, max_rows=8)
+        tasks = [asyncio.ensure_future(queue.vectors([number], 4)) for number in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.get_running_loop().run_in_executor(None, started.wait)
+        late = asyncio.ensure_future(queue.vectors([9], 4))
+        await asyncio.sleep(0)
+        late.cancel()
+        kept = asyncio.ensure_future(queue.vectors([10], 4))
+        await asyncio.sleep(0)
+        goes_on.set()
+        assert (await kept).shape == (1, 4)
+        await asyncio.gather(*tasks)
+        await queue.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, asked()).result(60)
+    assert 9 not in computed
+    assert {0, 1, 2, 3, 10} <= set(computed)
+
+
+def test_the_description_is_valid_and_names_every_path(exported: Exported) -> None:
+    with gateway_of_process(exported(NAME).parent) as gateway, gateway.client() as client:
+        document = client.get("/openapi.json").json()
+        page = client.get("/docs").text
+        assert document["openapi"].startswith("3.1")
+        for path in document["paths"]:
+            assert f" {path}</h2>" in page
+        assert "<script" not in page
+        schema = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]
+        assert set(schema["schema"]["properties"]) >= {"model", "input", "dimensions", "language", "modality"}
