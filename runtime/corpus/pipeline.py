@@ -287,6 +287,8 @@ def embedded_parts(
         except _StoppedError:
             raise
         except Exception as error:  # raised once the parts before it are done; the part under way is left
+            if last is not None and last.rows.stop == (last.part + 1) * rows_per_part:
+                done.put(_PartEnd(last.part, last.rows.stop))
             unread.append(error)
             if last is not None and last.rows.stop % rows_per_part == 0:
                 done.put(_PartEnd(last.part, last.rows.stop))
