@@ -59,6 +59,8 @@ def fault_kind(error: BaseException) -> FaultKind:
         return FaultKind.ABSENT if cause is None or cause is error else fault_kind(cause)
     if isinstance(error, PermissionError):
         return FaultKind.DENIED
+    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
+        return FaultKind.OWN
     if isinstance(error, OSError):
         return FaultKind.OWN if error.errno in _OWN else FaultKind.PASSING
     if isinstance(error, (ValueError, TypeError)):  # a malformed name or URL

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from runtime.corpus.faults import FaultKind, Patience, fault_kind, without_query
 from runtime.corpus.locations import (
@@ -111,7 +112,13 @@ def filesystem_from_location(location: str) -> tuple[Any, str]:
             return filesystem, path.rstrip("/") + wild
         import fsspec
 
-        filesystem, path = fsspec.core.url_to_fs(location)
+        if scheme in ("http", "https"):  # fsspec would split an address at ::, which IPv6 has
+            parts = urlsplit(location)
+            if not parts.hostname or (parts.port or 1) < 0:
+                raise ValueError("it names no host")
+            filesystem, path = fsspec.filesystem(scheme), location
+        else:
+            filesystem, path = fsspec.core.url_to_fs(location)
         return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(filesystem)), path
     except (ImportError, ValueError, OSError) as error:
         raise InputError(f"{without_query(location)} cannot be opened: {error}.") from error

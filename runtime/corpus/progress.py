@@ -100,6 +100,7 @@ def progress_bar(
                 f"{source.name}: {source.format.value}, {rows}, columns {columns or 'none'}; {choice.name}"
                 + (f"; measured rows/s {dict(choice.measured)}" if choice.measured else "")
                 + (f"; {done:,} rows are done" if done else ""),
+                *source.notes,
                 *choice.reasons,
                 sep="\n",
                 file=stream,
@@ -179,6 +180,10 @@ def summary_of_run(record: RunRecord) -> str:
         busy = record.cpu_seconds / (seconds * record.cores)
         lines.append(f"time        {_duration(seconds)}; {rate}; {record.cores} cores {busy:.0%} busy")
     lines.append(f"memory      {record.peak_memory_bytes / 1e6:,.0f} MB at peak")
+    lines += [
+        f"set aside   {bad.name}, of which {bad.n_rows_read:,} rows were read: {bad.reason}"
+        for bad in record.bad_files
+    ]
     lines += [f"note        {note}" for note in record.notes]
     return "\n".join(lines)
 

@@ -193,7 +193,7 @@ class RetryingFile(io.RawIOBase):
             size = getattr(self._inner, "size", None)
         else:
             self._inner = self._filesystem.open_input_file(self._path)
-            size = self._inner.size()
+            size = self._inner.size() if callable(self._inner.size) else None
         self._inner_at = 0
         if self._n_bytes is not None and isinstance(size, int) and size != self._n_bytes:
             self._drop()

@@ -25,7 +25,7 @@ from runtime.corpus.sources.base import (
     chosen_columns,
     modality_of,
 )
-from runtime.corpus.sources.cells import value_at
+from runtime.corpus.sources.cells import image_from_cell, value_at
 from runtime.corpus.sources.memory import TableRows
 from runtime.corpus.sources.records import Cells
 from runtime.errors import ImageError, InputError
@@ -166,6 +166,11 @@ def _size(cell: _Cell) -> int:
 
 
 def _image(value: Any, number: int, local: Any) -> Item:
+    if isinstance(value, Mapping):
+        data = value.get("bytes")
+        value = data if data is not None else value.get("path")
+    if isinstance(value, str) and ("://" in value or value.startswith("data:") or not value):
+        return image_from_cell(value, local, "")
     if isinstance(value, (str, os.PathLike)):
         return ImageFile(local, str(Path(value).absolute()))
     if value is None:

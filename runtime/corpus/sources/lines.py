@@ -226,6 +226,11 @@ class LineSource:
             try:
                 for line in islice(_bounded_lines(lines, file.shown), _SAMPLE_LINES):
                     record = None if line.isspace() else _json_record(line)
+                    if not sample and line.lstrip().startswith("["):
+                        raise InputError(
+                            f"{file.shown} begins with a JSON array; JSON lines hold one object a line. "
+                            "Convert it: jq -c '.[]' FILE > FILE.jsonl"
+                        )
                     if isinstance(record, Mapping):
                         sample.append(_with(record, partitions))
             except (OSError, EOFError):

@@ -38,7 +38,7 @@ def items_from_object(source: Any) -> Iterable[Any]:
         return _rows_of_mapping(source)
     if hasattr(source, "with_format") and hasattr(source, "features") and isinstance(source, Sized):
         return _rows_of_dataset(source)
-    if hasattr(source, "iter_rows"):  # polars
+    if hasattr(source, "iter_rows") and not hasattr(source, "fetchall"):  # polars, and no relation of DuckDB
         return TableRows(_length(source), lambda: iter(source.iter_rows(named=True)))
     if hasattr(source, "itertuples"):  # pandas
         return TableRows(len(source), lambda: _rows_of_frame(source))

@@ -289,7 +289,7 @@ class _ArrowTable:
         self._opened.seek(max(0, size - len(_END_OF_STREAM)))
         end = self._opened.read()
         self._opened.seek(position)
-        if end != _END_OF_STREAM and end[-4:] != _END_OF_STREAM[-4:]:
+        if end != _END_OF_STREAM:
             raise EOFError(
                 "the stream ends without its end mark, so it was cut off or is still being written"
             )

@@ -1,0 +1,509 @@
+"""Inputs of many kinds: all files are looked at before work, and each is read to its proven end or "
+"refused."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+import sys
+import tarfile
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from runtime.corpus import Captions, Columns, Locations, Reading, open_source
+from runtime.corpus.locations import expanded_braces, suffix_of
+from runtime.corpus.rows import IdType, ImageFile, Problem
+from runtime.corpus.sources import NumberedRows
+from runtime.errors import DamagedFileError, InputError, MissingSourceError
+from runtime.manifest import Modality
+
+SKIP = Reading(skip_bad_files=True)
+
+
+def rows_of(source):
+    found = list(NumberedRows(source, lambda start, stop: True))
+    assert [rows.start for rows in found if len(rows)] == [0, *(r.stop for r in found if len(r))][:-1]
+    ids = [i for rows in found for i in rows.ids]
+    items = [item for rows in found for item in rows.items]
+    codes = [code for rows in found for code in rows.languages or [None] * len(rows)]
+    return ids, items, codes
+
+
+def kinds(items):
+    return [item.kind if isinstance(item, Problem) else item for item in items]
+
+
+def png(colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_bytes(files, **options):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def samples(first, stop):
+    return {f"{i:03d}.{kind}": d for i in range(first, stop) for kind, d in (("jpg", png()), ("txt", b"t"))}
+
+
+def test_a_csv_beside_a_tsv(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text\n1,a cat\n2,a dog\n")
+    (tmp_path / "b.tsv").write_text("id\ttext\n3\ta cow, black\n4\ta hen\n")
+    assert rows_of(open_source(tmp_path))[:2] == (
+        ["1", "2", "3", "4"],
+        ["a cat", "a dog", "a cow, black", "a hen"],
+    )
+
+
+def test_a_compressed_tsv_is_split_at_tabs(tmp_path):
+    (tmp_path / "x.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\ta cat, black\n"))
+    assert rows_of(open_source(tmp_path / "x.tsv.gz"))[1] == ["a cat, black"]
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.jsonl", "b.parquet"])
+def test_a_file_without_the_column_is_named_before_any_work(tmp_path, name):
+    other = name.replace("b.", "a.")
+    writers = {
+        "csv": lambda path, column: path.write_text(f"id,{column}\n1,x\n"),
+        "jsonl": lambda path, column: path.write_text(json.dumps({"id": 1, column: "x"}) + "\n"),
+        "parquet": lambda path, column: pq.write_table(pa.table({"id": [1], column: ["x"]}), path),
+    }
+    writers[name.split(".")[1]](tmp_path / other, "text")
+    writers[name.split(".")[1]](tmp_path / name, "caption")
+    with pytest.raises(InputError, match=rf"{name} has no .*'text'.*it has \['id', 'caption'\]"):
+        open_source(tmp_path)
+
+
+def test_a_guessed_id_that_one_file_lacks_says_how_to_do_without(tmp_path):
+    pq.write_table(pa.table({"id": [1], "text": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet has no column 'id'.*--id none"):
+        open_source(tmp_path)
+    assert rows_of(open_source(tmp_path, columns=Columns(id="none")))[:2] == ([None, None], ["a", "b"])
+
+
+def test_integer_ids_first_and_strings_later_are_strings(tmp_path):
+    pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"id": ["r0"], "text": ["c"]}), tmp_path / "1.parquet")
+    source = open_source(tmp_path)
+    assert source.id_type is IdType.STRING
+    assert rows_of(source)[0] == ["1", "2", "r0"]
+    for number, value in enumerate((1, "r0")):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"id": value, "text": "a"}) + "\n")
+    assert rows_of(open_source(f"{tmp_path}/*.jsonl"))[0] == ["1", "r0"]
+
+
+IDS = {
+    "binary": (pa.array([b"a", b"\xff", None]), ["a", "wrong-id", "null-id"]),
+    "float": (pa.array([1.5, 2.0, None]), ["1.5", "2", "null-id"]),
+    "large floats": (pa.array([2.2e12, -0.0, float("nan")]), ["2200000000000", "0", "null-id"]),
+    "dictionary": (pa.array(["x", "y", "x"]).dictionary_encode(), ["x", "y", "x"]),
+    "unsigned": (pa.array([1, 2**64 - 1, 3], pa.uint64()), [1, "wrong-id", 3]),
+    "views": (pa.array(["x", "y", "z"], pa.string_view()), ["x", "y", "z"]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_many_types(tmp_path, name):
+    column, expected = IDS[name]
+    pq.write_table(pa.table({"id": column, "text": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    ids, items, _ = rows_of(open_source(tmp_path / "a.parquet"))
+    assert [
+        item.kind if isinstance(item, Problem) else i for i, item in zip(ids, items, strict=True)
+    ] == expected
+    assert rows_of(open_source(tmp_path / "a.parquet", columns=Columns(id="none")))[0] == [None] * 3
+
+
+def test_uuids_are_ids(tmp_path):
+    value = uuid.UUID(int=7)
+    column = pa.array([value.bytes], pa.uuid())
+    pq.write_table(pa.table({"id": column, "text": ["a"]}), tmp_path / "a.parquet")
+    assert rows_of(open_source(tmp_path / "a.parquet"))[0] == [str(value)]
+
+
+def test_a_guess_of_another_type_is_left_alone_and_said(tmp_path):
+    table = pa.table({"id": [[1]], "text": ["a"], "language": [{"code": "en"}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert (source.columns.id, source.columns.language) == (None, None)
+    assert [note.split(" is of")[0] for note in source.notes] == ["column 'id'", "column 'language'"]
+    with pytest.raises(InputError, match="the id column 'id' is of type list"):
+        open_source(tmp_path / "a.parquet", columns=Columns(id="id"))
+
+
+def test_a_language_column_can_be_left_alone(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "language": ["English"]}), tmp_path / "a.parquet")
+    assert open_source(tmp_path / "a.parquet").columns.language == "language"
+    assert open_source(tmp_path / "a.parquet", columns=Columns(language="none")).columns.language is None
+
+
+def test_hive_partitions_are_columns(tmp_path):
+    for lang in ("pt", "en", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"lang={lang}").mkdir()
+        pq.write_table(pa.table({"text": [f"in {lang}"]}), tmp_path / f"lang={lang}" / "p.snappy.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "_temporary").mkdir()
+    (tmp_path / "_temporary" / "q.parquet").write_bytes(b"half")
+    source = open_source(tmp_path, columns=Columns(language="lang"))
+    assert rows_of(source)[2] == [None, "en", "pt"]
+    assert open_source(tmp_path).columns.language == "lang"
+    assert any("_temporary/q.parquet" in note for note in source.notes)
+    (tmp_path / "c" / "lang=de").mkdir(parents=True)
+    (tmp_path / "c" / "lang=de" / "a.csv").write_text("text\nHund\n")
+    assert rows_of(open_source(tmp_path / "c"))[2] == ["de"]
+
+
+def test_fields_of_structs(tmp_path):
+    rows = [{"meta": {"caption": "a cat", "lang": "en", "key": {"n": 5}}}, {"meta": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    columns = Columns(id="meta.key.n", text="meta.caption", language="meta.lang")
+    for source in (tmp_path / "a.jsonl", tmp_path / "a.parquet", pa.Table.from_pylist(rows), rows):
+        ids, items, codes = rows_of(open_source(source, columns=columns))
+        assert (ids[0], kinds(items), codes) == (5, ["a cat", "null-text"], ["en", None])
+    with pytest.raises(InputError, match=r"has no field 'nothing'"):
+        open_source(tmp_path / "a.parquet", columns=Columns(text="meta.nothing"))
+    with pytest.raises(InputError, match=r"--text meta\.caption"):
+        open_source(tmp_path / "a.parquet", columns=Columns(text="meta"))
+
+
+def test_lists_of_captions(tmp_path):
+    rows = [{"id": "x", "text": ["one", "two"]}, {"id": "y", "text": []}, {"id": "z", "text": ["three"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1)
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(InputError, match=r"holds lists.*--captions first"):
+            open_source(tmp_path / name)
+        first = open_source(tmp_path / name, reading=Reading(captions=Captions.FIRST))
+        assert kinds(rows_of(first)[1]) == ["one", "null-text", "three"]
+        each = open_source(tmp_path / name, reading=Reading(captions=Captions.EACH))
+        ids, items, _ = rows_of(each)
+        assert kinds(items) == ["one", "two", "null-text", "three"]
+        assert ids == ["x#0", "x#1", "y#0", "z#0"]
+
+
+def test_texts_as_bytes(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["gató".encode(), b"\xff\xfe", None])}), tmp_path / "a.parquet")
+    items = rows_of(open_source(tmp_path / "a.parquet"))[1]
+    assert items[0] == "gató"
+    assert items[1] == "\udcff\udcfe"  # refused as undecodable once it is tokenized
+    assert items[2].kind == "null-text"
+
+
+def test_a_text_column_of_another_type_is_refused_before_any_work(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="the text column 'text' is of type int64"):
+        open_source(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    if name == "a.csv":
+        (tmp_path / name).write_text("text,text\na,b\n")
+    else:
+        table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+        pq.write_table(table, tmp_path / name)
+    with pytest.raises(InputError, match="has 2 columns named 'text'"):
+        open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding, name):
+    contents = {
+        "a.txt": "猫\ngato",
+        "a.csv": 'text\n猫\n"gato"\n',
+        "a.jsonl": '{"text": "猫"}\n{"text": "gato"}\n',
+    }
+    (tmp_path / name).write_bytes(contents[name].encode(encoding))
+    assert rows_of(open_source(tmp_path / name))[1] == ["猫", "gato"]
+
+
+def test_utf_16_without_a_mark_is_never_read_as_latin(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a cat\na dog\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"holds NUL bytes.*--encoding utf-16-le"):
+        open_source(tmp_path / "a.txt")
+    source = open_source(tmp_path / "a.txt", reading=Reading(encoding="utf-16-le"))
+    assert rows_of(source)[1] == ["a cat", "a dog"]
+    (tmp_path / "cut.txt").write_bytes("a cat\na dog".encode("utf-16")[:-1])
+    with pytest.raises(DamagedFileError, match="truncated data"):
+        rows_of(open_source(tmp_path / "cut.txt"))
+
+
+def test_delimiters_and_quotes_that_are_given(tmp_path):
+    (tmp_path / "a.csv").write_text("id;text\n1;'a; cat'\n2;5\" wide\n")
+    with pytest.raises(InputError, match="pass --delimiter ';'"):
+        open_source(tmp_path / "a.csv")
+    reading = Reading(delimiter=";", quote="'")
+    assert rows_of(open_source(tmp_path / "a.csv", reading=reading))[1] == ["a; cat", '5" wide']
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"half\n2\tb\n')
+    with pytest.raises(DamagedFileError, match="--quote none"):
+        rows_of(open_source(tmp_path / "b.tsv"))
+    unquoted = open_source(tmp_path / "b.tsv", reading=Reading(quote="none"))
+    assert rows_of(unquoted)[1] == ['"half', "b"]
+    with pytest.raises(InputError, match="delimiter is '::'; expected one character"):
+        Reading(delimiter="::")
+    with pytest.raises(InputError, match="Encoding 'utf-9' is unknown"):
+        Reading(encoding="utf-9")
+
+
+def test_lines_of_json_under_another_suffix(tmp_path):
+    (tmp_path / "a.json").write_text('{"id": 1, "text": "cat"}\n')
+    (tmp_path / "README").write_text("not JSON")
+    assert rows_of(open_source(tmp_path, format="jsonl"))[1] == ["cat"]
+    (tmp_path / "a.json").write_text('[\n{"text": "cat"}\n]\n')
+    with pytest.raises(InputError, match=r"jq -c"):
+        open_source(tmp_path / "a.json", format="jsonl") and open_source(tmp_path / "a.json", format="jsonl")
+
+
+def test_json_that_is_nested_too_deep_is_a_bad_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000 + "\n")
+    assert kinds(rows_of(open_source(tmp_path / "a.jsonl"))[1]) == ["a", "malformed-row"]
+
+
+def test_braces_and_several_sources(tmp_path):
+    assert expanded_braces("s3://b/{00..02}.tar") == ["s3://b/00.tar", "s3://b/01.tar", "s3://b/02.tar"]
+    assert expanded_braces("{a,b}/{9..11}") == ["a/9", "a/10", "a/11", "b/9", "b/10", "b/11"]
+    assert expanded_braces("{3..1}{x}") == ["3{x}", "2{x}", "1{x}"]
+    with pytest.raises(InputError, match="more than 1,000,000 names"):
+        expanded_braces("{0..9999999}")
+    for name in ("00", "01", "02", "{x}"):
+        (tmp_path / f"{name}.txt").write_text(f"in {name}\n")
+    assert rows_of(open_source(f"{tmp_path}/{{00..02}}.txt"))[1] == ["in 00", "in 01", "in 02"]
+    assert rows_of(open_source(tmp_path / "{x}.txt"))[1] == ["in {x}"]
+    both = Locations([f"{tmp_path}/02.txt", f"{tmp_path}/00.txt"])
+    assert rows_of(open_source(both))[1] == ["in 02", "in 00"]
+    with pytest.raises(InputError, match="named by more than one source"):
+        open_source(Locations([str(tmp_path), f"{tmp_path}/00.txt"]))
+    with pytest.raises(MissingSourceError, match=r"03\.txt does not exist"):
+        open_source(f"{tmp_path}/{{02..03}}.txt")
+
+
+def test_suffixes_below_queries_and_compressions():
+    assert suffix_of("https://h/a.tsv.gz?sig=x.parquet#y") == ".tsv"
+    assert suffix_of("s3://b/A.PARQUET") == ".parquet"
+    assert suffix_of("dir.d/name") == ""
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("cut", [1, 5, 9, "half", "empty"])
+def test_a_compressed_file_is_read_to_its_trailer(tmp_path, suffix, cut):
+    raw = "".join(f"{i} a line\n" for i in range(5_000)).encode()
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    packed = pack[suffix](raw) if suffix in pack else pa.compress(raw, "zstd", asbytes=True)
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(packed)
+    assert len(rows_of(open_source(path))[1]) == 5_000
+    path.write_bytes(packed + packed)
+    assert len(rows_of(open_source(path))[1]) == 10_000
+    path.write_bytes(
+        {"half": packed[: len(packed) // 2], "empty": b""}.get(cut) if isinstance(cut, str) else packed[:-cut]
+    )
+    with pytest.raises(DamagedFileError, match=rf"a\.txt\.{suffix} cannot be read as text"):
+        rows_of(open_source(path))
+
+
+def test_tars_that_follow_each_other_in_a_file_are_all_read(tmp_path):
+    (tmp_path / "all.tar").write_bytes(tar_bytes(samples(0, 10)) + tar_bytes(samples(10, 20)))
+    ids, items, _ = rows_of(open_source(tmp_path / "all.tar"))
+    assert ids == [f"{i:03d}" for i in range(20)]
+    assert items == [png()] * 20
+    (tmp_path / "all.tar.gz").write_bytes(gzip.compress((tmp_path / "all.tar").read_bytes()))
+    assert rows_of(open_source(tmp_path / "all.tar.gz"))[0] == ids
+
+
+def test_a_tar_is_whole_or_refused(tmp_path):
+    whole = tar_bytes(samples(0, 4), format=tarfile.PAX_FORMAT)
+    members = [i for i in range(0, len(whole), 512) if whole[i + 257 : i + 262] == b"ustar"]
+    path = tmp_path / "a.tar"
+    for at in [*members[1:], members[3] + 512, members[3] + 700, len(whole.rstrip(b"\0")) + 100]:
+        path.write_bytes(whole[:at])
+        with pytest.raises(DamagedFileError, match=r"a\.tar cannot be read as a tar"):
+            rows_of(open_source(path))
+    for at in members[1:]:
+        path.write_bytes(whole[: at + 150] + b"99" + whole[at + 152 :])
+        with pytest.raises(DamagedFileError, match=rf"at byte {at:,}, is damaged"):
+            rows_of(open_source(path))
+    path.write_bytes(whole + b"something else" * 100)
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        rows_of(open_source(path))
+    path.write_bytes(gzip.compress(whole)[:-4])
+    path.rename(tmp_path / "a.tar.gz")
+    with pytest.raises(DamagedFileError, match="Truncated compressed stream"):
+        rows_of(open_source(tmp_path / "a.tar.gz"))
+
+
+def test_bad_files_are_set_aside_on_request(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar_bytes(samples(0, 3)))
+    (tmp_path / "1.tar").write_bytes(tar_bytes(samples(3, 9)).rstrip(b"\0")[:-600])
+    (tmp_path / "2.tar").write_bytes(b"no tar" * 500)
+    (tmp_path / "3.tar").write_bytes(tar_bytes(samples(9, 11)))
+    source = open_source(tmp_path, reading=SKIP)
+    ids = rows_of(source)[0]
+    assert ids[:3] == ["000", "001", "002"]
+    assert ids[-2:] == ["009", "010"]
+    assert [bad.name for bad in source.bad_files] == ["2.tar", "1.tar"]
+    assert source.bad_files[1].n_rows_read == len(ids) - 5
+    with pytest.raises(DamagedFileError):
+        open_source(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.parquet").write_bytes(b"PAR1 half")
+    with pytest.raises(InputError, match="All 1 files of the source are damaged"):
+        open_source(tmp_path / "x", reading=SKIP)
+
+
+def test_a_first_sample_without_its_image_decides_nothing(tmp_path):
+    files = samples(0, 5)
+    del files["000.jpg"]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(files))
+    source = open_source(tmp_path / "0.tar")
+    assert source.modality is Modality.IMAGE
+    assert kinds(rows_of(source)[1]) == ["missing-file", *[png()] * 4]
+    late = {f"{i:03d}.txt": b"t" for i in range(100)} | {"100.jpg": png()}
+    (tmp_path / "0.tar").write_bytes(tar_bytes(late))
+    source = open_source(tmp_path / "0.tar")
+    assert source.modality is Modality.TEXT
+    with pytest.raises(InputError, match=r"sample '100' has an image.*Pass --text txt or --image image"):
+        rows_of(source)
+    chosen = open_source(tmp_path / "0.tar", columns=Columns(text="txt"))
+    assert kinds(rows_of(chosen)[1])[-1] == "missing-file"
+
+
+def test_an_arrow_stream_is_read_to_its_end_mark(tmp_path):
+    table = pa.table({"text": [str(i) for i in range(9)]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    assert len(rows_of(open_source(tmp_path / "a.arrow"))[1]) == 9
+    (tmp_path / "a.arrow").write_bytes(whole[:-8])
+    with pytest.raises(DamagedFileError, match="without its end mark"):
+        open_source(tmp_path / "a.arrow")
+    pa.feather.write_feather(table, tmp_path / "a.feather")
+    data = (tmp_path / "a.feather").read_bytes()
+    (tmp_path / "a.feather").write_bytes(data[:-20])
+    with pytest.raises(DamagedFileError, match=r"a\.feather cannot be read as arrow"):
+        open_source(tmp_path / "a.feather")
+
+
+def test_a_flipped_byte_in_a_page_is_found_by_its_checksum(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": [f"text {i}" for i in range(100)]}),
+        path,
+        row_group_size=20,
+        use_dictionary=False,
+        write_page_checksum=True,
+        compression="none",
+    )
+    data = bytearray(path.read_bytes())
+    at = data.index(b"text 50")
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFileError, match="CRC checksum verification failed"):
+        rows_of(open_source(path))
+    items = kinds(rows_of(open_source(path, reading=SKIP))[1])
+    assert len(items) == 100
+    assert items[:40] == [f"text {i}" for i in range(40)]
+    assert items[40:] == ["damaged-file"] * 60
+
+
+def test_malformed_addresses_are_their_rows_own(tmp_path):
+    cells = ["foo://bar/x.png", "http://[::1", "s3://a b/c", "a\0b", "data:image/png;base64,@@", "", "x.png"]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    items = rows_of(open_source(tmp_path / "a.parquet"))[1]
+    assert kinds(items[:6]) == ["malformed-url"] * 5 + ["null-image"]
+    assert isinstance(items[6], ImageFile)
+    url = "data:image/png;base64," + base64.b64encode(png()).decode()
+    assert rows_of(open_source({"image": [url]}))[1] == [png()]
+
+
+def test_standard_input_is_read_once(tmp_path, monkeypatch):
+    def given(data):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    given(b"id,text\n1,a\n2,b\n")
+    source = open_source("-", format="csv", name="mine")
+    assert rows_of(source)[:2] == (["1", "2"], ["a", "b"])
+    given(tar_bytes(samples(0, 3)))
+    assert rows_of(open_source("-", format="webdataset"))[0] == ["000", "001", "002"]
+    given(b'{"text": "x"}\n' * 10)
+    assert len(rows_of(open_source("-", format="jsonl"))[1]) == 10
+    with pytest.raises(InputError, match="its format must be given"):
+        open_source("-")
+
+
+def test_tables_of_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_dict({"id": ["a", "b"], "text": ["x", "y"]})
+    assert rows_of(open_source(one))[:2] == (["a", "b"], ["x", "y"])
+    assert rows_of(open_source(one.select([1])))[0] == ["b"]
+    assert rows_of(open_source(datasets.DatasetDict({"train": one})))[1] == ["x", "y"]
+    with pytest.raises(InputError, match=r"DatasetDict of the splits \['train', 'test'\]"):
+        open_source(datasets.DatasetDict({"train": one, "test": one}))
+    features = datasets.Features({"image": datasets.Image()})
+    images = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}]}, features)
+    assert rows_of(open_source(images))[1] == [png()]
+
+
+def test_frames_and_relations_are_tables():
+    import pandas
+    import polars
+
+    columns = {"id": [1, 2], "text": ["x", None]}
+    for frame in (pandas.DataFrame(columns), polars.DataFrame(columns), pa.table(columns), columns):
+        ids, items, _ = rows_of(open_source(frame))
+        assert (ids, kinds(items)) == ([1, 2], ["x", "null-text"])
+    duckdb = pytest.importorskip("duckdb")
+    assert rows_of(open_source(duckdb.sql("select 7 as id, 'x' as text")))[:2] == ([7], ["x"])
+
+
+def test_a_link_to_a_parent_is_not_followed(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(png())
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nothing")
+    source = open_source(tmp_path)
+    assert rows_of(source)[0] == ["a/x.png"]
+    assert len(source.notes) == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "y.png").write_bytes(png())
+    assert rows_of(open_source(tmp_path, exclude=tmp_path / "out"))[0] == ["a/x.png"]
+
+
+def test_a_named_pipe_is_no_source(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        open_source(tmp_path / "p.txt")
+
+
+def test_csv_fields_of_every_size(tmp_path):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["text"], ["x" * 300_000], ["short"]])
+    assert [len(text) for text in rows_of(open_source(tmp_path / "a.csv"))[1]] == [300_000, 5]
+
+
+def test_names_for_paths(tmp_path):
+    assert Path(tmp_path).is_dir()
+    source = open_source({"image": [str(tmp_path / "x.png")]})
+    (item,) = rows_of(source)[1]
+    assert item.path == str(tmp_path / "x.png")
