@@ -297,9 +297,9 @@ def embedded_parts(
         except _StoppedError:
             raise
         except Exception as error:  # raised once the parts before it are done; the part under way is left
-            unread.append(error)
-            if last is not None and last.rows.stop % rows_per_part == 0:
+            if last is not None and last.rows.stop == (last.part + 1) * rows_per_part:
                 done.put(_PartEnd(last.part, last.rows.stop))
+            unread.append(error)
         else:
             if last is not None:
                 done.put(_PartEnd(last.part, last.rows.stop))

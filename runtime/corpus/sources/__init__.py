@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from runtime.corpus.sources.base import BadFile, Captions, NumberedRows, Reading, Source, SourceFormat
+from runtime.corpus.sources.base import BadFile, CaptionChoice, NumberedRows, Reading, Source, SourceFormat
 from runtime.corpus.sources.items import ItemSource
 from runtime.corpus.sources.opening import Locations, open_source, source_format
 
 __all__ = [
     "BadFile",
-    "Captions",
+    "CaptionChoice",
     "ItemSource",
     "Locations",
     "NumberedRows",

@@ -148,7 +148,7 @@ def test_the_journal_holds_a_hash_of_what_each_part_read(model, tmp_path):
     embed_corpus(model, source, tmp_path / "one", options())
     embed_corpus(model, lines(tmp_path / "a.txt", TEXTS), tmp_path / "two", options())
     one, two = (
-        [line["content"] for line in journal_of(tmp_path / name) if "content" in line]
+        [entry["done"]["content"] for entry in journal_of(tmp_path / name) if "done" in entry]
         for name in ("one", "two")
     )
     assert len(set(one)) == 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from random import Random
 
 import pyarrow as pa
 import pytest
@@ -14,10 +16,11 @@ from sample_models import CHECKPOINTS
 from tokenizers import Tokenizer as Subwords
 from tokenizers import models, pre_tokenizers, trainers
 
+from runtime import Encoder
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
 from runtime.preprocessing.cleaning import clean_whitespace
-from runtime.preprocessing.text import Tokenizer, texts_with_languages
+from runtime.preprocessing.text import Text, Tokenizer, texts_with_languages
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -356,3 +359,62 @@ def test_a_broken_tokenizer_is_an_error(tmp_path, xlmr, content):
 def test_languages_are_a_code_or_a_sequence_of_codes(language: object) -> None:
     with pytest.raises(LanguageError, match="expected one code, such as 'por_Latn', or a sequence"):
         texts_with_languages(["a", "b"], language)  # type: ignore[arg-type]
+
+
+def long_texts() -> Iterator[str]:
+    words = (
+        "gato",
+        "the",
+        "猫が好き",
+        "σκύλος",
+        "naïve",
+        "e\u0301te\u0301",
+        "<mask>",
+        "&amp;",
+        "12,5",
+        "🐈‍⬛",
+    )
+    random = Random(3)
+    yield " ".join(random.choices(words, k=20_000))
+    yield "".join(random.choices(words, k=20_000))
+    yield "\n\n".join(random.choices(words, k=20_000))
+    yield "a" * 50_000
+    yield "ab" * 25_001
+    yield "。".join(random.choices("犬猫鳥魚", k=30_000))
+    yield " " * 30_000 + "a cat " * 5_000
+    yield "\u200b" * 30_000 + "a cat"
+    yield "x" * 3_000 + " y" * 3_000
+    yield "&lt;" * 10_000
+    yield "schÃ¶n " * 5_000
+    yield "a \u0308" * 9_000
+    yield "😀" * 20_000
+
+
+@pytest.fixture(scope="module", params=["altclip", "capivara", "nllb-clip"])
+def sample_encoder(request, exported):
+    with Encoder.open(exported(request.param), threads=1, default_language="en") as encoder:
+        yield encoder
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_a_long_text_is_shortened_to_the_same_tokens(sample_encoder, number):
+    text = list(long_texts())[number]
+    short = sample_encoder.shortened_text(text)
+    assert text.startswith(short)
+    assert sample_encoder.token_rows([Text(short, 0, None)]) == sample_encoder.token_rows(
+        [Text(text, 0, None)]
+    )
+    if number in (0, 2):
+        assert len(short) < len(text) / 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), st.integers(50, 400))
+def test_any_long_text_is_shortened_to_the_same_tokens(xlmr, piece, times):
+    _, path, preprocessing = xlmr
+    tokenizer = Tokenizer(path, preprocessing)
+    text = piece * times
+    short = tokenizer.shortened(text)
+    assert tokenizer.rows_from_texts([Text(short, 0, None)]) == tokenizer.rows_from_texts(
+        [Text(text, 0, None)]
+    )
