@@ -11,7 +11,7 @@ from runtime.corpus.engines import EngineChoice
 from runtime.corpus.faults import Patience
 from runtime.corpus.options import Options
 from runtime.corpus.pictures import PictureReader
-from runtime.corpus.pipeline import EmbeddedPart, Observer, Workers, embedded_parts
+from runtime.corpus.pipeline import OPEN_PARTS, EmbeddedPart, Observer, Workers, embedded_parts
 from runtime.corpus.prepare import ImagePreparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
 from runtime.corpus.slices import Preparation, digest_of_part, digest_of_rows
@@ -149,6 +149,7 @@ def parts_in_process(job: Job) -> Iterator[EmbeddedPart]:
         workers=_workers(job),
         observe=job.observe,
         on_stop=job.source.patience.end,
+        most_open=_most_open(job),
     )
     job.n_rows = rows.n_rows
 
@@ -190,6 +191,16 @@ def preparation_for(
         budget = options.batch_tokens(on_gpu=encoder.on_gpu)
         return TextPreparation(encoder, language=options.language, max_batch_tokens=budget)
     return ImagePreparation(encoder.manifest.image, max_pixels=options.max_pixels, reader=reader)
+
+
+def _most_open(job: Job) -> int:
+    """Return how many parts may be unfinished at once: small parts of images must keep all threads busy."""
+    if job.source.modality is Modality.TEXT:
+        return OPEN_PARTS
+    workers = _workers(job)
+    in_flight = 2 + workers.preparers + workers.prepared_ahead + workers.towers
+    per_part = max(1, job.options.rows_per_part // images_per_slice(job.encoder))
+    return OPEN_PARTS + in_flight // per_part
 
 
 def _workers(job: Job) -> Workers:

@@ -266,6 +266,7 @@ class Journal(JournalState):
         While another worker determines them, for example by measuring engines, this one waits, so that all
         workers of a new folder take what the first one measured.
         """
+        is_waiting = False
         while True:
             with self._lock:
                 self.refresh()
@@ -278,6 +279,9 @@ class Journal(JournalState):
                         self._begins = True
                         return None
                     continue
+            if not is_waiting:
+                LOGGER.info("waiting for worker %s, which is starting this run", starter)
+                is_waiting = True
             time.sleep(_POLL_S)
 
     def agree(self, arguments: Mapping[str, Any], *, may_differ: Collection[str] = frozenset()) -> None:

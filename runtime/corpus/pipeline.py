@@ -23,13 +23,21 @@ from runtime.corpus.slices import BAD, Batch, Counts, Preparation, PreparedSlice
 from runtime.encoder import Encoder
 from runtime.errors import InputFaultError
 
-__all__ = ["EmbeddedPart", "Observer", "PartAssembly", "Workers", "embedded_parts", "whole_parts"]
+__all__ = [
+    "OPEN_PARTS",
+    "EmbeddedPart",
+    "Observer",
+    "PartAssembly",
+    "Workers",
+    "embedded_parts",
+    "whole_parts",
+]
 
 _POLL_S = 0.1
 _DONE_AHEAD = 256
 """Batches of vectors that may wait to be written."""
 
-_OPEN_PARTS = 3
+OPEN_PARTS = 3
 """Parts that may be unfinished at once: the reader waits, so that other workers find parts to claim."""
 
 
@@ -253,6 +261,7 @@ def embedded_parts(
     workers: Workers,
     observe: Observer | None = None,
     on_stop: Callable[[], None] = lambda: None,
+    most_open: int = OPEN_PARTS,
 ) -> Iterator[EmbeddedPart]:
     """Embed slices and yield whole parts, in order.
 
@@ -260,6 +269,7 @@ def embedded_parts(
         slices: Part number and rows, in order; see ``slices_from_rows``.
         dim: Width of the vectors.
         has_ids: True if the rows have ids; otherwise row numbers are used.
+        most_open: Parts that may be unfinished at once; more if parts are smaller than what is in flight.
         on_stop: Called before the threads are joined; it must end what they may be waiting for.
 
     Raises:
@@ -268,7 +278,7 @@ def embedded_parts(
     """
     stop = threading.Event()
     raw, prepared, done = (_Channel(n, stop) for n in (2, workers.prepared_ahead, _DONE_AHEAD))
-    open_parts = _Channel(_OPEN_PARTS, stop)
+    open_parts = _Channel(most_open, stop)
     alive = threading.Semaphore(workers.preparers - 1)
 
     unread: list[Exception] = []
@@ -290,8 +300,6 @@ def embedded_parts(
             if last is not None and last.rows.stop == (last.part + 1) * rows_per_part:
                 done.put(_PartEnd(last.part, last.rows.stop))
             unread.append(error)
-            if last is not None and last.rows.stop % rows_per_part == 0:
-                done.put(_PartEnd(last.part, last.rows.stop))
         else:
             if last is not None:
                 done.put(_PartEnd(last.part, last.rows.stop))

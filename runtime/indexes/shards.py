@@ -29,6 +29,7 @@ from runtime.storage import sha256_of_file
 __all__ = ["VectorBlock", "VectorShard", "VectorShards", "holds_vectors"]
 
 _SHARD_NAME = re.compile(r"part-\d{5,}\.parquet")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _BLOCK_ROWS = 16_384
 _LAYOUT_VERSION = "1"
 
@@ -298,6 +299,11 @@ def _files_of(location: Path) -> list[RecordedFile]:
             return [RecordedFile(location.name, None, None)]
         known = {file.name: file for file in recorded_files(location.parent)}
         return [known.get(location.name, RecordedFile(location.name, None, None))]
+    if _URL.match(str(location)):
+        raise InputError(
+            f"{location} is a URL; vectors are indexed and searched in a local or mounted folder. Copy the "
+            "folder to a disk, with its _journal, and pass its path."
+        )
     if not location.is_dir():
         raise InputError(f"{location} does not exist; pass a folder written by babeltower embed.")
     files = files_of_finished_run(location)

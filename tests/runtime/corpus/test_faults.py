@@ -86,7 +86,7 @@ def test_files_of_a_faulty_server(model, store, tmp_path, name, seed):
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert len(output_of(tmp_path / "out")[0]) == 300
     assert b"Signature" not in b"".join(bytes_of(tmp_path / "out").values())
-    assert "Signature" not in (tmp_path / "out" / "run.json").read_text()
+    assert "Signature" not in (tmp_path / "out" / "_run.json").read_text()
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -148,7 +148,7 @@ def test_the_journal_holds_a_hash_of_what_each_part_read(model, tmp_path):
     embed_corpus(model, source, tmp_path / "one", options())
     embed_corpus(model, lines(tmp_path / "a.txt", TEXTS), tmp_path / "two", options())
     one, two = (
-        [line["content"] for line in journal_of(tmp_path / name) if "content" in line]
+        [entry["done"]["content"] for entry in journal_of(tmp_path / name) if "done" in entry]
         for name in ("one", "two")
     )
     assert len(set(one)) == 5
@@ -171,7 +171,7 @@ def test_a_source_that_ends_in_an_error_keeps_every_whole_part_before(model, tmp
     assert (bad.name, bad.n_rows_read) == ("a.txt.gz", record.total.rows)
     again = embed_corpus(model, tmp_path / "a.txt.gz", tmp_path / "skipped", skipping)
     assert again.bad_files == record.bad_files
-    assert json.loads((tmp_path / "skipped" / "run.json").read_text())["bad_files"]
+    assert json.loads((tmp_path / "skipped" / "_run.json").read_text())["bad_files"]
 
 
 def test_the_outlook_says_what_is_taken_for_what_and_writes_nothing(model, tmp_path):

@@ -24,7 +24,7 @@ def model(exported: Exported) -> Path:
     return exported("nllb-clip")
 
 
-@pytest.mark.parametrize("engine", ["daft", "spark"])
+@pytest.mark.parametrize("engine", ["daft", pytest.param("spark", marks=pytest.mark.slow)])
 def test_a_recipe_gives_the_encoders_vectors(engine, model, tmp_path):
     pytest.importorskip("pyspark" if engine == "spark" else "daft")
     texts = sentences(N_ROWS)
