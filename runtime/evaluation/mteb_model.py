@@ -65,7 +65,8 @@ class MtebModel:
             inputs: Batches with ``text``, a list of strings, or ``image``, a list of Pillow images, or both.
             task_metadata: MTEB's description of the task, which names the subset's languages.
             hf_subset: Subset of the task.
-            hf_split, prompt_type, kwargs: MTEB's other options, which do not affect the vectors.
+
+        MTEB's other options (split, kind of prompt, batch size) do not affect the vectors.
 
         Returns:
             float32 (rows, dim), L2-normalised, in input order.
