@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from export.commands.parity_lines import parity_lines
 from export.layouts.names import LayoutName
 from runtime.backends.plans import Portability
 from runtime.commands.summary import lines_from_vocabulary
-from runtime.cosines import nan_first
 from runtime.errors import ExportError
 from runtime.extras import needing
 from runtime.manifest import Engine, KeptBy, Precision, Variant
 
 if TYPE_CHECKING:
-    from export.parity.gate import RetrievalFigures
-    from export.parity.measure import Agreement, ParityReport
+    from export.parity.measure import ParityReport
     from export.repository import Export
 
-__all__ = ["export", "parity_lines", "record_of_export", "summary_of_export"]
+__all__ = ["export", "record_of_export", "summary_of_export"]
 
 _TENSORRT = "TensorRT"
 _VOCABULARY = "Vocabulary"
@@ -268,38 +267,3 @@ def _variant_lines(variant: Variant, key: str, report: ParityReport) -> Iterator
     size = sum(record.size_bytes for tower in (variant.text, variant.image) for record in tower.files)
     yield f"{key:<12} {size / 1e6:,.1f} MB on disk"
     yield from parity_lines(report)
-
-
-def parity_lines(report: ParityReport) -> Iterator[str]:
-    """Yield the indented lines of a parity report."""
-    yield f"  reference  {report.reference}"
-    yield (
-        f"  compared   {report.n_texts} texts, {report.n_images} images; token ids equal; "
-        f"pixels within {report.max_pixel_error * 255:.2f}/255"
-    )
-    for engine, figures in report.engines.items():
-        language, worst = min(figures.languages.items(), key=lambda item: nan_first(item[1].min_cosine))
-        yield f"  {engine}"
-        yield f"    text       {_agreement(figures.text)}"
-        yield f"    image      {_agreement(figures.image)}"
-        yield f"    languages  {len(figures.languages)}; worst {language} at cosine {worst.min_cosine:.8f}"
-        yield f"    alone      a text alone and in a batch differ by ≤ {figures.row_alone:.1e}"
-        if engine in report.retrieval:
-            yield from _retrieval_lines(report.retrieval[engine])
-
-
-def _retrieval_lines(found: RetrievalFigures) -> Iterator[str]:
-    from export.retrieval.comparison import Direction
-
-    for direction in Direction:
-        reference, exported = found.mean_recall_at_1(direction)
-        worst = found.worst_language(direction)
-        title = "text→image" if direction is Direction.TEXT_TO_IMAGE else "image→text"
-        yield (
-            f"    {title} R@1 {100 * reference:.2f} → {100 * exported:.2f}, mean of {len(found.languages)} "
-            f"languages; worst {worst.code}: {-100 * worst.comparison(direction).drop(1):+.2f} points"
-        )
-
-
-def _agreement(measured: Agreement) -> str:
-    return f"cosine ≥ {measured.min_cosine:.8f}, error ≤ {measured.max_abs_error:.1e}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from export.commands.parity_lines import parity_lines
 from export.layouts.names import LayoutName
 from runtime.errors import ExportError
 from runtime.manifest import Engine
@@ -68,8 +69,6 @@ def export_layout(
 
 def summary_of_layout(done: LaidOut) -> str:
     """Return the lines that are printed after an export."""
-    from export.commands.export import parity_lines
-
     record = done.record
     size = sum(file["size_bytes"] for file in record["files"])
     lines = [

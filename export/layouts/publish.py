@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -162,16 +163,18 @@ def _measured(
     if options.accept_drop is not None:
         limits = limits.accepting(options.accept_drop)
     assert draft.expected is not None
-    return measure_consumer(
-        towers,
-        layout.open(model, place, precision=form.precision, threads=options.threads),
-        form.precision,
-        engine=layout.engine,
-        limits=limits,
-        expected=draft.expected,
-        gate=draft.gate,
-        progress=progress,
-    )
+    opened = layout.open(model, place, precision=form.precision, threads=options.threads)
+    with contextlib.closing(opened) as consumer:
+        return measure_consumer(
+            towers,
+            consumer,
+            form.precision,
+            engine=layout.engine,
+            limits=limits,
+            expected=draft.expected,
+            gate=draft.gate,
+            progress=progress,
+        )
 
 
 def _record(

@@ -54,6 +54,9 @@ class Consumer(Protocol):
     def iter_images(self, images: Iterable[Any], *, dim: int | None, batch_size: int) -> Iterator[Float]:
         """Embed images one by one, as the server does; yield float32 (batch, dim)."""
 
+    def close(self) -> None:
+        """Release the graphs."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerParity:

@@ -14,6 +14,7 @@ from immich_exports import encoder_of, files, form_of, vectors_of_encoder, vecto
 from immich_reader import Textual, Visual
 from sample_models import CHECKPOINTS, NAMES
 from small_exports import FEW
+from typer.testing import CliRunner, Result
 
 from export.checkpoint import towers_from_checkpoint
 from export.layouts import immich
@@ -25,6 +26,7 @@ from export.parity.probes import one_token_words
 from export.precision.calibration import CalibrationSize
 from export.repository import ExportOptions
 from export.towers import Towers
+from runtime.commands.app import app
 from runtime.cosines import row_cosines
 from runtime.errors import ExportError, ParityError
 from runtime.local import LocalEncoder
@@ -228,3 +230,36 @@ def test_an_oblong_image_tower_is_refused(tmp_path: Path) -> None:
     place = place_of(oblong, NAME_OF_SAMPLE["capivara"])
     with pytest.raises(ExportError, match="resizes images to squares; this image tower takes 96×64"):
         LAYOUTS[LayoutName.IMMICH].write(LayoutRequest(oblong, {}, place, tmp_path))
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["export", *arguments, "--layout", "immich"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "openvino"], "immich runs graphs with onnxruntime; leave --engine out"),
+        (["--precision", "fp32", "--precision", "int8"], "of one precision"),
+        (["--precision", "bf16"], "bf16 is not supported on ['onnxruntime']"),
+        (["--name", "mine"], "immich loads no model named 'mine'"),
+        ([], "Pass --name with one that it knows"),
+        (["--tensorrt-workspace", "64"], "TensorRT options apply to no variant"),
+    ],
+)
+def test_the_command_says_what_does_not_fit(options: list[str], message: str, tmp_path: Path) -> None:
+    done = command(str(CHECKPOINTS / "capivara"), str(tmp_path / "cache"), *options)
+    assert done.exit_code == 1
+    assert message in " ".join(done.output.split())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_command_publishes_and_prints_one_object(tmp_path: Path) -> None:
+    name = NAME_OF_SAMPLE["capivara"]
+    quick = ["--texts-per-language", "1", "--captions-per-language", "8", "--threads", "1", "--json"]
+    done = command(str(CHECKPOINTS / "capivara"), str(tmp_path), "--name", name, *quick)
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["model"] == str(tmp_path / "clip" / name)
+    assert (record["layout"], record["precision"]) == ("immich", "fp32")
+    assert Textual(tmp_path / "clip" / name).predict("um gato", "pt-BR").shape == (record["dim"],)
