@@ -49,6 +49,7 @@ def summary_from_model(model: str) -> dict[str, Any]:
         "language_token": manifest.text.needs_language,
         "context_length": manifest.text.context_length,
         "cleaning": manifest.text.clean,
+        "padding": manifest.text.padding,
         "image": {
             "size": [manifest.image.height, manifest.image.width],
             "resize": manifest.image.resize,
@@ -74,6 +75,11 @@ def dropped_tokens(model: str, texts: Sequence[str]) -> dict[str, list[str]]:
     variant = next(iter(manifest.variants.values()))
     found = dropped_tokens_of(Path(model).parent / variant.tokenizer, manifest.text, texts)
     return {text: list(tokens) for text, tokens in zip(texts, found, strict=True)}
+
+
+def _length_line(summary: Mapping[str, Any]) -> str:
+    always = "always" if summary["padding"] == "context" else "up to"
+    return f"{always} {summary['context_length']} tokens"
 
 
 def _variant_summary(variant: Variant) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         "fingerprint": summary["fingerprint"] + remark_on_kind(summary["fingerprint"]),
         "widths": ", ".join(map(str, widths)),
         "languages": _languages_line(summary),
-        "text": f"up to {summary['context_length']} tokens, cleaning: {summary['cleaning']}",
+        "text": f"{_length_line(summary)}, cleaning: {summary['cleaning']}",
         "image": "{size[0]}×{size[1]}, {resize}, {interpolation}, {order}".format(**image),
     }
     lines = [summary["name"], *(f"  {name:<12} {value}" for name, value in facts.items())]

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from nearby_checkpoints import NEARBY, tiny_nearby
+import torch
+from nearby_checkpoints import N_TOKENS, NEARBY, tiny_nearby
 from nearby_libraries import Library, library_of
 from PIL import Image
 from small_exports import FEW, few_drawings
-from tiny_checkpoints import read_json, write_json
+from tiny_checkpoints import WIDTH, read_json, write_json
 
 from export import repository_from_checkpoint, towers_from_checkpoint
 from export.families import FAMILIES
+from export.families.open_clip_checkpoint import checkpoint_from_folder
 from export.parity.probes import probe_images
 from export.precision.calibration import CalibrationSize
 from export.variants import forms_for
@@ -171,6 +174,14 @@ def test_a_corpus_gives_the_encoders_vectors(family: str, models: Callable[[str]
     assert np.abs(np.asarray(batch.vectors) - expected).max() <= 1e-6
 
 
+def test_the_token_table_is_int8(models: Callable[[str], Path]) -> None:
+    model = models("metaclip2")
+    tower = Manifest.read(model).variant(Precision.INT8).text
+    graph = onnx.load(model.parent / tower.model / "1" / tower.graph, load_external_data=False).graph
+    tables = [entry for entry in graph.initializer if list(entry.dims) == [N_TOKENS, WIDTH]]
+    assert [entry.data_type for entry in tables] == [onnx.TensorProto.INT8]
+
+
 def test_texts_of_a_fixed_length_have_one_length_and_no_mask(models: Callable[[str], Path]) -> None:
     model = models("siglip2")
     manifest = Manifest.read(model)
@@ -206,6 +217,39 @@ def test_a_server_gives_the_encoders_vectors(
                 shown = [text for text in texts() if text.strip()]
                 assert np.abs(remote.embed_texts(shown) - local.embed_texts(shown)).max() <= 1e-6, family
                 assert np.abs(remote.embed_images(images()) - local.embed_images(images())).max() <= 1e-6
+
+
+FEATURES: dict[str, tuple[list[str], Callable[[Any, torch.Tensor], torch.Tensor]]] = {
+    "m-clip": (["query", "value"], lambda model, ids: model.text_features(ids, torch.ones_like(ids))),
+    "siglip2": (["q_proj", "v_proj"], lambda model, ids: model.get_text_features(ids).pooler_output),
+    "siglip2-open-clip": (["c_fc", "c_proj"], lambda model, ids: model.text(ids)),
+    "metaclip2": (["q_proj", "fc1"], lambda model, ids: model.get_text_features(ids).pooler_output),
+}
+"""Modules that an adapter is made on, and the text features of the library's model."""
+
+
+@pytest.mark.parametrize("family", FEATURES)
+def test_an_adapter_is_merged(family: str, arguments: Arguments, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    targets, features = FEATURES[family]
+    own = dict(arguments(family))
+    reference: Any = towers_from_checkpoint(**own).reference
+    base = own.pop("checkpoint")
+    if family == "siglip2-open-clip":
+        model = checkpoint_from_folder(base, own_text=True).model
+    else:
+        model = reference.model
+    torch.manual_seed(3)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    towers = towers_from_checkpoint(tmp_path / "adapter", base=base, **own)
+    ids = torch.randint(5, 900, (3, towers.text_preprocessing.context_length))
+    ids[:, -1] = towers.text_preprocessing.suffix_ids[-1]
+    with torch.inference_mode():
+        expected = features(adapted.base_model.model, ids).numpy()
+        found = towers.text(ids)[0].numpy()
+    assert row_cosines(found, expected).min() >= 0.999999
 
 
 # SigLIP 2

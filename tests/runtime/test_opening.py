@@ -39,10 +39,10 @@ from runtime.errors import CorpusError, EngineError, ManifestError, OpeningCheck
 from runtime.local import LocalEncoder
 from runtime.losses import reason_against
 from runtime.machine import cpu_model, machine_in_words
-from runtime.manifest import Engine, Manifest, Modality, Precision, manifest_path
+from runtime.manifest import Engine, Manifest, Modality, Precision, TextPreprocessing, manifest_path
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import has_opening_file, opening_path, probes_of_tower
-from runtime.opening.probes import OpeningProbes
+from runtime.opening.probes import OpeningProbes, space_of_manifest
 from runtime.opening.tower_check import Checks, opening_cosines, require_opening, worst_shortfall
 from runtime.probes import Probes, opening_images, opening_texts, probes_path
 from runtime.server.checks import verify_served_files
@@ -120,6 +120,15 @@ def test_text_probes_are_of_several_languages_and_lengths_the_long_one_alone(mod
     assert lengths[1][0] > 3 * max(lengths[0])
     assert sum(run["input_ids"].size for run in probes.runs) <= 4 * 32
     assert len(set(probes.texts[-1].split())) > 50
+
+
+def test_probes_of_older_manifests_stay_of_their_space() -> None:
+    text = TextPreprocessing(77, 1, (), (2,), "none")
+    usual = space_of_manifest("bt2-0", text)
+    assert "padding" not in usual["preprocessing"]
+    assert usual["preprocessing"]["language_ids"] == {}
+    fixed = space_of_manifest("bt2-0", dataclasses.replace(text, padding="context"))
+    assert fixed["preprocessing"] == {**usual["preprocessing"], "padding": "context"}
 
 
 def test_probes_come_back_whole(model: Path, tmp_path: Path) -> None:

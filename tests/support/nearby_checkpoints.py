@@ -22,7 +22,7 @@ N_TOKENS = 28002
 
 SQUASH = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 
-_VISION = {"image_size": IMAGE, "layers": 2, "width": WIDTH, "head_width": 8, "patch_size": 16}
+VISION = {"image_size": IMAGE, "layers": 2, "width": WIDTH, "head_width": 8, "patch_size": 16}
 
 
 def tiny_nearby(family: str, folder: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _xlm_roberta_large(folder: Path) -> dict[str, Any]:
     text = {**xlm_roberta(), "vocab_size": N_TOKENS}
     model = {
         "embed_dim": DIM,
-        "vision_cfg": _VISION,
+        "vision_cfg": VISION,
         "text_cfg": {
             "hf_model_name": "xlm-roberta-large",
             "hf_tokenizer_name": "xlm-roberta-large",
@@ -81,7 +81,7 @@ def _m_clip(folder: Path) -> dict[str, Any]:
     model = {
         "embed_dim": DIM,
         "quick_gelu": True,
-        "vision_cfg": _VISION,
+        "vision_cfg": VISION,
         "text_cfg": {"context_length": 77, "vocab_size": 400, "width": WIDTH, "heads": 2, "layers": 1},
     }
     write_json(image / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": PREPROCESS})
