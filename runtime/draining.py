@@ -38,6 +38,13 @@ class DrainedKind(str, Enum):
         """Return the file that asks models of this kind to take no more requests."""
         return folder / f"stop-{self.value}s"
 
+    def is_asked_to_stop(self, mark: Path) -> bool:
+        """Check whether the model with a mark shall stop: older requests were for a former server."""
+        try:
+            return self.stop_file(mark.parent).stat().st_mtime_ns >= mark.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+
 
 def drained(folder: Path, timeout_s: float) -> bool:
     """Drain the models of a server, front ends first; return false if some did not end in time."""
@@ -57,8 +64,12 @@ def drained_processes(folder: Path) -> set[int]:
     return {int(path.stem) for path in folder.glob("*.drained")}
 
 
-def _runs(path: Path) -> bool:
-    return path.stem.isdecimal() and Path(f"/proc/{path.stem}").exists()
+def _runs(mark: Path) -> bool:
+    """Check whether the process of a mark is a Python model; the number may be another's by now."""
+    try:
+        return b"triton_python_backend_stub" in Path(f"/proc/{mark.stem}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

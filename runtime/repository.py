@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,9 +30,9 @@ from runtime.manifest import (
 from runtime.repository_lock import repository_lock
 from runtime.storage import remove_unfinished
 from runtime.transaction import (
-    Change,
-    Journal,
-    Outcome,
+    ChangeJournal,
+    FileChange,
+    WorkOutcome,
     carried_out,
     is_named_by_journal,
     recover,
@@ -53,6 +53,7 @@ __all__ = [
     "with_config_records",
 ]
 
+Result = TypeVar("Result")
 Listed = TypeVar("Listed", TowerFiles, FrontEnds)
 
 
@@ -109,7 +110,7 @@ def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
             yield stage, is_outermost
         finally:
             if not is_named_by_journal(stage, repository):
-                shutil.rmtree(stage, ignore_errors=True)
+                _to_the_end(lambda: shutil.rmtree(stage, ignore_errors=True))
 
 
 def _stage_prefix(repository: Path) -> str:
@@ -141,19 +142,24 @@ def commit(stage: Path, repository: Path, name: str, work: str, moves: Mapping[P
     pairs = tuple(
         (relative_path(a, repository), b.relative_to(repository).as_posix()) for a, b in moves.items()
     )
-    journal = Journal(name, work, Outcome.FINISHED, Change(moves=pairs))
-    write_journal(repository, journal)
+    journal = ChangeJournal(name, work, WorkOutcome.FINISHED, FileChange(moves=pairs))
+    write_journal(repository, stage, journal)
     finish(repository, stage, journal)
 
 
-def finish(repository: Path, stage: Path, journal: Journal) -> Journal:
+def finish(repository: Path, stage: Path, journal: ChangeJournal) -> ChangeJournal:
     """Carry a journal out, to its end even if this is interrupted by a signal; return what is left of it."""
+    return _to_the_end(lambda: carried_out(repository, stage, journal))
+
+
+def _to_the_end(step: Callable[[], Result]) -> Result:
+    """Take a step that may be taken again, and take it again if a signal interrupts it."""
     try:
-        return carried_out(repository, stage, journal)
+        return step()
     except Exception:
         raise
     except BaseException:  # Ctrl-C, a signal
-        carried_out(repository, stage, journal)
+        step()
         raise
 
 

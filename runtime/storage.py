@@ -24,6 +24,7 @@ __all__ = [
     "replace_text",
     "sha256_of_file",
     "staged_folder",
+    "sync_folder",
 ]
 
 
@@ -74,7 +75,7 @@ def replace_durably(path: Path, write: Callable[[Path], Any]) -> int:
             os.fsync(file.fileno())
         n_bytes = unfinished.stat().st_size
         unfinished.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
@@ -169,7 +170,7 @@ def _replaceable(path: Path) -> Path:
     return path
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write a folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -20,14 +20,14 @@ from enum import Enum
 from pathlib import Path
 
 from runtime.errors import ManifestError
-from runtime.storage import copy_folder, replace_durably, replace_file
+from runtime.storage import copy_folder, replace_file, sync_folder
 from runtime.typed_json import value_from_json
 
 __all__ = [
-    "Change",
-    "Journal",
+    "ChangeJournal",
+    "FileChange",
     "LiveModels",
-    "Outcome",
+    "WorkOutcome",
     "carried_out",
     "is_named_by_journal",
     "journals_of_repository",
@@ -42,15 +42,15 @@ _SUFFIX = ".journal.json"
 _FORMAT = "babeltower-journal/1"
 
 
-class Outcome(str, Enum):
-    """Outcome of a journal's work: the change that is left finishes it, or takes it back."""
+class WorkOutcome(str, Enum):
+    """WorkOutcome of a journal's work: the change that is left finishes it, or takes it back."""
 
     FINISHED = "finished"
     UNDONE = "undone"
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FileChange:
     """Folders to remove, then files and folders to rename, replacing those that are there.
 
     Paths are relative to the repository; those of moves start in a stage, which may lie beside it.
@@ -69,19 +69,19 @@ class LiveModels:
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
+class ChangeJournal:
     """Change of REPOSITORY/NAME in progress.
 
     Attributes:
         work: The change in words: ``rollout to version 3``.
-        outcome: Outcome of the work once the change is made.
+        outcome: WorkOutcome of the work once the change is made.
         done: The change is made, and at most ``live`` is left.
     """
 
     name: str
     work: str
-    outcome: Outcome
-    change: Change
+    outcome: WorkOutcome
+    change: FileChange
     live: LiveModels = field(default_factory=LiveModels)
     done: bool = False
     format: str = _FORMAT
@@ -90,7 +90,7 @@ class Journal:
         return f"The {self.work} of {self.name} was interrupted, and is {self.outcome.value}."
 
 
-def journals_of_repository(repository: Path) -> Iterator[Journal]:
+def journals_of_repository(repository: Path) -> Iterator[ChangeJournal]:
     """Read the journals in a repository, by name.
 
     Raises:
@@ -100,14 +100,22 @@ def journals_of_repository(repository: Path) -> Iterator[Journal]:
         yield _read(path)
 
 
-def write_journal(repository: Path, journal: Journal) -> None:
+def write_journal(repository: Path, stage: Path, journal: ChangeJournal) -> None:
     """Write a model's journal, or replace it: from then on, ``recover`` carries its change out.
+
+    It is written to ``stage`` and renamed: Triton fails to list a repository while a file in it vanishes.
 
     Raises:
         OSError: the disk is full, or cannot be written; the former journal is unchanged.
     """
     text = json.dumps(dataclasses.asdict(journal), indent=1, ensure_ascii=False) + "\n"
-    replace_durably(_path(repository, journal.name), lambda path: path.write_text(text, encoding="utf-8"))
+    draft = stage / f"journal-{os.urandom(4).hex()}.json"
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(_path(repository, journal.name))
+    sync_folder(repository)
 
 
 def remove_journal(repository: Path, name: str) -> None:
@@ -115,7 +123,7 @@ def remove_journal(repository: Path, name: str) -> None:
     _path(repository, name).unlink(missing_ok=True)
 
 
-def recover(repository: Path, stage: Path, tell: Callable[[Journal], None]) -> None:
+def recover(repository: Path, stage: Path, tell: Callable[[ChangeJournal], None]) -> None:
     """Carry out every journal that a killed process left; the caller holds the repository's lock.
 
     Args:
@@ -132,7 +140,7 @@ def recover(repository: Path, stage: Path, tell: Callable[[Journal], None]) -> N
             carried_out(repository, stage, journal)
 
 
-def carried_out(repository: Path, stage: Path, journal: Journal) -> Journal:
+def carried_out(repository: Path, stage: Path, journal: ChangeJournal) -> ChangeJournal:
     """Make the change of a journal, as far as it is not made, and return the journal of what is left.
 
     The journal stays while a running server has to load or unload models; that of work that was undone stays
@@ -143,25 +151,25 @@ def carried_out(repository: Path, stage: Path, journal: Journal) -> Journal:
         OSError: the repository cannot be written; the journal stays.
     """
     make_change(repository, stage, journal.change)
-    left = dataclasses.replace(journal, change=Change(), done=True)
-    if left.live == LiveModels() and left.outcome is Outcome.FINISHED:
+    left = dataclasses.replace(journal, change=FileChange(), done=True)
+    if left.live == LiveModels() and left.outcome is WorkOutcome.FINISHED:
         remove_journal(repository, journal.name)
     else:
         # On a full disk the journal stays as it is; to carry it out once more does nothing.
         with contextlib.suppress(OSError):
-            write_journal(repository, left)
+            write_journal(repository, stage, left)
     return left
 
 
-def settled(repository: Path, journal: Journal) -> None:
+def settled(repository: Path, stage: Path, journal: ChangeJournal) -> None:
     """Record that no running server differs from the files: it was told to load them, or starts now."""
-    if journal.outcome is Outcome.FINISHED:
+    if journal.outcome is WorkOutcome.FINISHED:
         remove_journal(repository, journal.name)
     elif journal.live != LiveModels():
-        write_journal(repository, dataclasses.replace(journal, live=LiveModels()))
+        write_journal(repository, stage, dataclasses.replace(journal, live=LiveModels()))
 
 
-def make_change(repository: Path, stage: Path, change: Change) -> None:
+def make_change(repository: Path, stage: Path, change: FileChange) -> None:
     """Make the removals and renames of a change that are not made yet; errors as of ``carried_out``."""
     for path in change.remove:
         _put_away(repository, _inside(repository, path), stage)
@@ -181,9 +189,11 @@ def _path(repository: Path, name: str) -> Path:
     return repository / f"{name}{_SUFFIX}"
 
 
-def _read(path: Path) -> Journal:
+def _read(path: Path) -> ChangeJournal:
     try:
-        journal: Journal = value_from_json(Journal, json.loads(path.read_text(encoding="utf-8")), str(path))
+        journal: ChangeJournal = value_from_json(
+            ChangeJournal, json.loads(path.read_text(encoding="utf-8")), str(path)
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path} cannot be read: {error}. It says how to finish or undo an interrupted change. If it "

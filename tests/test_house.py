@@ -102,7 +102,8 @@ def test_no_two_public_classes_of_one_name() -> None:
 
 
 FACTS = {
-    r"\.babeltower\.json\"": {"runtime/manifest.py"},
+    # the second runs by itself in a container
+    r"\.babeltower\.json\"": {"runtime/manifest.py", "runtime/server/readiness.py"},
     r"\"config\.pbtxt\"": {"runtime/triton_config.py"},
     r"\"frontend\.json\"": {"runtime/manifest.py"},
     r"\bModelConfig\(\)|import text_format|text_format\.Parse": {"runtime/triton_config.py"},
@@ -111,7 +112,8 @@ FACTS = {
     r"os\.cpu_count\(\)": {"runtime/machine.py", "bench/records/record.py"},  # there: of the whole machine
     r"/proc/meminfo|/proc/cpuinfo\"": {"runtime/machine.py"},
     r"\.name\}.*\.part\"": {"runtime/storage.py"},
-    r"\bdraft\.replace\(|\bbeside\.replace\(": {"export/triton/frontends.py"},  # several files as one
+    r"\bdraft\.replace\(|\.rename\(stage ": {"runtime/transaction.py", "runtime/repository.py"},  # as one
+    r"BABELTOWER_DRAIN\"": {"runtime/draining.py"},
     r"pip install '": {"runtime/extras.py", "runtime/remote/__init__.py"},  # there: in its docstring
     r"which (is not installed|\{found\})": {"runtime/extras.py"},
     r"getLogger\(\"babeltower\"\)": {"runtime/logs.py"},

@@ -195,6 +195,7 @@ COMMANDS_OF_A_PLAIN_INSTALL = {
     "frontends": (["MODEL"], "babeltower[client]"),
     "tune": (["MODEL"], "babeltower[client]"),
     "serve": (["nowhere"], "nowhere"),
+    "ready": (["nowhere"], "has no model with front ends"),
     "rollout": (["MODEL", "--to", "MODEL", "--url", "grpc://127.0.0.1:1"], "babeltower[client]"),
     "embed": (["MODEL", "texts.txt", "--out", "vectors", "--language", "pt"], "babeltower[corpus]"),
     "index": (["vectors", "--out", "i"], "babeltower[index]"),

@@ -20,7 +20,7 @@ __all__ = [
     "counters_of_model",
     "parameters_of_model",
     "response_from_answer",
-    "tensor",
+    "tensors_of_request",
     "version_folder",
 ]
 
@@ -103,10 +103,9 @@ def counters_of_model(args: Mapping[str, str]) -> Counters:
     return Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
 
 
-def tensor(request: Any, name: str) -> NDArray[Any] | None:
-    """Return an input of a request, or ``None`` if it was left out."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else found.as_numpy()
+def tensors_of_request(request: Any) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a request by name, in one pass; those that were left out are missing."""
+    return {found.name(): found.as_numpy() for found in request.inputs()}
 
 
 def response_from_answer(request: Any, answer: AnswerVectors | Failure) -> Any:

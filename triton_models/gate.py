@@ -56,9 +56,8 @@ class DrainGate:
             self._mark.unlink(missing_ok=True)
 
     def _watch(self, mark: Path) -> None:
-        asked = self._kind.stop_file(mark.parent)
         while not self._ended.wait(_LOOK_S):
-            if asked.exists():
+            if self._kind.is_asked_to_stop(mark):
                 with self._lock:
                     self._is_open = False
                     is_idle = self._n_running == 0

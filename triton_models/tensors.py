@@ -30,23 +30,24 @@ def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters
         InputError: the shape is wrong, bytes are not UTF-8, or a text is over a limit.
     """
     return [
-        _text(row, f"{name} {i}", max_bytes=max_bytes, max_characters=max_characters)
+        _text(row, name, i, max_bytes=max_bytes, max_characters=max_characters)
         for i, row in enumerate(bytes_rows(tensor, name))
     ]
 
 
-def _text(row: bytes, name: str, *, max_bytes: int, max_characters: int) -> str:
+def _text(row: bytes, name: str, i: int, *, max_bytes: int, max_characters: int) -> str:
     if len(row) > max_bytes:
-        raise InputError(f"{name} has {len(row)} bytes; the limit is {max_bytes}. Shorten it first.")
+        raise InputError(f"{name} {i} has {len(row)} bytes; the limit is {max_bytes}. Shorten it first.")
     try:
         text = row.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. Encode it as UTF-8."
+            f"{name} {i} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. "
+            "Encode it as UTF-8."
         ) from None
     if len(text) > max_characters:
         raise InputError(
-            f"{name} has {len(text)} characters; the limit is {max_characters}. Shorten it first."
+            f"{name} {i} has {len(text)} characters; the limit is {max_characters}. Shorten it first."
         )
     return text
 

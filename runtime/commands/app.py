@@ -38,6 +38,7 @@ COMMANDS = (
     CommandEntry("quantize", "export.commands.quantize", _EXPORT, "Export in INT8 within a limit on recall."),
     CommandEntry("frontends", "export.commands.frontends", _EXPORT, "Write front ends for texts and images."),
     CommandEntry("serve", "runtime.commands.serve", _SERVE, "Serve a repository with Triton."),
+    CommandEntry("ready", "runtime.commands.ready", _SERVE, "Check that a server embeds its probes."),
     CommandEntry("tune", "export.commands.tune", _SERVE, "Search the fastest serving configuration."),
     CommandEntry("rollout", "runtime.commands.rollout", _SERVE, "Switch a served model to a new version."),
     CommandEntry(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runtime.commands.options import ca_file_option, connection_from_files, token_file_option
-from runtime.errors import BabeltowerError, InputError
+from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def serve(
             target,
             [name for name, is_given in given.items() if is_given],
             shared_memory=shared_memory,
+            control=control,
         )
         return
     from runtime.commands.doors import Door
@@ -197,7 +198,13 @@ def serve(
 
 
 def _write_container(
-    repository: Path, write: Path | None, target: ServeTarget, ignored: list[str], *, shared_memory: bool
+    repository: Path,
+    write: Path | None,
+    target: ServeTarget,
+    ignored: list[str],
+    *,
+    shared_memory: bool,
+    control: bool,
 ) -> None:
     from runtime.server.containers import deployment_from_repository
     from runtime.server.process import require_repository
@@ -208,7 +215,9 @@ def _write_container(
             f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
             "them out, and edit the written files instead."
         )
-    lines = deployment_from_repository(repository, write, target=target.value, shared_memory=shared_memory)
+    lines = deployment_from_repository(
+        repository, write, target=target.value, shared_memory=shared_memory, control=control
+    )
     for line in lines:
         typer.echo(line)
 
@@ -309,7 +318,7 @@ def _serve_repository(
             stop=stop,
             started=started,
             say=say,
-            each_look=lambda server: _settle_killed_rollout(repository, server, say),
+            each_look=_settler(repository, control=options.explicit, say=say),
         )
 
 
@@ -328,25 +337,35 @@ def require_control_allowed(host: str, security: Security) -> None:
         )
 
 
-def _settle_killed_rollout(repository: Path, server: Server, say: Callable[[str], None]) -> None:
-    """Finish or undo a rollout that was killed, on the files and on the running server."""
+def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> Callable[[Server], None]:
+    """Return a function that finishes or undoes a killed rollout, on the files and on the running server."""
     from runtime.server.recovery import recover_files
 
-    try:
-        if recover_files(repository, say):
-            from runtime.remote import Connection, address_from_text
-            from runtime.rollout import Control, settle
+    said: set[str] = set()
 
-            secure = "s" if server.security.certificate else ""
-            with contextlib.closing(
-                Control(
-                    address_from_text(f"grpc{secure}://{server.addresses.grpc}/_"),
-                    Connection(token=server.security.token),
-                )
-            ) as control:
-                settle(repository, control, say)
-    except BabeltowerError as error:
-        say(f"{error} The server keeps on serving what it serves.")
+    def settle_killed(server: Server) -> None:
+        try:
+            if recover_files(repository, say) and control:
+                from runtime.remote import Connection, address_from_text
+                from runtime.repository import staging
+                from runtime.rollout import Control, settle
+
+                secure = "s" if server.security.certificate else ""
+                address = address_from_text(f"grpc{secure}://{server.addresses.grpc}/model")
+                connection = Connection(token=server.security.token)
+                with (
+                    contextlib.closing(Control(address, connection)) as client,
+                    staging(repository, "serve") as stage,
+                ):
+                    settle(repository, stage, client, say)
+        except RepositoryInUseError:
+            pass  # by a rollout, which settles first itself
+        except BabeltowerError as error:
+            if str(error) not in said:
+                said.add(str(error))
+                say(f"{error} The server keeps on serving what it serves.")
+
+    return settle_killed
 
 
 def _show(server: Server, url: str) -> None:

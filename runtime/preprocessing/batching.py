@@ -125,7 +125,8 @@ def runs_from_lengths(
     while end:
         first = int(begin[end])
         rows = order[bounds[first] : bounds[end]]
-        runs = [*np.array_split(rows, -(-len(rows) // int(most[first]))), *runs]
+        parts = -(-len(rows) // int(most[first]))
+        runs = [*([rows] if parts == 1 else np.array_split(rows, parts)), *runs]
         end = first
     return runs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from runtime.errors import InputError, ServerError
@@ -14,6 +15,7 @@ __all__ = ["Control"]
 
 _LOAD_S = 600.0
 _ASK_S = 30.0
+_PAUSE_S = 0.2
 
 
 class Control:
@@ -79,13 +81,19 @@ class Control:
     def _call(self, method: Any, model: str) -> None:
         from tritonclient.utils import InferenceServerException
 
-        try:
-            method(model, headers=self._headers, client_timeout=_LOAD_S)
-        except InferenceServerException as error:
-            remedy = ""
-            if "not allowed" in error.message() or "is restricted" in error.message():
-                remedy = (
-                    " Start the server with `babeltower serve --control`, and pass its token if it has one "
-                    "(--token-file)."
-                )
-            raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
+        for is_last in (False, False, True):
+            try:
+                method(model, headers=self._headers, client_timeout=_LOAD_S)
+            except InferenceServerException as error:
+                # Another command's file vanished while Triton listed the repository.
+                if "failed to stat file" in error.message() and not is_last:
+                    time.sleep(_PAUSE_S)
+                    continue
+                remedy = ""
+                if "not allowed" in error.message() or "is restricted" in error.message():
+                    remedy = (
+                        " Start the server with `babeltower serve --control`, and pass its token if it has "
+                        "one (--token-file)."
+                    )
+                raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
+            return

@@ -21,10 +21,10 @@ from runtime.rollout.kept import release_from_version
 from runtime.rollout.release import Release, release_from_model
 from runtime.rollout.settling import Say, settle, tell_server
 from runtime.transaction import (
-    Change,
-    Journal,
+    ChangeJournal,
+    FileChange,
     LiveModels,
-    Outcome,
+    WorkOutcome,
     journals_of_repository,
     make_change,
     remove_journal,
@@ -85,7 +85,7 @@ def roll_out(
     with staging(model.parent, "rollout") as stage:
         control = _control(model, url, connection)
         try:
-            settle(model.parent, control, say)
+            settle(model.parent, stage, control, say)
             return _switched(_planned(model, to, variant), stage, control, url, connection, say)
         finally:
             control.close()
@@ -114,8 +114,8 @@ def undo_rollout(
         try:
             undone = [
                 journal
-                for journal in settle(model.parent, control, say)
-                if journal.name == model.name and journal.outcome is Outcome.UNDONE
+                for journal in settle(model.parent, stage, control, say)
+                if journal.name == model.name and journal.outcome is WorkOutcome.UNDONE
             ]
             if undone:
                 remove_journal(model.parent, model.name)
@@ -183,10 +183,10 @@ class _Run:
             self.say("the probes pass; switching")
             self._switch()
             after = self._judged(release.manifest.name)
-            write_journal(release.repository, finished)
+            write_journal(release.repository, self.stage, finished)
         except BaseException as error:
             journal = self._ended()
-            if journal is not None and journal.outcome is Outcome.FINISHED:
+            if journal is not None and journal.outcome is WorkOutcome.FINISHED:
                 raise  # a signal came after the decision
             if isinstance(error, (BabeltowerError, OSError)):
                 raise RolloutError(
@@ -213,7 +213,7 @@ class _Run:
             former.parent.mkdir(exist_ok=True)
             shutil.copyfile(repository / draft.relative_to(pins), former)
         folders = [folder for modality in Modality for folder in release.added_folders(modality)]
-        undo = Change(
+        undo = FileChange(
             remove=tuple(folder.relative_to(repository).as_posix() for folder in folders),
             moves=self._moves(back, [back / draft.relative_to(pins) for draft in pinned]),
         )
@@ -223,12 +223,14 @@ class _Run:
             unload=(*self._front_ends(trial=True), *(name for name in towers if name not in loaded)),
         )
         work = f"rollout to version {release.version}"
-        write_journal(repository, Journal(release.manifest.name, work, Outcome.UNDONE, undo, live))
+        write_journal(
+            repository, self.stage, ChangeJournal(release.manifest.name, work, WorkOutcome.UNDONE, undo, live)
+        )
         moves = (
             *self._moves(pins, pinned),  # first: else a restarting server would load the newest version
             *self._moves(added, [added / folder.relative_to(repository) for folder in folders]),
         )
-        make_change(repository, self.stage, Change(moves=moves))
+        make_change(repository, self.stage, FileChange(moves=moves))
 
     def _load_beside(self) -> None:
         release = self.release
@@ -248,7 +250,7 @@ class _Run:
             raise RolloutError("; ".join(verdict.faults) + ".")
         return verdict
 
-    def _prepared(self) -> Journal:
+    def _prepared(self) -> ChangeJournal:
         """Write the files that make the version the served one, and return the journal that puts them in."""
         release, repository = self.release, self.release.repository
         drafts = self._folder("served")
@@ -257,14 +259,14 @@ class _Run:
         written.append(manifest_path(drafts / model.name))
         written[-1].write_text(release.finished_manifest(drafts).to_json(), encoding="utf-8")
         trial = self._front_ends(trial=True)
-        change = Change(remove=trial, moves=self._moves(drafts, written))
+        change = FileChange(remove=trial, moves=self._moves(drafts, written))
         towers = self._towers()
         live = LiveModels(
             load=(*self._front_ends(), *towers),
             unload=(*trial, *sorted(set(self._towers_served()) - set(towers))),
         )
         work = f"rollout to version {release.version}"
-        return Journal(release.manifest.name, work, Outcome.FINISHED, change, live)
+        return ChangeJournal(release.manifest.name, work, WorkOutcome.FINISHED, change, live)
 
     def _switch(self) -> None:
         """Load both front ends of the version; the files still say the former one."""
@@ -272,18 +274,18 @@ class _Run:
         for name in self._front_ends():
             self.control.load(config_of_folder(drafts / name))
 
-    def _ended(self) -> Journal | None:
+    def _ended(self) -> ChangeJournal | None:
         """Carry out what the journal says, first on the files, then on the server; return it."""
         release = self.release
         journals = journals_of_repository(release.repository)
         journal = next((j for j in journals if j.name == release.manifest.name and not j.done), None)
         if journal is not None:
-            if journal.outcome is Outcome.UNDONE:
+            if journal.outcome is WorkOutcome.UNDONE:
                 self.say("rolling back")
                 for name in self._front_ends():  # first: those of the version lose their files
                     self._tried(self.control.load, config_of_folder(release.repository / name))
             left = finish(release.repository, self.stage, journal)
-            tell_server(release.repository, left, self.control, self.say)
+            tell_server(release.repository, self.stage, left, self.control, self.say)
         return journal
 
     def _tried(self, step: Callable[[Any], None], config: Any) -> None:

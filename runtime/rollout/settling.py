@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from runtime.errors import BabeltowerError
 from runtime.rollout.control import Control
-from runtime.transaction import Journal, journals_of_repository, settled
+from runtime.transaction import ChangeJournal, journals_of_repository, settled
 from runtime.triton_config import config_of_folder
 
 __all__ = ["Say", "settle", "tell_server"]
@@ -16,8 +16,10 @@ __all__ = ["Say", "settle", "tell_server"]
 Say: TypeAlias = Callable[[str], None]
 
 
-def settle(repository: Path, control: Control, say: Say) -> list[Journal]:
+def settle(repository: Path, stage: Path, control: Control, say: Say) -> list[ChangeJournal]:
     """Make a server load what interrupted rollouts left to be loaded; the files are in order already.
+
+    The caller holds the repository's lock, and ``stage`` is its stage.
 
     Returns:
         Journals of interrupted or failed rollouts; those that are over are gone afterwards.
@@ -29,21 +31,21 @@ def settle(repository: Path, control: Control, say: Say) -> list[Journal]:
     for journal in journals:
         if journal.live.load or journal.live.unload:
             say(f"{journal} The server is brought in line with its files")
-            _tell(repository, journal, control)
+            _tell(repository, stage, journal, control)
     return journals
 
 
-def tell_server(repository: Path, journal: Journal, control: Control, say: Say) -> None:
+def tell_server(repository: Path, stage: Path, journal: ChangeJournal, control: Control, say: Say) -> None:
     """Make a server load and unload the models of a journal; say what fails, for the next command to do."""
     try:
-        _tell(repository, journal, control)
+        _tell(repository, stage, journal, control)
     except BabeltowerError as error:
         say(f"the server is not in line with its files yet: {error}")
 
 
-def _tell(repository: Path, journal: Journal, control: Control) -> None:
+def _tell(repository: Path, stage: Path, journal: ChangeJournal, control: Control) -> None:
     for name in journal.live.load:
         control.load(config_of_folder(repository / name))
     for name in journal.live.unload:
         control.unload(name)
-    settled(repository, journal)
+    settled(repository, stage, journal)

@@ -12,6 +12,7 @@ from runtime.backends.plans import VERSION_COMPATIBLE, PlanManifest
 from runtime.errors import EngineError
 from runtime.manifest import Engine, Precision, names_in_repository
 from runtime.repository import manifests_of_repository
+from runtime.server.alerts import alert_rules
 from runtime.server.dashboard import dashboard
 from runtime.server.devices import (
     TowerFolder,
@@ -27,20 +28,28 @@ RELEASE = "26.10"
 """Triton release; its ONNX Runtime reads opset 18 and IR 10 (``docs/stock-backends.md``)."""
 
 _FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg")
+_EXPLICIT = "--model-control-mode=explicit"
 _SHARED_MEMORY = "--allow-client-shm=true"
 _PINNED_BYTES = 512 << 20
 """Pinned memory of the server, for the tensors of requests in flight; Triton's default is half of it."""
 
 
 def deployment_from_repository(
-    repository: Path, folder: Path | None, *, target: str, shared_memory: bool = False
+    repository: Path,
+    folder: Path | None,
+    *,
+    target: str,
+    shared_memory: bool = False,
+    control: bool = False,
 ) -> Iterator[str]:
-    """Write ``Dockerfile``, ``compose.yaml``, ``kubernetes.yaml`` and ``dashboard.json``.
+    """Write the files of a container, its compose file, Kubernetes manifest, dashboard and alert rules.
 
     Args:
         folder: Output folder, created if missing; existing files are replaced. ``None`` writes nothing.
         target: ``gpu`` reserves a GPU, ``cpu`` does not.
         shared_memory: Allow clients on the server's machine to pass images in shared memory.
+        control: Allow clients of the compose file's server, whose ports are on this machine only, to load and
+            unload models.
 
     Yields:
         Lines on the written files, the command that starts the server, towers that stay on the CPU, and
@@ -57,7 +66,9 @@ def deployment_from_repository(
         arguments.append(f"--pinned-memory-pool-byte-size={_PINNED_BYTES}")
     if shared_memory:
         arguments.append(_SHARED_MEMORY)
-    texts = _texts(repository.resolve(), arguments, on_gpu=on_gpu, shared_memory=shared_memory)
+    texts = _texts(
+        repository.resolve(), arguments, on_gpu=on_gpu, shared_memory=shared_memory, control=control
+    )
     if folder is None:
         yield "# compose.yaml; --write FOLDER saves it with a Kubernetes manifest and a dashboard"
         yield texts["compose.yaml"]
@@ -75,6 +86,11 @@ def deployment_from_repository(
             "shared memory: every client that reaches the server may map regions of this machine's /dev/shm; "
             "keep its ports on this machine"
         )
+    if control:
+        yield (
+            "control: compose.yaml lets every client on this machine load models, which run code; "
+            "kubernetes.yaml does not, since its ports are open to the cluster"
+        )
     if on_gpu:
         yield from remarks_on_cpu_towers(repository)
     yield from _differences(repository)
@@ -84,7 +100,7 @@ def _model_arguments(repository: Path, *, on_gpu: bool) -> list[str]:
     models = None if on_gpu else models_without_gpu(repository)
     if models is None:
         return []
-    return ["--model-control-mode=explicit", *(f"--load-model={model}" for model in models)]
+    return [_EXPLICIT, *(f"--load-model={model}" for model in models)]
 
 
 def _tensorrt_arguments(repository: Path) -> list[str]:
@@ -121,13 +137,16 @@ def _differences(repository: Path) -> Iterator[str]:
 
 
 def _texts(
-    repository: Path, arguments: Sequence[str], *, on_gpu: bool, shared_memory: bool
+    repository: Path, arguments: Sequence[str], *, on_gpu: bool, shared_memory: bool, control: bool
 ) -> dict[str, str]:
+    controlled = [*arguments]
+    if control and not any(argument.startswith(_EXPLICIT) for argument in arguments):
+        controlled += [_EXPLICIT, "--load-model=*"]  # those of a rollout too, when the server restarts
     values = {
         "release": RELEASE,
         "packages": " ".join(_pinned()),
         "repository": str(repository),
-        "compose_arguments": _listed(arguments, indent=6),
+        "compose_arguments": _listed(controlled, indent=6),
         "kubernetes_arguments": _listed(arguments, indent=12),
         "kubernetes_gpu": ', nvidia.com/gpu: "1"' if on_gpu else "",
         "kubernetes_shared": _KUBERNETES_SHARED if shared_memory else "",
@@ -139,7 +158,16 @@ def _texts(
         name: Template((templates / name).read_text(encoding="utf-8")).substitute(values)
         for name in ("Dockerfile", "compose.yaml", "kubernetes.yaml")
     }
-    return {**texts, "dashboard.json": json.dumps(dashboard(), indent=2) + "\n"}
+    scripts = {
+        "readiness.py": files("runtime.server") / "readiness.py",
+        "draining.py": files("runtime") / "draining.py",
+    }
+    return {
+        **texts,
+        **{name: script.read_text(encoding="utf-8") for name, script in scripts.items()},
+        "alerts.yaml": alert_rules(),
+        "dashboard.json": json.dumps(dashboard(), indent=2) + "\n",
+    }
 
 
 def _pinned() -> list[str]:
@@ -156,7 +184,7 @@ _COMPOSE_SHARED = "    ipc: host                   # clients on this machine pas
 _KUBERNETES_SHARED = """
         # For shared memory, the client is a container of this pod: 127.0.0.1, with "shm" at /dev/shm."""
 
-_COMPOSE_GPU = """\
+_COMPOSE_GPU = """
     deploy:
       resources:
         reservations:

@@ -15,7 +15,6 @@ _PANELS: Sequence[_Panel] = (
         "reqps",
         [
             ("sum by (model) (rate(nv_inference_request_success[1m]))", "{{model}}"),
-            ("sum by (model, reason) (rate(babeltower_failed_requests_total[1m]))", "{{model}} {{reason}}"),
         ],
     ),
     (
@@ -43,6 +42,14 @@ _PANELS: Sequence[_Panel] = (
                 "sum by (model) (rate(nv_inference_exec_count[1m]))",
                 "{{model}}",
             )
+        ],
+    ),
+    (
+        "Failed requests per second",
+        "reqps",
+        [
+            ("sum by (model, reason) (rate(nv_inference_request_failure[1m]))", "{{model}} {{reason}}"),
+            ("sum by (model, reason) (rate(babeltower_failed_requests_total[1m]))", "{{model}}: {{reason}}"),
         ],
     ),
     ("Waiting requests", "short", [("sum by (model) (nv_inference_pending_request_count)", "{{model}}")]),

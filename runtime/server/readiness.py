@@ -16,9 +16,11 @@ import contextlib
 import json
 import math
 import os
+import signal
 import ssl
 import struct
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -48,6 +50,7 @@ _DEFAULT_MIN_COSINE = 0.8
 _SLACK = 0.01
 """Allowed distance below the export's limit: readiness tells wrong vectors from right ones, no more."""
 
+_UNAVAILABLE = 503
 _STOPPED = "TtZX"
 """States of a process that does not run any more: stopped, traced, zombie, dead."""
 
@@ -192,14 +195,30 @@ def _fault_of_probe(endpoint: HttpEndpoint, probe: FrontEndProbe, timeout_s: flo
     try:
         vector = _vector(endpoint, probe, timeout_s)
     except urllib.error.HTTPError as error:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return f"{probe.model}: {json.loads(error.read())['error']}"
-        return f"{probe.model}: HTTP {error.code}"
+        reason = _reason(error)
+        if error.code != _UNAVAILABLE or "is stopping" in reason:
+            return f"{probe.model}: {reason}"
+        fault = reason  # its queue may be full
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        fault = str(error) or type(error).__name__
+    else:
+        return _fault_of_vector(probe, vector)
+    while True:
         after = _n_answered(endpoint, probe.model, timeout_s)
-        if time.monotonic() >= give_up_at and before is not None and after is not None and after > before:
+        if before is not None and after is not None and after > before:
             return None  # busy
-        return f"{probe.model}: {error or type(error).__name__}"
+        if time.monotonic() >= give_up_at:
+            return f"{probe.model}: {fault}"
+        time.sleep(0.1)
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(error.read())["error"])
+    return f"HTTP {error.code}"
+
+
+def _fault_of_vector(probe: FrontEndProbe, vector: array[float]) -> str | None:
     cosine = _cosine(vector, probe.vector)
     if not cosine >= probe.min_cosine:
         least = f"{probe.min_cosine:.4f}"
@@ -311,6 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for an answer")
     parser.add_argument("--processes", action="store_true", help="check the server's processes here too")
+    parser.add_argument(
+        "--restart-after", type=int, default=0, metavar="N", help="kill the server here after N failed checks"
+    )
     given = parser.parse_args(arguments)
     token = os.environ.get("BABELTOWER_TOKEN")
     endpoint = HttpEndpoint(given.url, {"Authorization": f"Bearer {token}"} if token else {})
@@ -325,7 +347,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults.append(f"the probes of {given.repository} cannot be read: {error}")
     for fault in faults:
         print(fault, file=sys.stderr)
+    if given.restart_after and _failed_checks(bool(faults)) >= given.restart_after:
+        _failed_checks(False)
+        for pid in _servers():
+            os.kill(pid, signal.SIGKILL)  # one that is stopped does not hear anything else
     return 1 if faults else 0
+
+
+def _failed_checks(has_failed: bool) -> int:
+    """Count the checks that failed in a row, in a file."""
+    path = Path(tempfile.gettempdir()) / "babeltower-failed-checks"
+    n_failed = 0
+    if has_failed:
+        with contextlib.suppress(OSError, ValueError):
+            n_failed = int(path.read_text())
+        n_failed += 1
+    path.write_text(str(n_failed))
+    return n_failed
 
 
 if __name__ == "__main__":

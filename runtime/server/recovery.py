@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.errors import BabeltowerError, ManifestError
+from runtime.errors import BabeltowerError, ManifestError, RepositoryInUseError
 from runtime.repository import staging
-from runtime.repository_lock import holder_of_lock
-from runtime.transaction import Journal, journals_of_repository, settled
+from runtime.repository_lock import LOCK_FILE, holder_of_lock
+from runtime.transaction import ChangeJournal, LiveModels, journals_of_repository, settled
 
 __all__ = ["recover_before_start", "recover_files", "while_changed"]
 
@@ -26,36 +26,36 @@ def recover_before_start(repository: Path, say: Callable[[str], None]) -> None:
     Raises:
         ManifestError: a journal is damaged, or files that it names are gone.
     """
-    recover_files(repository, say)
-    if holder_of_lock(repository) is None:
-        for journal in _journals(repository):
-            if journal.done:  # a server that starts now loads the files as they are
-                with contextlib.suppress(OSError):
-                    settled(repository, journal)
+    if recover_files(repository, say):
+        with contextlib.suppress(RepositoryInUseError), staging(repository, "serve") as stage:
+            for journal in _journals(repository):
+                settled(repository, stage, journal)  # a server that starts now loads the files as they are
 
 
 def recover_files(repository: Path, say: Callable[[str], None]) -> bool:
-    """Carry out the journals of killed commands, and return true if there were any.
+    """Carry out the journals of killed commands, and remove what else they left.
+
+    Returns:
+        True if a running server has models to load or unload, which ``settle`` makes it do.
 
     Raises:
         ManifestError: a journal is damaged, or files that it names are gone.
     """
-    open_ones = [journal for journal in _journals(repository) if not journal.done]
-    if not open_ones:
+    journals = _journals(repository)
+    unfinished = [journal for journal in journals if not journal.done]
+    if not (journals or (repository / LOCK_FILE).exists()) or holder_of_lock(repository) is not None:
         return False
-    holder = holder_of_lock(repository)
-    if holder is not None:
-        return False
-    try:
-        with staging(repository, "serve"):  # recovers
-            pass
-    except ManifestError:
-        raise
-    except BabeltowerError as error:
-        for journal in open_ones:
-            say(f"The {journal.work} of {journal.name} was interrupted, and cannot be ended here: {error}")
-        return False
-    return True
+    if unfinished or (repository / LOCK_FILE).exists():
+        try:
+            with staging(repository, "serve"):  # recovers
+                pass
+        except ManifestError:
+            raise
+        except BabeltowerError as error:
+            for journal in unfinished:
+                say(f"The {journal.work} of {journal.name} was interrupted, and cannot be ended: {error}")
+            return False
+    return any(journal.live != LiveModels() for journal in _journals(repository))
 
 
 def while_changed(repository: Path, check: Callable[[], None]) -> None:
@@ -76,5 +76,5 @@ def while_changed(repository: Path, check: Callable[[], None]) -> None:
             return
 
 
-def _journals(repository: Path) -> list[Journal]:
+def _journals(repository: Path) -> list[ChangeJournal]:
     return list(journals_of_repository(repository))

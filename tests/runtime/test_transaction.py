@@ -17,10 +17,10 @@ from runtime.repository import commit, staging
 from runtime.repository_lock import LOCK_FILE, holder_of_lock, repository_lock
 from runtime.storage import copy_folder
 from runtime.transaction import (
-    Change,
-    Journal,
+    ChangeJournal,
+    FileChange,
     LiveModels,
-    Outcome,
+    WorkOutcome,
     carried_out,
     journals_of_repository,
     write_journal,
@@ -120,9 +120,11 @@ def test_work_that_was_not_decided_is_undone(repository: Path) -> None:
         with staging(repository, "rollout") as stage:
             (stage / "back").write_text("1")
             moves = ((os.path.relpath(stage / "back", repository), "m.json"),)
-            undo = Change(remove=("m_text/2", "m_new"), moves=moves)
+            undo = FileChange(remove=("m_text/2", "m_new"), moves=moves)
             live = LiveModels(load=("m_text",))
-            write_journal(repository, Journal("m", "rollout to version 2", Outcome.UNDONE, undo, live))
+            write_journal(
+                repository, stage, ChangeJournal("m", "rollout to version 2", WorkOutcome.UNDONE, undo, live)
+            )
             (repository / "m_text" / "2").mkdir()
             (repository / "m_new").mkdir()
             (repository / "m.json").write_text("half")
@@ -140,7 +142,7 @@ def test_work_that_was_not_decided_is_undone(repository: Path) -> None:
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", ""])
 def test_a_journal_touches_nothing_outside_its_repository(path: str, repository: Path) -> None:
-    journal = Journal("m", "test", Outcome.UNDONE, Change(remove=(path,)))
+    journal = ChangeJournal("m", "test", WorkOutcome.UNDONE, FileChange(remove=(path,)))
     with pytest.raises(ManifestError, match="outside"):
         carried_out(repository, repository.parent, journal)
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from gpu_repository import repository_for_cuda
 from sample_models import Exported
 from typer.testing import CliRunner
+from yamllint import linter
+from yamllint.config import YamlLintConfig
 
 from export.triton.frontends import frontends_from_model
 from runtime.backends.plans import KernelSummary, PlanManifest
@@ -19,6 +26,7 @@ from runtime.commands.app import app
 from runtime.errors import EngineError
 from runtime.manifest import Engine, Manifest, Precision, manifest_path
 from runtime.server import ServerEnvironment, ServerOptions, running_server
+from runtime.server.alerts import QUEUE_TIME, expressions_of_alerts
 from runtime.server.containers import RELEASE, deployment_from_repository
 from runtime.server.devices import models_without_gpu, require_no_gpu, towers_of_repository
 from runtime.storage import sha256_of_file
@@ -27,10 +35,15 @@ PINNED = "--pinned-memory-pool-byte-size=536870912"
 ANY_TENSORRT = "--backend-config=tensorrt,version-compatible=true"
 
 
+def kubernetes_objects(folder: Path) -> dict[str, dict[str, Any]]:
+    """Objects of the written manifest, by kind."""
+    return {found["kind"]: found for found in yaml.safe_load_all((folder / "kubernetes.yaml").read_text())}
+
+
 def containers(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str], list[str]]:
     """The compose service, the Kubernetes pod, and the server's arguments in both."""
     service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["triton"]
-    deployment, _ = yaml.safe_load_all((folder / "kubernetes.yaml").read_text())
+    deployment = kubernetes_objects(folder)["Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     return service, pod, service["command"], pod["containers"][0]["args"]
 
@@ -68,12 +81,10 @@ def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> No
     service = yaml.safe_load((tmp_path / "d" / "compose.yaml").read_text())["services"]["triton"]
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
     assert f"{repository.resolve()}:/models:ro" in service["volumes"]
-    assert "ready" in service["healthcheck"]["test"][-1]
-    deployment, served = yaml.safe_load_all((tmp_path / "d" / "kubernetes.yaml").read_text())
+    deployment = kubernetes_objects(tmp_path / "d")["Deployment"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
-    assert served["kind"] == "Service"
     assert "tokenizers==" in (tmp_path / "d" / "Dockerfile").read_text()
     assert PINNED in service["command"]
     assert PINNED in container["args"]
@@ -82,6 +93,83 @@ def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> No
     panels = json.loads((tmp_path / "d" / "dashboard.json").read_text())["panels"]
     assert len(panels) >= 8
     assert "BF16" not in result.stdout
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def written(
+    request: pytest.FixtureRequest, exported: Exported, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of the files for a target, with everything that an option adds."""
+    folder = tmp_path_factory.mktemp("written")
+    repository = exported("capivara").parent
+    list(
+        deployment_from_repository(repository, folder, target=request.param, shared_memory=True, control=True)
+    )
+    return folder
+
+
+def test_kubernetes_objects_fit_their_schemas(written: Path) -> None:
+    found = kubernetes_objects(written)
+    assert set(found) == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+    for data in found.values():
+        kubernetes_validate.validate(data, desired_version="1.31", strict=True)
+
+
+def test_written_yaml_is_clean(written: Path) -> None:
+    config = YamlLintConfig("{extends: default, rules: {document-start: disable, line-length: {max: 120}}}")
+    for name in ("compose.yaml", "kubernetes.yaml", "alerts.yaml"):
+        problems = list(linter.run((written / name).read_text(), config))
+        assert not problems, name
+
+
+def test_pods_run_without_rights_and_are_probed_truly(written: Path) -> None:
+    service, pod, composed, _ = containers(written)
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert service["read_only"]
+    assert service["user"] == "1000:1000"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["exec"]["command"][1] == "/opt/babeltower/readiness.py"
+    assert "/opt/babeltower/readiness.py" in service["healthcheck"]["test"]
+    assert "/opt/babeltower/draining.py" in container["lifecycle"]["preStop"]["exec"]["command"][-1]
+    assert service["pre_stop"][0]["command"][-1] == "/opt/babeltower/draining.py"
+    assert "COPY readiness.py draining.py /opt/babeltower/" in (written / "Dockerfile").read_text()
+    assert "--model-control-mode=explicit" in composed
+
+
+def test_hadolint_finds_nothing(written: Path) -> None:
+    """The base image is a release of NVIDIA's, which is its tag; pip's packages are pinned."""
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([hadolint, written / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("script", ["readiness.py", "draining.py"])
+def test_the_scripts_run_by_themselves(script: str, written: Path) -> None:
+    """With nothing but the standard library, as in a container."""
+    shown = subprocess.run(
+        [sys.executable, "-I", "-S", str(written / script), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage" in shown.stdout
+
+
+def test_alert_rules_are_what_prometheus_reads(written: Path) -> None:
+    """Parsed with the grammar of PromQL; promtool itself is no package of Python's."""
+    (group,) = yaml.safe_load((written / "alerts.yaml").read_text())["groups"]
+    recorded, *alerts = group["rules"]
+    metric = kubernetes_objects(written)["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]
+    assert recorded["record"] == metric["name"] == QUEUE_TIME
+    assert len({alert["alert"] for alert in alerts}) == len(alerts) >= 5
+    for rule in group["rules"]:
+        promql_parser.parse(rule["expr"])
+    assert [rule["expr"] for rule in group["rules"]] == expressions_of_alerts()
+    for alert in alerts:
+        assert set(alert) == {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"\d+m", alert["for"])
 
 
 def test_what_a_container_computes_otherwise_is_said(exported: Exported, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from tritonclient.utils import InferenceServerException
 
 from runtime import Encoder
 from runtime.corpus import EngineChoice, Options, embed_corpus
+from runtime.draining import DRAIN_VARIABLE, drained
+from runtime.errors import UnansweredError
 from runtime.probes import Probes
 from runtime.remote import Connection
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
@@ -224,3 +226,22 @@ def pending_or_done(client: Any, answered: list[int]) -> bool:
     """Whether the request of 64 texts has reached its tower, or was answered already."""
     stats = client.get_inference_statistics(f"{NAME}_text_tower_fp32").model_stats[0]
     return bool(answered) or stats.inference_count > 0
+
+
+def test_a_server_is_not_drained_by_what_drained_a_former_one(
+    model: Path, server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    """Where the folder outlives a server, as a volume outlives a container."""
+    assert drained(tmp_path, 1)
+    assert (tmp_path / "stop-front-ends").exists()
+    options = ServerOptions(environment={DRAIN_VARIABLE: str(tmp_path)})
+    with running_server(model.parent, environment=server_environment, options=options) as server:
+        with Encoder.open(f"grpc://{server.addresses.grpc}/{NAME}") as encoder:
+            assert encoder.embed_texts(["gato"], "por_Latn").shape == (1, encoder.dim)
+        assert drained(tmp_path, 30)
+        hasty = Connection(retry_for_s=0)
+        with (
+            Encoder.open(f"grpc://{server.addresses.grpc}/{NAME}", connection=hasty) as encoder,
+            pytest.raises(UnansweredError, match="The server is stopping"),
+        ):
+            encoder.embed_texts(["gato"], "por_Latn")

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import promql_parser
 import pytest
 import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from raw_client import bytes_column, infer
 from sample_models import NAMES, Exported
 from tritonclient.utils import InferenceServerException
@@ -23,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from runtime import Encoder
 from runtime.manifest import Manifest
 from runtime.server import Server
+from runtime.server.alerts import expressions_of_alerts
 from runtime.server.dashboard import dashboard
 from samples import dataset
 
@@ -189,14 +192,47 @@ def test_the_server_exports_every_metric_of_the_dashboard(served: Server) -> Non
     for files in (image_files()[:1], [b"no image"]):
         with contextlib.suppress(InferenceServerException):
             infer(client, tritonclient.grpc, "nllb-clip_image", {"image": bytes_column(files)})
-    expressions = " ".join(t["expr"] for panel in dashboard()["panels"] for t in panel["targets"])
-    named = set(re.findall(r"(?:babeltower|nv)_\w+", expressions))
+    panels = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    selectors = [found for text in (*panels, *expressions_of_alerts()) for found in selectors_of(text)]
     deadline = time.monotonic() + 10  # counters are published once a second
-    while (missing := named - set(re.findall(r"^\w+", served.metrics(), re.MULTILINE))) and (
-        time.monotonic() < deadline
-    ):
+
+    def missing() -> list[str]:
+        samples = list(text_string_to_metric_families(served.metrics()))
+        lines = [sample for family in samples for sample in family.samples]
+        return [repr(each) for each in selectors if not any(matches(each, line) for line in lines)]
+
+    while (lacking := missing()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not missing
+    assert not lacking
+
+
+def selectors_of(expression: str) -> list[Any]:
+    """Every vector selector of a PromQL expression, found by walking its syntax tree."""
+    found, todo = [], [promql_parser.parse(expression)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        names = ("expr", "lhs", "rhs", "args", "vector_selector", "param")
+        for child in (getattr(node, name, None) for name in names):
+            todo += child if isinstance(child, list) else [] if child is None else [child]
+    return found
+
+
+def matches(selector: Any, sample: Any) -> bool:
+    """Whether a sample of a scrape is selected."""
+    if sample.name != selector.name:
+        return False
+    for matcher in selector.matchers.matchers:
+        value = sample.labels.get(matcher.name, "")
+        fits = (
+            value == matcher.value
+            if matcher.op == promql_parser.MatchOp.Equal
+            else bool(re.fullmatch(matcher.value, value))
+        )
+        if not fits:
+            return False
+    return True
 
 
 def test_front_ends_say_what_they_are_and_count(exported: Exported, served: Server) -> None:

@@ -14,7 +14,7 @@ from triton_models.adapter import (
     counters_of_model,
     parameters_of_model,
     response_from_answer,
-    tensor,
+    tensors_of_request,
     version_folder,
 )
 from triton_models.gate import STOPPING, DrainGate
@@ -53,6 +53,6 @@ class TritonPythonModel:
 
 
 def _request(request: Any) -> ImageRequest:
-    image = tensor(request, "image")
-    assert image is not None, "Triton rejects requests without a required input"
-    return ImageRequest(image, tensor(request, "dim"), request.is_cancelled)
+    tensors = tensors_of_request(request)
+    # Triton rejects requests without a required input.
+    return ImageRequest(tensors["image"], tensors.get("dim"), request.is_cancelled)

@@ -17,7 +17,7 @@ from triton_models.adapter import (
     counters_of_model,
     parameters_of_model,
     response_from_answer,
-    tensor,
+    tensors_of_request,
     version_folder,
 )
 from triton_models.gate import STOPPING, DrainGate
@@ -58,12 +58,11 @@ class TritonPythonModel:
 
 
 def _request(request: Any) -> TextRequest:
-    text = tensor(request, "text")
-    assert text is not None, "Triton rejects requests without a required input"
+    tensors = tensors_of_request(request)
     parameters = json.loads(request.parameters() or "{}")
     return TextRequest(
-        text,
-        tensor(request, "language"),
-        tensor(request, "dim"),
+        tensors["text"],  # Triton rejects requests without a required input
+        tensors.get("language"),
+        tensors.get("dim"),
         allows_blank=parameters.get("blank") == "embed",
     )

@@ -1,0 +1,211 @@
+"""Rollouts killed at random moments under traffic: never a mixed pair, and always a way on and back.
+
+``BABELTOWER_KILLS`` is the number of kills; the default is a few, for a run of minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from altered_models import copied
+from sample_models import Exported
+from serving import Serving, rollout_process, wait_until
+from tritonclient.utils import InferenceServerException
+
+from runtime import Encoder
+from runtime.manifest import Manifest, Modality, front_end_name
+from runtime.probes import Probes
+from runtime.remote import Connection
+from runtime.repository_lock import LOCK_FILE, repository_lock
+from runtime.rollout.kept import release_from_version
+from runtime.server import ServerEnvironment
+from runtime.transaction import journals_of_repository
+from runtime.triton_config import served_version
+
+NAME = "nllb-clip"
+N_KILLS = int(os.environ.get("BABELTOWER_KILLS", "9"))
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+
+
+class Served:
+    """A served model that is killed over and over, and the model that it is rolled out to."""
+
+    def __init__(self, model: Path, new: Path, environment: ServerEnvironment) -> None:
+        self.model, self.new, self._environment = model, new, environment
+        self.serving: Serving | None = None
+        self._ports = ("0", "0", "0")
+
+    def start(self) -> None:
+        """Start the server, at the ports that it had before."""
+        http, grpc, metrics = self._ports
+        arguments = ("--control", "--port", http, "--grpc-port", grpc, "--metrics-port", metrics)
+        self.serving = Serving(self.model.parent, self._environment, *arguments)
+        self.serving.wait_until_served()
+        addresses = [self.serving.address(name) for name in ("http", "grpc", "metrics")]
+        self._ports = tuple(a.removesuffix("/metrics").rpartition(":")[2] for a in addresses)
+
+    def stop(self) -> None:
+        assert self.serving is not None
+        self.serving.__exit__()
+
+    @property
+    def url(self) -> str:
+        assert self.serving is not None
+        return self.serving.address("grpc")
+
+    def rollout(self, *arguments: str) -> subprocess.Popen[str]:
+        return rollout_process(self.model, *arguments, "--url", self.url)
+
+    def live_versions(self) -> list[set[str]]:
+        """Ready versions of both front ends on the server, if it says them."""
+        client = tritonclient.grpc.InferenceServerClient(self.url.removeprefix("grpc://"))
+        try:
+            models = client.get_model_repository_index().models
+        except InferenceServerException:  # a file vanished while Triton listed the repository
+            return []
+        return [
+            {m.version for m in models if m.name == front_end_name(NAME, modality) and m.state == "READY"}
+            for modality in Modality
+        ]
+
+    def require_whole(self) -> int:
+        """Check that files, manifest and server agree on one version, and return it."""
+        repository = self.model.parent
+        manifest = Manifest.read(self.model)
+        manifest.verify(repository, manifest.variants[manifest.front_ends[0].variant])
+        manifest.verify_front_ends(repository)
+        served = {served_version(repository / front_end_name(NAME, modality)) for modality in Modality}
+        assert len(served) == 1
+        (version,) = served
+        assert f"{NAME}_text/{version}/model.py" in {r.path for r in manifest.front_ends[0].files}
+        wait_until(
+            lambda: self.live_versions() == [{str(version)}] * 2,
+            f"the server serves version {version}",
+        )
+        for kept in manifest.kept:
+            release_from_version(self.model, kept.version).verify()
+        assert not list(repository.glob("*_candidate_*"))
+        assert not list(repository.parent.glob(".*.staging-*"))
+        assert not list(repository.rglob("*.part"))
+        return version
+
+
+@pytest.fixture
+def served(exported: Exported, server_environment: ServerEnvironment, tmp_path: Path):
+    model = copied(exported(NAME), tmp_path / "served" / "models")
+    new = copied(exported(NAME), tmp_path / "new")
+    served = Served(model, new, server_environment)
+    served.start()
+    yield served
+    served.stop()
+
+
+class Traffic:
+    """Requests of our client without a pause, over rollouts, kills and restarts; every vector is compared."""
+
+    def __init__(self, address: str, probes: Probes) -> None:
+        self.n_requests, self.errors = 0, list[Exception]()
+        self._address, self._probes = address, probes
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        rows = slice(0, 400, 50)
+        texts, languages = self._probes.texts[rows], self._probes.languages[rows]
+        with Encoder.open(self._address, connection=Connection(retry_for_s=120)) as encoder:
+            while not self._done.is_set():
+                try:
+                    vectors = encoder.embed_texts(texts, languages)
+                    assert np.abs(vectors - self._probes.text_vectors[rows]).max() <= 1e-5
+                    self.n_requests += 1
+                except Exception as error:
+                    self.errors.append(error)
+                time.sleep(0.02)
+
+
+def test_rollouts_killed_at_random_moments(served: Served) -> None:
+    chance = random.Random(15)
+    probes = Probes.read(served.model)
+    began = time.monotonic()
+    first = served.rollout("--to", str(served.new))
+    assert first.wait(120) == 0, first.communicate()
+    duration = time.monotonic() - began
+    assert served.require_whole() == 2
+    with Traffic(f"{served.url}/{NAME}", probes) as traffic:
+        for i, how in zip(range(N_KILLS), itertools.cycle(SIGNALS)):
+            arguments = ("--undo",) if i % 4 == 3 else ("--to", str(served.new))
+            before = served_version(served.model.parent / f"{NAME}_text")
+            process = served.rollout(*arguments)
+            time.sleep(chance.uniform(0.3, 1.1) * duration)
+            process.send_signal(how)
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode in (0, -how, 128 + how, 1), said
+            assert "Traceback" not in said
+            if i % 3 == 2:  # a restart, before anything is put in order
+                served.stop()
+                served.start()
+            # What was killed is put in order by serve itself.
+            wait_until(
+                lambda: (
+                    all(journal.done for journal in journals_of_repository(served.model.parent))
+                    and not (served.model.parent / LOCK_FILE).exists()
+                ),
+                "the journal is carried out",
+            )
+            version = served.require_whole()
+            assert process.returncode != 0 or version != before or "is undone already" in said
+    assert traffic.errors == []
+    assert traffic.n_requests > 10 * N_KILLS / 3
+    # The way back is always there.
+    if any(journal.outcome.value == "undone" for journal in journals_of_repository(served.model.parent)):
+        undo = served.rollout("--undo")
+        assert "is undone already" in undo.communicate(timeout=120)[0]
+        assert undo.returncode == 0
+    version, kept = served.require_whole(), Manifest.read(served.model).kept
+    undo = served.rollout("--undo")
+    assert undo.wait(120) == 0, undo.communicate()
+    assert served.require_whole() == kept[-1].version != version
+
+
+def test_a_second_rollout_is_refused_and_says_who_holds_the_repository(served: Served) -> None:
+    with repository_lock(served.model.parent, "export"):
+        second = served.rollout("--to", str(served.new))
+        said, _ = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"is in use by `babeltower export`, process {os.getpid()} on " in said
+    assert served.require_whole() == 1
+
+
+def test_two_rollouts_at_once_leave_one_whole_version(served: Served) -> None:
+    both = [served.rollout("--to", str(served.new)) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    n_done = sum(process.returncode == 0 for process in both)
+    assert n_done >= 1
+    for process, said in zip(both, outputs, strict=True):
+        assert process.returncode == 0 or "is in use by `babeltower rollout`" in said
+    assert served.require_whole() == 1 + n_done
+
+
+def test_control_is_for_this_machine_only(exported: Exported, server_environment: ServerEnvironment) -> None:
+    model = exported(NAME)
+    with Serving(model.parent, server_environment, "--control", "--host", "0.0.0.0") as serving:
+        assert serving.process.wait(60) == 1
+    assert any("--control lets every client" in line for line in serving.lines)
