@@ -160,7 +160,7 @@ def serve(
     from runtime.commands.doors import Door
     from runtime.gateway.options import GatewayOptions
     from runtime.remote.options import token_from_file
-    from runtime.server.process import ServerOptions
+    from runtime.server.process import ServerOptions, require_repository
     from runtime.server.security import Security, require_safe_exposure
 
     token = None if token_file is None else token_from_file(token_file)
@@ -179,6 +179,7 @@ def serve(
         return
     if upstream_token_file is not None or ca_file is not None:
         raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
+    require_repository(Path(repository))
     if control:
         require_control_allowed(host, security)
     _require_guard(host, security, http_api=http_api, insecure=insecure)
@@ -276,11 +277,9 @@ def _serve_repository(
     from runtime.commands.doors import guarded_server
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.process import require_repository
     from runtime.server.served_models import readable_models
     from runtime.server.supervision import supervised
 
-    require_repository(repository)
     readable = readable_models(repository) or None
     if models_without_gpu(repository, readable) is not None:
         towers = towers_of_repository(repository, readable)
