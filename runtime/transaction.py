@@ -197,7 +197,7 @@ def _read(path: Path) -> ChangeJournal:
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path} cannot be read: {error}. It says how to finish or undo an interrupted change. If it "
-            "cannot be restored, remove it, check the model with `babeltower inspect --verify`, and export "
+            "cannot be restored, remove it, check the model with `babeltower inspect`, and export "
             "it again if that fails."
         ) from error
     if journal.format != _FORMAT or path != _path(path.parent, journal.name):

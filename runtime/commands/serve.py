@@ -136,6 +136,8 @@ def serve(
 
     What a killed command left in the repository is finished or undone first, and said.
     """
+    if "://" not in repository:
+        _recover(Path(repository))
     if target is ServeTarget.GPU or write is not None:
         given = {
             "--host": host != _HOST,
@@ -160,7 +162,7 @@ def serve(
     from runtime.commands.doors import Door
     from runtime.gateway.options import GatewayOptions
     from runtime.remote.options import token_from_file
-    from runtime.server.process import ServerOptions, require_repository
+    from runtime.server.process import ServerOptions
     from runtime.server.security import Security, require_safe_exposure
 
     token = None if token_file is None else token_from_file(token_file)
@@ -179,7 +181,6 @@ def serve(
         return
     if upstream_token_file is not None or ca_file is not None:
         raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
-    require_repository(Path(repository))
     if control:
         require_control_allowed(host, security)
     _require_guard(host, security, http_api=http_api, insecure=insecure)
@@ -198,6 +199,15 @@ def serve(
     _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
 
 
+def _recover(repository: Path) -> None:
+    """Finish or undo what a killed command left in a repository, after a check that it is one."""
+    from runtime.server.process import require_repository
+    from runtime.server.recovery import recover_before_start
+
+    require_repository(repository)
+    recover_before_start(repository, lambda line: typer.echo(line, err=True))
+
+
 def _write_container(
     repository: Path,
     write: Path | None,
@@ -208,9 +218,7 @@ def _write_container(
     control: bool,
 ) -> None:
     from runtime.server.containers import deployment_from_repository
-    from runtime.server.process import require_repository
 
-    require_repository(repository)
     if ignored:
         raise InputError(
             f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
@@ -247,7 +255,6 @@ def _serve_models(
 ) -> None:
     """Run the gateway in front of an address, or of the models of a repository in this process."""
     from runtime.commands.doors import local_models, require_gateway, running_door
-    from runtime.server.process import require_repository
 
     require_gateway("--http-api")
     from runtime.gateway.models import local_opener, remote_opener
@@ -256,7 +263,6 @@ def _serve_models(
         if "://" in place:
             openers = [remote_opener(place, connection_from_files(upstream_token_file, ca_file))]
         else:
-            require_repository(Path(place))
             models = local_models(Path(place), door.options.default_language)
             openers = [local_opener(stack.enter_context(model)) for model in models]
         url = stack.enter_context(running_door(door, openers))
@@ -359,7 +365,7 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
                     settle(repository, stage, client, say)
         except RepositoryInUseError:
             pass  # by a rollout, which settles first itself
-        except BabeltowerError as error:
+        except (BabeltowerError, OSError) as error:
             if str(error) not in said:
                 said.add(str(error))
                 say(f"{error} The server keeps on serving what it serves.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -41,6 +42,8 @@ from runtime.triton_config import CONFIG_FILE
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
 
 _DRAIN_S, _STOP_S = 25.0, 30.0
+_EXIT_S = 8
+"""Time that Triton has for running requests if it is told to stop and was not drained."""
 _LAST_ANSWERS_S = 0.3
 """Time for the last answers to leave the server, once its models are drained."""
 _SHARED_MEMORY = Path("/dev/shm")
@@ -130,9 +133,17 @@ class Server:
             method="POST",
             headers=self.security.headers(),
         )
-        with opened(request, timeout=10) as answer:
-            found: Sequence[Mapping[str, Any]] = json.load(answer)
-        return found
+        n_left = 3
+        while True:
+            n_left -= 1
+            try:
+                with opened(request, timeout=10) as answer:
+                    found: Sequence[Mapping[str, Any]] = json.load(answer)
+                    return found
+            except urllib.error.HTTPError:  # a file of the repository vanished while Triton listed it
+                if not n_left:
+                    raise
+                time.sleep(0.2)
 
     def metrics(self) -> str:
         """Return the metrics page, in Prometheus format."""
@@ -356,6 +367,7 @@ def _started(
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--disable-auto-complete-config",
+        f"--exit-timeout-secs={_EXIT_S}",
         f"--http-address={inner}",
         f"--grpc-address={options.host}",
         f"--metrics-address={inner}",
@@ -429,7 +441,7 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((host, port))
+                _bind(listener, host, port)
             except socket.gaierror as error:
                 raise EngineError(f"{host!r} is no address to listen on: {error.strerror}.") from None
             except OverflowError:
@@ -441,6 +453,20 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
             found.append(int(listener.getsockname()[1]))
     http, grpc, metrics = found
     return http, grpc, metrics
+
+
+def _bind(listener: socket.socket, host: str, port: int) -> None:
+    """Bind a port; the server of a killed `serve` holds it for some seconds more."""
+    give_up_at = time.monotonic() + _EXIT_S + 2
+    while True:
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> None:

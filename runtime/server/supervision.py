@@ -100,8 +100,8 @@ def supervised(
                 fault = _fault(server, repository, stop, each_look, watch or Watch())
                 if fault:
                     server.kill()
-        except BabeltowerError as error:
-            if first is None or stop.is_set():
+        except (BabeltowerError, OSError) as error:
+            if first is None:
                 raise
             fault = str(error)
         if stop.is_set():

@@ -221,7 +221,8 @@ def selectors_of(expression: str) -> list[Any]:
 
 def matches(selector: Any, sample: Any) -> bool:
     """Whether a sample of a scrape is selected."""
-    if sample.name != selector.name:
+    # The parser gives every counter the name that OpenMetrics wants.
+    if sample.name not in (selector.name, f"{selector.name}_total"):
         return False
     for matcher in selector.matchers.matchers:
         value = sample.labels.get(matcher.name, "")

@@ -12,8 +12,10 @@ import pytest
 from altered_models import copied
 from sample_models import Exported
 from serving import Serving, wait_until
+from typer.testing import CliRunner
 
 from runtime import Encoder
+from runtime.commands.app import app
 from runtime.probes import Probes
 from runtime.server import ServerEnvironment
 from runtime.server.readiness import (
@@ -97,3 +99,24 @@ def test_a_server_that_does_not_last_ends_the_command(
         os.kill(serving.server_pid, signal.SIGKILL)
         assert serving.process.wait(120) == 1
     assert any(line.startswith("error: The server was started 7 times in a row") for line in serving.lines)
+
+
+def test_ready_says_what_answers_and_what_does_not(model: Path, serving: Serving) -> None:
+    done = CliRunner().invoke(app, ["ready", str(model.parent), "--url", serving.address("http")])
+    assert (done.exit_code, done.stdout) == (0, f"{NAME}_text is ready\n{NAME}_image is ready\n")
+    gone = CliRunner().invoke(app, ["ready", str(model.parent), "--url", "http://127.0.0.1:1"])
+    assert gone.exit_code == 1
+    assert f"{NAME}_text: " in gone.output
+    assert "refused" in gone.output
+
+
+def test_ready_needs_a_repository_with_front_ends(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["ready", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "has no model with front ends" in done.stderr
+    (tmp_path / "m.babeltower.json").write_text("{")
+    done = CliRunner().invoke(app, ["ready", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "cannot be read" in done.stderr
+    done = CliRunner().invoke(app, ["ready", str(tmp_path), "--url", "grpc://127.0.0.1:8001"])
+    assert "is not an HTTP address" in done.stderr
