@@ -106,9 +106,11 @@ def server_environment() -> ServerEnvironment:
 
 @pytest.fixture(scope="session")
 def served(exported: Exported, server_environment: ServerEnvironment) -> Iterator[Server]:
-    """A Triton server on this machine that serves every sample."""
-    from runtime.server import running_server
+    """A Triton server on this machine that serves every sample, and takes shared memory."""
+    from runtime.server import ServerOptions, running_server
+    from runtime.server.security import Security
 
     (repository,) = {exported(name).parent for name in NAMES}
-    with running_server(repository, environment=server_environment) as server:
+    options = ServerOptions(security=Security(shared_memory=True))
+    with running_server(repository, environment=server_environment, options=options) as server:
         yield server

@@ -136,6 +136,8 @@ def serve(
 
     What a killed command left in the repository is finished or undone first, and said.
     """
+    if "://" not in repository:
+        _recover(Path(repository))
     if target is ServeTarget.GPU or write is not None:
         given = {
             "--host": host != _HOST,
@@ -197,6 +199,15 @@ def serve(
     _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
 
 
+def _recover(repository: Path) -> None:
+    """Finish or undo what a killed command left in a repository, after a check that it is one."""
+    from runtime.server.process import require_repository
+    from runtime.server.recovery import recover_before_start
+
+    require_repository(repository)
+    recover_before_start(repository, lambda line: typer.echo(line, err=True))
+
+
 def _write_container(
     repository: Path,
     write: Path | None,
@@ -207,11 +218,7 @@ def _write_container(
     control: bool,
 ) -> None:
     from runtime.server.containers import deployment_from_repository
-    from runtime.server.process import require_repository
-    from runtime.server.recovery import recover_before_start
 
-    require_repository(repository)
-    recover_before_start(repository, lambda line: typer.echo(line, err=True))
     if ignored:
         raise InputError(
             f"{' and '.join(ignored)} apply to a server that is started here, not to a container. Leave "
@@ -248,7 +255,6 @@ def _serve_models(
 ) -> None:
     """Run the gateway in front of an address, or of the models of a repository in this process."""
     from runtime.commands.doors import local_models, require_gateway, running_door
-    from runtime.server.process import require_repository
 
     require_gateway("--http-api")
     from runtime.gateway.models import local_opener, remote_opener
@@ -257,7 +263,6 @@ def _serve_models(
         if "://" in place:
             openers = [remote_opener(place, connection_from_files(upstream_token_file, ca_file))]
         else:
-            require_repository(Path(place))
             models = local_models(Path(place), door.options.default_language)
             openers = [local_opener(stack.enter_context(model)) for model in models]
         url = stack.enter_context(running_door(door, openers))
@@ -278,16 +283,9 @@ def _serve_repository(
     from runtime.commands.doors import guarded_server
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.process import require_repository
-    from runtime.server.recovery import recover_before_start
     from runtime.server.served_models import readable_models
     from runtime.server.supervision import supervised
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
-    require_repository(repository)
-    recover_before_start(repository, say)
     readable = readable_models(repository) or None
     if models_without_gpu(repository, readable) is not None:
         towers = towers_of_repository(repository, readable)
@@ -303,6 +301,9 @@ def _serve_repository(
         if found is None and options.explicit:
             found = models_of_repository(repository, names)
         return dataclasses.replace(options, models=found or ())
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
 
     with contextlib.ExitStack() as doors:
         urls: list[str] = []

@@ -44,7 +44,7 @@ class Security:
     token: str | None = field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
-    shared_memory: bool = True
+    shared_memory: bool = False
     guarded: bool = False
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     guard_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)

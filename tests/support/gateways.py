@@ -42,7 +42,7 @@ def gateway_of_server(
     repository: Path, environment: ServerEnvironment, names: tuple[str, ...], *, token: str | None
 ) -> Iterator[Gateway]:
     """What ``babeltower serve --http-api`` runs."""
-    security = Security(token, shared_memory=False, guarded=True)
+    security = Security(token, guarded=True)
     options = ServerOptions(security=security)
     door = Door(HOST, 0, GatewayOptions(token))
     with (

@@ -176,7 +176,7 @@ def test_a_server_without_a_guard_asks_for_the_token_itself(
 ) -> None:
     from runtime.server import ServerOptions, running_server
 
-    options = ServerOptions(security=Security(TOKEN, shared_memory=False))
+    options = ServerOptions(security=Security(TOKEN))
     with running_server(exported(NAME).parent, environment=server_environment, options=options) as server:
         for address in (f"http://{server.addresses.http}/{NAME}", f"grpc://{server.addresses.grpc}/{NAME}"):
             with Encoder.open(address, connection=Connection(token=TOKEN)) as remote:

@@ -54,5 +54,5 @@ class TritonPythonModel:
 
 def _request(request: Any) -> ImageRequest:
     tensors = tensors_of_request(request)
-    # Triton rejects requests without a required input
+    # Triton rejects requests without a required input.
     return ImageRequest(tensors["image"], tensors.get("dim"), request.is_cancelled)
