@@ -19,6 +19,7 @@ from runtime.errors import (
     CheckpointError,
     CorpusError,
     DamagedFileError,
+    DamagedVectorsError,
     DatasetError,
     EngineError,
     ExportError,
@@ -35,6 +36,7 @@ from runtime.errors import (
     RolloutError,
     ServerError,
     UnansweredError,
+    UnfinishedRunError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ __all__ = [
     "Classifier",
     "CorpusError",
     "DamagedFileError",
+    "DamagedVectorsError",
     "DatasetError",
     "Encoder",
     "Encoding",
@@ -76,6 +79,7 @@ __all__ = [
     "RolloutError",
     "ServerError",
     "UnansweredError",
+    "UnfinishedRunError",
     "VectorIndex",
     "flores_from_code",
 ]

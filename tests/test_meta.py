@@ -199,6 +199,8 @@ COMMANDS_OF_A_PLAIN_INSTALL = {
     "rollout": (["MODEL", "--to", "MODEL", "--url", "grpc://127.0.0.1:1"], "babeltower[client]"),
     "embed": (["MODEL", "texts.txt", "--out", "vectors", "--language", "pt"], "babeltower[corpus]"),
     "index": (["vectors", "--out", "i"], "babeltower[index]"),
+    "status": (["vectors"], "holds no output of babeltower embed"),
+    "verify": (["vectors"], "holds no output of babeltower embed"),
     "search": (["MODEL", "pictures", "gato preto", "--language", "pt"], ""),
     "inspect": (["MODEL"], ""),
     "engines": ([], ""),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu.lines import Bench
+from runtime.storage import replace_text
 
 __all__ = ["POLL_S", "Turn"]
 
@@ -32,9 +33,7 @@ class Turn:
 
     def begin(self, until: float) -> None:
         """Tell a prepared process to take its times until ``until`` (``time.time()``)."""
-        draft = self.go.with_suffix(".told")
-        draft.write_text(f"{until}", encoding="ascii")
-        draft.replace(self.go)
+        replace_text(self.go, f"{until}")
 
     def wait_to_begin(self) -> float:
         """Wait until told to begin, and return the time until which times may be taken."""

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.errors import BabeltowerError
 from runtime.gateway.failures import GatewayError, error_of_failure
-from runtime.gateway.inputs import EmbeddingRequest, Inputs, inputs_of_request, request_from_body
+from runtime.gateway.inputs import EmbeddingInputs, EmbeddingRequest, inputs_of_request, request_from_body
 from runtime.gateway.metrics import GatewayMetrics
 from runtime.gateway.models import GatewayModel, gathered
 from runtime.gateway.options import GatewayOptions
@@ -114,7 +114,7 @@ def _width(asked: EmbeddingRequest, model: GatewayModel) -> int:
     return width
 
 
-async def _embedded(model: GatewayModel, inputs: Inputs, dim: int) -> NDArray[np.float32]:
+async def _embedded(model: GatewayModel, inputs: EmbeddingInputs, dim: int) -> NDArray[np.float32]:
     """Embed texts and images; float32 (inputs, dim), in the order of the request."""
     vectors = np.empty((inputs.n_inputs, dim), np.float32)
     work: list[Awaitable[NDArray[np.float32]]] = []

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.options import GatewayOptions
 
-__all__ = ["EmbeddingRequest", "Inputs", "inputs_of_request", "request_from_body"]
+__all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
 _MAX_CHARACTERS = 16_384
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+=-]+)*?;base64,")
@@ -69,7 +69,7 @@ class EmbeddingRequest(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class EmbeddingInputs:
     """Texts and images of a request, each with its position in ``input``."""
 
     n_inputs: int
@@ -92,7 +92,7 @@ def request_from_body(body: bytes) -> EmbeddingRequest:
         raise GatewayError(400, f"{where}{first['msg']}.", param=param, code="invalid_request") from None
 
 
-def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Inputs:
+def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> EmbeddingInputs:
     """Return the texts and images of a request.
 
     Raises:
@@ -113,7 +113,7 @@ def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Inp
             images.append((i, _bytes_of_image(image, i)))
         else:
             texts.append((i, _checked(text, i), language or languages[i] or options.default_language))
-    return Inputs(len(items), tuple(texts), tuple(images))
+    return EmbeddingInputs(len(items), tuple(texts), tuple(images))
 
 
 def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, str | None]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA, on stand-ins for the library and the GPU; see ``tests/support/cuda_double.py``."""
+"""ONNX Runtime on CUDA, on stand-ins for the library and the GPU; see ``tests/doubles/cuda_double.py``."""
 
 from __future__ import annotations
 
