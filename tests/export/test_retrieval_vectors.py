@@ -167,7 +167,9 @@ def test_an_undecodable_image_is_named():
 
 def towers(*known: str) -> SimpleNamespace:
     ids = dict.fromkeys(known, 7)
-    return SimpleNamespace(text_preprocessing=SimpleNamespace(needs_language=bool(ids), language_ids=ids))
+    return SimpleNamespace(
+        text_preprocessing=SimpleNamespace(needs_language=bool(ids), kept_languages=(), language_ids=ids)
+    )
 
 
 @pytest.mark.parametrize(
