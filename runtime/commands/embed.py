@@ -284,7 +284,7 @@ def embed(
     from runtime.corpus.outlook import lines_of_outlook
     from runtime.corpus.progress import progress_bar, summary_of_run
     from runtime.corpus.rows import IdType
-    from runtime.corpus.sources import CaptionChoice, source_format
+    from runtime.corpus.sources import CaptionUse, source_format
 
     vectors_as, text_as = _encodings(encoding or [], text_encoding)
     options = Options(
@@ -294,9 +294,7 @@ def embed(
             delimiter=None if delimiter is None else delimiter.replace("\\t", "\t"),
             quote=quote,
             encoding=text_as,
-            captions=None
-            if captions is None
-            else choice_from_value(CaptionChoice, captions, "Use of captions"),
+            captions=None if captions is None else choice_from_value(CaptionUse, captions, "Use of captions"),
             id_type=None if id_type is None else choice_from_value(IdType, id_type, "Id type"),
             skip_bad_files=skip_bad_files,
             patience_s=patience,

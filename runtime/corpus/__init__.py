@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from runtime.corpus.options import Options, RunRecord, Watcher
     from runtime.corpus.rows import BadRow, Columns
     from runtime.corpus.run import embed_corpus
-    from runtime.corpus.sources import CaptionChoice, Locations, Reading, SourceFormat, open_source
+    from runtime.corpus.sources import CaptionUse, Locations, Reading, SourceFormat, open_source
 
 __all__ = [
     "BadRow",
     "BatchEmbedder",
-    "CaptionChoice",
+    "CaptionUse",
     "Columns",
     "EmbeddedBatch",
     "EngineChoice",
@@ -42,7 +42,7 @@ _MODULES = {
     "BadRow": "runtime.corpus.rows",
     "BatchEmbedder": "runtime.corpus.batches",
     "EmbeddedBatch": "runtime.corpus.batches",
-    "CaptionChoice": "runtime.corpus.sources",
+    "CaptionUse": "runtime.corpus.sources",
     "Columns": "runtime.corpus.rows",
     "Locations": "runtime.corpus.sources",
     "Reading": "runtime.corpus.sources",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from runtime.corpus.sources.base import BadFile, CaptionChoice, NumberedRows, Reading, Source, SourceFormat
+from runtime.corpus.sources.base import BadFile, CaptionUse, NumberedRows, Reading, Source, SourceFormat
 from runtime.corpus.sources.items import ItemSource
 from runtime.corpus.sources.opening import Locations, open_source, source_format
 
 __all__ = [
     "BadFile",
-    "CaptionChoice",
+    "CaptionUse",
     "ItemSource",
     "Locations",
     "NumberedRows",

@@ -15,7 +15,7 @@ from runtime.manifest import Modality
 
 __all__ = [
     "BadFile",
-    "CaptionChoice",
+    "CaptionUse",
     "NumberedRows",
     "Reading",
     "Source",
@@ -55,7 +55,7 @@ class SourceFormat(str, Enum):
     ITEMS = "items"
 
 
-class CaptionChoice(str, Enum):
+class CaptionUse(str, Enum):
     """Use of a text column that holds lists: the first caption of a row, or each as a row of its own."""
 
     FIRST = "first"
@@ -79,7 +79,7 @@ class Reading:
     delimiter: str | None = None
     quote: str | None = None
     encoding: str | None = None
-    captions: CaptionChoice | None = None
+    captions: CaptionUse | None = None
     id_type: IdType | None = None
     skip_bad_files: bool = False
     patience_s: float = PATIENCE_S

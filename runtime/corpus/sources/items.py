@@ -18,7 +18,7 @@ from runtime.corpus.sources.base import (
     PIECE_IMAGES,
     PIECE_TEXTS,
     BadFile,
-    CaptionChoice,
+    CaptionUse,
     Reading,
     SourceFormat,
     bounded_pieces,
@@ -99,7 +99,7 @@ class ItemSource:
         column = self.columns.id
         if column is None:
             return IdType.INT64
-        if reading.captions is CaptionChoice.EACH:
+        if reading.captions is CaptionUse.EACH:
             return IdType.STRING
         if reading.id_type is not None:
             return reading.id_type
@@ -122,7 +122,7 @@ class ItemSource:
 
     def n_rows(self, file: int) -> int | None:
         """Return the rows of a table; ``None`` for an iterable, whose number is unknown until it ends."""
-        return None if self._table is None or self._captions is CaptionChoice.EACH else self._table.n_rows
+        return None if self._table is None or self._captions is CaptionUse.EACH else self._table.n_rows
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
         """Yield all items as rows; a second call yields none."""

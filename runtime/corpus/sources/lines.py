@@ -18,7 +18,7 @@ from runtime.corpus.locations import partitions_of
 from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
 from runtime.corpus.sources.base import (
     PIECE_TEXTS,
-    CaptionChoice,
+    CaptionUse,
     Reading,
     SourceFormat,
     bounded_pieces,
@@ -112,7 +112,7 @@ class LineSource:
         column, reading = self.columns.id, self._files.reading
         if column is None:
             return IdType.INT64
-        if reading.captions is CaptionChoice.EACH:
+        if reading.captions is CaptionUse.EACH:
             return IdType.STRING
         if reading.id_type is not None:
             return reading.id_type

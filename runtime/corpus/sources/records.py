@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.corpus.rows import Columns, IdType, Item, Problem, Rows
-from runtime.corpus.sources.base import CaptionChoice
+from runtime.corpus.sources.base import CaptionUse
 from runtime.corpus.sources.cells import checked_id, checked_language, checked_text, image_from_cell
 
 __all__ = ["Cells"]
@@ -27,7 +27,7 @@ class Cells:
     id_type: IdType
     filesystem: Any
     folder: str
-    captions: CaptionChoice | None = None
+    captions: CaptionUse | None = None
 
     def rows(
         self,
@@ -37,9 +37,9 @@ class Cells:
         languages: Sequence[Any] | None,
     ) -> Rows:
         """Check every cell; a bad cell makes its row a problem. Each caption of a list may become a row."""
-        if self.captions is CaptionChoice.FIRST:
+        if self.captions is CaptionUse.FIRST:
             items = [_first(item) for item in items]
-        elif self.captions is CaptionChoice.EACH:
+        elif self.captions is CaptionUse.EACH:
             ids, items, languages = _each(ids, items, languages)
         checked: list[Item]
         if self.columns.text is not None:

@@ -19,7 +19,7 @@ from runtime.corpus.sources.base import (
     PIECE_BYTES,
     PIECE_IMAGES,
     PIECE_TEXTS,
-    CaptionChoice,
+    CaptionUse,
     Reading,
     SourceFormat,
     chosen_columns,
@@ -72,7 +72,7 @@ class TableSource:
         self.modality = modality_of(self.columns)
         self._counts = {i: look.n_rows for i, look in looks.items() if look.n_rows is not None}
         text = self.columns.text
-        self._is_expanded = reading.captions is CaptionChoice.EACH and any(
+        self._is_expanded = reading.captions is CaptionUse.EACH and any(
             text is not None and is_list(schema, text) for schema in schemas.values()
         )
         if self._is_expanded and self.columns.id is not None:

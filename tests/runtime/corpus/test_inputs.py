@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from runtime.corpus import CaptionChoice, Columns, Locations, Reading, open_source
+from runtime.corpus import CaptionUse, Columns, Locations, Reading, open_source
 from runtime.corpus.locations import expanded_braces, suffix_of
 from runtime.corpus.rows import IdType, ImageFile, Problem
 from runtime.corpus.sources import NumberedRows
@@ -193,9 +193,9 @@ def test_lists_of_captions(tmp_path):
     for name in ("a.jsonl", "a.parquet"):
         with pytest.raises(InputError, match=r"holds lists.*--captions first"):
             open_source(tmp_path / name)
-        first = open_source(tmp_path / name, reading=Reading(captions=CaptionChoice.FIRST))
+        first = open_source(tmp_path / name, reading=Reading(captions=CaptionUse.FIRST))
         assert kinds(rows_of(first)[1]) == ["one", "null-text", "three"]
-        each = open_source(tmp_path / name, reading=Reading(captions=CaptionChoice.EACH))
+        each = open_source(tmp_path / name, reading=Reading(captions=CaptionUse.EACH))
         ids, items, _ = rows_of(each)
         assert kinds(items) == ["one", "two", "null-text", "three"]
         assert ids == ["x#0", "x#1", "y#0", "z#0"]
