@@ -57,7 +57,7 @@ def ended(worker, timeout=300):
     return worker.returncode, output, errors
 
 
-def until(condition, timeout=120):
+def until(condition, timeout=300):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "the awaited state was not reached"
