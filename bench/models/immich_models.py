@@ -48,7 +48,6 @@ def _lay_out(variant: str, precision: Precision, work: Path, cache: Path) -> Non
     from export.variants import forms_for
 
     towers = torch_towers(variant, work)
-    n_tokens = towers.n_tokens - len(towers.text_preprocessing.language_ids) - 1
     options = ExportOptions(
         forms=forms_for([precision], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME]),
         calibration_size=CalibrationSize(n_texts=FEW_TEXTS, n_images=FEW_TEXTS // 4),
@@ -56,7 +55,7 @@ def _lay_out(variant: str, precision: Precision, work: Path, cache: Path) -> Non
     cache.mkdir(parents=True, exist_ok=True)
     done = layout_for_timing(towers, cache, LayoutName.IMMICH, options=options)
     tokenizer = done.folder / "textual" / TOKENIZER_FILE
-    tokenizer.write_text(tokenizer_of_true_size(tokenizer.read_text(encoding="utf-8"), n_tokens))
+    tokenizer.write_text(tokenizer_of_true_size(tokenizer.read_text(encoding="utf-8"), towers.n_tokens))
 
 
 def tokenizer_of_true_size(tokenizer_json: str, n_tokens: int) -> str:
@@ -67,7 +66,9 @@ def tokenizer_of_true_size(tokenizer_json: str, n_tokens: int) -> str:
     data: dict[str, Any] = json.loads(tokenizer_json)
     vocabulary: dict[str, int] = data["model"]["vocab"]
     own = [token for token in vocabulary if token.isalpha() and len(token) <= 4]
-    next_id = itertools.count(1 + max(*vocabulary.values(), *(t["id"] for t in data["added_tokens"])))
+    # listed in the vocabulary, added tokens keep their ids behind a larger one
+    vocabulary.update({token["content"]: token["id"] for token in data["added_tokens"]})
+    next_id = itertools.count(1 + max(vocabulary.values()))
     for first, second in itertools.product(own, own):
         if len(vocabulary) >= n_tokens:
             break
