@@ -74,7 +74,8 @@ class SiglipVisionEncoder(nn.Module):
         x = self.patches(pixels).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x)
-        pooled = self.attention.attended(self.probe, self.last_norm(x))
+        probe = self.probe.expand(x.shape[0], -1, -1)
+        pooled = self.attention.attended(probe, self.last_norm(x))
         mixed = pooled + self.down(self.activation(self.up(self.pool_norm(pooled))))
         return cast("Tensor", mixed[:, 0])
 

@@ -22,6 +22,7 @@ from PIL import Image
 from small_exports import FEW, few_drawings
 from tiny_checkpoints import WIDTH, read_json, write_json
 
+from bench.full_size import fused_error
 from export import repository_from_checkpoint, towers_from_checkpoint
 from export.families import FAMILIES
 from export.families.open_clip_checkpoint import checkpoint_from_folder
@@ -32,7 +33,7 @@ from runtime import Encoder
 from runtime.corpus import embedded_batches
 from runtime.cosines import row_cosines
 from runtime.errors import CheckpointError
-from runtime.manifest import GRAPH_ENGINES, Engine, Manifest, Precision
+from runtime.manifest import GRAPH_ENGINES, Engine, Manifest, Modality, Precision
 from runtime.preprocessing.image import pixels_from_image
 from runtime.preprocessing.text import Tokenizer, texts_with_languages
 from runtime.server import ServerEnvironment, running_server
@@ -180,6 +181,13 @@ def test_the_token_table_is_int8(models: Callable[[str], Path]) -> None:
     graph = onnx.load(model.parent / tower.model / "1" / tower.graph, load_external_data=False).graph
     tables = [entry for entry in graph.initializer if list(entry.dims) == [N_TOKENS, WIDTH]]
     assert [entry.data_type for entry in tables] == [onnx.TensorProto.INT8]
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_siglip2_fits_a_gpu(modality: Modality, models: Callable[[str], Path], tmp_path: Path) -> None:
+    model = models("siglip2")
+    tower = Manifest.read(model).variants["fp32"].tower(modality)
+    assert fused_error(model.parent / tower.model / "1" / tower.graph, tmp_path / "fused") <= 2e-6
 
 
 def test_texts_of_a_fixed_length_have_one_length_and_no_mask(models: Callable[[str], Path]) -> None:
