@@ -274,6 +274,7 @@ def drafted(
     with staging(folder, "export") as stage:
         run = _Run(towers, folder, name, options, progress, stage, None)
         expected, gate = run.reference() if measured else (None, None)
+        run.needing = run._needing(gate)
         variant = run.draft(form, dict(run.sources()), run.calibration())
         yield Draft(stage, variant, run.manifest({form.key: variant}), expected, gate, run.seconds)
 

@@ -22,6 +22,7 @@ from export.repository import Draft, ExportOptions, drafted
 from export.retrieval.vectors import Progress, silent
 from export.towers import Towers
 from export.variants import Form
+from export.vocabulary.pruned_towers import pruned_towers
 from runtime.errors import ExportError, ParityError
 from runtime.manifest import Modality, record_of_file
 from runtime.repository import commit
@@ -97,6 +98,8 @@ def layout_from_towers(
     """Export loaded towers; see ``layout_from_checkpoint``."""
     target, chosen = Path(folder), LAYOUTS[layout]
     form = _require_form(chosen, options)
+    if options.vocabulary is not None:
+        towers = pruned_towers(towers, options.vocabulary)
     place = chosen.place(towers, name)
     _require_place(target / place.folder, replace=options.replace)
     with drafted(towers, target, name=place.name, options=options, progress=progress) as draft:
@@ -190,6 +193,7 @@ def _record(
         "architecture": manifest.architecture,
         "dim": manifest.dim,
         "fingerprint": manifest.fingerprint,
+        "vocabulary": [dataclasses.asdict(kept) for kept in manifest.vocabulary],
         "licence": manifest.licence,
         "source": dict(manifest.source),
         "precision": form.precision.value,

@@ -26,6 +26,7 @@ from export.parity.probes import one_token_words
 from export.precision.calibration import CalibrationSize
 from export.repository import ExportOptions
 from export.towers import Towers
+from export.vocabulary.selection import VocabularyOptions
 from runtime.commands.app import app
 from runtime.cosines import row_cosines
 from runtime.errors import ExportError, ParityError
@@ -67,6 +68,25 @@ def test_the_service_computes_the_vectors_of_the_encoder(
     for found, wanted in zip(vectors_of_service(folder), vectors_of_encoder(model, precision), strict=True):
         assert found.shape == wanted.shape
         assert row_cosines(found, wanted).min() >= SAME
+
+
+@pytest.mark.parametrize("sample", ["nllb-clip", "altclip"])
+def test_a_pruned_vocabulary_gives_the_same_vectors(sample: str, tmp_path: Path) -> None:
+    texts = {"eng_Latn": "a red apple", "por_Latn": "uma maçã vermelha", "spa_Latn": "una manzana roja"}
+    towers, name = towers_of(sample), NAME_OF_SAMPLE[sample]
+    vocabulary = VocabularyOptions(tuple(texts))
+    options = dataclasses.replace(FEW, forms=(form_of(Precision.FP32),), vocabulary=vocabulary)
+    done = layout_from_towers(towers, tmp_path, LayoutName.IMMICH, name=name, options=options)
+    whole, _ = write_both(towers, tmp_path / "whole", name, Precision.FP32, CalibrationSize())
+    (kept,) = done.record["vocabulary"]
+    assert kept["n_tokens"] < towers.n_tokens == kept["n_whole"]
+    assert (done.folder / "textual" / "model.onnx.data").stat().st_size < (
+        whole / "textual" / "model.onnx.data"
+    ).stat().st_size
+    pruned, full = Textual(done.folder), Textual(whole)
+    for code, text in texts.items():
+        found, wanted = (reader.predict_in(text, code) for reader in (pruned, full))
+        assert row_cosines(found[None], wanted[None])[0] >= SAME
 
 
 @pytest.fixture(scope="module")
