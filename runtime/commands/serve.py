@@ -316,6 +316,10 @@ def _serve_repository(
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
+    if options.security.guarded:
+        from runtime.gateway.serving import require_free_port
+
+        require_free_port(door.host, door.port)
     with contextlib.ExitStack() as doors:
         urls: list[str] = []
 
