@@ -165,6 +165,7 @@ def serve(
     from runtime.server.process import ServerOptions
     from runtime.server.security import Security, require_safe_exposure
 
+    _require_ports(port, grpc_port, metrics_port)
     token = None if token_file is None else token_from_file(token_file)
     security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
     require_safe_exposure(host, security, insecure=insecure)
@@ -197,6 +198,16 @@ def serve(
         log=log,
     )
     _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
+
+
+def _require_ports(*ports: int) -> None:
+    """Check the ports of HTTP, gRPC and metrics."""
+    for port in ports:
+        if port > 65_535:
+            raise InputError(f"{port} is no port; expected 0 to 65535.")
+    given = [port for port in ports if port]
+    if len(set(given)) < len(given):
+        raise InputError(f"HTTP, gRPC and metrics have the ports {ports}; choose a different one for each.")
 
 
 def _recover(repository: Path) -> None:
@@ -305,6 +316,10 @@ def _serve_repository(
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
+    if options.security.guarded:
+        from runtime.gateway.serving import require_free_port
+
+        require_free_port(door.host, door.port)
     with contextlib.ExitStack() as doors:
         urls: list[str] = []
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from runtime.errors import BabeltowerError, EngineError
 from runtime.gateway.options import GatewayOptions
 
-__all__ = ["running_gateway"]
+__all__ = ["require_free_port", "running_gateway"]
 
 _MOST_CONNECTIONS = 2_048
 _STOP_S = 30
@@ -43,6 +43,16 @@ def running_gateway(app: ASGIApp, host: str, port: int, options: GatewayOptions)
         finally:
             server.should_exit = True
             thread.join()
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Check that a port can be listened on, before anything is started behind it.
+
+    Raises:
+        EngineError: it cannot.
+    """
+    with _listening(host, port):
+        pass
 
 
 class _Server(uvicorn.Server):
