@@ -23,6 +23,7 @@ __all__ = [
     "nan_first",
     "require_directions",
     "row_cosines",
+    "row_lengths",
     "rows_without_direction",
     "unit_rows",
     "worst_rows",
@@ -145,6 +146,12 @@ def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
     norms = np.linalg.norm(floats, axis=-1, keepdims=True)
     unit: NDArray[np.float32] = np.divide(floats, norms, out=np.zeros_like(floats), where=norms > 0)
     return unit
+
+
+def row_lengths(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the length of each row, float32 (rows,); infinite or NaN for a row that is not finite."""
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    return lengths
 
 
 def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:

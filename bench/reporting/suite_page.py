@@ -203,7 +203,7 @@ def _other_table(run: Run) -> tuple[str, tuple[str, ...], tuple[tuple[str, ...],
     rows = []
     for record in run.records:
         cell = record.cell
-        if cell.get("suite") in ("latency", "throughput", "peers") or "form" in cell:
+        if cell.get("suite") in ("latency", "throughput", "peers") or "shape" in cell:
             continue
         name = " ".join(f"{k} {v}" if v[0].isdigit() else v for k, v in cell.items() if v and k != "by")
         value = record.error or f"{record.median:,.4g} {record.unit}"

@@ -71,7 +71,7 @@ def cells_by_shape(records: Iterable[Record]) -> dict[tuple[str, str], dict[str,
     """Return the forms of each tower and shape, in the records' order; others are ignored."""
     cells: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
-        if "form" in record.cell:
+        if "shape" in record.cell:
             cells.setdefault((record.cell["tower"], record.cell["shape"]), {})[record.cell["form"]] = record
     return cells
 

@@ -301,6 +301,7 @@ class Journal(JournalState):
             with self._lock:
                 self.refresh()
                 if self.arguments == plain:
+                    self._describe()
                     return
                 if self.arguments is not None:
                     if self.done or self.lost or self._others():
@@ -310,9 +311,16 @@ class Journal(JournalState):
                     else:
                         self._remove_stray_parts()
                 if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
-                    self.store.replace(_DATASET_FILE, _DATASET)
+                    self._describe()
                     self.refresh()
                     return
+
+    def _describe(self) -> None:
+        """Write the file for ``datasets`` unless it is there; a killed worker may have left half of it."""
+        if self.store.read(_DATASET_FILE) != _DATASET:
+            self.store.replace(_DATASET_FILE, _DATASET)
+        if not self._others():
+            self.store.remove_unfinished(f"{_DATASET_FILE}.")
 
     def _reopen_last(self, rows_per_part: int) -> None:
         parts = {**self.done, **self.lost}

@@ -663,7 +663,7 @@ def test_search_reads_images_from_parquet(tmp_path, model, as_struct):
             "no vectors of width 5",
         ),
         (["search", "{model}", "{images}", "gato", "--engine", "abacus"], 2, "abacus"),
-        (["search", "{model}", "gato"], 2, "Missing argument"),
+        (["search", "{model}", "gato"], 1, "The query is missing"),
         (
             ["search", "{model}", "{images}/below/../notes.txt", "gato", "--language", "pt"],
             1,

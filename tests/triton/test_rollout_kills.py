@@ -206,6 +206,6 @@ def test_two_rollouts_at_once_leave_one_whole_version(served: Served) -> None:
 
 def test_control_is_for_this_machine_only(exported: Exported, server_environment: ServerEnvironment) -> None:
     model = exported(NAME)
-    with Serving(model.parent, server_environment, "--control", "--host", "0.0.0.0") as serving:
+    with Serving(model.parent, server_environment, "--control", "--host", "0.0.0.0", "--insecure") as serving:
         assert serving.process.wait(60) == 1
     assert any("--control lets every client" in line for line in serving.lines)

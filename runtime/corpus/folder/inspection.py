@@ -22,13 +22,14 @@ from runtime.corpus.journal import (
     workers_of_store,
 )
 from runtime.corpus.stores import Store
+from runtime.cosines import row_lengths
 from runtime.extras import parquet, pyarrow
 from runtime.machine import n_cores
 
 __all__ = ["FolderCheck", "RunStatus", "WorkerStatus", "check_of_folder", "status_of_folder"]
 
 _HASHED_BYTES = 1 << 22
-_NORM_TOLERANCE = 1e-2
+_LENGTH_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +251,8 @@ def _problems_of_batch(batch: Any, shown: str) -> Iterator[str]:
     column = batch.column("vector")
     vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     if vectors.dtype.kind == "f":
-        norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
-        if not np.isfinite(norms).all():
+        lengths = row_lengths(vectors)
+        if not np.isfinite(lengths).all():
             yield f"{shown} has a vector that is not finite"
-        elif len(norms) and np.abs(norms - 1).max() > _NORM_TOLERANCE:
-            yield f"{shown} has a vector of length {norms[np.abs(norms - 1).argmax()]:.3f}; expected 1"
+        elif len(lengths) and np.abs(lengths - 1).max() > _LENGTH_TOLERANCE:
+            yield f"{shown} has a vector of length {lengths[np.abs(lengths - 1).argmax()]:.3f}; expected 1"
