@@ -59,6 +59,9 @@ _DATASET_FILE = ".huggingface.yaml"
 _DATASET = b'configs:\n- config_name: default\n  data_files: "part-*.parquet"\n'
 """Tells ``datasets`` which files are the data set: it reads all Parquet files else, bad rows too."""
 
+_WRITTEN_TO = ("", "_journal/", "_input/", f"{BAD_ROWS}/", "_npy/")
+"""Folders of a run's files."""
+
 _FOLDER = "_journal"
 _RUN = "run"
 _ENTRY = re.compile(r"(run|part-\d{5,})\.(\d+)\.json")
@@ -316,11 +319,12 @@ class Journal(JournalState):
                     return
 
     def _describe(self) -> None:
-        """Write the file for ``datasets`` unless it is there; a killed worker may have left half of it."""
+        """Write the file for ``datasets`` unless it is there; remove half-written files of killed workers."""
         if self.store.read(_DATASET_FILE) != _DATASET:
             self.store.replace(_DATASET_FILE, _DATASET)
         if not self._others():
-            self.store.remove_unfinished(f"{_DATASET_FILE}.")
+            for folder in _WRITTEN_TO:
+                self.store.remove_unfinished(folder)
 
     def _reopen_last(self, rows_per_part: int) -> None:
         parts = {**self.done, **self.lost}

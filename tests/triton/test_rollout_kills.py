@@ -95,7 +95,8 @@ class Served:
         for kept in manifest.kept:
             release_from_version(self.model, kept.version).verify()
         assert not list(repository.glob("*_candidate_*"))
-        assert not list(repository.parent.glob(".*.staging-*"))
+        # `serve` may be about to leave the stage in which it told the server of the change.
+        wait_until(lambda: not list(repository.parent.glob(".*.staging-*")), "no stage is left")
         assert not list(repository.rglob("*.part"))
         return version
 
