@@ -20,18 +20,17 @@ from export.repository import ExportOptions, repository_from_checkpoint
 from export.variants import FP32
 from runtime.manifest import (
     Engine,
-    FileRecord,
     Manifest,
     Modality,
     Precision,
     TowerFiles,
     Variant,
     manifest_path,
+    record_of_file,
     tower_folder_name,
     variant_name,
 )
 from runtime.preprocessing.text import Tokenizer
-from runtime.storage import sha256_of_file
 
 __all__ = ["sample_repository"]
 
@@ -99,10 +98,7 @@ def _cuda_variant(
             precision=precision,
             batches=lambda modality=modality: calibration.batches(modality),  # type: ignore[misc]
         )
-        records = tuple(
-            FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
-            for path in sorted(graph.parent.iterdir())
-        )
+        records = tuple(record_of_file(repository, path) for path in sorted(graph.parent.iterdir()))
         towers[modality] = dataclasses.replace(files, model=folder.name, files=records)
     return dataclasses.replace(
         source,

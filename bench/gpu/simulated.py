@@ -21,8 +21,15 @@ from bench.models.full_size import in_process
 from bench.records.record import Record
 from export.precision.calibration import samples_folder
 from export.precision.simulation import simulated_from_onnx
-from runtime.manifest import Engine, FileRecord, Manifest, Modality, Precision, manifest_path, variant_name
-from runtime.storage import sha256_of_file
+from runtime.manifest import (
+    Engine,
+    Manifest,
+    Modality,
+    Precision,
+    manifest_path,
+    record_of_file,
+    variant_name,
+)
 
 __all__ = ["SIMULATED", "judge_simulated", "simulated_form", "simulated_model"]
 
@@ -87,10 +94,7 @@ def simulated_model(model: Path, repository: Path, precision: Precision) -> None
         simulated_from_onnx(
             model.parent / files.model / str(files.version) / files.graph, target, data_name="model.data"
         )
-        records = tuple(
-            FileRecord(path.relative_to(repository).as_posix(), sha256_of_file(path), path.stat().st_size)
-            for path in sorted(target.parent.iterdir())
-        )
+        records = tuple(record_of_file(repository, path) for path in sorted(target.parent.iterdir()))
         towers[modality] = dataclasses.replace(files, files=records)
     tokenizer = repository / source.tokenizer
     tokenizer.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from runtime.corpus.computation import Computation
 from runtime.corpus.engines import EngineChoice
@@ -15,7 +16,7 @@ from runtime.corpus.pipeline import OPEN_PARTS, EmbeddedPart, Observer, Workers,
 from runtime.corpus.prepare import ImagePreparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
 from runtime.corpus.slices import Preparation, digest_of_part, digest_of_rows
-from runtime.corpus.sources import NumberedRows, Source, SourceFormat
+from runtime.corpus.sources import Locations, NumberedRows, Source, SourceFormat, open_source
 from runtime.encoder import Encoder
 from runtime.errors import ChangedInputError, CorpusError
 from runtime.local import LocalEncoder
@@ -31,9 +32,31 @@ __all__ = [
     "parts_in_process",
     "require_content",
     "runs_on_gpu",
+    "source_of_run",
 ]
 
 _IMAGES_PER_SLICE = 16
+
+
+def source_of_run(
+    source: str | os.PathLike[str] | Locations | Iterable[Any], options: Options, out: str
+) -> Source:
+    """Open the source of a run as its options say, without the files of its output.
+
+    Args:
+        out: Path or URL of the output folder.
+
+    Raises:
+        InputError: see ``open_source``.
+    """
+    return open_source(
+        source,
+        columns=options.columns,
+        format=options.format,
+        reading=options.reading,
+        name=options.name,
+        exclude=None if "://" in out else out,
+    )
 
 
 @dataclass(slots=True)

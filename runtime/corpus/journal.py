@@ -59,10 +59,13 @@ _DATASET_FILE = ".huggingface.yaml"
 _DATASET = b'configs:\n- config_name: default\n  data_files: "part-*.parquet"\n'
 """Tells ``datasets`` which files are the data set: it reads all Parquet files else, bad rows too."""
 
-_WRITTEN_TO = ("", "_journal/", "_input/", f"{BAD_ROWS}/", "_npy/")
-"""Folders of a run's files."""
-
 _FOLDER = "_journal"
+_PART_FOLDERS = ("", f"{BAD_ROWS}/", "_npy/")
+"""Folders of the files of parts."""
+
+_WRITTEN_TO = (*_PART_FOLDERS, f"{_FOLDER}/", "_input/")
+"""Folders of all files of a run."""
+
 _RUN = "run"
 _ENTRY = re.compile(r"(run|part-\d{5,})\.(\d+)\.json")
 _FORMER = re.compile(r"journal(-\d+-of-\d+)?\.jsonl")
@@ -409,7 +412,7 @@ class Journal(JournalState):
 
     def _remove_leftovers(self, part: int) -> None:
         """Remove files that an earlier worker of a part left without a record."""
-        for folder in ("", f"{BAD_ROWS}/", "_npy/"):
+        for folder in _PART_FOLDERS:
             self.store.remove_unfinished(f"{folder}{part_name(part)}.")
         for name in files_of_part(part):
             self.store.remove(name)
@@ -533,7 +536,7 @@ def sizes_of_files(store: Store) -> dict[str, int]:
     """Return the size of each file of a part, recorded or not."""
     return {
         f"{folder}{name}": size
-        for folder in ("", f"{BAD_ROWS}/", "_npy/")
+        for folder in _PART_FOLDERS
         for name, size in store.names(folder.rstrip("/")).items()
         if name.startswith("part-")
     }

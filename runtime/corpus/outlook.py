@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from runtime.corpus.engines import choice_from_arguments, open_encoder
-from runtime.corpus.job import images_per_slice, preparation_for, slices_of_rows
+from runtime.corpus.job import images_per_slice, preparation_for, slices_of_rows, source_of_run
 from runtime.corpus.locations import compression_of
 from runtime.corpus.options import Options
 from runtime.corpus.rows import Rows
-from runtime.corpus.sources import Locations, NumberedRows, Source, SourceFormat, open_source
+from runtime.corpus.sources import Locations, NumberedRows, Source, SourceFormat
 from runtime.embeddings import Encoding
 from runtime.encoder import Encoder
 from runtime.manifest import model_location
@@ -38,14 +38,7 @@ def lines_of_outlook(
     Raises:
         InputError, EngineError, …: as the run would.
     """
-    opened = open_source(
-        source,
-        columns=options.columns,
-        format=options.format,
-        reading=options.reading,
-        name=options.name,
-        exclude=out,
-    )
+    opened = source_of_run(source, options, os.fspath(out))
     yield from _lines_of_files(opened)
     yield from _lines_of_columns(opened, options)
     n_rows, how = _rows_of(opened)

@@ -19,13 +19,13 @@ from runtime.corpus.files import require_utf8
 from runtime.corpus.folder.kept import KeptColumns
 from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds
 from runtime.corpus.input_record import InputRecord
-from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu
+from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu, source_of_run
 from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartTakenOverError, PartWriter, encoding_metadata
 from runtime.corpus.pipeline import EmbeddedPart, whole_parts
 from runtime.corpus.slices import Counts
-from runtime.corpus.sources import Source, open_source
+from runtime.corpus.sources import Source
 from runtime.corpus.stores import Store, store_from_location
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
@@ -71,14 +71,7 @@ def embed_corpus(
     options, watcher, store = options or Options(), watcher or Watcher(), store_from_location(out)
     location = model_location(model)
     require_utf8(store.location)
-    opened = open_source(
-        source,
-        columns=options.columns,
-        format=options.format,
-        reading=options.reading,
-        name=options.name,
-        exclude=None if "://" in store.location else store.location,
-    )
+    opened = source_of_run(source, options, store.location)
     record = InputRecord(store)
     if not options.recheck_input:
         record.require_same_files(opened, append=options.append)

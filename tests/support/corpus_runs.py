@@ -39,6 +39,13 @@ def write_texts(path: Path, texts: list[Any], **columns: list[Any]) -> Path:
     return path
 
 
+def write_gapped(folder: Path, n_rows: int) -> Path:
+    """Write a table of sentences with ids, two of whose texts are missing."""
+    texts: list[Any] = sentences(n_rows)
+    texts[100] = texts[333] = None
+    return write_texts(folder / "a.parquet", texts, id=[f"row {i}" for i in range(n_rows)])
+
+
 def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 

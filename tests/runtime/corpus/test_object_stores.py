@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from corpus_runs import bytes_of, options, sentences, write_texts
+from corpus_runs import bytes_of, options, write_gapped
 from log_lines import logged_lines
 from object_stores import BUCKET, s3_server
 from sample_models import ROOT, Exported
@@ -39,10 +39,7 @@ def model(exported: Exported) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = sentences(N_ROWS)
-    texts[100] = texts[333] = None
-    ids = [f"row {i}" for i in range(N_ROWS)]
-    return write_texts(tmp_path_factory.mktemp("source") / "a.parquet", texts, id=ids)
+    return write_gapped(tmp_path_factory.mktemp("source"), N_ROWS)
 
 
 @pytest.fixture(scope="module")

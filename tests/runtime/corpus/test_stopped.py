@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_runs import bytes_of, journal_of, output_of, sentences, write_texts
+from corpus_runs import bytes_of, journal_of, output_of, write_gapped
 from sample_models import ROOT, Exported
 
 N_ROWS = 640
@@ -26,10 +26,7 @@ def model(exported: Exported) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = sentences(N_ROWS)
-    texts[100] = texts[333] = None
-    ids = [f"row {i}" for i in range(N_ROWS)]
-    return write_texts(tmp_path_factory.mktemp("source") / "a.parquet", texts, id=ids)
+    return write_gapped(tmp_path_factory.mktemp("source"), N_ROWS)
 
 
 def start(model, source, out, *fault, limit=None):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_runs import bytes_of, options, sentences, write_texts
+from corpus_runs import bytes_of, options, write_gapped
 from log_lines import logged_lines
 from sample_models import Exported
 from typer.testing import CliRunner
@@ -37,10 +37,7 @@ def model(exported: Exported) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = sentences(N_ROWS)
-    texts[100] = texts[333] = None
-    ids = [f"row {i}" for i in range(N_ROWS)]
-    return write_texts(tmp_path_factory.mktemp("source") / "a.parquet", texts, id=ids)
+    return write_gapped(tmp_path_factory.mktemp("source"), N_ROWS)
 
 
 @pytest.fixture(scope="module")
