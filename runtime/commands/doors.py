@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,12 +67,20 @@ def running_door(door: Door, openers: Sequence[ModelOpener]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def guarded_server(door: Door, server: Server, names: Sequence[str], *, http_api: bool) -> Iterator[str]:
+def guarded_server(
+    door: Door,
+    server: Server,
+    names: Sequence[str],
+    *,
+    http_api: bool,
+    is_healthy: Callable[[], bool] = lambda: True,
+) -> Iterator[str]:
     """Run the gateway in front of a server's HTTP endpoint; yields its URL. Errors as of ``running_gateway``.
 
     Args:
         names: Models of the server.
         http_api: Also answer ``/v1``.
+        is_healthy: Whether the server's models answer rightly; ``/v2/health/ready`` says so.
     """
     from runtime.gateway.app import gateway_app
     from runtime.gateway.models import remote_opener
@@ -80,7 +88,9 @@ def guarded_server(door: Door, server: Server, names: Sequence[str], *, http_api
     from runtime.gateway.serving import running_gateway
 
     openers = [remote_opener(*_place_of_model(server, name)) for name in names]
-    triton = TritonEndpoint(server.addresses.http, server.addresses.metrics, server.security.client_headers())
+    triton = TritonEndpoint(
+        server.addresses.http, server.addresses.metrics, server.security.client_headers(), is_healthy
+    )
     app = gateway_app(openers if http_api else [], door.options, triton=triton)
     with running_gateway(app, door.host, door.port, door.options) as address:
         yield door.url(address)

@@ -295,7 +295,7 @@ def _serve_repository(
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
     from runtime.server.served_models import readable_models
-    from runtime.server.supervision import supervised
+    from runtime.server.supervision import Health, supervised
 
     readable = readable_models(repository) or None
     if models_without_gpu(repository, readable) is not None:
@@ -320,6 +320,7 @@ def _serve_repository(
         from runtime.gateway.serving import require_free_port
 
         require_free_port(door.host, door.port)
+    health = Health()
     with contextlib.ExitStack() as doors:
         urls: list[str] = []
 
@@ -328,7 +329,8 @@ def _serve_repository(
                 loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
                 names = readable_models(repository)
                 names = [name for name in names if front_end_name(name, Modality.TEXT) in loaded]
-                urls.append(doors.enter_context(guarded_server(door, server, names, http_api=http_api)))
+                gateway = guarded_server(door, server, names, http_api=http_api, is_healthy=health.is_good)
+                urls.append(doors.enter_context(gateway))
             _show(server, urls[0] if urls else f"http://{server.addresses.http}")
 
         supervised(
@@ -339,6 +341,7 @@ def _serve_repository(
             started=started,
             say=say,
             each_look=_settler(repository, control=options.explicit, say=say),
+            health=health,
         )
 
 

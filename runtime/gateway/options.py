@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +15,14 @@ class TritonEndpoint:
 
     Attributes:
         headers: Headers of every request that the gateway forwards.
+        is_healthy: Whether the server's models answer rightly, as far as who watches it knows. Triton's own
+            readiness does not tell.
     """
 
     http: str
     metrics: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
+    is_healthy: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)

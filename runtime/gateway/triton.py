@@ -23,6 +23,7 @@ __all__ = ["TritonRoutes"]
 _HEAD = "inference-header-content-length"
 _FORWARDED = ("content-type", "accept", _HEAD)
 _RETURNED = ("content-type", _HEAD)
+_READY_PATH = "/v2/health/ready"
 _LONG_JSON = 1 << 16
 _ANSWER_S = 300.0
 
@@ -43,6 +44,8 @@ class TritonRoutes:
 
     async def forwarded(self, request: Request) -> Response:
         """Answer a request of KServe's protocol."""
+        if request.url.path == _READY_PATH and not self._endpoint.is_healthy():
+            raise GatewayError(503, "A model does not answer as it should; `babeltower ready` says which.")
         body = await request.body()
         await _require_flat(body, request.headers.get(_HEAD))
         path = request.url.path

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from altered_models import copied
@@ -14,6 +17,7 @@ from sample_models import Exported
 from serving import Serving, wait_until
 from typer.testing import CliRunner
 
+from bench.server_faults import Fault, FaultRecord
 from runtime import Encoder
 from runtime.commands.app import app
 from runtime.probes import Probes
@@ -47,6 +51,15 @@ def is_ready(model: Path, serving: Serving) -> bool:
     return not faults_of_server(HttpEndpoint(serving.address("http")), probes_of_repository(model.parent))
 
 
+def is_healthy(serving: Serving) -> bool:
+    """What a load balancer asks."""
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        try:
+            return client.get(f"{serving.address('http')}/v2/health/ready").status_code == 200
+        except httpx.TimeoutException:
+            return False
+
+
 def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
     whole = Probes.read(model)
     text, image = probes_of_repository(model.parent)
@@ -70,6 +83,7 @@ def test_what_is_killed_or_stopped_comes_back(
     pid = next((s.pid for s in stubs_of_server(server) if s.instance == victim), server)
     assert (pid == server) == (victim == "")
     os.kill(pid, how)
+    wait_until(lambda: not is_healthy(serving), "health is false", patience_s=30)
     wait_until(
         lambda: main([str(model.parent), serving.address("http")]), "readiness is false", patience_s=30
     )
@@ -86,6 +100,38 @@ def test_what_is_killed_or_stopped_comes_back(
     with Encoder.open(f"{serving.address('grpc')}/{NAME}") as encoder:
         found = encoder.embed_texts(probes.texts[:20], probes.languages[:20])
         assert np.abs(found - probes.text_vectors[:20]).max() <= 1e-5
+
+
+def test_health_is_false_while_a_model_answers_otherwise(model: Path, serving: Serving) -> None:
+    """Triton's own readiness is true all the time."""
+    assert is_healthy(serving)
+    path = model.parent / f"{NAME}.probes.npz"
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+    try:
+        np.savez(path, **{**arrays, "text_vectors": -arrays["text_vectors"]})
+        wait_until(lambda: not is_healthy(serving), "health is false")
+    finally:
+        path.write_bytes(whole)
+    wait_until(lambda: is_healthy(serving), "health is true again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"faults": [Fault("server", "SIGKILL", 5.1, 1.0, 9.0)]},
+        {"faults": [Fault("server", "SIGKILL", 1.0, 5.1, 9.0)]},
+        {"faults": [Fault("server", "SIGKILL", 1.0, 1.0, 30.1)]},
+        {"n_wrong": 1},
+        {"n_vectors": 0},
+        {"lost": ["a request"]},
+    ],
+)
+def test_the_measurement_of_faults_fails_on_each_of_them(change: dict[str, Any]) -> None:
+    good = FaultRecord([Fault("server", "SIGKILL", 1.0, 1.0, 9.0)], n_vectors=10)
+    assert good.is_good
+    assert not dataclasses.replace(good, **change).is_good
 
 
 def test_a_server_that_does_not_last_ends_the_command(
