@@ -46,6 +46,9 @@ _EXIT_S = 8
 """Time that Triton has for running requests if it is told to stop and was not drained."""
 _LAST_ANSWERS_S = 0.3
 """Time for the last answers to leave the server, once its models are drained."""
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+_MOST_CRASHES = 2
+"""Triton 24.10 rarely crashes while it starts many Python models at once on a busy machine."""
 _SHARED_MEMORY = Path("/dev/shm")
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
@@ -237,9 +240,13 @@ def running_server(
             server.stop()
 
 
+class _CrashError(EngineError):
+    """The server died by a signal of its own while it loaded its models."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Start of a server, repeated without the models that do not load where these may be left out."""
+    """Start of a server, repeated if it crashes, and without the models that do not load where allowed."""
 
     repository: Path
     environment: ServerEnvironment
@@ -250,6 +257,7 @@ class _Start:
 
     def server(self, models: ServedModels) -> Server:
         """Return a ready and checked server."""
+        n_crashes = 0
         for attempt in itertools.count():
             linked = linked_repository(
                 self.repository,
@@ -274,9 +282,13 @@ class _Start:
             except BabeltowerError as error:
                 server.stop()
                 rest = self._without_broken(models, error, log) if self.options.leave_broken else None
-                if rest is None:
+                if rest is not None:
+                    models = rest
+                elif isinstance(error, _CrashError) and n_crashes < _MOST_CRASHES:
+                    n_crashes += 1
+                    self.say(f"{error}\nThe server is started again.")
+                else:
                     raise
-                models = rest
             except BaseException:
                 server.stop()
                 raise
@@ -474,10 +486,8 @@ def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> 
     while not server.is_ready():
         if stop.wait(0.05):
             raise EngineError("The server was stopped while loading its models.")
-        if server.process.poll() is not None:
-            raise EngineError(
-                f"The server exited with code {server.process.returncode} while loading its models:\n"
-                f"{server.last_words()}"
-            )
+        if (code := server.process.poll()) is not None:
+            kind = _CrashError if -code in _CRASHES else EngineError
+            raise kind(f"The server exited with code {code} while loading its models:\n{server.last_words()}")
         if time.monotonic() > deadline:
             raise EngineError(f"The server was not ready after {ready_s:.0f} s:\n{server.last_words()}")
