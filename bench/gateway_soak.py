@@ -220,7 +220,7 @@ def main(
                     options=options,
                 )
             )
-            url = stack.enter_context(guarded_server(door, server, [model.name], http_api=True))
+            url = stack.enter_context(guarded_server(door, server, [model.name], http_api=True)).http_url
             result = asyncio.run(_soak(url, model.name, requests, clients))
             if rounds:
                 result.ratios = asyncio.run(

@@ -18,7 +18,7 @@ from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
 
 if TYPE_CHECKING:
-    from runtime.commands.doors import Door
+    from runtime.commands.doors import Door, GuardedAddresses
     from runtime.server.process import Server, ServerOptions
     from runtime.server.security import Security
 
@@ -187,7 +187,7 @@ def serve(
     _require_guard(host, security, http_api=http_api, insecure=insecure)
     options = ServerOptions(
         host=host,
-        inner_host=_HOST if guard else None,
+        metrics_host=_HOST if guard else None,
         http_port=0 if guard else port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
@@ -269,10 +269,12 @@ def _serve_models(
 
     require_gateway("--http-api")
     from runtime.gateway.models import local_opener, remote_opener
+    from runtime.remote.options import address_from_text
 
     with contextlib.ExitStack() as stack:
         if "://" in place:
-            openers = [remote_opener(place, connection_from_files(upstream_token_file, ca_file))]
+            address = address_from_text(place)
+            openers = [remote_opener(address, connection_from_files(upstream_token_file, ca_file))]
         else:
             models = local_models(Path(place), door.options.default_language)
             openers = [local_opener(stack.enter_context(model)) for model in models]
@@ -291,10 +293,10 @@ def _serve_repository(
     http_api: bool,
 ) -> None:
     """Keep a Triton server running until it is stopped, behind the gateway if its HTTP port is guarded."""
-    from runtime.commands.doors import guarded_server
+    from runtime.commands.doors import GuardedAddresses, guarded_server
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.served_models import readable_models
+    from runtime.server.served_models import plain_folder, readable_models
     from runtime.server.supervision import Health, supervised
 
     readable = readable_models(repository) or None
@@ -320,18 +322,31 @@ def _serve_repository(
         from runtime.gateway.serving import require_free_port
 
         require_free_port(door.host, door.port)
+        if options.guards_grpc:
+            require_free_port(door.host, options.grpc_port)
     health = Health()
     with contextlib.ExitStack() as doors:
-        urls: list[str] = []
+        options = dataclasses.replace(
+            options, sockets=doors.enter_context(plain_folder("babeltower-sockets-"))
+        )
+        reached: list[GuardedAddresses] = []
 
         def started(server: Server) -> None:
-            if options.security.guarded and not urls:  # it stays when the server is started again
+            if options.security.guarded and not reached:  # it stays when the server is started again
                 loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
                 names = readable_models(repository)
                 names = [name for name in names if front_end_name(name, Modality.TEXT) in loaded]
-                gateway = guarded_server(door, server, names, http_api=http_api, is_healthy=health.is_good)
-                urls.append(doors.enter_context(gateway))
-            _show(server, urls[0] if urls else f"http://{server.addresses.http}")
+                gateway = guarded_server(
+                    door,
+                    server,
+                    names,
+                    http_api=http_api,
+                    grpc_port=options.grpc_port,
+                    is_healthy=health.is_good,
+                )
+                reached.append(doors.enter_context(gateway))
+            own = GuardedAddresses(server.addresses.http_url, server.addresses.grpc)
+            _show(server, reached[0] if reached else own)
 
         supervised(
             repository,
@@ -369,15 +384,12 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
     def settle_killed(server: Server) -> None:
         try:
             if recover_files(repository, say) and control:
-                from runtime.remote import Connection, address_from_text
+                from runtime.commands.doors import place_of_model
                 from runtime.repository import staging
                 from runtime.rollout import Control, settle
 
-                secure = "s" if server.security.certificate else ""
-                address = address_from_text(f"grpc{secure}://{server.addresses.grpc}/model")
-                connection = Connection(token=server.security.token, ca_file=server.security.certificate)
                 with (
-                    contextlib.closing(Control(address, connection)) as client,
+                    contextlib.closing(Control(*place_of_model(server, "model"))) as client,
                     staging(repository, "serve") as stage,
                 ):
                     settle(repository, stage, client, say)
@@ -391,10 +403,10 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
     return settle_killed
 
 
-def _show(server: Server, url: str) -> None:
+def _show(server: Server, reached: GuardedAddresses) -> None:
     for model in server.models():
         typer.echo(f"{model['name']} {model.get('version', '')} {model.get('state', '')}".rstrip())
     secure = "s" if server.security.certificate else ""
-    typer.echo(f"http     {url}")
-    typer.echo(f"grpc     grpc{secure}://{server.addresses.grpc}")
+    typer.echo(f"http     {reached.http_url}")
+    typer.echo(f"grpc     grpc{secure}://{reached.grpc}")
     typer.echo(f"metrics  http://{server.addresses.metrics}/metrics")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["GatewayOptions", "TritonEndpoint"]
+__all__ = ["GatewayOptions", "GrpcDoor", "TritonEndpoint"]
 
 
 @dataclass(frozen=True, slots=True)
 class TritonEndpoint:
-    """Triton server behind the gateway; addresses are ``HOST:PORT``.
+    """Triton server behind the gateway; addresses are ``HOST:PORT`` or ``unix:PATH``.
 
     Attributes:
         headers: Headers of every request that the gateway forwards.
@@ -23,6 +23,22 @@ class TritonEndpoint:
     metrics: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     is_healthy: Callable[[], bool] = lambda: True
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcDoor:
+    """gRPC of a server behind the gateway, and where the gateway answers for it.
+
+    Attributes:
+        upstream: gRPC target of the server, which only this process reaches.
+        port: 0 picks a free one.
+        bound: Port that was picked, once the gateway has started.
+    """
+
+    upstream: str
+    host: str
+    port: int
+    bound: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

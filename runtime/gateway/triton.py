@@ -17,6 +17,7 @@ from runtime.gateway.failures import GatewayError
 from runtime.gateway.metrics import GatewayMetrics
 from runtime.gateway.nesting import require_flat_json
 from runtime.gateway.options import TritonEndpoint
+from runtime.remote.options import UNIX
 
 __all__ = ["TritonRoutes"]
 
@@ -34,13 +35,10 @@ class TritonRoutes:
     def __init__(self, endpoint: TritonEndpoint, metrics: GatewayMetrics) -> None:
         self._endpoint = endpoint
         self._metrics = metrics
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            headers=endpoint.headers,
-            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
-            skip_auto_headers=("Accept-Encoding",),
-            trust_env=False,
-        )
+        http, is_socket = endpoint.http, endpoint.http.startswith(UNIX)
+        self._url = "http://triton" if is_socket else f"http://{http}"
+        self._http = _session(endpoint, http.removeprefix(UNIX) if is_socket else None)
+        self._pages = _session(endpoint, None)
 
     async def forwarded(self, request: Request) -> Response:
         """Answer a request of KServe's protocol."""
@@ -52,29 +50,44 @@ class TritonRoutes:
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         return await while_connected(
-            request, self._asked(request.method, f"http://{self._endpoint.http}{path}{query}", body, headers)
+            request, _asked(self._http, request.method, f"{self._url}{path}{query}", body, headers)
         )
 
     async def metrics(self, _: Request) -> Response:
         """Answer ``GET /metrics``: the gateway's counters, then the server's."""
-        answer = await self._asked("GET", f"http://{self._endpoint.metrics}/metrics", b"", {})
+        answer = await _asked(self._pages, "GET", f"http://{self._endpoint.metrics}/metrics", b"", {})
         return Response(self._metrics.page() + bytes(answer.body), media_type="text/plain; version=0.0.4")
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
+        await self._http.close()
+        await self._pages.close()
 
-    async def _asked(self, method: str, url: str, body: bytes, headers: dict[str, str]) -> Response:
-        try:
-            async with self._session.request(
-                method, url, data=body or None, headers=headers, allow_redirects=False
-            ) as answer:
-                returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
-                return Response(await answer.read(), answer.status, returned)
-        except asyncio.TimeoutError:
-            raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
-        except aiohttp.ClientError as error:
-            raise GatewayError(503, f"The server cannot be reached: {error}.") from None
+
+def _session(endpoint: TritonEndpoint, socket: str | None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0) if socket is None else aiohttp.UnixConnector(socket, limit=0)
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=endpoint.headers,
+        timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+        skip_auto_headers=("Accept-Encoding",),
+        trust_env=False,
+    )
+
+
+async def _asked(
+    session: aiohttp.ClientSession, method: str, url: str, body: bytes, headers: dict[str, str]
+) -> Response:
+    try:
+        async with session.request(
+            method, url, data=body or None, headers=headers, allow_redirects=False
+        ) as answer:
+            returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
+            return Response(await answer.read(), answer.status, returned)
+    except asyncio.TimeoutError:
+        raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
+    except aiohttp.ClientError as error:
+        raise GatewayError(503, f"The server cannot be reached: {error}.") from None
 
 
 async def _require_flat(body: bytes, head: str | None) -> None:

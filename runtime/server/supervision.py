@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from runtime.errors import BabeltowerError, EngineError
 from runtime.manifest import Modality, front_end_name
+from runtime.remote.options import UNIX
 from runtime.server.environment import ServerEnvironment
 from runtime.server.process import Server, ServerOptions, running_server
 from runtime.server.readiness import (
@@ -141,7 +142,7 @@ def supervised(
 def _at_ports(server: Server, options: ServerOptions) -> ServerOptions:
     """Return options with the ports that a former server had."""
     http, grpc, metrics = (
-        int(address.rpartition(":")[2])
+        0 if address.startswith(UNIX) else int(address.rpartition(":")[2])
         for address in (server.addresses.http, server.addresses.grpc, server.addresses.metrics)
     )
     return dataclasses.replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
@@ -182,7 +183,7 @@ class _Prober:
     """Rounds of probes on a thread of their own, since a dead server lets them wait."""
 
     def __init__(self, server: Server, repository: Path, watch: Watch, health: Health) -> None:
-        self._endpoint = HttpEndpoint(f"http://{server.addresses.http}", server.security.headers())
+        self._endpoint = HttpEndpoint(server.addresses.http_url, server.security.headers())
         self._left_out = {front_end_name(name, modality) for name in server.left_out for modality in Modality}
         self._repository = repository
         self._watch = watch

@@ -1,16 +1,19 @@
-"""Attacks on the HTTP port: each is refused, or answered right, and the server behind it stays the same."""
+"""Attacks on the ports: each is refused, or answered right, and the server behind it stays the same."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -23,9 +26,11 @@ from sample_models import Exported
 from tritonclient.utils import InferenceServerException
 
 from runtime import Encoder
+from runtime.commands.doors import Door, guarded_server
 from runtime.errors import EngineError
 from runtime.gateway.options import GatewayOptions
-from runtime.server import ServerEnvironment
+from runtime.server import ServerEnvironment, ServerOptions, running_server
+from runtime.server.security import Security
 
 NAME = "capivara"
 MODELS = ("capivara", "nllb-siglip-mrl")
@@ -41,6 +46,19 @@ def gateway(
     (repository,) = {exported(name).parent for name in MODELS}
     with gateway_of_server(repository, server_environment, MODELS, token=request.param) as found:
         yield found
+
+
+@pytest.fixture
+def guarded(gateway: Gateway) -> Gateway:
+    """The gateway whose gRPC is its own too."""
+    if gateway.token is None:
+        pytest.skip("on this machine and without a token, gRPC is Triton's own")
+    return gateway
+
+
+def bearer(gateway: Gateway) -> dict[str, str]:
+    """Metadata of a gRPC client that may ask."""
+    return {"authorization": f"Bearer {gateway.token}"}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +187,7 @@ def test_what_changes_the_server_is_closed_over_http(request_: str, gateway: Gat
 @pytest.mark.usefixtures("unharmed")
 def test_what_changes_the_server_is_closed_over_grpc(gateway: Gateway) -> None:
     assert gateway.server is not None
-    client = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    client = tritonclient.grpc.InferenceServerClient(gateway.grpc)
     headers = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
     for call in (
         lambda: client.load_model(f"{NAME}_text", headers=headers),
@@ -183,16 +201,122 @@ def test_what_changes_the_server_is_closed_over_grpc(gateway: Gateway) -> None:
             call()
 
 
-@pytest.mark.usefixtures("unharmed")
-def test_the_port_behind_the_gateway_answers_nobody_else(gateway: Gateway) -> None:
+def test_only_its_owner_reaches_the_server_behind_the_gateway(gateway: Gateway) -> None:
+    """Whatever the server's command line says, which every user of the machine can read."""
     assert gateway.server is not None
-    with httpx.Client(base_url=f"http://{gateway.server.addresses.http}", trust_env=False) as client:
-        for answer in (
-            client.post(INFER, json=RIGHT, headers=gateway.headers),
-            client.get(f"/v2/models/{NAME}_text/config", headers=gateway.headers),
-            client.get("/v2/health/ready"),
-        ):
-            assert answer.status_code == 403
+    addresses = gateway.server.addresses
+    sockets = [addresses.http] + ([addresses.grpc] if gateway.token else [])
+    for address in sockets:
+        path = Path(address.removeprefix("unix:"))
+        assert path.is_socket()
+        assert path.parent.stat().st_mode & 0o077 == 0
+    command = Path(f"/proc/{gateway.server.pid}/cmdline").read_bytes()
+    assert gateway.token is None or gateway.token.encode() not in command
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_no_header_opens_what_is_closed_over_grpc(gateway: Gateway) -> None:
+    """Triton's command line names a header; gRPC sends no name with a letter in upper case."""
+    assert gateway.server is not None
+    command = Path(f"/proc/{gateway.server.pid}/cmdline").read_text().split("\0")
+    (option,) = [word for word in command if word.startswith("--grpc-restricted-protocol=")]
+    name, _, value = option.rpartition(":")[2].partition("=")
+    target = gateway.server.addresses.grpc
+    token = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
+    for given in (name, name.lower()):
+        client = tritonclient.grpc.InferenceServerClient(target)
+        with pytest.raises(InferenceServerException, match="restricted|Invalid metadata"):
+            client.get_log_settings(headers={**token, f"triton-grpc-protocol-{given}": value})
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("n_bytes", [70 << 20, 200 << 20])
+def test_large_grpc_messages_are_refused_before_they_are_taken(n_bytes: int, guarded: Gateway) -> None:
+    assert guarded.server is not None
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    asked = {"text": bytes_column([b"x" * n_bytes])}
+    before = memory_bytes(guarded.server.pid)
+    with pytest.raises(InferenceServerException, match="larger than max"):
+        infer(client, tritonclient.grpc, f"{NAME}_text", asked, headers=bearer(guarded))
+    assert memory_bytes(guarded.server.pid) - before < MOST_BYTES
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_compressed_grpc_messages_are_refused(guarded: Gateway) -> None:
+    """A few bytes could hold gigabytes."""
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    asked = {"text": bytes_column([b"x" * 10_000])}
+    with pytest.raises(InferenceServerException, match=r"[Cc]ompression algorithm 'gzip' is disabled"):
+        infer(
+            client, tritonclient.grpc, f"{NAME}_text", asked,
+            headers=bearer(guarded), compression_algorithm="gzip",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong-token-0123456789"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"triton-grpc-protocol-authorization": TOKEN},
+        {"authorization": f"Bearer {TOKEN}", "triton-grpc-protocol-authorization": "Bearer wrong"},
+    ],
+    ids=["none", "wrong", "basic", "bare", "two"],
+)
+def test_strangers_are_told_so_over_grpc_too(headers: dict[str, str], guarded: Gateway) -> None:
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    for call in (
+        lambda: infer(
+            client, tritonclient.grpc, f"{NAME}_text", {"text": bytes_column(["a"])}, headers=headers
+        ),
+        lambda: client.get_model_config(f"{NAME}_text", headers=headers),
+        lambda: client.get_server_metadata(headers=headers),
+    ):
+        with pytest.raises(InferenceServerException) as failure:
+            call()
+        assert failure.value.status() == "StatusCode.UNAUTHENTICATED"
+        assert TOKEN not in str(failure.value)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+
+
+def test_grpc_streams_pass_and_unknown_methods_do_not(guarded: Gateway, expected: np.ndarray) -> None:
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: answers.put(error or result), headers=bearer(guarded))
+    text = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(bytes_column(["um gato"]))
+    client.async_stream_infer(f"{NAME}_text", [text])
+    found = answers.get(timeout=60)
+    client.stop_stream()
+    np.testing.assert_allclose(found.as_numpy("vector"), expected, rtol=0, atol=1e-6)
+    with grpc.insecure_channel(guarded.grpc) as channel:
+        for method in ("/inference.GRPCInferenceService/Nothing", "/other.Service/ModelInfer"):
+            with pytest.raises(grpc.RpcError) as failure:
+                channel.unary_unary(method)(b"", metadata=tuple(bearer(guarded).items()))
+            assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_slow_grpc_message_is_given_up(exported: Exported, server_environment: ServerEnvironment) -> None:
+    """A sender who never sends what it began."""
+    door = Door("127.0.0.1", 0, GatewayOptions(TOKEN, body_s=0.5))
+    options = ServerOptions(security=Security(TOKEN, guarded=True))
+    with (
+        running_server(exported(NAME).parent, environment=server_environment, options=options) as server,
+        guarded_server(door, server, [NAME], http_api=False) as reached,
+        grpc.insecure_channel(reached.grpc) as channel,
+    ):
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        done = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            done.wait(60)
+            yield from ()
+
+        with pytest.raises(grpc.RpcError, match="did not arrive in time"):
+            call(nothing(), metadata=(("authorization", f"Bearer {TOKEN}"),))
+        done.set()
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -200,7 +324,7 @@ def test_raw_clients_get_their_vectors(gateway: Gateway, expected: np.ndarray) -
     assert gateway.server is not None
     bearer = f"Bearer {gateway.token}"
     http = tritonclient.http.InferenceServerClient(gateway.url.removeprefix("http://"))
-    grpc = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    grpc = tritonclient.grpc.InferenceServerClient(gateway.grpc)
     for client, module, headers in (
         (http, tritonclient.http, {"authorization": bearer}),
         (grpc, tritonclient.grpc, {"triton-grpc-protocol-authorization": bearer}),

@@ -48,7 +48,7 @@ def test_an_example_runs(
     if gateway.token is not None:
         monkeypatch.setenv("TOKEN", gateway.token)
     text = block.text.replace("127.0.0.1:8000", gateway.url.removeprefix("http://"))
-    text = text.replace("127.0.0.1:8001", gateway.server.addresses.grpc)
+    text = text.replace("127.0.0.1:8001", gateway.grpc)
     here = Block(block.language, text, block.line)
     if block.language == "python":
         run_python(here, PAGE, {"__name__": "page"})

@@ -231,5 +231,4 @@ def test_secrets_are_not_printed() -> None:
     security = Security(TOKEN)
     assert TOKEN not in repr(security)
     assert security.secret not in repr(security)
-    assert security.guard_secret not in repr(security)
     assert Security().secret != Security().secret
