@@ -225,7 +225,7 @@ def test_no_header_opens_what_is_closed_over_grpc(gateway: Gateway) -> None:
     token = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
     for given in (name, name.lower()):
         client = tritonclient.grpc.InferenceServerClient(target)
-        with pytest.raises(InferenceServerException, match="restricted|Invalid metadata"):
+        with pytest.raises(InferenceServerException, match=r"restricted|Invalid metadata"):
             client.get_log_settings(headers={**token, f"triton-grpc-protocol-{given}": value})
 
 
