@@ -29,7 +29,7 @@ def wait_until(holds: Callable[[], object], what: str, patience_s: float = _PATI
 class ServeProcess:
     """``babeltower serve`` of a repository, and every line that it has printed."""
 
-    def __init__(self, repository: Path, environment: ServerEnvironment, *arguments: str) -> None:
+    def __init__(self, repository: Path | str, environment: ServerEnvironment, *arguments: str) -> None:
         command = [sys.executable, "-m", "babeltower", "serve", str(repository), *arguments]
         self.process = subprocess.Popen(
             command,
@@ -65,11 +65,11 @@ class ServeProcess:
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
 
-    def wait_until_served(self, n_starts: int = 1) -> None:
+    def wait_until_served(self, n_starts: int = 1, *, last_line: str = "metrics ") -> None:
         """Wait until the addresses were printed that many times."""
         wait_until(
             lambda: (
-                sum(line.startswith("metrics ") for line in self.lines) >= n_starts
+                sum(line.startswith(last_line) for line in self.lines) >= n_starts
                 or self.process.poll() is not None
             ),
             "the server is ready",
