@@ -17,6 +17,7 @@ from runtime.gateway.failures import GatewayError, error_of_failure
 from runtime.gateway.inputs import EmbeddingInputs, EmbeddingRequest, inputs_of_request, request_from_body
 from runtime.gateway.metrics import GatewayMetrics
 from runtime.gateway.models import GatewayModel, gathered
+from runtime.gateway.nesting import require_flat
 from runtime.gateway.options import GatewayOptions
 
 __all__ = ["EmbeddingRoutes"]
@@ -50,7 +51,9 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """Answer ``POST /v1/embeddings``; the work ends when the sender leaves."""
-        asked = request_from_body(await request.body())
+        body = await request.body()
+        await require_flat(body)
+        asked = request_from_body(body)
         model = self._model(asked.model)
         dim = _width(asked, model)
         inputs = inputs_of_request(asked, self._options)

@@ -9,6 +9,8 @@ from runtime.errors import BabeltowerError, InputError, ServerError
 __all__ = ["GatewayError", "error_of_failure", "response_of_error"]
 
 _RETRY_AFTER = "1"
+_LONGEST_MESSAGE = 1_000
+"""Messages name what was asked, which may be as long as a body."""
 
 
 class GatewayError(Exception):
@@ -22,6 +24,9 @@ class GatewayError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
     ) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half:]}"
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 

@@ -17,8 +17,9 @@ from runtime.gateway.options import GatewayOptions
 __all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
 _MAX_CHARACTERS = 16_384
-_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+=-]+)*?;base64,")
 _IMAGE_START = "data:image/"
+_DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+)/[\w.+-]+(?:;[\w.+=-]+)*?;base64,", re.IGNORECASE)
+_LONGEST_URL_START = 256
 
 _TEXT_OR_IMAGE = {
     "anyOf": [
@@ -119,7 +120,7 @@ def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Emb
 def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, str | None]:
     """Return an input's text, image and own language."""
     if isinstance(item, str):
-        is_image = item.startswith(_IMAGE_START) if modality is None else modality == "image"
+        is_image = _is_image(item, i) if modality is None else modality == "image"
         return ("", item, None) if is_image else (item, None, None)
     if isinstance(item, dict):
         known = {"image"} if "image" in item else {"text", "language"}
@@ -142,6 +143,22 @@ def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, st
     raise _wrong(f"input {i} is of type {type(item).__name__}; expected a text or an image.")
 
 
+def _is_image(item: str, i: int) -> bool:
+    """Whether a string is an image, by its start.
+
+    Raises:
+        GatewayError: it is a data URL of something else.
+    """
+    if item[: len(_IMAGE_START)].lower() == _IMAGE_START:
+        return True
+    if _DATA_URL.match(item, 0, _LONGEST_URL_START):
+        raise _wrong(
+            f"input {i} is a data URL, but not of an image; expected data:image/...;base64,... To embed it "
+            'as a text, pass "modality": "text".'
+        )
+    return False
+
+
 def _checked(text: str, i: int) -> str:
     if not text.strip():
         raise _wrong(f"input {i} is an empty text.")
@@ -153,12 +170,12 @@ def _checked(text: str, i: int) -> str:
 
 
 def _bytes_of_image(text: str, i: int) -> bytes:
-    if text.startswith(("http://", "https://")):
+    if text[:8].lower().startswith(("http://", "https://")):
         raise _wrong(
             f"input {i} is the URL of an image, which is not fetched. Send the image: data:image/..."
         )
-    start = _DATA_URL.match(text)
-    if start is None and text.startswith("data:"):
+    start = _DATA_URL.match(text, 0, _LONGEST_URL_START)
+    if (start is None and text[:5].lower() == "data:") or (start and start["kind"].lower() != "image"):
         raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
     try:
         return base64.b64decode(text[start.end() :] if start else text, validate=True)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from runtime.errors import BabeltowerError, EngineError
 from runtime.gateway.options import GatewayOptions
+from runtime.gateway.protocol import BoundedHttp
 
 __all__ = ["require_free_port", "running_gateway"]
 
@@ -92,7 +93,7 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp, options: GatewayOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from runtime.gateway.embeddings import while_connected
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.metrics import GatewayMetrics
-from runtime.gateway.nesting import require_flat_json
+from runtime.gateway.nesting import require_flat
 from runtime.gateway.options import TritonEndpoint
 from runtime.remote.options import UNIX
 
@@ -24,8 +24,9 @@ __all__ = ["TritonRoutes"]
 _HEAD = "inference-header-content-length"
 _FORWARDED = ("content-type", "accept", _HEAD)
 _RETURNED = ("content-type", _HEAD)
+_NOT_PARSED = b'{"error":"failed to parse'
+"""Start of Triton's answer to JSON that is not valid, which it takes for a fault of its own."""
 _READY_PATH = "/v2/health/ready"
-_LONG_JSON = 1 << 16
 _ANSWER_S = 300.0
 
 
@@ -83,7 +84,9 @@ async def _asked(
             method, url, data=body or None, headers=headers, allow_redirects=False
         ) as answer:
             returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
-            return Response(await answer.read(), answer.status, returned)
+            content = await answer.read()
+            is_their_fault = answer.status == 500 and content.startswith(_NOT_PARSED)
+            return Response(content, 400 if is_their_fault else answer.status, returned)
     except asyncio.TimeoutError:
         raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
     except aiohttp.ClientError as error:
@@ -95,7 +98,4 @@ async def _require_flat(body: bytes, head: str | None) -> None:
     if head is not None and (not head.isdigit() or int(head) > len(body)):
         raise GatewayError(400, f"{_HEAD} is {head!r}; the body has {len(body)} bytes.")
     text = body if head is None else body[: int(head)]
-    if len(text) < _LONG_JSON:
-        require_flat_json(text)
-    else:
-        await asyncio.get_running_loop().run_in_executor(None, require_flat_json, text)
+    await require_flat(text)

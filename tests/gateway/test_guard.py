@@ -8,6 +8,7 @@ import queue
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from altered_models import copied
 from gateways import TOKEN, Gateway, gateway_of_process, gateway_of_server
 from processes import memory_bytes
 from raw_client import bytes_column, infer
@@ -120,6 +122,72 @@ def test_deeply_nested_json_is_refused(depth: int, brackets: bytes, path: str, g
     body = b'{"inputs":' + opening * depth + b"1" + closing * depth + b"}"
     answer = sent(gateway, f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}", body)
     assert re.match(r"HTTP/1\.1 (400|413) ", answer)
+
+
+MANY = {
+    "numbers": b"0," * 2_000_000 + b"0]}",
+    "texts": b'"a",' * 300_000 + b'"a"]}',
+    "quotes without an end": b'"' + b'\\"' * 500_000,
+    "backslashes without an end": b'"' + b"\\" * 1_000_001,
+    "parameters of a data URL": b'"data:image/a' + b";a" * 1_000_000 + b'"]}',
+}
+"""Bodies that a parser, or a regular expression, would spend much on."""
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("path", [INFER, "/v1/embeddings"])
+@pytest.mark.parametrize("what", MANY)
+def test_many_values_are_refused(what: str, path: str, gateway: Gateway) -> None:
+    start = b'{"inputs":[' if path == INFER else b'{"model":"capivara","input":['
+    body = start + MANY[what]
+    answer = sent(gateway, f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}", body)
+    assert re.match(r"HTTP/1\.1 (400|413) ", answer)
+
+
+HEADS = {
+    "a long header": (b"GET /v1/models HTTP/1.1\r\nX: ", b"a" * 1_000_000),
+    "many headers": (b"GET /v1/models HTTP/1.1\r\n", b"a: b\r\n" * 200_000),
+    "a long path": (b"GET /", b"a" * 1_000_000),
+    "many trailers": (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"a: b\r\n" * 200_000,
+    ),
+}
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("what", HEADS)
+def test_large_heads_end_the_connection(what: str, gateway: Gateway) -> None:
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    start, rest = HEADS[what]
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(start)
+        with pytest.raises(ConnectionError):  # closed before all is sent
+            connection.sendall(rest * 20)
+
+
+def test_a_head_that_does_not_come_ends_the_connection(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose head was sent has its own time, and so has the next one of the connection."""
+    monkeypatch.setattr("runtime.gateway.protocol._HEAD_S", 0.5)
+    copied(exported(NAME), tmp_path / "r")
+    body = json.dumps({"model": NAME, "input": "um gato"}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(body)
+    with gateway_of_process(tmp_path / "r", options=GatewayOptions()) as gateway:
+        host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+        for begun in (b"", b"POST /v1"):
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
+                connection.sendall(begun)
+                assert connection.recv(1_000) == b""
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            for _ in range(2):
+                connection.sendall(head + b"\r\n")
+                time.sleep(1)
+                connection.sendall(body)
+                answer = connection.recv(65_536)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                time.sleep(1)
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -392,9 +460,15 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
         {"model": NAME, "input": "https://x/y.png", "modality": "image"}, "which is not fetched"
     ),
     "no base64": ({"model": NAME, "input": "data:image/png;base64,!"}, "not valid base64"),
+    "another data URL": ({"model": NAME, "input": "data:text/plain;base64,AAAA"}, "not of an image"),
+    "a data URL in capitals": ({"model": NAME, "input": "DATA:IMAGE/PNG;BASE64,AAAA"}, "Image 0"),
+    "a long name": ({"model": "x" * 1_000_000, "input": "a"}, "x … x"),
     "no data URL": ({"model": NAME, "input": "data:image/png,AAAA"}, "is no data URL"),
     "no image": ({"model": NAME, "input": ["a", {"image": "AAAA"}]}, "Image 1: .*format is unknown"),
 }  # fmt: skip
+
+
+UNKNOWN = ("unknown model", "a long name")
 
 
 @pytest.mark.parametrize("what", BAD_BODIES)
@@ -404,7 +478,7 @@ def test_bad_requests_are_told_why(what: str, gateway: Gateway) -> None:
         answer = client.post(
             "/v1/embeddings", content=body if isinstance(body, bytes) else json.dumps(body).encode()
         )
-    assert answer.status_code == (404 if what == "unknown model" else 400), answer.text
+    assert answer.status_code == (404 if what in UNKNOWN else 400), answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
@@ -417,7 +491,7 @@ def test_the_gateway_of_this_process_says_the_same(exported: Exported) -> None:
         for what, (body, reason) in BAD_BODIES.items():
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             answer = client.post("/v1/embeddings", content=content)
-            assert answer.status_code == (404 if what == "unknown model" else 400), (what, answer.text)
+            assert answer.status_code == (404 if what in UNKNOWN else 400), (what, answer.text)
             message = answer.json()["error"]["message"].replace("Image 1 of the request", "Image 1: ")
             assert re.search(reason, message), (what, message)
 
@@ -451,9 +525,11 @@ def test_a_failed_start_is_one_error(exported: Exported) -> None:
     from runtime.commands.doors import Door, running_door
     from runtime.errors import ServerError
     from runtime.gateway.models import remote_opener
-    from runtime.remote import Connection
+    from runtime.remote import Connection, address_from_text
 
-    away = remote_opener("grpc://127.0.0.1:1/capivara", Connection(timeout_s=5, retry_for_s=0))
+    away = remote_opener(
+        address_from_text("grpc://127.0.0.1:1/capivara"), Connection(timeout_s=5, retry_for_s=0)
+    )
     with (
         pytest.raises(ServerError, match="is not available"),
         running_door(Door("127.0.0.1", 0, GatewayOptions()), [away]),

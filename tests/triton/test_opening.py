@@ -168,7 +168,7 @@ def test_a_model_of_before_is_served_and_asked(own: Path, server_environment: Se
 def test_a_probe_without_an_answer_is_said(alone: Server, own: Path) -> None:
     tower = f"{NAME}_text_tower_fp32"
     with pytest.raises(EngineError, match=f"{tower} does not answer its opening probes: .*refused"):
-        require_right_answers("127.0.0.1:1", own.parent, {tower})
+        require_right_answers("http://127.0.0.1:1", own.parent, {tower})
     probes = OpeningProbes.read(opening_path(own.parent, Manifest.read(own).variants["fp32"].text))
     runs = tuple({**run, "attention_mask": run["attention_mask"][:, :1]} for run in probes.runs)
     dataclasses.replace(probes, runs=runs).save(
