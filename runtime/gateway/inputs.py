@@ -17,9 +17,17 @@ from runtime.gateway.options import GatewayOptions
 __all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
 _MAX_CHARACTERS = 16_384
-_IMAGE_START = "data:image/"
-_DATA_URL = re.compile(r"data:(?P<kind>[\w.+-]+)/[\w.+-]+(?:;[\w.+=-]+)*?;base64,", re.IGNORECASE)
-_LONGEST_URL_START = 256
+_IMAGE_START = re.compile(r"data:\s*image/", re.IGNORECASE)
+_DATA_URL = re.compile(
+    r"data:(?P<type>[a-z][\w!#$&^.+-]*/[\w!#$&^.+-]+)?(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE
+)
+"""Start of a data URL, as RFC 2397 has it; ``Data: 3/4, a text`` is none."""
+
+_OTHER_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+_BLANKS = "".join(map(chr, range(33))) + "\u00a0\u200b\ufeff"
+"""What URLs may begin with, and what comes with copied ones."""
+
+_LONGEST_URL_START = 1_024
 
 _TEXT_OR_IMAGE = {
     "anyOf": [
@@ -78,7 +86,7 @@ class EmbeddingInputs:
     images: tuple[tuple[int, bytes], ...]
 
 
-def request_from_body(body: bytes) -> EmbeddingRequest:
+def request_from_body(body: bytes | bytearray) -> EmbeddingRequest:
     """Parse a request.
 
     Raises:
@@ -149,14 +157,19 @@ def _is_image(item: str, i: int) -> bool:
     Raises:
         GatewayError: it is a data URL of something else.
     """
-    if item[: len(_IMAGE_START)].lower() == _IMAGE_START:
+    start = _start(item)
+    if _IMAGE_START.match(start):
         return True
-    if _DATA_URL.match(item, 0, _LONGEST_URL_START):
+    if _DATA_URL.match(start):
         raise _wrong(
             f"input {i} is a data URL, but not of an image; expected data:image/...;base64,... To embed it "
             'as a text, pass "modality": "text".'
         )
     return False
+
+
+def _start(text: str) -> str:
+    return text[:_LONGEST_URL_START].lstrip(_BLANKS)
 
 
 def _checked(text: str, i: int) -> str:
@@ -170,15 +183,23 @@ def _checked(text: str, i: int) -> str:
 
 
 def _bytes_of_image(text: str, i: int) -> bytes:
-    if text[:8].lower().startswith(("http://", "https://")):
+    start = _start(text)
+    url = _DATA_URL.match(start)
+    if url is None and _OTHER_URL.match(start):
+        if start[:5].lower() == "data:":
+            raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
         raise _wrong(
             f"input {i} is the URL of an image, which is not fetched. Send the image: data:image/..."
         )
-    start = _DATA_URL.match(text, 0, _LONGEST_URL_START)
-    if (start is None and text[:5].lower() == "data:") or (start and start["kind"].lower() != "image"):
-        raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
+    begins = text.index(start) if start else 0
+    if url is not None:
+        if not (url["type"] or "").lower().startswith("image/"):
+            raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
+        if url["parameters"].rpartition(";")[2].strip().lower() != "base64":
+            raise _wrong(f"input {i} is no data URL in base64; expected data:image/...;base64,...")
+        begins += url.end()
     try:
-        return base64.b64decode(text[start.end() :] if start else text, validate=True)
+        return base64.b64decode(text[begins:] if begins else text, validate=True)
     except (binascii.Error, ValueError):
         raise _wrong(f"input {i} is an image that is not valid base64.") from None
 

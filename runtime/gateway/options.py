@@ -49,10 +49,14 @@ class GatewayOptions:
         token: Bearer token that every request but those for health must send; ``None`` lets everybody in.
         certificate, key: Certificate chain and key (PEM) of TLS; neither or both.
         default_language: Language of texts whose request names none, for clients that cannot.
-        max_body_bytes: Maximum size of a request's body.
-        max_waiting_bytes: Maximum size of the bodies of all requests being answered; further ones are told to
-            come back later.
+        max_body_bytes: Maximum size of a request's body, or of a message of guarded gRPC.
+        max_json_bytes: Maximum size of its JSON, but for ``/v1``, where images are in it.
+        max_image_json_bytes: Maximum size of a body of ``/v1``: room for one image of 32 MiB in base64.
+        max_waiting_bytes: Maximum memory of all requests being answered: their bodies, and what their values
+            take when they are parsed. Further ones are told to come back later.
         max_inputs: Maximum texts and images of a request.
+        max_connections: Maximum HTTP connections; over it, those that wait longest for their clients end.
+        max_running: Maximum HTTP requests being answered, apart from those for health.
         body_s: Maximum time for a body to arrive.
     """
 
@@ -61,6 +65,10 @@ class GatewayOptions:
     key: Path | None = None
     default_language: str | None = None
     max_body_bytes: int = 64 << 20
+    max_json_bytes: int = 8 << 20
+    max_image_json_bytes: int = 48 << 20
     max_waiting_bytes: int = 256 << 20
     max_inputs: int = 2_048
+    max_connections: int = 2_048
+    max_running: int = 1_024
     body_s: float = 60.0

@@ -14,17 +14,16 @@ from starlette.responses import Response
 
 from runtime.gateway.embeddings import while_connected
 from runtime.gateway.failures import GatewayError
+from runtime.gateway.guard import HEAD, body_of_request
 from runtime.gateway.metrics import GatewayMetrics
-from runtime.gateway.nesting import require_flat
 from runtime.gateway.options import TritonEndpoint
 from runtime.remote.options import UNIX
 
 __all__ = ["TritonRoutes"]
 
-_HEAD = "inference-header-content-length"
-_FORWARDED = ("content-type", "accept", _HEAD)
-_RETURNED = ("content-type", _HEAD)
-_NOT_PARSED = b'{"error":"failed to parse'
+_FORWARDED = ("content-type", "accept", HEAD)
+_RETURNED = ("content-type", HEAD)
+_NOT_PARSED = (b'{"error":"failed to parse', b'{"error":"Unable to parse')
 """Start of Triton's answer to JSON that is not valid, which it takes for a fault of its own."""
 _READY_PATH = "/v2/health/ready"
 _ANSWER_S = 300.0
@@ -45,8 +44,8 @@ class TritonRoutes:
         """Answer a request of KServe's protocol."""
         if request.url.path == _READY_PATH and not self._endpoint.is_healthy():
             raise GatewayError(503, "A model does not answer as it should; `babeltower ready` says which.")
-        body = await request.body()
-        await _require_flat(body, request.headers.get(_HEAD))
+        body = body_of_request(request)
+        _require_head(body, request.headers.get(HEAD))
         path = request.url.path
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
@@ -77,7 +76,7 @@ def _session(endpoint: TritonEndpoint, socket: str | None) -> aiohttp.ClientSess
 
 
 async def _asked(
-    session: aiohttp.ClientSession, method: str, url: str, body: bytes, headers: dict[str, str]
+    session: aiohttp.ClientSession, method: str, url: str, body: bytes | bytearray, headers: dict[str, str]
 ) -> Response:
     try:
         async with session.request(
@@ -93,9 +92,7 @@ async def _asked(
         raise GatewayError(503, f"The server cannot be reached: {error}.") from None
 
 
-async def _require_flat(body: bytes, head: str | None) -> None:
-    """Check the depth of a request's JSON, which is all of the body or its first ``head`` bytes."""
-    if head is not None and (not head.isdigit() or int(head) > len(body)):
-        raise GatewayError(400, f"{_HEAD} is {head!r}; the body has {len(body)} bytes.")
-    text = body if head is None else body[: int(head)]
-    await require_flat(text)
+def _require_head(body: bytearray, head: str | None) -> None:
+    """Check the size of the JSON before the tensors, which the guard has bounded."""
+    if head is not None and int(head) > len(body):
+        raise GatewayError(400, f"{HEAD} is {head!r}; the body has {len(body)} bytes.")
