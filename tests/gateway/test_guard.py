@@ -403,7 +403,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "dimensions text": ({"model": NAME, "input": "a", "dimensions": "128"}, "dimensions: Input should be"),
     "languages": ({"model": NAME, "input": ["a"], "language": ["pt", "pt"]}, "2 codes for 1 inputs"),
     "language kind": ({"model": NAME, "input": ["a"], "language": 1}, "neither a code"),
-    "no language": ({"model": MODELS[1], "input": ["a"]}, "Text 0: .*needs the language"),
+    "no language": ({"model": MODELS[1], "input": ["a"]}, 'Text 0: .*needs the language.*"language": "pt"'),
     "bad language": (
         {"model": MODELS[1], "input": ["a", "b"], "language": ["pt", "xx"]}, "Text 1: .*'xx'"
     ),
