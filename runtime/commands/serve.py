@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -166,6 +167,11 @@ def serve(
     from runtime.server.security import Security, require_safe_exposure
 
     _require_ports(port, grpc_port, metrics_port)
+    if ":" in host:
+        raise InputError(
+            f"--host {host} is an IPv6 address, and serve listens on IPv4. Pass --host 127.0.0.1 or 0.0.0.0."
+        )
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # its handlers write among serve's own lines
     token = None if token_file is None else token_from_file(token_file)
     security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
     require_safe_exposure(host, security, insecure=insecure)

@@ -11,8 +11,8 @@ __all__ = ["GatewayError", "error_of_failure", "response_of_error"]
 
 _RETRY_AFTER = "1"
 _HOW = (
-    ' Send "language": "pt", a FLORES-200 code or BCP-47 tag, in the request, or start `babeltower serve` with '
-    "--default-language."
+    ' Send "language": "pt", a FLORES-200 code or BCP-47 tag, in the request, or start `babeltower serve` '
+    "with --default-language."
 )
 _LONGEST_MESSAGE = 1_000
 """Messages name what was asked, which may be as long as a body."""

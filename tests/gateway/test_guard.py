@@ -175,6 +175,43 @@ def test_a_body_larger_than_it_says_is_refused(gateway: Gateway) -> None:
     assert answer == "" or answer.startswith("HTTP/1.1 413 ")
 
 
+def tensor(**other: Any) -> dict[str, Any]:
+    """A body for a text, with other fields in its input."""
+    return {"inputs": [{**RIGHT["inputs"][0], **other}]}
+
+
+NOT_VALID = {
+    "nothing": b"{}",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a name that is a number": tensor(name=1),
+    "a negative shape": tensor(shape=[-1, 1]),
+    "a number for a text": tensor(data=[1]),
+    "null for a text": tensor(data=[None]),
+    "a negative size": tensor(parameters={"binary_data_size": -5}),
+    "no shape": tensor(shape="x"),
+    "inputs of another kind": {"inputs": {}},
+    "outputs of another kind": {**RIGHT, "outputs": 1},
+    "an id of another kind": {**RIGHT, "id": 1},
+    "parameters of another kind": {**RIGHT, "parameters": [1]},
+    "a negative priority": {**RIGHT, "parameters": {"priority": -1}},
+    "a classification of another kind": {
+        **RIGHT, "outputs": [{"name": "vector", "parameters": {"classification": "x"}}]
+    },
+}  # fmt: skip
+"""Requests that are not KServe's; Triton answers 500 to some."""
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("what", NOT_VALID)
+def test_requests_of_another_protocol_are_the_clients_fault(what: str, gateway: Gateway) -> None:
+    body = NOT_VALID[what]
+    with gateway.client() as client:
+        answer = client.post(INFER, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
+
+
 CLOSED = {
     "POST /v2/repository/index": {},
     f"POST /v2/repository/models/{NAME}_text/load": {},

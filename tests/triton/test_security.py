@@ -164,6 +164,11 @@ def test_other_machines_are_let_in_only_where_it_is_said(host: str, exported: Ex
     require_safe_exposure("127.0.0.1", Security(), insecure=False)
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_hosts_of_ipv6_are_refused(host: str, exported: Exported) -> None:
+    assert "serve listens on IPv4" in serve("--host", host, "--insecure", repository=exported(NAME).parent)
+
+
 def test_the_old_server_is_not_exposed_without_its_guard(exported: Exported, token_file: Path) -> None:
     repository = exported(NAME).parent
     secure = ("--host", "0.0.0.0", "--token-file", str(token_file))
