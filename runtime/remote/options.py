@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _SHORTEST_TOKEN = 16
+_LONGEST_TOKEN_FILE = 4_096
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """A bearer token as of RFC 6750; other characters would end Triton's option or a header."""
 
@@ -221,7 +222,8 @@ def token_from_file(path: Path) -> str:
         InputError: the file cannot be read, or holds no token of at least 16 characters.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            token = file.read(_LONGEST_TOKEN_FILE).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.remote.options import bearer, is_loopback, require_token
+from runtime.server.certificates import require_certificate
 
 __all__ = ["Security", "require_address", "require_safe_exposure"]
 
@@ -56,9 +57,8 @@ class Security:
             require_token(self.token, "The token")
         if (self.certificate is None) != (self.key is None):
             raise InputError("A certificate and its key belong together; pass both (--tls-cert, --tls-key).")
-        for path in (self.certificate, self.key):
-            if path is not None:
-                _require_pem(path)
+        if self.certificate is not None and self.key is not None:
+            require_certificate(self.certificate, self.key)
 
     @property
     def is_closed(self) -> bool:
@@ -126,12 +126,3 @@ def require_safe_exposure(host: str, security: Security, *, insecure: bool) -> N
         f"--host {host} lets other machines reach the server without a token or TLS. Pass --token-file FILE "
         "(and --tls-cert and --tls-key, so that the token is not read on the way), or say --insecure."
     )
-
-
-def _require_pem(path: Path) -> None:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Pass a PEM file.") from None
-    if b"-----BEGIN" not in text:
-        raise InputError(f"{path} is not a PEM file.")

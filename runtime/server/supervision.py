@@ -113,9 +113,9 @@ def supervised(
             with running_server(
                 repository, environment=environment, options=chosen, stop=stop, say=say
             ) as server:
-                first = first or server
                 began = time.monotonic()
                 started(server)
+                first = first or server
                 health.faults = ()
                 fault = _fault(server, repository, stop, each_look, watch or Watch(), health)
                 if fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 from bench.server_faults import Fault, FaultRecord
 from runtime import Encoder
 from runtime.commands.app import app
+from runtime.errors import EngineError
 from runtime.probes import Probes
-from runtime.server import ServerEnvironment
+from runtime.server import Server, ServerEnvironment, ServerOptions
 from runtime.server.readiness import (
     HttpEndpoint,
     faults_of_server,
@@ -29,6 +31,7 @@ from runtime.server.readiness import (
     probes_of_repository,
     stubs_of_server,
 )
+from runtime.server.supervision import supervised
 
 NAME = "nllb-clip"
 FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -145,6 +148,29 @@ def test_a_server_that_does_not_last_ends_the_command(
         os.kill(serving.server_pid, signal.SIGKILL)
         assert serving.process.wait(120) == 1
     assert any(line.startswith("error: The server was started 7 times in a row") for line in serving.lines)
+
+
+def test_what_cannot_be_opened_before_the_server_is_no_fault_of_the_server(
+    model: Path, server_environment: ServerEnvironment
+) -> None:
+    """As the gateway, whose port was taken meanwhile; the server would be started again for ever."""
+    n_calls = 0
+
+    def started(_: Server) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        raise EngineError("the gateway does not start")
+
+    with pytest.raises(EngineError, match="the gateway does not start"):
+        supervised(
+            model.parent,
+            environment=server_environment,
+            options=ServerOptions,
+            stop=threading.Event(),
+            started=started,
+            say=lambda _: None,
+        )
+    assert n_calls == 1
 
 
 def test_ready_says_what_answers_and_what_does_not(model: Path, serving: Serving) -> None:
