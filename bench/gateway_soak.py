@@ -1,11 +1,10 @@
-"""Soak-test the HTTP gateway with thousands of requests, some invalid: right answers, and its rate by gRPC's.
+"""Soak-test the HTTP gateway with thousands of requests, some invalid.
 
     python -m bench.gateway_soak REPOSITORY/NAME --requests 10000 --clients 16 --json FILE
 
 The requests are those of ``bench.server_soak``, sent to ``POST /v1/embeddings`` by clients that each wait for
 one answer: every twentieth is invalid in one of fifteen ways and must be answered 400, all others with the
-vector of the in-process runtime. Then texts are sent over gRPC and to the gateway in turns, and the ratio of
-their rates is taken of each pair of turns.
+vector of the in-process runtime.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +34,7 @@ from runtime.gateway.options import GatewayOptions
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 from runtime.server.security import Security
 
-__all__ = ["GatewaySoak", "body_of_request"]
+__all__ = ["GatewaySoak", "asked_by_clients", "body_of_request"]
 
 _KIND = "babeltower-gateway-soak/1"
 _TOLERANCE = 1e-6
@@ -50,7 +48,6 @@ class GatewaySoak:
     Attributes:
         kinds: Number of invalid requests that were refused, by kind.
         surprises: Unexpected answers.
-        ratios: Rate of texts through the gateway ÷ rate over gRPC, of each pair of turns.
     """
 
     n_requests: int = 0
@@ -60,7 +57,6 @@ class GatewaySoak:
     seconds: float = 0.0
     kinds: dict[str, int] = field(default_factory=dict)
     surprises: list[str] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
 
     @property
     def is_right(self) -> bool:
@@ -113,7 +109,7 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-async def _asked_by_clients(
+async def asked_by_clients(
     n_clients: int, given: Iterator[Any], ask: Callable[[Any], Awaitable[None]]
 ) -> None:
     """Let clients take what is given in turns, each waiting for its answer."""
@@ -136,61 +132,9 @@ async def _soak(url: str, name: str, requests: Sequence[Request], n_clients: int
                 result.note(request, answer.status, await answer.read())
 
         started = time.perf_counter()
-        await _asked_by_clients(n_clients, iter(requests), ask)
+        await asked_by_clients(n_clients, iter(requests), ask)
         result.seconds = time.perf_counter() - started
     return result
-
-
-async def _ratios(
-    url: str, grpc: str, name: str, requests: Sequence[Request], n_clients: int, *, rounds: int, turn_s: float
-) -> list[float]:
-    import aiohttp
-    from tritonclient.grpc import InferInput
-    from tritonclient.grpc.aio import InferenceServerClient
-
-    texts = [request for request in requests if request.kind == "text"]
-    bodies = [body_of_request(name, request) for request in texts]
-    tensors = []
-    for request in texts:
-        given = []
-        for column, array in request.inputs.items():
-            tensor = InferInput(column, list(array.shape), "BYTES")
-            tensor.set_data_from_numpy(array)
-            given.append(tensor)
-        tensors.append(given)
-    async with aiohttp.ClientSession(trust_env=False) as session, InferenceServerClient(grpc) as client:
-
-        async def through_gateway(body: bytes) -> None:
-            async with session.post(f"{url}/v1/embeddings", data=body) as answer:
-                await answer.read()
-
-        async def over_grpc(given: Any) -> None:
-            (await client.infer(f"{name}_text", given)).as_numpy("vector")
-
-        ratios = []
-        for _ in range(rounds + 1):
-            raw = await _rate(n_clients, tensors, over_grpc, turn_s)
-            ratios.append(await _rate(n_clients, bodies, through_gateway, turn_s) / raw)
-        return ratios[1:]  # the first pair of turns warms up
-
-
-async def _rate(
-    n_clients: int, given: Sequence[Any], ask: Callable[[Any], Awaitable[None]], turn_s: float
-) -> float:
-    end = time.perf_counter() + turn_s
-    n_answered = 0
-
-    def until_end() -> Iterator[Any]:
-        nonlocal n_answered
-        for one in cycle(given):
-            if time.perf_counter() > end:
-                return
-            n_answered += 1
-            yield one
-
-    started = time.perf_counter()
-    await _asked_by_clients(n_clients, until_end(), ask)
-    return n_answered / (time.perf_counter() - started)
 
 
 def main(
@@ -199,8 +143,6 @@ def main(
     n_requests: Annotated[int, typer.Option("--requests", min=BAD_EVERY)] = 10_000,
     clients: Annotated[int, typer.Option(min=1)] = 16,
     in_process: Annotated[bool, typer.Option("--in-process", help="Without Triton.")] = False,
-    rounds: Annotated[int, typer.Option(min=0, help="Pairs of turns that compare the rates.")] = 0,
-    turn_s: Annotated[float, typer.Option(min=0.1)] = 5.0,
     record: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Soak-test the gateway; exit code 0 if every request is answered as it should be."""
@@ -220,24 +162,11 @@ def main(
                     options=options,
                 )
             )
-            url = stack.enter_context(guarded_server(door, server, [model.name], http_api=True))
+            url = stack.enter_context(guarded_server(door, server, [model.name], http_api=True)).http_url
             result = asyncio.run(_soak(url, model.name, requests, clients))
-            if rounds:
-                result.ratios = asyncio.run(
-                    _ratios(
-                        url,
-                        server.addresses.grpc,
-                        model.name,
-                        requests,
-                        clients,
-                        rounds=rounds,
-                        turn_s=turn_s,
-                    )
-                )
     typer.echo(
         f"{result.n_good_right} good right (error ≤ {result.max_error:.1e}), {result.n_bad_refused} bad "
         f"refused of {result.n_requests} in {result.seconds:.0f} s; {len(result.surprises)} surprises"
-        + (f"; rate ÷ gRPC's {np.median(result.ratios):.2f}" if result.ratios else "")
     )
     for surprise in result.surprises[:5]:
         typer.echo(surprise, err=True)

@@ -10,7 +10,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from triton_models.answers import AnswerVectors, Code, Failure, TowerError
+from triton_models.answers import REASONS, AnswerVectors, Code, Failure, TowerError
 from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
 from triton_models.gate import STOPPING
 from triton_models.spec import TowerCall
@@ -100,7 +100,10 @@ def counters_of_model(args: Mapping[str, str]) -> Counters:
             metrics[key] = families[name].Metric(labels=dict(labels))
         metrics[key].increment(amount)
 
-    return Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
+    counters = Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
+    for reason in REASONS:
+        counters.declare("babeltower_failed_requests_total", reason=reason)
+    return counters
 
 
 def tensors_of_request(request: Any) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, ImageError, InputError, LanguageError, message_from_error
 
-__all__ = ["AnswerVectors", "Code", "Failure", "Tower", "TowerError", "failure_from_error", "require_vectors"]
+__all__ = [
+    "REASONS",
+    "AnswerVectors",
+    "Code",
+    "Failure",
+    "Tower",
+    "TowerError",
+    "failure_from_error",
+    "require_vectors",
+]
+
+REASONS = ("input", "language", "image", "tower", "internal", "cancelled")
+"""Reasons by which failures are counted: three of the sender, two of the server, and a sender who left."""
 
 
 class Code(Enum):

@@ -53,6 +53,11 @@ class Counters:
         self._thread = threading.Thread(target=self._run, name="babeltower-counters", daemon=True)
         self._thread.start()
 
+    def declare(self, name: str, **labels: str) -> None:
+        """Publish a counter at 0, so that its first increment shows in a rate."""
+        with self._lock:
+            self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += 0
+
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
         """Add an amount to a counter."""
         if amount:

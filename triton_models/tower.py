@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ MAX_ROWS, MAX_LENGTH = "babeltower_max_rows", "babeltower_context_length"
 
 _MOST_ROWS, _LONGEST = 64, 512
 """Bounds of a tower whose export wrote no such parameters."""
+
+_MASK = "attention_mask"
+_OUT_OF_TABLE = re.compile(r"indices element out of data bounds, .*\[-\d+,\s*(\d+)\]")
+"""ONNX Runtime's words on a token id that the embedding has no row for."""
 
 _TOWER_NAME = re.compile(rf".+_(?:text|image)_tower_({'|'.join(p.value for p in Precision)})(?:_[a-z]+)?")
 
@@ -73,6 +78,8 @@ class TowerConfig:
                 )
             if tensor.dtype.kind == "i" and (tensor < 0).any():  # a graph would count them from the end
                 raise InputError(f"{name} has negative values; expected token ids, and a mask of 0 and 1.")
+            if name == _MASK and (tensor.max() > 1 or not tensor.any(axis=1).all()):
+                raise InputError(f"{name} has other values than 0 and 1, or a row without a 1.")
         if len({tensor.shape[:2] for tensor in tensors.values()}) > 1:
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             raise InputError(f"The inputs have the shapes {shapes}; expected equal rows and lengths.")
@@ -152,7 +159,8 @@ class TowerServer:
     ) -> list[dict[str, NDArray[Any]] | EngineError | InputError]:
         """Return the outputs of each request, in order.
 
-        A request over the tower's bounds fails alone; requests of equal shapes are run, and fail, together.
+        A request over the tower's bounds, or with token ids outside of its vocabulary, fails alone; requests
+        of equal shapes are run, and fail, together.
         """
         found: list[dict[str, NDArray[Any]] | EngineError | InputError] = [EngineError("not run")] * len(
             inputs
@@ -164,8 +172,11 @@ class TowerServer:
                 bounded.append(i)
             except InputError as error:
                 found[i] = error
-        for positions in groups_by_shape([inputs[i] for i in bounded]):
-            group = [bounded[at] for at in positions]
+        groups = deque(
+            [bounded[at] for at in positions] for positions in groups_by_shape([inputs[i] for i in bounded])
+        )
+        while groups:
+            group = groups.popleft()
             names = [name for name in self._outputs if any(name in wanted[i] for i in group)]
             sizes = [len(next(iter(inputs[i].values()))) for i in group]
             joined = {
@@ -177,14 +188,22 @@ class TowerServer:
             try:
                 outputs = self._backend.run(joined, names)
             except EngineError as error:
+                beyond = _OUT_OF_TABLE.search(str(error))
+                if beyond is not None and len(group) > 1:  # the ids of one request, not of the others
+                    groups.extend([i] for i in group)
+                    continue
                 for i in group:
-                    found[i] = error
+                    found[i] = error if beyond is None else _unknown_ids(int(beyond[1]))
                 continue
             starts = np.cumsum([0, *sizes])
             for at, i in enumerate(group):
                 rows = slice(int(starts[at]), int(starts[at + 1]))
                 found[i] = {n: o[rows] for n, o in zip(names, outputs, strict=True) if n in wanted[i]}
         return found
+
+
+def _unknown_ids(highest: int) -> InputError:
+    return InputError(f"A token id is over {highest}, the highest of the tower's vocabulary.")
 
 
 def _require_opening(path: Path, backend: Backend, config: TowerConfig, engine: Engine) -> None:

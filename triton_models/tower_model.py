@@ -24,6 +24,7 @@ class TowerModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph and check its tensors against the configuration."""
         config = tower_config_from_triton(args["model_config"], self.engine)
+        self._name = config.name
         self._inputs = list(config.inputs)
         self._server = TowerServer(version_folder(args), config, self.engine)
         self._gate = DrainGate(DrainedKind.TOWER)
@@ -38,17 +39,24 @@ class TowerModel:
                 for r in requests
             ]
             outcomes = self._server.run(inputs, [r.requested_output_names() for r in requests])
-            return [_response(outcome) for outcome in outcomes]
+            return [self._response(outcome) for outcome in outcomes]
 
     def finalize(self) -> None:
         """Release the graph."""
         self._gate.close()
         self._server.close()
 
+    def _response(self, outcome: dict[str, Any] | EngineError | InputError) -> Any:
+        """Build Triton's response; what an engine says has paths and names of this machine, for the log."""
+        if isinstance(outcome, InputError):
+            return _failure(str(outcome), pb_utils.TritonError.INVALID_ARG)
+        if isinstance(outcome, EngineError):
+            pb_utils.Logger.log_error(f"{self._name}: {outcome}")
+            return _failure(
+                f"{self._name} failed to compute; the server's log says why.", pb_utils.TritonError.INTERNAL
+            )
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(n, a) for n, a in outcome.items()])
 
-def _response(outcome: dict[str, Any] | EngineError | InputError) -> Any:
-    if isinstance(outcome, (EngineError, InputError)):
-        codes = pb_utils.TritonError
-        code = codes.INVALID_ARG if isinstance(outcome, InputError) else codes.INTERNAL
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(outcome), code))
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(n, a) for n, a in outcome.items()])
+
+def _failure(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

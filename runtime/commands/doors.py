@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING
 from runtime.errors import InputError
 from runtime.extras import needing
 from runtime.manifest import Modality
+from runtime.remote.options import UNIX
 
 if TYPE_CHECKING:
     from runtime.gateway.models import ModelOpener
     from runtime.gateway.options import GatewayOptions
     from runtime.local import LocalEncoder
-    from runtime.remote.options import Connection
+    from runtime.remote.options import Address, Connection
     from runtime.server.process import Server
 
-__all__ = ["Door", "guarded_server", "local_models", "require_gateway", "running_door"]
+__all__ = [
+    "Door",
+    "GuardedAddresses",
+    "guarded_server",
+    "local_models",
+    "place_of_model",
+    "require_gateway",
+    "running_door",
+]
 
 _EXTRA = "babeltower[gateway]"
 _LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"
@@ -66,40 +75,59 @@ def running_door(door: Door, openers: Sequence[ModelOpener]) -> Iterator[str]:
         yield door.url(address)
 
 
+@dataclass(frozen=True, slots=True)
+class GuardedAddresses:
+    """Addresses at which clients reach a server behind the gateway."""
+
+    http_url: str
+    grpc: str
+
+
 @contextlib.contextmanager
-def guarded_server(door: Door, server: Server, names: Sequence[str], *, http_api: bool) -> Iterator[str]:
-    """Run the gateway in front of a server's HTTP endpoint; yields its URL. Errors as of ``running_gateway``.
+def guarded_server(
+    door: Door,
+    server: Server,
+    names: Sequence[str],
+    *,
+    http_api: bool,
+    grpc_port: int = 0,
+    is_healthy: Callable[[], bool] = lambda: True,
+) -> Iterator[GuardedAddresses]:
+    """Run the gateway in front of a guarded server; errors as of ``running_gateway``.
 
     Args:
         names: Models of the server.
         http_api: Also answer ``/v1``.
+        grpc_port: Port of gRPC, where that is guarded too.
+        is_healthy: Whether the server's models answer rightly; ``/v2/health/ready`` says so.
     """
     from runtime.gateway.app import gateway_app
     from runtime.gateway.models import remote_opener
-    from runtime.gateway.options import TritonEndpoint
+    from runtime.gateway.options import GrpcDoor, TritonEndpoint
     from runtime.gateway.serving import running_gateway
 
-    openers = [remote_opener(*_place_of_model(server, name)) for name in names]
-    triton = TritonEndpoint(server.addresses.http, server.addresses.metrics, server.security.client_headers())
-    app = gateway_app(openers if http_api else [], door.options, triton=triton)
+    addresses = server.addresses
+    openers = [remote_opener(*place_of_model(server, name)) for name in names]
+    triton = TritonEndpoint(addresses.http, addresses.metrics, server.security.client_headers(), is_healthy)
+    grpc = GrpcDoor(addresses.grpc, door.host, grpc_port) if addresses.grpc.startswith(UNIX) else None
+    app = gateway_app(openers if http_api else [], door.options, triton=triton, grpc=grpc)
     with running_gateway(app, door.host, door.port, door.options) as address:
-        yield door.url(address)
+        reached = addresses.grpc if grpc is None else f"{door.host}:{grpc.bound[0]}"
+        yield GuardedAddresses(door.url(address), reached)
 
 
-def _place_of_model(server: Server, name: str) -> tuple[str, Connection]:
-    """Return a served model's address for the gateway: gRPC, where leaving senders cancel their requests.
+def place_of_model(server: Server, name: str) -> tuple[Address, Connection]:
+    """Return a model's gRPC address on a server of this process, and how to connect to it."""
+    from runtime.remote.options import Address, Connection, WireProtocol
 
-    With TLS, the certificate is not for this address; the plain inner HTTP endpoint is asked then.
-    """
-    from runtime.remote.options import Connection
-
-    security = server.security
-    if security.certificate is not None:
-        connection = Connection(headers=security.client_headers(), retry_for_s=_RETRY_S)
-        return f"http://{server.addresses.http}/{name}", connection
-    host, _, port = server.addresses.grpc.rpartition(":")
+    security, grpc = server.security, server.addresses.grpc
+    if grpc.startswith(UNIX):
+        return Address(WireProtocol.GRPC, False, grpc, 0, name), Connection(retry_for_s=_RETRY_S)
+    host, _, port = grpc.rpartition(":")
     host = _LOOPBACK if host == _EVERYWHERE else host
-    return f"grpc://{host}:{port}/{name}", Connection(token=security.token, retry_for_s=_RETRY_S)
+    has_tls = security.certificate is not None
+    connection = Connection(token=security.token, ca_file=security.certificate, retry_for_s=_RETRY_S)
+    return Address(WireProtocol.GRPC, has_tls, host, int(port), name), connection
 
 
 def local_models(repository: Path, default_language: str | None) -> Iterator[LocalEncoder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
 
 if TYPE_CHECKING:
-    from runtime.commands.doors import Door
+    from runtime.commands.doors import Door, GuardedAddresses
     from runtime.server.process import Server, ServerOptions
     from runtime.server.security import Security
 
@@ -166,6 +167,11 @@ def serve(
     from runtime.server.security import Security, require_safe_exposure
 
     _require_ports(port, grpc_port, metrics_port)
+    if ":" in host:
+        raise InputError(
+            f"--host {host} is an IPv6 address, and serve listens on IPv4. Pass --host 127.0.0.1 or 0.0.0.0."
+        )
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # its handlers write among serve's own lines
     token = None if token_file is None else token_from_file(token_file)
     security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
     require_safe_exposure(host, security, insecure=insecure)
@@ -187,7 +193,7 @@ def serve(
     _require_guard(host, security, http_api=http_api, insecure=insecure)
     options = ServerOptions(
         host=host,
-        inner_host=_HOST if guard else None,
+        metrics_host=_HOST if guard else None,
         http_port=0 if guard else port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
@@ -269,10 +275,12 @@ def _serve_models(
 
     require_gateway("--http-api")
     from runtime.gateway.models import local_opener, remote_opener
+    from runtime.remote.options import address_from_text
 
     with contextlib.ExitStack() as stack:
         if "://" in place:
-            openers = [remote_opener(place, connection_from_files(upstream_token_file, ca_file))]
+            address = address_from_text(place)
+            openers = [remote_opener(address, connection_from_files(upstream_token_file, ca_file))]
         else:
             models = local_models(Path(place), door.options.default_language)
             openers = [local_opener(stack.enter_context(model)) for model in models]
@@ -291,11 +299,11 @@ def _serve_repository(
     http_api: bool,
 ) -> None:
     """Keep a Triton server running until it is stopped, behind the gateway if its HTTP port is guarded."""
-    from runtime.commands.doors import guarded_server
+    from runtime.commands.doors import GuardedAddresses, guarded_server
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.served_models import readable_models
-    from runtime.server.supervision import supervised
+    from runtime.server.served_models import plain_folder, readable_models
+    from runtime.server.supervision import Health, supervised
 
     readable = readable_models(repository) or None
     if models_without_gpu(repository, readable) is not None:
@@ -320,16 +328,31 @@ def _serve_repository(
         from runtime.gateway.serving import require_free_port
 
         require_free_port(door.host, door.port)
+        if options.guards_grpc:
+            require_free_port(door.host, options.grpc_port)
+    health = Health()
     with contextlib.ExitStack() as doors:
-        urls: list[str] = []
+        options = dataclasses.replace(
+            options, sockets=doors.enter_context(plain_folder("babeltower-sockets-"))
+        )
+        reached: list[GuardedAddresses] = []
 
         def started(server: Server) -> None:
-            if options.security.guarded and not urls:  # it stays when the server is started again
+            if options.security.guarded and not reached:  # it stays when the server is started again
                 loaded = {model["name"] for model in server.models() if model.get("state") == "READY"}
                 names = readable_models(repository)
                 names = [name for name in names if front_end_name(name, Modality.TEXT) in loaded]
-                urls.append(doors.enter_context(guarded_server(door, server, names, http_api=http_api)))
-            _show(server, urls[0] if urls else f"http://{server.addresses.http}")
+                gateway = guarded_server(
+                    door,
+                    server,
+                    names,
+                    http_api=http_api,
+                    grpc_port=options.grpc_port,
+                    is_healthy=health.is_good,
+                )
+                reached.append(doors.enter_context(gateway))
+            own = GuardedAddresses(server.addresses.http_url, server.addresses.grpc)
+            _show(server, reached[0] if reached else own)
 
         supervised(
             repository,
@@ -339,6 +362,7 @@ def _serve_repository(
             started=started,
             say=say,
             each_look=_settler(repository, control=options.explicit, say=say),
+            health=health,
         )
 
 
@@ -366,15 +390,12 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
     def settle_killed(server: Server) -> None:
         try:
             if recover_files(repository, say) and control:
-                from runtime.remote import Connection, address_from_text
+                from runtime.commands.doors import place_of_model
                 from runtime.repository import staging
                 from runtime.rollout import Control, settle
 
-                secure = "s" if server.security.certificate else ""
-                address = address_from_text(f"grpc{secure}://{server.addresses.grpc}/model")
-                connection = Connection(token=server.security.token, ca_file=server.security.certificate)
                 with (
-                    contextlib.closing(Control(address, connection)) as client,
+                    contextlib.closing(Control(*place_of_model(server, "model"))) as client,
                     staging(repository, "serve") as stage,
                 ):
                     settle(repository, stage, client, say)
@@ -388,10 +409,10 @@ def _settler(repository: Path, *, control: bool, say: Callable[[str], None]) -> 
     return settle_killed
 
 
-def _show(server: Server, url: str) -> None:
+def _show(server: Server, reached: GuardedAddresses) -> None:
     for model in server.models():
         typer.echo(f"{model['name']} {model.get('version', '')} {model.get('state', '')}".rstrip())
     secure = "s" if server.security.certificate else ""
-    typer.echo(f"http     {url}")
-    typer.echo(f"grpc     grpc{secure}://{server.addresses.grpc}")
+    typer.echo(f"http     {reached.http_url}")
+    typer.echo(f"grpc     grpc{secure}://{reached.grpc}")
     typer.echo(f"metrics  http://{server.addresses.metrics}/metrics")

@@ -20,7 +20,7 @@ from runtime.gateway.guard import Guard
 from runtime.gateway.metrics import GatewayMetrics, Timed
 from runtime.gateway.models import GatewayModel, ModelOpener
 from runtime.gateway.openapi import openapi_document, openapi_page
-from runtime.gateway.options import GatewayOptions, TritonEndpoint
+from runtime.gateway.options import GatewayOptions, GrpcDoor, TritonEndpoint
 from runtime.gateway.triton import TritonRoutes
 from runtime.logs import LOGGER
 
@@ -30,13 +30,18 @@ _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def gateway_app(
-    openers: Sequence[ModelOpener], options: GatewayOptions, *, triton: TritonEndpoint | None = None
+    openers: Sequence[ModelOpener],
+    options: GatewayOptions,
+    *,
+    triton: TritonEndpoint | None = None,
+    grpc: GrpcDoor | None = None,
 ) -> Starlette:
     """Return the application; its models are opened when it starts, and closed when it ends.
 
     Args:
         openers: Models of ``/v1``; without any, there is no ``/v1``.
         triton: Server whose ``/v2`` and ``/metrics`` are forwarded.
+        grpc: gRPC that is answered as long as the application runs.
     """
     metrics = GatewayMetrics()
     models: dict[str, GatewayModel] = {}
@@ -52,6 +57,11 @@ def gateway_app(
             if triton is not None:
                 forwarding.append(TritonRoutes(triton, metrics))
                 stack.push_async_callback(forwarding[0].close)
+            if grpc is not None:
+                from runtime.gateway.grpc_guard import running_grpc_guard
+
+                guard = running_grpc_guard(grpc.upstream, grpc.host, grpc.port, options)
+                grpc.bound.append(await stack.enter_async_context(guard))
             yield
 
     async def forwarded(request: Request) -> Response:

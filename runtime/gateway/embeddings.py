@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.errors import BabeltowerError
 from runtime.gateway.failures import GatewayError, error_of_failure
+from runtime.gateway.guard import body_of_request
 from runtime.gateway.inputs import EmbeddingInputs, EmbeddingRequest, inputs_of_request, request_from_body
 from runtime.gateway.metrics import GatewayMetrics
 from runtime.gateway.models import GatewayModel, gathered
@@ -50,10 +51,13 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """Answer ``POST /v1/embeddings``; the work ends when the sender leaves."""
-        asked = request_from_body(await request.body())
+        body = body_of_request(request)
+        asked = request_from_body(body)
+        body.clear()  # its texts and images are in memory a second time
         model = self._model(asked.model)
         dim = _width(asked, model)
         inputs = inputs_of_request(asked, self._options)
+        asked.input = None
         try:
             vectors = await while_connected(request, _embedded(model, inputs, dim))
         except BabeltowerError as error:

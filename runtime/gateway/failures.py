@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
-from runtime.errors import BabeltowerError, InputError, ServerError
+from runtime.errors import BabeltowerError, InputError, LanguageError, ServerError
+from runtime.preprocessing.text import NEEDS_LANGUAGE
 
 __all__ = ["GatewayError", "error_of_failure", "response_of_error"]
 
 _RETRY_AFTER = "1"
+_HOW = (
+    ' Send "language": "pt", a FLORES-200 code or BCP-47 tag, in the request, or start `babeltower serve` '
+    "with --default-language."
+)
+_LONGEST_MESSAGE = 1_000
+"""Messages name what was asked, which may be as long as a body."""
 
 
 class GatewayError(Exception):
@@ -22,12 +29,18 @@ class GatewayError(Exception):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
     ) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half:]}"
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
 
 def error_of_failure(error: BabeltowerError) -> GatewayError:
     """Convert a failure of a model to the gateway's error."""
+    if isinstance(error, LanguageError) and NEEDS_LANGUAGE in str(error):
+        start = str(error).partition(NEEDS_LANGUAGE)[0]
+        return GatewayError(400, start + NEEDS_LANGUAGE + _HOW, param="language", code="invalid_input")
     if isinstance(error, InputError):
         return GatewayError(400, str(error), param="input", code="invalid_input")
     if isinstance(error, ServerError):

@@ -1,19 +1,37 @@
-"""What a request must pass before a route sees it: the token, and the size of its body."""
+"""What a request must pass before a route sees it: the token, and the size and structure of its body."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Callable
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.gateway.failures import GatewayError, response_of_error
+from runtime.gateway.memory import MemoryTrim
+from runtime.gateway.nesting import JsonStructure
 from runtime.gateway.options import GatewayOptions
 
-__all__ = ["OPEN_PATHS", "Guard"]
+__all__ = ["HEAD", "OPEN_PATHS", "Guard", "body_of_request"]
 
 OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no token: probes of load balancers have none."""
+
+HEAD = "inference-header-content-length"
+"""Header of KServe's binary format: size of the JSON before the tensors."""
+
+_BODY = "babeltower.body"
+_MOST_DIGITS = 18
+_MOST_VALUES, _MOST_TENSOR_VALUES = 1 << 16, 1 << 18
+"""Values of JSON of ``/v1``, where 2,048 inputs take a fifth of them, and of ``/v2``, with small tensors."""
+
+
+def body_of_request(request: Request) -> bytearray:
+    """Return the body of a request that the guard let in; whoever has parsed it may clear it."""
+    body: bytearray = request.scope[_BODY]
+    return body
 
 
 class Guard:
@@ -24,6 +42,8 @@ class Guard:
         self._options = options
         self._token = (options.token or "").encode()
         self._waiting_bytes = 0
+        self._n_running = 0
+        self._trim = MemoryTrim()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on with its body."""
@@ -31,27 +51,27 @@ class Guard:
             await self._app(scope, receive, send)
             return
         held = _Held(self)
+        is_running = False
         try:
             try:
                 self._require_token(scope)
-                body = await self._body(scope, receive, held)
+                scope[_BODY] = await self._body(scope, receive, held)
+                is_running = self._begin(scope)
             except GatewayError as error:
                 await response_of_error(error, scope["path"])(scope, receive, send)
                 return
-            await self._app(scope, _receiving(body, receive), send)
+            await self._app(scope, receive, send)
         finally:
+            self._n_running -= is_running
+            scope.pop(_BODY, None)
+            self._trim.note_released(held.n_bytes)
             held.release()
 
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the bodies of all requests being answered."""
-        return self._waiting_bytes
-
     def take(self, n_bytes: int) -> None:
-        """Count bytes of a body.
+        """Count memory of a request.
 
         Raises:
-            GatewayError: the bodies of all requests are too large together.
+            GatewayError: all requests take too much together.
         """
         if self._waiting_bytes + n_bytes > self._options.max_waiting_bytes:
             raise GatewayError(
@@ -60,7 +80,7 @@ class Guard:
         self._waiting_bytes += n_bytes
 
     def give_back(self, n_bytes: int) -> None:
-        """Stop counting bytes of a body."""
+        """Stop counting memory of a request."""
         self._waiting_bytes -= n_bytes
 
     def _require_token(self, scope: Scope) -> None:
@@ -76,27 +96,125 @@ class Guard:
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise GatewayError(401, "The request's token is not the server's.", code="invalid_api_key")
 
-    async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytes:
-        limit = self._options.max_body_bytes
-        headers = dict(scope["headers"])
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise GatewayError(415, "The body is compressed. Send it as it is.", code="compressed")
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > limit:
-            raise _too_large(limit)
-        parts: list[bytes] = []
+    def _begin(self, scope: Scope) -> bool:
+        """Count a request that is now answered; those for health are not counted."""
+        if scope["path"] in OPEN_PATHS:
+            return False
+        if self._n_running >= self._options.max_running:
+            raise GatewayError(
+                503, "Too many requests are being answered. Try again later.", code="overloaded"
+            )
+        self._n_running += 1
+        return True
+
+    async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytearray:
+        headers = _Headers(scope)
+        headers.require_plain()
+        counted = self._bounds(scope, headers)
+        headers.require_at_most(counted.limit)
+        body = bytearray()
         deadline = asyncio.get_running_loop().time() + self._options.body_s
         while True:
             message = await _within(receive, deadline)
             if message["type"] == "http.disconnect":
                 raise GatewayError(400, "The sender left before the body was complete.")
             if part := message.get("body", b""):
-                if held.n_bytes + len(part) > limit:
-                    raise _too_large(limit)
-                held.take(len(part))
-                parts.append(part)
+                counted.add(part, held.take)
+                body += part
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return body
+
+    def _bounds(self, scope: Scope, headers: _Headers) -> _BodyBounds:
+        """Return the bounds of a body, by its path.
+
+        Raises:
+            GatewayError: the size of the JSON in it is not valid, or too large.
+        """
+        options = self._options
+        if not scope["path"].startswith("/v2"):
+            limit = min(options.max_image_json_bytes, options.max_body_bytes)
+            return _BodyBounds(limit, limit, _MOST_VALUES)
+        json_limit = min(options.max_json_bytes, options.max_body_bytes)
+        head = headers.only(HEAD.encode())
+        if head is None:
+            return _BodyBounds(json_limit, json_limit, _MOST_TENSOR_VALUES)
+        if not head.isdigit():
+            raise GatewayError(400, f"{HEAD} is {head.decode('latin-1')!r}; expected a number of bytes.")
+        if len(head) > _MOST_DIGITS or int(head) > json_limit:
+            raise _too_large(json_limit, "JSON of the body")
+        return _BodyBounds(options.max_body_bytes, int(head), _MOST_TENSOR_VALUES)
+
+
+class _Headers:
+    """Headers that say how a body is sent."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._headers = scope["headers"]
+
+    def all(self, name: bytes) -> list[bytes]:
+        """Return the values of a header."""
+        return [value.strip().lower() for key, value in self._headers if key == name]
+
+    def only(self, name: bytes) -> bytes | None:
+        """Return the value of a header that may be there once.
+
+        Raises:
+            GatewayError: it is there several times.
+        """
+        values = self.all(name)
+        if len(values) > 1:
+            raise GatewayError(400, f"The request has several headers {name.decode()}.")
+        return values[0] if values else None
+
+    def require_plain(self) -> None:
+        """Check that a body is sent as it is, in one piece or in chunks.
+
+        Raises:
+            GatewayError: it is compressed, or coded in another way.
+        """
+        if any(value not in (b"", b"identity") for value in self.all(b"content-encoding")):
+            raise GatewayError(415, "The body is compressed. Send it as it is.", code="compressed")
+        if any(value != b"chunked" for value in self.all(b"transfer-encoding")):
+            raise GatewayError(
+                501,
+                "The body's transfer coding is not known. Send it as it is, or chunked.",
+                code="compressed",
+            )
+
+    def require_at_most(self, limit: int) -> None:
+        """Check the size that a body has by its header.
+
+        Raises:
+            GatewayError: it is too large.
+        """
+        declared = self.only(b"content-length") or b"0"
+        if not declared.isdigit() or len(declared) > _MOST_DIGITS or int(declared) > limit:
+            raise _too_large(limit)
+
+
+class _BodyBounds:
+    """Size of a body, and structure of the JSON that it begins with."""
+
+    def __init__(self, limit: int, json_bytes: int, max_values: int) -> None:
+        self.limit = limit
+        self._json_left = json_bytes
+        self._structure = JsonStructure(max_values)
+        self._n_bytes = 0
+
+    def add(self, part: bytes, take: Callable[[int], None]) -> None:
+        """Count a part, and take memory for it and for what is parsed from it.
+
+        Raises:
+            GatewayError: the body is too large, or its JSON too deep or of too many values.
+        """
+        self._n_bytes += len(part)
+        if self._n_bytes > self.limit:
+            raise _too_large(self.limit)
+        before = self._structure.memory_bytes
+        if self._json_left:
+            self._structure.add(part[: self._json_left])
+            self._json_left = max(0, self._json_left - len(part))
+        take(len(part) + self._structure.memory_bytes - before)
 
 
 class _Held:
@@ -125,19 +243,9 @@ async def _within(receive: Receive, deadline: float) -> Message:
         raise GatewayError(408, "The body did not arrive in time.", code="timeout") from None
 
 
-def _too_large(limit: int) -> GatewayError:
+def _too_large(limit: int, what: str = "body") -> GatewayError:
     return GatewayError(
-        413, f"The body exceeds the limit of {limit} bytes. Send fewer inputs in a request.", code="too_large"
+        413,
+        f"The {what} exceeds the limit of {limit} bytes. Send fewer inputs in a request.",
+        code="too_large",
     )
-
-
-def _receiving(body: bytes, receive: Receive) -> Receive:
-    """Return the body in one message, then what the connection tells."""
-    pending = [body]
-
-    async def received() -> Message:
-        if pending:
-            return {"type": "http.request", "body": pending.pop(), "more_body": False}
-        return await receive()
-
-    return received

@@ -17,8 +17,17 @@ from runtime.gateway.options import GatewayOptions
 __all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
 _MAX_CHARACTERS = 16_384
-_DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w.+=-]+)*?;base64,")
-_IMAGE_START = "data:image/"
+_IMAGE_START = re.compile(r"data:\s*image/", re.IGNORECASE)
+_DATA_URL = re.compile(
+    r"data:(?P<type>[a-z][\w!#$&^.+-]*/[\w!#$&^.+-]+)?(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE
+)
+"""Start of a data URL, as RFC 2397 has it; ``Data: 3/4, a text`` is none."""
+
+_OTHER_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+_BLANKS = "".join(map(chr, range(33))) + "\u00a0\u200b\ufeff"
+"""What URLs may begin with, and what comes with copied ones."""
+
+_LONGEST_URL_START = 1_024
 
 _TEXT_OR_IMAGE = {
     "anyOf": [
@@ -77,7 +86,7 @@ class EmbeddingInputs:
     images: tuple[tuple[int, bytes], ...]
 
 
-def request_from_body(body: bytes) -> EmbeddingRequest:
+def request_from_body(body: bytes | bytearray) -> EmbeddingRequest:
     """Parse a request.
 
     Raises:
@@ -119,7 +128,7 @@ def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Emb
 def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, str | None]:
     """Return an input's text, image and own language."""
     if isinstance(item, str):
-        is_image = item.startswith(_IMAGE_START) if modality is None else modality == "image"
+        is_image = _is_image(item, i) if modality is None else modality == "image"
         return ("", item, None) if is_image else (item, None, None)
     if isinstance(item, dict):
         known = {"image"} if "image" in item else {"text", "language"}
@@ -142,6 +151,27 @@ def _parts(item: Any, i: int, modality: str | None) -> tuple[str, str | None, st
     raise _wrong(f"input {i} is of type {type(item).__name__}; expected a text or an image.")
 
 
+def _is_image(item: str, i: int) -> bool:
+    """Whether a string is an image, by its start.
+
+    Raises:
+        GatewayError: it is a data URL of something else.
+    """
+    start = _start(item)
+    if _IMAGE_START.match(start):
+        return True
+    if _DATA_URL.match(start):
+        raise _wrong(
+            f"input {i} is a data URL, but not of an image; expected data:image/...;base64,... To embed it "
+            'as a text, pass "modality": "text".'
+        )
+    return False
+
+
+def _start(text: str) -> str:
+    return text[:_LONGEST_URL_START].lstrip(_BLANKS)
+
+
 def _checked(text: str, i: int) -> str:
     if not text.strip():
         raise _wrong(f"input {i} is an empty text.")
@@ -153,15 +183,23 @@ def _checked(text: str, i: int) -> str:
 
 
 def _bytes_of_image(text: str, i: int) -> bytes:
-    if text.startswith(("http://", "https://")):
+    start = _start(text)
+    url = _DATA_URL.match(start)
+    if url is None and _OTHER_URL.match(start):
+        if start[:5].lower() == "data:":
+            raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
         raise _wrong(
             f"input {i} is the URL of an image, which is not fetched. Send the image: data:image/..."
         )
-    start = _DATA_URL.match(text)
-    if start is None and text.startswith("data:"):
-        raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
+    begins = text.index(start) if start else 0
+    if url is not None:
+        if not (url["type"] or "").lower().startswith("image/"):
+            raise _wrong(f"input {i} is no data URL of an image; expected data:image/...;base64,...")
+        if url["parameters"].rpartition(";")[2].strip().lower() != "base64":
+            raise _wrong(f"input {i} is no data URL in base64; expected data:image/...;base64,...")
+        begins += url.end()
     try:
-        return base64.b64decode(text[start.end() :] if start else text, validate=True)
+        return base64.b64decode(text[begins:] if begins else text, validate=True)
     except (binascii.Error, ValueError):
         raise _wrong(f"input {i} is an image that is not valid base64.") from None
 

@@ -21,7 +21,7 @@ from runtime.preprocessing.image import decode, pixels_from_image
 from runtime.preprocessing.image_work import name_of_row, works_of_files
 from runtime.preprocessing.text import Text
 from runtime.remote.calls import Caller
-from runtime.remote.options import Connection, address_from_text
+from runtime.remote.options import Address, Connection
 from runtime.remote.payloads import RequestRows, concatenated
 from runtime.remote.transport import open_transport
 
@@ -60,16 +60,15 @@ ModelOpener = Callable[[], Awaitable[GatewayModel]]
 """Function that opens a model on the running event loop."""
 
 
-def remote_opener(address: str, connection: Connection) -> ModelOpener:
+def remote_opener(address: Address, connection: Connection) -> ModelOpener:
     """Return the opener of a model on a server; errors as of ``Encoder.open`` with an address."""
-    parsed = address_from_text(address)
-    connection.require_fitting(parsed)
+    connection.require_fitting(address)
     connection = dataclasses.replace(connection, concurrency=max(_CONCURRENCY, connection.concurrency))
 
     async def opened() -> GatewayModel:
-        caller = Caller(open_transport(parsed, connection), connection, str(parsed))
+        caller = Caller(open_transport(address, connection), connection, str(address))
         try:
-            served = await caller.open(parsed.name)
+            served = await caller.open(address.name)
         except BaseException:
             await caller.close()
             raise

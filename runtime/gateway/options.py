@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["GatewayOptions", "TritonEndpoint"]
+__all__ = ["GatewayOptions", "GrpcDoor", "TritonEndpoint"]
 
 
 @dataclass(frozen=True, slots=True)
 class TritonEndpoint:
-    """Triton server behind the gateway; addresses are ``HOST:PORT``.
+    """Triton server behind the gateway; addresses are ``HOST:PORT`` or ``unix:PATH``.
 
     Attributes:
         headers: Headers of every request that the gateway forwards.
+        is_healthy: Whether the server's models answer rightly, as far as who watches it knows. Triton's own
+            readiness does not tell.
     """
 
     http: str
     metrics: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
+    is_healthy: Callable[[], bool] = lambda: True
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcDoor:
+    """gRPC of a server behind the gateway, and where the gateway answers for it.
+
+    Attributes:
+        upstream: gRPC target of the server, which only this process reaches.
+        port: 0 picks a free one.
+        bound: Port that was picked, once the gateway has started.
+    """
+
+    upstream: str
+    host: str
+    port: int
+    bound: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +49,14 @@ class GatewayOptions:
         token: Bearer token that every request but those for health must send; ``None`` lets everybody in.
         certificate, key: Certificate chain and key (PEM) of TLS; neither or both.
         default_language: Language of texts whose request names none, for clients that cannot.
-        max_body_bytes: Maximum size of a request's body.
-        max_waiting_bytes: Maximum size of the bodies of all requests being answered; further ones are told to
-            come back later.
+        max_body_bytes: Maximum size of a request's body, or of a message of guarded gRPC.
+        max_json_bytes: Maximum size of its JSON, but for ``/v1``, where images are in it.
+        max_image_json_bytes: Maximum size of a body of ``/v1``: room for one image of 32 MiB in base64.
+        max_waiting_bytes: Maximum memory of all requests being answered: their bodies, and what their values
+            take when they are parsed. Further ones are told to come back later.
         max_inputs: Maximum texts and images of a request.
+        max_connections: Maximum HTTP connections; over it, those that wait longest for their clients end.
+        max_running: Maximum HTTP requests being answered, apart from those for health.
         body_s: Maximum time for a body to arrive.
     """
 
@@ -41,6 +65,10 @@ class GatewayOptions:
     key: Path | None = None
     default_language: str | None = None
     max_body_bytes: int = 64 << 20
+    max_json_bytes: int = 8 << 20
+    max_image_json_bytes: int = 48 << 20
     max_waiting_bytes: int = 256 << 20
     max_inputs: int = 2_048
+    max_connections: int = 2_048
+    max_running: int = 1_024
     body_s: float = 60.0

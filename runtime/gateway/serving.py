@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 
 from runtime.errors import BabeltowerError, EngineError
 from runtime.gateway.options import GatewayOptions
+from runtime.gateway.protocol import BoundedHttp
 
 __all__ = ["require_free_port", "running_gateway"]
 
-_MOST_CONNECTIONS = 2_048
 _STOP_S = 30
 _KEEP_ALIVE_S = 75
+_HANDSHAKE_S = 10.0
 
 
 @contextlib.contextmanager
@@ -73,9 +77,26 @@ class _Server(uvicorn.Server):
             self._decided.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen."""
-        await super().startup(sockets=sockets)
+        """Start to listen, as uvicorn does, which gives a TLS handshake a minute."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._connection,
+                sock=listener,
+                ssl=self.config.ssl,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=None if self.config.ssl is None else _HANDSHAKE_S,
+            )
+            for listener in sockets or []
+        ]
+        self.started = True
         self._decided.set()
+
+    def _connection(self) -> BoundedHttp:
+        return BoundedHttp(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def wait_until_started(self) -> None:
         """Wait until the server listens; errors as of ``running_gateway``."""
@@ -92,13 +113,14 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp, options: GatewayOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",  # of warnings, every client could write as many as it likes
         access_log=False,
         server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
+        limit_concurrency=options.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_STOP_S,
         ssl_certfile=options.certificate,

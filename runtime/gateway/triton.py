@@ -14,16 +14,18 @@ from starlette.responses import Response
 
 from runtime.gateway.embeddings import while_connected
 from runtime.gateway.failures import GatewayError
+from runtime.gateway.guard import HEAD, body_of_request
 from runtime.gateway.metrics import GatewayMetrics
-from runtime.gateway.nesting import require_flat_json
 from runtime.gateway.options import TritonEndpoint
+from runtime.remote.options import UNIX
 
 __all__ = ["TritonRoutes"]
 
-_HEAD = "inference-header-content-length"
-_FORWARDED = ("content-type", "accept", _HEAD)
-_RETURNED = ("content-type", _HEAD)
-_LONG_JSON = 1 << 16
+_FORWARDED = ("content-type", "accept", HEAD)
+_RETURNED = ("content-type", HEAD)
+_NOT_PARSED = (b'{"error":"failed to parse', b'{"error":"Unable to parse')
+"""Start of Triton's answer to JSON that is not valid, which it takes for a fault of its own."""
+_READY_PATH = "/v2/health/ready"
 _ANSWER_S = 300.0
 
 
@@ -33,53 +35,64 @@ class TritonRoutes:
     def __init__(self, endpoint: TritonEndpoint, metrics: GatewayMetrics) -> None:
         self._endpoint = endpoint
         self._metrics = metrics
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            headers=endpoint.headers,
-            timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
-            skip_auto_headers=("Accept-Encoding",),
-            trust_env=False,
-        )
+        http, is_socket = endpoint.http, endpoint.http.startswith(UNIX)
+        self._url = "http://triton" if is_socket else f"http://{http}"
+        self._http = _session(endpoint, http.removeprefix(UNIX) if is_socket else None)
+        self._pages = _session(endpoint, None)
 
     async def forwarded(self, request: Request) -> Response:
         """Answer a request of KServe's protocol."""
-        body = await request.body()
-        await _require_flat(body, request.headers.get(_HEAD))
+        if request.url.path == _READY_PATH and not self._endpoint.is_healthy():
+            raise GatewayError(503, "A model does not answer as it should; `babeltower ready` says which.")
+        body = body_of_request(request)
+        _require_head(body, request.headers.get(HEAD))
         path = request.url.path
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         return await while_connected(
-            request, self._asked(request.method, f"http://{self._endpoint.http}{path}{query}", body, headers)
+            request, _asked(self._http, request.method, f"{self._url}{path}{query}", body, headers)
         )
 
     async def metrics(self, _: Request) -> Response:
         """Answer ``GET /metrics``: the gateway's counters, then the server's."""
-        answer = await self._asked("GET", f"http://{self._endpoint.metrics}/metrics", b"", {})
+        answer = await _asked(self._pages, "GET", f"http://{self._endpoint.metrics}/metrics", b"", {})
         return Response(self._metrics.page() + bytes(answer.body), media_type="text/plain; version=0.0.4")
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._session.close()
-
-    async def _asked(self, method: str, url: str, body: bytes, headers: dict[str, str]) -> Response:
-        try:
-            async with self._session.request(
-                method, url, data=body or None, headers=headers, allow_redirects=False
-            ) as answer:
-                returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
-                return Response(await answer.read(), answer.status, returned)
-        except asyncio.TimeoutError:
-            raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
-        except aiohttp.ClientError as error:
-            raise GatewayError(503, f"The server cannot be reached: {error}.") from None
+        await self._http.close()
+        await self._pages.close()
 
 
-async def _require_flat(body: bytes, head: str | None) -> None:
-    """Check the depth of a request's JSON, which is all of the body or its first ``head`` bytes."""
-    if head is not None and (not head.isdigit() or int(head) > len(body)):
-        raise GatewayError(400, f"{_HEAD} is {head!r}; the body has {len(body)} bytes.")
-    text = body if head is None else body[: int(head)]
-    if len(text) < _LONG_JSON:
-        require_flat_json(text)
-    else:
-        await asyncio.get_running_loop().run_in_executor(None, require_flat_json, text)
+def _session(endpoint: TritonEndpoint, socket: str | None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0) if socket is None else aiohttp.UnixConnector(socket, limit=0)
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=endpoint.headers,
+        timeout=aiohttp.ClientTimeout(total=_ANSWER_S),
+        skip_auto_headers=("Accept-Encoding",),
+        trust_env=False,
+    )
+
+
+async def _asked(
+    session: aiohttp.ClientSession, method: str, url: str, body: bytes | bytearray, headers: dict[str, str]
+) -> Response:
+    try:
+        async with session.request(
+            method, url, data=body or None, headers=headers, allow_redirects=False
+        ) as answer:
+            returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
+            content = await answer.read()
+            is_their_fault = answer.status == 500 and content.startswith(_NOT_PARSED)
+            return Response(content, 400 if is_their_fault else answer.status, returned)
+    except asyncio.TimeoutError:
+        raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
+    except aiohttp.ClientError as error:
+        raise GatewayError(503, f"The server cannot be reached: {error}.") from None
+
+
+def _require_head(body: bytearray, head: str | None) -> None:
+    """Check the size of the JSON before the tensors, which the guard has bounded."""
+    if head is not None and int(head) > len(body):
+        raise GatewayError(400, f"{HEAD} is {head!r}; the body has {len(body)} bytes.")

@@ -22,7 +22,18 @@ from runtime.preprocessing.cleaning import (
 )
 from runtime.preprocessing.languages import flores_from_code, spoken_language
 
-__all__ = ["Text", "TokenRow", "Tokenizer", "cleaned_texts", "require_texts", "texts_with_languages"]
+__all__ = [
+    "NEEDS_LANGUAGE",
+    "Text",
+    "TokenRow",
+    "Tokenizer",
+    "cleaned_texts",
+    "require_texts",
+    "texts_with_languages",
+]
+
+NEEDS_LANGUAGE = "This text tower needs the language of every text."
+"""Start of the message for a text without one; how to pass it differs between Python and HTTP."""
 
 _END = object()
 
@@ -271,7 +282,7 @@ class Tokenizer:
             return self._preprocessing.prefix_ids
         if code is None:
             raise LanguageError(
-                "This text tower needs the language of every text. Pass language=..., e.g. "
+                f"{NEEDS_LANGUAGE} Pass language=..., e.g. "
                 "language='por_Latn' or one code per text, or open the Encoder with default_language=...."
             )
         ids = self._preprocessing.language_ids

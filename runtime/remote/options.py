@@ -15,6 +15,8 @@ from runtime.errors import BabeltowerError, InputError
 from runtime.manifest import require_name
 
 __all__ = [
+    "TRITON_GRPC_PREFIX",
+    "UNIX",
     "Address",
     "Connection",
     "WireProtocol",
@@ -26,11 +28,16 @@ __all__ = [
 ]
 
 _SHORTEST_TOKEN = 16
+_LONGEST_TOKEN_FILE = 4_096
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """A bearer token as of RFC 6750; other characters would end Triton's option or a header."""
 
-_TRITON_GRPC_PREFIX = "triton-grpc-protocol-"
+TRITON_GRPC_PREFIX = "triton-grpc-protocol-"
 """Prefix of the headers that Triton's gRPC endpoint checks before it answers a restricted group."""
+
+
+UNIX = "unix:"
+"""Start of an address that is a Unix socket: ``unix:PATH``, as gRPC writes it."""
 
 
 class WireProtocol(str, Enum):
@@ -61,7 +68,10 @@ _SCHEMES = {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Address ``SCHEME://HOST:PORT/NAME``; ``prefix`` is a gateway's path before NAME, HTTP only."""
+    """Address ``SCHEME://HOST:PORT/NAME``; ``prefix`` is a gateway's path before NAME, HTTP only.
+
+    A gateway reaches the server behind it over a Unix socket: then the host is ``unix:PATH``, gRPC only.
+    """
 
     protocol: WireProtocol
     tls: bool
@@ -72,14 +82,16 @@ class Address:
 
     @property
     def target(self) -> str:
-        """``HOST:PORT``, followed by the gateway's path."""
+        """``HOST:PORT``, followed by the gateway's path; or ``unix:PATH``."""
+        if self.host.startswith(UNIX):
+            return self.host
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}{self.prefix}"
 
     @property
     def is_loopback(self) -> bool:
         """True if the server is on this machine."""
-        return is_loopback(self.host)
+        return self.host.startswith(UNIX) or is_loopback(self.host)
 
     def __str__(self) -> str:
         scheme = self.protocol.value + ("s" if self.tls else "")
@@ -184,7 +196,7 @@ class Connection:
         if self.token is not None:
             headers["authorization"] = bearer(self.token)
             if protocol is WireProtocol.GRPC:
-                headers[f"{_TRITON_GRPC_PREFIX}authorization"] = bearer(self.token)
+                headers[f"{TRITON_GRPC_PREFIX}authorization"] = bearer(self.token)
         return headers
 
     def require_fitting(self, address: Address) -> None:
@@ -210,7 +222,8 @@ def token_from_file(path: Path) -> str:
         InputError: the file cannot be read, or holds no token of at least 16 characters.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            token = file.read(_LONGEST_TOKEN_FILE).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None

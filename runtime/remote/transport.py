@@ -24,6 +24,7 @@ from runtime.remote import options
 from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of
 
 __all__ = [
+    "GRPC_OPTIONS",
     "FailedRequestError",
     "GrpcTransport",
     "HttpTransport",
@@ -35,7 +36,7 @@ __all__ = [
     "open_transport",
 ]
 
-_GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
+GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     # gRPC's default reconnect delay grows to two minutes; a restarted server would be noticed late.
@@ -118,7 +119,7 @@ class Transport(Protocol):
 
 def channel_options(address: options.Address) -> list[tuple[str, int]]:
     """Options of a gRPC channel; a server on this machine is never reached through a proxy."""
-    return [*_GRPC_OPTIONS, *([("grpc.enable_http_proxy", 0)] if address.is_loopback else [])]
+    return [*GRPC_OPTIONS, *([("grpc.enable_http_proxy", 0)] if address.is_loopback else [])]
 
 
 def open_transport(address: options.Address, connection: options.Connection) -> Transport:

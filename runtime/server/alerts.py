@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["QUEUE_TIME", "Alert", "alert_rules", "expressions_of_alerts"]
+__all__ = ["ALERTS", "QUEUE_TIME", "Alert", "alert_rules", "expressions_of_alerts"]
 
 QUEUE_TIME = "babeltower_queue_ms"
 """Recorded metric: mean time that a request waited in the last minute, by server, in ms."""
@@ -39,14 +39,33 @@ class Alert:
         return f"{self.value} {self.fires}"
 
 
-_FRONT_ENDS = '{model=~".+_(text|image)"}'
+_FRONT_ENDS = 'model=~".+_(text|image)"'
 
-_ALERTS: Sequence[Alert] = (
+
+def _failed(reasons: str, minutes: int) -> str:
+    """PromQL of the requests a second that a front end failed, by reasons of ``triton_models.answers``.
+
+    Triton counts a request that a Python model answers with an error among the successes.
+    """
+    return (
+        "sum by (instance, model) "
+        f'(rate(babeltower_failed_requests_total{{reason=~"{reasons}"}}[{minutes}m]))'
+    )
+
+
+def _not_run(minutes: int) -> str:
+    """PromQL of the requests a second that Triton failed before a front end saw them."""
+    return f"sum by (instance, model) (rate(nv_inference_request_failure{{{_FRONT_ENDS}}}[{minutes}m]))"
+
+
+def _run(minutes: int) -> str:
+    return f"sum by (instance, model) (rate(nv_inference_request_success{{{_FRONT_ENDS}}}[{minutes}m]))"
+
+
+ALERTS: Sequence[Alert] = (
     Alert(
         "BabeltowerFailures",
-        f"sum by (instance, model) (rate(nv_inference_request_failure{_FRONT_ENDS}[5m]))"
-        f" / (sum by (instance, model) (rate(nv_inference_request_failure{_FRONT_ENDS}[5m]))"
-        f" + sum by (instance, model) (rate(nv_inference_request_success{_FRONT_ENDS}[5m])))",
+        f"({_failed('tower|internal', 5)} + {_not_run(5)}) / ({_run(5)} + {_not_run(5)})",
         "> 0.05",
         5,
         "page",
@@ -54,11 +73,20 @@ _ALERTS: Sequence[Alert] = (
     ),
     Alert(
         "BabeltowerTowerFailures",
-        'sum by (instance, model) (increase(nv_inference_request_failure{model=~".+_tower_.+"}[5m]))',
+        _failed("tower", 5),
         "> 0",
         2,
         "page",
-        "{{ $labels.model }} on {{ $labels.instance }} fails, and the front end that calls it",
+        "the tower of {{ $labels.model }} on {{ $labels.instance }} fails, or computes no finite vectors",
+    ),
+    Alert(
+        "BabeltowerRefusals",
+        f"{_failed('input|language|image', 15)} / {_run(15)}",
+        "> 0.2",
+        15,
+        "ticket",
+        "{{ $labels.model }} on {{ $labels.instance }} refuses {{ $value | humanizePercentage }} of "
+        "requests: a client sends what is not valid",
     ),
     Alert(
         "BabeltowerStuck",
@@ -95,11 +123,12 @@ _ALERTS: Sequence[Alert] = (
         "no server is scraped: all are down, or Prometheus does not find them",
     ),
 )
+"""Alerts of the rules file."""
 
 
 def expressions_of_alerts() -> list[str]:
     """Return every PromQL expression of the rules."""
-    return [_QUEUE_TIME, *(alert.expression for alert in _ALERTS)]
+    return [_QUEUE_TIME, *(alert.expression for alert in ALERTS)]
 
 
 def alert_rules() -> str:
@@ -115,7 +144,7 @@ def _lines() -> Iterator[str]:
     yield f"      - record: {QUEUE_TIME}"
     yield "        expr: >-"
     yield from _folded(_QUEUE_TIME, indent=10)
-    for alert in _ALERTS:
+    for alert in ALERTS:
         yield f"      - alert: {alert.name}"
         yield "        expr: >-"
         yield from _folded(alert.expression, indent=10)

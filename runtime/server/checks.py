@@ -75,7 +75,7 @@ def _is_loaded(model: str, models: Collection[str] | None) -> bool:
 
 
 def require_right_answers(
-    address: str,
+    url: str,
     repository: Path,
     loaded: Collection[str],
     *,
@@ -87,7 +87,7 @@ def require_right_answers(
     A tower's vectors must match PyTorch's on every backend, including Triton's own.
 
     Args:
-        address: ``HOST:PORT`` of the HTTP endpoint.
+        url: URL of the HTTP endpoint.
         loaded: Names of the Triton models that are ready.
         names: Models to ask; ``None`` for all of the repository.
         headers: Headers of every request.
@@ -97,7 +97,7 @@ def require_right_answers(
         EngineError: a probe gets no answer.
         ManifestError: probes are missing or damaged.
     """
-    server = _Asked(address, headers or {})
+    server = _Asked(url, headers or {})
     for manifest in manifests_of_repository(repository, names):
         for key, variant in manifest.variants.items():
             for modality in Modality:
@@ -182,7 +182,7 @@ def _bytes_tensor(value: bytes) -> NDArray[Any]:
 class _Asked:
     """HTTP endpoint of a server."""
 
-    address: str
+    url: str
     headers: Mapping[str, str]
 
     def inferred(
@@ -207,7 +207,7 @@ class _Asked:
         }
         head = json.dumps(said).encode()
         request = urllib.request.Request(
-            f"http://{self.address}/v2/models/{model}/infer",
+            f"{self.url}/v2/models/{model}/infer",
             data=b"".join([head, *contents]),
             headers={
                 _HEADER: str(len(head)),

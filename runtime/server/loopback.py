@@ -5,9 +5,11 @@ from __future__ import annotations
 import urllib.request
 from http.client import HTTPResponse
 
+from runtime.server.readiness import UnixSocketHandler
+
 __all__ = ["opened"]
 
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), UnixSocketHandler())
 
 
 def opened(request: str | urllib.request.Request, *, timeout: float) -> HTTPResponse:

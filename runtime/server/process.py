@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from runtime.draining import DRAIN_VARIABLE, drained, drained_processes
 from runtime.errors import BabeltowerError, EngineError, ManifestError, OpeningCheckError
 from runtime.logs import LOGGER
 from runtime.manifest import manifest_path, names_in_repository
+from runtime.remote.options import UNIX, is_loopback
 from runtime.server.backends import write_backends
 from runtime.server.checks import require_right_answers
 from runtime.server.devices import require_no_gpu
@@ -46,6 +48,9 @@ _EXIT_S = 8
 """Time that Triton has for running requests if it is told to stop and was not drained."""
 _LAST_ANSWERS_S = 0.3
 """Time for the last answers to leave the server, once its models are drained."""
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+_MOST_CRASHES = 2
+"""Triton 24.10 rarely crashes while it starts many Python models at once on a busy machine."""
 _SHARED_MEMORY = Path("/dev/shm")
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
@@ -61,7 +66,8 @@ class ServerOptions:
 
     Attributes:
         host: Address to listen on; default: this machine only.
-        inner_host: Address for HTTP and metrics, if they are behind a gateway; default: ``host``.
+        metrics_host: Address for metrics; default: ``host``.
+        sockets: Private folder of the Unix sockets behind a gateway; default: one of each start's own.
         http_port, grpc_port, metrics_port: Ports; 0 picks a free one.
         models: Load only these Triton models; if empty, the front ends and towers that the manifests name.
         explicit: Load only ``models``, even if empty, and allow clients to load others.
@@ -76,7 +82,8 @@ class ServerOptions:
     """
 
     host: str = "127.0.0.1"
-    inner_host: str | None = None
+    metrics_host: str | None = None
+    sockets: Path | None = None
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
@@ -91,14 +98,26 @@ class ServerOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
 
+    @property
+    def guards_grpc(self) -> bool:
+        """Whether gRPC is behind the gateway: where it is guarded, and strangers may reach it."""
+        return self.security.guarded and (self.security.is_closed or not is_loopback(self.host))
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Addresses ``HOST:PORT`` of a server's endpoints."""
+    """Addresses of a server's endpoints: ``HOST:PORT``, or ``unix:PATH`` behind a gateway."""
 
     http: str
     grpc: str
     metrics: str
+
+    @property
+    def http_url(self) -> str:
+        """URL of the HTTP endpoint, for ``opened``."""
+        if self.http.startswith(UNIX):
+            return f"unix://{quote(self.http.removeprefix(UNIX), safe='')}"
+        return f"http://{self.http}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +147,7 @@ class Server:
     def models(self) -> Sequence[Mapping[str, Any]]:
         """Return every model's name, version, state and reason, as reported by the server."""
         request = urllib.request.Request(
-            f"http://{self.addresses.http}/v2/repository/index",
+            f"{self.addresses.http_url}/v2/repository/index",
             data=b"{}",
             method="POST",
             headers=self.security.headers(),
@@ -155,7 +174,7 @@ class Server:
         """Check whether every requested model is ready."""
         try:
             request = urllib.request.Request(
-                f"http://{self.addresses.http}/v2/health/ready", headers=self.security.headers()
+                f"{self.addresses.http_url}/v2/health/ready", headers=self.security.headers()
             )
             with opened(request, timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -237,9 +256,13 @@ def running_server(
             server.stop()
 
 
+class _CrashError(EngineError):
+    """The server died by a signal of its own while it loaded its models."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Start of a server, repeated without the models that do not load where these may be left out."""
+    """Start of a server, repeated if it crashes, and without the models that do not load where allowed."""
 
     repository: Path
     environment: ServerEnvironment
@@ -250,6 +273,7 @@ class _Start:
 
     def server(self, models: ServedModels) -> Server:
         """Return a ready and checked server."""
+        n_crashes = 0
         for attempt in itertools.count():
             linked = linked_repository(
                 self.repository,
@@ -264,6 +288,7 @@ class _Start:
                 self.environment,
                 self.options,
                 backends=self.scratch / "backends",
+                sockets=self.options.sockets or self.scratch,
                 log=log,
                 drain=self.scratch / f"drain-{attempt}",
             )
@@ -274,9 +299,13 @@ class _Start:
             except BabeltowerError as error:
                 server.stop()
                 rest = self._without_broken(models, error, log) if self.options.leave_broken else None
-                if rest is None:
+                if rest is not None:
+                    models = rest
+                elif isinstance(error, _CrashError) and n_crashes < _MOST_CRASHES:
+                    n_crashes += 1
+                    self.say(f"{error}\nThe server is started again.")
+                else:
                     raise
-                models = rest
             except BaseException:
                 server.stop()
                 raise
@@ -286,7 +315,7 @@ class _Start:
         _wait_until_ready(server, self.options.ready_s, self.stop)
         if self.options.verify:
             require_right_answers(
-                server.addresses.http,
+                server.addresses.http_url,
                 self.repository,
                 _ready_models(server),
                 names=models.names,
@@ -357,23 +386,23 @@ def _started(
     options: ServerOptions,
     *,
     backends: Path,
+    sockets: Path,
     log: RunLog,
     drain: Path,
 ) -> Server:
-    http, grpc, metrics = _ports(options)
-    inner = options.inner_host or options.host
+    http, grpc, metrics = _endpoints(options, sockets)
     command = [
         str(environment.triton / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={_EXIT_S}",
-        f"--http-address={inner}",
-        f"--grpc-address={options.host}",
-        f"--metrics-address={inner}",
-        f"--http-port={http}",
-        f"--grpc-port={grpc}",
-        f"--metrics-port={metrics}",
+        f"--http-address={http.host}",
+        f"--grpc-address={grpc.host}",
+        f"--metrics-address={metrics.host}",
+        f"--http-port={http.port}",
+        f"--grpc-port={grpc.port}",
+        f"--metrics-port={metrics.port}",
         *_model_arguments(models, options),
         *options.security.arguments(control=options.explicit),
         *options.arguments,
@@ -388,7 +417,8 @@ def _started(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    addresses = Addresses(f"{inner}:{http}", f"{options.host}:{grpc}", f"{inner}:{metrics}")
+    # Triton's HTTP takes the path as it is; its gRPC adds the port to it.
+    addresses = Addresses(http.host if http.is_socket else str(http), str(grpc), str(metrics))
     return Server(addresses, process, log.path, drain, options.security, log.start)
 
 
@@ -428,16 +458,50 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _ports(options: ServerOptions) -> tuple[int, int, int]:
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """Address that one of Triton's endpoints listens on."""
+
+    host: str
+    port: int
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a Unix socket, whose port is a part of its name only."""
+        return self.host.startswith(UNIX)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _endpoints(options: ServerOptions, sockets: Path) -> tuple[_Endpoint, _Endpoint, _Endpoint]:
+    """Return the endpoints of HTTP, gRPC and metrics: Unix sockets behind a gateway, else ports."""
+    http = _Endpoint(options.host, options.http_port)
+    grpc = _Endpoint(options.host, options.grpc_port)
+    metrics = _Endpoint(options.metrics_host or options.host, options.metrics_port)
+    if options.security.guarded:
+        http = _Endpoint(f"{UNIX}{sockets / 'http'}", 1)
+    if options.guards_grpc:
+        grpc = _Endpoint(f"{UNIX}{sockets / 'grpc'}", 2)
+    for endpoint in (http, grpc):
+        if endpoint.is_socket:  # of a server that was killed
+            Path(endpoint.host.removeprefix(UNIX)).unlink(missing_ok=True)
+            Path(str(endpoint).removeprefix(UNIX)).unlink(missing_ok=True)
+    ports = iter(_ports([end for end in (http, grpc, metrics) if not end.is_socket]))
+    http, grpc, metrics = (
+        end if end.is_socket else dataclasses.replace(end, port=next(ports)) for end in (http, grpc, metrics)
+    )
+    return http, grpc, metrics
+
+
+def _ports(endpoints: Sequence[_Endpoint]) -> list[int]:
     """Return the requested or free ports; all are bound at once, so that they differ."""
-    asked = (options.http_port, options.grpc_port, options.metrics_port)
-    given = [port for port in asked if port]
+    given = [end.port for end in endpoints if end.port]
     if len(set(given)) < len(given):
-        raise EngineError(f"HTTP, gRPC and metrics have the ports {asked}; choose a different one for each.")
-    inner = options.inner_host or options.host
+        raise EngineError(f"HTTP, gRPC and metrics have the ports {given}; choose a different one for each.")
     with contextlib.ExitStack() as held:
         found = []
-        for host, port in zip((inner, options.host, inner), asked, strict=True):
+        for host, port in [(end.host, end.port) for end in endpoints]:
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -451,8 +515,7 @@ def _ports(options: ServerOptions) -> tuple[int, int, int]:
                     f"Port {port} of {host} cannot be used: {error.strerror}. Choose another port."
                 ) from None
             found.append(int(listener.getsockname()[1]))
-    http, grpc, metrics = found
-    return http, grpc, metrics
+    return found
 
 
 def _bind(listener: socket.socket, host: str, port: int) -> None:
@@ -474,10 +537,8 @@ def _wait_until_ready(server: Server, ready_s: float, stop: threading.Event) -> 
     while not server.is_ready():
         if stop.wait(0.05):
             raise EngineError("The server was stopped while loading its models.")
-        if server.process.poll() is not None:
-            raise EngineError(
-                f"The server exited with code {server.process.returncode} while loading its models:\n"
-                f"{server.last_words()}"
-            )
+        if (code := server.process.poll()) is not None:
+            kind = _CrashError if -code in _CRASHES else EngineError
+            raise kind(f"The server exited with code {code} while loading its models:\n{server.last_words()}")
         if time.monotonic() > deadline:
             raise EngineError(f"The server was not ready after {ready_s:.0f} s:\n{server.last_words()}")

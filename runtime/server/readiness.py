@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import http.client
 import json
 import math
 import os
 import signal
+import socket
 import ssl
 import struct
 import sys
@@ -24,6 +26,7 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from array import array
@@ -36,6 +39,7 @@ __all__ = [
     "FrontEndProbe",
     "HttpEndpoint",
     "Stub",
+    "UnixSocketHandler",
     "faults_of_processes",
     "faults_of_server",
     "main",
@@ -65,6 +69,26 @@ class FrontEndProbe:
     min_cosine: float
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket, whose quoted path stands for the host."""
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(urllib.parse.unquote(self.host))
+
+
+class UnixSocketHandler(urllib.request.AbstractHTTPHandler):
+    """Opener of URLs ``unix://QUOTED_PATH/...``: HTTP over a Unix socket."""
+
+    def unix_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Send a request."""
+        return self.do_open(_UnixConnection, request)
+
+    unix_request = urllib.request.AbstractHTTPHandler.do_request_
+
+
 @dataclass(frozen=True, slots=True)
 class HttpEndpoint:
     """Address of a server's HTTP endpoint, and the headers of every request."""
@@ -88,7 +112,7 @@ class HttpEndpoint:
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/{path}", data=body, headers={**self.headers, **(headers or {})}
         )
-        handlers: list[Any] = [urllib.request.ProxyHandler({})]
+        handlers: list[Any] = [urllib.request.ProxyHandler({}), UnixSocketHandler()]
         if self.context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self.context))
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:

@@ -3,9 +3,11 @@
 Triton can ask for a header before it answers a group of requests, over HTTP and gRPC alike. Health stays
 open, for load balancers. Inference, configurations and statistics need the token, if there is one. Groups
 that change the server (control of models, shared memory, logging, traces) are closed to everybody unless
-they were asked for: their header is a secret that only the process that started the server knows.
+they were asked for: over HTTP, their header is a secret that only the process that started the server knows;
+over gRPC, it has a name that no client can send.
 
-Triton takes these headers on its command line, which other users of the same machine can read.
+Triton takes these headers on its command line, which other users of the same machine can read. So where the
+gateway guards it, Triton gets no token, and listens on Unix sockets that only their owner reaches.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from pathlib import Path
 
 from runtime.errors import InputError
 from runtime.remote.options import bearer, is_loopback, require_token
+from runtime.server.certificates import require_certificate
 
 __all__ = ["Security", "require_address", "require_safe_exposure"]
 
 _HTTP, _GRPC = "http-restricted-api", "grpc-restricted-protocol"
-_SECRET_HEADER, _GUARD_HEADER = "babeltower-secret", "babeltower-guard"
+_SECRET_HEADER = "babeltower-secret"
+_UNSENDABLE_HEADER = "Babeltower-Closed"
+"""Names of headers are in lower case in HTTP/2; Triton compares them letter by letter."""
 _FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
 _CONTROL, _SHARED_MEMORY = "model-repository", "shared-memory"
 _NEVER = ("trace", "logging")
@@ -36,9 +41,8 @@ class Security:
         token: Bearer token that every client must send; ``None`` lets everybody in who reaches the server.
         certificate, key: Certificate chain and key (PEM) of gRPC; neither or both.
         shared_memory: Let clients register regions of this machine's shared memory.
-        guarded: Answer over HTTP only what the gateway forwards, which knows ``secret``; health too.
-        secret, guard_secret: Values of the headers that open the groups that clients may not use, and, over
-            HTTP, those that they may use through the gateway.
+        guarded: Behind the gateway, which asks for the token, bounds what is sent, and has the certificate.
+        secret: Value of the header that opens, over HTTP, the groups that clients may not use.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -47,16 +51,14 @@ class Security:
     shared_memory: bool = False
     guarded: bool = False
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
-    guard_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     def __post_init__(self) -> None:
         if self.token is not None:
             require_token(self.token, "The token")
         if (self.certificate is None) != (self.key is None):
             raise InputError("A certificate and its key belong together; pass both (--tls-cert, --tls-key).")
-        for path in (self.certificate, self.key):
-            if path is not None:
-                _require_pem(path)
+        if self.certificate is not None and self.key is not None:
+            require_certificate(self.certificate, self.key)
 
     @property
     def is_closed(self) -> bool:
@@ -69,9 +71,7 @@ class Security:
 
     def client_headers(self) -> dict[str, str]:
         """Headers of HTTP requests to which nothing is refused that clients may do."""
-        if self.guarded:
-            return {_GUARD_HEADER: self.guard_secret}
-        return {} if self.token is None else {"authorization": bearer(self.token)}
+        return {} if self.token is None or self.guarded else {"authorization": bearer(self.token)}
 
     def arguments(self, *, control: bool) -> Iterator[str]:
         """Yield the options of ``tritonserver``.
@@ -83,14 +83,13 @@ class Security:
         for_clients = [*_FOR_CLIENTS]
         (for_clients if control else closed).append(_CONTROL)
         (for_clients if self.shared_memory else closed).append(_SHARED_MEMORY)
-        for option in (_HTTP, _GRPC):
-            yield f"--{option}={','.join(closed)}:{_SECRET_HEADER}={self.secret}"
+        yield f"--{_HTTP}={','.join(closed)}:{_SECRET_HEADER}={self.secret}"
+        yield f"--{_GRPC}={','.join(closed)}:{_UNSENDABLE_HEADER}=1"
         if self.guarded:
-            yield f"--{_HTTP}=health,{','.join(for_clients)}:{_GUARD_HEADER}={self.guard_secret}"
-        elif self.token is not None:
-            yield f"--{_HTTP}={','.join(for_clients)}:authorization={bearer(self.token)}"
+            return
         if self.token is not None:
-            yield f"--{_GRPC}={','.join(for_clients)}:authorization={bearer(self.token)}"
+            for option in (_HTTP, _GRPC):
+                yield f"--{option}={','.join(for_clients)}:authorization={bearer(self.token)}"
         if self.certificate is not None:
             yield "--grpc-use-ssl=true"
             yield f"--grpc-server-cert={self.certificate}"
@@ -127,12 +126,3 @@ def require_safe_exposure(host: str, security: Security, *, insecure: bool) -> N
         f"--host {host} lets other machines reach the server without a token or TLS. Pass --token-file FILE "
         "(and --tls-cert and --tls-key, so that the token is not read on the way), or say --insecure."
     )
-
-
-def _require_pem(path: Path) -> None:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Pass a PEM file.") from None
-    if b"-----BEGIN" not in text:
-        raise InputError(f"{path} is not a PEM file.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TypeAlias
 
 from runtime.errors import BabeltowerError, EngineError
 from runtime.manifest import Modality, front_end_name
+from runtime.remote.options import UNIX
 from runtime.server.environment import ServerEnvironment
 from runtime.server.process import Server, ServerOptions, running_server
 from runtime.server.readiness import (
@@ -24,7 +26,7 @@ from runtime.server.readiness import (
 )
 from runtime.server.recovery import recover_before_start
 
-__all__ = ["Watch", "restart_delays_s", "supervised"]
+__all__ = ["Health", "Watch", "restart_delays_s", "supervised"]
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -50,6 +52,20 @@ class Watch:
     failed_probes: int = 3
 
 
+@dataclass(slots=True)
+class Health:
+    """What is wrong with a supervised server now, in words; empty if nothing is.
+
+    The supervision writes it from its threads; whoever answers for the server's readiness reads it.
+    """
+
+    faults: tuple[str, ...] = ()
+
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
 def restart_delays_s() -> Iterator[float]:
     """Yield endless delays before restarts in seconds: none, 1, doubled up to 8."""
     yield 0.0
@@ -69,6 +85,7 @@ def supervised(
     say: Say,
     each_look: Callable[[Server], None] = lambda _: None,
     watch: Watch | None = None,
+    health: Health | None = None,
 ) -> None:
     """Keep a server of a repository running until ``stop`` is set; then answer what runs, and end it.
 
@@ -79,6 +96,7 @@ def supervised(
             that were picked stay.
         started: Called when the server is ready, after each start.
         each_look: Called twice a second while it runs.
+        health: Is kept true: bad from the first failed probe on, and until the server is started again.
 
     Raises:
         BabeltowerError: the first start fails, as of ``running_server``.
@@ -86,6 +104,7 @@ def supervised(
     """
     delays, n_short, n_failed = restart_delays_s(), 0, 0
     first: Server | None = None
+    health = health or Health()
     while not stop.is_set():
         recover_before_start(repository, say)
         chosen = options() if first is None else _at_ports(first, options())
@@ -94,11 +113,13 @@ def supervised(
             with running_server(
                 repository, environment=environment, options=chosen, stop=stop, say=say
             ) as server:
-                first = first or server
                 began = time.monotonic()
                 started(server)
-                fault = _fault(server, repository, stop, each_look, watch or Watch())
+                first = first or server
+                health.faults = ()
+                fault = _fault(server, repository, stop, each_look, watch or Watch(), health)
                 if fault:
+                    health.faults = (fault,)
                     server.kill()
         except (BabeltowerError, OSError) as error:
             if first is None:
@@ -106,6 +127,7 @@ def supervised(
             fault = str(error)
         if stop.is_set():
             return
+        health.faults = (fault,)
         n_failed = n_failed + 1 if began == float("inf") else 0
         n_short += 1
         if time.monotonic() - began > _LASTING_S:
@@ -120,7 +142,7 @@ def supervised(
 def _at_ports(server: Server, options: ServerOptions) -> ServerOptions:
     """Return options with the ports that a former server had."""
     http, grpc, metrics = (
-        int(address.rpartition(":")[2])
+        0 if address.startswith(UNIX) else int(address.rpartition(":")[2])
         for address in (server.addresses.http, server.addresses.grpc, server.addresses.metrics)
     )
     return dataclasses.replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
@@ -132,9 +154,16 @@ def _fault(
     stop: threading.Event,
     each_look: Callable[[Server], None],
     watch: Watch,
+    health: Health,
 ) -> str:
     """Return what is wrong with a server, in words, once it is; empty if it is to be stopped."""
-    prober = _Prober(server, repository, watch)
+    with contextlib.closing(_Prober(server, repository, watch, health)) as prober:
+        return _fault_of_looks(server, prober, stop, each_look)
+
+
+def _fault_of_looks(
+    server: Server, prober: _Prober, stop: threading.Event, each_look: Callable[[Server], None]
+) -> str:
     last: list[str] = []
     while not stop.wait(_LOOK_S):
         if server.process.poll() is not None:
@@ -153,13 +182,15 @@ def _fault(
 class _Prober:
     """Rounds of probes on a thread of their own, since a dead server lets them wait."""
 
-    def __init__(self, server: Server, repository: Path, watch: Watch) -> None:
-        self._endpoint = HttpEndpoint(f"http://{server.addresses.http}", server.security.headers())
+    def __init__(self, server: Server, repository: Path, watch: Watch, health: Health) -> None:
+        self._endpoint = HttpEndpoint(server.addresses.http_url, server.security.headers())
         self._left_out = {front_end_name(name, modality) for name in server.left_out for modality in Modality}
         self._repository = repository
         self._watch = watch
+        self._health = health
+        self._is_closed = False
+        self._writing = threading.Lock()
         self._n_failed = 0
-        self._faults: list[str] = []
         self._next = time.monotonic() + watch.probe_every_s
         self._round: threading.Thread | None = None
 
@@ -168,7 +199,7 @@ class _Prober:
         if self._round is not None and self._round.is_alive():
             return ""
         if self._n_failed >= self._watch.failed_probes:
-            return "; ".join(self._faults)
+            return "; ".join(self._health.faults)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._watch.probe_every_s
             self._round = threading.Thread(target=self._ask, name="babeltower-readiness", daemon=True)
@@ -176,8 +207,16 @@ class _Prober:
         return ""
 
     def _ask(self) -> None:
-        self._faults = faults_of_server(self._endpoint, self._probes())
-        self._n_failed = self._n_failed + 1 if self._faults else 0
+        faults = faults_of_server(self._endpoint, self._probes())
+        self._n_failed = self._n_failed + 1 if faults else 0
+        with self._writing:
+            if not self._is_closed:
+                self._health.faults = tuple(faults)
+
+    def close(self) -> None:
+        """Write no health any more: it is that of the next server."""
+        with self._writing:
+            self._is_closed = True
 
     def _probes(self) -> list[FrontEndProbe]:
         """Read the probes anew, since a model may have come; none while files are being replaced."""

@@ -36,6 +36,24 @@ class Authority:
     key: Path
 
 
+def expired(own: Authority, folder: Path) -> Path:
+    """A certificate of the same key, whose time is over."""
+    folder.mkdir()
+    settings = ("database = index.txt", "new_certs_dir = .", "rand_serial = yes", "default_md = sha256")
+    (folder / "config").write_text(
+        "\n".join(
+            ["[ca]", "default_ca = d", "[d]", *settings, "policy = p", "[p]", "commonName = supplied", ""]
+        )
+    )
+    (folder / "index.txt").touch()
+    ask = ("req", "-new", "-key", str(own.key), "-subj", "/CN=127.0.0.1", "-out", "asked")
+    times = ("-startdate", "20200101000000Z", "-enddate", "20210101000000Z")
+    sign = ("ca", "-selfsign", "-batch", "-config", "config", "-keyfile", str(own.key), *times)
+    for words in (ask, (*sign, "-in", "asked", "-out", "expired.pem")):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+    return folder / "expired.pem"
+
+
 def authority(folder: Path) -> Authority:
     """Made by the ``openssl`` command."""
     if shutil.which("openssl") is None:

@@ -1,16 +1,19 @@
-"""Attacks on the HTTP port: each is refused, or answered right, and the server behind it stays the same."""
+"""Attacks on the ports: each is refused, or answered right, and the server behind it stays the same."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -23,9 +26,11 @@ from sample_models import Exported
 from tritonclient.utils import InferenceServerException
 
 from runtime import Encoder
+from runtime.commands.doors import Door, guarded_server
 from runtime.errors import EngineError
 from runtime.gateway.options import GatewayOptions
-from runtime.server import ServerEnvironment
+from runtime.server import ServerEnvironment, ServerOptions, running_server
+from runtime.server.security import Security
 
 NAME = "capivara"
 MODELS = ("capivara", "nllb-siglip-mrl")
@@ -41,6 +46,19 @@ def gateway(
     (repository,) = {exported(name).parent for name in MODELS}
     with gateway_of_server(repository, server_environment, MODELS, token=request.param) as found:
         yield found
+
+
+@pytest.fixture
+def guarded(gateway: Gateway) -> Gateway:
+    """The gateway whose gRPC is its own too."""
+    if gateway.token is None:
+        pytest.skip("on this machine and without a token, gRPC is Triton's own")
+    return gateway
+
+
+def bearer(gateway: Gateway) -> dict[str, str]:
+    """Metadata of a gRPC client that may ask."""
+    return {"authorization": f"Bearer {gateway.token}"}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +122,26 @@ def test_deeply_nested_json_is_refused(depth: int, brackets: bytes, path: str, g
     assert re.match(r"HTTP/1\.1 (400|413) ", answer)
 
 
+MANY = {
+    "numbers": b"0," * 2_000_000 + b"0]}",
+    "texts": b'"a",' * 300_000 + b'"a"]}',
+    "quotes without an end": b'"' + b'\\"' * 500_000,
+    "backslashes without an end": b'"' + b"\\" * 1_000_001,
+    "parameters of a data URL": b'"data:image/a' + b";a" * 1_000_000 + b'"]}',
+}
+"""Bodies that a parser, or a regular expression, would spend much on."""
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("path", [INFER, "/v1/embeddings"])
+@pytest.mark.parametrize("what", MANY)
+def test_many_values_are_refused(what: str, path: str, gateway: Gateway) -> None:
+    start = b'{"inputs":[' if path == INFER else b'{"model":"capivara","input":['
+    body = start + MANY[what]
+    answer = sent(gateway, f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}", body)
+    assert re.match(r"HTTP/1\.1 (400|413) ", answer)
+
+
 @pytest.mark.usefixtures("unharmed")
 def test_nesting_is_counted_outside_of_texts(gateway: Gateway) -> None:
     text = '[[[[{"\\' * 1_000
@@ -135,6 +173,43 @@ def test_a_body_larger_than_it_says_is_refused(gateway: Gateway) -> None:
     chunk = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
     answer = sent(gateway, f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked", *[chunk] * 70)
     assert answer == "" or answer.startswith("HTTP/1.1 413 ")
+
+
+def tensor(**other: Any) -> dict[str, Any]:
+    """A body for a text, with other fields in its input."""
+    return {"inputs": [{**RIGHT["inputs"][0], **other}]}
+
+
+NOT_VALID = {
+    "nothing": b"{}",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a name that is a number": tensor(name=1),
+    "a negative shape": tensor(shape=[-1, 1]),
+    "a number for a text": tensor(data=[1]),
+    "null for a text": tensor(data=[None]),
+    "a negative size": tensor(parameters={"binary_data_size": -5}),
+    "no shape": tensor(shape="x"),
+    "inputs of another kind": {"inputs": {}},
+    "outputs of another kind": {**RIGHT, "outputs": 1},
+    "an id of another kind": {**RIGHT, "id": 1},
+    "parameters of another kind": {**RIGHT, "parameters": [1]},
+    "a negative priority": {**RIGHT, "parameters": {"priority": -1}},
+    "a classification of another kind": {
+        **RIGHT, "outputs": [{"name": "vector", "parameters": {"classification": "x"}}]
+    },
+}  # fmt: skip
+"""Requests that are not KServe's; Triton answers 500 to some."""
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("what", NOT_VALID)
+def test_requests_of_another_protocol_are_the_clients_fault(what: str, gateway: Gateway) -> None:
+    body = NOT_VALID[what]
+    with gateway.client() as client:
+        answer = client.post(INFER, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
 
 
 CLOSED = {
@@ -169,7 +244,7 @@ def test_what_changes_the_server_is_closed_over_http(request_: str, gateway: Gat
 @pytest.mark.usefixtures("unharmed")
 def test_what_changes_the_server_is_closed_over_grpc(gateway: Gateway) -> None:
     assert gateway.server is not None
-    client = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    client = tritonclient.grpc.InferenceServerClient(gateway.grpc)
     headers = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
     for call in (
         lambda: client.load_model(f"{NAME}_text", headers=headers),
@@ -183,16 +258,122 @@ def test_what_changes_the_server_is_closed_over_grpc(gateway: Gateway) -> None:
             call()
 
 
-@pytest.mark.usefixtures("unharmed")
-def test_the_port_behind_the_gateway_answers_nobody_else(gateway: Gateway) -> None:
+def test_only_its_owner_reaches_the_server_behind_the_gateway(gateway: Gateway) -> None:
+    """Whatever the server's command line says, which every user of the machine can read."""
     assert gateway.server is not None
-    with httpx.Client(base_url=f"http://{gateway.server.addresses.http}", trust_env=False) as client:
-        for answer in (
-            client.post(INFER, json=RIGHT, headers=gateway.headers),
-            client.get(f"/v2/models/{NAME}_text/config", headers=gateway.headers),
-            client.get("/v2/health/ready"),
-        ):
-            assert answer.status_code == 403
+    addresses = gateway.server.addresses
+    sockets = [addresses.http] + ([addresses.grpc] if gateway.token else [])
+    for address in sockets:
+        path = Path(address.removeprefix("unix:"))
+        assert path.is_socket()
+        assert path.parent.stat().st_mode & 0o077 == 0
+    command = Path(f"/proc/{gateway.server.pid}/cmdline").read_bytes()
+    assert gateway.token is None or gateway.token.encode() not in command
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_no_header_opens_what_is_closed_over_grpc(gateway: Gateway) -> None:
+    """Triton's command line names a header; gRPC sends no name with a letter in upper case."""
+    assert gateway.server is not None
+    command = Path(f"/proc/{gateway.server.pid}/cmdline").read_text().split("\0")
+    (option,) = [word for word in command if word.startswith("--grpc-restricted-protocol=")]
+    name, _, value = option.rpartition(":")[2].partition("=")
+    target = gateway.server.addresses.grpc
+    token = {"triton-grpc-protocol-authorization": f"Bearer {gateway.token}"}
+    for given in (name, name.lower()):
+        client = tritonclient.grpc.InferenceServerClient(target)
+        with pytest.raises(InferenceServerException, match=r"restricted|Invalid metadata"):
+            client.get_log_settings(headers={**token, f"triton-grpc-protocol-{given}": value})
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("n_bytes", [70 << 20, 200 << 20])
+def test_large_grpc_messages_are_refused_before_they_are_taken(n_bytes: int, guarded: Gateway) -> None:
+    assert guarded.server is not None
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    asked = {"text": bytes_column([b"x" * n_bytes])}
+    before = memory_bytes(guarded.server.pid)
+    with pytest.raises(InferenceServerException, match="larger than max"):
+        infer(client, tritonclient.grpc, f"{NAME}_text", asked, headers=bearer(guarded))
+    assert memory_bytes(guarded.server.pid) - before < MOST_BYTES
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_compressed_grpc_messages_are_refused(guarded: Gateway) -> None:
+    """A few bytes could hold gigabytes."""
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    asked = {"text": bytes_column([b"x" * 10_000])}
+    with pytest.raises(InferenceServerException, match=r"[Cc]ompression algorithm 'gzip' is disabled"):
+        infer(
+            client, tritonclient.grpc, f"{NAME}_text", asked,
+            headers=bearer(guarded), compression_algorithm="gzip",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong-token-0123456789"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"triton-grpc-protocol-authorization": TOKEN},
+        {"authorization": f"Bearer {TOKEN}", "triton-grpc-protocol-authorization": "Bearer wrong"},
+    ],
+    ids=["none", "wrong", "basic", "bare", "two"],
+)
+def test_strangers_are_told_so_over_grpc_too(headers: dict[str, str], guarded: Gateway) -> None:
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    for call in (
+        lambda: infer(
+            client, tritonclient.grpc, f"{NAME}_text", {"text": bytes_column(["a"])}, headers=headers
+        ),
+        lambda: client.get_model_config(f"{NAME}_text", headers=headers),
+        lambda: client.get_server_metadata(headers=headers),
+    ):
+        with pytest.raises(InferenceServerException) as failure:
+            call()
+        assert failure.value.status() == "StatusCode.UNAUTHENTICATED"
+        assert TOKEN not in str(failure.value)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+
+
+def test_grpc_streams_pass_and_unknown_methods_do_not(guarded: Gateway, expected: np.ndarray) -> None:
+    client = tritonclient.grpc.InferenceServerClient(guarded.grpc)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: answers.put(error or result), headers=bearer(guarded))
+    text = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(bytes_column(["um gato"]))
+    client.async_stream_infer(f"{NAME}_text", [text])
+    found = answers.get(timeout=60)
+    client.stop_stream()
+    np.testing.assert_allclose(found.as_numpy("vector"), expected, rtol=0, atol=1e-6)
+    with grpc.insecure_channel(guarded.grpc) as channel:
+        for method in ("/inference.GRPCInferenceService/Nothing", "/other.Service/ModelInfer"):
+            with pytest.raises(grpc.RpcError) as failure:
+                channel.unary_unary(method)(b"", metadata=tuple(bearer(guarded).items()))
+            assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_slow_grpc_message_is_given_up(exported: Exported, server_environment: ServerEnvironment) -> None:
+    """A sender who never sends what it began."""
+    door = Door("127.0.0.1", 0, GatewayOptions(TOKEN, body_s=0.5))
+    options = ServerOptions(security=Security(TOKEN, guarded=True))
+    with (
+        running_server(exported(NAME).parent, environment=server_environment, options=options) as server,
+        guarded_server(door, server, [NAME], http_api=False) as reached,
+        grpc.insecure_channel(reached.grpc) as channel,
+    ):
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        done = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            done.wait(60)
+            yield from ()
+
+        with pytest.raises(grpc.RpcError, match="did not arrive in time"):
+            call(nothing(), metadata=(("authorization", f"Bearer {TOKEN}"),))
+        done.set()
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -200,7 +381,7 @@ def test_raw_clients_get_their_vectors(gateway: Gateway, expected: np.ndarray) -
     assert gateway.server is not None
     bearer = f"Bearer {gateway.token}"
     http = tritonclient.http.InferenceServerClient(gateway.url.removeprefix("http://"))
-    grpc = tritonclient.grpc.InferenceServerClient(gateway.server.addresses.grpc)
+    grpc = tritonclient.grpc.InferenceServerClient(gateway.grpc)
     for client, module, headers in (
         (http, tritonclient.http, {"authorization": bearer}),
         (grpc, tritonclient.grpc, {"triton-grpc-protocol-authorization": bearer}),
@@ -259,7 +440,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "dimensions text": ({"model": NAME, "input": "a", "dimensions": "128"}, "dimensions: Input should be"),
     "languages": ({"model": NAME, "input": ["a"], "language": ["pt", "pt"]}, "2 codes for 1 inputs"),
     "language kind": ({"model": NAME, "input": ["a"], "language": 1}, "neither a code"),
-    "no language": ({"model": MODELS[1], "input": ["a"]}, "Text 0: .*needs the language"),
+    "no language": ({"model": MODELS[1], "input": ["a"]}, 'Text 0: .*needs the language.*"language": "pt"'),
     "bad language": (
         {"model": MODELS[1], "input": ["a", "b"], "language": ["pt", "xx"]}, "Text 1: .*'xx'"
     ),
@@ -268,9 +449,26 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
         {"model": NAME, "input": "https://x/y.png", "modality": "image"}, "which is not fetched"
     ),
     "no base64": ({"model": NAME, "input": "data:image/png;base64,!"}, "not valid base64"),
+    "another data URL": ({"model": NAME, "input": "data:text/plain;base64,AAAA"}, "not of an image"),
+    "a data URL in capitals": ({"model": NAME, "input": "DATA:IMAGE/PNG;BASE64,AAAA"}, "Image 0"),
+    "a long name": ({"model": "x" * 1_000_000, "input": "a"}, "x … x"),
     "no data URL": ({"model": NAME, "input": "data:image/png,AAAA"}, "is no data URL"),
+    "capitals and percent": ({"model": NAME, "input": "DATA:image/PNG,%89PNG"}, "no data URL in base64"),
+    "blanks": ({"model": NAME, "input": " \n\ufeffData:Image/png;base64,AAAA"}, "Image 0"),
+    "parameters": (
+        {"model": NAME, "input": 'data:image/svg+xml;charset=utf-8;name="a";Base64,AAAA'}, "Image 0"
+    ),
+    "no comma": ({"model": NAME, "input": "data:image/png;base64"}, "is no data URL"),
+    "data of no type": ({"model": NAME, "input": "DATA:;base64,AAAA"}, "not of an image"),
+    "data of text": ({"model": NAME, "input": "Data:text/html;charset=utf-8,<b>"}, "not of an image"),
+    "URL in capitals": ({"model": NAME, "input": [{"image": " HTTP://x/y.png"}]}, "which is not fetched"),
+    "URL of a file": ({"model": NAME, "input": [{"image": "file:///etc/x.png"}]}, "which is not fetched"),
+    "other data as image": ({"model": NAME, "input": [{"image": "DATA:text/a;base64,AA=="}]}, "is no data"),
     "no image": ({"model": NAME, "input": ["a", {"image": "AAAA"}]}, "Image 1: .*format is unknown"),
 }  # fmt: skip
+
+
+UNKNOWN = ("unknown model", "a long name")
 
 
 @pytest.mark.parametrize("what", BAD_BODIES)
@@ -280,7 +478,7 @@ def test_bad_requests_are_told_why(what: str, gateway: Gateway) -> None:
         answer = client.post(
             "/v1/embeddings", content=body if isinstance(body, bytes) else json.dumps(body).encode()
         )
-    assert answer.status_code == (404 if what == "unknown model" else 400), answer.text
+    assert answer.status_code == (404 if what in UNKNOWN else 400), answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
@@ -293,14 +491,14 @@ def test_the_gateway_of_this_process_says_the_same(exported: Exported) -> None:
         for what, (body, reason) in BAD_BODIES.items():
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             answer = client.post("/v1/embeddings", content=content)
-            assert answer.status_code == (404 if what == "unknown model" else 400), (what, answer.text)
+            assert answer.status_code == (404 if what in UNKNOWN else 400), (what, answer.text)
             message = answer.json()["error"]["message"].replace("Image 1 of the request", "Image 1: ")
             assert re.search(reason, message), (what, message)
 
 
 def test_bodies_that_wait_are_bounded_together(exported: Exported) -> None:
     """A sender that holds half a body leaves no room for another; when it leaves, there is room again."""
-    options = GatewayOptions(max_body_bytes=1_000, max_waiting_bytes=1_000)
+    options = GatewayOptions(max_body_bytes=1_000, max_waiting_bytes=1_500)
     with gateway_of_process(exported(NAME).parent, options=options) as gateway, gateway.client() as client:
         host, _, port = gateway.url.removeprefix("http://").rpartition(":")
         right = {"model": NAME, "input": "um gato" + " " * 300}
@@ -327,9 +525,11 @@ def test_a_failed_start_is_one_error(exported: Exported) -> None:
     from runtime.commands.doors import Door, running_door
     from runtime.errors import ServerError
     from runtime.gateway.models import remote_opener
-    from runtime.remote import Connection
+    from runtime.remote import Connection, address_from_text
 
-    away = remote_opener("grpc://127.0.0.1:1/capivara", Connection(timeout_s=5, retry_for_s=0))
+    away = remote_opener(
+        address_from_text("grpc://127.0.0.1:1/capivara"), Connection(timeout_s=5, retry_for_s=0)
+    )
     with (
         pytest.raises(ServerError, match="is not available"),
         running_door(Door("127.0.0.1", 0, GatewayOptions()), [away]),

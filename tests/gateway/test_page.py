@@ -48,7 +48,7 @@ def test_an_example_runs(
     if gateway.token is not None:
         monkeypatch.setenv("TOKEN", gateway.token)
     text = block.text.replace("127.0.0.1:8000", gateway.url.removeprefix("http://"))
-    text = text.replace("127.0.0.1:8001", gateway.server.addresses.grpc)
+    text = text.replace("127.0.0.1:8001", gateway.grpc)
     here = Block(block.language, text, block.line)
     if block.language == "python":
         run_python(here, PAGE, {"__name__": "page"})
@@ -75,10 +75,14 @@ def test_the_page_names_the_limits_that_hold() -> None:
     options = GatewayOptions()
     for number in (
         options.max_inputs,
+        options.max_connections,
+        options.max_running,
         TextLimits().max_characters,
         TextLimits().max_request_characters,
     ):
         assert f"{number:,}" in text
     assert f"{options.max_body_bytes >> 20} MiB" in text
+    assert f"{options.max_json_bytes >> 20} MiB; " in text
+    assert f"{options.max_image_json_bytes >> 20} MiB |" in text
     assert f"{options.max_waiting_bytes >> 20} MiB" in text
     assert f"{ImageLimits().max_bytes >> 20} MiB" in text

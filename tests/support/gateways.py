@@ -21,11 +21,12 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway; ``server`` is the Triton server behind it, if there is one."""
+    """A running gateway; ``server`` is the Triton server behind it, if any; clients reach it at ``grpc``."""
 
     url: str
     token: str | None
     server: Server | None = None
+    grpc: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -47,9 +48,9 @@ def gateway_of_server(
     door = Door(HOST, 0, GatewayOptions(token))
     with (
         running_server(repository, environment=environment, options=options) as server,
-        guarded_server(door, server, names, http_api=True) as url,
+        guarded_server(door, server, names, http_api=True) as reached,
     ):
-        yield Gateway(url, token, server)
+        yield Gateway(reached.http_url, token, server, reached.grpc)
 
 
 @contextlib.contextmanager

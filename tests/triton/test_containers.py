@@ -158,7 +158,7 @@ def test_the_scripts_run_by_themselves(script: str, written: Path) -> None:
 
 
 def test_alert_rules_are_what_prometheus_reads(written: Path) -> None:
-    """Parsed with the grammar of PromQL; promtool itself is no package of Python's."""
+    """Parsed with the grammar of PromQL; what promtool says of them: test_prometheus.py."""
     (group,) = yaml.safe_load((written / "alerts.yaml").read_text())["groups"]
     recorded, *alerts = group["rules"]
     metric = kubernetes_objects(written)["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]

@@ -84,6 +84,21 @@ TOO_MUCH: dict[str, tuple[str, Callable[[], Tensors], str]] = {
         lambda: {"input_ids": ids(1, 8, -1), "attention_mask": ids(1, 8)},
         "has negative values",
     ),
+    "ids of no token": (
+        f"{NAME}_text_tower_fp32",
+        lambda: {"input_ids": ids(1, 8, 1 << 40), "attention_mask": ids(1, 8)},
+        r"^(?!.*(model\.onnx|/)).*token id is over [0-9]+, the highest of the tower's vocabulary",
+    ),
+    "a mask of nothing": (
+        f"{NAME}_text_tower_fp32",
+        lambda: {"input_ids": ids(2, 8), "attention_mask": np.vstack([ids(1, 8), ids(1, 8, 0)])},
+        "attention_mask has other values than 0 and 1, or a row without a 1",
+    ),
+    "a mask of 2": (
+        f"{NAME}_text_tower_fp32",
+        lambda: {"input_ids": ids(1, 8), "attention_mask": ids(1, 8, 2)},
+        "attention_mask has other values than 0 and 1",
+    ),
     "long thin images": (
         f"{NAME}_image",
         lambda: {"image": bytes_column([png((1, 32_000))] * 64)},

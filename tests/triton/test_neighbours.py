@@ -185,3 +185,43 @@ def test_unusable_options_are_one_line(
     assert done.returncode in (1, 2)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def crashing(environment: ServerEnvironment, folder: Path, *, n_crashes: int) -> ServerEnvironment:
+    """The environment with a server that aborts at its first starts, and then is the real one."""
+
+    class Crashing(ServerEnvironment):
+        @property
+        def triton(self) -> Path:
+            return folder
+
+    (folder / "bin").mkdir(parents=True)
+    for path in environment.triton.iterdir():
+        if path.name != "bin":
+            (folder / path.name).symlink_to(path)
+    program = folder / "bin" / "tritonserver"
+    program.write_text(
+        f'#!/bin/sh\necho start >> "{folder}/starts"\n'
+        f'[ $(wc -l < "{folder}/starts") -gt {n_crashes} ] || kill -ABRT $$\n'
+        f'exec "{environment.triton}/bin/tritonserver" "$@"\n'
+    )
+    program.chmod(0o755)
+    return Crashing(environment.folder)
+
+
+@pytest.mark.parametrize("n_crashes", [2, 3])
+def test_a_crash_of_the_start_is_tried_again_and_said(
+    n_crashes: int, exported: Exported, server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    repository = copied(exported, NAMES[:1], tmp_path / "r")
+    environment = crashing(server_environment, tmp_path / "env", n_crashes=n_crashes)
+    said: list[str] = []
+    running = running_server(repository, environment=environment, say=said.append)
+    if n_crashes == 2:
+        with running as server:
+            assert server.is_ready()
+    else:
+        with pytest.raises(EngineError, match="exited with code -6"), running:
+            pass
+    assert len(said) == 2
+    assert all("exited with code -6" in line and "is started again" in line for line in said)

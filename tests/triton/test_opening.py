@@ -130,10 +130,10 @@ def test_a_tower_checks_itself_when_it_is_loaded(engine: Engine, elsewhere: Path
 
 
 def test_a_right_server_is_found_right_by_every_way_of_asking(alone: Server, model: Path) -> None:
-    require_right_answers(alone.addresses.http, model.parent, loaded(alone))
+    require_right_answers(alone.addresses.http_url, model.parent, loaded(alone))
     towers = {name for name in loaded(alone) if "_tower_" in name}
     assert towers == {f"{NAME}_{modality.value}_tower_fp32" for modality in Modality}
-    require_right_answers(alone.addresses.http, model.parent, towers)
+    require_right_answers(alone.addresses.http_url, model.parent, towers)
 
 
 @pytest.mark.parametrize("modality", Modality)
@@ -149,7 +149,7 @@ def test_a_backend_that_checks_nothing_is_asked_through_the_server(
     names = {name for name in loaded(alone) if asks_front_ends or "_tower_" in name}
     asked = f"{NAME}_{modality.value}" if asks_front_ends else f"{NAME}_{modality.value}_tower_fp32"
     with pytest.raises(OpeningCheckError, match=f"The server's {asked} does not reproduce") as error:
-        require_right_answers(alone.addresses.http, rerecorded(own).parent, names)
+        require_right_answers(alone.addresses.http_url, rerecorded(own).parent, names)
     assert error.value.tower == asked
 
 
@@ -168,14 +168,14 @@ def test_a_model_of_before_is_served_and_asked(own: Path, server_environment: Se
 def test_a_probe_without_an_answer_is_said(alone: Server, own: Path) -> None:
     tower = f"{NAME}_text_tower_fp32"
     with pytest.raises(EngineError, match=f"{tower} does not answer its opening probes: .*refused"):
-        require_right_answers("127.0.0.1:1", own.parent, {tower})
+        require_right_answers("http://127.0.0.1:1", own.parent, {tower})
     probes = OpeningProbes.read(opening_path(own.parent, Manifest.read(own).variants["fp32"].text))
     runs = tuple({**run, "attention_mask": run["attention_mask"][:, :1]} for run in probes.runs)
     dataclasses.replace(probes, runs=runs).save(
         opening_path(own.parent, Manifest.read(own).variants["fp32"].text)
     )
     with pytest.raises(EngineError, match=f"{tower} does not answer its opening probes: "):
-        require_right_answers(alone.addresses.http, own.parent, {tower})
+        require_right_answers(alone.addresses.http_url, own.parent, {tower})
 
 
 def test_a_towers_engine_is_read_from_its_configuration(own: Path) -> None:

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from sample_models import Exported
-from tls_double import Authority, authority
+from tls_double import Authority, authority, expired
 from typer.testing import CliRunner
 
 from runtime import Encoder
@@ -164,6 +164,11 @@ def test_other_machines_are_let_in_only_where_it_is_said(host: str, exported: Ex
     require_safe_exposure("127.0.0.1", Security(), insecure=False)
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_hosts_of_ipv6_are_refused(host: str, exported: Exported) -> None:
+    assert "serve listens on IPv4" in serve("--host", host, "--insecure", repository=exported(NAME).parent)
+
+
 def test_the_old_server_is_not_exposed_without_its_guard(exported: Exported, token_file: Path) -> None:
     repository = exported(NAME).parent
     secure = ("--host", "0.0.0.0", "--token-file", str(token_file))
@@ -214,6 +219,35 @@ def test_files_that_are_not_there_are_one_line(exported: Exported, own: Authorit
     assert "no certificate and its key" in serve(*both, repository=repository)
 
 
+def test_certificates_that_serve_nobody_are_refused_before_the_start(
+    exported: Exported, own: Authority, tmp_path: Path
+) -> None:
+    repository = exported(NAME).parent
+    other = authority(tmp_path / "other")
+    both = ("--tls-cert", str(own.certificate), "--tls-key", str(other.key))
+    assert "no certificate and its key" in serve(*both, repository=repository)
+    old = expired(own, tmp_path / "old")
+    said = serve("--tls-cert", str(old), "--tls-key", str(own.key), repository=repository)
+    assert "is refused by clients: certificate has expired. Renew it." in said
+    locked = tmp_path / "locked.pem"
+    command = ["openssl", "pkey", "-in", own.key, "-aes128", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
+    said = serve("--tls-cert", str(own.certificate), "--tls-key", str(locked), repository=repository)
+    assert "is encrypted" in said
+
+
+def test_a_file_that_does_not_end_is_no_token() -> None:
+    with pytest.raises(InputError, match="has no valid token"):
+        token_from_file(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "  "])
+def test_a_token_is_read_as_editors_of_every_system_write_it(start: str, end: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(f"{start}{TOKEN}{end}".encode())
+    assert token_from_file(tmp_path / "token") == TOKEN
+
+
 @pytest.mark.parametrize(
     ("host", "found"), [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("0.0.0.0", False)]
 )
@@ -231,5 +265,4 @@ def test_secrets_are_not_printed() -> None:
     security = Security(TOKEN)
     assert TOKEN not in repr(security)
     assert security.secret not in repr(security)
-    assert security.guard_secret not in repr(security)
     assert Security().secret != Security().secret

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from altered_models import copied
@@ -14,10 +18,12 @@ from sample_models import Exported
 from serving import Serving, wait_until
 from typer.testing import CliRunner
 
+from bench.server_faults import Fault, FaultRecord
 from runtime import Encoder
 from runtime.commands.app import app
+from runtime.errors import EngineError
 from runtime.probes import Probes
-from runtime.server import ServerEnvironment
+from runtime.server import Server, ServerEnvironment, ServerOptions
 from runtime.server.readiness import (
     HttpEndpoint,
     faults_of_server,
@@ -25,6 +31,7 @@ from runtime.server.readiness import (
     probes_of_repository,
     stubs_of_server,
 )
+from runtime.server.supervision import supervised
 
 NAME = "nllb-clip"
 FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -45,6 +52,15 @@ def serving(model: Path, server_environment: ServerEnvironment) -> Iterator[Serv
 
 def is_ready(model: Path, serving: Serving) -> bool:
     return not faults_of_server(HttpEndpoint(serving.address("http")), probes_of_repository(model.parent))
+
+
+def is_healthy(serving: Serving) -> bool:
+    """What a load balancer asks."""
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        try:
+            return client.get(f"{serving.address('http')}/v2/health/ready").status_code == 200
+        except httpx.TimeoutException:
+            return False
 
 
 def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
@@ -70,6 +86,7 @@ def test_what_is_killed_or_stopped_comes_back(
     pid = next((s.pid for s in stubs_of_server(server) if s.instance == victim), server)
     assert (pid == server) == (victim == "")
     os.kill(pid, how)
+    wait_until(lambda: not is_healthy(serving), "health is false", patience_s=30)
     wait_until(
         lambda: main([str(model.parent), serving.address("http")]), "readiness is false", patience_s=30
     )
@@ -88,6 +105,38 @@ def test_what_is_killed_or_stopped_comes_back(
         assert np.abs(found - probes.text_vectors[:20]).max() <= 1e-5
 
 
+def test_health_is_false_while_a_model_answers_otherwise(model: Path, serving: Serving) -> None:
+    """Triton's own readiness is true all the time."""
+    assert is_healthy(serving)
+    path = model.parent / f"{NAME}.probes.npz"
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+    try:
+        np.savez(path, **{**arrays, "text_vectors": -arrays["text_vectors"]})
+        wait_until(lambda: not is_healthy(serving), "health is false")
+    finally:
+        path.write_bytes(whole)
+    wait_until(lambda: is_healthy(serving), "health is true again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"faults": [Fault("server", "SIGKILL", 5.1, 1.0, 9.0)]},
+        {"faults": [Fault("server", "SIGKILL", 1.0, 5.1, 9.0)]},
+        {"faults": [Fault("server", "SIGKILL", 1.0, 1.0, 30.1)]},
+        {"n_wrong": 1},
+        {"n_vectors": 0},
+        {"lost": ["a request"]},
+    ],
+)
+def test_the_measurement_of_faults_fails_on_each_of_them(change: dict[str, Any]) -> None:
+    good = FaultRecord([Fault("server", "SIGKILL", 1.0, 1.0, 9.0)], n_vectors=10)
+    assert good.is_good
+    assert not dataclasses.replace(good, **change).is_good
+
+
 def test_a_server_that_does_not_last_ends_the_command(
     exported: Exported, server_environment: ServerEnvironment, tmp_path: Path
 ) -> None:
@@ -99,6 +148,29 @@ def test_a_server_that_does_not_last_ends_the_command(
         os.kill(serving.server_pid, signal.SIGKILL)
         assert serving.process.wait(120) == 1
     assert any(line.startswith("error: The server was started 7 times in a row") for line in serving.lines)
+
+
+def test_what_cannot_be_opened_before_the_server_is_no_fault_of_the_server(
+    model: Path, server_environment: ServerEnvironment
+) -> None:
+    """As the gateway, whose port was taken meanwhile; the server would be started again for ever."""
+    n_calls = 0
+
+    def started(_: Server) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        raise EngineError("the gateway does not start")
+
+    with pytest.raises(EngineError, match="the gateway does not start"):
+        supervised(
+            model.parent,
+            environment=server_environment,
+            options=ServerOptions,
+            stop=threading.Event(),
+            started=started,
+            say=lambda _: None,
+        )
+    assert n_calls == 1
 
 
 def test_ready_says_what_answers_and_what_does_not(model: Path, serving: Serving) -> None:
