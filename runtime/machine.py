@@ -69,8 +69,8 @@ def peak_memory_bytes() -> int:
     """Return the most memory that this process had resident.
 
     Source:
-        ``VmHWM`` of Linux's ``/proc/self/status``: ``getrusage`` keeps, over ``exec``, the size of the process
-        that started this one. Other systems have ``getrusage`` only.
+        ``VmHWM`` of Linux's ``/proc/self/status``: ``getrusage``, which other systems have only, keeps the
+        size of the process that started this one.
     """
     try:
         lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()

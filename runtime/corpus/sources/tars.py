@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.corpus.files import FileSet
 from runtime.corpus.locations import partitions_of
+from runtime.corpus.reading import MOST_BYTES_AT_ONCE
 from runtime.corpus.rows import Columns, IdType, Needs, Problem, Rows
 from runtime.corpus.sources.base import (
     PIECE_IMAGES,
@@ -19,7 +20,7 @@ from runtime.corpus.sources.base import (
     has_column,
     modality_of,
 )
-from runtime.corpus.sources.cells import value_at
+from runtime.corpus.sources.cells import MOST_CHARACTERS, value_at
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
 from runtime.corpus.sources.strict_tar import members_of_tar
@@ -139,6 +140,11 @@ class TarSource:
                     yield {**partitions, **sample}
                     sample = {}
                 sample["__key__"] = key
+                most = MOST_BYTES_AT_ONCE if extension.lower() in _IMAGES else MOST_CHARACTERS
+                if member.size > most:
+                    reason = f"{member.name} has {member.size:,} bytes; at most {most:,} are read."
+                    _add(sample, extension.lower(), Problem("too-large-file", reason))
+                    continue
                 content = tar.extractfile(member)
                 data = content.read() if content is not None else b""
                 if len(data) != member.size:
@@ -152,11 +158,11 @@ def _size(sample: dict[str, Any]) -> int:
     return sum(len(value) for value in sample.values() if isinstance(value, (bytes, str)))
 
 
-def _add(sample: dict[str, Any], extension: str, data: bytes) -> None:
+def _add(sample: dict[str, Any], extension: str, data: bytes | Problem) -> None:
     sample[extension] = data
     if extension in _IMAGES:
         sample.setdefault("image", data)
-    elif extension == "json":
+    elif extension == "json" and not isinstance(data, Problem):
         try:
             fields = json.loads(data)
         except (ValueError, RecursionError):
@@ -168,6 +174,8 @@ def _add(sample: dict[str, Any], extension: str, data: bytes) -> None:
 
 def _id(sample: dict[str, Any], column: str) -> Any:
     value = value_at(sample, column)
+    if isinstance(value, Problem):
+        return None
     return value.decode("utf-8", "surrogateescape").strip() if isinstance(value, bytes) else value
 
 
