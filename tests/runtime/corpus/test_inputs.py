@@ -16,6 +16,7 @@ import tarfile
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -224,6 +225,46 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
         pq.write_table(table, tmp_path / name)
     with pytest.raises(InputError, match="has 2 columns named 'text'"):
         open_source(tmp_path / name)
+
+
+def test_two_columns_of_one_name_in_memory_are_refused():
+    pandas = pytest.importorskip("pandas")
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    frame = pandas.DataFrame([["a", "cat", "dog"]], columns=["id", "text", "text"])
+    for source in (frame, table, table.to_batches()[0], table.to_reader()):
+        with pytest.raises(InputError, match="has 2 columns named 'text'"):
+            open_source(source)
+    assert rows_of(open_source(frame.rename(columns={"id": "text", "text": "x"})))[1] == ["a"]
+
+
+def test_scalars_of_numpy_in_records_are_pythons_own():
+    rows = [{"id": np.int64(i), "text": np.str_("cat"), "language": np.str_("en")} for i in (3, 4)]
+    source = open_source(rows)
+    assert source.id_type is IdType.INT64
+    ids, items, codes = rows_of(source)
+    assert (ids, items, codes) == ([3, 4], ["cat", "cat"], ["en", "en"])
+    assert {type(value) for value in (*ids, *items, *codes)} == {int, str}
+    assert rows_of(open_source([{"id": np.float32(2), "text": "a"}, {"id": np.str_("x"), "text": "b"}]))[
+        0
+    ] == [
+        "2",
+        "x",
+    ]
+    assert rows_of(open_source(np.array(["a", "b"])))[1] == ["a", "b"]
+
+
+def test_rows_of_a_frame_without_its_names_are_refused():
+    frame = pytest.importorskip("pandas").DataFrame({"id": [1, 2], "text": ["x", "y"]})
+    for rows in (frame.iterrows(), frame.itertuples(), [row for _, row in frame.iterrows()]):
+        with pytest.raises(InputError, match=r"Pass a data frame itself.*to_dict\('records'\)"):
+            open_source(rows)
+    assert rows_of(open_source([dict(row) for _, row in frame.iterrows()]))[:2] == ([1, 2], ["x", "y"])
+
+
+def test_a_lazy_frame_is_refused_without_a_warning():
+    polars = pytest.importorskip("polars")
+    with pytest.raises(InputError, match=r"LazyFrame, a query that has not run.*collect\(\)"):
+        open_source(polars.DataFrame({"text": ["x"]}).lazy())
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
