@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.corpus.faults import without_query
@@ -16,6 +16,7 @@ from runtime.errors import InputError
 
 __all__ = [
     "MOST_CHARACTERS",
+    "are_int64",
     "checked_id",
     "checked_language",
     "checked_text",
@@ -81,11 +82,22 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
             return Problem("wrong-id", f"The id {bytes(value)[:32]!r} is not UTF-8.")
     if isinstance(value, uuid.UUID) and id_type is IdType.STRING:
         return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Problem(
+            "wrong-id",
+            f"The id {str(value)[:64]} is beyond what int64 holds. Pass --id-type string to store every id as "
+            "text.",
+        )
     remedy = " Pass --id-type string to store every id as text." if id_type is IdType.INT64 else ""
     return Problem(
         "wrong-id",
         f"The id {str(value)[:64]!r} is of type {type(value).__name__}; expected {id_type.value}.{remedy}",
     )
+
+
+def are_int64(values: Iterable[Any]) -> bool:
+    """Check whether all values are integers that int64 holds."""
+    return all(isinstance(v, int) and not isinstance(v, bool) and v in _INT64 for v in values)
 
 
 def too_long(n: int, what: str, unit: str = "characters") -> Problem:

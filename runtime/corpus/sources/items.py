@@ -26,7 +26,7 @@ from runtime.corpus.sources.base import (
     chosen_columns,
     modality_of,
 )
-from runtime.corpus.sources.cells import image_from_cell, value_at
+from runtime.corpus.sources.cells import are_int64, image_from_cell, value_at
 from runtime.corpus.sources.memory import StreamRows, TableRows
 from runtime.corpus.sources.records import Cells
 from runtime.errors import ImageError, InputError
@@ -112,8 +112,7 @@ class ItemSource:
             return reading.id_type
         records: Iterable[Mapping[str, Any]] = [first] if self._table is None else self._table
         known = (v for record in records if (v := _plain(value_at(record, column))) is not None)
-        is_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in known)
-        return IdType.INT64 if is_whole else IdType.STRING
+        return IdType.INT64 if are_int64(known) else IdType.STRING
 
     def identity(self) -> str:
         """Return the given name; of a table of texts without one, a hash of its content; else a constant."""

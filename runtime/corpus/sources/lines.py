@@ -26,7 +26,7 @@ from runtime.corpus.sources.base import (
     has_column,
     modality_of,
 )
-from runtime.corpus.sources.cells import MOST_CHARACTERS, too_long, value_at
+from runtime.corpus.sources.cells import MOST_CHARACTERS, are_int64, too_long, value_at
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
 from runtime.errors import DamagedFileError, InputError
@@ -119,7 +119,7 @@ class LineSource:
             return IdType.STRING
         ids = [value_at(record, column) for head in heads.values() for record in head.sample]
         known = [value for value in ids if value is not None]
-        is_whole = bool(known) and all(type(value) is int for value in known)
+        is_whole = bool(known) and are_int64(known)
         return IdType.INT64 if is_whole else IdType.STRING
 
     @staticmethod

@@ -28,7 +28,14 @@ from runtime.corpus.sources.base import (
     modality_of,
 )
 from runtime.corpus.sources.cells import MOST_CHARACTERS, too_long
-from runtime.corpus.sources.column_types import arrow_column, id_type_of, is_list, require_types, unusable
+from runtime.corpus.sources.column_types import (
+    arrow_column,
+    id_type_of,
+    is_list,
+    is_uint64,
+    require_types,
+    unusable,
+)
 from runtime.corpus.sources.opened import SourceFiles, damage_reported
 from runtime.corpus.sources.parquet_table import ParquetTable
 from runtime.corpus.sources.records import Cells
@@ -73,6 +80,11 @@ class TableSource:
         for where, schema in schemas.items():
             require_types(self.columns, schema, where, reading)
         self.id_type = id_type_of(self.columns, schemas, reading)
+        if reading.id_type is None and any(is_uint64(s, self.columns.id) for s in schemas.values()):
+            self.notes.append(
+                f"the ids {self.columns.id!r} are of type uint64, whose numbers int64 cannot hold, and are "
+                "stored as strings; --id-type int64 stores integers"
+            )
         self.modality = modality_of(self.columns)
         self._counts = {i: look.n_rows for i, look in looks.items() if look.n_rows is not None}
         text = self.columns.text

@@ -118,7 +118,7 @@ IDS = {
     "float": (pa.array([1.5, 2.0, None]), ["1.5", "2", "null-id"]),
     "large floats": (pa.array([2.2e12, -0.0, float("nan")]), ["2200000000000", "0", "null-id"]),
     "dictionary": (pa.array(["x", "y", "x"]).dictionary_encode(), ["x", "y", "x"]),
-    "unsigned": (pa.array([1, 2**64 - 1, 3], pa.uint64()), [1, "wrong-id", 3]),
+    "unsigned": (pa.array([1, 2**64 - 1, 3], pa.uint64()), ["1", str(2**64 - 1), "3"]),
     "views": (pa.array(["x", "y", "z"], pa.string_view()), ["x", "y", "z"]),
 }
 
@@ -132,6 +132,23 @@ def test_ids_of_many_types(tmp_path, name):
         item.kind if isinstance(item, Problem) else i for i, item in zip(ids, items, strict=True)
     ] == expected
     assert rows_of(open_source(tmp_path / "a.parquet", columns=Columns(id="none")))[0] == [None] * 3
+
+
+def test_ids_beyond_int64_are_strings_or_say_so(tmp_path):
+    column = pa.array([1, 2**63 + 5], pa.uint64())
+    for path, write in (("a.parquet", pq.write_table), ("a.feather", pyarrow.feather.write_feather)):
+        write(pa.table({"id": column, "text": ["a", "b"]}), tmp_path / path)
+        source = open_source(tmp_path / path)
+        assert rows_of(source)[0] == ["1", str(2**63 + 5)]
+        assert "are of type uint64" in source.notes[0]
+        source = open_source(tmp_path / path, reading=Reading(id_type=IdType.INT64))
+        ids, items, _ = rows_of(source)
+        assert (ids, source.notes) == ([1, None], [])
+        assert "is beyond what int64 holds. Pass --id-type string" in items[1].reason
+    rows = [{"id": 2**63, "text": "a"}, {"id": -1, "text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (tmp_path / "a.jsonl", pa.Table.from_pylist(rows[:1]), rows):
+        assert rows_of(open_source(source))[0][0] == str(2**63)
 
 
 def test_uuids_are_ids(tmp_path):
