@@ -19,6 +19,7 @@ __all__ = [
     "machine_facts",
     "machine_in_words",
     "n_cores",
+    "peak_memory_bytes",
 ]
 
 INSTRUCTION_SETS = (
@@ -41,6 +42,7 @@ INSTRUCTION_SETS = (
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 _DARWIN = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "AVX2": "avx2", "FMA": "fma"}
 
 
@@ -61,6 +63,26 @@ def available_memory_bytes() -> int | None:
         return None
     kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if kilobytes is None else 1024 * int(kilobytes)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process had resident.
+
+    Source:
+        ``VmHWM`` of Linux's ``/proc/self/status``: ``getrusage``, which other systems have only, keeps the
+        size of the process that started this one.
+    """
+    try:
+        lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    if kilobytes is not None:
+        return 1024 * int(kilobytes)
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def is_x86() -> bool:

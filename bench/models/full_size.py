@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench.models.gemma_tokenizer import write_gemma_tokenizer
 from bench.models.samples import CHECKPOINTS
 from export.families.published import TEXT_CONFIGS, VARIANTS
 from runtime.errors import BabeltowerError
+from runtime.machine import peak_memory_bytes
 
 __all__ = ["checkpoint_from_variant", "in_process"]
 
@@ -81,7 +81,7 @@ def in_process(task: Callable[..., Any], *arguments: Any) -> Any:
 def _child(sender: Any, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         result = task(*arguments)
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak_bytes = peak_memory_bytes()
         sender.send((result, peak_bytes))
     except BabeltowerError as error:
         sender.send(error)

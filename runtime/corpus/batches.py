@@ -201,7 +201,7 @@ class BatchEmbedder:
                 prepared = preparation.prepared(piece)
                 part.add_slice(prepared)
                 for batch in prepared.batches:
-                    part.add_vectors(batch, batch.run(self._opened(), self._width()))
+                    part.add_vectors(batch.rows, batch.counts, batch.run(self._opened(), self._width()))
         return part.finished(has_ids=False), n_rows
 
 

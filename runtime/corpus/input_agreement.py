@@ -56,7 +56,8 @@ def remedy_of_kinds(kinds: Collection[str], columns: Columns) -> str:
         )
     if "wrong-id" in kinds:
         return (
-            " The ids are of several types; --id-type string stores all as text, --id none numbers the rows."
+            " The ids are of several types, or beyond int64; --id-type string stores all as text, --id none "
+            "numbers the rows."
         )
     if "missing-folder" in kinds or "missing-file" in kinds:
         return " Relative paths are looked up beside the file that names them; --retry-bad reads them again."

@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,20 +85,24 @@ class PartAssembly:
         self._n_rows: int | None = None
         self._counts = Counts()
 
-    def add_slice(self, prepared: PreparedSlice) -> None:
-        """Add a slice; its batches follow."""
-        self._slices[prepared.start] = prepared
-        self._n_batches += len(prepared.batches)
+    def add_slice(self, prepared: PreparedSlice, n_batches: int | None = None) -> None:
+        """Add a slice; its batches are not held, since their pixels and texts are large.
+
+        Args:
+            n_batches: Batches that follow; default: those of the slice.
+        """
+        self._slices[prepared.start] = replace(prepared, batches=())
+        self._n_batches += len(prepared.batches) if n_batches is None else n_batches
         self._n_rows_seen += len(prepared.ids)
         self._counts += prepared.counts
 
-    def add_vectors(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
+    def add_vectors(self, rows: NDArray[np.int64], counts: Counts, vectors: NDArray[np.float32]) -> None:
         """Add the vectors of one batch."""
-        positions = batch.rows - self._start
+        positions = rows - self._start
         self._reserve(int(positions.max()) + 1)
         self._vectors[positions] = vectors
         self._n_batches -= 1
-        self._counts += batch.counts
+        self._counts += counts
 
     def end_at(self, stop: int) -> None:
         """Set the end of the part, one past its last row."""
@@ -177,9 +181,18 @@ class _StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _SliceBegin:
+    """Slice without its batches, and how many follow."""
+
+    prepared: PreparedSlice
+    n_batches: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Vectors:
     part: int
-    batch: Batch
+    rows: NDArray[np.int64]
+    counts: Counts
     vectors: NDArray[np.float32]
 
 
@@ -194,7 +207,7 @@ class _PartEnd:
     stop: int
 
 
-_Event: TypeAlias = "PreparedSlice | _Vectors | _PartBegin | _PartEnd | BaseException | None"
+_Event: TypeAlias = "_SliceBegin | _Vectors | _PartBegin | _PartEnd | BaseException | None"
 
 Observer: TypeAlias = "Callable[[int, Counts], None]"
 """Callback called per batch with the number of finished rows and their counts."""
@@ -245,7 +258,7 @@ class _Feed:
                 if prepared is None:
                     self.ended = True
                     break
-                self.done.put(prepared)
+                self.done.put(_SliceBegin(replace(prepared, batches=()), len(prepared.batches)))
                 self.part, self.batches = prepared.part, iter(prepared.batches)
             return None
 
@@ -317,7 +330,7 @@ def embedded_parts(
     def embed() -> None:
         while (found := feed.next()) is not None:
             part, batch = found
-            done.put(_Vectors(part, batch, batch.run(encoder, dim)))
+            done.put(_Vectors(part, batch.rows, batch.counts, batch.run(encoder, dim)))
         done.put(None)
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:
@@ -371,15 +384,15 @@ class _Assemblies:
             while self.open_parts and self.open_parts[first := next(iter(self.open_parts))].is_complete:
                 yield self.open_parts.pop(first).finished(has_ids=self.has_ids)
 
-    def _take(self, event: PreparedSlice | _Vectors | _PartBegin | _PartEnd) -> None:
+    def _take(self, event: _SliceBegin | _Vectors | _PartBegin | _PartEnd) -> None:
         match event:
             case _PartBegin(number):
                 self.open_parts[number] = PartAssembly(number, number * self.rows_per_part, self.dim)
-            case PreparedSlice(counts=counts):
-                self.open_parts[event.part].add_slice(event)
-                self.observe(counts.bad + counts.duplicates, counts)
-            case _Vectors(part, batch, vectors):
-                self.open_parts[part].add_vectors(batch, vectors)
-                self.observe(len(batch.rows), batch.counts)
+            case _SliceBegin(prepared, n_batches):
+                self.open_parts[prepared.part].add_slice(prepared, n_batches)
+                self.observe(prepared.counts.bad + prepared.counts.duplicates, prepared.counts)
+            case _Vectors(part, rows, counts, vectors):
+                self.open_parts[part].add_vectors(rows, counts, vectors)
+                self.observe(len(rows), counts)
             case _PartEnd(part, stop):
                 self.open_parts[part].end_at(stop)

@@ -28,6 +28,7 @@ from runtime.errors import CorpusError, ImageError, InputError
 from runtime.manifest import Engine, Precision
 from runtime.preprocessing.cleaning import whole_characters
 from runtime.remote import Connection, RemoteEncoder, address_from_text
+from runtime.remote.served_model import MostText
 
 __all__ = ["RemoteImagePreparation", "RemoteTextPreparation", "open_remote"]
 
@@ -85,12 +86,28 @@ class RemoteTextPreparation:
 
     def __init__(self, encoder: Encoder, *, language: str | None) -> None:
         self._language = language
+        self._most = encoder.served.most_text if isinstance(encoder, RemoteEncoder) else MostText()
         self._languages = LanguageCheck(lambda code: encoder.embed_texts(["a"], code))
 
-    @staticmethod
-    def shortened(rows: Iterator[Rows]) -> Iterator[Rows]:
-        """Return the rows unchanged: where the server cuts texts is not known here."""
-        return rows
+    def shortened(self, rows: Iterator[Rows]) -> Iterator[Rows]:
+        """Put problems in place of texts that the server refuses: where it cuts others is not known here."""
+        for piece in rows:
+            yield Rows(piece.start, piece.ids, list(map(self._sendable, piece.items)), piece.languages)
+
+    def _sendable(self, item: Item) -> Item:
+        if not isinstance(item, str):
+            return item
+        sizes = [(len(item), self._most.characters, "characters")]
+        if self._most.n_bytes is not None and 4 * len(item) > self._most.n_bytes:
+            sizes.append((len(item.encode("utf-8", "surrogatepass")), self._most.n_bytes, "bytes"))
+        for size, most, unit in sizes:
+            if most is not None and size > most:
+                return Problem(
+                    "too-long-text",
+                    f"The text has {size:,} {unit}; the server takes {most:,} at most. Shorten it, or embed "
+                    "with the model's folder, which cuts a text where its tokens end.",
+                )
+        return item
 
     def deduplicated(self, rows: Iterator[tuple[int, Rows]]) -> Iterator[Slice]:
         """Yield the slices unchanged; ``prepared`` finds duplicates."""

@@ -30,7 +30,7 @@ from runtime.corpus.stores import Store, store_from_location
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
-from runtime.machine import n_cores
+from runtime.machine import n_cores, peak_memory_bytes
 from runtime.manifest import model_location
 
 __all__ = ["embed_corpus"]
@@ -177,7 +177,7 @@ class _Run:
             seconds=time.perf_counter() - started,
             cpu_seconds=_cpu_seconds() - cpu_started,
             cores=n_cores(),
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=peak_memory_bytes(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             computations=tuple(self.journal.computations),
             notes=tuple(_notes(self.journal)),

@@ -11,6 +11,7 @@ import contextlib
 import io
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from PIL import (
@@ -35,6 +36,9 @@ with contextlib.suppress(ImportError):  # Pillow below 11.3 has no AVIF
 __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
+    "OTHER_IMAGE_SUFFIXES",
+    "RAW_SUFFIXES",
+    "ImageFormat",
     "format_of_bytes",
     "open_image",
     "require_bounded",
@@ -43,28 +47,66 @@ __all__ = [
     "scans_of_jpeg",
 ]
 
-FORMATS: Mapping[str, str] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """Supported format: its use, and the suffixes of its files."""
+
+    use: str
+    suffixes: tuple[str, ...]
+
+
+FORMATS: Mapping[str, ImageFormat] = MappingProxyType(
     {
-        "JPEG": "most photographs; decoded by libjpeg-turbo",
-        "MPO": "photographs of phones and stereo cameras: concatenated JPEGs, of which the first is used",
-        "PNG": "drawings and screenshots, including APNG; also sent by remote encoders for pixels",
-        "GIF": "web animations, of which the first frame is used",
-        "WEBP": "web images and web data sets",
-        "BMP": "uncompressed files of cameras and Windows",
-        "TIFF": "scans, 16-bit and float images; sent by remote encoders for modes that PNG lacks",
-        "AVIF": "images of current browsers and phones",
-        "PPM": "uncompressed files of research data sets, such as GTSRB",
+        "JPEG": ImageFormat(
+            "most photographs; decoded by libjpeg-turbo",
+            (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
+        ),
+        "MPO": ImageFormat(
+            "photographs of phones and stereo cameras: concatenated JPEGs, of which the first is used",
+            (".mpo",),
+        ),
+        "PNG": ImageFormat(
+            "drawings and screenshots, including APNG; also sent by remote encoders for pixels",
+            (".png", ".apng"),
+        ),
+        "GIF": ImageFormat("web animations, of which the first frame is used", (".gif",)),
+        "WEBP": ImageFormat("web images and web data sets", (".webp",)),
+        "BMP": ImageFormat("uncompressed files of cameras and Windows", (".bmp",)),
+        "TIFF": ImageFormat(
+            "scans, 16-bit and float images; sent by remote encoders for modes that PNG lacks",
+            (".tif", ".tiff"),
+        ),
+        "AVIF": ImageFormat("images of current browsers and phones", (".avif", ".avifs")),
+        "PPM": ImageFormat(
+            "uncompressed files of research data sets, such as GTSRB",
+            (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+        ),
     }
 )
-"""Supported formats by Pillow's name, each with its use.
+"""Supported formats by Pillow's name, each with its use and suffixes.
 
 Deliberately left out: EPS (runs Ghostscript); ICO, CUR and ICNS (may decode an image of another size than
 stated); JPEG 2000 (rare, and its decoding cost is unbounded); PSD, FITS, DDS, TGA and other specialized
 formats. See ``docs/decisions/0022-image-formats.md``.
 """
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(suffix for form in FORMATS.values() for suffix in form.suffixes)
 """Suffixes of image files in folders; a file named directly may have any suffix."""
+
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jxr", ".wdp", ".dib"),
+        *(".ico", ".cur", ".icns", ".psd", ".xcf", ".tga", ".dds", ".pcx", ".sgi", ".qoi", ".exr", ".hdr"),
+        *(".svg", ".svgz", ".eps", ".wmf", ".emf", ".xbm", ".xpm"),
+    }
+)
+"""Suffixes of pictures in other formats: in a folder of images they are rows, bad ones unless misnamed."""
+
+RAW_SUFFIXES = frozenset(
+    {".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"}
+)
+"""Suffixes of raw files of cameras: many are TIFF files that begin with a thumbnail, so none is decoded."""
 
 _PLUGINS = (
     BmpImagePlugin,
@@ -260,11 +302,15 @@ def format_of_bytes(data: bytes) -> str | None:
     for tag, name in _MARKUP:
         if start.startswith(tag):
             return "SVG" if b"<svg" in start else name
+    if data.endswith(b"TRUEVISION-XFILE.\0"):
+        return "TGA"
     return "PDF" if b"%pdf-" in start else None
 
 
 def _unidentified(data: bytes) -> str:
     found = format_of_bytes(data)
+    if not data:
+        return "the file is empty"
     if found is None:
         return f"its format is unknown; {_accepted()}"
     if found in FORMATS:

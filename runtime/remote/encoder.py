@@ -159,7 +159,12 @@ class RemoteEncoder(Encoder):
         if max_batch_tokens is not None:
             require_count(max_batch_tokens, "max_batch_tokens")
         per_request = min(self._connection.texts_per_request, self.served.max_batch_sizes[Modality.TEXT])
-        requests = rows_from_texts(pairs, per_request=per_request, default_language=self._default_language)
+        requests = rows_from_texts(
+            pairs,
+            per_request=per_request,
+            default_language=self._default_language,
+            most_characters=self.served.most_text.request_characters,
+        )
         return self._answers(requests, width, encoding)
 
     def embed_images(

@@ -59,20 +59,45 @@ class RequestRows:
 
 
 def rows_from_texts(
-    texts: Iterable[Text], *, per_request: int, default_language: str | None
+    texts: Iterable[Text],
+    *,
+    per_request: int,
+    default_language: str | None,
+    most_characters: int | None = None,
 ) -> Iterator[RequestRows]:
     """Split texts lazily into requests.
+
+    Args:
+        most_characters: Characters above which a request has fewer texts.
 
     Raises:
         InputError: a text holds a lone surrogate.
     """
-    for window in windows(texts, per_request):
+    for window in _bounded_windows(texts, per_request, most_characters):
         columns = {"text": tuple(whole_characters(t.text, f"Text {t.index}").encode() for t in window)}
         codes = [default_language if text.language is None else text.language for text in window]
         given = tuple(whole_characters(code, "A language").encode() for code in codes if code is not None)
         if len(given) == len(window):
             columns["language"] = given
         yield RequestRows(Modality.TEXT, tuple(text.index for text in window), columns)
+
+
+def _bounded_windows(
+    texts: Iterable[Text], per_request: int, most_characters: int | None
+) -> Iterator[list[Text]]:
+    for window in windows(texts, per_request):
+        if most_characters is None or sum(len(text.text) for text in window) <= most_characters:
+            yield window
+            continue
+        part: list[Text] = []
+        n_characters = 0
+        for text in window:
+            if part and n_characters + len(text.text) > most_characters:
+                yield part
+                part, n_characters = [], 0
+            part.append(text)
+            n_characters += len(text.text)
+        yield part
 
 
 def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[RequestRows]:

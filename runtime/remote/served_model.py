@@ -19,10 +19,32 @@ class FrontEndsDifferError(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
+class MostText:
+    """Limits of texts that a server accepts; ``None`` where it does not say.
+
+    Attributes:
+        characters: Maximum characters of a text.
+        n_bytes: Maximum UTF-8 bytes of a text.
+        request_characters: Maximum characters of all texts of a request.
+    """
+
+    characters: int | None = None
+    n_bytes: int | None = None
+    request_characters: int | None = None
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> MostText:
+        """Read the limits of a front end's configuration."""
+        names = ("max_characters", "max_bytes", "max_request_characters")
+        found = [parameters.get(f"babeltower_{name}", "") for name in names]
+        return cls(*(int(value) if value.isdecimal() else None for value in found))
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """One model on a server, as described by both of its front ends.
 
-    ``max_batch_sizes`` are maximum rows per request.
+    ``max_batch_sizes`` are maximum rows per request, ``most_text`` the limits of texts.
     """
 
     name: str
@@ -32,6 +54,7 @@ class ServedModel:
     engine: str
     dims: tuple[int, ...]
     max_batch_sizes: Mapping[Modality, int]
+    most_text: MostText = MostText()
 
 
 async def served_model_from_transport(transport: Transport, name: str) -> ServedModel:
@@ -52,7 +75,8 @@ async def served_model_from_transport(transport: Transport, name: str) -> Served
             f"{_description(found[1])}. Their vectors are not comparable: finish or undo the rollout."
         )
     sizes = {Modality.TEXT: max(1, text.max_batch_size), Modality.IMAGE: max(1, image.max_batch_size)}
-    return ServedModel(name, *found[0], max_batch_sizes=sizes)
+    most_text = MostText.from_parameters(text.parameters)
+    return ServedModel(name, *found[0], max_batch_sizes=sizes, most_text=most_text)
 
 
 _Facts = tuple[str, str, str, str, tuple[int, ...]]

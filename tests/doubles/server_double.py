@@ -14,6 +14,10 @@ import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from runtime.errors import InputError
+from triton_models.spec import TextLimits, parameters_from_limits
+from triton_models.tensors import text_rows
+
 DIM, NARROW = 12, 4
 
 
@@ -30,6 +34,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     ``fail_next`` are gRPC statuses of the next requests. ``die_after`` requests it answers no more.
     ``shared_memory_error`` is the status and message with which it refuses shared memory.
+    ``limits`` are those of a text front end, checked by its own code.
     """
 
     fingerprints: dict[str, str] = field(default_factory=lambda: {"text": "bt1:a", "image": "bt1:a"})
@@ -41,6 +46,7 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
     batches: list[int] = field(default_factory=list)
     regions: dict[str, str] = field(default_factory=dict)
     shared_memory_error: tuple[grpc.StatusCode, str] | None = None
+    limits: TextLimits | None = None
     in_flight: int = 0
     most_in_flight: int = 0
 
@@ -56,6 +62,9 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         }  # fmt: skip
         for key, value in facts.items():
             config.parameters[f"babeltower_{key}"].string_value = value
+        if self.limits is not None:
+            for key, value in parameters_from_limits(self.limits).items():
+                config.parameters[key].string_value = value
         return service_pb2.ModelConfigResponse(config=config)
 
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -83,6 +92,8 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.fail_next:
             context.abort(self.fail_next.pop(0), "as the test asked")
         items, dim = self._items(request)
+        if self.limits is not None:
+            self._require_short(items, self.limits, context)
         if b"klingon" in items:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "LanguageError: Language 'tlh' is unknown.")
         if b"broken" in items:
@@ -94,6 +105,18 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.outputs.add(name="vector", datatype=datatype, shape=vectors.shape)
         response.raw_output_contents.append(vectors.tobytes())
         return response
+
+    @staticmethod
+    def _require_short(items: Sequence[bytes], limits: TextLimits, context: Any) -> None:
+        tensor = np.asarray(items, dtype=object).reshape(-1, 1)
+        try:
+            texts = text_rows(
+                tensor, "text", max_bytes=limits.max_bytes, max_characters=limits.max_characters
+            )
+        except InputError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"InputError: {error}")
+        if sum(map(len, texts)) > limits.max_request_characters:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "InputError: Send fewer texts in a request.")
 
     def _items(self, request: Any) -> tuple[Sequence[bytes], int]:
         items: list[bytes] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime import machine
@@ -62,3 +65,12 @@ def test_macos_is_asked_by_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: Done())
     assert machine.instruction_sets() == ("asimddp",)
+
+
+def test_peak_memory_is_this_processs_own():
+    """``getrusage`` would keep the size of the process that started it."""
+    program = "from runtime.machine import peak_memory_bytes; print(peak_memory_bytes())"
+    ballast = np.ones(400 << 17)  # 400 MiB
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < ballast.nbytes
+    assert machine.peak_memory_bytes() > ballast.nbytes

@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.corpus.faults import without_query
@@ -14,7 +14,19 @@ from runtime.corpus.files import filesystem_from_location
 from runtime.corpus.rows import IdType, ImageFile, Item, Problem
 from runtime.errors import InputError
 
-__all__ = ["checked_id", "checked_language", "checked_text", "image_from_cell", "value_at"]
+__all__ = [
+    "MOST_CHARACTERS",
+    "are_int64",
+    "checked_id",
+    "checked_language",
+    "checked_text",
+    "image_from_cell",
+    "too_long",
+    "value_at",
+]
+
+MOST_CHARACTERS = 1 << 26
+"""Length of a text, or of a line of a file, above which its row is bad: it would be held as a whole."""
 
 _INT64 = range(-(2**63), 2**63)
 _BYTES = (bytes, bytearray, memoryview)
@@ -70,6 +82,12 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
             return Problem("wrong-id", f"The id {bytes(value)[:32]!r} is not UTF-8.")
     if isinstance(value, uuid.UUID) and id_type is IdType.STRING:
         return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Problem(
+            "wrong-id",
+            f"The id {str(value)[:64]} is beyond what int64 holds. Pass --id-type string to store every id as "
+            "text.",
+        )
     remedy = " Pass --id-type string to store every id as text." if id_type is IdType.INT64 else ""
     return Problem(
         "wrong-id",
@@ -77,8 +95,20 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
     )
 
 
+def are_int64(values: Iterable[Any]) -> bool:
+    """Check whether all values are integers that int64 holds."""
+    return all(isinstance(v, int) and not isinstance(v, bool) and v in _INT64 for v in values)
+
+
+def too_long(n: int, what: str, unit: str = "characters") -> Problem:
+    """Return the problem of a row with a text or line that is too long."""
+    return Problem("too-long-text", f"The {what} has {n:,} {unit}; at most {MOST_CHARACTERS:,} are read.")
+
+
 def checked_text(value: Any) -> str | Problem:
-    """Return a text, or the problem with it; blank texts are rejected."""
+    """Return a text, or the problem with it; blank and overlong texts are rejected."""
+    if isinstance(value, (str, *_BYTES)) and len(value) > MOST_CHARACTERS:
+        return too_long(len(value), "text", "characters" if isinstance(value, str) else "bytes")
     if isinstance(value, _BYTES):
         value = bytes(value).decode("utf-8", "surrogateescape")  # other bytes are found when it is tokenized
     if isinstance(value, str):

@@ -9,7 +9,7 @@ from runtime.corpus.rows import Columns, IdType
 from runtime.corpus.sources.base import Reading
 from runtime.errors import InputError
 
-__all__ = ["arrow_column", "id_type_of", "is_list", "require_types", "unusable"]
+__all__ = ["arrow_column", "id_type_of", "is_list", "is_uint64", "require_types", "unusable"]
 
 
 def _type_at(schema: Any, column: str) -> Any | None:
@@ -130,7 +130,10 @@ def require_types(columns: Columns, schema: Any, where: str, reading: Reading) -
 
 
 def id_type_of(columns: Columns, schemas: Mapping[str, Any], reading: Reading) -> IdType:
-    """Return the storage type of the ids: integers if every file holds integers, otherwise strings."""
+    """Return the storage type of the ids: integers if every file holds integers, otherwise strings.
+
+    Unsigned 64-bit integers are stored as strings: int64 holds half of them.
+    """
     import pyarrow
 
     if columns.id is None:
@@ -138,8 +141,19 @@ def id_type_of(columns: Columns, schemas: Mapping[str, Any], reading: Reading) -
     if reading.id_type is not None:
         return reading.id_type
     kinds = [_type_at(schema, columns.id) for schema in schemas.values()]
-    is_whole = all(kind is not None and pyarrow.types.is_integer(kind) for kind in kinds)
+    is_whole = all(
+        kind is not None and pyarrow.types.is_integer(kind) and not pyarrow.types.is_uint64(kind)
+        for kind in kinds
+    )
     return IdType.INT64 if is_whole else IdType.STRING
+
+
+def is_uint64(schema: Any, column: str | None) -> bool:
+    """Check whether a column holds unsigned 64-bit integers."""
+    import pyarrow
+
+    kind = None if column is None else _type_at(schema, column)
+    return kind is not None and bool(pyarrow.types.is_uint64(kind))
 
 
 def arrow_column(batch: Any, column: str) -> Any:

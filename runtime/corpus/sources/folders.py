@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runtime.corpus.files import FileSet
-from runtime.corpus.rows import NO_COLUMN, Columns, IdType, ImageFile, Needs, Rows
+from runtime.corpus.files import File, FileSet
+from runtime.corpus.rows import NO_COLUMN, Columns, IdType, ImageFile, Needs, Problem, Rows
 from runtime.corpus.sources.base import PIECE_IMAGES, BadFile, Reading, SourceFormat
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.errors import InputError
 from runtime.manifest import Modality
+from runtime.preprocessing.image_formats import RAW_SUFFIXES
 
 __all__ = ["FolderSource"]
 
@@ -44,5 +45,14 @@ class FolderSource:
                 yield Rows(
                     start,
                     [entry.name for entry in piece],
-                    [ImageFile(entry.filesystem, entry.path, is_listed=True) for entry in piece],
+                    [_item(entry) for entry in piece],
                 )
+
+
+def _item(file: File) -> ImageFile | Problem:
+    if file.suffix in RAW_SUFFIXES:
+        reason = (
+            f"{file.name} is a camera's raw file ({file.suffix}), which is not decoded. Convert it to JPEG."
+        )
+        return Problem("raw-image", reason)
+    return ImageFile(file.filesystem, file.path, is_listed=True)

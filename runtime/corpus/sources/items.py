@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from runtime.corpus.faults import Patience
@@ -25,8 +26,8 @@ from runtime.corpus.sources.base import (
     chosen_columns,
     modality_of,
 )
-from runtime.corpus.sources.cells import image_from_cell, value_at
-from runtime.corpus.sources.memory import TableRows
+from runtime.corpus.sources.cells import are_int64, image_from_cell, value_at
+from runtime.corpus.sources.memory import StreamRows, TableRows
 from runtime.corpus.sources.records import Cells
 from runtime.errors import ImageError, InputError
 from runtime.manifest import Modality
@@ -72,14 +73,20 @@ class ItemSource:
         self.notes: list[str] = []
         self.stream_name = name
         self.id_type = IdType.INT64
-        if hasattr(first, "columns") or hasattr(first, "schema"):
+        if _is_row_without_names(first):
+            raise InputError(
+                f"The first item is a {type(first).__name__}; expected a text, an image or a mapping of "
+                "columns. Pass a data frame itself, or its rows as mappings: frame.to_dict('records')."
+            )
+        if hasattr(first, "collect_schema") or hasattr(first, "columns") or hasattr(first, "schema"):
             raise InputError(
                 f"The first item is of type {type(first).__name__}, a table; expected a text, an image or a "
                 "mapping. Pass one table, or its rows as mappings."
             )
         self._captions = reading.captions
         if isinstance(first, Mapping):
-            names = [name for name in first if isinstance(name, str)]
+            known = items.names if isinstance(items, StreamRows) else first
+            names = [name for name in known if isinstance(name, str)]
             self.columns = chosen_columns(columns, {"The first item": names})
             self.id_type = self._id_type(first, reading)
         elif columns.image is None and isinstance(first, str):
@@ -104,9 +111,8 @@ class ItemSource:
         if reading.id_type is not None:
             return reading.id_type
         records: Iterable[Mapping[str, Any]] = [first] if self._table is None else self._table
-        known = (value for record in records if (value := value_at(record, column)) is not None)
-        is_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in known)
-        return IdType.INT64 if is_whole else IdType.STRING
+        known = (v for record in records if (v := _plain(value_at(record, column))) is not None)
+        return IdType.INT64 if are_int64(known) else IdType.STRING
 
     def identity(self) -> str:
         """Return the given name; of a table of texts without one, a hash of its content; else a constant."""
@@ -138,11 +144,11 @@ class ItemSource:
         """Yield each item's cells, copied before requesting the next item, when the caller may change it."""
         columns = self.columns
         for number, item in enumerate(self._items):
-            cell = _Cell(item)
+            cell = _Cell(_plain(item))
             if self._are_mappings:
                 record = item if isinstance(item, Mapping) else {}
                 wanted = (columns.text or columns.image, columns.id, columns.language)
-                cell = _Cell(*(None if name is None else value_at(record, name) for name in wanted))
+                cell = _Cell(*(None if name is None else _plain(value_at(record, name)) for name in wanted))
             if self.modality is Modality.IMAGE:
                 cell = cell._replace(value=_image(cell.value, number, self._local))
             yield cell
@@ -159,6 +165,17 @@ class ItemSource:
             item if isinstance(item, Problem) else taken.get(i, item) for i, item in enumerate(rows.items)
         ]
         return Rows(start, rows.ids, checked, rows.languages)
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's own, other values as they are."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_row_without_names(item: Any) -> bool:
+    """Check for a tuple, as of ``itertuples`` or ``iterrows``, and for a row of pandas on its own."""
+    is_series = hasattr(item, "to_dict") and hasattr(item, "index") and not isinstance(item, (str, Mapping))
+    return isinstance(item, (tuple, list)) or (is_series and not hasattr(item, "columns"))
 
 
 def _size(cell: _Cell) -> int:

@@ -7,7 +7,7 @@ import contextlib
 import csv
 import io
 import json
-import sys
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -26,7 +26,7 @@ from runtime.corpus.sources.base import (
     has_column,
     modality_of,
 )
-from runtime.corpus.sources.cells import value_at
+from runtime.corpus.sources.cells import MOST_CHARACTERS, are_int64, too_long, value_at
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
 from runtime.errors import DamagedFileError, InputError
@@ -36,8 +36,7 @@ __all__ = ["LineSource"]
 _SAMPLE_LINES = 64
 """JSON lines of each file that are looked at for column names, before any work."""
 
-_LONGEST_LINE = 1 << 28
-"""Characters of a line above which a file is refused: it would be held in memory as a whole."""
+_SKIPPED_AT_ONCE = 1 << 20
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
@@ -120,7 +119,7 @@ class LineSource:
             return IdType.STRING
         ids = [value_at(record, column) for head in heads.values() for record in head.sample]
         known = [value for value in ids if value is not None]
-        is_whole = bool(known) and all(type(value) is int for value in known)
+        is_whole = bool(known) and are_int64(known)
         return IdType.INT64 if is_whole else IdType.STRING
 
     @staticmethod
@@ -175,18 +174,25 @@ class LineSource:
         partitions = partitions_of(self._files[file].name)
         match self.format:
             case SourceFormat.TEXT:
-                for piece in bounded_pieces(_bounded_lines(lines, shown), PIECE_TEXTS, len):
-                    yield [{**partitions, "text": line.rstrip("\r\n")} for line in piece]
+                for piece in bounded_pieces(_bounded_lines(lines), PIECE_TEXTS, _length):
+                    yield [
+                        line if isinstance(line, Problem) else {**partitions, "text": line.rstrip("\r\n")}
+                        for line in piece
+                    ]
             case SourceFormat.CSV:
                 rows = self._csv_rows(file, lines)
                 header = _header(rows, shown)
                 yield from (
                     _csv_records(header, piece, partitions)
-                    for piece in bounded_pieces(filter(None, rows), PIECE_TEXTS, _size)
+                    for piece in bounded_pieces((row for row in rows if row), PIECE_TEXTS, _size)
                 )
             case _:
-                for piece in bounded_pieces(_bounded_lines(lines, shown), PIECE_TEXTS, len):
-                    records = [_json_record(line) for line in piece if not line.isspace()]
+                for piece in bounded_pieces(_bounded_lines(lines), PIECE_TEXTS, _length):
+                    records = [
+                        line if isinstance(line, Problem) else _json_record(line)
+                        for line in piece
+                        if isinstance(line, Problem) or not line.isspace()
+                    ]
                     yield [_with(record, partitions) for record in records] if partitions else records
 
     @contextlib.contextmanager
@@ -224,7 +230,9 @@ class LineSource:
                 return _Head(encoding, [*header, *(n for n in partitions if n not in header)], [])
             sample: list[Mapping[str, Any]] = []
             try:
-                for line in islice(_bounded_lines(lines, file.shown), _SAMPLE_LINES):
+                for line in islice(_bounded_lines(lines), _SAMPLE_LINES):
+                    if isinstance(line, Problem):
+                        continue
                     record = None if line.isspace() else _json_record(line)
                     if not sample and line.lstrip().startswith("["):
                         raise InputError(
@@ -238,26 +246,30 @@ class LineSource:
                     raise  # otherwise the lines before the damage are read
             return _Head(encoding, list(dict.fromkeys(key for record in sample for key in record)), sample)
 
-    def _csv_rows(self, file: int, lines: io.TextIOWrapper) -> Iterator[list[str]]:
+    def _csv_rows(self, file: int, lines: io.TextIOWrapper) -> Iterator[list[str] | Problem]:
         """Yield the fields of each row, and check that the file does not end inside a quoted field.
+
+        Of a row with a line too long, only the delimiters and quotation marks are kept, to find its end.
 
         ``csv`` takes an end inside quotes for the end of the field. So one more line is read, a lone
         delimiter: two empty fields on their own, but a part of a field that is still open.
         """
         reading, shown = self._files.reading, self._files[file].shown
         delimiter = reading.delimiter or ("\t" if self._files[file].suffix in (".tsv", ".tab") else ",")
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        csv.field_size_limit(MOST_CHARACTERS)
         options: dict[str, Any] = {"delimiter": delimiter, "strict": False}
         if reading.quote == "none":
             options["quoting"] = csv.QUOTE_NONE
         elif reading.quote is not None:
             options["quotechar"] = reading.quote
-        reader = csv.reader(chain(_bounded_lines(lines, shown), [delimiter]), **options)
+        kept = f"\r\n{delimiter}{options.get('quotechar', chr(34))}"
+        long_lines = _LongLines(lines, re.compile(f"[^{re.escape(kept)}]+"))
+        reader = csv.reader(chain(long_lines, [delimiter]), **options)
         previous: list[str] | None = None
         first_line, last_line = 1, 0
         for fields in reader:
             if previous is not None:
-                yield previous
+                yield long_lines.problem(first_line, last_line) or previous
                 first_line = last_line + 1
             previous, last_line = fields, reader.line_num
         if previous != ["", ""] or last_line != first_line:
@@ -285,32 +297,70 @@ def _encoding_of(start: bytes, where: str) -> str:
     return "utf-8"
 
 
-def _bounded_lines(lines: io.TextIOWrapper, where: str) -> Iterator[str]:
-    while line := lines.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE:
-            raise DamagedFileError(
-                f"{where} has a line of more than {_LONGEST_LINE:,} characters, so it is no file of lines."
-            )
-        yield line
+def _bounded_lines(lines: io.TextIOWrapper) -> Iterator[str | Problem]:
+    """Yield lines, and in place of one that is too long, the row's problem."""
+    while line := lines.readline(MOST_CHARACTERS):
+        if len(line) < MOST_CHARACTERS or line.endswith("\n"):
+            yield line
+            continue
+        n_characters = len(line)
+        while not line.endswith("\n") and (line := lines.readline(_SKIPPED_AT_ONCE)):
+            n_characters += len(line)
+        yield too_long(n_characters, "line")
 
 
-def _size(fields: list[str]) -> int:
-    return sum(map(len, fields))
+class _LongLines:
+    """Lines of a CSV file; of those that are too long, only what a pattern leaves."""
+
+    def __init__(self, lines: io.TextIOWrapper, left_out: re.Pattern[str]) -> None:
+        self._lines, self._left_out = lines, left_out
+        self._problems: dict[int, Problem] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        while line := self._lines.readline(MOST_CHARACTERS):
+            number += 1
+            if len(line) < MOST_CHARACTERS or line.endswith(("\n", "\r")):
+                yield line
+                continue
+            n_characters, rest = len(line), [self._left_out.sub("", line)]
+            while not line.endswith(("\n", "\r")) and (line := self._lines.readline(_SKIPPED_AT_ONCE)):
+                n_characters += len(line)
+                rest.append(self._left_out.sub("", line))
+            self._problems[number] = too_long(n_characters, "line")
+            yield "".join(rest)
+
+    def problem(self, first: int, last: int) -> Problem | None:
+        """Return the problem of a row that takes the lines from ``first`` to ``last``, counted from 1."""
+        if not self._problems:
+            return None
+        return next((p for number, p in self._problems.items() if first <= number <= last), None)
 
 
-def _header(rows: Iterator[list[str]], where: str) -> list[str]:
+def _length(line: str | Problem) -> int:
+    return 0 if isinstance(line, Problem) else len(line)
+
+
+def _size(fields: list[str] | Problem) -> int:
+    return 0 if isinstance(fields, Problem) else sum(map(len, fields))
+
+
+def _header(rows: Iterator[list[str] | Problem], where: str) -> list[str]:
     header = next(rows, None)
+    if isinstance(header, Problem):
+        raise InputError(f"{where} has no header: {header.reason}")
     if not header:
         raise InputError(f"{where} is empty; a CSV file must start with its column names.")
     return header
 
 
 def _csv_records(
-    header: list[str], rows: Sequence[list[str]], partitions: Mapping[str, Any]
+    header: list[str], rows: Sequence[list[str] | Problem], partitions: Mapping[str, Any]
 ) -> list[Mapping[str, Any] | Problem]:
     n = len(header)
     return [
-        {**partitions, **dict(zip(header, fields, strict=True))} if len(fields) == n
+        fields if isinstance(fields, Problem)
+        else {**partitions, **dict(zip(header, fields, strict=True))} if len(fields) == n
         else Problem("malformed-row", f"The line has {len(fields)} fields; the header has {n}.")
         for fields in rows
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,31 @@ from PIL import Image
 from runtime.corpus.sources.base import PIECE_TEXTS
 from runtime.errors import InputError
 
-__all__ = ["TableRows", "items_from_object"]
+__all__ = ["StreamRows", "TableRows", "items_from_object"]
 
 
-class TableRows:
-    """Rows of a table in memory, as mappings; they can be iterated over again."""
+class StreamRows:
+    """Rows of a table that is read once, as mappings.
 
-    def __init__(self, n_rows: int | None, rows: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
-        self.n_rows, self._rows = n_rows, rows
+    Attributes:
+        names: Columns of the table, of which a mapping would hide the second of a name.
+    """
+
+    def __init__(self, names: Sequence[Any], rows: Callable[[], Iterator[Mapping[str, Any]]]) -> None:
+        self.names, self._rows = names, rows
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return self._rows()
+
+
+class TableRows(StreamRows):
+    """Rows of a table in memory, as mappings; they can be iterated over again."""
+
+    def __init__(
+        self, n_rows: int | None, names: Sequence[Any], rows: Callable[[], Iterator[Mapping[str, Any]]]
+    ) -> None:
+        super().__init__(names, rows)
+        self.n_rows = n_rows
 
 
 def items_from_object(source: Any) -> Iterable[Any]:
@@ -36,16 +50,23 @@ def items_from_object(source: Any) -> Iterable[Any]:
         raise InputError("The source is a single image; pass a list of images.")
     if isinstance(source, Mapping):
         return _rows_of_mapping(source)
+    if hasattr(source, "collect_schema") and not hasattr(
+        source, "iter_rows"
+    ):  # its columns warn of their cost
+        raise InputError(
+            f"The source is a {type(source).__name__}, a query that has not run. Pass its result: "
+            "source.collect(), or a file written by source.sink_parquet(…)."
+        )
     if hasattr(source, "with_format") and hasattr(source, "features") and isinstance(source, Sized):
         return _rows_of_dataset(source)
     if hasattr(source, "iter_rows") and not hasattr(source, "fetchall"):  # polars, and no relation of DuckDB
-        return TableRows(_length(source), lambda: iter(source.iter_rows(named=True)))
+        return TableRows(_length(source), source.columns, lambda: iter(source.iter_rows(named=True)))
     if hasattr(source, "itertuples"):  # pandas
-        return TableRows(len(source), lambda: _rows_of_frame(source))
+        return TableRows(len(source), list(source.columns), lambda: _rows_of_frame(source))
     if hasattr(source, "schema") and hasattr(source, "to_pylist"):
-        return TableRows(source.num_rows, lambda: _rows_of_arrow(source))
+        return TableRows(source.num_rows, source.schema.names, lambda: _rows_of_arrow(source))
     if hasattr(source, "schema") and hasattr(source, "read_next_batch"):
-        return _rows_of_arrow(source)
+        return StreamRows(source.schema.names, lambda: _rows_of_arrow(source))
     if hasattr(source, "to_pylist"):
         return _values_of(source)
     if hasattr(source, "columns") and hasattr(
@@ -53,7 +74,8 @@ def items_from_object(source: Any) -> Iterable[Any]:
     ):  # a relation of DuckDB, among others
         import pyarrow
 
-        return _rows_of_arrow(pyarrow.RecordBatchReader.from_stream(source))
+        reader = pyarrow.RecordBatchReader.from_stream(source)
+        return StreamRows(reader.schema.names, lambda: _rows_of_arrow(reader))
     if hasattr(source, "columns") or not isinstance(source, Iterable):
         raise InputError(
             f"The source is of type {type(source).__name__}; expected a path, folder, glob or URL, a table "
@@ -87,6 +109,7 @@ def _rows_of_mapping(columns: Mapping[str, Any]) -> Iterable[Any]:
     names = list(columns)
     return TableRows(
         next(iter(lengths.values()), 0),
+        names,
         lambda: (
             dict(zip(names, row, strict=True)) for row in zip(*map(_values_of, columns.values()), strict=True)
         ),
@@ -98,14 +121,14 @@ def _rows_of_dataset(dataset: Any) -> Iterable[Any]:
     "own."""
     form = dict(getattr(dataset, "format", None) or {})
     if form.get("type") == "custom":
-        return TableRows(len(dataset), lambda: iter(dataset))
+        return TableRows(len(dataset), dataset.column_names, lambda: iter(dataset))
 
     def rows() -> Iterator[Mapping[str, Any]]:
         arrow = dataset.with_format("arrow", columns=form.get("columns"))
         for table in arrow.iter(batch_size=1_000):
             yield from table.to_pylist()
 
-    return TableRows(len(dataset), rows)
+    return TableRows(len(dataset), form.get("columns") or dataset.column_names, rows)
 
 
 def _values_of(column: Any) -> Iterable[Any]:

@@ -19,7 +19,7 @@ from runtime.corpus.sources.stdin import STANDARD_INPUT, files_of_standard_input
 from runtime.corpus.sources.tables import TableSource, files_of_dataset
 from runtime.corpus.sources.tars import TarSource
 from runtime.errors import InputError
-from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
+from runtime.preprocessing.image_formats import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, RAW_SUFFIXES
 
 __all__ = ["Locations", "open_source", "source_format"]
 
@@ -40,6 +40,8 @@ _SUFFIXES = {
     **dict.fromkeys(IMAGE_SUFFIXES, SourceFormat.IMAGES),
 }
 _DATASET_FILES = ("dataset_dict.json", "state.json")
+_OTHER_IMAGES = OTHER_IMAGE_SUFFIXES | RAW_SUFFIXES
+_MOST_SUFFIXES = 12
 _TABLES = (SourceFormat.PARQUET, SourceFormat.ARROW, SourceFormat.CSV, SourceFormat.JSONL)
 
 
@@ -146,6 +148,8 @@ def _format(name: str, files: FileSet) -> SourceFormat:
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
             "such as 'FOLDER/*.parquet', or choose one with --format."
         )
+    if not found and any(file.suffix in _OTHER_IMAGES for file in files.files):
+        return SourceFormat.IMAGES
     if not found:
         raise InputError(
             f"{name} has no known suffix; expected one of {', '.join(sorted(_SUFFIXES))}, also followed by "
@@ -166,11 +170,17 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
     """
     if not files.is_folder:
         return files
-    kept = [file for file in files.files if _format_of(file.path) is format]
+    taken = {suffix for suffix, kind in _SUFFIXES.items() if kind is format}
+    if format is SourceFormat.IMAGES:  # pictures of other formats are rows as well, mostly bad ones
+        taken |= _OTHER_IMAGES
+    kept = [file for file in files.files if file.suffix in taken]
+    others = [file for file in files.files if file.suffix not in taken]
     if not kept and format is SourceFormat.JSONL:
         kept = [file for file in files.files if file.suffix == ".json"]
+        others = [file for file in files.files if file.suffix != ".json"]
     if not kept:
         kept = [file for file in files.files if _format_of(file.path) is None]
+        others = [file for file in files.files if _format_of(file.path) is not None]
         suffixes = sorted({file.suffix for file in kept})
         if len(suffixes) > 1:
             raise InputError(
@@ -183,9 +193,12 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
         if own and len(own) < len(kept):
             notes.append(f"{len(own)} files below names with _ in front were left out, such as {own[0].name}")
             kept = [file for file in kept if not _is_writers_own(file)]
-    others = len(files.files) - len(kept) - len(notes)
-    if others > 0:
-        notes.append(f"{others} files of other formats were left out")
+    if others:
+        found = ", ".join(sorted({file.suffix or "none" for file in others})[:_MOST_SUFFIXES])
+        notes.append(
+            f"{len(others)} files of other formats were left out, such as {others[0].name} (suffixes: "
+            f"{found})"
+        )
     return files.kept(kept, *notes)
 
 

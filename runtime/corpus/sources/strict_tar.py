@@ -13,6 +13,9 @@ class _StrictTar(tarfile.TarFile):
     """Tar whose end is proven: empty blocks, then nothing, or another tar."""
 
     n_members = 0
+    n_ended = 0
+    """Tars that ended before the last member that was read."""
+
     firstmember: tarfile.TarInfo | None
 
     def next(self) -> tarfile.TarInfo | None:
@@ -47,11 +50,14 @@ class _StrictTar(tarfile.TarFile):
                     f"the header of member {self.n_members}, at byte {at:,}, is damaged: {error}"
                 ) from error
             self.n_members += 1
+            self.n_ended += n_empty > 0
             return member
 
 
-def members_of_tar(stream: Any) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+def members_of_tar(stream: Any) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile, int]]:
     """Yield the members of an uncompressed tar, and of tars that follow it in the same file.
+
+    Each comes with the open tar, and with the number of its tar in the file, from 0.
 
     Raises:
         tarfile.TarError: the file is cut off or damaged.
@@ -59,5 +65,5 @@ def members_of_tar(stream: Any) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFi
     with _StrictTar.open(fileobj=stream, mode="r|", bufsize=1 << 18) as tar:
         member, tar.firstmember = tar.firstmember, None
         while member is not None:
-            yield member, tar
+            yield member, tar, tar.n_ended
             member = tar.next()

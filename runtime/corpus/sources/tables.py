@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,19 @@ from runtime.corpus.sources.base import (
     chosen_columns,
     modality_of,
 )
-from runtime.corpus.sources.column_types import arrow_column, id_type_of, is_list, require_types, unusable
+from runtime.corpus.sources.cells import MOST_CHARACTERS, too_long
+from runtime.corpus.sources.column_types import (
+    arrow_column,
+    id_type_of,
+    is_list,
+    is_uint64,
+    require_types,
+    unusable,
+)
 from runtime.corpus.sources.opened import SourceFiles, damage_reported
+from runtime.corpus.sources.parquet_table import ParquetTable
 from runtime.corpus.sources.records import Cells
-from runtime.errors import DamagedFileError, InputError
+from runtime.errors import ChangedInputError, DamagedFileError, InputError
 from runtime.manifest import Modality
 
 __all__ = ["TableSource", "files_of_dataset"]
@@ -69,6 +80,11 @@ class TableSource:
         for where, schema in schemas.items():
             require_types(self.columns, schema, where, reading)
         self.id_type = id_type_of(self.columns, schemas, reading)
+        if reading.id_type is None and any(is_uint64(s, self.columns.id) for s in schemas.values()):
+            self.notes.append(
+                f"the ids {self.columns.id!r} are of type uint64, whose numbers int64 cannot hold, and are "
+                "stored as strings; --id-type int64 stores integers"
+            )
         self.modality = modality_of(self.columns)
         self._counts = {i: look.n_rows for i, look in looks.items() if look.n_rows is not None}
         text = self.columns.text
@@ -130,6 +146,7 @@ class TableSource:
         captions = self._files.reading.captions
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
+        most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
         partitions = self._partitions(file)
         stop = 0
         if self._is_expanded:
@@ -142,15 +159,14 @@ class TableSource:
                     for name in dict.fromkeys((columns.id, item, columns.language))
                     if name is not None and not (name in partitions and name not in own)
                 ]
-                for start, batch in table.batches(wanted, most, needs):
+                for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
 
                     def column(name: str | None, batch: Any = batch) -> list[Any] | None:
                         if name is None:
                             return None
                         if name in partitions and name not in own:
                             return [partitions[name]] * batch.num_rows
-                        values: list[Any] = arrow_column(batch, name).to_pylist()
-                        return values
+                        return _cells(arrow_column(batch, name), is_text=name == columns.text)
 
                     rows = cells.rows(
                         stop if self._is_expanded else start,
@@ -177,21 +193,41 @@ class TableSource:
             if needs(at, at + n):
                 yield Rows(at, [None] * n, [problem] * n)
 
-    def opened(self, file: int) -> contextlib.AbstractContextManager[_ParquetTable | _ArrowTable]:
+    def opened(self, file: int) -> contextlib.AbstractContextManager[ParquetTable | _ArrowTable]:
         """Open a file, to read columns of it by row numbers."""
         return self._opened(file)
 
     @contextlib.contextmanager
-    def _opened(self, file: int) -> Iterator[_ParquetTable | _ArrowTable]:
+    def _opened(self, file: int) -> Iterator[ParquetTable | _ArrowTable]:
         opened = self._files[file]
         with damage_reported(opened, self.format.value):
-            table: _ParquetTable | _ArrowTable
+            table: ParquetTable | _ArrowTable
             if self.format is SourceFormat.PARQUET:
-                table = _ParquetTable(self._files, file)
+                table = ParquetTable(self._files, file)
             else:
                 table = _ArrowTable(self._files, file)
             with contextlib.closing(table):
                 yield table
+
+
+def _cells(column: Any, *, is_text: bool) -> list[Any]:
+    """Return the cells of an Arrow column; in place of texts that are too long, their problems."""
+    import pyarrow.compute
+
+    types = pyarrow.types
+    cells: list[Any]
+    kind = column.type
+    is_plain = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
+    if not is_text or not (is_plain or types.is_large_binary(kind)) or column.nbytes <= MOST_CHARACTERS:
+        cells = column.to_pylist()
+        return cells
+    is_long = pyarrow.compute.greater(pyarrow.compute.binary_length(column), MOST_CHARACTERS)
+    lengths = pyarrow.compute.binary_length(column).to_pylist()
+    cells = pyarrow.compute.if_else(is_long, pyarrow.scalar(None, kind), column).to_pylist()
+    for i, long in enumerate(is_long.to_pylist()):
+        if long:
+            cells[i] = too_long(lengths[i], "text", "bytes or more")
+    return cells
 
 
 def _everything(start: int, stop: int) -> bool:
@@ -203,71 +239,17 @@ def _raising(error: DamagedFileError) -> Iterator[Rows]:
     yield
 
 
-class _ParquetTable:
-    def __init__(self, files: SourceFiles, number: int) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        # larger buffers would be kept per column for each of thousands of row groups
-        self._file = pyarrow.parquet.ParquetFile(
-            pyarrow.PythonFile(files.raw(number), mode="r"),
-            buffer_size=1 << 20,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
-        self.schema = self._file.schema_arrow
-
-    def require_end(self) -> None:
-        """Nothing is left to check: a file without its footer is not opened."""
-
-    def n_rows_of_footer(self) -> int | None:
-        return self.n_rows()
-
-    def n_rows(self) -> int:
-        return int(self._file.metadata.num_rows)
-
-    def batches(self, columns: Sequence[str], size: int, needs: Needs) -> Iterator[tuple[int, Any]]:
-        row = 0
-        for group in range(self._file.num_row_groups):
-            metadata = self._file.metadata.row_group(group)
-            n_rows = metadata.num_rows
-            if needs(row, row + n_rows):
-                at = row
-                for batch in self._file.iter_batches(
-                    _bounded_size(size, metadata, columns),
-                    row_groups=[group],
-                    columns=list(columns),
-                    use_threads=False,
-                ):
-                    yield at, batch
-                    at += batch.num_rows
-                if at != row + n_rows:
-                    raise EOFError(f"row group {group} holds {at - row:,} of {n_rows:,} rows")
-            row += n_rows
-
-    def close(self) -> None:
-        self._file.close(force=True)
-
-
-def _bounded_size(size: int, metadata: Any, columns: Sequence[str]) -> int:
-    """Return the rows of a batch so that its cells take about 16 MB, by the sizes in the footer."""
-    tops = {column.split(".")[0] for column in columns}
-    n_bytes = 0
-    for i in range(metadata.num_columns):
-        column = metadata.column(i)
-        if column.path_in_schema.split(".")[0] in tops:
-            n_bytes += column.total_uncompressed_size
-    mean = n_bytes / max(1, metadata.num_rows)
-    return max(1, min(size, int(PIECE_BYTES / max(1.0, mean))))
-
-
 class _ArrowTable:
     """Arrow file or stream; Feather (version 2) is an Arrow file."""
 
     def __init__(self, files: SourceFiles, number: int) -> None:
         import pyarrow
 
-        self._opened = _mapped_or_opened(files, number)
+        self._mapping = _mapping(files, number)
+        if self._mapping is None:
+            self._opened = pyarrow.PythonFile(files.raw(number), mode="r")
+        else:
+            self._opened = pyarrow.BufferReader(pyarrow.py_buffer(self._mapping.pages))
         self._file: Any = None
         try:
             self._file = pyarrow.ipc.open_file(self._opened)
@@ -300,7 +282,9 @@ class _ArrowTable:
     def n_rows(self) -> int:
         return sum(batch.num_rows for batch in self._record_batches())
 
-    def batches(self, columns: Sequence[str], size: int, needs: Needs) -> Iterator[tuple[int, Any]]:
+    def batches(
+        self, columns: Sequence[str], size: int, needs: Needs, *, most_bytes: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
         row = 0
         for batch in self._record_batches():
             mean = batch.nbytes / max(1, batch.num_rows)
@@ -308,7 +292,9 @@ class _ArrowTable:
             for start in range(0, batch.num_rows, most):
                 stop = min(start + most, batch.num_rows)
                 if needs(row + start, row + stop):
+                    self._require_whole()
                     yield row + start, batch.slice(start, stop - start)
+                    self._release()
             row += batch.num_rows
 
     def _record_batches(self) -> Iterator[Any]:
@@ -316,20 +302,64 @@ class _ArrowTable:
             yield from self._stream
         else:
             for number in range(self._file.num_record_batches):
+                self._require_whole()
                 yield self._file.get_batch(number)
+
+    def _require_whole(self) -> None:
+        if self._mapping is not None:
+            self._mapping.require_whole()
+
+    def _release(self) -> None:
+        if self._mapping is not None:
+            self._mapping.release()
 
     def close(self) -> None:
         self._opened.close()
+        if self._mapping is not None:
+            self._mapping.close()
 
 
-def _mapped_or_opened(files: SourceFiles, number: int) -> Any:
-    import pyarrow
+class _Mapping:
+    """Local file mapped into memory.
 
+    Attributes:
+        pages: The mapping; what was read of it counts as this process's memory until it is released.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._opened = Path(file.path).open("rb")  # noqa: SIM115 - closed with the table
+        self.pages = mmap.mmap(self._opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def require_whole(self) -> None:
+        """Check that the file is not shorter than its mapping: reading there would end the process.
+
+        Raises:
+            ChangedInputError: it was cut since it was opened.
+        """
+        n_bytes = os.fstat(self._opened.fileno()).st_size
+        if n_bytes < len(self.pages):
+            raise ChangedInputError(
+                f"{self._file.shown} had {len(self.pages):,} bytes when it was opened and now has "
+                f"{n_bytes:,}. Restore it, and run the command again."
+            )
+
+    def release(self) -> None:
+        """Give pages back that were read; they are read again where they are still used."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.pages.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file; the mapping ends with the last batch that uses it."""
+        self._opened.close()
+
+
+def _mapping(files: SourceFiles, number: int) -> _Mapping | None:
     file = files[number]
-    if is_local(file.filesystem) and file.n_bytes:
-        files.patience.call(file.shown, lambda: _readable(file), absent_may_pass=True)
-        return files.patience.call(file.shown, lambda: pyarrow.memory_map(file.path), absent_may_pass=True)
-    return pyarrow.PythonFile(files.raw(number), mode="r")
+    if not is_local(file.filesystem) or not file.n_bytes:
+        return None
+    files.patience.call(file.shown, lambda: _readable(file), absent_may_pass=True)
+    return files.patience.call(file.shown, lambda: _Mapping(file), absent_may_pass=True)
 
 
 def _readable(file: File) -> None:

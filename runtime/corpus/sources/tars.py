@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -22,14 +21,15 @@ from runtime.corpus.sources.base import (
 from runtime.corpus.sources.cells import value_at
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
-from runtime.corpus.sources.strict_tar import members_of_tar
+from runtime.corpus.sources.tar_samples import IMAGE_EXTENSIONS, samples_of_tar
 from runtime.errors import DamagedFileError, InputError
 from runtime.manifest import Modality
-from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["TarSource"]
 
-_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+_PROBLEM = "__problem__"
+"""Cell of a sample that is bad as a whole."""
+
 _SAMPLES = 16
 """Samples of each tar that are looked at before any work; of a single tar, four times as many."""
 
@@ -74,8 +74,8 @@ class TarSource:
         """Return the columns of a tar's first samples."""
         names: dict[str, None] = {}
         try:
-            for sample in islice(self._samples(file), n_samples):
-                names.update(dict.fromkeys(sample))
+            for sample in islice(self._samples(file, follow_links=False), n_samples):
+                names.update(dict.fromkeys(name for name in sample if name != _PROBLEM))
         except DamagedFileError:
             if not names or not self._files.reading.skip_bad_files:
                 raise  # otherwise the samples before the damage are read
@@ -125,58 +125,37 @@ class TarSource:
                 f"texts would be embedded. Pass --text {self.columns.text} or --image image."
             )
 
-    def _samples(self, file: int) -> Iterator[dict[str, Any]]:
+    def _samples(self, file: int, *, follow_links: bool = True) -> Iterator[dict[str, Any]]:
+        """Yield the cells of each sample by name, with its problem if the sample as a whole is bad."""
         partitions = partitions_of(self._files[file].name)
-        sample: dict[str, Any] = {}
-        with self._files.decompressed(file, "a tar") as opened:
-            for member, tar in members_of_tar(opened):
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, extension = name.partition(".")
-                if not member.isfile() or not dot or not stem or folder.startswith("__"):
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                if sample and sample["__key__"] != key:
-                    yield {**partitions, **sample}
-                    sample = {}
-                sample["__key__"] = key
-                content = tar.extractfile(member)
-                data = content.read() if content is not None else b""
-                if len(data) != member.size:
-                    raise EOFError(f"the file is cut off in {member.name}")
-                _add(sample, extension.lower(), data)
-        if sample:
-            yield {**partitions, **sample}
+        for sample in samples_of_tar(self._files, file, follow_links=follow_links):
+            cells = {**partitions, **sample.cells()}
+            if sample.problem is not None:
+                cells[_PROBLEM] = sample.problem
+            yield cells
 
 
 def _size(sample: dict[str, Any]) -> int:
     return sum(len(value) for value in sample.values() if isinstance(value, (bytes, str)))
 
 
-def _add(sample: dict[str, Any], extension: str, data: bytes) -> None:
-    sample[extension] = data
-    if extension in _IMAGES:
-        sample.setdefault("image", data)
-    elif extension == "json":
-        try:
-            fields = json.loads(data)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(fields, dict):
-            for key, value in fields.items():
-                sample.setdefault(key, value)
-
-
 def _id(sample: dict[str, Any], column: str) -> Any:
     value = value_at(sample, column)
+    if isinstance(value, Problem):
+        return None
     return value.decode("utf-8", "surrogateescape").strip() if isinstance(value, bytes) else value
 
 
 def _cell(sample: dict[str, Any], column: str) -> Any:
     """Return a cell; texts are stored as files, so their bytes are decoded."""
+    if _PROBLEM in sample:
+        return sample[_PROBLEM]
     value = value_at(sample, column)
+    if value is None and isinstance(sample.get("json"), Problem):  # of which it may be a field
+        return sample["json"]
     if value is None:
         return Problem("missing-file", f"The sample has no {column!r}; it has {sorted(sample)}.")
-    if isinstance(value, bytes) and column not in _IMAGES and column != "image":
+    if isinstance(value, bytes) and column not in IMAGE_EXTENSIONS and column != "image":
         return value.decode("utf-8", "surrogateescape").strip()
     return value
 

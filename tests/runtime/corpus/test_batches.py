@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from corpus_runs import sentences, write_texts
+from corpus_runs import options, sentences, write_texts
 from sample_models import Exported
 
 from runtime import Encoder
 from runtime.corpus import BatchEmbedder, Columns, embedded_batches
+from runtime.corpus.job import preparation_for
+from runtime.corpus.pipeline import PartAssembly
 from runtime.corpus.prepare import TextPreparation
 from runtime.corpus.rows import Rows
 from runtime.corpus.slices import Slice
 from runtime.errors import InputError
+from runtime.manifest import Modality
 from samples import dataset
 
 TEXTS = ["gato", None, "cão", "gato", ""]
@@ -122,3 +127,20 @@ def test_a_part_is_split_within_its_budget_and_hardly_padded(encoder):
     counts = [batch.counts for batch in batches]
     assert all(c.tokens + c.padding_tokens <= 256 for c in counts)
     assert sum(c.padding_tokens for c in counts) < 0.05 * sum(c.tokens for c in counts)
+
+
+def test_a_part_holds_no_batches(encoder):
+    """Its images' pixels would be gigabytes: 150 kB for each of 32,768 rows."""
+    preparation = preparation_for(encoder, Modality.TEXT, options())
+    prepared = preparation.prepared(Slice(0, Rows(0, [0, 1], ["um gato", "a dog"])))
+    (batch,) = prepared.batches
+    held = weakref.ref(batch.tokens.ids)
+    part = PartAssembly(0, 0, 4)
+    part.add_slice(prepared)
+    part.add_vectors(batch.rows, batch.counts, np.ones((2, 4), dtype=np.float32))
+    part.end_at(2)
+    del prepared, batch
+    gc.collect()
+    assert held() is None
+    assert part.is_complete
+    assert part.finished(has_ids=True).ids == [0, 1]

@@ -16,6 +16,7 @@ import tarfile
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -117,7 +118,7 @@ IDS = {
     "float": (pa.array([1.5, 2.0, None]), ["1.5", "2", "null-id"]),
     "large floats": (pa.array([2.2e12, -0.0, float("nan")]), ["2200000000000", "0", "null-id"]),
     "dictionary": (pa.array(["x", "y", "x"]).dictionary_encode(), ["x", "y", "x"]),
-    "unsigned": (pa.array([1, 2**64 - 1, 3], pa.uint64()), [1, "wrong-id", 3]),
+    "unsigned": (pa.array([1, 2**64 - 1, 3], pa.uint64()), ["1", str(2**64 - 1), "3"]),
     "views": (pa.array(["x", "y", "z"], pa.string_view()), ["x", "y", "z"]),
 }
 
@@ -131,6 +132,23 @@ def test_ids_of_many_types(tmp_path, name):
         item.kind if isinstance(item, Problem) else i for i, item in zip(ids, items, strict=True)
     ] == expected
     assert rows_of(open_source(tmp_path / "a.parquet", columns=Columns(id="none")))[0] == [None] * 3
+
+
+def test_ids_beyond_int64_are_strings_or_say_so(tmp_path):
+    column = pa.array([1, 2**63 + 5], pa.uint64())
+    for path, write in (("a.parquet", pq.write_table), ("a.feather", pyarrow.feather.write_feather)):
+        write(pa.table({"id": column, "text": ["a", "b"]}), tmp_path / path)
+        source = open_source(tmp_path / path)
+        assert rows_of(source)[0] == ["1", str(2**63 + 5)]
+        assert "are of type uint64" in source.notes[0]
+        source = open_source(tmp_path / path, reading=Reading(id_type=IdType.INT64))
+        ids, items, _ = rows_of(source)
+        assert (ids, source.notes) == ([1, None], [])
+        assert "is beyond what int64 holds. Pass --id-type string" in items[1].reason
+    rows = [{"id": 2**63, "text": "a"}, {"id": -1, "text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (tmp_path / "a.jsonl", pa.Table.from_pylist(rows[:1]), rows):
+        assert rows_of(open_source(source))[0][0] == str(2**63)
 
 
 def test_uuids_are_ids(tmp_path):
@@ -224,6 +242,46 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
         pq.write_table(table, tmp_path / name)
     with pytest.raises(InputError, match="has 2 columns named 'text'"):
         open_source(tmp_path / name)
+
+
+def test_two_columns_of_one_name_in_memory_are_refused():
+    pandas = pytest.importorskip("pandas")
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    frame = pandas.DataFrame([["a", "cat", "dog"]], columns=["id", "text", "text"])
+    for source in (frame, table, table.to_batches()[0], table.to_reader()):
+        with pytest.raises(InputError, match="has 2 columns named 'text'"):
+            open_source(source)
+    assert rows_of(open_source(frame.rename(columns={"id": "text", "text": "x"})))[1] == ["a"]
+
+
+def test_scalars_of_numpy_in_records_are_pythons_own():
+    rows = [{"id": np.int64(i), "text": np.str_("cat"), "language": np.str_("en")} for i in (3, 4)]
+    source = open_source(rows)
+    assert source.id_type is IdType.INT64
+    ids, items, codes = rows_of(source)
+    assert (ids, items, codes) == ([3, 4], ["cat", "cat"], ["en", "en"])
+    assert {type(value) for value in (*ids, *items, *codes)} == {int, str}
+    assert rows_of(open_source([{"id": np.float32(2), "text": "a"}, {"id": np.str_("x"), "text": "b"}]))[
+        0
+    ] == [
+        "2",
+        "x",
+    ]
+    assert rows_of(open_source(np.array(["a", "b"])))[1] == ["a", "b"]
+
+
+def test_rows_of_a_frame_without_its_names_are_refused():
+    frame = pytest.importorskip("pandas").DataFrame({"id": [1, 2], "text": ["x", "y"]})
+    for rows in (frame.iterrows(), frame.itertuples(), [row for _, row in frame.iterrows()]):
+        with pytest.raises(InputError, match=r"Pass a data frame itself.*to_dict\('records'\)"):
+            open_source(rows)
+    assert rows_of(open_source([dict(row) for _, row in frame.iterrows()]))[:2] == ([1, 2], ["x", "y"])
+
+
+def test_a_lazy_frame_is_refused_without_a_warning():
+    polars = pytest.importorskip("polars")
+    with pytest.raises(InputError, match=r"LazyFrame, a query that has not run.*collect\(\)"):
+        open_source(polars.DataFrame({"text": ["x"]}).lazy())
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])

@@ -14,6 +14,7 @@ from runtime import Encoder
 from runtime.corpus import EngineChoice, embed_corpus, embedded_batches
 from runtime.errors import CorpusError
 from samples import dataset
+from triton_models.spec import TextLimits
 
 
 @pytest.fixture
@@ -72,3 +73,19 @@ def test_requests_at_once_change_nothing(server, tmp_path):
         embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(threads=1)))
     embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice(instances=2)))
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_text_that_a_server_refuses_is_its_rows_fault(tmp_path):
+    limits = TextLimits(max_characters=1_000, max_bytes=1_500, max_request_characters=2_000)
+    server = Running(Double(limits=limits))
+    try:
+        texts = [*(f"{i} " + "x" * 900 for i in range(40)), "x" * 1_001, "猫" * 501, "y" * 1_000]
+        source = write_texts(tmp_path / "a.parquet", texts)
+        embed_corpus(server.address, source, tmp_path / "out", options(engine=EngineChoice()))
+    finally:
+        server.kill()
+    rows = bad_rows_of(tmp_path / "out")
+    assert [(row["row"], row["kind"]) for row in rows] == [(40, "too-long-text"), (41, "too-long-text")]
+    assert "1,001 characters; the server takes 1,000 at most" in rows[0]["reason"]
+    assert "1,503 bytes; the server takes 1,500 at most" in rows[1]["reason"]
+    assert len(output_of(tmp_path / "out")[0]) == 41

@@ -19,7 +19,7 @@ from PIL import Image, ImageSequence
 from runtime.corpus import Columns, SourceFormat, open_source
 from runtime.corpus.rows import ImageFile, Problem, Rows, slices_from_rows
 from runtime.corpus.sources import NumberedRows
-from runtime.errors import InputError
+from runtime.errors import ImageError, InputError
 from runtime.manifest import Modality
 from runtime.preprocessing.image import decode
 
@@ -135,6 +135,38 @@ def test_a_tree_of_images_in_order_of_path(tmp_path):
     ids, items, _ = rows_of(source)
     assert ids == ["a/1.PNG", "b/2.jpg", "c.webp"]
     assert items[0].read() == png("blue")
+
+
+def test_pictures_of_every_suffix_are_rows_and_what_is_left_out_is_named(tmp_path):
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    files = {
+        "a.ppm": png("red"),
+        "b.JFIF": png("red"),
+        "c.jpe": png("red"),
+        "d.heic": heic,
+        "e.jxl": b"\xff\x0a",
+    }
+    files |= {"f.heic": png("blue"), "g.nef": b"II*\0", "noext": b"", "h.jpg_large": b""}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    source = open_source(tmp_path)
+    assert source.notes == [
+        "2 files of other formats were left out, such as h.jpg_large (suffixes: .jpg_large, none)"
+    ]
+    ids, items, _ = rows_of(source)
+    assert ids == ["a.ppm", "b.JFIF", "c.jpe", "d.heic", "e.jxl", "f.heic", "g.nef"]
+    assert "camera's raw file (.nef)" in items[-1].reason
+    for item, name in zip(items, ("", "", "", "HEIC", "JPEG XL", ""), strict=False):
+        if name:
+            with pytest.raises(ImageError, match=f"it is {name}; supported formats"):
+                decode(item.read())
+        else:
+            decode(item.read())
+    for name in ("a.ppm", "b.JFIF", "c.jpe"):
+        (tmp_path / name).unlink()
+    assert rows_of(open_source(tmp_path))[0] == ["d.heic", "e.jxl", "f.heic", "g.nef"]
+    (tmp_path / "a.csv").write_text("id,text\n1,a\n")
+    assert open_source(tmp_path).format is SourceFormat.CSV
 
 
 def tar_of(path, files):

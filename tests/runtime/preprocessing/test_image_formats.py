@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 import struct
 import time
 import zlib
@@ -19,7 +20,14 @@ from sample_models import ROOT
 from runtime.errors import ImageError
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.image import decode, pixels_from_source, snapshot_from_source
-from runtime.preprocessing.image_formats import FORMATS, IMAGE_SUFFIXES, format_of_bytes, open_image
+from runtime.preprocessing.image_formats import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    format_of_bytes,
+    open_image,
+)
 from runtime.remote.payloads import bytes_from_image
 from runtime.search.pictures import data_uri
 
@@ -71,8 +79,23 @@ def test_accepted_formats_give_what_pillow_alone_gives(name: str, tmp_path: Path
 
 
 def test_every_format_has_a_reason() -> None:
-    assert all(reason.strip() for reason in FORMATS.values())
-    assert {".jpg", ".png", ".webp", ".avif", ".tif", ".bmp", ".gif"} <= IMAGE_SUFFIXES
+    assert all(form.use.strip() for form in FORMATS.values())
+
+
+def test_files_are_found_by_every_suffix_that_pillow_knows_for_a_format() -> None:
+    Image.init()
+    known = {suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS}
+    assert known <= IMAGE_SUFFIXES
+    others = {suffix for suffix, name in Image.EXTENSION.items() if name not in FORMATS}
+    assert not (IMAGE_SUFFIXES & (others | OTHER_IMAGE_SUFFIXES | RAW_SUFFIXES))
+
+
+def test_the_page_on_corpora_lists_every_format_and_suffix() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith("| folders of images |")]
+    assert set(re.findall(r"`(\.\w+)`", line.split(";")[0])) == IMAGE_SUFFIXES
+    (listed,) = re.findall(r"Images are (.*?) files, of which the first frame", page, re.DOTALL)
+    assert set(re.findall(r"\w+", listed.upper())) - {"OR"} == set(FORMATS) - {"MPO"}
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%Pages: 1\n%%EndComments\n"
@@ -121,7 +144,7 @@ def test_other_formats_are_refused_by_their_name(name: str) -> None:
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "IM", "SPIDER", "XBM"])
 def test_formats_without_a_mark_are_refused_too(kind: str) -> None:
     image = scene().convert({"XBM": "1", "SPIDER": "F"}.get(kind, "RGB"))
-    with pytest.raises(ImageError, match=r"its format is unknown; supported formats are AVIF"):
+    with pytest.raises(ImageError, match=r"(its format is unknown|it is TGA); supported formats are AVIF"):
         decode(saved(kind, image))
 
 
