@@ -1,0 +1,79 @@
+"""Files of the page, in parts that every static host takes, with the checksums that the page compares."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.errors import ExportError
+
+__all__ = ["PART_BYTES", "Asset", "write_asset", "write_joined"]
+
+PART_BYTES = 20_000_000
+"""Largest file: hosts of static pages take files of 25 to 100 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file; ``path`` is relative to the page's folder, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """Bytes that the page loads, the parts joined."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Number of bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for ``site.json``."""
+        parts = [{"path": part.path, "bytes": part.bytes, "sha256": part.sha256} for part in self.parts]
+        return {"bytes": self.bytes, "parts": parts}
+
+
+def write_asset(folder: Path, path: str, data: bytes | BinaryIO, *, part_bytes: int = PART_BYTES) -> Asset:
+    """Write bytes to ``path``, or to ``path.000``, ``path.001`` and so on if they exceed a part.
+
+    Args:
+        folder: Folder of the page.
+        data: The bytes, or a file opened for reading them.
+    """
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    parts: list[Part] = []
+    following = stream.read(part_bytes)
+    while following or not parts:
+        chunk, following = following, stream.read(part_bytes)
+        name = f"{path}.{len(parts):03d}" if parts or following else path
+        (folder / name).write_bytes(chunk)
+        parts.append(Part(name, len(chunk), hashlib.sha256(chunk).hexdigest()))
+    return Asset(tuple(parts))
+
+
+def write_joined(folder: Path, asset: Mapping[str, Any], target: Path) -> None:
+    """Join the parts of an asset of ``site.json`` to one file, as the page does.
+
+    Raises:
+        ExportError: a part differs from its checksum.
+    """
+    parts: Sequence[Mapping[str, Any]] = asset["parts"]
+    with target.open("wb") as joined:
+        for part in parts:
+            with (folder / part["path"]).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
+                    raise ExportError(f"{folder / part['path']} was changed while it was exported. Export again.")
+                file.seek(0)
+                shutil.copyfileobj(file, joined)
