@@ -68,7 +68,8 @@ def require_engine(layout: Layout, engines: list[Engine] | None) -> list[Engine]
     own = layout.engine
     if set(engines or [own]) != {own}:
         raise ExportError(
-            f"{layout.name.value} runs graphs with {own.value}; leave --engine out, or pass --engine {own.value}."
+            f"{layout.name.value} runs graphs with {own.value}; leave --engine out, or pass --engine "
+            f"{own.value}."
         )
     return [own]
 

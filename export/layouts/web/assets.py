@@ -1,10 +1,16 @@
-"""Files of the page, in parts that every static host takes, with the checksums that the page compares."""
+"""Files of the page, in parts that every static host takes, with the checksums that the page compares.
+
+Files that become much smaller are compressed here, since not every host does so, and unpacked by the page.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import hashlib
 import io
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +22,11 @@ __all__ = ["PART_BYTES", "Asset", "write_asset", "write_joined"]
 
 PART_BYTES = 20_000_000
 """Largest file: hosts of static pages take files of 25 to 100 MB."""
+
+_WORTH_COMPRESSING = 0.8
+
+_COMPRESSED = ".bin"
+"""Suffix of compressed files: one that hosts do not know, so that none unpacks them on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +40,26 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """Bytes that the page loads, the parts joined."""
+    """Bytes that the page loads: the parts joined, and unpacked if they are compressed.
+
+    Attributes:
+        bytes: Number of bytes of all parts.
+    """
 
     parts: tuple[Part, ...]
+    compressed: bool = False
 
     @property
     def bytes(self) -> int:
-        """Number of bytes of all parts."""
         return sum(part.bytes for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for ``site.json``."""
-        parts = [{"path": part.path, "bytes": part.bytes, "sha256": part.sha256} for part in self.parts]
-        return {"bytes": self.bytes, "parts": parts}
+        return {
+            "bytes": self.bytes,
+            "compressed": self.compressed,
+            "parts": [dataclasses.asdict(part) for part in self.parts],
+        }
 
 
 def write_asset(folder: Path, path: str, data: bytes | BinaryIO, *, part_bytes: int = PART_BYTES) -> Asset:
@@ -49,9 +67,14 @@ def write_asset(folder: Path, path: str, data: bytes | BinaryIO, *, part_bytes: 
 
     Args:
         folder: Folder of the page.
-        data: The bytes, or a file opened for reading them.
+        data: The bytes; or a file opened for reading them, which is not compressed.
     """
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    compressed = False
+    if isinstance(data, bytes):
+        packed = gzip.compress(data, mtime=0)
+        compressed = len(packed) < _WORTH_COMPRESSING * len(data)
+        path = f"{path}{_COMPRESSED}" if compressed else path
+    stream = data if not isinstance(data, bytes) else io.BytesIO(packed if compressed else data)
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     parts: list[Part] = []
     following = stream.read(part_bytes)
@@ -60,20 +83,26 @@ def write_asset(folder: Path, path: str, data: bytes | BinaryIO, *, part_bytes: 
         name = f"{path}.{len(parts):03d}" if parts or following else path
         (folder / name).write_bytes(chunk)
         parts.append(Part(name, len(chunk), hashlib.sha256(chunk).hexdigest()))
-    return Asset(tuple(parts))
+    return Asset(tuple(parts), compressed)
 
 
 def write_joined(folder: Path, asset: Mapping[str, Any], target: Path) -> None:
-    """Join the parts of an asset of ``site.json`` to one file, as the page does.
+    """Join the parts of an asset of ``site.json`` to one file, and unpack it, as the page does.
 
     Raises:
         ExportError: a part differs from its checksum.
     """
     parts: Sequence[Mapping[str, Any]] = asset["parts"]
-    with target.open("wb") as joined:
+    with tempfile.TemporaryFile() as joined:
         for part in parts:
             with (folder / part["path"]).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
-                    raise ExportError(f"{folder / part['path']} was changed while it was exported. Export again.")
+                    raise ExportError(
+                        f"{folder / part['path']} was changed while it was exported. Export again."
+                    )
                 file.seek(0)
                 shutil.copyfileobj(file, joined)
+        joined.seek(0)
+        with target.open("wb") as unpacked:
+            stream: Any = gzip.GzipFile(fileobj=joined) if asset["compressed"] else joined
+            shutil.copyfileobj(stream, unpacked)

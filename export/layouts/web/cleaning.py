@@ -73,15 +73,18 @@ def javascript_pattern(pattern: re.Pattern[str]) -> str:
     source = iter(pattern.pattern)
     for one in source:
         if one == "\\":
-            found.append(_SHORTHANDS[next(source)] if not in_class else _escape_in_class(next(source), source))
+            found.append(
+                _SHORTHANDS[next(source)] if not in_class else _escape_in_class(next(source), source)
+            )
         elif in_class:
             in_class = one != "]"
-            found.append(one if one in "]-" else _escaped(one))
+            is_syntax = one in "]-" or (one == "^" and found[-1] == "[")
+            found.append(one if is_syntax else _escaped(one))
         elif one == "#":
             for skipped in source:
                 if skipped == "\n":
                     break
-        elif not one.isspace():
+        elif one not in string.whitespace:
             in_class = one == "["
             found.append(one)
     return "".join(found)

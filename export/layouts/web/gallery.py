@@ -22,7 +22,14 @@ from runtime.preprocessing.batching import windows
 from runtime.preprocessing.image import pixels_from_source
 from runtime.search.pictures import pictures_of_ids, small_picture
 
-__all__ = ["MOST_ITEMS", "GallerySource", "WebGallery", "gallery_of_folder", "sample_gallery", "write_pictures"]
+__all__ = [
+    "MOST_ITEMS",
+    "GallerySource",
+    "WebGallery",
+    "gallery_of_folder",
+    "sample_gallery",
+    "write_pictures",
+]
 
 MOST_ITEMS = 100_000
 """Largest gallery: a tab keeps all its vectors, and compares each with every query."""
@@ -86,13 +93,15 @@ def sample_gallery(image_tower: Backend, preprocessing: ImagePreprocessing) -> W
     names = {image: text for text, image in zip(captions.texts, captions.image_of, strict=True)}
     files = [image.read() for image in drawings.images]
     vectors = [
-        image_tower.run({"pixels": np.stack([pixels_from_source(file, preprocessing) for file in batch])}, ["vector"])
+        image_tower.run(
+            {"pixels": np.stack([pixels_from_source(file, preprocessing) for file in batch])}, ["vector"]
+        )
         for batch in windows(files, _BATCH_IMAGES)
     ]
     return WebGallery(
-        title="1,911 emoji drawings" if len(files) == 1911 else "Emoji drawings",
+        title=f"{len(files):,} emoji drawings",
         kind="drawings",
-        names=[f"{image.key} {names.get(i, '')}".strip() for i, image in enumerate(drawings.images)],
+        names=[names.get(i, image.key) for i, image in enumerate(drawings.images)],
         vectors=np.concatenate([batch for (batch,) in vectors]),
         pictures=iter([dict(enumerate(files))]),
         credit=drawings.credit,
@@ -112,8 +121,8 @@ def gallery_of_folder(source: GallerySource, *, fingerprint: str, dims: Sequence
     """
     if not holds_vectors(source.folder):
         raise ExportError(
-            f"{source.folder} holds no vectors. Write them with `babeltower embed REPOSITORY/NAME SOURCE --out "
-            f"{source.folder}`, or leave --gallery out for the sample drawings."
+            f"{source.folder} holds no vectors. Write them with `babeltower embed REPOSITORY/NAME SOURCE "
+            f"--out {source.folder}`, or leave --gallery out for the sample drawings."
         )
     shards = VectorShards.open(source.folder)
     shards.space.require(fingerprint, holder=str(source.folder))
@@ -135,11 +144,13 @@ def gallery_of_folder(source: GallerySource, *, fingerprint: str, dims: Sequence
 def _require_comparable(folder: Path, shards: VectorShards, dims: Sequence[int]) -> None:
     if shards.space.encoding is Encoding.BINARY:
         raise ExportError(
-            f"{folder} holds one bit a component, which the page does not compare. Embed the source as float16."
+            f"{folder} holds one bit a component, which the page does not compare. Embed the source "
+            "as float16."
         )
     if shards.space.dim not in dims:
         raise ExportError(
-            f"{folder} holds {shards.space.dim}-wide vectors; the text tower gives {', '.join(map(str, dims))}."
+            f"{folder} holds {shards.space.dim}-wide vectors; the text tower gives "
+            f"{', '.join(map(str, dims))}."
         )
     if not 0 < len(shards) <= MOST_ITEMS:
         raise ExportError(

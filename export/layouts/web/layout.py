@@ -6,7 +6,6 @@ that any static host serves them at any path. Its JavaScript is in ``page/``, co
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Mapping
 from contextlib import closing
@@ -43,7 +42,7 @@ from runtime.errors import ExportError
 from runtime.manifest import Engine, KeptBy, Modality, Precision, require_name
 from runtime.preprocessing.languages import languages_from_codes
 
-__all__ = ["FORMAT", "WEB", "WebOptions", "web_layout"]
+__all__ = ["FORMAT", "WEB", "WebOptions", "page_text", "web_layout"]
 
 FORMAT = "babeltower-web/1"
 """Version of ``site.json``; the page reads no other."""
@@ -124,7 +123,7 @@ def _write(request: LayoutRequest, options: WebOptions) -> tuple[str, ...]:
         "least_cosine": LEAST_COSINE,
         "choose_language": towers.text_preprocessing.needs_language,
         "languages": _languages(towers),
-        "text": _text(towers, longest),
+        "text": page_text(towers, longest=longest),
         "gallery": {
             "kind": gallery.kind,
             "size": len(gallery.names),
@@ -173,9 +172,8 @@ def _model_assets(request: LayoutRequest, output: str) -> dict[str, Asset]:
     work.rmdir()
     found["tokenizer"] = write_asset(folder, "model/tokenizer.json", _compact(towers.tokenizer_json))
     if towers.kept is not None:
-        whole = gzip.compress(_compact(towers.whole.tokenizer_json), mtime=0)
-        # no host knows the suffix, and so none decompresses the file on its way
-        found["whole_tokenizer"] = write_asset(folder, "model/whole_tokenizer.bin", whole)
+        whole = _compact(towers.whole.tokenizer_json)
+        found["whole_tokenizer"] = write_asset(folder, "model/whole_tokenizer.json", whole)
     return found
 
 
@@ -205,9 +203,11 @@ def _gallery_assets(folder: Path, gallery: WebGallery, pictures: list[str | None
 
 
 def _wasm(folder: Path) -> Asset:
-    """Describe ONNX Runtime's WebAssembly, which is one file already."""
+    """Replace ONNX Runtime's WebAssembly by a compressed file."""
     path = f"{_VENDOR}/onnxruntime-web/ort-wasm-simd-threaded.wasm"
-    return write_asset(folder, path, (folder / path).read_bytes())
+    program = (folder / path).read_bytes()
+    (folder / path).unlink()
+    return write_asset(folder, path, program)
 
 
 def _languages(towers: Towers) -> list[dict[str, Any]]:
@@ -223,7 +223,12 @@ def _languages(towers: Towers) -> list[dict[str, Any]]:
     ]
 
 
-def _text(towers: Towers, longest: int) -> dict[str, Any]:
+def page_text(towers: Towers, *, longest: int) -> dict[str, Any]:
+    """Return everything but the tokenizer that the page needs to read texts, as plain values.
+
+    Args:
+        longest: Characters of the longest text that the page takes.
+    """
     text = towers.text_preprocessing
     return {
         "context_length": text.context_length,
@@ -233,6 +238,7 @@ def _text(towers: Towers, longest: int) -> dict[str, Any]:
         "language_ids": dict(text.language_ids),
         "fixed_length": text.fixed_length,
         "longest": longest,
+        "n_tokens": towers.n_tokens if towers.kept is None else towers.kept.record.n_tokens,
         "cleaning": cleaning_rules(text.clean),
         "kept": _kept(towers),
     }

@@ -1,4 +1,4 @@
-"""Written page, computed from its files by ONNX Runtime here, for the parity gate and the exporter's check."""
+"""Written page, computed from its files by ONNX Runtime here, for the gate and the exporter's check."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ class WebModel:
                 write_joined(request.folder, site["assets"][asset], folder / name)
         self._tokenizer = Tokenizer(folder / TOKENIZER_FILE, towers.text_preprocessing)
         self._text, self._image = (
-            open_backend(
-                Engine.ONNXRUNTIME, graph, precision=request.precision, threads=request.threads
-            )
+            open_backend(Engine.ONNXRUNTIME, graph, precision=request.precision, threads=request.threads)
             for graph in (folder / "model.onnx", request.graphs[Modality.IMAGE])
         )
 

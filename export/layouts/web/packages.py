@@ -52,9 +52,18 @@ PACKAGES = (
         "MIT",
         "onnxruntime-web",
         {
-            "dist/ort.wasm.min.mjs": ("ort.wasm.min.js", "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b"),
-            "dist/ort-wasm-simd-threaded.mjs": ("ort-wasm-simd-threaded.js", "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b"),
-            "dist/ort-wasm-simd-threaded.wasm": ("ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"),
+            "dist/ort.wasm.min.mjs": (
+                "ort.wasm.min.js",
+                "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+            ),
+            "dist/ort-wasm-simd-threaded.mjs": (
+                "ort-wasm-simd-threaded.js",
+                "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+            ),
+            "dist/ort-wasm-simd-threaded.wasm": (
+                "ort-wasm-simd-threaded.wasm",
+                "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+            ),
         },
     ),
     NpmPackage(
@@ -63,7 +72,10 @@ PACKAGES = (
         "Apache-2.0",
         "tokenizers",
         {
-            "dist/tokenizers.min.mjs": ("tokenizers.min.js", "258e46332101335ce8d95aed7745b19ac3b46d37f3e159a89cf894c2ea9b1d3a"),
+            "dist/tokenizers.min.mjs": (
+                "tokenizers.min.js",
+                "258e46332101335ce8d95aed7745b19ac3b46d37f3e159a89cf894c2ea9b1d3a",
+            ),
             "LICENSE": ("LICENSE", "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"),
         },
     ),
@@ -89,7 +101,7 @@ def copy_packages(target: Path, given: Path | None) -> None:
 
 
 def require_packages(given: Path | None) -> None:
-    """Check that all packages are there, and fetch those that are not; arguments and errors as of ``copy_packages``."""
+    """Check that all packages are there, and fetch missing ones; see ``copy_packages``."""
     for package in PACKAGES:
         _files_of_package(package, given)
 
@@ -134,8 +146,8 @@ def _from_folder(package: NpmPackage, folder: Path) -> dict[str, bytes]:
 def _fetched(package: NpmPackage, kept: Path | None) -> dict[str, bytes]:
     npm = shutil.which("npm")
     by_hand = (
-        f"Fetch it where npm is installed, with `npm pack {' '.join(one.wanted for one in PACKAGES)}`, and pass "
-        "the folder of the files as --npm-packages FOLDER."
+        f"Fetch it where npm is installed, with `npm pack {' '.join(one.wanted for one in PACKAGES)}`, and "
+        "pass the folder of the files as --npm-packages FOLDER."
     )
     if npm is None:
         raise ExportError(
@@ -167,7 +179,8 @@ def _from_tarball(package: NpmPackage, tarball: Path) -> dict[str, bytes]:
             return dict(_members(archive, package))
     except (OSError, tarfile.TarError, EOFError) as error:
         raise ExportError(
-            f"{tarball} cannot be read: {error}. Remove it, and write it again with `npm pack {package.wanted}`."
+            f"{tarball} cannot be read: {error}. Remove it, and write it again with "
+            f"`npm pack {package.wanted}`."
         ) from error
 
 

@@ -15,7 +15,7 @@ from runtime.backends.backend import Backend
 from runtime.preprocessing.batching import inputs_of_batch, padded_batch
 from runtime.preprocessing.text import Text, Tokenizer
 
-__all__ = ["LEAST_COSINE", "WebProbes", "vectors_of_rows", "web_probes"]
+__all__ = ["LEAST_COSINE", "WebProbes", "is_read_alike", "vectors_of_rows", "web_probes"]
 
 LEAST_COSINE = 0.999
 """Least cosine of the page's vector with the exported model's, in the same precision."""
@@ -52,17 +52,28 @@ def web_probes(
     probes = probe_texts(
         towers.text_preprocessing, per_language=1, words=one_token_words(towers.tokenizer_json)
     )
-    # the page takes HTML references as they are, and says so
-    probes = [one for one in probes if html.unescape(one.text) == one.text and len(one.text) <= longest // 2]
+    probes = [one for one in probes if is_read_alike(one.text) and len(one.text) <= longest // 2]
     texts = [Text(one.text, i, one.language) for i, one in enumerate(probes)]
     ids = [row.ids for row in tokenizer.rows_from_texts(texts)]
     chosen = np.unique(np.linspace(0, len(ids) - 1, min(_MOST_EMBEDDED, len(ids))).astype(int)).tolist()
     place = {row: i for i, row in enumerate(chosen)}
     rows = [
-        {"text": one.text, "language": one.language, "ids": ids[i], **({"vector": place[i]} if i in place else {})}
+        {
+            "text": one.text,
+            "language": one.language,
+            "ids": ids[i],
+            **({"vector": place[i]} if i in place else {}),
+        }
         for i, one in enumerate(probes)
     ]
     return WebProbes(rows, vectors_of_rows(text_tower, towers, [ids[row] for row in chosen], output))
+
+
+def is_read_alike(text: str) -> bool:
+    """Return True if the page cleans a text as the runtime does; of any other it says that it does not."""
+    import ftfy
+
+    return html.unescape(text) == text and ftfy.fix_encoding(text) == text
 
 
 def vectors_of_rows(tower: Backend, towers: Towers, rows: Sequence[Sequence[int]], output: str) -> Float:

@@ -181,6 +181,20 @@ function showHits(hits) {
 
 function cardOf({ name, picture }, score) {
   const card = document.createElement("li");
+  if (site.gallery.has_pictures) card.append(frameOf(picture));
+  const words = document.createElement("p");
+  words.className = "name";
+  words.dir = "auto";
+  words.textContent = name;
+  const value = document.createElement("p");
+  value.className = "quiet score";
+  value.textContent = score.toFixed(3);
+  value.title = "Cosine of text and picture";
+  card.append(words, value);
+  return card;
+}
+
+function frameOf(picture) {
   const frame = document.createElement("div");
   frame.className = "picture";
   if (picture) {
@@ -191,16 +205,7 @@ function cardOf({ name, picture }, score) {
     image.src = new URL(picture, document.baseURI).href;
     frame.append(image);
   } else frame.append("no picture");
-  const words = document.createElement("p");
-  words.className = "name";
-  words.dir = "auto";
-  words.textContent = name;
-  const value = document.createElement("p");
-  value.className = "quiet score";
-  value.textContent = score.toFixed(3);
-  value.title = "Cosine of text and picture";
-  card.append(frame, words, value);
-  return card;
+  return frame;
 }
 
 function showNotes(notes) {

@@ -17,8 +17,8 @@ export async function loadSite(url) {
 }
 
 /**
- * Fetch several assets, and join their parts.
- * @param {Object<string, {bytes: number, parts: {path: string, bytes: number, sha256: string}[]}>} assets
+ * Fetch several assets, join their parts, and unpack them.
+ * @param {Object<string, {bytes: number, compressed: boolean, parts: {path: string, bytes: number, sha256: string}[]}>} assets
  * @param {URL} base Folder of the page.
  * @param {(bytes: number, total: number) => void} progress
  * @returns {Promise<Object<string, Uint8Array>>}
@@ -42,7 +42,13 @@ export async function loadAssets(assets, base, progress = () => {}) {
     for (let next = todo.shift(); next; next = todo.shift()) await loadPart(next.part, next.target, base, count);
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));
+  for (const [name, asset] of Object.entries(assets)) if (asset.compressed) found[name] = await unpacked(found[name]);
   return found;
+}
+
+async function unpacked(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 function room(name, bytes) {

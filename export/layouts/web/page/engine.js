@@ -40,8 +40,7 @@ async function open() {
 
 async function loadWhole(asset) {
   const { whole } = await loadAssets({ whole: asset }, base);
-  const stream = new Blob([whole]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).json();
+  return jsonOf(whole);
 }
 
 async function openSession(files) {
@@ -104,7 +103,7 @@ async function answer({ number, text, language, k }) {
     if (!vector.every(Number.isFinite)) throw new PageError("The model's answer is not a number. Reload the page.");
     const hits = gallery.nearest(vector, k);
     const milliseconds = { embed: embedded - started, search: performance.now() - embedded };
-    postMessage({ type: "answer", number, hits, notes, milliseconds, n_tokens: ids.length, vector });
+    postMessage({ type: "answer", number, hits, notes, milliseconds, ids, vector });
     const dropped = await reader.droppedNotes(text);
     postMessage({ type: "dropped", number, notes: dropped });
   } catch (error) {

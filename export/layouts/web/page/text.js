@@ -22,6 +22,7 @@ export class TextReader {
   constructor(text, tokenizerJson, loadWhole = null) {
     this.text = text;
     this.tokenizer = new Tokenizer(tokenizerJson, {});
+    this.specials = this.tokenizer.added_tokens.filter(({ normalized }) => !normalized).map(({ content }) => content);
     this.loadWhole = loadWhole;
     this.whole = null;
     this.replaced = new Map(text.cleaning.replaced);
@@ -48,11 +49,12 @@ export class TextReader {
     const hasLanguages = Object.keys(language_ids).length > 0;
     if (hasLanguages && !(language in language_ids)) throw new PageError("Choose the language of the text.");
     const prefix = hasLanguages ? [language_ids[language]] : prefix_ids;
-    const tokens = this.tokens(this.clean(text));
+    const cleaned = this.clean(text);
+    const tokens = this.tokens(cleaned);
     const room = context_length - prefix.length - suffix_ids.length;
     const ids = [...prefix, ...tokens.slice(0, room), ...suffix_ids];
     while (fixed_length && ids.length < context_length) ids.push(pad_id);
-    const notes = this.cleaningNotes(text);
+    const notes = [...this.cleaningNotes(text), ...this.spellingNotes(cleaned)];
     if (tokens.length > room) {
       notes.push(`The text is longer than the model reads: its first ${room} of ${tokens.length} tokens were used.`);
     }
@@ -84,6 +86,14 @@ export class TextReader {
       notes.push("Some of the text may have been decoded wrongly (such as “Ã©” for “é”). It is taken as it is written here; babeltower's runtime would try to mend it.");
     }
     return notes;
+  }
+
+  /** Tell of texts that spell a special token only once they are normalized: tokenizers.js takes it for the token. */
+  spellingNotes(cleaned) {
+    const normalized = this.tokenizer.normalizer?.(cleaned) ?? cleaned;
+    const count = (text, token) => text.split(token).length;
+    const spelt = this.specials.find((token) => count(normalized, token) > count(cleaned, token));
+    return spelt ? [`“${spelt}” is a special token of the model, and was taken for it here; babeltower's runtime would read its letters.`] : [];
   }
 
   /** Tell which tokens of the whole vocabulary a text needs that were dropped, if any. */
