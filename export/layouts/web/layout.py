@@ -238,7 +238,7 @@ def page_text(towers: Towers, *, longest: int) -> dict[str, Any]:
         "language_ids": dict(text.language_ids),
         "fixed_length": text.fixed_length,
         "longest": longest,
-        "n_tokens": towers.n_tokens if towers.kept is None else towers.kept.record.n_tokens,
+        "n_tokens": towers.n_tokens,
         "cleaning": cleaning_rules(text.clean),
         "kept": _kept(towers),
     }
