@@ -24,7 +24,7 @@ from rich.markdown import Markdown
 from bench.models.web_pages import page_folder
 from bench.records.record import Record, record_of, write_records
 from bench.reporting.web_table import web_table
-from bench.timing.web_page import figures_of_page
+from bench.timing.web_page import figures_of_page, opened_chromium
 
 __all__ = ["cells_of_page"]
 
@@ -42,7 +42,8 @@ def cells_of_page(folder: Path, model: str, languages: str, *, openings: int) ->
         "model": ("bytes", [sum(assets[name]["bytes"] for name in _MODEL if name in assets)]),
         "largest file": ("bytes", [max(file.stat().st_size for file in folder.rglob("*"))]),
     }
-    found = [figures_of_page(folder, TEXTS) for _ in range(openings)]
+    with opened_chromium() as browser:
+        found = [figures_of_page(browser, folder, TEXTS) for _ in range(openings)]
     columns = {
         **sizes,
         "fetched": ("bytes", [one.fetched_bytes for one in found]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import shutil
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,19 @@ class ServedFolder:
 
 
 @contextmanager
-def served_folder(folder: Path) -> Iterator[ServedFolder]:
-    """Serve a folder as ``python -m http.server`` does."""
+def served_folder(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[ServedFolder]:
+    """Serve a folder as ``python -m http.server`` does, with further headers."""
     served = ServedFolder("")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_arguments: Any) -> None:
             """Log nothing."""
+
+        def end_headers(self) -> None:
+            """Send the further headers with the others."""
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            super().end_headers()
 
         def copyfile(self, source: Any, outputfile: Any) -> None:
             """Send a file and count its bytes; a tab that is closed meanwhile is no error."""
@@ -99,14 +106,19 @@ def opened_chromium() -> Iterator[Any]:
             browser.close()
 
 
-def figures_of_page(folder: Path, texts: Sequence[str], *, timeout_s: float = 600.0) -> PageFigures:
-    """Open a page and ask it texts in its first language.
+def figures_of_page(
+    browser: Any, folder: Path, texts: Sequence[str], *, timeout_s: float = 600.0
+) -> PageFigures:
+    """Open a page in a tab and ask it texts.
+
+    Args:
+        browser: Playwright's browser.
+        timeout_s: Seconds after which a page that does not answer is given up.
 
     Raises:
         BabeltowerError: the page says that it cannot answer here.
     """
-    with served_folder(folder) as served, opened_chromium() as browser:
-        page = browser.new_page()
+    with served_folder(folder) as served, contextlib.closing(browser.new_page()) as page:
         page.set_default_timeout(timeout_s * 1_000)
         started = time.perf_counter()
         page.goto(f"{served.address}/")

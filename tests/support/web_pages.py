@@ -128,10 +128,16 @@ def run_node(page: Path, script: str, inputs: Mapping[str, Any], work: Path) -> 
 
 @contextmanager
 def opened_page(
-    browser: Browser, folder: Path, *, path: str = "/", prepare: str = "", fragment: str = ""
+    browser: Browser,
+    folder: Path,
+    *,
+    path: str = "/",
+    prepare: str = "",
+    fragment: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[Page]:
     """Serve a folder, and open a page in it; ``prepare`` runs before the page's own scripts."""
-    with served_folder(folder) as served:
+    with served_folder(folder, headers) as served:
         page = browser.new_page()
         page.set_default_timeout(120_000)
         if prepare:

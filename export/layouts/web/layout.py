@@ -57,11 +57,11 @@ class WebOptions:
     """Settings of a page.
 
     Attributes:
-        gallery: Gallery to search; the sample drawings if None.
+        gallery: Gallery to search, read or to be read; the sample drawings if None.
         npm_packages: Folder of the JavaScript libraries; see ``copy_packages``.
     """
 
-    gallery: GallerySource | None = None
+    gallery: GallerySource | WebGallery | None = None
     npm_packages: Path | None = None
 
 
@@ -71,7 +71,7 @@ def web_layout(options: WebOptions) -> Layout:
     def place(towers: Towers, name: str | None) -> ModelPlace:
         found = _place(towers, name)
         require_packages(options.npm_packages)
-        if options.gallery is not None:  # before minutes of work
+        if isinstance(options.gallery, GallerySource):  # before minutes of work
             gallery_of_folder(options.gallery, fingerprint=towers.fingerprint, dims=towers.dims)
         return found
 
@@ -146,6 +146,8 @@ def _backend(request: LayoutRequest, modality: Modality) -> Any:
 
 def _gallery(request: LayoutRequest, options: WebOptions) -> WebGallery:
     towers = request.towers
+    if isinstance(options.gallery, WebGallery):
+        return options.gallery
     if options.gallery is not None:
         return gallery_of_folder(options.gallery, fingerprint=towers.fingerprint, dims=towers.dims)
     with closing(_backend(request, Modality.IMAGE)) as tower:

@@ -152,15 +152,21 @@ def test_all_captions_have_the_tokens_of_the_encoder(pruned: Exported, browser: 
 
 
 def test_threads_are_used_where_the_host_isolates_the_page(pruned: Exported, browser: Browser) -> None:
-    """A context that the browser isolates itself: what COOP and COEP headers give."""
-    with opened_page(browser, pruned.page) as page:
-        wait_until_ready(page)
-        assert page.get_attribute("body", "data-threads") == "1"
-        assert page.evaluate("crossOriginIsolated") is False
+    rows = [("um gato preto", "por_Latn"), ("寿司", "jpn_Jpan")]
+    isolating = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    found = []
+    for headers in ({}, isolating):
+        with opened_page(browser, pruned.page, headers=headers) as page:
+            wait_until_ready(page)
+            cores = page.evaluate("navigator.hardwareConcurrency")
+            assert page.evaluate("crossOriginIsolated") is bool(headers)
+            assert page.get_attribute("body", "data-threads") == (str(min(4, cores)) if headers else "1")
+            found.append(np.array([answer["vector"] for answer in ask(page, rows)]))
+    assert row_cosines(found[0], found[1]).min() >= LEAST_COSINE
 
 
-def test_a_page_is_measured(pruned: Exported) -> None:
-    figures = figures_of_page(pruned.page, ["gato", "casa", "sol"])
+def test_a_page_is_measured(pruned: Exported, browser: Browser) -> None:
+    figures = figures_of_page(browser, pruned.page, ["gato", "casa", "sol"])
     needed = sum(a["bytes"] for name, a in pruned.site["assets"].items() if name != "whole_tokenizer")
     assert needed < figures.fetched_bytes < needed + 600_000
     assert figures.lowest_cosine >= LEAST_COSINE
