@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -111,9 +112,10 @@ def _files_of_package(package: NpmPackage, given: Path | None) -> dict[str, byte
         return _from_folder(package, given)
     kept = _cache_folder()
     if kept is not None and (kept / package.tarball).is_file():
-        found = _from_tarball(package, kept / package.tarball)
-        if not _differing(package, found):
-            return found
+        with contextlib.suppress(ExportError):  # a damaged copy is fetched again
+            found = _from_tarball(package, kept / package.tarball)
+            if not _differing(package, found):
+                return found
     return _fetched(package, kept)
 
 

@@ -20,7 +20,7 @@ __all__ = ["LEAST_COSINE", "WebProbes", "is_read_alike", "vectors_of_rows", "web
 LEAST_COSINE = 0.999
 """Least cosine of the page's vector with the exported model's, in the same precision."""
 
-_MOST_EMBEDDED = 24
+_MOST_EMBEDDED = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
