@@ -95,13 +95,10 @@ def write_joined(folder: Path, asset: Mapping[str, Any], target: Path) -> None:
     parts: Sequence[Mapping[str, Any]] = asset["parts"]
     with tempfile.TemporaryFile() as joined:
         for part in parts:
-            with (folder / part["path"]).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != part["sha256"]:
-                    raise ExportError(
-                        f"{folder / part['path']} was changed while it was exported. Export again."
-                    )
-                file.seek(0)
-                shutil.copyfileobj(file, joined)
+            data = (folder / part["path"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != part["sha256"]:
+                raise ExportError(f"{folder / part['path']} was changed while it was exported. Export again.")
+            joined.write(data)
         joined.seek(0)
         with target.open("wb") as unpacked:
             stream: Any = gzip.GzipFile(fileobj=joined) if asset["compressed"] else joined

@@ -176,10 +176,21 @@ def _place_of_pictures(source: GallerySource, shards: VectorShards) -> tuple[Pat
 
 
 def _pictures(place: Path, ids: Sequence[str], id_column: str | None) -> Iterator[Mapping[int, bytes]]:
-    numbered = iter(enumerate(ids))
+    """Yield pictures by position.
+
+    Raises:
+        ExportError: the place has none of them.
+    """
+    n_found, numbered = 0, iter(enumerate(ids))
     while batch := list(islice(numbered, _PICTURES_AT_ONCE)):
         found = pictures_of_ids(place, {one for _, one in batch}, id_column=id_column)
+        n_found += len(found)
         yield {number: found[one] for number, one in batch if one in found}
+    if n_found == 0:
+        raise ExportError(
+            f"{place} has none of the {len(ids):,} pictures of the gallery, such as {ids[0]!r}. Pass the "
+            "source of the vectors as --pictures, and --id-column if its ids have a column of their own."
+        )
 
 
 def write_pictures(gallery: WebGallery, folder: Path) -> tuple[list[str | None], tuple[str, ...]]:

@@ -33,6 +33,7 @@ from export.layouts.web.model import SITE_FILE, WebModel
 from export.layouts.web.packages import PACKAGES, copy_packages, require_packages
 from export.layouts.web.probes import LEAST_COSINE, WebProbes, web_probes
 from export.parity.probes import names_by_language
+from export.repository import name_of_checkpoint
 from export.towers import Towers, output_name
 from export.vocabulary.characters import characters_of_languages
 from export.vocabulary.selection import tokenizer_from_json
@@ -82,7 +83,7 @@ def web_layout(options: WebOptions) -> Layout:
 
 
 def _place(towers: Towers, name: str | None) -> ModelPlace:
-    found = name or towers.source.get("checkpoint") or towers.family
+    found = name or name_of_checkpoint(towers.source.get("checkpoint", towers.family))
     require_name(found)
     return ModelPlace(found, Path(found))
 

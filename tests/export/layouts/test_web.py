@@ -107,6 +107,13 @@ def test_missing_and_damaged_pictures_are_told(tmp_path: Path) -> None:
     assert note.startswith("2 of 3 items have no picture ('b.png': ")
 
 
+def test_a_place_without_any_of_the_pictures_is_refused(tmp_path: Path) -> None:
+    images_in(tmp_path / "photos", ["other.png"])
+    gallery = gallery_of(GallerySource(folder_of_vectors(tmp_path, ["a.png"]), pictures=tmp_path / "photos"))
+    with pytest.raises((ExportError, InputError), match="none of the 1 pictures"):
+        write_pictures(gallery, tmp_path / "page")
+
+
 def test_a_gallery_without_pictures_is_told(tmp_path: Path) -> None:
     (note,) = gallery_of(GallerySource(folder_of_vectors(tmp_path, ["a"], source="gone/photos"))).notes
     assert "gone/photos" in note

@@ -312,6 +312,15 @@ def test_a_text_that_needs_dropped_tokens_is_told(pruned: Exported, browser: Bro
             assert token.replace("▁", " ").strip() in notes
 
 
+def test_dropped_tokens_that_cannot_be_looked_up_are_told(copied: Path, browser: Browser) -> None:
+    path_of(copied, "whole_tokenizer").unlink()
+    with opened_page(browser, copied) as page:
+        wait_until_ready(page)
+        (answer,) = ask(page, [("안녕하세요", "eng_Latn")])
+        assert "this could not be checked" in answer["notes"][0]
+        assert page.locator("#results li").count() == 24
+
+
 def test_texts_that_are_cut_refused_or_not_cleaned_are_told(pruned: Exported, browser: Browser) -> None:
     longest = pruned.site["text"]["longest"]
     rows = [

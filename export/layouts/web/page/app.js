@@ -116,7 +116,6 @@ function ask(engine, k) {
 // --- languages
 
 function fillLanguages() {
-  const names = new Intl.DisplayNames([navigator.language, "en"], { type: "language", fallback: "none" });
   const own = (tag) => {
     try {
       return new Intl.DisplayNames([tag], { type: "language", fallback: "none" }).of(tag);

@@ -104,7 +104,9 @@ async function answer({ number, text, language, k }) {
     const hits = gallery.nearest(vector, k);
     const milliseconds = { embed: embedded - started, search: performance.now() - embedded };
     postMessage({ type: "answer", number, hits, notes, milliseconds, ids, vector });
-    const dropped = await reader.droppedNotes(text);
+    const dropped = await reader.droppedNotes(text).catch((error) => [
+      `Some of the text may be outside of the languages that this page keeps, and this could not be checked. ${messageOf(error)}`,
+    ]);
     postMessage({ type: "dropped", number, notes: dropped });
   } catch (error) {
     postMessage({ type: "refused", number, message: messageOf(error) });
