@@ -26,6 +26,7 @@ __all__ = ["export", "record_of_export", "summary_of_export"]
 
 _TENSORRT = "TensorRT"
 _VOCABULARY = "Vocabulary"
+_WEB = "Web page (--layout web)"
 
 
 def export(
@@ -43,8 +44,11 @@ def export(
         str | None, typer.Option(help="Name of the model; the checkpoint's name by default.")
     ] = None,
     precision: Annotated[
-        list[Precision], typer.Option(help="Precision of the matrix products; may be repeated.")
-    ] = [Precision.FP32],  # noqa: B006
+        list[Precision] | None,
+        typer.Option(
+            help="Precision of the matrix products; may be repeated. Default: fp32; of a web page, int8."
+        ),
+    ] = None,
     engine: Annotated[
         list[Engine] | None,
         typer.Option(
@@ -52,7 +56,12 @@ def export(
         ),
     ] = None,
     layout: Annotated[
-        LayoutName, typer.Option(help="Write a Triton repository, or another server's model folder.")
+        LayoutName,
+        typer.Option(
+            "--layout",
+            "--target",
+            help="Write a Triton repository, another server's model folder, or a web page that searches.",
+        ),
     ] = LayoutName.TRITON,
     base: Annotated[str | None, typer.Option(help="Base checkpoint of a LoRA adapter.")] = None,
     image_tower: Annotated[
@@ -102,6 +111,33 @@ def export(
         typer.Option(
             help="Keep all tokens of the languages' characters (default), or only those of the texts.",
             rich_help_panel=_VOCABULARY,
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VECTORS",
+            help="Folder written by `babeltower embed`, to search; the sample drawings by default.",
+            rich_help_panel=_WEB,
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder, Parquet file or tars of the gallery's images; default: its recorded source.",
+            rich_help_panel=_WEB,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of --pictures that holds the ids.", rich_help_panel=_WEB)
+    ] = None,
+    npm_packages: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="JavaScript libraries, as `npm pack` writes them or in node_modules; fetched by default.",
+            rich_help_panel=_WEB,
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
@@ -158,7 +194,7 @@ def export(
         from export.variants import forms_for, possible_forms
         from export.vocabulary.selection import VocabularyOptions, languages_from_list
 
-    from export.commands.layouts import export_layout, require_engine
+    from export.commands.layouts import export_layout, layout_from_options, require_engine
     from export.commands.progress import progress_bars
 
     plans = EngineOptions(
@@ -168,10 +204,13 @@ def export(
         optimization_level=tensorrt_optimization_level,
         timing_cache=tensorrt_timing_cache,
     )
-    if layout is not LayoutName.TRITON:
-        engine = require_engine(layout, engine)
+    chosen = layout_from_options(
+        layout, gallery=gallery, pictures=pictures, id_column=id_column, npm_packages=npm_packages
+    )
+    if chosen is not None:
+        engine = require_engine(chosen, engine)
     wanted = forms_for(
-        precision,
+        precision or [Precision.FP32 if chosen is None else chosen.precision],
         engine or [],
         installed=installed_engines(),
         tensorrt=None if plans == EngineOptions() else plans,
@@ -199,13 +238,14 @@ def export(
         ),
         threads=threads,
     )
-    if layout is not LayoutName.TRITON:
+    if chosen is not None:
         export_layout(
             checkpoint,
             repository,
-            layout,
+            chosen,
             name=name,
             base=base,
+            image_tower=image_tower,
             context_length=context_length,
             options=options,
             as_json=as_json,

@@ -1,4 +1,4 @@
-"""``babeltower export --layout``: the model folder of another server."""
+"""``babeltower export --layout``: the model folder of another server, or a web page."""
 
 from __future__ import annotations
 
@@ -14,24 +14,62 @@ from runtime.errors import ExportError
 from runtime.manifest import Engine
 
 if TYPE_CHECKING:
+    from export.layouts.layout import Layout
     from export.layouts.publish import LaidOut
     from export.repository import ExportOptions
 
-__all__ = ["export_layout", "require_engine", "summary_of_layout"]
+__all__ = ["export_layout", "layout_from_options", "require_engine", "summary_of_layout"]
 
 
-def require_engine(layout: LayoutName, engines: list[Engine] | None) -> list[Engine]:
+def layout_from_options(
+    name: LayoutName,
+    *,
+    gallery: Path | None,
+    pictures: Path | None,
+    id_column: str | None,
+    npm_packages: Path | None,
+) -> Layout | None:
+    """Return a layout with the settings of the command line; None for a Triton repository.
+
+    Raises:
+        ExportError: a setting does not apply to the layout, or needs another.
+    """
+    given = {
+        "--gallery": gallery,
+        "--pictures": pictures,
+        "--id-column": id_column,
+        "--npm-packages": npm_packages,
+    }
+    named = [option for option, value in given.items() if value is not None]
+    if named and name is not LayoutName.WEB:
+        raise ExportError(f"{named[0]} is a setting of a web page; add --layout web, or leave it out.")
+    if name is LayoutName.TRITON:
+        return None
+    if gallery is None and (pictures is not None or id_column is not None):
+        raise ExportError("--pictures and --id-column are of a gallery of vectors; add --gallery VECTORS.")
+
+    if name is LayoutName.WEB:
+        from export.layouts.web.gallery import GallerySource
+        from export.layouts.web.layout import WebOptions, web_layout
+
+        source = None if gallery is None else GallerySource(gallery, pictures, id_column)
+        return web_layout(WebOptions(source, npm_packages))
+    from export.layouts.registry import LAYOUTS
+
+    return LAYOUTS[name]
+
+
+def require_engine(layout: Layout, engines: list[Engine] | None) -> list[Engine]:
     """Return the engine of a layout's server as the only one.
 
     Raises:
         ExportError: another engine was asked for.
     """
-    from export.layouts.registry import LAYOUTS
-
-    own = LAYOUTS[layout].engine
+    own = layout.engine
     if set(engines or [own]) != {own}:
         raise ExportError(
-            f"{layout.value} runs graphs with {own.value}; leave --engine out, or pass --engine {own.value}."
+            f"{layout.name.value} runs graphs with {own.value}; leave --engine out, or pass --engine "
+            f"{own.value}."
         )
     return [own]
 
@@ -39,10 +77,11 @@ def require_engine(layout: LayoutName, engines: list[Engine] | None) -> list[Eng
 def export_layout(
     checkpoint: str,
     folder: Path,
-    layout: LayoutName,
+    layout: Layout,
     *,
     name: str | None,
     base: str | None,
+    image_tower: str | None,
     context_length: int | None,
     options: ExportOptions,
     as_json: bool,
@@ -60,6 +99,7 @@ def export_layout(
             layout,
             name=name,
             base=base,
+            image_tower=image_tower,
             context_length=context_length,
             options=options,
             progress=progress,
@@ -77,10 +117,11 @@ def summary_of_layout(done: LaidOut) -> str:
         f"name         {done.place.name}",
         f"vectors      {record['dim']} wide",
         f"fingerprint  {record['fingerprint']}",
-        f"{record['precision']:<12} {size / 1e6:,.1f} MB on disk",
+        f"{record['precision']:<12} {size / 1e6:,.1f} MB on disk in {len(record['files']):,} files",
     ]
     if done.parity is not None:
         lines += parity_lines(done.parity.report)
+    if done.parity is not None and (done.parity.other_texts or done.parity.n_other_images):
         lines.append(
             f"  own ways   {done.place.name}'s server cleans {len(done.parity.other_texts)} probe texts and "
             f"prepares {done.parity.n_other_images} probe images otherwise than the family's library"

@@ -123,8 +123,8 @@ def _notes(towers: Towers, name: str) -> list[str]:
     return notes
 
 
-def _write(request: LayoutRequest) -> None:
-    """Write the model's folder.
+def _write(request: LayoutRequest) -> tuple[str, ...]:
+    """Write the model's folder; there are no further notes.
 
     Raises:
         ExportError: the service cannot prepare this checkpoint's inputs.
@@ -182,6 +182,7 @@ def _write(request: LayoutRequest) -> None:
             },
         },
     )
+    return ()
 
 
 _PARTS = {Modality.TEXT: "textual", Modality.IMAGE: "visual"}
@@ -248,4 +249,8 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-IMMICH = Layout(LayoutName.IMMICH, Engine.ONNXRUNTIME, _place, _write, ImmichModel)
+def _open(request: LayoutRequest) -> ImmichModel:
+    return ImmichModel(request.folder, request.place, precision=request.precision, threads=request.threads)
+
+
+IMMICH = Layout(LayoutName.IMMICH, Engine.ONNXRUNTIME, _place, _write, _open)

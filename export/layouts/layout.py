@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from export.layouts.names import LayoutName
 from export.parity.consumer import Consumer
 from export.towers import Towers
 from runtime.manifest import Engine, Modality, Precision
 
-__all__ = ["Layout", "LayoutRequest", "ModelPlace", "OpenModel"]
+__all__ = ["Layout", "LayoutRequest", "ModelPlace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +40,33 @@ class LayoutRequest:
     Attributes:
         graphs: Exported graph of each tower, in the precision of the layout.
         folder: Empty folder to write the model to.
+        threads: Threads of a run; None uses all cores.
     """
 
     towers: Towers
     graphs: Mapping[Modality, Path]
     place: ModelPlace
     folder: Path
-
-
-class OpenModel(Protocol):
-    """Open a written model as its server does, for the parity gate."""
-
-    def __call__(
-        self, folder: Path, place: ModelPlace, *, precision: Precision, threads: int | None
-    ) -> Consumer:
-        """Open the model in ``folder``."""
+    precision: Precision = Precision.FP32
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Model folder of another server.
+    """Model folder of another server, or a page.
 
     Attributes:
         engine: Engine that the server runs graphs with.
         place: Function that finds a model's place from its towers and the name that the user chose; it
             raises ``ExportError`` where the server has no such model.
-        write: Function that writes the model.
-        open: Function that opens the written model as the server does.
+        write: Function that writes the model and returns further notes for the user.
+        open: Function that opens the written model as the server does, for the parity gate.
+        precision: Precision that is written where none is asked for.
     """
 
     name: LayoutName
     engine: Engine
     place: Callable[[Towers, str | None], ModelPlace]
-    write: Callable[[LayoutRequest], None]
-    open: OpenModel
+    write: Callable[[LayoutRequest], tuple[str, ...]]
+    open: Callable[[LayoutRequest], Consumer]
+    precision: Precision = Precision.FP32

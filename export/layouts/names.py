@@ -8,7 +8,8 @@ __all__ = ["LayoutName"]
 
 
 class LayoutName(str, Enum):
-    """Form of an export on disk: a Triton model repository, or another server's model folder."""
+    """Form of an export on disk: a Triton model repository, another server's model folder, or a web page."""
 
     TRITON = "triton"
     IMMICH = "immich"
+    WEB = "web"

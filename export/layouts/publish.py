@@ -53,10 +53,11 @@ class LaidOut:
 def layout_from_checkpoint(
     checkpoint: str | Path,
     folder: str | Path,
-    layout: LayoutName,
+    layout: LayoutName | Layout,
     *,
     name: str | None = None,
     base: str | Path | None = None,
+    image_tower: str | Path | None = None,
     context_length: int | None = None,
     options: ExportOptions,
     progress: Progress = silent,
@@ -66,8 +67,10 @@ def layout_from_checkpoint(
     Args:
         checkpoint: Folder, ``.ckpt`` file or hub name.
         folder: Folder in which the server looks for models.
+        layout: Layout with its own settings, or the name of one with the default settings.
         name: Name by which the server shall know the model; by default the one that it has for it.
         base: Base checkpoint of a LoRA adapter.
+        image_tower: See ``towers_from_checkpoint``.
         context_length: Maximum text length in tokens; the family's own by default.
         options: Settings; exactly one form, for the server's engine.
 
@@ -77,9 +80,11 @@ def layout_from_checkpoint(
         ParityError: the model does not agree with PyTorch. It is not published, and its report is written to
             ``FOLDER/NAME.VARIANT.refused.json``.
     """
-    _require_form(LAYOUTS[layout], options)
+    _require_form(_layout(layout), options)
     started = time.perf_counter()
-    towers = towers_from_checkpoint(checkpoint, base=base, context_length=context_length)
+    towers = towers_from_checkpoint(
+        checkpoint, base=base, context_length=context_length, image_tower=image_tower
+    )
     towers = dataclasses.replace(towers, source={"checkpoint": Path(str(checkpoint)).name, **towers.source})
     loaded = time.perf_counter() - started
     done = layout_from_towers(towers, folder, layout, name=name, options=options, progress=progress)
@@ -89,23 +94,24 @@ def layout_from_checkpoint(
 def layout_from_towers(
     towers: Towers,
     folder: str | Path,
-    layout: LayoutName,
+    layout: LayoutName | Layout,
     *,
     name: str | None = None,
     options: ExportOptions,
     progress: Progress = silent,
 ) -> LaidOut:
     """Export loaded towers; see ``layout_from_checkpoint``."""
-    target, chosen = Path(folder), LAYOUTS[layout]
+    target, chosen = Path(folder), _layout(layout)
     form = _require_form(chosen, options)
     if options.vocabulary is not None:
         towers = pruned_towers(towers, options.vocabulary)
     place = chosen.place(towers, name)
     _require_place(target / place.folder, replace=options.replace)
     with drafted(towers, target, name=place.name, options=options, progress=progress) as draft:
-        model = _written(chosen, towers, draft, place)
+        request = _written(chosen, towers, draft, place, form, options)
+        model, place = request.folder, request.place
         started = time.perf_counter()
-        parity = _measured(chosen, towers, draft, model, place, form, options, progress)
+        parity = _measured(chosen, draft, request, options, progress)
         seconds = {**draft.seconds, "parity": time.perf_counter() - started}
         if violations := parity.report.violations():
             raise ParityError(_refusal(target, place, form, parity, violations))
@@ -115,18 +121,30 @@ def layout_from_towers(
 
 
 def layout_for_timing(
-    towers: Towers, folder: Path, layout: LayoutName, *, name: str | None = None, options: ExportOptions
+    towers: Towers,
+    folder: Path,
+    layout: LayoutName | Layout,
+    *,
+    name: str | None = None,
+    options: ExportOptions,
 ) -> LaidOut:
     """Write a model of random weights for timing: parity is not measured, and its record says so."""
-    chosen = LAYOUTS[layout]
+    chosen = _layout(layout)
     form = _require_form(chosen, options)
+    if options.vocabulary is not None:
+        towers = pruned_towers(towers, options.vocabulary)
     place = chosen.place(towers, name)
     with drafted(towers, folder, name=place.name, options=options, measured=False) as draft:
-        model = _written(chosen, towers, draft, place)
+        request = _written(chosen, towers, draft, place, form, options)
+        model, place = request.folder, request.place
         parity = {"measured": "nothing: the weights are random"}
         record = _record(chosen, draft, place, form, model, parity)
         _publish(model, folder, place, draft.stage, record)
     return LaidOut(folder / place.folder, place, record, None, draft.seconds)
+
+
+def _layout(layout: LayoutName | Layout) -> Layout:
+    return layout if isinstance(layout, Layout) else LAYOUTS[layout]
 
 
 def _require_form(layout: Layout, options: ExportOptions) -> Form:
@@ -144,34 +162,29 @@ def _require_place(folder: Path, *, replace: bool) -> None:
         raise ExportError(f"{folder} exists already. Pass --replace, another --name, or another folder.")
 
 
-def _written(layout: Layout, towers: Towers, draft: Draft, place: ModelPlace) -> Path:
+def _written(
+    layout: Layout, towers: Towers, draft: Draft, place: ModelPlace, form: Form, options: ExportOptions
+) -> LayoutRequest:
     model = draft.stage / "layout" / place.name
     model.mkdir(parents=True)
     graphs = {modality: draft.graph(modality) for modality in Modality}
-    layout.write(LayoutRequest(towers, graphs, place, model))
-    return model
+    request = LayoutRequest(towers, graphs, place, model, form.precision, options.threads)
+    notes = layout.write(request)
+    return dataclasses.replace(request, place=dataclasses.replace(place, notes=(*place.notes, *notes)))
 
 
 def _measured(
-    layout: Layout,
-    towers: Towers,
-    draft: Draft,
-    model: Path,
-    place: ModelPlace,
-    form: Form,
-    options: ExportOptions,
-    progress: Progress,
+    layout: Layout, draft: Draft, request: LayoutRequest, options: ExportOptions, progress: Progress
 ) -> ConsumerParity:
-    limits = limits_of(form.precision, layout.engine)
+    limits = limits_of(request.precision, layout.engine)
     if options.accept_drop is not None:
         limits = limits.accepting(options.accept_drop)
     assert draft.expected is not None
-    opened = layout.open(model, place, precision=form.precision, threads=options.threads)
-    with contextlib.closing(opened) as consumer:
+    with contextlib.closing(layout.open(request)) as consumer:
         return measure_consumer(
-            towers,
+            request.towers,
             consumer,
-            form.precision,
+            request.precision,
             engine=layout.engine,
             limits=limits,
             expected=draft.expected,

@@ -16,7 +16,7 @@ from runtime.preprocessing.image import require_size
 from runtime.preprocessing.image_formats import open_image
 from runtime.search.gallery import ID_COLUMNS, image_bytes, images_from_paths, open_table
 
-__all__ = ["data_uri", "pictures_of_gallery", "pictures_of_ids"]
+__all__ = ["data_uri", "pictures_of_gallery", "pictures_of_ids", "small_picture"]
 
 _THUMBNAIL_PX = 320
 _INLINE_BYTES = 8_192
@@ -75,7 +75,13 @@ def pictures_of_gallery(paths: Iterable[Path], names: Collection[str]) -> dict[s
 
 
 def data_uri(data: bytes) -> str:
-    """Encode an image as a data URI: small ones unchanged, others as a JPEG of up to 320 pixels.
+    """Encode an image as a data URI; see ``small_picture``."""
+    kind, picture = small_picture(data)
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def small_picture(data: bytes) -> tuple[str, bytes]:
+    """Return an image's kind (``png``) and bytes: small ones unchanged, others as a JPEG of up to 320 pixels.
 
     Raises:
         ImageError: the bytes are not an image of a supported format.
@@ -85,8 +91,8 @@ def data_uri(data: bytes) -> str:
     require_size(image.size, "to show", None)
     kind = (image.format or "").lower()
     if len(data) > _INLINE_BYTES or kind not in _INLINE_FORMATS:
-        data, kind = _thumbnail(image), "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        return "jpeg", _thumbnail(image)
+    return kind, data
 
 
 def _thumbnail(image: Image.Image) -> bytes:
