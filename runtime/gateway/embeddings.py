@@ -52,9 +52,7 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """Answer ``POST /v1/embeddings``; the work ends when the sender leaves."""
-        body = body_of_request(request)
-        asked = request_from_body(body)
-        body.clear()  # its texts and images are in memory a second time
+        asked = request_from_body(body_of_request(request))
         model = self._model(asked.model)
         dim = _width(asked, model)
         inputs = inputs_of_request(asked, self._options)

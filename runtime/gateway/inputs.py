@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import from_json
 
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.options import GatewayOptions
@@ -94,14 +95,21 @@ class EmbeddingInputs:
     images: tuple[tuple[int, bytes], ...]
 
 
-def request_from_body(body: bytes | bytearray) -> EmbeddingRequest:
-    """Parse a request.
+def request_from_body(body: bytearray) -> EmbeddingRequest:
+    """Parse a request, and clear its body: its texts and images are then in memory once.
 
     Raises:
         GatewayError: the body is no JSON, or a field is missing, unknown or of a wrong type.
     """
     try:
-        return EmbeddingRequest.model_validate_json(body)
+        fields = from_json(body)  # validating JSON in one step would copy its texts once more
+    except ValueError as error:
+        raise GatewayError(400, f"Invalid JSON: {error}.", code="invalid_request") from None
+    body.clear()
+    if not isinstance(fields, dict):
+        raise GatewayError(400, "Invalid JSON: expected an object.", code="invalid_request")
+    try:
+        return EmbeddingRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         param = ".".join(map(str, first["loc"])) or None
