@@ -95,8 +95,8 @@ class EmbeddingInputs:
     images: tuple[tuple[int, bytes], ...]
 
 
-def request_from_body(body: bytearray) -> EmbeddingRequest:
-    """Parse a request, and clear its body: its texts and images are then in memory once.
+def request_from_body(body: bytes) -> EmbeddingRequest:
+    """Parse a request.
 
     Raises:
         GatewayError: the body is no JSON, or a field is missing, unknown or of a wrong type.
@@ -105,7 +105,7 @@ def request_from_body(body: bytearray) -> EmbeddingRequest:
         fields = from_json(body)  # validating JSON in one step would copy its texts once more
     except ValueError as error:
         raise GatewayError(400, f"Invalid JSON: {error}.", code="invalid_request") from None
-    body.clear()
+    del body  # its texts and images are in memory a second time
     if not isinstance(fields, dict):
         raise GatewayError(400, "Invalid JSON: expected an object.", code="invalid_request")
     try:

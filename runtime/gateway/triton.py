@@ -81,9 +81,9 @@ def _session(endpoint: TritonEndpoint, socket: str | None) -> aiohttp.ClientSess
 
 
 async def _asked(
-    session: aiohttp.ClientSession, method: str, url: str, body: bytes | bytearray, headers: dict[str, str]
+    session: aiohttp.ClientSession, method: str, url: str, body: bytes, headers: dict[str, str]
 ) -> Response:
-    content: bytes | bytearray | AsyncIterator[memoryview] | None = body or None
+    content: bytes | AsyncIterator[memoryview] | None = body or None
     if len(body) > _PIECE_BYTES:  # else, the connection keeps copies of what it cannot send at once
         headers = {**headers, "content-length": str(len(body))}
         content = _pieces(body)
@@ -101,14 +101,14 @@ async def _asked(
         raise GatewayError(503, f"The server cannot be reached: {error}.") from None
 
 
-async def _pieces(body: bytes | bytearray) -> AsyncIterator[memoryview]:
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
     """Yield a body in pieces, which are no chunks of HTTP, since its size is known."""
     whole = memoryview(body)
     for start in range(0, len(body), _PIECE_BYTES):
         yield whole[start : start + _PIECE_BYTES]
 
 
-def _require_head(body: bytearray, head: str | None) -> None:
+def _require_head(body: bytes, head: str | None) -> None:
     """Check the size of the JSON before the tensors, which the guard has bounded."""
     if head is not None and int(head) > len(body):
         raise GatewayError(400, f"{HEAD} is {head!r}; the body has {len(body)} bytes.")
