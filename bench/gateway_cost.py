@@ -36,7 +36,7 @@ from bench.timing.soak_requests import Request, requests_of_soak
 from runtime.manifest import Manifest
 from runtime.server import default_folder, environment_from_folder
 
-__all__ = ["GatewayCost", "Turn", "cpu_s_of_processes"]
+__all__ = ["CostTurn", "GatewayCost", "cpu_s_of_processes"]
 
 _KIND = "babeltower-gateway-cost/1"
 _TOKEN = "0123456789abcdef-of-the-benchmark"
@@ -46,7 +46,7 @@ GRPC = "grpc"
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class CostTurn:
     """Texts that a way answered in a turn, and the CPU ms of each: Triton's, the gateway's, the client's."""
 
     n_texts: int
@@ -70,7 +70,7 @@ class Turn:
 class GatewayCost:
     """Turns of every way, in order."""
 
-    turns: dict[str, list[Turn]] = field(default_factory=dict)
+    turns: dict[str, list[CostTurn]] = field(default_factory=dict)
 
     def rate_share(self, way: str) -> float:
         """Median over rounds of rate ÷ gRPC's rate, client included."""
@@ -81,7 +81,7 @@ class GatewayCost:
         that is left where the clients are elsewhere."""
         return self._share(way, lambda turn: 1 / turn.served_ms)
 
-    def _share(self, way: str, of: Callable[[Turn], float]) -> float:
+    def _share(self, way: str, of: Callable[[CostTurn], float]) -> float:
         pairs = zip(self.turns[way], self.turns[GRPC], strict=True)
         return statistics.median(of(turn) / of(raw) for turn, raw in pairs)
 
@@ -127,7 +127,7 @@ class _Way:
     ask: Callable[[Any], Awaitable[None]]
 
 
-async def _turn(way: _Way, n_clients: int, turn_s: float) -> Turn:
+async def _turn(way: _Way, n_clients: int, turn_s: float) -> CostTurn:
     triton = _processes_of_group(way.serving.server_pid)
     gateway = [way.serving.process.pid]
     end = time.perf_counter() + turn_s
@@ -150,7 +150,7 @@ async def _turn(way: _Way, n_clients: int, turn_s: float) -> Turn:
     triton_ms, gateway_ms, client_ms = (
         round((now - then) / n_texts * 1e3, 4) for now, then in zip(spent(), before, strict=True)
     )
-    return Turn(n_texts, round(seconds, 3), triton_ms, gateway_ms, client_ms)
+    return CostTurn(n_texts, round(seconds, 3), triton_ms, gateway_ms, client_ms)
 
 
 async def _measured(

@@ -217,7 +217,10 @@ class _Asked:
         )
         try:
             with opened(request, timeout=_ANSWER_S) as answer:
-                return _tensors(answer.read(), int(answer.headers[_HEADER]))
+                body, n_head = answer.read(), answer.headers[_HEADER]
+                if n_head is None:
+                    raise ValueError(f"HTTP {answer.status} without tensors: {body[:300]!r}")
+                return _tensors(body, int(n_head))
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")
             raise EngineError(f"{model} does not answer its opening probes: {reason}") from error
