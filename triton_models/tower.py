@@ -23,6 +23,7 @@ from runtime.opening.tower_check import require_opening
 __all__ = [
     "MAX_LENGTH",
     "MAX_ROWS",
+    "VOCABULARY_SIZE",
     "TowerConfig",
     "TowerServer",
     "groups_by_shape",
@@ -32,10 +33,13 @@ __all__ = [
 MAX_ROWS, MAX_LENGTH = "babeltower_max_rows", "babeltower_context_length"
 """Parameters of ``config.pbtxt`` that bound a request: rows, and tokens in a row."""
 
+VOCABULARY_SIZE = "babeltower_vocabulary_size"
+"""Parameter of a text tower: rows of its embedding. OpenVINO reads on where there are none."""
+
 _MOST_ROWS, _LONGEST = 64, 512
 """Bounds of a tower whose export wrote no such parameters."""
 
-_MASK = "attention_mask"
+_IDS, _MASK = "input_ids", "attention_mask"
 _OUT_OF_TABLE = re.compile(r"indices element out of data bounds, .*\[-\d+,\s*(\d+)\]")
 """ONNX Runtime's words on a token id that the embedding has no row for."""
 
@@ -48,6 +52,7 @@ class TowerConfig:
 
     ``batched`` is true if Triton batches requests, and so omits the batch from the tensors' dimensions.
     ``max_rows`` and ``max_length`` bound a request; ``max_length`` is for dynamic dimensions, the tokens.
+    ``vocabulary_size`` is None for exports of before.
     """
 
     name: str
@@ -59,6 +64,7 @@ class TowerConfig:
     outputs: Mapping[str, tuple[str, tuple[int, ...]]]
     max_rows: int
     max_length: int
+    vocabulary_size: int | None
 
     def require_bounded(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Check a request's rows and lengths before the tower takes memory for them.
@@ -78,6 +84,8 @@ class TowerConfig:
                 )
             if tensor.dtype.kind == "i" and (tensor < 0).any():  # a graph would count them from the end
                 raise InputError(f"{name} has negative values; expected token ids, and a mask of 0 and 1.")
+            if name == _IDS and self.vocabulary_size is not None and tensor.max() >= self.vocabulary_size:
+                raise _unknown_ids(self.vocabulary_size - 1)
             if name == _MASK and (tensor.max() > 1 or not tensor.any(axis=1).all()):
                 raise InputError(f"{name} has other values than 0 and 1, or a row without a 1.")
         if len({tensor.shape[:2] for tensor in tensors.values()}) > 1:
@@ -110,6 +118,7 @@ def tower_config_from_triton(config_json: str, engine: Engine) -> TowerConfig:
         outputs={t["name"]: (t["data_type"], tuple(map(int, t["dims"]))) for t in config["output"]},
         max_rows=batch_size or int(parameters.get(MAX_ROWS, _MOST_ROWS)),
         max_length=int(parameters.get(MAX_LENGTH, _LONGEST)),
+        vocabulary_size=int(parameters[VOCABULARY_SIZE]) if VOCABULARY_SIZE in parameters else None,
     )
 
 

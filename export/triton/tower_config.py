@@ -28,7 +28,7 @@ from runtime.errors import ExportError
 from runtime.manifest import GPU_ENGINES, Engine, Precision
 from runtime.preprocessing.buckets import Buckets, image_buckets, text_buckets
 from runtime.triton_config import config_from_text, engine_of_backend, text_from_config
-from triton_models.tower import MAX_LENGTH, MAX_ROWS
+from triton_models.tower import MAX_LENGTH, MAX_ROWS, VOCABULARY_SIZE
 
 __all__ = [
     "BackendSettings",
@@ -145,6 +145,7 @@ def tower_config(
     fingerprint: str,
     max_batch_size: int,
     context_length: int,
+    vocabulary_size: int | None = None,
     plan: Path | None = None,
     settings: TowerSettings | None = None,
 ) -> ModelConfig:
@@ -155,6 +156,7 @@ def tower_config(
         graph: ONNX file that defines the inputs and outputs.
         engine: Engine whose Triton backend runs the tower.
         context_length: Maximum text length in tokens.
+        vocabulary_size: Rows of a text tower's embedding.
         plan: TensorRT plan to open in place of the graph.
 
     Raises:
@@ -189,6 +191,7 @@ def tower_config(
             "babeltower_fingerprint": fingerprint,
             **({MAX_LENGTH: str(context_length)} if _takes_text(inputs) else {}),
             MAX_ROWS: str(max_batch_size),
+            **({} if vocabulary_size is None else {VOCABULARY_SIZE: str(vocabulary_size)}),
             **operation.parameters,
         },
         gpu=None

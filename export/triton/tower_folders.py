@@ -119,6 +119,7 @@ def write_tower(
         fingerprint=towers.fingerprint,
         max_batch_size=rows,
         context_length=context_length,
+        vocabulary_size=towers.n_tokens if modality is Modality.TEXT else None,
         plan=graph.with_name(PLAN) if form.engine is Engine.TENSORRT else None,
     )
     check_against_graph(config, graph)

@@ -22,6 +22,7 @@ from runtime.gateway.options import GatewayOptions
 
 __all__ = ["EmbeddingRoutes"]
 
+_NAME_PART = 100
 _LEFT = 499
 """Status in the metrics of a request whose sender left; nobody receives it."""
 
@@ -51,9 +52,7 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """Answer ``POST /v1/embeddings``; the work ends when the sender leaves."""
-        body = body_of_request(request)
-        asked = request_from_body(body)
-        body.clear()  # its texts and images are in memory a second time
+        asked = request_from_body(body_of_request(request))
         model = self._model(asked.model)
         dim = _width(asked, model)
         inputs = inputs_of_request(asked, self._options)
@@ -88,7 +87,7 @@ class EmbeddingRoutes:
         if name not in self._models:
             raise GatewayError(
                 404,
-                f"There is no model {name!r}; expected one of {sorted(self._models)}.",
+                f"There is no model {_shortened(name)!r}; expected one of {sorted(self._models)}.",
                 param="model",
                 code="model_not_found",
             )
@@ -103,6 +102,11 @@ class EmbeddingRoutes:
             "dimensions": list(model.dims),
             "fingerprint": model.fingerprint,
         }
+
+
+def _shortened(name: str) -> str:
+    """Return a name as messages have it: it may be as long as a body."""
+    return name if len(name) <= 2 * _NAME_PART else f"{name[:_NAME_PART]} … {name[-_NAME_PART:]}"
 
 
 def _width(asked: EmbeddingRequest, model: GatewayModel) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import io
 from collections.abc import Callable
 
 from starlette.requests import Request
@@ -28,9 +29,9 @@ _MOST_VALUES, _MOST_TENSOR_VALUES = 1 << 16, 1 << 18
 """Values of JSON of ``/v1``, where 2,048 inputs take a fifth of them, and of ``/v2``, with small tensors."""
 
 
-def body_of_request(request: Request) -> bytearray:
-    """Return the body of a request that the guard let in; whoever has parsed it may clear it."""
-    body: bytearray = request.scope[_BODY]
+def body_of_request(request: Request) -> bytes:
+    """Take the body of a request that the guard let in: nobody else keeps it."""
+    body: bytes = request.scope.pop(_BODY)
     return body
 
 
@@ -107,12 +108,12 @@ class Guard:
         self._n_running += 1
         return True
 
-    async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytearray:
+    async def _body(self, scope: Scope, receive: Receive, held: _Held) -> bytes:
         headers = _Headers(scope)
         headers.require_plain()
         counted = self._bounds(scope, headers)
         headers.require_at_most(counted.limit)
-        body = bytearray()
+        body = io.BytesIO()  # whose value is no copy
         deadline = asyncio.get_running_loop().time() + self._options.body_s
         while True:
             message = await _within(receive, deadline)
@@ -120,9 +121,9 @@ class Guard:
                 raise GatewayError(400, "The sender left before the body was complete.")
             if part := message.get("body", b""):
                 counted.add(part, held.take)
-                body += part
+                body.write(part)
             if not message.get("more_body", False):
-                return body
+                return body.getvalue()
 
     def _bounds(self, scope: Scope, headers: _Headers) -> _BodyBounds:
         """Return the bounds of a body, by its path.

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import from_json
 
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.options import GatewayOptions
 
-__all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "EmbeddingInputs",
+    "EmbeddingRequest",
+    "inputs_of_request",
+    "request_from_body",
+]
 
+MAX_IMAGE_BYTES = 33_554_432
 _MAX_CHARACTERS = 16_384
+_LONGEST_LANGUAGE = 256
 _IMAGE_START = re.compile(r"data:\s*image/", re.IGNORECASE)
 _DATA_URL = re.compile(
     r"data:(?P<type>[a-z][\w!#$&^.+-]*/[\w!#$&^.+-]+)?(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE
@@ -86,14 +95,21 @@ class EmbeddingInputs:
     images: tuple[tuple[int, bytes], ...]
 
 
-def request_from_body(body: bytes | bytearray) -> EmbeddingRequest:
+def request_from_body(body: bytes) -> EmbeddingRequest:
     """Parse a request.
 
     Raises:
         GatewayError: the body is no JSON, or a field is missing, unknown or of a wrong type.
     """
     try:
-        return EmbeddingRequest.model_validate_json(body)
+        fields = from_json(body)  # validating JSON in one step would copy its texts once more
+    except ValueError as error:
+        raise GatewayError(400, f"Invalid JSON: {error}.", code="invalid_request") from None
+    del body  # its texts and images are in memory a second time
+    if not isinstance(fields, dict):
+        raise GatewayError(400, "Invalid JSON: expected an object.", code="invalid_request")
+    try:
+        return EmbeddingRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         param = ".".join(map(str, first["loc"])) or None
@@ -121,7 +137,10 @@ def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Emb
         if image is not None:
             images.append((i, _bytes_of_image(image, i)))
         else:
-            texts.append((i, _checked(text, i), language or languages[i] or options.default_language))
+            language = language or languages[i] or options.default_language
+            if language is not None and len(language) > _LONGEST_LANGUAGE:
+                raise _wrong(f"The language of input {i} has {len(language)} characters.", "language")
+            texts.append((i, _checked(text, i), language))
     return EmbeddingInputs(len(items), tuple(texts), tuple(images))
 
 
@@ -198,6 +217,11 @@ def _bytes_of_image(text: str, i: int) -> bytes:
         if url["parameters"].rpartition(";")[2].strip().lower() != "base64":
             raise _wrong(f"input {i} is no data URL in base64; expected data:image/...;base64,...")
         begins += url.end()
+    n_bytes = (len(text) - begins) // 4 * 3
+    if n_bytes > MAX_IMAGE_BYTES + 2:
+        raise _wrong(
+            f"input {i} is an image of {n_bytes} bytes; the limit is {MAX_IMAGE_BYTES}. Shrink it first."
+        )
     try:
         return base64.b64decode(text[begins:] if begins else text, validate=True)
     except (binascii.Error, ValueError):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.gateway.batching import BatchingQueue
+from runtime.gateway.inputs import MAX_IMAGE_BYTES
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.manifest import Modality
@@ -27,7 +28,6 @@ from runtime.remote.transport import open_transport
 
 __all__ = ["GatewayModel", "LocalModel", "ModelOpener", "RemoteModel", "local_opener", "remote_opener"]
 
-_MAX_IMAGE_BYTES = 33_554_432
 _TEXTS_PER_REQUEST, _IMAGES_PER_REQUEST = 32, 8
 _CONCURRENCY = 256
 _BATCH_TEXTS, _BATCH_IMAGES = 256, 32
@@ -189,7 +189,7 @@ class LocalModel:
         works_of_files(
             [file for _, file in images],
             self._encoder.manifest.image,
-            max_bytes=_MAX_IMAGE_BYTES,
+            max_bytes=MAX_IMAGE_BYTES,
             max_pixels=None,
             places=[place for place, _ in images],
         )

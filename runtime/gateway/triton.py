@@ -7,6 +7,8 @@ its size and its depth were checked; and only the headers that it knows.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import AsyncIterator
 
 import aiohttp
 from starlette.requests import Request
@@ -23,10 +25,13 @@ __all__ = ["TritonRoutes"]
 
 _FORWARDED = ("content-type", "accept", HEAD)
 _RETURNED = ("content-type", HEAD)
-_NOT_PARSED = (b'{"error":"failed to parse', b'{"error":"Unable to parse')
-"""Start of Triton's answer to JSON that is not valid, which it takes for a fault of its own."""
+_NOT_PARSED = re.compile(
+    rb'\{"error":"(?:failed to parse|Unable to parse|[^"]{0,200}attempt to (?:access|get) )'
+)
+"""Start of Triton's answer to JSON that is not KServe's, which it takes for a fault of its own."""
 _READY_PATH = "/v2/health/ready"
 _ANSWER_S = 300.0
+_PIECE_BYTES = 1 << 18
 
 
 class TritonRoutes:
@@ -76,23 +81,34 @@ def _session(endpoint: TritonEndpoint, socket: str | None) -> aiohttp.ClientSess
 
 
 async def _asked(
-    session: aiohttp.ClientSession, method: str, url: str, body: bytes | bytearray, headers: dict[str, str]
+    session: aiohttp.ClientSession, method: str, url: str, body: bytes, headers: dict[str, str]
 ) -> Response:
+    content: bytes | AsyncIterator[memoryview] | None = body or None
+    if len(body) > _PIECE_BYTES:  # else, the connection keeps copies of what it cannot send at once
+        headers = {**headers, "content-length": str(len(body))}
+        content = _pieces(body)
     try:
         async with session.request(
-            method, url, data=body or None, headers=headers, allow_redirects=False
+            method, url, data=content, headers=headers, allow_redirects=False
         ) as answer:
             returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
-            content = await answer.read()
-            is_their_fault = answer.status == 500 and content.startswith(_NOT_PARSED)
-            return Response(content, 400 if is_their_fault else answer.status, returned)
+            page = await answer.read()
+            is_their_fault = answer.status == 500 and _NOT_PARSED.match(page) is not None
+            return Response(page, 400 if is_their_fault else answer.status, returned)
     except asyncio.TimeoutError:
         raise GatewayError(504, f"The server did not answer within {_ANSWER_S:.0f} s.") from None
     except aiohttp.ClientError as error:
         raise GatewayError(503, f"The server cannot be reached: {error}.") from None
 
 
-def _require_head(body: bytearray, head: str | None) -> None:
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """Yield a body in pieces, which are no chunks of HTTP, since its size is known."""
+    whole = memoryview(body)
+    for start in range(0, len(body), _PIECE_BYTES):
+        yield whole[start : start + _PIECE_BYTES]
+
+
+def _require_head(body: bytes, head: str | None) -> None:
     """Check the size of the JSON before the tensors, which the guard has bounded."""
     if head is not None and int(head) > len(body):
         raise GatewayError(400, f"{HEAD} is {head!r}; the body has {len(body)} bytes.")

@@ -458,6 +458,8 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "parameters": (
         {"model": NAME, "input": 'data:image/svg+xml;charset=utf-8;name="a";Base64,AAAA'}, "Image 0"
     ),
+    "a large image": ({"model": NAME, "input": [{"image": "A" * 45_000_000}]}, "an image of 33750000 bytes"),
+    "a long language": ({"model": NAME, "input": "a", "language": "a" * 1_000_000}, "has 1000000 characters"),
     "no comma": ({"model": NAME, "input": "data:image/png;base64"}, "is no data URL"),
     "data of no type": ({"model": NAME, "input": "DATA:;base64,AAAA"}, "not of an image"),
     "data of text": ({"model": NAME, "input": "Data:text/html;charset=utf-8,<b>"}, "not of an image"),

@@ -205,6 +205,7 @@ def test_a_tower_bounds_its_rows_whoever_batches(batched: bool) -> None:
         "parameters": {
             "babeltower_max_rows": {"string_value": "16"},
             "babeltower_context_length": {"string_value": "32"},
+            "babeltower_vocabulary_size": {"string_value": "9"},
         },
     }  # fmt: skip
     tower = tower_config_from_triton(json.dumps(config), Engine.OPENVINO)
@@ -212,6 +213,9 @@ def test_a_tower_bounds_its_rows_whoever_batches(batched: bool) -> None:
     for rows, length in ((17, 32), (0, 32), (16, 33)):
         with pytest.raises(InputError, match=r"expected 1 to 16|takes 1 to 32 tokens"):
             tower.require_bounded({"input_ids": ids(rows, length), "mask": ids(rows, length)})
+    tower.require_bounded({"input_ids": ids(1, 4, 8), "mask": ids(1, 4)})
+    with pytest.raises(InputError, match="A token id is over 8, the highest of the tower's vocabulary"):
+        tower.require_bounded({"input_ids": ids(1, 4, 9), "mask": ids(1, 4)})
 
 
 def test_an_export_writes_the_bounds_of_its_towers(exported: Exported) -> None:
@@ -220,6 +224,7 @@ def test_an_export_writes_the_bounds_of_its_towers(exported: Exported) -> None:
         text = (folder / "config.pbtxt").read_text()
         assert 'key: "babeltower_max_rows"' in text
         assert ('key: "babeltower_context_length"' in text) == (length is not None)
+        assert ('key: "babeltower_vocabulary_size"' in text) == (length is not None)
 
 
 def test_the_largest_request_of_our_client_is_within_the_limits() -> None:
