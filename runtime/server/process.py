@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import http.client
 import itertools
 import json
 import os
@@ -178,7 +179,7 @@ class Server:
             )
             with opened(request, timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+        except (OSError, http.client.HTTPException):
             return False
 
     def require_running(self) -> None:

@@ -102,6 +102,17 @@ def test_what_is_killed_or_stopped_comes_back(
         assert np.abs(found - probes.text_vectors[:20]).max() <= 1e-5
 
 
+@pytest.mark.parametrize("what", ["grpc", "metrics"])
+def test_another_port_is_not_ready(what: str, model: Path, serving: Serving) -> None:
+    address = serving.address(what).rpartition("//")[2].partition("/")[0]
+    ended = CliRunner().invoke(app, ["ready", str(model.parent), "--url", f"http://{address}"])
+    assert ended.exit_code == 1
+    assert "is not babeltower's HTTP port" in " ".join(ended.output.split())
+    ended = CliRunner().invoke(app, ["ready", str(model.parent), "--url", serving.address("http")])
+    assert ended.exit_code == 0
+    assert f"{NAME}_text is ready\n{NAME}_image is ready\n" in ended.output
+
+
 def test_health_is_false_while_a_model_answers_otherwise(model: Path, serving: Serving) -> None:
     """Triton's own readiness is true all the time."""
     assert is_healthy(serving)
