@@ -72,7 +72,7 @@ _DEFAULT_MIN_COSINE = 0.8
 _SLACK = 0.01
 """Allowed distance below the export's limit: readiness tells wrong vectors from right ones, no more."""
 
-_UNAVAILABLE = 503
+_UNAVAILABLE, _NO_METHOD = 503, 405
 _STOPPED = "TtZX"
 """States of a process that does not run any more: stopped, traced, zombie, dead."""
 
@@ -396,7 +396,9 @@ def _reason(endpoint: HttpEndpoint, error: urllib.error.HTTPError) -> str:
     with contextlib.suppress(
         OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException
     ):
-        return str(json.loads(error.read())["error"])
+        reason = str(json.loads(error.read())["error"])
+        if error.code != _NO_METHOD:  # as on the port of metrics
+            return reason
     return str(_OtherPortError(endpoint, f"HTTP {error.code}"))
 
 
