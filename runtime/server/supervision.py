@@ -117,6 +117,7 @@ def supervised(
             ) as server:
                 first = first or server
                 began = time.monotonic()
+                server.note_regions()
                 started(server)
                 health.faults = ()
                 fault = _fault(server, repository, stop, each_look, watch or Watch(), health)
@@ -192,7 +193,7 @@ class _Prober:
         self._health = health
         self._is_closed = False
         self._writing = threading.Lock()
-        self._pid = server.pid
+        self._server = server
         self._n_failed: Counter[str] = Counter()
         self._busy_since: dict[str, float] = {}
         self._next = time.monotonic() + watch.probe_every_s
@@ -212,7 +213,8 @@ class _Prober:
 
     def _ask(self) -> None:
         try:
-            results = results_of_probes(self._endpoint, self._probes(), server=self._pid)
+            self._server.note_regions()
+            results = results_of_probes(self._endpoint, self._probes(), server=self._server.pid)
             faults = [found.fault for found in results if found.fault]
             failed = {found.model: self._n_failed[found.model] + 1 for found in results if found.fault}
             if hung := too_long_busy(results, self._busy_since):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -441,12 +442,11 @@ def test_a_long_text_is_shortened_to_the_same_tokens(sample_encoder, number):
 def test_texts_are_tokenized_in_parts_of_bounded_length(xlmr):
     _, path, preprocessing = xlmr
     tokenizer = Tokenizer(path, preprocessing)
-    texts = [
-        Text(text, i, None) for i, text in enumerate(["\ufdfa" * 16_384, "", "a cat", "x y " * 200_000] * 2)
-    ]
+    long = ["\ufdfa" * 16_384, "", "a cat", "x y " * 200_000] * 2
+    texts = [Text(text, i, None) for i, text in enumerate(long)]
     cleaned = [text.text for text in texts]
     parts = [cleaned[part] for part in _parts_of_bounded_length(cleaned)]
-    assert sum(parts, []) == cleaned
+    assert list(itertools.chain.from_iterable(parts)) == cleaned
     assert [len(part) for part in parts] == [3, 1, 3, 1]
     assert n_expanded("\ufdfa") == 18
     assert tokenizer.rows_from_texts(texts) == [tokenizer.rows_from_texts([text])[0] for text in texts]
