@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from altered_models import copied
+from PIL import Image
 from sample_models import Exported
 from serving import Serving, wait_until
 from typer.testing import CliRunner
@@ -68,6 +71,26 @@ def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
     assert np.array_equal(np.asarray(text.vector, np.float32), whole.text_vectors[row])
     row = whole.images.index(image.inputs["image"])
     assert np.array_equal(np.asarray(image.vector, np.float32), whole.image_vectors[row])
+
+
+def test_a_server_that_decodes_is_ready_and_is_not_restarted(model: Path, serving: Serving) -> None:
+    """Probes wait behind images that take all cores; texts do not."""
+    server, n_images = serving.server_pid, 24
+    file = io.BytesIO()
+    Image.new("RGBA", (5_600, 5_600)).save(file, "PNG")
+    probes = Probes.read(model)
+    with (
+        Encoder.open(f"{serving.address('grpc')}/{NAME}") as encoder,
+        ThreadPoolExecutor(n_images) as pool,
+    ):
+        asked = [pool.submit(encoder.embed_images, [file.getvalue()]) for _ in range(n_images)]
+        while not all(one.done() for one in asked):
+            assert np.abs(encoder.embed_texts(probes.texts[:1], probes.languages[:1])).max() > 0
+            assert is_ready(model, serving)
+            assert is_healthy(serving)
+        assert all(one.result().shape[0] == 1 for one in asked)
+    assert serving.server_pid == server
+    assert not any("the server is started again" in line for line in serving.lines)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
