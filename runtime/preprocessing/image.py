@@ -60,10 +60,13 @@ _JPEG_FORMATS = ("JPEG", "MPO")
 _ENCODERS_SCANS = 10
 """Scans of a usual progressive JPEG, which take about the time of decoding its pixels once more."""
 
-_DECODERS_BYTES = {"WEBP": 12, "AVIF": 6, "TIFF": 4}
+_DECODERS_BYTES = {"WEBP": 12, "AVIF": 8, "TIFF": 8}
 """Bytes per pixel that a format's decoder takes besides the image itself, measured."""
 
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+_THUMBNAILS_SCANS = 2
+"""Scans of a photograph and the thumbnail in it, which are found together."""
 
 _PASS_BY_PASS = ("RGB", "L")
 """Modes that Pillow resizes directly; it converts others before and after."""
@@ -202,12 +205,11 @@ def cost_of_file(
     n_passes = max(1, n_scans // _ENCODERS_SCANS)
     n_pixels, n_resized = image.width * image.height, width * height
     has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
-    if preprocessing.order == "convert-resize":
-        pixel_bytes = 16 if has_alpha else 8
-    else:
-        pixel_bytes = 8 if has_alpha else 4
-    pixel_bytes += 6 if n_scans > 1 else 0  # the coefficients of all passes
-    pixel_bytes += _DECODERS_BYTES.get(image.format or "", 0)
+    decoding = 4 + _DECODERS_BYTES.get(image.format or "", 1)
+    if n_scans > _THUMBNAILS_SCANS or "progressive" in image.info:
+        decoding += 6  # the coefficients of all scans
+    copying = (16 if has_alpha else 8) if preprocessing.order == "convert-resize" else (8 if has_alpha else 4)
+    pixel_bytes = max(decoding, copying)
     return DecodingCost(n_pixels * n_passes + n_resized, n_pixels * pixel_bytes + n_resized * 4)
 
 

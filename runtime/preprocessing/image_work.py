@@ -19,8 +19,8 @@ SERVED_PIXELS = 1 << 25
 _MEMORY_BYTES = 320 << 20
 """Memory that decoding may take in a process: of one image, and of all that are decoded at a time.
 
-It suffices for each format at ``SERVED_PIXELS``, but for WebP (20 megapixels) and AVIF (30, or 22 with
-transparency); and for transparency where images are converted before they are resized (20)."""
+It suffices for each format at ``SERVED_PIXELS``, but for WebP (20 megapixels), AVIF and TIFF (27), and
+progressive JPEG (30); and for transparency where images are converted before they are resized (20)."""
 
 _WORK_OF_SEVERAL = 1 << 26
 """Pixels of work that a request of several images may always take: a second or two. A sender may split it."""
