@@ -24,6 +24,7 @@ from bench.server_faults import Fault, FaultRecord
 from runtime import Encoder
 from runtime.commands.app import app
 from runtime.probes import Probes
+from runtime.remote import Connection
 from runtime.server import ServerEnvironment
 from runtime.server.readiness import (
     HttpEndpoint,
@@ -75,12 +76,12 @@ def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
 
 def test_a_server_that_decodes_is_ready_and_is_not_restarted(model: Path, serving: Serving) -> None:
     """Probes wait behind images that take all cores; texts do not."""
-    server, n_images = serving.server_pid, 24
+    server, n_images = serving.server_pid, 8
     file = io.BytesIO()
     Image.new("RGBA", (5_600, 5_600)).save(file, "PNG")
     probes = Probes.read(model)
     with (
-        Encoder.open(f"{serving.address('grpc')}/{NAME}") as encoder,
+        Encoder.open(f"{serving.address('grpc')}/{NAME}", connection=Connection(timeout_s=600)) as encoder,
         ThreadPoolExecutor(n_images) as pool,
     ):
         asked = [pool.submit(encoder.embed_images, [file.getvalue()]) for _ in range(n_images)]
