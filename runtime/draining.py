@@ -42,7 +42,7 @@ class DrainedKind(str, Enum):
         """Check whether the model with a mark shall stop: older requests were for a former server."""
         try:
             return self.stop_file(mark.parent).stat().st_mtime_ns >= mark.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:  # another error would end the thread that asks
             return False
 
 

@@ -21,6 +21,10 @@ LOCK_FILE = ".babeltower.lock"
 _PATIENCE_S = 0.5
 """Time to try for the lock: ``holder_of_lock`` shares it for an instant."""
 
+_SERVE = "serve"
+_SERVE_PATIENCE_S = 60.0
+"""Time to try for it while `serve` holds it, which it does only to end what a failed rollout left."""
+
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """Repositories that this thread's command holds, so that the commands it is made of may nest."""
 
@@ -47,9 +51,11 @@ def repository_lock(repository: Path, command: str) -> Iterator[bool]:
     path = repository / LOCK_FILE
     descriptor = _taken(path)
     if descriptor is None:
-        raise RepositoryInUseError(
-            f"{repository} is in use by {_said(path)}. Wait until it has ended, then try again."
-        )
+        holder = _said(path)
+        remedy = "Wait until it has ended, then try again."
+        if holder.startswith(f"`babeltower {_SERVE}`"):
+            remedy = "It is ending an interrupted rollout; try again when it says that it has."
+        raise RepositoryInUseError(f"{repository} is in use by {holder}. {remedy}")
     reset = _held.set(_held.get() | {repository})
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -82,14 +88,15 @@ def holder_of_lock(repository: Path) -> str | None:
 
 def _taken(path: Path) -> int | None:
     """Return a descriptor that holds the lock, or ``None`` if another does."""
-    give_up_at = time.monotonic() + _PATIENCE_S
+    began = time.monotonic()
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            if time.monotonic() > give_up_at:
+            is_served = _said(path).startswith(f"`babeltower {_SERVE}`")
+            if time.monotonic() > began + (_SERVE_PATIENCE_S if is_served else _PATIENCE_S):
                 return None
             time.sleep(0.02)
             continue

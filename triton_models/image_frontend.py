@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from runtime.errors import BabeltowerError
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.buckets import image_buckets
-from runtime.preprocessing.image import decode, pixels_from_image
-from runtime.preprocessing.image_work import name_of_row, works_of_files
+from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
+from runtime.preprocessing.image_work import DecodingMemory, costs_of_files, name_of_row
 from triton_models.answers import (
     AnswerVectors,
     Code,
@@ -65,6 +65,7 @@ class ImageFrontEnd:
         self._tower = tower
         self._counters = counters
         self._buckets = image_buckets(max_rows=spec.tower.max_batch_size) if spec.tower.on_gpu else None
+        self._memory = DecodingMemory()
         self._decoders = ThreadPoolExecutor(limits.decode_threads, "babeltower-decode")
 
     def close(self) -> None:
@@ -106,17 +107,15 @@ class ImageFrontEnd:
             loop = asyncio.get_running_loop()
             files = bytes_rows(request.image, "image")
             limits = self._limits
-            works = works_of_files(
+            costs = costs_of_files(
                 files,
                 self._spec.preprocessing,
                 max_bytes=limits.max_bytes,
                 max_pixels=limits.max_pixels,
             )
             decoding = [
-                loop.run_in_executor(
-                    self._decoders, self._pixels, i, file, request.is_cancelled if work > _LONG_WORK else None
-                )
-                for i, (file, work) in enumerate(zip(files, works, strict=True))
+                loop.run_in_executor(self._decoders, self._pixels, i, file, cost, request.is_cancelled)
+                for i, (file, cost) in enumerate(zip(files, costs, strict=True))
             ]
             decoded = await asyncio.gather(*decoding)
             failed = next((outcome for outcome in decoded if isinstance(outcome, Failure)), None)
@@ -127,14 +126,15 @@ class ImageFrontEnd:
             return failure_from_error(error)
 
     def _pixels(
-        self, number: int, file: bytes, is_cancelled: Callable[[], bool] | None
+        self, number: int, file: bytes, cost: DecodingCost, is_cancelled: Callable[[], bool]
     ) -> NDArray[np.uint8] | Failure:
         """Preprocess an image; errors are converted here, since their tracebacks would hold its bytes."""
-        if is_cancelled is not None and is_cancelled():
-            return _CANCELLED
         try:
-            image = decode(file, name=name_of_row(number, file), max_pixels=self._limits.max_pixels)
-            return pixels_from_image(image, self._spec.preprocessing)
+            with self._memory.taken(cost.n_bytes):
+                if cost.n_pixels > _LONG_WORK and is_cancelled():
+                    return _CANCELLED
+                image = decode(file, name=name_of_row(number, file), max_pixels=self._limits.max_pixels)
+                return pixels_from_image(image, self._spec.preprocessing)
         except BabeltowerError as error:
             return failure_from_error(error)
 

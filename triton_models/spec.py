@@ -17,6 +17,7 @@ from runtime.errors import InputError, ManifestError
 from runtime.manifest import FRONT_END_FILE, ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, GPU_RUN_OVERHEAD
+from runtime.preprocessing.image_work import SERVED_PIXELS
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
@@ -114,12 +115,12 @@ class ImageLimits:
     Attributes:
         decode_threads: Images decoded concurrently.
         max_bytes: Maximum size of an encoded image.
-        max_pixels: Maximum width × height, to prevent decompression bombs (Pillow's own limit).
+        max_pixels: Maximum width × height of an image.
     """
 
     decode_threads: int = 2
     max_bytes: int = 33_554_432
-    max_pixels: int = 89_478_485
+    max_pixels: int = SERVED_PIXELS
 
 
 def spec_from_folder(kind: type[Spec], folder: Path) -> Spec:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtime.errors import BabeltowerError, InputError
 from runtime.preprocessing.batching import TokenBatch, inputs_of_batch, padded_batch, runs_from_lengths
 from runtime.preprocessing.buckets import BucketRun, Buckets, text_buckets
+from runtime.preprocessing.cleaning import n_expanded
 from runtime.preprocessing.languages import code_among, flores_from_code
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow
 from triton_models.answers import AnswerVectors, Code, Failure, Tower, failure_from_error, require_vectors
@@ -98,10 +99,11 @@ class TextFrontEnd:
             texts = text_rows(
                 request.text, "text", max_bytes=limits.max_bytes, max_characters=limits.max_characters
             )
-            if (n_characters := sum(map(len, texts))) > limits.max_request_characters:
+            if (n_characters := sum(map(n_expanded, texts))) > limits.max_request_characters:
                 raise InputError(
-                    f"The {len(texts)} texts of the request have {n_characters} characters; the limit is "
-                    f"{limits.max_request_characters}. Send fewer texts in a request."
+                    f"The {len(texts)} texts of the request have {n_characters} characters, with ligatures "
+                    f"and the like written out; the limit is {limits.max_request_characters}. Send fewer "
+                    "texts in a request."
                 )
             languages = _languages(request.language, len(texts))
             pairs = [Text(text, i, code) for i, (text, code) in enumerate(zip(texts, languages, strict=True))]

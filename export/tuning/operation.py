@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
     """
     if not manifest.front_ends:
         raise ExportError(
-            f"{manifest.name} has no front ends to tune. Write them with `babeltower frontends {model}`."
+            f"{manifest.name} has no front ends to tune. Write them with "
+            f"`babeltower frontends {shlex.quote(str(model))}`."
         )
     (served,) = manifest.front_ends
     variant = manifest.variants[served.variant]
@@ -96,7 +98,7 @@ def tuned_files(model: Path, manifest: Manifest, modality: Modality) -> TunedFil
         raise ExportError(
             f"{manifest.name} serves the variant {served.variant}, which runs on {engine!r}. Tuning runs a "
             f"server on the CPU and supports only {known}. Write the front ends for such a variant with "
-            f"`babeltower frontends {model} --variant ...`."
+            f"`babeltower frontends {shlex.quote(str(model))} --variant ...`."
         )
     front = served.text if modality is Modality.TEXT else served.image
     return TunedFiles(modality, engine, front, tower, variant.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def local_models(repository: Path, default_language: str | None) -> Iterator[Loc
         if len(keys) != 1:
             raise InputError(
                 f"{manifest.name} has the variants {keys}, and no front ends that serve one. Choose one: "
-                f"babeltower frontends {repository / manifest.name} --variant {keys[0]}"
+                f"babeltower frontends {shlex.quote(str(repository / manifest.name))} --variant {keys[0]}"
             )
         variant = manifest.variants[keys[0]]
         encoder = LocalEncoder.from_repository(

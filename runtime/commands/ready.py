@@ -25,31 +25,40 @@ def ready(
     """Check that every model of a server embeds a probe text and a probe image as PyTorch does.
 
     Exit code 1 if one does not, with the reason. Triton's own readiness stays true when a Python model dies.
-    A busy server is ready.
+    A busy model is ready, and said to be busy: it answers others meanwhile, or `babeltower serve`, which
+    watches its processes, says that they compute.
     """
     import ssl
-    import zipfile
+    from urllib.parse import urlsplit
 
     from runtime.remote.options import WireProtocol
-    from runtime.server.readiness import HttpEndpoint, faults_of_server, probes_of_repository
+    from runtime.server.readiness import HttpEndpoint, probes_of_repository, results_of_probes
 
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
         raise InputError(f"{url} is not an HTTP address; expected http://HOST:PORT.")
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise InputError(f"{url} is more than an address; expected http://HOST:PORT.")
     connection = connection_from_files(token_file, ca_file)
     headers = connection.all_headers(WireProtocol.HTTP)
     context = None if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
     try:
         probes = probes_of_repository(repository)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise ManifestError(
             f"The probes of {repository} cannot be read: {error}. Export the checkpoint again."
         ) from error
     if not probes:
         raise ManifestError(f"{repository} has no model with front ends, so there is nothing to ask.")
-    faults = faults_of_server(HttpEndpoint(url, headers, context), probes, timeout)
-    for fault in faults:
-        typer.echo(fault, err=True)
-    if faults:
+    results = results_of_probes(HttpEndpoint(url, headers, context), probes, timeout)
+    for found in results:
+        if found.fault:
+            typer.echo(found.fault, err=True)
+    if any(found.fault for found in results):
         raise typer.Exit(1)
-    for probe in probes:
-        typer.echo(f"{probe.model} is ready")
+    for found in results:
+        typer.echo(f"{found.model} is ready" + (", and busy" if found.is_busy else ""))

@@ -302,7 +302,8 @@ def _serve_repository(
     from runtime.commands.doors import GuardedAddresses, guarded_server
     from runtime.server.devices import models_of_repository, models_without_gpu, towers_of_repository
     from runtime.server.environment import default_folder, environment_from_folder
-    from runtime.server.served_models import plain_folder, readable_models
+    from runtime.server.scratch import plain_folder
+    from runtime.server.served_models import readable_models
     from runtime.server.supervision import Health, supervised
 
     readable = readable_models(repository) or None

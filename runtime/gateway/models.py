@@ -18,8 +18,13 @@ from runtime.gateway.inputs import MAX_IMAGE_BYTES
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.manifest import Modality
-from runtime.preprocessing.image import decode, pixels_from_image
-from runtime.preprocessing.image_work import name_of_row, works_of_files
+from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
+from runtime.preprocessing.image_work import (
+    SERVED_PIXELS,
+    DecodingMemory,
+    costs_of_files,
+    name_of_row,
+)
 from runtime.preprocessing.text import Text
 from runtime.remote.calls import Caller
 from runtime.remote.options import Address, Connection
@@ -149,6 +154,7 @@ class LocalModel:
         self.name, self.dims, self.fingerprint = encoder.name, encoder.dims, encoder.fingerprint
         self._encoder = encoder
         self._workers = ThreadPoolExecutor(n_cores(), "babeltower-prepare")
+        self._memory = DecodingMemory()
         self._texts: BatchingQueue[Text] = BatchingQueue(
             lambda rows, dim: encoder.vectors_from_texts(rows, dim=dim), max_rows=_BATCH_TEXTS
         )
@@ -167,13 +173,15 @@ class LocalModel:
     async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
         preprocessing = self._encoder.manifest.image
-        await self._worked(self._require_images, images)
+        costs = await self._worked(self._costs, images)
 
-        def pixels(numbered: tuple[int, bytes]) -> NDArray[np.uint8]:
-            place, file = numbered
-            return pixels_from_image(decode(file, name=name_of_row(place, file)), preprocessing)
+        def pixels(costly: tuple[tuple[int, bytes], DecodingCost]) -> NDArray[np.uint8]:
+            (place, file), cost = costly
+            with self._memory.taken(cost.n_bytes):
+                image = decode(file, name=name_of_row(place, file), max_pixels=SERVED_PIXELS)
+                return pixels_from_image(image, preprocessing)
 
-        rows = await gathered([self._worked(pixels, image) for image in images])
+        rows = await gathered([self._worked(pixels, one) for one in zip(images, costs, strict=True)])
         return concatenated(
             await gathered([self._images.vectors(part, dim) for part in _parts(rows, _BATCH_IMAGES)]), dim
         )
@@ -184,13 +192,12 @@ class LocalModel:
         await self._images.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _require_images(self, images: Sequence[tuple[int, bytes]]) -> None:
-        """Check that images are of bounded work, by their headers."""
-        works_of_files(
+    def _costs(self, images: Sequence[tuple[int, bytes]]) -> list[DecodingCost]:
+        """Return what decoding images takes, by their headers; errors as of ``costs_of_files``."""
+        return costs_of_files(
             [file for _, file in images],
             self._encoder.manifest.image,
             max_bytes=MAX_IMAGE_BYTES,
-            max_pixels=None,
             places=[place for place, _ in images],
         )
 

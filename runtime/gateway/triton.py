@@ -54,9 +54,12 @@ class TritonRoutes:
         path = request.url.path
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
-        return await while_connected(
+        answer = await while_connected(
             request, _asked(self._http, request.method, f"{self._url}{path}{query}", body, headers)
         )
+        if path == _READY_PATH:
+            answer.headers["Babeltower-Health"] = "watched"  # `babeltower ready` believes it
+        return answer
 
     async def metrics(self, _: Request) -> Response:
         """Answer ``GET /metrics``: the gateway's counters, then the server's."""

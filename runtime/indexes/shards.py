@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class VectorShard:
         if "fingerprint" not in said:
             raise InputError(
                 f"{path} holds no babeltower vectors: its schema has no fingerprint. "
-                f"Embed it first: babeltower embed REPOSITORY/NAME {path} --out VECTORS."
+                f"Embed it first: babeltower embed REPOSITORY/NAME {shlex.quote(str(path))} --out VECTORS."
             )
         if said.get("version") != _LAYOUT_VERSION:
             raise InputError(

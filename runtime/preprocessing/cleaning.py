@@ -9,7 +9,7 @@ import unicodedata
 
 from runtime.errors import InputError
 
-__all__ = ["clean_canonicalize", "clean_lower", "clean_whitespace", "whole_characters"]
+__all__ = ["clean_canonicalize", "clean_lower", "clean_whitespace", "n_expanded", "whole_characters"]
 
 _LONGEST_FAST_PATH = 65_536
 """Longest text of the fast path, well below the length at which ftfy splits lines."""
@@ -75,6 +75,16 @@ def _is_left_alone_by_ftfy(text: str) -> bool:
     from ftfy.badness import is_bad
 
     return unicodedata.is_normalized("NFC", text) and not is_bad(text)
+
+
+def n_expanded(text: str) -> int:
+    """Return the number of characters that a tokenizer reads: SentencePiece's normalize as NFKC does.
+
+    One character may become eighteen.
+    """
+    if text.isascii():
+        return len(text)
+    return max(len(text), len(unicodedata.normalize("NFKC", text)))
 
 
 def whole_characters(text: str, name: str) -> str:

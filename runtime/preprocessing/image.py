@@ -20,25 +20,25 @@ from PIL import Image
 
 from runtime.errors import ImageError, InputError
 from runtime.manifest import ImagePreprocessing
+from runtime.preprocessing.image_bounds import require_bounded, scans_of_jpeg
 from runtime.preprocessing.image_formats import (
     open_image,
-    require_bounded,
     require_openable,
     require_whole_decoding,
-    scans_of_jpeg,
 )
-from runtime.preprocessing.jpeg import image_from_jpeg
+from runtime.preprocessing.jpeg import image_from_jpeg, require_whole_jpeg
 
 __all__ = [
+    "DecodingCost",
     "ImageSource",
     "Snapshot",
+    "cost_of_file",
     "decode",
     "pixels_from_image",
     "pixels_from_source",
     "require_several",
     "require_size",
     "snapshot_from_source",
-    "work_of_file",
 ]
 
 ImageSource: TypeAlias = (
@@ -55,8 +55,18 @@ _LARGEST_RESIZED_PIXELS = 1 << 24
 option, which would resize only the cropped part, gives other pixels. Fitted to 224 pixels, an image may be
 334 times as long as wide."""
 
+_JPEG_FORMATS = ("JPEG", "MPO")
+
 _ENCODERS_SCANS = 10
 """Scans of a usual progressive JPEG, which take about the time of decoding its pixels once more."""
+
+_DECODERS_BYTES = {"WEBP": 12, "AVIF": 8, "TIFF": 8}
+"""Bytes per pixel that a format's decoder takes besides the image itself, measured."""
+
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+_THUMBNAILS_SCANS = 2
+"""Scans of a photograph and the thumbnail in it, which are found together."""
 
 _PASS_BY_PASS = ("RGB", "L")
 """Modes that Pillow resizes directly; it converts others before and after."""
@@ -85,6 +95,19 @@ class Snapshot:
 
     content: str | bytes | Image.Image | NDArray[np.uint8]
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingCost:
+    """Cost of decoding and resizing a file.
+
+    Attributes:
+        n_pixels: Pixels to decode, once a pass, and to resize.
+        n_bytes: Upper bound of the memory, of the decoder and of copies too.
+    """
+
+    n_pixels: int
+    n_bytes: int
 
 
 def snapshot_from_source(
@@ -137,16 +160,13 @@ def decode(
     snapshot = snapshot_from_source(source, name=name, max_pixels=max_pixels)
     name = snapshot.name
     try:
-        image = _opened(snapshot)
-        require_size(image.size, name, max_pixels)
-        image.load()
+        return _loaded(snapshot, max_pixels)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"Image {name} does not exist.") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise ImageError(f"Image {name} cannot be decoded: {_reason(error)}.") from error
-    return image
 
 
 def pixels_from_source(
@@ -167,10 +187,10 @@ def pixels_from_source(
     return pixels_from_image(image, preprocessing)
 
 
-def work_of_file(
+def cost_of_file(
     data: bytes, preprocessing: ImagePreprocessing, *, name: str, max_pixels: int | None = None
-) -> int:
-    """Return the pixels that decoding and resizing an image file takes; only its header is read.
+) -> DecodingCost:
+    """Return what decoding and resizing an image file takes; only its header is read.
 
     Raises:
         ImageError: the header is damaged, or ``decode`` or ``pixels_from_image`` rejects such a format or
@@ -178,11 +198,19 @@ def work_of_file(
     """
     if not data:
         raise ImageError(f"Image {name} cannot be decoded: it is empty (0 bytes).")
-    size = open_image(data, name=name).size
-    require_size(size, name, max_pixels)
-    width, height = _resized_size(size, preprocessing)
-    n_passes = max(1, scans_of_jpeg(data) // _ENCODERS_SCANS)
-    return size[0] * size[1] * n_passes + width * height
+    image = open_image(data, name=name)
+    require_size(image.size, name, max_pixels)
+    width, height = _resized_size(image.size, preprocessing)
+    n_scans = scans_of_jpeg(data)
+    n_passes = max(1, n_scans // _ENCODERS_SCANS)
+    n_pixels, n_resized = image.width * image.height, width * height
+    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+    decoding = 4 + _DECODERS_BYTES.get(image.format or "", 1)
+    if n_scans > _THUMBNAILS_SCANS or "progressive" in image.info:
+        decoding += 6  # the coefficients of all scans
+    copying = (16 if has_alpha else 8) if preprocessing.order == "convert-resize" else (8 if has_alpha else 4)
+    pixel_bytes = max(decoding, copying)
+    return DecodingCost(n_pixels * n_passes + n_resized, n_pixels * pixel_bytes + n_resized * 4)
 
 
 def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:
@@ -272,16 +300,22 @@ def _copied_array(array: NDArray[np.uint8], name: str, max_pixels: int | None) -
     return np.array(array, order="C")
 
 
-def _opened(snapshot: Snapshot) -> Image.Image:
+def _loaded(snapshot: Snapshot, max_pixels: int | None) -> Image.Image:
     content = snapshot.content
-    if isinstance(content, Image.Image):
-        return content
-    if isinstance(content, np.ndarray):
-        return Image.fromarray(content)
+    if isinstance(content, (Image.Image, np.ndarray)):
+        image = content if isinstance(content, Image.Image) else Image.fromarray(content)
+        require_size(image.size, snapshot.name, max_pixels)
+        image.load()
+        return image
     data = _file_bytes(Path(content)) if isinstance(content, str) else content
     if not data:
         raise ValueError("it is empty (0 bytes)")
-    return open_image(data, name=snapshot.name)
+    image = open_image(data, name=snapshot.name)
+    require_size(image.size, snapshot.name, max_pixels)
+    image.load()
+    if image.format in _JPEG_FORMATS:
+        require_whole_jpeg(data, image, snapshot.name)
+    return image
 
 
 def _file_bytes(path: Path) -> bytes:

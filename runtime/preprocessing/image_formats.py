@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -29,6 +28,7 @@ from PIL import (
 )
 
 from runtime.errors import ImageError
+from runtime.preprocessing.image_bounds import require_bounded
 
 with contextlib.suppress(ImportError):  # Pillow below 11.3 has no AVIF
     from PIL import AvifImagePlugin  # noqa: F401
@@ -41,10 +41,8 @@ __all__ = [
     "ImageFormat",
     "format_of_bytes",
     "open_image",
-    "require_bounded",
     "require_openable",
     "require_whole_decoding",
-    "scans_of_jpeg",
 ]
 
 
@@ -122,32 +120,6 @@ _PLUGINS = (
 
 _OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
 """Formats passed to Pillow; MPO is left out, since Pillow opens it as JPEG."""
-
-_MAX_SCANS = 100
-"""Maximum scans of a JPEG. Encoders write up to 20; each scan, however short, decodes the whole image."""
-
-_SHARED_TAG_BYTES = 1 << 20
-"""Allowed bytes of a TIFF's tags beyond its length, since some writers let tags share values."""
-
-_TAG_UNITS = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
-"""Bytes per value by TIFF tag type."""
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -266,33 +238,6 @@ def require_whole_decoding(name: str) -> None:
         )
 
 
-def require_bounded(data: bytes, name: str) -> None:
-    """Check that the decoding cost is bounded by the file's length and its size in pixels.
-
-    Raises:
-        ImageError: a JPEG has more than 100 scans, or a TIFF's tags are longer than its file.
-    """
-    n_scans = scans_of_jpeg(data)
-    if n_scans:
-        if n_scans > _MAX_SCANS:
-            raise ImageError(
-                f"Image {name} is a JPEG of {n_scans} scans; the limit is {_MAX_SCANS}, since each decodes "
-                "the whole image again. Re-encode the file."
-            )
-    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        n_bytes = sum(_tag_bytes(data))
-        if n_bytes > len(data) + _SHARED_TAG_BYTES:
-            raise ImageError(
-                f"Image {name} is a TIFF of {len(data)} bytes whose tags claim {n_bytes} bytes. Re-encode "
-                "the file."
-            )
-
-
-def scans_of_jpeg(data: bytes) -> int:
-    """Number of scans of a JPEG, each of which decodes the whole image; 0 for other formats."""
-    return data.count(b"\xff\xda") if data.startswith(b"\xff\xd8\xff") else 0
-
-
 def format_of_bytes(data: bytes) -> str | None:
     """Return the name of a file's format by its first bytes; ``None`` if unknown."""
     for offset, signature, name in _SIGNATURES:
@@ -329,21 +274,3 @@ def _accepted() -> str:
 def _is_undecoded(image: ImageFile.ImageFile) -> bool:
     state = vars(image)
     return bool(image.tile) or state.get("_im", state.get("im")) is None
-
-
-def _tag_bytes(data: bytes) -> Iterator[int]:
-    """Yield the bytes that each tag of a TIFF's first directory claims outside the directory."""
-    order = "<" if data.startswith(b"II") else ">"
-    is_big = data[2:4] in (b"+\0", b"\0+")
-    header, count, entry = ("Q", "Q", "HHQ8x") if is_big else ("L", "H", "HHL4x")
-    try:
-        (at,) = struct.unpack_from(order + header, data, 8 if is_big else 4)
-        (n_tags,) = struct.unpack_from(order + count, data, at)
-        at += struct.calcsize(order + count)
-        step = struct.calcsize(order + entry)
-        for place in range(at, min(at + n_tags * step, len(data) - step + 1), step):
-            _, kind, n_values = struct.unpack_from(order + entry, data, place)
-            size = n_values * _TAG_UNITS.get(kind, 1)
-            yield size if size > (8 if is_big else 4) else 0
-    except (struct.error, OverflowError):
-        return  # truncated: Pillow reports it

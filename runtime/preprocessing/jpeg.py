@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from runtime.errors import ImageError
 from runtime.preprocessing.image_formats import open_image
 
-__all__ = ["image_from_jpeg"]
+__all__ = ["image_from_jpeg", "require_whole_jpeg"]
 
 _START = b"\xff\xd8\xff"
 _BYTES_A_PIXEL = 4
+_BLOCK, _FLAT = 8, 2
 _LARGEST_KEPT_BYTES = 64 << 20
 
 _buffers = threading.local()
@@ -36,6 +38,31 @@ def image_from_jpeg(data: bytes) -> Image.Image | None:
     if decoder is None or not data.startswith(_START):
         return None
     return _decoded(decoder, data)
+
+
+def require_whole_jpeg(data: bytes, image: Image.Image, name: str) -> None:
+    """Check that the data of a JPEG that Pillow has decoded do not end early.
+
+    The decoder fills what is missing and only warns, which Pillow does not hear. If a missing
+    end is possible, simplejpeg, where it is installed, decodes the file again and is asked for warnings: the
+    last block of a baseline JPEG is flat then; of a progressive one, it is only smoother.
+
+    Raises:
+        ImageError: they do.
+    """
+    width, height = image.size
+    corner = ((width - 1) // _BLOCK * _BLOCK, (height - 1) // _BLOCK * _BLOCK, width, height)
+    darkest, brightest = image.crop(corner).convert("L").getextrema()
+    decoder = _simplejpeg()
+    if decoder is None or (
+        float(brightest) - float(darkest) > _FLAT and not image.info.get("progressive")  # type: ignore[arg-type]
+    ):
+        return
+    try:
+        decoder.decode_jpeg(data, colorspace="CMYK" if image.mode == "CMYK" else "GRAY")
+    except (ValueError, RuntimeError) as error:
+        if "premature end" in str(error).lower():
+            raise ImageError(f"Image {name} cannot be decoded: its data end early.") from error
 
 
 def _decoded(decoder: Any, data: bytes) -> Image.Image | None:
@@ -65,15 +92,23 @@ def _buffer(n_bytes: int) -> bytearray:
     return held
 
 
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
 @lru_cache(maxsize=1)
 def _decoder() -> Any:
     """Return simplejpeg, if it decodes test files to the same pixels as Pillow."""
     try:
         import pyarrow  # noqa: F401
-        import simplejpeg
     except ImportError:
         return None
-    if not hasattr(Image, "fromarrow"):
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None or not hasattr(Image, "fromarrow"):
         return None
     random = np.random.default_rng(0)
     for subsampling in ("4:4:4", "4:2:2", "4:2:0"):

@@ -18,6 +18,7 @@ from runtime.preprocessing.cleaning import (
     clean_canonicalize,
     clean_lower,
     clean_whitespace,
+    n_expanded,
     whole_characters,
 )
 from runtime.preprocessing.languages import flores_from_code, spoken_language
@@ -36,6 +37,9 @@ NEEDS_LANGUAGE = "This text tower needs the language of every text."
 """Start of the message for a text without one; how to pass it differs between Python and HTTP."""
 
 _END = object()
+
+_CHARACTERS_AT_ONCE = 1 << 19
+"""Characters tokenized at a time: tokens of a long text take sixty bytes a character until they are cut."""
 
 _SHORTEST_CUT, _CHARACTERS_A_TOKEN = 1_024, 16
 """Where a long text is cut, in characters: most languages have 2 to 6 a token."""
@@ -182,8 +186,11 @@ class Tokenizer:
         """
         prefixes = [self._prefix(text.language) for text in texts]
         cleaned = cleaned_texts(texts, self._preprocessing)
-        encodings = self._subwords.encode_batch_fast(cleaned, add_special_tokens=False)
-        return [self._row(prefix, e.ids) for prefix, e in zip(prefixes, encodings, strict=True)]
+        rows = []
+        for part in _parts_of_bounded_length(cleaned):
+            encodings = self._subwords.encode_batch_fast(cleaned[part], add_special_tokens=False)
+            rows += [self._row(prefix, e.ids) for prefix, e in zip(prefixes[part], encodings, strict=True)]
+        return rows
 
     @property
     def longest_kept(self) -> int:
@@ -287,6 +294,19 @@ class Tokenizer:
             )
         ids = self._preprocessing.language_ids
         return (ids[spoken_language(code, ids)],)
+
+
+def _parts_of_bounded_length(texts: Sequence[str]) -> Iterator[slice]:
+    """Yield consecutive parts of about ``_CHARACTERS_AT_ONCE``, or of a single text."""
+    start = n_characters = 0
+    for i, text in enumerate(texts):
+        length = n_expanded(text)
+        if i > start and n_characters + length > _CHARACTERS_AT_ONCE:
+            yield slice(start, i)
+            start, n_characters = i, 0
+        n_characters += length
+    if start < len(texts):
+        yield slice(start, len(texts))
 
 
 def _subwords_from_file(path: Path) -> Subwords:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.errors import InputError, ServerError
@@ -18,6 +19,14 @@ _ASK_S = 30.0
 _PAUSE_S = 0.2
 
 
+_NO_MODEL = "babeltower-no-model"
+"""Name that no model has: to unload it tells whether a server allows that, and does nothing."""
+
+_CONTROL_REMEDY = (
+    " Start the server with `babeltower serve --control`, and pass its token if it has one (--token-file)."
+)
+
+
 class Control:
     """Client that loads and unloads models of one server."""
 
@@ -26,6 +35,7 @@ class Control:
             raise InputError(f"A rollout needs gRPC, but {address} is HTTP. Pass grpc://HOST:PORT.")
         with needing("A rollout", "babeltower[client]"):
             from tritonclient import grpc
+        self._address = address.target
         self._headers = connection.all_headers(address.protocol) or None
         ca, key, chain = (
             None if path is None else str(path)
@@ -56,6 +66,35 @@ class Control:
             lambda name, **options: self._client.load_model(name, config=json_from_config(config), **options),
             config.name,
         )
+
+    def require_serving(self, front_ends: Sequence[str], model: str) -> None:
+        """Check that a server serves a model's front ends, and lets clients load models.
+
+        Raises:
+            ServerError: it does not, or cannot be reached.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            options = {"headers": self._headers, "client_timeout": _ASK_S}
+            index = self._client.get_model_repository_index(**options)
+        except InferenceServerException as error:
+            remedy = _CONTROL_REMEDY if _is_forbidden(error) else ""
+            raise ServerError(f"{self._address}: {error.message().rstrip('.')}.{remedy}") from error
+        known = {found.name for found in index.models}
+        served = sorted(found.name for found in index.models if found.state == "READY")
+        if missing := sorted(set(front_ends) - known):
+            raise ServerError(
+                f"The server at {self._address} does not serve {model}: it has no {' or '.join(missing)}, "
+                f"but {', '.join(served) or 'no model'}. Pass the address of the server of this repository."
+            )
+        try:
+            self._client.unload_model(_NO_MODEL, **options)
+        except InferenceServerException as error:
+            if _is_forbidden(error):
+                raise ServerError(
+                    f"The server at {self._address} does not let clients load models.{_CONTROL_REMEDY}"
+                ) from error  # any other error is that there is no such model
 
     def unload(self, model: str) -> None:
         """Unload a model after its running requests end."""
@@ -89,11 +128,10 @@ class Control:
                 if "failed to stat file" in error.message() and not is_last:
                     time.sleep(_PAUSE_S)
                     continue
-                remedy = ""
-                if "not allowed" in error.message() or "is restricted" in error.message():
-                    remedy = (
-                        " Start the server with `babeltower serve --control`, and pass its token if it has "
-                        "one (--token-file)."
-                    )
+                remedy = _CONTROL_REMEDY if _is_forbidden(error) else ""
                 raise ServerError(f"{model}: {error.message().rstrip('.')}.{remedy}") from error
             return
+
+
+def _is_forbidden(error: Any) -> bool:
+    return "not allowed" in error.message() or "is restricted" in error.message()

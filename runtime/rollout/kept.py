@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def release_from_version(model: Path, version: int) -> KeptRelease:
     """
     manifest = Manifest.read(model)
     if not manifest.front_ends:
-        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {model}")
+        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {shlex.quote(str(model))}")
     served = served_version(model.parent / manifest.front_ends[0].text)
     if version == served:
         raise ManifestError(f"{model} already serves version {version}. Pass another version.")

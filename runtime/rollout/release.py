@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,7 +297,7 @@ def release_from_model(model: Path, source: Path, key: str | None = None) -> Rel
                     f"{folder} is missing or not a front end. Run babeltower frontends first."
                 )
     if not manifest.front_ends:
-        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {model}")
+        raise ManifestError(f"{model} has no front ends. Run: babeltower frontends {shlex.quote(str(model))}")
     taken = [v for folder in release.folders() if folder.exists() for v in versions_of_folder(folder)]
     served = served_version(release.front_end_folder(Modality.TEXT))
     return dataclasses.replace(release, version=max(taken) + 1, served=served)

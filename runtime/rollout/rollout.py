@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.encoder import Encoder
 from runtime.errors import BabeltowerError, InputError, ManifestError, RolloutError
-from runtime.manifest import Manifest, Modality, manifest_path
+from runtime.manifest import Manifest, Modality, front_end_name, manifest_path
 from runtime.probes import Probes
 from runtime.remote.options import Connection, address_from_text
 from runtime.repository import finish, relative_path, staging, with_config_records
@@ -85,6 +85,7 @@ def roll_out(
     with staging(model.parent, "rollout") as stage:
         control = _control(model, url, connection)
         try:
+            control.require_serving(_front_ends_of(model), model.name)
             settle(model.parent, stage, control, say)
             return _switched(_planned(model, to, variant), stage, control, url, connection, say)
         finally:
@@ -112,6 +113,7 @@ def undo_rollout(
     with staging(model.parent, "rollout --undo") as stage:
         control = _control(model, url, connection)
         try:
+            control.require_serving(_front_ends_of(model), model.name)
             undone = [
                 journal
                 for journal in settle(model.parent, stage, control, say)
@@ -133,6 +135,13 @@ def undo_rollout(
 
 def _control(model: Path, url: str, connection: Connection) -> Control:
     return Control(address_from_text(f"{url.rstrip('/')}/{model.name}"), connection)
+
+
+def _front_ends_of(model: Path) -> list[str]:
+    """Names of the front ends that a server of a model's repository has loaded; none if it has none."""
+    if not Manifest.read(model).front_ends:
+        return []
+    return [front_end_name(model.name, modality) for modality in Modality]
 
 
 def _planned(model: Path, to: str | os.PathLike[str] | int, variant: str | None) -> Release:

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,9 @@ class _Asked:
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")
             raise EngineError(f"{model} does not answer its opening probes: {reason}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"{model} does not answer its opening probes: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise EngineError(f"{model} does not answer its opening probes: {reason}.") from error
 
 
 def _tensors(body: bytes, head_bytes: int) -> dict[str, NDArray[Any]]:

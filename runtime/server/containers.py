@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -30,6 +32,7 @@ RELEASE = "26.10"
 _FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg")
 _EXPLICIT = "--model-control-mode=explicit"
 _SHARED_MEMORY = "--allow-client-shm=true"
+_PLAIN_YAML = re.compile(r"[\w./-][\w./=-]*", re.ASCII)
 _PINNED_BYTES = 512 << 20
 """Pinned memory of the server, for the tensors of requests in flight; Triton's default is half of it."""
 
@@ -80,7 +83,7 @@ def deployment_from_repository(
             yield f"wrote {folder / name}"
     except OSError as error:
         raise EngineError(f"{folder} cannot be written: {error.strerror}.") from error
-    yield f"docker compose --project-directory {folder} up --build --wait"
+    yield f"docker compose --project-directory {shlex.quote(str(folder))} up --build --wait"
     if shared_memory:
         yield (
             "shared memory: every client that reaches the server may map regions of this machine's /dev/shm; "
@@ -145,9 +148,9 @@ def _texts(
     values = {
         "release": RELEASE,
         "packages": " ".join(_pinned()),
-        "repository": str(repository),
-        "compose_arguments": _listed(controlled, indent=6),
-        "kubernetes_arguments": _listed(arguments, indent=12),
+        "repository": _quoted_for_compose(str(repository)),
+        "compose_arguments": _listed(map(_quoted_for_compose, controlled), indent=6),
+        "kubernetes_arguments": _listed(map(_quoted, arguments), indent=12),
         "kubernetes_gpu": ', nvidia.com/gpu: "1"' if on_gpu else "",
         "kubernetes_shared": _KUBERNETES_SHARED if shared_memory else "",
         "compose_memory": _COMPOSE_SHARED if shared_memory else _COMPOSE_PRIVATE,
@@ -175,7 +178,17 @@ def _pinned() -> list[str]:
     return [line for line in lines if line.partition("==")[0] in _FRONT_END_PACKAGES]
 
 
-def _listed(arguments: Sequence[str], *, indent: int) -> str:
+def _quoted(text: str) -> str:
+    """Quote a text for YAML, if it needs quotes."""
+    return text if _PLAIN_YAML.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+def _quoted_for_compose(text: str) -> str:
+    """Quote a text for a compose file, which takes ``$`` for a variable."""
+    return _quoted(text.replace("$", "$$"))
+
+
+def _listed(arguments: Iterable[str], *, indent: int) -> str:
     return "".join(f"\n{' ' * indent}- {argument}" for argument in arguments)
 
 

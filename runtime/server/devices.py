@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def remarks_on_cpu_towers(repository: Path) -> Iterator[str]:
         if not on_cpu:
             continue
         served = next((tower.variant for tower in on_gpu if _is_served(tower)), None)
-        front_ends = f"babeltower frontends {repository / name} --variant"
+        front_ends = f"babeltower frontends {_quoted(repository / name)} --variant"
         if served is not None:
             remedy = f"Its front ends serve {served} on the GPU."
         elif on_gpu:
@@ -145,15 +146,20 @@ def _remedy(tower: TowerFolder, repository: Path) -> str:
         if not set(variant.engines) <= {engine.value for engine in GPU_ENGINES}
     ]
     if for_cpu:
-        instead = f"Serve a variant for the CPU: babeltower frontends {model} --variant {for_cpu[0]}"
+        instead = f"Serve a variant for the CPU: babeltower frontends {_quoted(model)} --variant {for_cpu[0]}"
     else:
         export = _export(tower, repository, "--precision fp32 --engine onnxruntime")
         instead = f"Export a variant for the CPU: {export}"
-    return f"{instead}; or run it in a container: babeltower serve {repository} --target gpu --write FOLDER"
+    container = f"babeltower serve {_quoted(repository)} --target gpu --write FOLDER"
+    return f"{instead}; or run it in a container: {container}"
 
 
 def _export(tower: TowerFolder, repository: Path, wanted: str) -> str:
-    return f"babeltower export CHECKPOINT {repository} --name {tower.manifest.name} {wanted}"
+    return f"babeltower export CHECKPOINT {_quoted(repository)} --name {tower.manifest.name} {wanted}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _variants(towers: Collection[TowerFolder]) -> list[str]:

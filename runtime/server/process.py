@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import http.client
 import itertools
 import json
 import os
@@ -37,8 +38,9 @@ from runtime.server.log import RunLog, log_of_run
 from runtime.server.loopback import opened
 from runtime.server.readiness import stubs_of_server
 from runtime.server.recovery import while_changed
+from runtime.server.scratch import SHARED_MEMORY, note_regions, owner_descriptor, plain_folder
 from runtime.server.security import Security
-from runtime.server.served_models import ServedModels, linked_repository, plain_folder, served_models
+from runtime.server.served_models import ServedModels, linked_repository, served_models
 from runtime.triton_config import CONFIG_FILE
 
 __all__ = ["Addresses", "Server", "ServerOptions", "require_repository", "running_server"]
@@ -51,7 +53,6 @@ _LAST_ANSWERS_S = 0.3
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 _MOST_CRASHES = 2
 """Triton 24.10 rarely crashes while it starts many Python models at once on a busy machine."""
-_SHARED_MEMORY = Path("/dev/shm")
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(128 << 10),
@@ -178,7 +179,7 @@ class Server:
             )
             with opened(request, timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+        except (OSError, http.client.HTTPException):
             return False
 
     def require_running(self) -> None:
@@ -208,14 +209,22 @@ class Server:
                 time.sleep(_LAST_ANSWERS_S)
         self.kill()
 
+    def note_regions(self) -> None:
+        """Write down its shared memory, which the next server removes if this process is killed."""
+        note_regions(self.drain.parent, self._regions())
+
+    def _regions(self) -> set[str]:
+        regions = {stub.region for stub in stubs_of_server(self.pid)} | _mapped_regions(self.pid)
+        return regions - {""}
+
     def kill(self) -> None:
         """Kill the server and its Python models immediately, and free their shared memory."""
-        regions = {stub.region for stub in stubs_of_server(self.pid)} | _mapped_regions(self.pid)
+        regions = self._regions()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for region in regions - {""}:
-            (_SHARED_MEMORY / region).unlink(missing_ok=True)
+        for region in regions:
+            (SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -407,7 +416,7 @@ def _started(
         *options.security.arguments(control=options.explicit),
         *options.arguments,
     ]
-    with log.path.open("ab") as output:
+    with log.path.open("ab") as output, owner_descriptor(drain.parent) as owner:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -415,6 +424,7 @@ def _started(
             stderr=subprocess.STDOUT,
             env={**_variables(environment), DRAIN_VARIABLE: str(drain), **options.environment},
             start_new_session=True,
+            pass_fds=(owner,),
             preexec_fn=_die_with_parent,
         )
     # Triton's HTTP takes the path as it is; its gRPC adds the port to it.

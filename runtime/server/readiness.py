@@ -5,7 +5,8 @@ It needs the standard library alone, since it also runs by itself in a container
     python3 readiness.py /models http://127.0.0.1:8000
 
 Exit code 0 if every model answers with PyTorch's vectors, else 1, with a line for each fault. A busy server
-is ready: a probe that waits behind other requests passes if those are answered meanwhile.
+is ready: a probe that waits behind other requests passes if those are answered meanwhile; or, where the
+server's processes can be seen, if those of the model compute, for ``MOST_BUSY_S`` at most.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import http.client
 import json
 import math
 import os
+import re
 import signal
 import socket
 import ssl
@@ -29,34 +31,66 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "MOST_BUSY_S",
     "FrontEndProbe",
     "HttpEndpoint",
+    "ProbeResult",
     "Stub",
     "UnixSocketHandler",
     "faults_of_processes",
     "faults_of_server",
     "main",
     "probes_of_repository",
+    "results_of_probes",
     "stubs_of_server",
+    "too_long_busy",
 ]
 
 TIMEOUT_S = 3.0
 """Longest time for an answer to a probe while the model answers nothing else."""
 
+MOST_BUSY_S = 300.0
+"""Longest time that a model may compute without an answer before it counts as hung. A batch of 64 requests
+whose images take the most that is allowed, 2 s of a core each, takes 130 s of a core of its own."""
+
+_WORKING = 0.02
+"""Cores that the processes of a working model use at least; those of an idle one use a twentieth of it."""
+
+_WATCHED = "Babeltower-Health"
+"""Header of a gateway's ``/v2/health/ready``: it tells what ``serve`` sees of the processes, as Triton's own
+does not."""
+
 _DEFAULT_MIN_COSINE = 0.8
 _SLACK = 0.01
 """Allowed distance below the export's limit: readiness tells wrong vectors from right ones, no more."""
 
-_UNAVAILABLE = 503
+_UNAVAILABLE, _NO_METHOD = 503, 405
 _STOPPED = "TtZX"
 """States of a process that does not run any more: stopped, traced, zombie, dead."""
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    EOFError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""Errors of reading a damaged manifest or probe file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +123,23 @@ class UnixSocketHandler(urllib.request.AbstractHTTPHandler):
     unix_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Answers of redirection are failures: they would carry the token elsewhere."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow none."""
+
+
+class _OtherPortError(OSError):
+    """What answers at an address is no server of babeltower's."""
+
+    def __init__(self, endpoint: HttpEndpoint, found: str) -> None:
+        super().__init__(
+            f"{found}: {endpoint.url} is not babeltower's HTTP port. Pass the address that "
+            "`babeltower serve` prints as http."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class HttpEndpoint:
     """Address of a server's HTTP endpoint, and the headers of every request."""
@@ -107,51 +158,110 @@ class HttpEndpoint:
         """Return the body and headers of an answer; never through a proxy.
 
         Raises:
-            OSError: there is no answer, or one of failure.
+            HTTPError: the answer is one of failure.
+            OSError: there is no answer, or one that is not HTTP.
         """
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/{path}", data=body, headers={**self.headers, **(headers or {})}
         )
-        handlers: list[Any] = [urllib.request.ProxyHandler({}), UnixSocketHandler()]
+        handlers: list[Any] = [urllib.request.ProxyHandler({}), UnixSocketHandler(), _NoRedirects()]
         if self.context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self.context))
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
-            return response.read(), dict(response.headers)
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
+                return response.read(), dict(response.headers)
+        except http.client.RemoteDisconnected:  # by a server that is stopped, too
+            raise
+        except (http.client.HTTPException, ValueError) as error:  # no HTTP, or an answer that ends early
+            raise _OtherPortError(self, str(error) or type(error).__name__) from error
 
 
 def probes_of_repository(repository: Path) -> list[FrontEndProbe]:
     """Return the probes of every model that has front ends: a short text and a small image each.
 
     Raises:
-        OSError, ValueError, KeyError: a manifest or probe file is missing or damaged.
+        ValueError: a manifest or probe file is missing or damaged.
     """
     found: list[FrontEndProbe] = []
     for path in sorted(repository.glob("*.babeltower.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for served in manifest.get("front_ends", ()):
-            limits = manifest["variants"][served["variant"]]["parity"].get("limits") or {}
-            least = float(limits.get("min_cosine", _DEFAULT_MIN_COSINE)) - _SLACK
-            found += _probes_of_model(repository / f"{manifest['name']}.probes.npz", served, least)
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            for served in manifest.get("front_ends", ()):
+                limits = manifest["variants"][served["variant"]]["parity"].get("limits") or {}
+                least = float(limits.get("min_cosine", _DEFAULT_MIN_COSINE)) - _SLACK
+                found += _probes_of_model(repository / f"{manifest['name']}.probes.npz", served, least)
+        except _UNREADABLE as error:
+            raise ValueError(f"{path.name}: {type(error).__name__}: {error}") from error
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Result of a probe.
+
+    Attributes:
+        fault: What is wrong, in words; empty if the model is ready.
+        is_busy: The model did not answer in time, but works.
+        has_answered: It answered others meanwhile.
+    """
+
+    model: str
+    fault: str = ""
+    is_busy: bool = False
+    has_answered: bool = True
 
 
 def faults_of_server(
     endpoint: HttpEndpoint, probes: Sequence[FrontEndProbe], timeout_s: float = TIMEOUT_S
 ) -> list[str]:
     """Ask a server every probe at once; return what is wrong, in words: nothing if it is ready."""
-    faults: dict[int, str] = {}
+    return [found.fault for found in results_of_probes(endpoint, probes, timeout_s) if found.fault]
+
+
+def results_of_probes(
+    endpoint: HttpEndpoint,
+    probes: Sequence[FrontEndProbe],
+    timeout_s: float = TIMEOUT_S,
+    *,
+    server: int | None = None,
+) -> list[ProbeResult]:
+    """Ask a server every probe at once; one result a probe, in order.
+
+    Args:
+        server: Process id of the server, if it runs here: a model whose processes compute is busy.
+    """
+    results = [ProbeResult(probe.model, f"{probe.model}: its probe has no result") for probe in probes]
 
     def ask(i: int) -> None:
-        fault = _fault_of_probe(endpoint, probes[i], timeout_s)
-        if fault is not None:
-            faults[i] = fault
+        model = probes[i].model
+        try:
+            results[i] = _result_of_probe(endpoint, probes[i], timeout_s, server)
+        except Exception as error:  # one that ends a thread would be seen by nobody
+            results[i] = ProbeResult(model, f"{model}: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(len(probes))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [faults[i] for i in sorted(faults)]
+    return results
+
+
+def too_long_busy(results: Iterable[ProbeResult], busy_since: MutableMapping[str, float]) -> list[str]:
+    """Return the faults of models that compute for ``MOST_BUSY_S`` without an answer.
+
+    Args:
+        results: Results of a round.
+        busy_since: Time of ``time.monotonic`` since when each model computes without an answer; brought up
+            to date.
+    """
+    faults = []
+    for found in results:
+        if not found.is_busy or found.has_answered:
+            busy_since.pop(found.model, None)
+        elif time.monotonic() - busy_since.setdefault(found.model, time.monotonic()) > MOST_BUSY_S:
+            faults.append(f"{found.model}: it computes for {MOST_BUSY_S:.0f} s without an answer")
+    return faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,45 +323,95 @@ def _servers() -> Iterator[int]:
                     yield int(folder.name)
 
 
-def _fault_of_probe(endpoint: HttpEndpoint, probe: FrontEndProbe, timeout_s: float) -> str | None:
-    before = _n_answered(endpoint, probe.model, timeout_s)
+def _result_of_probe(
+    endpoint: HttpEndpoint, probe: FrontEndProbe, timeout_s: float, server: int | None
+) -> ProbeResult:
+    model = probe.model
+    began = time.monotonic()
+    before = _n_answered(endpoint, model, timeout_s), _cpu_s(server, model)
     give_up_at = time.monotonic() + timeout_s
+    may_be_busy = True
     try:
         vector = _vector(endpoint, probe, timeout_s)
     except urllib.error.HTTPError as error:
-        reason = _reason(error)
+        reason = _reason(endpoint, error)
         if error.code != _UNAVAILABLE or "is stopping" in reason:
-            return f"{probe.model}: {reason}"
+            return ProbeResult(model, f"{model}: {reason}")
         fault = reason  # its queue may be full
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except _OtherPortError as error:
+        return ProbeResult(model, f"{model}: {error}")
+    except OSError as error:
         fault = str(error) or type(error).__name__
+        may_be_busy = isinstance(getattr(error, "reason", error), TimeoutError)
+    except (ValueError, KeyError, TypeError, struct.error, RecursionError):
+        return ProbeResult(model, f"{model}: {_OtherPortError(endpoint, 'the answer is not of a model')}")
     else:
-        return _fault_of_vector(probe, vector)
+        return ProbeResult(model, _fault_of_vector(probe, vector))
     while True:
-        after = _n_answered(endpoint, probe.model, timeout_s)
-        if before is not None and after is not None and after > before:
-            return None  # busy
+        after = _n_answered(endpoint, model, timeout_s), _cpu_s(server, model)
+        if _has_grown(before[0], after[0], 0):
+            return ProbeResult(model, is_busy=True)
         if time.monotonic() >= give_up_at:
-            return f"{probe.model}: {fault}"
+            break
         time.sleep(0.1)
+    works = _has_grown(before[1], after[1], _WORKING * (time.monotonic() - began))
+    if may_be_busy and (works or (server is None and _is_watched_and_healthy(endpoint, timeout_s))):
+        return ProbeResult(model, is_busy=True, has_answered=False)
+    return ProbeResult(model, f"{model}: {fault}")
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(error.read())["error"])
-    return f"HTTP {error.code}"
+def _has_grown(before: float | None, after: float | None, least: float) -> bool:
+    return before is not None and after is not None and after - before > least
 
 
-def _fault_of_vector(probe: FrontEndProbe, vector: array[float]) -> str | None:
+def _is_watched_and_healthy(endpoint: HttpEndpoint, timeout_s: float) -> bool:
+    """Ask ``serve``, which sees the processes of its server; Triton's own readiness says nothing."""
+    with contextlib.suppress(OSError):
+        _, headers = endpoint.answer("v2/health/ready", timeout_s=timeout_s)
+        return _WATCHED.lower() in {name.lower() for name in headers}
+    return False
+
+
+def _cpu_s(server: int | None, model: str) -> float | None:
+    """Processor time of the processes that compute a front end's answers, in seconds; ``None`` if unknown."""
+    if server is None:
+        return None
+    stubs = [stub for stub in stubs_of_server(server) if stub.instance.startswith(f"{model}_")]
+    own = re.compile(re.escape(model) + r"_\d+_\d+")
+    pids = [stub.pid for stub in stubs]
+    if all(own.fullmatch(stub.instance) for stub in stubs):
+        pids.append(server)  # a backend without a process of its own computes the tower there
+    try:
+        return sum(_cpu_s_of_process(pid) for pid in pids)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _cpu_s_of_process(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _reason(endpoint: HttpEndpoint, error: urllib.error.HTTPError) -> str:
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException
+    ):
+        reason = str(json.loads(error.read())["error"])
+        if error.code != _NO_METHOD:  # as on the port of metrics
+            return reason
+    return str(_OtherPortError(endpoint, f"HTTP {error.code}"))
+
+
+def _fault_of_vector(probe: FrontEndProbe, vector: array[float]) -> str:
     cosine = _cosine(vector, probe.vector)
     if not cosine >= probe.min_cosine:
         least = f"{probe.min_cosine:.4f}"
         return f"{probe.model}: its vector has cosine {cosine:.4f} with PyTorch's; expected {least}"
-    return None
+    return ""
 
 
 def _n_answered(endpoint: HttpEndpoint, model: str, timeout_s: float) -> int | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         body, _ = endpoint.answer(f"v2/models/{model}/stats", timeout_s=timeout_s / 3)
         stats = json.loads(body)["model_stats"]
         return sum(int(one["inference_stats"]["success"]["count"]) for one in stats)
@@ -360,14 +520,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     token = os.environ.get("BABELTOWER_TOKEN")
     endpoint = HttpEndpoint(given.url, {"Authorization": f"Bearer {token}"} if token else {})
-    faults = []
+    faults, servers = [], list(_servers()) if given.processes else []
     if given.processes:
-        servers = list(_servers())
         faults += [fault for pid in servers for fault in faults_of_processes(pid)]
         faults += [] if servers else ["no server runs here"]
     try:
-        faults += faults_of_server(endpoint, probes_of_repository(given.repository), given.timeout)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        probes = probes_of_repository(given.repository)
+        server = servers[0] if len(servers) == 1 else None
+        results = results_of_probes(endpoint, probes, given.timeout, server=server)
+        faults += [found.fault for found in results if found.fault]
+        faults += _too_long_busy_of_checks(results)
+    except ValueError as error:
         faults.append(f"the probes of {given.repository} cannot be read: {error}")
     for fault in faults:
         print(fault, file=sys.stderr)
@@ -388,6 +551,18 @@ def _failed_checks(has_failed: bool) -> int:
         n_failed += 1
     path.write_text(str(n_failed))
     return n_failed
+
+
+def _too_long_busy_of_checks(results: Sequence[ProbeResult]) -> list[str]:
+    """Return the faults of models that were busy in every check for too long; checks share a file."""
+    path = Path(tempfile.gettempdir()) / "babeltower-busy-since"
+    since: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        since = {str(model): float(at) for model, at in json.loads(path.read_text()).items()}
+    faults = too_long_busy(results, since)
+    with contextlib.suppress(OSError):
+        path.write_text(json.dumps(since))
+    return faults
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ link to each model, at a path without special characters.
 from __future__ import annotations
 
 import contextlib
-import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +18,7 @@ from runtime.server.checks import verify_files_of_manifest
 from runtime.server.devices import towers_of_repository
 from runtime.triton_config import CONFIG_FILE
 
-__all__ = ["ServedModels", "linked_repository", "plain_folder", "readable_models", "served_models"]
-
-_PLAIN = re.compile(r"[A-Za-z0-9._/+@%-]+")
-"""Paths that neither a shell nor Triton's lists of folders read otherwise."""
-
-_PLAIN_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")
+__all__ = ["ServedModels", "linked_repository", "readable_models", "served_models"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,29 +154,6 @@ def _foreign(
         path.name
         for path in sorted(repository.iterdir())
         if path.is_dir() and path.name not in known and not path.name.startswith(prefixes or ("\0",))
-    )
-
-
-@contextlib.contextmanager
-def plain_folder(prefix: str) -> Iterator[Path]:
-    """Create a temporary folder at a path without special characters; removed at the end.
-
-    Raises:
-        EngineError: there is no such place that can be written.
-    """
-    for parent in (tempfile.gettempdir(), *_PLAIN_PARENTS):
-        if not _PLAIN.fullmatch(parent):
-            continue
-        try:
-            made = tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
-        except OSError:
-            continue
-        with made as folder:
-            yield Path(folder)
-        return
-    raise EngineError(
-        f"A server needs a temporary folder whose path has only letters, digits and '._/+@%-'; none of "
-        f"{[tempfile.gettempdir(), *_PLAIN_PARENTS]} can be written. Set TMPDIR to one."
     )
 
 

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import threading
 import time
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from runtime.errors import BabeltowerError, EngineError
+from runtime.logs import LOGGER
 from runtime.manifest import Modality, front_end_name
 from runtime.remote.options import UNIX
 from runtime.server.environment import ServerEnvironment
@@ -21,8 +22,9 @@ from runtime.server.readiness import (
     FrontEndProbe,
     HttpEndpoint,
     faults_of_processes,
-    faults_of_server,
     probes_of_repository,
+    results_of_probes,
+    too_long_busy,
 )
 from runtime.server.recovery import recover_before_start
 
@@ -45,7 +47,7 @@ class Watch:
 
     Attributes:
         probe_every_s: Seconds between two rounds of probes.
-        failed_probes: Failed rounds in a row after which the server is restarted.
+        failed_probes: Failed probes of one model in a row after which the server is restarted.
     """
 
     probe_every_s: float = 2.0
@@ -114,6 +116,7 @@ def supervised(
                 repository, environment=environment, options=chosen, stop=stop, say=say
             ) as server:
                 began = time.monotonic()
+                server.note_regions()
                 started(server)
                 first = first or server
                 health.faults = ()
@@ -190,15 +193,17 @@ class _Prober:
         self._health = health
         self._is_closed = False
         self._writing = threading.Lock()
-        self._n_failed = 0
+        self._server = server
+        self._n_failed: Counter[str] = Counter()
+        self._busy_since: dict[str, float] = {}
         self._next = time.monotonic() + watch.probe_every_s
         self._round: threading.Thread | None = None
 
     def fault(self) -> str:
-        """Start a round if it is time; return the faults if enough rounds in a row had some."""
+        """Start a round if it is time; return the faults if a model failed in enough rounds in a row."""
         if self._round is not None and self._round.is_alive():
             return ""
-        if self._n_failed >= self._watch.failed_probes:
+        if max(self._n_failed.values(), default=0) >= self._watch.failed_probes:
             return "; ".join(self._health.faults)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._watch.probe_every_s
@@ -207,8 +212,19 @@ class _Prober:
         return ""
 
     def _ask(self) -> None:
-        faults = faults_of_server(self._endpoint, self._probes())
-        self._n_failed = self._n_failed + 1 if faults else 0
+        try:
+            self._server.note_regions()
+            results = results_of_probes(self._endpoint, self._probes(), server=self._server.pid)
+            faults = [found.fault for found in results if found.fault]
+            failed = {found.model: self._n_failed[found.model] + 1 for found in results if found.fault}
+            if hung := too_long_busy(results, self._busy_since):
+                faults += hung
+                failed[""] = self._watch.failed_probes
+        except Exception as error:  # one that ends the thread would be seen by nobody
+            LOGGER.error("a round of probes failed", exc_info=error)
+            faults = [f"the server cannot be probed: {type(error).__name__}: {error}"]
+            failed = {"": self._n_failed[""] + 1}
+        self._n_failed = Counter(failed)
         with self._writing:
             if not self._is_closed:
                 self._health.faults = tuple(faults)
@@ -223,5 +239,5 @@ class _Prober:
         try:
             probes = probes_of_repository(self._repository)
             return [probe for probe in probes if probe.model not in self._left_out]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except ValueError:
             return []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +82,8 @@ def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> No
     assert f"docker compose --project-directory {tmp_path / 'd'} up" in result.stdout
     service = yaml.safe_load((tmp_path / "d" / "compose.yaml").read_text())["services"]["triton"]
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
-    assert f"{repository.resolve()}:/models:ro" in service["volumes"]
+    mount = {"type": "bind", "source": str(repository.resolve()), "target": "/models", "read_only": True}
+    assert mount in service["volumes"]
     deployment = kubernetes_objects(tmp_path / "d")["Deployment"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -93,6 +96,18 @@ def test_the_container_files_are_whole(exported: Exported, tmp_path: Path) -> No
     panels = json.loads((tmp_path / "d" / "dashboard.json").read_text())["panels"]
     assert len(panels) >= 8
     assert "BF16" not in result.stdout
+
+
+def test_any_path_is_mounted_and_printed_as_it_is(exported: Exported, tmp_path: Path) -> None:
+    """Compose takes a colon for a separator of volumes, and a dollar for a variable."""
+    repository, folder = tmp_path / 'my mödels:v1 $HOME ${x} "q" #', tmp_path / "out $put"
+    shutil.copytree(exported("capivara").parent, repository)
+    lines = list(deployment_from_repository(repository, folder, target="cpu"))
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["triton"]
+    assert service["volumes"][0]["source"].replace("$$", "$") == str(repository)
+    assert service["volumes"][0]["source"].count("$$") == 2
+    (command,) = [line for line in lines if line.startswith("docker compose")]
+    assert str(folder) in shlex.split(command)
 
 
 @pytest.fixture(scope="module", params=["cpu", "gpu"])

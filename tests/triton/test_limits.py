@@ -120,10 +120,25 @@ TOO_MUCH: dict[str, tuple[str, Callable[[], Tensors], str]] = {
         "Send fewer images in a request",
     ),
     "EPS": (f"{NAME}_image", lambda: {"image": bytes_column([EPS])}, "it is EPS or PostScript"),
+    "large images": (
+        f"{NAME}_image",
+        lambda: {"image": bytes_column([png((6_000, 6_000))])},
+        "6000×6000 = 36000000 pixels; the limit is 33554432",
+    ),
+    "values that Pillow reads one by one": (
+        f"{NAME}_image",
+        lambda: {"image": bytes_column([b"P5 5600 5600 254\n" + bytes(5_600 * 5_600)] * 1)},
+        "PNM of 31360017 bytes with values up to 254",
+    ),
+    "ligatures": (
+        f"{NAME}_text",
+        lambda: {"text": bytes_column(["\ufdfa" * 16_384] * 32)},
+        "9437184 characters, with ligatures and the like written out; the limit is 524288",
+    ),
     "many long texts": (
         f"{NAME}_text",
         lambda: {"text": bytes_column(["x y " * 4_096] * 64)},
-        "1048576 characters; the limit is 524288",
+        "1048576 characters, .* the limit is 524288",
     ),
 }
 
@@ -147,7 +162,7 @@ def test_what_a_tower_and_a_front_end_take_is_answered(traced: tuple[Server, Pat
     client = tritonclient.grpc.InferenceServerClient(server.addresses.grpc)
     most = {"input_ids": ids(64, 77), "attention_mask": ids(64, 77)}
     assert len(infer(client, tritonclient.grpc, f"{NAME}_text_tower_fp32", most).as_numpy("vector")) == 64
-    for files in ([png((9_000, 9_000))], [png((1, 4_000))], [png((1_000, 1_000))] * 32):
+    for files in ([png((5_700, 5_700))], [png((1, 4_000))], [png((1_000, 1_000))] * 32):
         answer = infer(client, tritonclient.grpc, f"{NAME}_image", {"image": bytes_column(files)})
         assert len(answer.as_numpy("vector")) == len(files)
 

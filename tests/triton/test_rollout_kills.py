@@ -210,3 +210,34 @@ def test_control_is_for_this_machine_only(exported: Exported, server_environment
     with Serving(model.parent, server_environment, "--control", "--host", "0.0.0.0", "--insecure") as serving:
         assert serving.process.wait(60) == 1
     assert any("--control lets every client" in line for line in serving.lines)
+
+
+def test_a_rollout_says_which_server_it_needs(
+    served: Served, exported: Exported, server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    """Before a version is staged, and once."""
+    other = copied(exported("capivara"), tmp_path / "other")
+    arguments = ("--to", str(served.new), "--url", served.url)
+    said, _ = (process := rollout_process(other, *arguments)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "does not serve capivara: it has no capivara_image or capivara_text" in " ".join(said.split())
+    ports = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    with Serving(served.model.parent, server_environment, *ports) as plain:
+        plain.wait_until_served()
+        arguments = ("--to", str(served.new), "--url", plain.address("grpc"))
+        said, _ = (process := rollout_process(served.model, *arguments)).communicate(timeout=120)
+    assert process.returncode == 1
+    assert "does not let clients load models" in " ".join(said.split())
+    assert said.count("--control") == 1
+    assert "rolling back" not in said
+    assert served.require_whole() == 1
+
+
+def test_a_rollout_waits_for_serve(served: Served) -> None:
+    """It holds the lock while it ends what a failed rollout left."""
+    with repository_lock(served.model.parent, "serve"):
+        second = served.rollout("--to", str(served.new))
+        time.sleep(2.0)
+        assert second.poll() is None
+    assert second.wait(120) == 0
+    assert served.require_whole() == 2

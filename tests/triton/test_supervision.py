@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from altered_models import copied
+from PIL import Image
 from sample_models import Exported
 from serving import Serving, wait_until
 from typer.testing import CliRunner
@@ -23,6 +26,7 @@ from runtime import Encoder
 from runtime.commands.app import app
 from runtime.errors import EngineError
 from runtime.probes import Probes
+from runtime.remote import Connection
 from runtime.server import Server, ServerEnvironment, ServerOptions
 from runtime.server.readiness import (
     HttpEndpoint,
@@ -73,6 +77,26 @@ def test_probes_are_read_as_numpy_reads_them(model: Path) -> None:
     assert np.array_equal(np.asarray(image.vector, np.float32), whole.image_vectors[row])
 
 
+def test_a_server_that_decodes_is_ready_and_is_not_restarted(model: Path, serving: Serving) -> None:
+    """Probes wait behind images that take all cores; texts do not."""
+    server, n_images = serving.server_pid, 8
+    file = io.BytesIO()
+    Image.new("RGBA", (5_600, 5_600)).save(file, "PNG")
+    probes = Probes.read(model)
+    with (
+        Encoder.open(f"{serving.address('grpc')}/{NAME}", connection=Connection(timeout_s=600)) as encoder,
+        ThreadPoolExecutor(n_images) as pool,
+    ):
+        asked = [pool.submit(encoder.embed_images, [file.getvalue()]) for _ in range(n_images)]
+        while not all(one.done() for one in asked):
+            assert np.abs(encoder.embed_texts(probes.texts[:1], probes.languages[:1])).max() > 0
+            assert is_ready(model, serving)
+            assert is_healthy(serving)
+        assert all(one.result().shape[0] == 1 for one in asked)
+    assert serving.server_pid == server
+    assert not any("the server is started again" in line for line in serving.lines)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize(
     "victim", [f"{NAME}_text_0_0", f"{NAME}_image_0_1", f"{NAME}_text_tower_fp32_0_0", ""]
@@ -103,6 +127,17 @@ def test_what_is_killed_or_stopped_comes_back(
     with Encoder.open(f"{serving.address('grpc')}/{NAME}") as encoder:
         found = encoder.embed_texts(probes.texts[:20], probes.languages[:20])
         assert np.abs(found - probes.text_vectors[:20]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("what", ["grpc", "metrics"])
+def test_another_port_is_not_ready(what: str, model: Path, serving: Serving) -> None:
+    address = serving.address(what).rpartition("//")[2].partition("/")[0]
+    ended = CliRunner().invoke(app, ["ready", str(model.parent), "--url", f"http://{address}"])
+    assert ended.exit_code == 1
+    assert "is not babeltower's HTTP port" in " ".join(ended.output.split())
+    ended = CliRunner().invoke(app, ["ready", str(model.parent), "--url", serving.address("http")])
+    assert ended.exit_code == 0
+    assert f"{NAME}_text is ready\n{NAME}_image is ready\n" in ended.output
 
 
 def test_health_is_false_while_a_model_answers_otherwise(model: Path, serving: Serving) -> None:

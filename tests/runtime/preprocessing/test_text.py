@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -20,8 +21,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from runtime import Encoder
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
-from runtime.preprocessing.cleaning import clean_canonicalize, clean_lower, clean_whitespace
-from runtime.preprocessing.text import Text, Tokenizer, texts_with_languages
+from runtime.preprocessing.cleaning import clean_canonicalize, clean_lower, clean_whitespace, n_expanded
+from runtime.preprocessing.text import Text, Tokenizer, _parts_of_bounded_length, texts_with_languages
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -436,6 +437,20 @@ def test_a_long_text_is_shortened_to_the_same_tokens(sample_encoder, number):
     )
     if number in (0, 2):
         assert len(short) < len(text) / 5
+
+
+def test_texts_are_tokenized_in_parts_of_bounded_length(xlmr):
+    _, path, preprocessing = xlmr
+    tokenizer = Tokenizer(path, preprocessing)
+    long = ["\ufdfa" * 16_384, "", "a cat", "x y " * 200_000] * 2
+    texts = [Text(text, i, None) for i, text in enumerate(long)]
+    cleaned = [text.text for text in texts]
+    parts = [cleaned[part] for part in _parts_of_bounded_length(cleaned)]
+    assert list(itertools.chain.from_iterable(parts)) == cleaned
+    assert [len(part) for part in parts] == [3, 1, 3, 1]
+    assert n_expanded("\ufdfa") == 18
+    assert tokenizer.rows_from_texts(texts) == [tokenizer.rows_from_texts([text])[0] for text in texts]
+    assert tokenizer.rows_from_texts([]) == []
 
 
 @settings(max_examples=60, deadline=None)
