@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.corpus.faults import Patience, without_query
 from runtime.corpus.files import File, FileSet, files_from_locations
-from runtime.corpus.locations import COMPRESSED, suffix_of
+from runtime.corpus.locations import COMPRESSED, COMPRESSED_TARS, suffix_of
 from runtime.corpus.rows import Columns
 from runtime.corpus.sources.base import Reading, Source, SourceFormat
 from runtime.corpus.sources.folders import FolderSource
@@ -36,7 +36,7 @@ _SUFFIXES = {
     ".ndjson": SourceFormat.JSONL,
     ".txt": SourceFormat.TEXT,
     ".tar": SourceFormat.WEBDATASET,
-    ".tgz": SourceFormat.WEBDATASET,
+    **dict.fromkeys(COMPRESSED_TARS, SourceFormat.WEBDATASET),
     **dict.fromkeys(IMAGE_SUFFIXES, SourceFormat.IMAGES),
 }
 _DATASET_FILES = ("dataset_dict.json", "state.json")
@@ -146,6 +146,8 @@ def _format(name: str, files: FileSet) -> SourceFormat:
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
             "such as 'FOLDER/*.parquet', or choose one with --format."
         )
+    if not files.files:
+        raise InputError(f"{name} is a folder without any file, apart from hidden ones.")
     if not found:
         raise InputError(
             f"{name} has no known suffix; expected one of {', '.join(sorted(_SUFFIXES))}, also followed by "
@@ -183,9 +185,10 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
         if own and len(own) < len(kept):
             notes.append(f"{len(own)} files below names with _ in front were left out, such as {own[0].name}")
             kept = [file for file in kept if not _is_writers_own(file)]
-    others = len(files.files) - len(kept) - len(notes)
-    if others > 0:
-        notes.append(f"{others} files of other formats were left out")
+    of_format = {file.path for file in files.files if _format_of(file.path) is format}
+    others = [file.name for file in files.files if file not in kept and file.path not in of_format]
+    if others:
+        notes.append(f"{len(others)} files of other formats were left out, such as {others[0]}")
     return files.kept(kept, *notes)
 
 

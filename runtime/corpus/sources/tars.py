@@ -129,27 +129,38 @@ class TarSource:
     def _samples(self, file: int) -> Iterator[dict[str, Any]]:
         partitions = partitions_of(self._files[file].name)
         sample: dict[str, Any] = {}
+        extensions: set[str] = set()
         with self._files.decompressed(file, "a tar") as opened:
             for member, tar in members_of_tar(opened):
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
-                if not member.isfile() or not dot or not stem or folder.startswith("__"):
+                is_link = member.issym() or member.islnk()
+                if not (member.isfile() or is_link) or not dot or not stem or folder.startswith("__"):
                     continue
                 key = f"{folder}/{stem}" if folder else stem
                 if sample and sample["__key__"] != key:
                     yield {**partitions, **sample}
-                    sample = {}
-                sample["__key__"] = key
-                most = MOST_BYTES_AT_ONCE if extension.lower() in _IMAGES else MOST_CHARACTERS
+                    sample, extensions = {}, set()
+                sample["__key__"], extension = key, extension.lower()
+                if is_link:
+                    reason = f"{member.name} is a link to {member.linkname}; links in tars are not followed."
+                    _add(sample, extension, Problem("link-in-tar", reason))
+                    continue
+                if extension in extensions:
+                    reason = f"The sample {key} has two files with the suffix .{extension}."
+                    _replace(sample, extension, Problem("duplicate-file", reason))
+                    continue
+                extensions.add(extension)
+                most = MOST_BYTES_AT_ONCE if extension in _IMAGES else MOST_CHARACTERS
                 if member.size > most:
                     reason = f"{member.name} has {member.size:,} bytes; at most {most:,} are read."
-                    _add(sample, extension.lower(), Problem("too-large-file", reason))
+                    _add(sample, extension, Problem("too-large-file", reason))
                     continue
                 content = tar.extractfile(member)
                 data = content.read() if content is not None else b""
                 if len(data) != member.size:
                     raise EOFError(f"the file is cut off in {member.name}")
-                _add(sample, extension.lower(), data)
+                _add(sample, extension, data)
         if sample:
             yield {**partitions, **sample}
 
@@ -170,6 +181,12 @@ def _add(sample: dict[str, Any], extension: str, data: bytes | Problem) -> None:
         if isinstance(fields, dict):
             for key, value in fields.items():
                 sample.setdefault(key, value)
+
+
+def _replace(sample: dict[str, Any], extension: str, problem: Problem) -> None:
+    sample[extension] = problem
+    if extension in _IMAGES:
+        sample["image"] = problem
 
 
 def _id(sample: dict[str, Any], column: str) -> Any:
