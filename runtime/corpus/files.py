@@ -6,6 +6,7 @@ scheme (memory, http, az, …) is opened with fsspec.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -251,7 +252,8 @@ def _globbed(listing: _Listing, location: str, path: str) -> FileSet:
     wild = re.search(r"[*?\[]", path)
     base = path[: path.rindex("/", 0, wild.start())] if wild else path
     matches = re.compile(glob_translate(path)).match
-    found = [file for file in listing.below(base or "/") if matches(file.path)]
+    depth = None if "**" in path else path.removeprefix(base).count("/")
+    found = [file for file in listing.below(base or "/", depth) if matches(file.path)]
     if not found:
         raise MissingSourceError(
             f"No file matches {location}. Quote the pattern, and check the folder {base or '/'}."
@@ -291,11 +293,15 @@ class _Listing:
         kind = "folder" if found.type == arrow_fs.FileType.Directory else "file"
         return kind, self._file_of_arrow(found, name)
 
-    def below(self, folder: str) -> list[File]:
-        """Return all files below a folder, sorted by path, without hidden ones."""
+    def below(self, folder: str, depth: int | None = None) -> list[File]:
+        """Return all files below a folder, sorted by path, without hidden ones.
+
+        Args:
+            depth: Names below the folder after which a local folder is not looked into.
+        """
         self.notes = []
         if is_local(self._filesystem):
-            files = list(self._walked(folder))
+            files = list(self._walked(folder, depth))
         elif self._fsspec is not None:
             root = folder.rstrip("/")
             files = [
@@ -319,7 +325,7 @@ class _Listing:
         version = "" if info.mtime_ns is None else f"mtime {info.mtime_ns}"
         return File(self._filesystem, info.path, name, info.size, version)
 
-    def _walked(self, root: str) -> Iterator[File]:
+    def _walked(self, root: str, depth: int | None) -> Iterator[File]:
         """Walk a local folder; a link to a folder that is being walked, and the excluded folder, are left."""
         if not Path(root).is_dir():
             return
@@ -333,7 +339,9 @@ class _Listing:
                         continue
                     try:
                         is_folder, found = entry.is_dir(), entry.stat()
-                    except FileNotFoundError:
+                    except OSError as error:
+                        if error.errno not in (errno.ENOENT, errno.ELOOP):
+                            raise
                         broken += 1
                         continue
                     if is_folder:
@@ -342,7 +350,7 @@ class _Listing:
                             self.notes.append(f"{entry.path} is the output folder and was left out")
                         elif own in above:
                             circular += 1
-                        else:
+                        elif depth is None or len(above) < depth:
                             waiting.append((entry.path, above | {own}))
                     elif stat.S_ISREG(found.st_mode):
                         name = _below(entry.path, root)

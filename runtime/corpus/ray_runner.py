@@ -1,8 +1,8 @@
 """Corpus pipeline on Ray Data: tasks read and prepare, actors hold the model, the driver writes.
 
 The result for a slice does not depend on where or when it is computed, and only the driver writes parts, so
-the output equals that of a local run. If a worker dies or its machine leaves, Ray recomputes its slices
-elsewhere; machines that join are used. If the driver dies, the same command resumes from the journal.
+the output equals that of a local run. If a worker dies, Ray replaces it and recomputes its slices. If the
+driver dies, the same command resumes from the journal.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def ray_executor(n_workers: int | None = None) -> Executor:
     """Return an executor on a Ray cluster: the connected one, the one in ``RAY_ADDRESS``, or a local one.
 
     Args:
-        n_workers: Most actors that hold the model; default: one per core of the cluster, and more as
-            machines join it.
+        n_workers: Actors that hold the model; default: one per core of the cluster.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -232,7 +231,7 @@ def _parts_on_ray(job: Job, *, n_workers: int | None) -> Iterator[EmbeddedPart]:
                 _Embedder,
                 batch_size=1,
                 fn_constructor_args=(sent,),
-                compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=n_actors, max_size=n_workers),
+                compute=ray.data.ActorPoolStrategy(size=n_actors),
                 num_cpus=_ACTOR_CPUS,
             )
         )

@@ -30,7 +30,7 @@ from runtime.corpus.stores import Store, store_from_location
 from runtime.encoder import Encoder
 from runtime.errors import CorpusError
 from runtime.local import LocalEncoder
-from runtime.machine import n_cores, peak_memory_bytes
+from runtime.machine import n_cores, peak_memory_bytes, return_free_memory
 from runtime.manifest import model_location
 
 __all__ = ["embed_corpus"]
@@ -273,6 +273,7 @@ class _Run:
                 raise
             self.journal.drop(part)  # the other worker removed the half-written file
             return
+        return_free_memory()
         if self.journal.finish(record):
             self.watcher.part_done(record)
             self._judge(at_end=False)

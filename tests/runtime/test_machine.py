@@ -74,3 +74,12 @@ def test_peak_memory_is_this_processs_own():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < ballast.nbytes
     assert machine.peak_memory_bytes() > ballast.nbytes
+
+
+@pytest.mark.parametrize("library", [object(), None], ids=["another C library", "this one"])
+def test_free_memory_is_returned_where_the_library_can(monkeypatch, library):
+    calls = []
+    if library is not None:
+        monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: calls.append(name) or library)
+    machine.return_free_memory()
+    assert calls == ([] if library is None else [None])

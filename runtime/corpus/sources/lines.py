@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Any
 
 from runtime.corpus.files import FileSet
@@ -187,13 +188,8 @@ class LineSource:
                     for piece in bounded_pieces((row for row in rows if row), PIECE_TEXTS, _size)
                 )
             case _:
-                for piece in bounded_pieces(_bounded_lines(lines), PIECE_TEXTS, _length):
-                    records = [
-                        line if isinstance(line, Problem) else _json_record(line)
-                        for line in piece
-                        if isinstance(line, Problem) or not line.isspace()
-                    ]
-                    yield [_with(record, partitions) for record in records] if partitions else records
+                for pairs in bounded_pieces(_json_records(lines), PIECE_TEXTS, itemgetter(1)):
+                    yield [_with(record, partitions) for record, _ in pairs]
 
     @contextlib.contextmanager
     def _lines(self, file: int, encoding: str | None = None) -> Iterator[io.TextIOWrapper]:
@@ -266,9 +262,15 @@ class LineSource:
         long_lines = _LongLines(lines, re.compile(f"[^{re.escape(kept)}]+"))
         reader = csv.reader(chain(long_lines, [delimiter]), **options)
         previous: list[str] | None = None
-        first_line, last_line = 1, 0
+        n_fields, first_line, last_line = 0, 1, 0
         for fields in reader:
             if previous is not None:
+                n_fields = n_fields or len(previous)
+                if long_lines.ends_open and 0 < len(previous) < n_fields:
+                    raise DamagedFileError(
+                        f"{shown}, line {first_line}: the last row has {len(previous)} of {n_fields} fields "
+                        "and no end of line, so the file is cut off. Restore it, or end the line."
+                    )
                 yield long_lines.problem(first_line, last_line) or previous
                 first_line = last_line + 1
             previous, last_line = fields, reader.line_num
@@ -291,8 +293,9 @@ def _encoding_of(start: bytes, where: str) -> str:
             return encoding
     if b"\0" in start:
         raise InputError(
-            f"{where} holds NUL bytes and no byte order mark, so it is not UTF-8 text. Pass its encoding, "
-            "such as --encoding utf-16-le, or its format with --format."
+            f"{where} holds NUL bytes and no byte order mark, so it is not usual text. Pass its encoding, "
+            "such as --encoding utf-16-le (or utf-8, for UTF-8 with NUL characters), or its format with "
+            "--format."
         )
     return "utf-8"
 
@@ -310,16 +313,21 @@ def _bounded_lines(lines: io.TextIOWrapper) -> Iterator[str | Problem]:
 
 
 class _LongLines:
-    """Lines of a CSV file; of those that are too long, only what a pattern leaves."""
+    """Lines of a CSV file; of those that are too long, only what a pattern leaves.
+
+    Attributes:
+        ends_open: True at the end of a file whose last line has no end.
+    """
 
     def __init__(self, lines: io.TextIOWrapper, left_out: re.Pattern[str]) -> None:
         self._lines, self._left_out = lines, left_out
         self._problems: dict[int, Problem] = {}
+        self.ends_open = False
 
     def __iter__(self) -> Iterator[str]:
-        number = 0
+        number, last = 0, "\n"
         while line := self._lines.readline(MOST_CHARACTERS):
-            number += 1
+            number, last = number + 1, line
             if len(line) < MOST_CHARACTERS or line.endswith(("\n", "\r")):
                 yield line
                 continue
@@ -329,6 +337,7 @@ class _LongLines:
                 rest.append(self._left_out.sub("", line))
             self._problems[number] = too_long(n_characters, "line")
             yield "".join(rest)
+        self.ends_open = not last.endswith(("\n", "\r"))
 
     def problem(self, first: int, last: int) -> Problem | None:
         """Return the problem of a row that takes the lines from ``first`` to ``last``, counted from 1."""
@@ -346,7 +355,7 @@ def _size(fields: list[str] | Problem) -> int:
 
 
 def _header(rows: Iterator[list[str] | Problem], where: str) -> list[str]:
-    header = next(rows, None)
+    header = next((row for row in rows if row), None)
     if isinstance(header, Problem):
         raise InputError(f"{where} has no header: {header.reason}")
     if not header:
@@ -366,10 +375,21 @@ def _csv_records(
     ]  # fmt: skip
 
 
+def _json_records(lines: io.TextIOWrapper) -> Iterator[tuple[Mapping[str, Any] | Problem, int]]:
+    """Yield the record of each line that is not blank, and the line's length."""
+    for line in _bounded_lines(lines):
+        if isinstance(line, Problem):
+            yield line, 0
+        elif not line.isspace():
+            yield _json_record(line), len(line)
+
+
 def _json_record(line: str) -> Mapping[str, Any] | Problem:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
+        if not line.endswith("\n") and line.startswith("{") and not line.endswith("}"):
+            raise EOFError("its last line is cut off inside a JSON object") from error
         return Problem("malformed-row", f"The line is not JSON: {error}.")
     if not isinstance(record, dict):
         return Problem("malformed-row", f"The line is a {type(record).__name__}; expected a JSON object.")

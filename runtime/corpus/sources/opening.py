@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.corpus.faults import Patience, without_query
 from runtime.corpus.files import File, FileSet, files_from_locations
-from runtime.corpus.locations import COMPRESSED, suffix_of
+from runtime.corpus.locations import COMPRESSED, COMPRESSED_TARS, suffix_of
 from runtime.corpus.rows import Columns
 from runtime.corpus.sources.base import Reading, Source, SourceFormat
 from runtime.corpus.sources.folders import FolderSource
@@ -36,7 +36,7 @@ _SUFFIXES = {
     ".ndjson": SourceFormat.JSONL,
     ".txt": SourceFormat.TEXT,
     ".tar": SourceFormat.WEBDATASET,
-    ".tgz": SourceFormat.WEBDATASET,
+    **dict.fromkeys(COMPRESSED_TARS, SourceFormat.WEBDATASET),
     **dict.fromkeys(IMAGE_SUFFIXES, SourceFormat.IMAGES),
 }
 _DATASET_FILES = ("dataset_dict.json", "state.json")
@@ -148,6 +148,8 @@ def _format(name: str, files: FileSet) -> SourceFormat:
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
             "such as 'FOLDER/*.parquet', or choose one with --format."
         )
+    if not files.files:
+        raise InputError(f"{name} is a folder without any file, apart from hidden ones.")
     if not found and any(file.suffix in _OTHER_IMAGES for file in files.files):
         return SourceFormat.IMAGES
     if not found:

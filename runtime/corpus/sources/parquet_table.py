@@ -11,6 +11,7 @@ from runtime.corpus.rows import Needs
 from runtime.corpus.sources.base import PIECE_BYTES
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.parquet_pages import ColumnChunk, has_page_larger_than, values_of_chunk
+from runtime.errors import InputError
 
 __all__ = ["ParquetTable"]
 
@@ -34,12 +35,17 @@ class ParquetTable:
 
         self._raw = files.raw(number)
         # larger buffers would be kept per column for each of thousands of row groups
-        self._file = pyarrow.parquet.ParquetFile(
-            pyarrow.PythonFile(files.raw(number), mode="r"),
-            buffer_size=1 << 20,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
+        try:
+            self._file = pyarrow.parquet.ParquetFile(
+                pyarrow.PythonFile(files.raw(number), mode="r"),
+                buffer_size=1 << 20,
+                pre_buffer=False,
+                page_checksum_verification=True,
+            )
+        except (pyarrow.ArrowException, OSError) as error:
+            if "encrypted" in str(error):
+                raise InputError(f"{files[number].shown} is encrypted. Pass a decrypted copy.") from error
+            raise
         self.schema = self._file.schema_arrow
 
     def require_end(self) -> None:

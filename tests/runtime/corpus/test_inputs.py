@@ -565,3 +565,85 @@ def test_names_for_paths(tmp_path):
     source = open_source({"image": [str(tmp_path / "x.png")]})
     (item,) = rows_of(source)[1]
     assert item.path == str(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".tar.gz", ".tbz2", ".txz"])
+def test_tars_below_one_suffix_or_two(tmp_path, suffix):
+    pack = {".tgz": gzip, ".tar.gz": gzip, ".tbz2": bz2, ".txz": lzma}.get(suffix)
+    data = tar_bytes(samples(0, 3))
+    (tmp_path / f"a{suffix}").write_bytes(data if pack is None else pack.compress(data))
+    assert rows_of(open_source(tmp_path / f"a{suffix}"))[0] == ["000", "001", "002"]
+    assert rows_of(open_source(tmp_path))[0] == ["000", "001", "002"]
+
+
+def test_fields_of_json_are_no_duplicates_of_files(tmp_path):
+    files = {"a.json": b'{"txt": "of json", "jpg": "x"}', "a.jpg": png(), "a.txt": b"of a file"}
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    assert rows_of(open_source(tmp_path / "a.tar"))[1] == [png()]
+    source = open_source(tmp_path / "a.tar", columns=Columns(text="txt"))
+    assert rows_of(source)[1] == ["of a file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "um"}\n{"text": "do', "its last line is cut off inside a JSON object"),
+        ("a.jsonl", '{"text": "um"}\n{"text": "dois", "n": 1', "its last line is cut off"),
+        ("a.csv", "id,text\n1,um\n2", r"line 3: the last row has 1 of 2 fields and no end of line"),
+    ],
+)
+def test_a_last_line_that_is_cut_off_is_damage(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DamagedFileError, match=message):
+        rows_of(open_source(tmp_path / name))
+    assert rows_of(open_source(tmp_path / name, reading=SKIP))[1] == ["um"]
+    (tmp_path / name).write_text(content + "\n")  # its line was ended: the row's own fault
+    assert kinds(rows_of(open_source(tmp_path / name))[1]) == ["um", "malformed-row"]
+
+
+def test_blank_lines_before_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\nid,text\n1,um\n")
+    assert rows_of(open_source(tmp_path / "a.csv"))[1] == ["um"]
+
+
+def test_a_link_to_itself_is_left_out_as_one_to_nowhere(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.png").symlink_to("b.png")
+    source = open_source(tmp_path)
+    assert rows_of(source)[0] == ["a.png"]
+    assert source.notes == ["1 links lead nowhere and were left out"]
+
+
+def test_a_pattern_looks_no_deeper_than_it_says(tmp_path, monkeypatch):
+    for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name}\n")
+    looked = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(Path(path).name) or real(path))
+    assert rows_of(open_source(str(tmp_path / "*.txt")))[1] == ["a.txt"]
+    assert looked == [tmp_path.name]
+    assert rows_of(open_source(str(tmp_path / "*" / "*.txt")))[1] == ["sub/b.txt"]
+    assert "deep" not in looked
+    assert len(rows_of(open_source(str(tmp_path / "**" / "*.txt")))[1]) == 3
+
+
+def test_an_empty_folder_is_called_so(tmp_path):
+    with pytest.raises(InputError, match="a folder without any file"):
+        open_source(tmp_path)
+
+
+def test_what_was_left_out_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("um\n")
+    (tmp_path / "README").write_text("x")
+    assert open_source(tmp_path).notes == [
+        "1 files of other formats were left out, such as README (suffixes: none)"
+    ]
+
+
+def test_an_encrypted_file_is_called_so(tmp_path):
+    pq.write_table(pa.table({"text": ["um"]}), tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data[:-4] + b"PARE")
+    with pytest.raises(InputError, match=r"a\.parquet is encrypted"):
+        open_source(tmp_path / "a.parquet")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 from altered_models import computing_otherwise, copied, graph_of, overwritten
 from corpus_runs import bytes_of, options, sentences, write_texts
-from sample_models import ROOT, Exported
+from sample_models import Exported
 
 from runtime.corpus import embed_corpus
 from runtime.errors import CorpusError
@@ -126,22 +124,6 @@ def test_workers_that_are_killed(model, tmp_path, n_workers, n_kills, n_rows, n_
     embed_corpus(model, source, tmp_path / "ray", options(rows_per_part=500), execute=ray_executor(n_workers))
     thread.join()
     assert len(killed) == n_kills
-    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
-
-
-@pytest.mark.parametrize(
-    ("n_changes", "n_rows"), [(1, 5_000), pytest.param(5, 40_000, marks=pytest.mark.slow)]
-)
-def test_machines_that_join_and_leave(model, tmp_path, n_changes, n_rows):
-    """Each joins while the run goes on, takes a model and work, and is killed."""
-    source = write_texts(tmp_path / "a.parquet", sentences(n_rows))
-    embed_corpus(model, source, tmp_path / "local", options(rows_per_part=50))
-    support = ROOT / "tests" / "support"
-    command = [sys.executable, support / "ray_cluster.py", model, source, tmp_path / "ray", n_changes]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{support}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3_000:]
-    assert done.stdout.split() == [str(n_rows), str(n_changes)]
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "local")
 
 
