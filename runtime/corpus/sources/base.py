@@ -69,6 +69,8 @@ class Reading:
     Attributes:
         delimiter: Character between the fields of a CSV file; default: a tab for ``.tsv``, else a comma.
         quote: Quotation mark of a CSV file, ``"none"`` for files without; default: ``"``.
+        escape: Character of a CSV file that makes a following quotation mark part of the text; ``"none"`` if
+            there is none; by default, files in which a backslash may be one are refused.
         encoding: Encoding of CSV, JSON lines and text; default: by the byte order mark, else UTF-8.
         captions: Use of a text column that holds lists; by default they are refused.
         id_type: Storage type of the ids; default: integers where every file holds integers, else strings.
@@ -78,6 +80,7 @@ class Reading:
 
     delimiter: str | None = None
     quote: str | None = None
+    escape: str | None = None
     encoding: str | None = None
     captions: CaptionUse | None = None
     id_type: IdType | None = None
@@ -85,9 +88,16 @@ class Reading:
     patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
-        for name, value in (("delimiter", self.delimiter), ("quote", self.quote)):
-            if value is not None and len(value) != 1 and not (name == "quote" and value == "none"):
+        characters = {"delimiter": self.delimiter, "quote": self.quote, "escape": self.escape}
+        for name, value in characters.items():
+            if value is not None and len(value) != 1 and not (name != "delimiter" and value == "none"):
                 raise InputError(f"{name} is {value!r}; expected one character.")
+        given = [value for value in characters.values() if value is not None and value != "none"]
+        if len(set(given)) < len(given) or (self.escape == '"' and self.quote is None):
+            raise InputError(
+                f"delimiter, quote and escape are {self.delimiter!r}, {self.quote!r} and {self.escape!r}; "
+                "expected different characters. A quotation mark that is written twice needs no escape."
+            )
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)
@@ -104,6 +114,7 @@ class Reading:
         values = {
             "delimiter": self.delimiter,
             "quote": self.quote,
+            "escape": self.escape,
             "encoding": self.encoding,
             "captions": None if self.captions is None else self.captions.value,
             "id_type": None if self.id_type is None else self.id_type.value,
