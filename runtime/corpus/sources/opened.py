@@ -22,6 +22,8 @@ __all__ = ["SourceFiles", "damage_reported"]
 
 T = TypeVar("T")
 
+_MISNAMED = "Rename it: names are stored with the vectors, in UTF-8"
+
 _AT_ONCE = 16
 """Remote files that are opened concurrently to look at their headers."""
 
@@ -58,15 +60,21 @@ class SourceFiles:
 
     Raises:
         InputError: there are none.
+        DamagedFileError: a file's name is not UTF-8.
     """
 
     def __init__(self, name: str, files: FileSet, reading: Reading, *, what: str) -> None:
+        if files.misnamed and not reading.skip_bad_files:
+            raise DamagedFileError(
+                f"{name} holds a file whose name is not UTF-8: {files.misnamed[0]}. {_MISNAMED}; "
+                "--skip-bad-files sets such files aside."
+            )
         if not files.files:
             raise InputError(f"{name} holds no {what}.")
         self.all = files
         self.reading = reading
         self.patience = Patience(reading.patience_s)
-        self.bad: list[BadFile] = []
+        self.bad = [BadFile(path, 0, f"The name is not UTF-8. {_MISNAMED}.") for path in files.misnamed]
         self.notes: list[str] = list(files.notes)
 
     def __len__(self) -> int:

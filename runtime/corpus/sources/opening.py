@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from runtime.corpus.faults import Patience, without_query
@@ -143,6 +144,7 @@ def _format(name: str, files: FileSet) -> SourceFormat:
     if files.is_folder and {file.name for file in files.files} & set(_DATASET_FILES):
         return SourceFormat.DATASETS
     found = {kind for file in files.files if (kind := _format_of(file.path)) is not None}
+    found |= {kind for path in files.misnamed if (kind := _format_of(path)) is not None}
     if len(found) > 1:
         raise InputError(
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
@@ -199,7 +201,9 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
             f"{len(others)} files of other formats were left out, such as {others[0].name} (suffixes: "
             f"{found})"
         )
-    return files.kept(kept, *notes)
+    taken |= {file.suffix for file in kept}
+    misnamed = tuple(name for name in files.misnamed if suffix_of(name) in taken)
+    return replace(files.kept(kept, *notes), misnamed=misnamed)
 
 
 def _is_writers_own(file: File) -> bool:
