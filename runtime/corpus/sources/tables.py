@@ -72,7 +72,7 @@ class TableSource:
         self.notes, self.n_files = self._files.notes, len(self._files)
         shown = [file.shown for file in self.files.files]
         names = {
-            shown[i]: [*look.schema.names, *(n for n in self._partitions(i) if n not in look.schema.names)]
+            shown[i]: [*look.schema.names, *(n for n in self.partitions(i) if n not in look.schema.names)]
             for i, look in looks.items()
         }
         self.columns = chosen_columns(self._without_unusable(columns, looks), names)
@@ -94,7 +94,8 @@ class TableSource:
         if self._is_expanded and self.columns.id is not None:
             self.id_type = IdType.STRING  # ID#0, ID#1, …
 
-    def _partitions(self, file: int) -> dict[str, str | None]:
+    def partitions(self, file: int) -> dict[str, str | None]:
+        """Return the Hive partitions that a file's folders name."""
         return partitions_of(self._files[file].name)
 
     def _look(self, number: int) -> _Look:
@@ -147,7 +148,7 @@ class TableSource:
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
         most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
-        partitions = self._partitions(file)
+        partitions = self.partitions(file)
         stop = 0
         if self._is_expanded:
             needs = _everything
