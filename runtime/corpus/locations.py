@@ -12,6 +12,7 @@ from runtime.errors import InputError
 
 __all__ = [
     "COMPRESSED",
+    "PACKED_TARS",
     "compression_of",
     "expanded_braces",
     "first_wildcard",
@@ -22,6 +23,9 @@ __all__ = [
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}
 """Suffix → compression of a whole file."""
+
+PACKED_TARS = {".tgz": "gzip", ".tbz2": "bz2", ".txz": "xz", ".tzst": "zstd"}
+"""Suffix of a compressed tar → its compression."""
 
 _MOST_EXPANDED = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -91,7 +95,8 @@ def suffix_of(location: str) -> str:
 
 def compression_of(location: str) -> str | None:
     """Return the compression that a file's suffix names."""
-    return COMPRESSED.get(PurePosixPath(without_location_query(location).lower()).suffix)
+    suffix = PurePosixPath(without_location_query(location).lower()).suffix
+    return COMPRESSED.get(suffix) or PACKED_TARS.get(suffix)
 
 
 def partitions_of(name: str) -> dict[str, str | None]:

@@ -23,6 +23,7 @@ __all__ = [
     "bounded_pieces",
     "chosen_columns",
     "modality_of",
+    "usual_column",
 ]
 
 T = TypeVar("T")
@@ -239,6 +240,15 @@ def has_column(names: Sequence[str], column: str) -> bool:
     return any(".".join(parts[:n]) in names for n in range(len(parts), 0, -1))
 
 
+def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the first usual name among a source's, as it is or in other letters: ``TEXT`` of LAION."""
+    exact = next((name for name in usual if name in names), None)
+    if exact is not None:
+        return exact
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in usual if name in by_lower), None)
+
+
 def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) -> Columns:
     """Choose the columns to read: the requested ones, and the usual names for the rest.
 
@@ -254,8 +264,8 @@ def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) 
             raise _no_column(where, column, names)
     text, image = asked.text, asked.image
     if text is None and image is None:
-        text = next((name for name in _TEXT_NAMES if name in names), None)
-        image = next((name for name in _IMAGE_NAMES if name in names), None)
+        text = usual_column(names, _TEXT_NAMES)
+        image = usual_column(names, _IMAGE_NAMES)
         if (text is None) == (image is None):
             found = "neither texts nor images" if text is None else f"texts ({text!r}) and images ({image!r})"
             raise InputError(
@@ -265,10 +275,10 @@ def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) 
     used = {text, image}
     language = None if asked.language == NO_COLUMN else asked.language
     if asked.language is None and text is not None:
-        language = next((name for name in LANGUAGE_NAMES if name in names), None)
+        language = usual_column(names, LANGUAGE_NAMES)
     id_ = None if asked.id == NO_COLUMN else asked.id
     if asked.id is None:
-        id_ = next((name for name in ID_NAMES if name in names and name not in used), None)
+        id_ = usual_column([name for name in names if name not in used], ID_NAMES)
     columns = Columns(id=id_, text=text, image=image, language=language)
     for file, own in names_of_files.items():
         for role, column in (("id", id_), ("text", text), ("image", image), ("language-column", language)):

@@ -13,6 +13,7 @@ from runtime.corpus.files import File
 from runtime.corpus.rows import Problem
 from runtime.corpus.sources.base import Reading
 from runtime.corpus.sources.cells import MOST_CHARACTERS, SKIPPED_AT_ONCE, too_long
+from runtime.corpus.sources.opened import SKIP_REMEDY
 from runtime.errors import DamagedFileError, InputError
 
 __all__ = ["header_of_csv", "records_of_csv", "rows_of_csv"]
@@ -81,8 +82,8 @@ def header_of_csv(rows: Iterator[list[str] | Problem], where: str) -> list[str]:
         raise InputError(f"{where} has no header: {header.reason}")
     if not header:
         raise DamagedFileError(
-            f"{where} is empty; a CSV file must start with its column names. Restore it, or remove it; "
-            "--skip-bad-files sets such files aside."
+            f"{where} is empty; a CSV file must start with its column names. Restore it, or remove it"
+            f"{SKIP_REMEDY}"
         )
     if (found := _SEPARATOR_LINE.fullmatch(header[0])) and not any(header[1:]):
         remedy = f" and pass --delimiter '{found[1]}'" if found[1] else ""

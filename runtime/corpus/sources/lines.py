@@ -100,10 +100,20 @@ class LineSource:
         if not full:
             raise InputError(
                 f"{shown[0]} has no JSON object in its first {_SAMPLE_LINES} lines. JSON lines hold one "
-                "object a line; convert an array with: jq -c '.[]' FILE > FILE.jsonl"
+                "object a line; convert an array with: jq -c '.[]' FILE > FILE.jsonl, and a document over "
+                "several lines with: jq -c . FILE > FILE.jsonl"
             )
         union = list(dict.fromkeys(key for head in full.values() for key in head.names))
-        columns = chosen_columns(asked, {shown[next(iter(full))]: union})
+        try:
+            columns = chosen_columns(asked, {shown[next(iter(full))]: union})
+        except InputError as error:
+            nested = _lists_of_objects(next(iter(full.values())).sample[0])
+            if not nested:
+                raise
+            raise InputError(
+                f"{error} The keys {nested} hold lists of objects; to make each object a line: jq -c "
+                f"'.{nested[-1]}[]' FILE > FILE.jsonl"
+            ) from error
         item = columns.text or columns.image or ""
         for number, head in full.items():
             if not any(has_column(list(record), item) for record in head.sample):
@@ -285,6 +295,13 @@ def _bounded_lines(lines: io.TextIOWrapper) -> Iterator[str | Problem]:
         while not line.endswith("\n") and (line := lines.readline(SKIPPED_AT_ONCE)):
             n_characters += len(line)
         yield too_long(n_characters, "line")
+
+
+def _lists_of_objects(record: Mapping[str, Any]) -> list[str]:
+    return [
+        key for key, value in record.items()
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)
+    ]  # fmt: skip
 
 
 def _length(line: str | Problem) -> int:

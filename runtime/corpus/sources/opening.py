@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.corpus.faults import Patience, without_query
 from runtime.corpus.files import File, FileSet, files_from_locations
-from runtime.corpus.locations import COMPRESSED, suffix_of
+from runtime.corpus.locations import COMPRESSED, PACKED_TARS, suffix_of
 from runtime.corpus.rows import Columns
 from runtime.corpus.sources.base import Reading, Source, SourceFormat
 from runtime.corpus.sources.folders import FolderSource
@@ -37,7 +37,7 @@ _SUFFIXES = {
     ".ndjson": SourceFormat.JSONL,
     ".txt": SourceFormat.TEXT,
     ".tar": SourceFormat.WEBDATASET,
-    ".tgz": SourceFormat.WEBDATASET,
+    **dict.fromkeys(PACKED_TARS, SourceFormat.WEBDATASET),
     **dict.fromkeys(IMAGE_SUFFIXES, SourceFormat.IMAGES),
 }
 _DATASET_FILES = ("dataset_dict.json", "state.json")
@@ -152,6 +152,12 @@ def _format(name: str, files: FileSet) -> SourceFormat:
         )
     if not found and any(file.suffix in _OTHER_IMAGES for file in files.files):
         return SourceFormat.IMAGES
+    if not found and any(file.suffix == ".json" for file in files.files):
+        raise InputError(
+            f"{name} has the suffix .json. If it holds one object a line, pass --format jsonl. An array or a "
+            "document, such as COCO's, is to be converted: jq -c '.[]' FILE > FILE.jsonl, or jq -c "
+            "'.annotations[]' FILE > FILE.jsonl"
+        )
     if not found:
         raise InputError(
             f"{name} has no known suffix; expected one of {', '.join(sorted(_SUFFIXES))}, also followed by "

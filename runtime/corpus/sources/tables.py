@@ -26,6 +26,7 @@ from runtime.corpus.sources.base import (
     SourceFormat,
     chosen_columns,
     modality_of,
+    usual_column,
 )
 from runtime.corpus.sources.cells import MOST_CHARACTERS, too_long
 from runtime.corpus.sources.column_types import (
@@ -109,7 +110,7 @@ class TableSource:
         roles = (("id", asked.id, ID_NAMES), ("language", asked.language, LANGUAGE_NAMES))
         for role, column, usual in roles:
             first = looks[0].schema
-            guess = next((name for name in usual if name in first.names), None) if column is None else None
+            guess = usual_column(first.names, usual) if column is None else None
             if guess is None or guess in (asked.text, asked.image):
                 continue
             bad = next(
@@ -256,6 +257,12 @@ class _ArrowTable:
             self._file = pyarrow.ipc.open_file(self._opened)
             self.schema = self._file.schema
         except pyarrow.ArrowInvalid:
+            self._opened.seek(0)
+            if self._opened.read(4) == b"FEA1":
+                raise InputError(
+                    f"{files[number].shown} is Feather of version 1, which is not Arrow. Write it again: "
+                    "pyarrow.feather.write_feather(pyarrow.feather.read_table(FILE), NEW)."
+                ) from None
             self._opened.seek(0)
             self._stream = pyarrow.ipc.open_stream(self._opened)
             self.schema = self._stream.schema

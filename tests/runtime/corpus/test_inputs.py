@@ -435,6 +435,62 @@ def table_bytes(write, records):
     return buffer.getvalue()
 
 
+def test_usual_names_are_found_in_capitals(tmp_path):
+    columns = {"SAMPLE_ID": [1.0], "URL": ["http://x/a.jpg"], "TEXT": ["a cat"], "LANGUAGE": ["en"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for source in (tmp_path / "a.parquet", columns):
+        assert open_source(source).columns == Columns(None, "TEXT", None, "LANGUAGE")
+        assert open_source(source, columns=Columns(language="none")).columns.language is None
+    assert open_source({"Text": ["a"], "text": ["b"], "ID": [1]}).columns == Columns("ID", "text", None, None)
+    pq.write_table(pa.table({"ID": [[1]], "TEXT": ["a"]}), tmp_path / "b.parquet")
+    source = open_source(tmp_path / "b.parquet")
+    assert (source.columns.id, source.notes[0][:11]) == (None, "column 'ID'")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format_", "message"),
+    [
+        ("a.csv", b"sep=;\r\nid;text\r\n1;a\r\n", None, r"begins with 'sep=;'.*--delimiter ';'"),
+        ("a.csv", b"id,text\n1,a\x00b\n", None, "--text-encoding utf-16-le, or utf-8 if"),
+        ("a.json", b'[{"id": 1, "text": "a"}]', None, r"--format jsonl.*jq -c '\.\[\]'"),
+        ("a.json", b'{"images": [{}], "annotations": [{}]}', "jsonl", r"jq -c '\.annotations\[\]'"),
+        ("a.json", b'{\n "id": 1,\n "text": "a"\n}\n', "jsonl", r"jq -c \. FILE"),
+        ("a.feather", b"FEA1\0\0\0\0FEA1", None, "Feather of version 1.*write_feather"),
+    ],
+)
+def test_errors_name_the_remedy(tmp_path, name, content, format_, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / name, format=format_)
+
+
+def test_nul_bytes_are_text_when_the_encoding_is_said(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,a\x00b\n")
+    assert rows_of(open_source(tmp_path / "a.csv", reading=Reading(encoding="utf-8")))[1] == ["a\0b"]
+
+
+@pytest.mark.parametrize("suffix", ["tgz", "tbz2", "txz"])
+def test_compressed_tars_by_their_short_suffixes(tmp_path, suffix):
+    pack = {"tgz": gzip.compress, "tbz2": bz2.compress, "txz": lzma.compress}[suffix]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(pack(tar_bytes(samples(0, 3))))
+    assert rows_of(open_source(path))[0] == ["000", "001", "002"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedFileError, match=r"cannot be read as a tar \((?!the header)"):
+        rows_of(open_source(path))
+
+
+def test_a_single_damaged_file_that_is_set_aside_leaves_nothing(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(0, 3))[:600])
+    with pytest.raises(DamagedFileError, match="no row can be read before the damage") as raised:
+        open_source(tmp_path / "a.tar", reading=SKIP)
+    assert "--skip-bad-files" not in str(raised.value)
+    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(0, 3)).rstrip(b"\0")[:-600])
+    source = open_source(tmp_path / "a.tar", reading=SKIP)
+    assert rows_of(source)[0] == ["000", "001"]
+    assert source.bad_files[0].n_rows_read == 2
+
+
 def test_lines_of_json_under_another_suffix(tmp_path):
     (tmp_path / "a.json").write_text('{"id": 1, "text": "cat"}\n')
     (tmp_path / "README").write_text("not JSON")
