@@ -104,6 +104,14 @@ def embed(
         str | None,
         typer.Option(rich_help_panel=_SOURCE, help='CSV: quotation mark, or none; default: ".'),
     ] = None,
+    escape: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_SOURCE,
+            help='CSV: character that escapes quotation marks, such as \\, or none; default: files with \\" '
+            "are refused.",
+        ),
+    ] = None,
     text_encoding: Annotated[
         str | None,
         typer.Option(
@@ -302,6 +310,7 @@ def embed(
         reading=Reading(
             delimiter=None if delimiter is None else delimiter.replace("\\t", "\t"),
             quote=quote,
+            escape=escape,
             encoding=text_as,
             captions=None if captions is None else choice_from_value(CaptionUse, captions, "Use of captions"),
             id_type=None if id_type is None else choice_from_value(IdType, id_type, "Id type"),

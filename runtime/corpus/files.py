@@ -26,7 +26,7 @@ from runtime.corpus.locations import (
     without_location_query,
 )
 from runtime.corpus.reading import fsspec_of, is_local
-from runtime.errors import InputError, MissingSourceError
+from runtime.errors import DamagedFileError, InputError, MissingSourceError
 from runtime.extras import import_optional
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "files_from_locations",
     "filesystem_from_location",
     "require_utf8",
+    "shown_bytes",
 ]
 
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "file")
@@ -83,11 +84,13 @@ class FileSet:
     Attributes:
         is_folder: True if a folder was given; its files of other formats are left out.
         notes: What was left out while listing, in words.
+        misnamed: Names, with escapes, of files whose names are not UTF-8: they cannot be stored as ids.
     """
 
     files: tuple[File, ...]
     is_folder: bool
     notes: tuple[str, ...] = ()
+    misnamed: tuple[str, ...] = ()
 
     def kept(self, files: Iterable[File], *notes: str) -> FileSet:
         """Return the set with some of its files, and notes on the others."""
@@ -135,12 +138,13 @@ def require_utf8(location: str) -> None:
         location.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"The name {_shown_bytes(location)} is not UTF-8. Rename it: names are stored with the vectors, "
+            f"The name {shown_bytes(location)} is not UTF-8. Rename it: names are stored with the vectors, "
             "in UTF-8."
         ) from None
 
 
-def _shown_bytes(name: str) -> str:
+def shown_bytes(name: str) -> str:
+    """Return a name with escapes in place of the bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -181,7 +185,8 @@ def files_from_locations(
             f"more than once ({len(twice)} such files). Name each file once."
         )
     notes = tuple(note for part in found for note in part.notes)
-    return FileSet(tuple(files), any(part.is_folder for part in found), notes)
+    misnamed = tuple(name for part in found for name in part.misnamed)
+    return FileSet(tuple(files), any(part.is_folder for part in found), notes, misnamed)
 
 
 def _kind_of_store(file: File) -> str:
@@ -213,7 +218,8 @@ def files_from_location(
 
     Raises:
         MissingSourceError: the location does not exist, or a pattern matches nothing.
-        InputError: it cannot be listed, or a name is not UTF-8.
+        InputError: it cannot be listed.
+        DamagedFileError: its storage names a file otherwise than in UTF-8.
         InputFaultError: its storage did not answer in time.
     """
     filesystem, path = filesystem_from_location(location)
@@ -230,20 +236,19 @@ def files_from_location(
         if kind == "folder":
             found = patience.call(shown, lambda: listing.below(path))
             kept = [f for f in found if keep is None or keep(f.path)]
-            return FileSet(tuple(kept), True, tuple(listing.notes))
+            misnamed = tuple(shown_bytes(n) for p, n in listing.misnamed if keep is None or keep(p))
+            return FileSet(tuple(kept), True, tuple(listing.notes), misnamed)
     except UnicodeDecodeError as error:
         name = bytes(error.object).decode("utf-8", "backslashreplace")
-        raise InputError(_not_utf8(location, name)) from error
+        raise DamagedFileError(
+            f"{location} holds a file whose name is not UTF-8: {name}. Rename it: names are stored as ids."
+        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         if fault_kind(error) is not FaultKind.ABSENT:
             raise InputError(f"{shown} cannot be listed: {error}.") from error
     raise MissingSourceError(f"{shown} does not exist. Pass a file, a folder, a glob or a URL of them.")
-
-
-def _not_utf8(location: str, name: str) -> str:
-    return f"{location} holds a file whose name is not UTF-8: {name}. Rename it: names are stored as ids."
 
 
 def _globbed(listing: _Listing, location: str, path: str) -> FileSet:
@@ -254,11 +259,12 @@ def _globbed(listing: _Listing, location: str, path: str) -> FileSet:
     matches = re.compile(glob_translate(path)).match
     depth = None if "**" in path else path.removeprefix(base).count("/")
     found = [file for file in listing.below(base or "/", depth) if matches(file.path)]
-    if not found:
+    misnamed = tuple(shown_bytes(n) for p, n in listing.misnamed if matches(p))
+    if not found and not misnamed:
         raise MissingSourceError(
             f"No file matches {location}. Quote the pattern, and check the folder {base or '/'}."
         )
-    return FileSet(tuple(found), False, tuple(listing.notes))
+    return FileSet(tuple(found), False, tuple(listing.notes), misnamed)
 
 
 class _Listing:
@@ -269,6 +275,7 @@ class _Listing:
         self._fsspec = fsspec_of(filesystem)
         self._exclude = None if exclude is None else _identity_of_folder(exclude)
         self.notes: list[str] = []
+        self.misnamed: list[tuple[str, str]] = []
 
     def kind_of(self, path: str) -> tuple[str, File]:
         """Return ``file``, ``folder`` or ``other``, and the file."""
@@ -299,7 +306,7 @@ class _Listing:
         Args:
             depth: Names below the folder after which a local folder is not looked into.
         """
-        self.notes = []
+        self.notes, self.misnamed = [], []
         if is_local(self._filesystem):
             files = list(self._walked(folder, depth))
         elif self._fsspec is not None:
@@ -355,7 +362,8 @@ class _Listing:
                     elif stat.S_ISREG(found.st_mode):
                         name = _below(entry.path, root)
                         if not _is_utf8(name):
-                            raise InputError(_not_utf8(_shown_bytes(root), _shown_bytes(entry.path)))
+                            self.misnamed.append((entry.path, name))
+                            continue
                         yield File(
                             self._filesystem, entry.path, name, found.st_size, f"mtime {found.st_mtime_ns}"
                         )

@@ -59,6 +59,11 @@ def remedy_of_kinds(kinds: Collection[str], columns: Columns) -> str:
             " The ids are of several types, or beyond int64; --id-type string stores all as text, --id none "
             "numbers the rows."
         )
+    if "undecodable-text" in kinds:
+        return (
+            " Bytes that are not UTF-8 are of another encoding; --text-encoding names it, such as "
+            "--text-encoding cp1252."
+        )
     if "missing-folder" in kinds or "missing-file" in kinds:
         return " Relative paths are looked up beside the file that names them; --retry-bad reads them again."
     return ""

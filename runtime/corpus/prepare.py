@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.corpus.pictures import PictureReader
-from runtime.corpus.rows import Item, Problem, Rows
+from runtime.corpus.rows import Item, Problem, Rows, undecodable
 from runtime.corpus.slices import (
     BAD,
     Batch,
@@ -165,7 +165,7 @@ class TextPreparation:
             yield from zip(texts, self._encoder.token_rows(texts), strict=True)
         except InputError as error:
             if len(texts) == 1:
-                problems[texts[0].index] = Problem("undecodable-text", str(error))
+                problems[texts[0].index] = undecodable(texts[0].text, error)
                 return
             half = len(texts) // 2
             yield from self._token_rows(texts[:half], problems)

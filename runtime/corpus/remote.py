@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.pictures import PictureReader
 from runtime.corpus.prepare import slices_of_images
-from runtime.corpus.rows import Item, Problem, Rows
+from runtime.corpus.rows import Item, Problem, Rows, undecodable
 from runtime.corpus.slices import (
     BAD,
     Batch,
@@ -145,7 +145,7 @@ class RemoteTextPreparation:
         try:
             return whole_characters(item, "The text")
         except InputError as error:
-            return Problem("undecodable-text", str(error))
+            return undecodable(item, error)
 
 
 def _batch(entries: list[tuple[tuple[str, str | None], int]]) -> _ServedTexts:

@@ -22,6 +22,7 @@ __all__ = [
     "Problem",
     "Rows",
     "slices_from_rows",
+    "undecodable",
 ]
 
 NO_COLUMN = "none"
@@ -51,6 +52,13 @@ class Problem:
     kind: str
     reason: str
     may_pass: bool = False
+
+
+def undecodable(text: str, error: Exception) -> Problem:
+    """Return the problem of a text with half characters; those of other bytes than UTF-8 name the remedy."""
+    is_foreign = any("\udc80" <= character <= "\udcff" for character in text)
+    remedy = " If the file is of another encoding, pass it: --text-encoding cp1252." if is_foreign else ""
+    return Problem("undecodable-text", f"{error}{remedy}")
 
 
 @dataclass(frozen=True, slots=True)

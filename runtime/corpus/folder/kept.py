@@ -6,7 +6,7 @@ are read by these numbers while the next part is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +64,12 @@ class KeptColumns:
             )
         with source.opened(0) as table:
             found = table.schema
-            if missing := [name for name in names if name not in found.names]:
-                raise InputError(f"{source.name} has no column {missing[0]!r} to keep; it has {found.names}.")
-            schema = pyarrow().schema([found.field(name).remove_metadata() for name in names])
+        for name in source.partitions(0):
+            if name not in found.names:
+                found = found.append(pyarrow().field(name, pyarrow().string()))
+        if missing := [name for name in names if name not in found.names]:
+            raise InputError(f"{source.name} has no column {missing[0]!r} to keep; it has {found.names}.")
+        schema = pyarrow().schema([found.field(name).remove_metadata() for name in names])
         return cls(source, tuple(names), schema)
 
     def rows(self, start: int, stop: int) -> Any:
@@ -102,20 +105,38 @@ class KeptColumns:
     def _read(self, file: int, first: int) -> Iterator[tuple[int, Any]]:
         """Yield batches with their first row number, beginning at the row group or batch of a row."""
         with self.source.opened(file) as table:
-            for row, batch in table.batches(self.names, _BATCH_ROWS, lambda start, stop: stop > first):
+            fixed = {k: v for k, v in self.source.partitions(file).items() if k not in table.schema.names}
+            own = [name for name in self.names if name not in fixed]
+            for row, batch in self._own_columns(table, file, own, first):
                 try:
-                    yield (
-                        row,
-                        pyarrow().record_batch(
-                            [batch.column(field.name).cast(field.type) for field in self.schema],
-                            schema=self.schema,
-                        ),
-                    )
+                    yield (row, self._record_batch(batch, fixed))
                 except (KeyError, pyarrow().ArrowException) as error:
                     raise InputError(
                         f"File {file} of {self.source.name} has other columns than the first one ({error}); "
                         f"{', '.join(self.names)} are kept. Give all files the same columns."
                     ) from error
+
+    def _own_columns(
+        self, table: Any, file: int, names: Sequence[str], first: int
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield batches of columns in the file, or their row numbers if there are no such columns."""
+        if names:
+            yield from table.batches(names, _BATCH_ROWS, lambda start, stop: stop > first)
+            return
+        n_rows = self.source.n_rows(file) or 0
+        for start in range(first // _BATCH_ROWS * _BATCH_ROWS, n_rows, _BATCH_ROWS):
+            yield start, range(start, min(start + _BATCH_ROWS, n_rows))
+
+    def _record_batch(self, batch: Any, fixed: Mapping[str, str | None]) -> Any:
+        """Return the kept columns of a batch, with those that are partitions of its file."""
+        n_rows = len(batch) if isinstance(batch, range) else batch.num_rows
+        columns = [
+            pyarrow().array([fixed[field.name]] * n_rows, pyarrow().string()).cast(field.type)
+            if field.name in fixed
+            else batch.column(field.name).cast(field.type)
+            for field in self.schema
+        ]
+        return pyarrow().record_batch(columns, schema=self.schema)
 
 
 _FORMATS = (SourceFormat.PARQUET, SourceFormat.ARROW, SourceFormat.DATASETS)

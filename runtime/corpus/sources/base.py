@@ -23,6 +23,7 @@ __all__ = [
     "bounded_pieces",
     "chosen_columns",
     "modality_of",
+    "usual_column",
 ]
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class Reading:
     Attributes:
         delimiter: Character between the fields of a CSV file; default: a tab for ``.tsv``, else a comma.
         quote: Quotation mark of a CSV file, ``"none"`` for files without; default: ``"``.
+        escape: Character of a CSV file that makes a following quotation mark part of the text; ``"none"`` if
+            there is none; by default, files in which a backslash may be one are refused.
         encoding: Encoding of CSV, JSON lines and text; default: by the byte order mark, else UTF-8.
         captions: Use of a text column that holds lists; by default they are refused.
         id_type: Storage type of the ids; default: integers where every file holds integers, else strings.
@@ -78,6 +81,7 @@ class Reading:
 
     delimiter: str | None = None
     quote: str | None = None
+    escape: str | None = None
     encoding: str | None = None
     captions: CaptionUse | None = None
     id_type: IdType | None = None
@@ -85,9 +89,16 @@ class Reading:
     patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
-        for name, value in (("delimiter", self.delimiter), ("quote", self.quote)):
-            if value is not None and len(value) != 1 and not (name == "quote" and value == "none"):
+        characters = {"delimiter": self.delimiter, "quote": self.quote, "escape": self.escape}
+        for name, value in characters.items():
+            if value is not None and len(value) != 1 and not (name != "delimiter" and value == "none"):
                 raise InputError(f"{name} is {value!r}; expected one character.")
+        given = [value for value in characters.values() if value is not None and value != "none"]
+        if len(set(given)) < len(given) or (self.escape == '"' and self.quote is None):
+            raise InputError(
+                f"delimiter, quote and escape are {self.delimiter!r}, {self.quote!r} and {self.escape!r}; "
+                "expected different characters. A quotation mark that is written twice needs no escape."
+            )
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)
@@ -104,6 +115,7 @@ class Reading:
         values = {
             "delimiter": self.delimiter,
             "quote": self.quote,
+            "escape": self.escape,
             "encoding": self.encoding,
             "captions": None if self.captions is None else self.captions.value,
             "id_type": None if self.id_type is None else self.id_type.value,
@@ -228,6 +240,15 @@ def has_column(names: Sequence[str], column: str) -> bool:
     return any(".".join(parts[:n]) in names for n in range(len(parts), 0, -1))
 
 
+def usual_column(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the first usual name among a source's, as it is or in other letters: ``TEXT`` of LAION."""
+    exact = next((name for name in usual if name in names), None)
+    if exact is not None:
+        return exact
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in usual if name in by_lower), None)
+
+
 def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) -> Columns:
     """Choose the columns to read: the requested ones, and the usual names for the rest.
 
@@ -243,8 +264,8 @@ def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) 
             raise _no_column(where, column, names)
     text, image = asked.text, asked.image
     if text is None and image is None:
-        text = next((name for name in _TEXT_NAMES if name in names), None)
-        image = next((name for name in _IMAGE_NAMES if name in names), None)
+        text = usual_column(names, _TEXT_NAMES)
+        image = usual_column(names, _IMAGE_NAMES)
         if (text is None) == (image is None):
             found = "neither texts nor images" if text is None else f"texts ({text!r}) and images ({image!r})"
             raise InputError(
@@ -254,10 +275,10 @@ def chosen_columns(asked: Columns, names_of_files: Mapping[str, Sequence[str]]) 
     used = {text, image}
     language = None if asked.language == NO_COLUMN else asked.language
     if asked.language is None and text is not None:
-        language = next((name for name in LANGUAGE_NAMES if name in names), None)
+        language = usual_column(names, LANGUAGE_NAMES)
     id_ = None if asked.id == NO_COLUMN else asked.id
     if asked.id is None:
-        id_ = next((name for name in ID_NAMES if name in names and name not in used), None)
+        id_ = usual_column([name for name in names if name not in used], ID_NAMES)
     columns = Columns(id=id_, text=text, image=image, language=language)
     for file, own in names_of_files.items():
         for role, column in (("id", id_), ("text", text), ("image", image), ("language-column", language)):

@@ -16,6 +16,7 @@ from runtime.errors import InputError
 
 __all__ = [
     "MOST_CHARACTERS",
+    "SKIPPED_AT_ONCE",
     "are_int64",
     "checked_id",
     "checked_language",
@@ -27,6 +28,9 @@ __all__ = [
 
 MOST_CHARACTERS = 1 << 26
 """Length of a text, or of a line of a file, above which its row is bad: it would be held as a whole."""
+
+SKIPPED_AT_ONCE = 1 << 20
+"""Characters that are read at once of a line that is too long."""
 
 _INT64 = range(-(2**63), 2**63)
 _BYTES = (bytes, bytearray, memoryview)
@@ -85,8 +89,8 @@ def checked_id(value: Any, id_type: IdType) -> Any | Problem:
     if isinstance(value, int) and not isinstance(value, bool):
         return Problem(
             "wrong-id",
-            f"The id {str(value)[:64]} is beyond what int64 holds. Pass --id-type string to store every id as "
-            "text.",
+            f"The id {str(value)[:64]} is beyond what int64 holds. Pass --id-type string to store every id "
+            "as text.",
         )
     remedy = " Pass --id-type string to store every id as text." if id_type is IdType.INT64 else ""
     return Problem(

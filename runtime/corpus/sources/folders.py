@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from runtime.corpus.files import File, FileSet
 from runtime.corpus.rows import NO_COLUMN, Columns, IdType, ImageFile, Needs, Problem, Rows
-from runtime.corpus.sources.base import PIECE_IMAGES, BadFile, Reading, SourceFormat
+from runtime.corpus.sources.base import PIECE_IMAGES, Reading, SourceFormat
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.errors import InputError
 from runtime.manifest import Modality
@@ -25,7 +25,7 @@ class FolderSource:
         self.name, self.format, self.columns = name, SourceFormat.IMAGES, Columns()
         self.modality, self.id_type, self.n_files = Modality.IMAGE, IdType.STRING, 1
         self.files, self.patience = files, self._files.patience
-        self.bad_files: list[BadFile] = []
+        self.bad_files = self._files.bad
         self.notes = self._files.notes
 
     def identity(self) -> str:

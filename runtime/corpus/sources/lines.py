@@ -7,10 +7,10 @@ import contextlib
 import csv
 import io
 import json
-import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -27,7 +27,8 @@ from runtime.corpus.sources.base import (
     has_column,
     modality_of,
 )
-from runtime.corpus.sources.cells import MOST_CHARACTERS, are_int64, too_long, value_at
+from runtime.corpus.sources.cells import MOST_CHARACTERS, SKIPPED_AT_ONCE, are_int64, too_long, value_at
+from runtime.corpus.sources.csv_rows import header_of_csv, records_of_csv, rows_of_csv
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
 from runtime.errors import DamagedFileError, InputError
@@ -35,9 +36,10 @@ from runtime.errors import DamagedFileError, InputError
 __all__ = ["LineSource"]
 
 _SAMPLE_LINES = 64
-"""JSON lines of each file that are looked at for column names, before any work."""
+"""JSON lines of each file that are looked at for column names, and rows of CSV for ambiguous escapes."""
 
-_SKIPPED_AT_ONCE = 1 << 20
+_REPORTED_LATER = (DamagedFileError, csv.Error, UnicodeDecodeError, OSError, EOFError)
+"""Damage behind the header of a CSV file: it is met again, and reported, where the rows are read."""
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
@@ -55,11 +57,13 @@ class _Head:
     Attributes:
         names: Columns: of the header, or of the first JSON lines.
         sample: First JSON lines.
+        is_empty: True if the file has no byte.
     """
 
     encoding: str
     names: list[str]
     sample: list[Mapping[str, Any]]
+    is_empty: bool = False
 
 
 class LineSource:
@@ -79,6 +83,8 @@ class LineSource:
         self.notes, self.n_files = self._files.notes, len(self._files)
         self._encodings = {number: head.encoding for number, head in heads.items()}
         shown = [file.shown for file in self.files.files]
+        if empty := [shown[number] for number, head in heads.items() if head.is_empty]:
+            self.notes.append(f"{len(empty)} files are empty and have no rows, such as {empty[0]}")
         if format_ is SourceFormat.JSONL:
             self.columns = self._columns_of_json(columns, heads, shown)
         else:
@@ -95,10 +101,20 @@ class LineSource:
         if not full:
             raise InputError(
                 f"{shown[0]} has no JSON object in its first {_SAMPLE_LINES} lines. JSON lines hold one "
-                "object a line; convert an array with: jq -c '.[]' FILE > FILE.jsonl"
+                "object a line; convert an array with: jq -c '.[]' FILE > FILE.jsonl, and a document over "
+                "several lines with: jq -c . FILE > FILE.jsonl"
             )
         union = list(dict.fromkeys(key for head in full.values() for key in head.names))
-        columns = chosen_columns(asked, {shown[next(iter(full))]: union})
+        try:
+            columns = chosen_columns(asked, {shown[next(iter(full))]: union})
+        except InputError as error:
+            nested = _lists_of_objects(next(iter(full.values())).sample[0])
+            if not nested:
+                raise
+            raise InputError(
+                f"{error} The keys {nested} hold lists of objects; to make each object a line: jq -c "
+                f"'.{nested[-1]}[]' FILE > FILE.jsonl"
+            ) from error
         item = columns.text or columns.image or ""
         for number, head in full.items():
             if not any(has_column(list(record), item) for record in head.sample):
@@ -181,10 +197,10 @@ class LineSource:
                         for line in piece
                     ]
             case SourceFormat.CSV:
-                rows = self._csv_rows(file, lines)
-                header = _header(rows, shown)
+                rows = rows_of_csv(lines, self._files[file], self._files.reading)
+                header = header_of_csv(rows, shown)
                 yield from (
-                    _csv_records(header, piece, partitions)
+                    records_of_csv(header, piece, partitions)
                     for piece in bounded_pieces((row for row in rows if row), PIECE_TEXTS, _size)
                 )
             case _:
@@ -207,8 +223,8 @@ class LineSource:
                 yield lines
             except csv.Error as error:
                 raise DamagedFileError(
-                    f"{self._files[file].shown} cannot be read as csv ({error}). Check --delimiter and "
-                    "--quote, or restore the file."
+                    f"{self._files[file].shown} cannot be read as csv ({error}). Check --delimiter, --quote "
+                    "and --escape, or restore the file."
                 ) from error
 
     def _look(self, number: int) -> _Head:
@@ -219,10 +235,13 @@ class LineSource:
         encoding = self._files.reading.encoding or _encoding_of(start, file.shown)
         partitions = partitions_of(file.name)
         if self.format is SourceFormat.TEXT:
-            return _Head(encoding, [*partitions, "text"], [])
+            return _Head(encoding, [*partitions, "text"], [], is_empty=not start)
         with self._lines(number, encoding) as lines:
             if self.format is SourceFormat.CSV:
-                header = _header(self._csv_rows(number, lines), file.shown)
+                rows = rows_of_csv(lines, file, self._files.reading)
+                header = header_of_csv(rows, file.shown)
+                with contextlib.suppress(*_REPORTED_LATER):
+                    deque(islice(rows, _SAMPLE_LINES), maxlen=0)
                 return _Head(encoding, [*header, *(n for n in partitions if n not in header)], [])
             sample: list[Mapping[str, Any]] = []
             try:
@@ -240,45 +259,8 @@ class LineSource:
             except (OSError, EOFError):
                 if not sample or not self._files.reading.skip_bad_files:
                     raise  # otherwise the lines before the damage are read
-            return _Head(encoding, list(dict.fromkeys(key for record in sample for key in record)), sample)
-
-    def _csv_rows(self, file: int, lines: io.TextIOWrapper) -> Iterator[list[str] | Problem]:
-        """Yield the fields of each row, and check that the file does not end inside a quoted field.
-
-        Of a row with a line too long, only the delimiters and quotation marks are kept, to find its end.
-
-        ``csv`` takes an end inside quotes for the end of the field. So one more line is read, a lone
-        delimiter: two empty fields on their own, but a part of a field that is still open.
-        """
-        reading, shown = self._files.reading, self._files[file].shown
-        delimiter = reading.delimiter or ("\t" if self._files[file].suffix in (".tsv", ".tab") else ",")
-        csv.field_size_limit(MOST_CHARACTERS)
-        options: dict[str, Any] = {"delimiter": delimiter, "strict": False}
-        if reading.quote == "none":
-            options["quoting"] = csv.QUOTE_NONE
-        elif reading.quote is not None:
-            options["quotechar"] = reading.quote
-        kept = f"\r\n{delimiter}{options.get('quotechar', chr(34))}"
-        long_lines = _LongLines(lines, re.compile(f"[^{re.escape(kept)}]+"))
-        reader = csv.reader(chain(long_lines, [delimiter]), **options)
-        previous: list[str] | None = None
-        n_fields, first_line, last_line = 0, 1, 0
-        for fields in reader:
-            if previous is not None:
-                n_fields = n_fields or len(previous)
-                if long_lines.ends_open and 0 < len(previous) < n_fields:
-                    raise DamagedFileError(
-                        f"{shown}, line {first_line}: the last row has {len(previous)} of {n_fields} fields "
-                        "and no end of line, so the file is cut off. Restore it, or end the line."
-                    )
-                yield long_lines.problem(first_line, last_line) or previous
-                first_line = last_line + 1
-            previous, last_line = fields, reader.line_num
-        if previous != ["", ""] or last_line != first_line:
-            raise DamagedFileError(
-                f"{shown}, line {first_line}: a quoted field begins in this row and does not end, so the "
-                "file is cut off or a quotation mark is missing. Restore the file, close the field, or pass "
-                "--quote none if its quotation marks are part of the texts."
+            return _Head(
+                encoding, list(dict.fromkeys(key for record in sample for key in record)), sample, not start
             )
 
 
@@ -286,16 +268,15 @@ def _encoding_of(start: bytes, where: str) -> str:
     """Return the encoding that the beginning of a file shows.
 
     Raises:
-        InputError: it holds NUL bytes, which UTF-8 text does not.
+        InputError: it holds NUL bytes, which text in UTF-8 hardly does.
     """
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding
     if b"\0" in start:
         raise InputError(
-            f"{where} holds NUL bytes and no byte order mark, so it is not usual text. Pass its encoding, "
-            "such as --encoding utf-16-le (or utf-8, for UTF-8 with NUL characters), or its format with "
-            "--format."
+            f"{where} holds NUL bytes and no byte order mark. Pass its encoding, such as --text-encoding "
+            "utf-16-le, or utf-8 if the NUL bytes are part of its texts, or its format with --format."
         )
     return "utf-8"
 
@@ -307,43 +288,16 @@ def _bounded_lines(lines: io.TextIOWrapper) -> Iterator[str | Problem]:
             yield line
             continue
         n_characters = len(line)
-        while not line.endswith("\n") and (line := lines.readline(_SKIPPED_AT_ONCE)):
+        while not line.endswith("\n") and (line := lines.readline(SKIPPED_AT_ONCE)):
             n_characters += len(line)
         yield too_long(n_characters, "line")
 
 
-class _LongLines:
-    """Lines of a CSV file; of those that are too long, only what a pattern leaves.
-
-    Attributes:
-        ends_open: True at the end of a file whose last line has no end.
-    """
-
-    def __init__(self, lines: io.TextIOWrapper, left_out: re.Pattern[str]) -> None:
-        self._lines, self._left_out = lines, left_out
-        self._problems: dict[int, Problem] = {}
-        self.ends_open = False
-
-    def __iter__(self) -> Iterator[str]:
-        number, last = 0, "\n"
-        while line := self._lines.readline(MOST_CHARACTERS):
-            number, last = number + 1, line
-            if len(line) < MOST_CHARACTERS or line.endswith(("\n", "\r")):
-                yield line
-                continue
-            n_characters, rest = len(line), [self._left_out.sub("", line)]
-            while not line.endswith(("\n", "\r")) and (line := self._lines.readline(_SKIPPED_AT_ONCE)):
-                n_characters += len(line)
-                rest.append(self._left_out.sub("", line))
-            self._problems[number] = too_long(n_characters, "line")
-            yield "".join(rest)
-        self.ends_open = not last.endswith(("\n", "\r"))
-
-    def problem(self, first: int, last: int) -> Problem | None:
-        """Return the problem of a row that takes the lines from ``first`` to ``last``, counted from 1."""
-        if not self._problems:
-            return None
-        return next((p for number, p in self._problems.items() if first <= number <= last), None)
+def _lists_of_objects(record: Mapping[str, Any]) -> list[str]:
+    return [
+        key for key, value in record.items()
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)
+    ]  # fmt: skip
 
 
 def _length(line: str | Problem) -> int:
@@ -352,27 +306,6 @@ def _length(line: str | Problem) -> int:
 
 def _size(fields: list[str] | Problem) -> int:
     return 0 if isinstance(fields, Problem) else sum(map(len, fields))
-
-
-def _header(rows: Iterator[list[str] | Problem], where: str) -> list[str]:
-    header = next((row for row in rows if row), None)
-    if isinstance(header, Problem):
-        raise InputError(f"{where} has no header: {header.reason}")
-    if not header:
-        raise InputError(f"{where} is empty; a CSV file must start with its column names.")
-    return header
-
-
-def _csv_records(
-    header: list[str], rows: Sequence[list[str] | Problem], partitions: Mapping[str, Any]
-) -> list[Mapping[str, Any] | Problem]:
-    n = len(header)
-    return [
-        fields if isinstance(fields, Problem)
-        else {**partitions, **dict(zip(header, fields, strict=True))} if len(fields) == n
-        else Problem("malformed-row", f"The line has {len(fields)} fields; the header has {n}.")
-        for fields in rows
-    ]  # fmt: skip
 
 
 def _json_records(lines: io.TextIOWrapper) -> Iterator[tuple[Mapping[str, Any] | Problem, int]]:

@@ -18,9 +18,13 @@ from runtime.corpus.rows import Rows
 from runtime.corpus.sources.base import BadFile, Reading
 from runtime.errors import BabeltowerError, DamagedFileError, InputError
 
-__all__ = ["SourceFiles", "damage_reported"]
+__all__ = ["SKIP_REMEDY", "SourceFiles", "damage_reported"]
 
 T = TypeVar("T")
+
+SKIP_REMEDY = "; --skip-bad-files sets such files aside."
+
+_MISNAMED = "Rename it: names are stored with the vectors, in UTF-8"
 
 _AT_ONCE = 16
 """Remote files that are opened concurrently to look at their headers."""
@@ -49,7 +53,7 @@ def damage_reported(file: File, format_: str) -> Iterator[None]:
     ) as error:
         raise DamagedFileError(
             f"{file.shown} cannot be read as {format_} ({' '.join(str(error).split())}). Restore it if it is "
-            "truncated or damaged; --skip-bad-files sets such files aside."
+            f"truncated or damaged{SKIP_REMEDY}"
         ) from error
 
 
@@ -58,15 +62,20 @@ class SourceFiles:
 
     Raises:
         InputError: there are none.
+        DamagedFileError: a file's name is not UTF-8.
     """
 
     def __init__(self, name: str, files: FileSet, reading: Reading, *, what: str) -> None:
+        if files.misnamed and not reading.skip_bad_files:
+            raise DamagedFileError(
+                f"{name} holds a file whose name is not UTF-8: {files.misnamed[0]}. {_MISNAMED}{SKIP_REMEDY}"
+            )
         if not files.files:
             raise InputError(f"{name} holds no {what}.")
         self.all = files
         self.reading = reading
         self.patience = Patience(reading.patience_s)
-        self.bad: list[BadFile] = []
+        self.bad = [BadFile(path, 0, f"The name is not UTF-8. {_MISNAMED}.") for path in files.misnamed]
         self.notes: list[str] = list(files.notes)
 
     def __len__(self) -> int:
@@ -131,7 +140,10 @@ class SourceFiles:
             except DamagedFileError as error:
                 self._set_aside(number, 0, error)
         if not found:
-            raise InputError(f"All {len(self)} files of the source are damaged: {self.bad[0].reason}")
+            raise DamagedFileError(
+                f"All {len(self)} files of the source are damaged, and no row can be read before the damage: "
+                f"{self.bad[0].reason}"
+            )
         self._keep(sorted(found))
         return {new: found[old] for new, old in enumerate(sorted(found))}
 
@@ -152,6 +164,6 @@ class SourceFiles:
     def _set_aside(self, number: int, n_rows: int, error: DamagedFileError) -> None:
         if not self.reading.skip_bad_files:
             raise error
-        entry = BadFile(self[number].name, n_rows, str(error))
+        entry = BadFile(self[number].name, n_rows, str(error).replace(SKIP_REMEDY, "."))
         if entry not in self.bad:
             self.bad.append(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from runtime.corpus.faults import Patience, without_query
@@ -143,6 +144,7 @@ def _format(name: str, files: FileSet) -> SourceFormat:
     if files.is_folder and {file.name for file in files.files} & set(_DATASET_FILES):
         return SourceFormat.DATASETS
     found = {kind for file in files.files if (kind := _format_of(file.path)) is not None}
+    found |= {kind for path in files.misnamed if (kind := _format_of(path)) is not None}
     if len(found) > 1:
         raise InputError(
             f"{name} holds files of several formats: {sorted(kind.value for kind in found)}. Pass a pattern "
@@ -152,6 +154,12 @@ def _format(name: str, files: FileSet) -> SourceFormat:
         raise InputError(f"{name} is a folder without any file, apart from hidden ones.")
     if not found and any(file.suffix in _OTHER_IMAGES for file in files.files):
         return SourceFormat.IMAGES
+    if not found and any(file.suffix == ".json" for file in files.files):
+        raise InputError(
+            f"{name} has the suffix .json. If it holds one object a line, pass --format jsonl. An array or a "
+            "document, such as COCO's, is to be converted: jq -c '.[]' FILE > FILE.jsonl, or jq -c "
+            "'.annotations[]' FILE > FILE.jsonl"
+        )
     if not found:
         raise InputError(
             f"{name} has no known suffix; expected one of {', '.join(sorted(_SUFFIXES))}, also followed by "
@@ -201,7 +209,9 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
             f"{len(others)} files of other formats were left out, such as {others[0].name} (suffixes: "
             f"{found})"
         )
-    return files.kept(kept, *notes)
+    taken |= {file.suffix for file in kept}
+    misnamed = tuple(name for name in files.misnamed if suffix_of(name) in taken)
+    return replace(files.kept(kept, *notes), misnamed=misnamed)
 
 
 def _is_writers_own(file: File) -> bool:

@@ -26,6 +26,7 @@ from runtime.corpus.sources.base import (
     SourceFormat,
     chosen_columns,
     modality_of,
+    usual_column,
 )
 from runtime.corpus.sources.cells import MOST_CHARACTERS, too_long
 from runtime.corpus.sources.column_types import (
@@ -72,7 +73,7 @@ class TableSource:
         self.notes, self.n_files = self._files.notes, len(self._files)
         shown = [file.shown for file in self.files.files]
         names = {
-            shown[i]: [*look.schema.names, *(n for n in self._partitions(i) if n not in look.schema.names)]
+            shown[i]: [*look.schema.names, *(n for n in self.partitions(i) if n not in look.schema.names)]
             for i, look in looks.items()
         }
         self.columns = chosen_columns(self._without_unusable(columns, looks), names)
@@ -94,7 +95,8 @@ class TableSource:
         if self._is_expanded and self.columns.id is not None:
             self.id_type = IdType.STRING  # ID#0, ID#1, …
 
-    def _partitions(self, file: int) -> dict[str, str | None]:
+    def partitions(self, file: int) -> dict[str, str | None]:
+        """Return the Hive partitions that a file's folders name."""
         return partitions_of(self._files[file].name)
 
     def _look(self, number: int) -> _Look:
@@ -108,7 +110,7 @@ class TableSource:
         roles = (("id", asked.id, ID_NAMES), ("language", asked.language, LANGUAGE_NAMES))
         for role, column, usual in roles:
             first = looks[0].schema
-            guess = next((name for name in usual if name in first.names), None) if column is None else None
+            guess = usual_column(first.names, usual) if column is None else None
             if guess is None or guess in (asked.text, asked.image):
                 continue
             bad = next(
@@ -147,7 +149,7 @@ class TableSource:
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
         most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
-        partitions = self._partitions(file)
+        partitions = self.partitions(file)
         stop = 0
         if self._is_expanded:
             needs = _everything
@@ -255,6 +257,12 @@ class _ArrowTable:
             self._file = pyarrow.ipc.open_file(self._opened)
             self.schema = self._file.schema
         except pyarrow.ArrowInvalid:
+            self._opened.seek(0)
+            if self._opened.read(4) == b"FEA1":
+                raise InputError(
+                    f"{files[number].shown} is Feather of version 1, which is not Arrow. Write it again: "
+                    "pyarrow.feather.write_feather(pyarrow.feather.read_table(FILE), NEW)."
+                ) from None
             self._opened.seek(0)
             self._stream = pyarrow.ipc.open_stream(self._opened)
             self.schema = self._stream.schema

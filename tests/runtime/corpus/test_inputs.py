@@ -147,7 +147,7 @@ def test_ids_beyond_int64_are_strings_or_say_so(tmp_path):
         assert "is beyond what int64 holds. Pass --id-type string" in items[1].reason
     rows = [{"id": 2**63, "text": "a"}, {"id": -1, "text": "b"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for source in (tmp_path / "a.jsonl", pa.Table.from_pylist(rows[:1]), rows):
+    for source in (tmp_path / "a.jsonl", {"id": [2**63], "text": ["a"]}, rows):
         assert rows_of(open_source(source))[0][0] == str(2**63)
 
 
@@ -298,7 +298,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding, name):
 
 def test_utf_16_without_a_mark_is_never_read_as_latin(tmp_path):
     (tmp_path / "a.txt").write_bytes("a cat\na dog\n".encode("utf-16-le"))
-    with pytest.raises(InputError, match=r"holds NUL bytes.*--encoding utf-16-le"):
+    with pytest.raises(InputError, match=r"holds NUL bytes.*--text-encoding utf-16-le"):
         open_source(tmp_path / "a.txt")
     source = open_source(tmp_path / "a.txt", reading=Reading(encoding="utf-16-le"))
     assert rows_of(source)[1] == ["a cat", "a dog"]
@@ -322,6 +322,173 @@ def test_delimiters_and_quotes_that_are_given(tmp_path):
         Reading(delimiter="::")
     with pytest.raises(InputError, match="Encoding 'utf-9' is unknown"):
         Reading(encoding="utf-9")
+
+
+ESCAPED = {
+    "plain": 'id,text\n1,"say \\"hi\\" ok"\n2,b\n',
+    "with a comma": 'id,text\n9,plain\n0,"he said \\"hi 0\\", then left"\n',
+    "at the end": 'id,text\n1,"say \\"hi\\""\n2,"b"\n',
+    "a field that ends with a backslash": 'id,text\n1,"C:\\dir\\"\n2,b\n',
+    "over several lines": 'id,text\n1,"one\ntwo \\"three\\" four"\n',
+    "in a late row": "id,text\n" + "1,a\n" * 5_000 + '1,"say \\"hi\\" ok"\n',
+}
+READ = {
+    "plain": (['say "hi" ok', "b"], ['say \\hi\\" ok"', "b"]),
+    "with a comma": (["plain", 'he said "hi 0", then left'], None),
+    "at the end": (['say "hi"', "b"], None),
+    "a field that ends with a backslash": (None, ["C:\\dir\\", "b"]),
+    "over several lines": (['one\ntwo "three" four'], None),
+}
+
+
+@pytest.mark.parametrize("name", ESCAPED)
+def test_a_backslash_that_may_be_an_escape_is_refused_until_it_is_said(tmp_path, name):
+    path = tmp_path / "a.csv"
+    path.write_text(ESCAPED[name])
+    with pytest.raises(InputError, match=r"a\.csv, row from line \d+: .*--escape '\\'.*--escape none"):
+        rows_of(open_source(path))
+    if name != "in a late row":
+        with pytest.raises(InputError, match="--escape none"):
+            open_source(path)
+    escaped, plain = READ.get(name, (None, None))
+    if escaped is not None:
+        assert rows_of(open_source(path, reading=Reading(escape="\\")))[1] == escaped
+    if plain is not None:
+        assert rows_of(open_source(path, reading=Reading(escape="none")))[1] == plain
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('"{""a"": ""say \\""hi\\"" x""}"', r'{"a": "say \"hi\" x"}'),
+        ('"ends with \\"""', 'ends with \\"'),
+        (r"5\" disk", r"5\" disk"),
+        ('"one \\\\"', "one " + 2 * "\\"),
+        (r"C:\dir", r"C:\dir"),
+    ],
+)
+def test_backslashes_that_cannot_be_escapes_are_text(tmp_path, line, text):
+    (tmp_path / "a.csv").write_text(f"id,text\n1,{line}\n2,b\n")
+    assert rows_of(open_source(tmp_path / "a.csv"))[1] == [text, "b"]
+
+
+def test_an_escape_before_anything_else_stays(tmp_path):
+    (tmp_path / "a.csv").write_text('text,x\n"C:\\dir \\"a\\" \\\\ \\,",1\nC:\\dir,2\n')
+    assert rows_of(open_source(tmp_path / "a.csv", reading=Reading(escape="\\")))[1] == [
+        'C:\\dir "a" \\ \\,',
+        "C:\\dir",
+    ]
+    (tmp_path / "b.csv").write_text("text,x\na\\,b \\n,1\n")
+    assert rows_of(open_source(tmp_path / "b.csv", reading=Reading(escape="\\", quote="none")))[1] == [
+        "a,b \\n"
+    ]
+    for wrong in ({"escape": '"'}, {"escape": "\\\\"}, {"escape": ";", "delimiter": ";"}):
+        with pytest.raises(InputError, match=r"expected (one|different) character"):
+            Reading(**wrong)
+
+
+def test_escapes_as_pandas_writes_them(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    texts = ['say "hi", ok', "C:\\dir\\", 'one\ntwo "three"', "\\", 'a\\"b', "plain"]
+    frame = pandas.DataFrame({"text": texts, "x": 1})
+    frame.to_csv(tmp_path / "a.csv", index=False, doublequote=False, escapechar="\\")
+    assert rows_of(open_source(tmp_path / "a.csv", reading=Reading(escape="\\")))[1] == texts
+
+
+EMPTY = ["b.csv", "b.tsv", "b.parquet", "b.arrow", "b.csv.gz", "b.jsonl.gz", "b.tar"]
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_file_beside_others_is_damaged_or_set_aside(tmp_path, name):
+    other = tmp_path / name.replace("b.", "a.")
+    records = [{"id": 1, "text": "x"}]
+    contents = {
+        "csv": lambda: b"id,text\n1,x\n",
+        "tsv": lambda: b"id\ttext\n1\tx\n",
+        "parquet": lambda: table_bytes(pq.write_table, records),
+        "arrow": lambda: table_bytes(pyarrow.feather.write_feather, records),
+        "jsonl": lambda: b'{"id": 1, "text": "x"}\n',
+        "tar": lambda: tar_bytes({"1.txt": b"x"}),
+    }
+    data = contents[name.split(".")[1]]()
+    other.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DamagedFileError, match=name):
+        open_source(tmp_path)
+    source = open_source(tmp_path, reading=SKIP)
+    assert rows_of(source)[1] == ["x"]
+    assert [bad.name for bad in source.bad_files] == [name]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.txt"])
+def test_an_empty_file_without_a_header_has_no_rows_and_is_named(tmp_path, name):
+    (tmp_path / name.replace("b.", "a.")).write_text('{"text": "x"}\n')
+    (tmp_path / name).touch()
+    source = open_source(tmp_path)
+    assert len(rows_of(source)[1]) == 1
+    assert any(f"1 files are empty and have no rows, such as {tmp_path / name}" in n for n in source.notes)
+
+
+def table_bytes(write, records):
+    buffer = io.BytesIO()
+    write(pa.Table.from_pylist(records), buffer)
+    return buffer.getvalue()
+
+
+def test_usual_names_are_found_in_capitals(tmp_path):
+    columns = {"SAMPLE_ID": [1.0], "URL": ["http://x/a.jpg"], "TEXT": ["a cat"], "LANGUAGE": ["en"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for source in (tmp_path / "a.parquet", columns):
+        assert open_source(source).columns == Columns(None, "TEXT", None, "LANGUAGE")
+        assert open_source(source, columns=Columns(language="none")).columns.language is None
+    assert open_source({"Text": ["a"], "text": ["b"], "ID": [1]}).columns == Columns("ID", "text", None, None)
+    pq.write_table(pa.table({"ID": [[1]], "TEXT": ["a"]}), tmp_path / "b.parquet")
+    source = open_source(tmp_path / "b.parquet")
+    assert (source.columns.id, source.notes[0][:11]) == (None, "column 'ID'")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format_", "message"),
+    [
+        ("a.csv", b"sep=;\r\nid;text\r\n1;a\r\n", None, r"begins with 'sep=;'.*--delimiter ';'"),
+        ("a.csv", b"id,text\n1,a\x00b\n", None, "--text-encoding utf-16-le, or utf-8 if"),
+        ("a.json", b'[{"id": 1, "text": "a"}]', None, r"--format jsonl.*jq -c '\.\[\]'"),
+        ("a.json", b'{"images": [{}], "annotations": [{}]}', "jsonl", r"jq -c '\.annotations\[\]'"),
+        ("a.json", b'{\n "id": 1,\n "text": "a"\n}\n', "jsonl", r"jq -c \. FILE"),
+        ("a.feather", b"FEA1\0\0\0\0FEA1", None, "Feather of version 1.*write_feather"),
+    ],
+)
+def test_errors_name_the_remedy(tmp_path, name, content, format_, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / name, format=format_)
+
+
+def test_nul_bytes_are_text_when_the_encoding_is_said(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,a\x00b\n")
+    assert rows_of(open_source(tmp_path / "a.csv", reading=Reading(encoding="utf-8")))[1] == ["a\0b"]
+
+
+@pytest.mark.parametrize("suffix", ["tgz", "tbz2", "txz"])
+def test_compressed_tars_by_their_short_suffixes(tmp_path, suffix):
+    pack = {"tgz": gzip.compress, "tbz2": bz2.compress, "txz": lzma.compress}[suffix]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(pack(tar_bytes(samples(0, 3))))
+    assert rows_of(open_source(path))[0] == ["000", "001", "002"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedFileError, match=r"cannot be read as a tar \((?!the header)"):
+        rows_of(open_source(path))
+
+
+def test_a_single_damaged_file_that_is_set_aside_leaves_nothing(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(0, 3))[:600])
+    with pytest.raises(DamagedFileError, match="no row can be read before the damage") as raised:
+        open_source(tmp_path / "a.tar", reading=SKIP)
+    assert "--skip-bad-files" not in str(raised.value)
+    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(0, 3)).rstrip(b"\0")[:-600])
+    source = open_source(tmp_path / "a.tar", reading=SKIP)
+    assert rows_of(source)[0] == ["000", "001"]
+    assert source.bad_files[0].n_rows_read == 2
 
 
 def test_lines_of_json_under_another_suffix(tmp_path):

@@ -78,6 +78,24 @@ def test_what_cannot_be_kept_is_an_error_before_anything_is_written(model, sourc
     assert not (tmp_path / "out").exists()
 
 
+def test_hive_partitions_are_kept(model, tmp_path):
+    texts = sentences(60)
+    for number, lang in enumerate(("pt", "en", "__HIVE_DEFAULT_PARTITION__")):
+        part = tmp_path / "in" / f"lang={lang}"
+        part.mkdir(parents=True)
+        own = texts[20 * number : 20 * number + 20]
+        table = pa.table({"id": [f"{lang}{i}" for i in range(20)], "text": own, "n": range(20)})
+        pq.write_table(table, part / "p.parquet", row_group_size=7)
+    expected = [None] * 20 + ["en"] * 20 + ["pt"] * 20
+    for keep in (("lang",), ("n", "lang")):
+        out = tmp_path / "-".join(keep)
+        embed_corpus(model, tmp_path / "in", out, options(keep=keep, rows_per_part=17))
+        table = pa.concat_tables(pq.read_table(path) for path in parts_of(out))
+        assert table["lang"].to_pylist() == expected
+        assert [i[:2] for i in table["id"].to_pylist()] == ["__"] * 20 + ["en"] * 20 + ["pt"] * 20
+    assert table["n"].to_pylist() == [*range(20)] * 3
+
+
 def test_only_tables_have_columns_to_keep(model, tmp_path):
     (tmp_path / "a.csv").write_text("text,url\na,b\n")
     with pytest.raises(InputError, match=r"but .* is csv\. Convert it to Parquet"):

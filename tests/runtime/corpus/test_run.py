@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from runtime import Encoder
 from runtime.commands.app import app
-from runtime.corpus import Columns, EngineChoice, Shard, Watcher, embed_corpus
+from runtime.corpus import Columns, EngineChoice, Reading, Shard, Watcher, embed_corpus
 from runtime.corpus.metrics import metrics_served
 from runtime.embeddings import bits_from_float, int8_from_float
 from runtime.errors import CorpusError, InputError
@@ -55,6 +55,18 @@ def texts():
 @pytest.fixture
 def source(tmp_path, texts):
     return write_texts(tmp_path / "a.parquet", texts, id=[f"t{i}" for i in range(len(texts))])
+
+
+def test_a_file_of_another_encoding_names_the_option(model, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("id,text\n1,café\n2,coração\n3,gato\n".encode("cp1252"))
+    with pytest.raises(CorpusError, match="--text-encoding cp1252"):
+        embed_corpus(model, path, tmp_path / "out", options())
+    embed_corpus(model, path, tmp_path / "lax", options(max_bad_share=1.0))
+    assert [row["id"] for row in bad_rows_of(tmp_path / "lax")] == ["1", "2"]
+    assert all("--text-encoding cp1252" in row["reason"] for row in bad_rows_of(tmp_path / "lax"))
+    reading = Reading(encoding="cp1252")
+    assert embed_corpus(model, path, tmp_path / "right", options(reading=reading)).total.bad == 0
 
 
 def test_vectors_are_the_encoders_in_the_sources_order(model, encoder, source, texts, tmp_path):

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageSequence
 
-from runtime.corpus import Columns, SourceFormat, open_source
+from runtime.corpus import Columns, Reading, SourceFormat, open_source
 from runtime.corpus.rows import ImageFile, Problem, Rows, slices_from_rows
 from runtime.corpus.sources import NumberedRows
-from runtime.errors import ImageError, InputError
+from runtime.errors import DamagedFileError, ImageError, InputError
 from runtime.manifest import Modality
 from runtime.preprocessing.image import decode
 
@@ -440,9 +440,22 @@ def test_a_file_in_a_folder_whose_name_is_not_utf_8_is_named(tmp_path, location)
     (tmp_path / "good.txt").write_text("a cat")
     (tmp_path / "bad\udcff.txt").write_text("a cat")
     with pytest.raises(
-        InputError, match=r"holds a file whose name is not UTF-8: .*bad\\xff\.txt\. Rename it"
+        DamagedFileError, match=r"holds a file whose name is not UTF-8: bad\\xff\.txt\. Rename it"
     ):
         open_source(f"{tmp_path}{location}")
+    source = open_source(f"{tmp_path}{location}", reading=Reading(skip_bad_files=True))
+    assert rows_of(source)[1] == ["a cat"]
+    assert [(bad.name, bad.n_rows_read) for bad in source.bad_files] == [("bad\\xff.txt", 0)]
+    if location:
+        return
+    for name in ("a\udcff.jpg", "b.png", "c\udcff.md"):
+        (tmp_path / name).write_bytes(png("red"))
+    (tmp_path / "good.txt").unlink()
+    with pytest.raises(DamagedFileError, match=r"a\\xff\.jpg"):
+        open_source(tmp_path, format="images")
+    source = open_source(tmp_path, format="images", reading=Reading(skip_bad_files=True))
+    assert rows_of(source)[0] == ["b.png"]
+    assert [bad.name for bad in source.bad_files] == ["a\\xff.jpg"]
 
 
 def test_nothing_there_and_several_formats(tmp_path):
