@@ -343,8 +343,8 @@ class Journal(JournalState):
                     else:
                         self._remove_stray_parts()
                 if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
-                    self._describe()
                     self.refresh()
+                    self._describe()
                     break
         if n_rows is not None:
             self.end(n_rows)
