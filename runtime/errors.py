@@ -22,7 +22,8 @@
     ├── DatasetError           an evaluation set's files are missing or malformed
     └── CorpusError            a run over a corpus cannot start, continue, or be written
         ├── ChangedInputError  the source is not the one that the existing parts were read from
-        └── InputFaultError    storage failed while a source was read; the same command may succeed later
+        ├── InputFaultError    storage failed while a source was read; the same command may succeed later
+        └── OutputFaultError   storage failed where the output is, such as a full disk; likewise
 
 Each message says what failed, what was found and expected, and the remedy. ``exit_code`` is what a command
 returns for an error of the class.
@@ -54,6 +55,7 @@ __all__ = [
     "MissingPackageError",
     "MissingSourceError",
     "OpeningCheckError",
+    "OutputFaultError",
     "ParityError",
     "RepositoryInUseError",
     "RolloutError",
@@ -168,6 +170,12 @@ class ChangedInputError(CorpusError):
 
 class InputFaultError(CorpusError):
     """Storage failed while a source was read, also when tried again; the same command may succeed later."""
+
+    exit_code = 75
+
+
+class OutputFaultError(CorpusError):
+    """Storage failed where the output is, such as a full disk; the same command may succeed later."""
 
     exit_code = 75
 

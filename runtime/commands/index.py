@@ -17,6 +17,10 @@ __all__ = ["index"]
 _IVF_PQ, _HNSW, _MEASURE, _UPDATE = "ivf-pq", "hnsw", "Measurement", "Update"
 
 
+_NAMED = 5
+"""Unknown ids that are named; the others are counted."""
+
+
 def index(
     vectors: Annotated[
         Path,
@@ -143,15 +147,24 @@ def _update(
     ids: frozenset[str] = frozenset()
     if remove is not None:
         try:
-            ids = frozenset(line for line in remove.read_text(encoding="utf-8").splitlines() if line)
+            lines = remove.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{remove} is not UTF-8 ({error}). Write one id a line.") from error
+        ids = frozenset(line.removesuffix("\r") for line in lines if line.strip())
     change = update_index(out, vectors, remove=ids, threads=threads, progress=progress)
     record = merge_segments(out, threads=threads, progress=progress) if merge else change.record
     if as_json:
-        data = {"added": change.added, "removed": change.removed, "unknown_ids": change.unknown_ids}
+        data = {"added": change.added, "removed": change.removed, "unknown_ids": list(change.unknown_ids)}
         typer.echo(json_text({**data, "seconds": change.seconds, "record": asdict(record)}))
         return
-    unknown = f"; {change.unknown_ids:,} ids to remove are not in it" if change.unknown_ids else ""
+    unknown = _words_on_unknown(change.unknown_ids)
     typer.echo(f"{change.added:,} rows added, {change.removed:,} removed{unknown}, in {change.seconds:.1f} s")
     typer.echo(text_from_record(record, out))
+
+
+def _words_on_unknown(ids: tuple[str, ...]) -> str:
+    """Name the first ids to remove that the index does not hold, and count them; empty if there are none."""
+    if not ids:
+        return ""
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    return f"; {len(ids):,} ids to remove are not in it: {', '.join(map(repr, ids[:_NAMED]))}{more}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+from collections.abc import Mapping
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +26,7 @@ __all__ = [
     "connection_to_model",
     "device_option",
     "json_text",
+    "plain_json",
     "token_file_option",
 ]
 
@@ -90,6 +95,30 @@ def connection_to_model(model: str, token_file: Path | None, ca_file: Path | Non
     if token_file is not None or ca_file is not None:
         raise InputError(f"--token-file and --ca-file are for a server's address; {model} is a path.")
     return None
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value of any Arrow type as JSON has it.
+
+    Dates and times are ISO 8601, durations seconds, decimals strings (they are exact), bytes base64; a number
+    that is not finite is null, and a map a list of pairs.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            return base64.b64encode(value).decode()
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Mapping():
+            return {str(name): plain_json(one) for name, one in value.items()}
+        case list() | tuple():
+            return [plain_json(one) for one in value]
+    return str(value)
 
 
 def json_text(value: Any) -> str:

@@ -14,6 +14,7 @@ from runtime.commands.options import (
     connection_to_model,
     device_option,
     json_text,
+    plain_json,
     token_file_option,
 )
 from runtime.errors import InputError
@@ -51,7 +52,8 @@ def search(
         float, typer.Option(min=0, max=1, help="Share of the picture beside a --query.")
     ] = 0.5,
     literal: Annotated[
-        bool, typer.Option("--literal", help="Search for TEXT as a text, also if it names an image file.")
+        bool,
+        typer.Option("--literal", help="Search for TEXT as a text, also if it looks like an image file."),
     ] = False,
     where: Annotated[
         list[str] | None,
@@ -59,7 +61,8 @@ def search(
             "--where",
             "-w",
             metavar="COLUMN=VALUE",
-            help="Only rows whose kept column meets this; also !=, <, <=, >, >=. May be repeated.",
+            help="Only rows whose kept column meets this; also !=, <, <=, >, >=. Quotes keep blanks: "
+            "c=' x '. May be repeated.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Results per query.")] = 5,
@@ -192,7 +195,7 @@ def _queries(
     further = [_query(one, language) for one in more]
     if like is not None:
         _require_picture(like)
-        sources = [Path(argument) for argument in arguments]
+        sources = [_place(argument) for argument in arguments]
         if len(sources) > 1 and not sources[-1].exists():
             raise InputError(
                 f"{arguments[-1]} is no source. With --like, a text is passed as --query LANGUAGE=TEXT."
@@ -203,19 +206,37 @@ def _queries(
     if len(arguments) < 2:
         raise InputError("The query is missing. Pass a text or an image file last, or --like PICTURE.")
     text = arguments[-1]
-    sources = [Path(argument) for argument in arguments[:-1]]
-    if not literal and _is_picture(text):
+    sources = [_place(argument) for argument in arguments[:-1]]
+    if not text.strip():
+        raise InputError("The query is empty. Pass a text or an image file last, or --like PICTURE.")
+    if not literal and _has_suffix_of_picture(text):
+        if not _is_file(text):
+            raise InputError(
+                f"There is no image file {text}. Pass one that exists; or --literal to search for this text."
+            )
         typer.echo(f"searching by the picture {text}; --literal searches for the text instead", err=True)
         return sources, [Query("", None, Path(text)), *further]
     return sources, [Query(text, language), *further]
 
 
-def _is_picture(text: str) -> bool:
+def _place(argument: str) -> Path:
+    """Return the path of a source."""
+    if "://" in argument:
+        raise InputError(
+            f"{argument} is a URL; search reads folders and files of this machine. Copy it here first."
+        )
+    return Path(argument)
+
+
+def _has_suffix_of_picture(text: str) -> bool:
     from runtime.preprocessing.image_formats import IMAGE_SUFFIXES
 
-    path = Path(text)
+    return Path(text).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_file(text: str) -> bool:
     try:
-        return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        return Path(text).is_file()
     except (OSError, ValueError):  # too long for a name
         return False
 
@@ -229,7 +250,7 @@ def _query(text: str, language: str | None) -> Any:
     from runtime.search.answers import Query
 
     code, equals, words = text.partition("=")
-    if not equals or not words:
+    if not equals or not words.strip():
         raise InputError(
             f"Invalid --query {text!r}; expected LANGUAGE=TEXT, such as 'por_Latn=gato preto', or "
             "'=gato preto' for the language of --language."
@@ -277,10 +298,10 @@ def _as_json(answers: Any, texts: dict[str, str]) -> Any:
     found = [
         [
             {
-                name: hit.id,
+                name: hit.id if hit.number is None else hit.number,
                 "score": hit.score,
                 **({"text": texts.get(hit.id)} if texts else {}),
-                **({"kept": dict(hit.kept)} if hit.kept else {}),
+                **({"kept": plain_json(dict(hit.kept))} if hit.kept else {}),
             }
             for hit in answer.hits
         ]

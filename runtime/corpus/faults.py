@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from runtime.errors import BabeltowerError, InputFaultError
+from runtime.errors import BabeltowerError, CorpusError, InputFaultError
 from runtime.logs import LOGGER
 
 __all__ = ["PATIENCE_S", "FaultKind", "Patience", "ShortReadError", "fault_kind", "without_query"]
@@ -51,21 +51,32 @@ class ShortReadError(OSError):
 
 def fault_kind(error: BaseException) -> FaultKind:
     """Classify an error that storage raised."""
-    status = getattr(error, "status", None)
+    status = _status(error)
     if isinstance(status, int) and status >= 300:
         return _kind_of_status(status)
     if isinstance(error, FileNotFoundError):
         cause = error.__cause__  # fsspec reports any failed request for a file's size as a missing file
-        return FaultKind.ABSENT if cause is None or cause is error else fault_kind(cause)
+        if cause is None or cause is error or isinstance(cause, LookupError):
+            return FaultKind.ABSENT
+        return fault_kind(cause)
     if isinstance(error, PermissionError):
         return FaultKind.DENIED
-    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
         return FaultKind.OWN
     if isinstance(error, OSError):
         return FaultKind.OWN if error.errno in _OWN else FaultKind.PASSING
     if isinstance(error, (ValueError, TypeError)):  # a malformed name or URL
         return FaultKind.OWN
     return FaultKind.PASSING
+
+
+def _status(error: BaseException) -> Any:
+    """Return the HTTP status of an error, as clients of HTTP and of S3 keep it."""
+    status = getattr(error, "status", None)
+    response = getattr(error, "response", None)
+    if status is None and isinstance(response, Mapping):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
 def _kind_of_status(status: int) -> FaultKind:
@@ -111,15 +122,25 @@ class Patience:
         """Check whether any read succeeded after a moment of ``time.monotonic()``."""
         return self._last_success > moment
 
-    def call(self, what: str, read: Callable[[], T], *, absent_may_pass: bool = False) -> T:
+    def call(
+        self,
+        what: str,
+        read: Callable[[], T],
+        *,
+        absent_may_pass: bool = False,
+        verb: str = "read",
+        fault: type[CorpusError] = InputFaultError,
+    ) -> T:
         """Call ``read`` until it succeeds; a fault that cannot pass is raised as it is.
 
         Args:
             what: Name of what is read, for the error message.
             absent_may_pass: Also try again where the file is absent: it was there before.
+            verb: What is done to it: ``read`` or ``written``.
+            fault: Class of the error.
 
         Raises:
-            InputFaultError: access is denied, or the fault did not pass in time.
+            InputFaultError: access is denied, or the fault did not pass in time; or another ``fault``.
         """
         first: float | None = None
         pause = _FIRST_PAUSE_S
@@ -136,8 +157,8 @@ class Patience:
                 first = now if first is None else first
                 wait = max(pause * random.uniform(0.8, 1.2), _asked_pause_s(error))
                 if kind is FaultKind.DENIED or now + wait - first > self.seconds or self._ended.is_set():
-                    raise InputFaultError(_message(what, error, kind, now - first)) from error
-                LOGGER.info("%s cannot be read (%s); trying again in %.1f s", what, _words(error), wait)
+                    raise fault(_message(what, error, kind, verb, now - first)) from error
+                LOGGER.info("%s cannot be %s (%s); trying again in %.1f s", what, verb, _words(error), wait)
                 self._ended.wait(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             else:
@@ -157,14 +178,14 @@ def _asked_pause_s(error: BaseException) -> float:
     return min(60.0, float(asked)) if isinstance(asked, str) and asked.isdecimal() else 0.0
 
 
-def _message(what: str, error: BaseException, kind: FaultKind, seconds: float) -> str:
+def _message(what: str, error: BaseException, kind: FaultKind, verb: str, seconds: float) -> str:
     if kind is FaultKind.DENIED:
         return (
-            f"{what} cannot be read: access is denied ({_words(error)}). Grant it, or renew the credentials "
-            "or the signed URL, and run the same command again."
+            f"{what} cannot be {verb}: access is denied ({_words(error)}). Grant it, or renew the "
+            "credentials or the signed URL, and run the same command again."
         )
     return (
-        f"{what} cannot be read, although it was tried again for {seconds:.1f} s ({_words(error)}). "
+        f"{what} cannot be {verb}, although it was tried again for {seconds:.1f} s ({_words(error)}). "
         "Once its storage answers, run the same command again: it continues."
     )
 

@@ -2,49 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from runtime.corpus.input_record import InputRecord
-from runtime.corpus.job import Job, changed_parts
-from runtime.corpus.journal import Journal
+import numpy as np
+
+from runtime.corpus.folder.kept import KeptColumns
+from runtime.corpus.input_record import InputRecord, is_read_once
+from runtime.corpus.job import Job, finished_parts_read_again, more_or_fewer_rows, require_content
+from runtime.corpus.journal import Journal, PartRecord, SourceChange, files_of_part
 from runtime.corpus.pictures import MISSING_FOLDER
 from runtime.corpus.rows import Columns
+from runtime.corpus.stores import Store
 from runtime.errors import CorpusError
+from runtime.extras import parquet, pyarrow
 
-__all__ = ["agree_on_input", "remedy_of_kinds"]
+__all__ = ["agree_on_input", "remedy_of_kinds", "require_same_stream"]
 
 
-def agree_on_input(job: Job, journal: Journal, record: InputRecord) -> None:
-    """Check the pictures of finished parts, reopen parts that are to be embedded again, and record the files.
+def agree_on_input(job: Job, journal: Journal, record: InputRecord, arguments: Mapping[str, Any]) -> None:
+    """Reopen the parts that are to be embedded again, and record the arguments and the files.
+
+    A changed source is taken up in an order that lets a kill in between lose nothing: parts whose rows
+    changed are reopened before the journal has the source's new identity, and the list of files follows last.
+    Until then every command without ``--recheck-input`` is refused.
 
     Raises:
         ChangedInputError: pictures were changed or removed.
-        CorpusError: a kind of bad rows is asked for that no finished part has.
+        CorpusError: the folder belongs to a run with other arguments; or a kind of bad rows is asked for that
+            no finished part has.
     """
     options = job.options
-    job.known_content = {part: done.content for part, done in journal.done.items() if done.content}
+    change = SourceChange.GROWN if options.append else SourceChange.NONE
+    change = SourceChange.CHANGED if options.recheck_input else change
+    journal.require_agreement(arguments, change)
+    again = _parts_of_kinds(journal.done, options.retry_bad)
+    n_rows = None
     if options.recheck_input:
-        unknown = [part for part in journal.done if part not in job.known_content]
-        again = [*unknown, *changed_parts(job)]
-        journal.reopen(again)
-        job.known_content = {part: job.known_content[part] for part in job.known_content if part not in again}
+        changed, n_rows = _changed_parts(job, journal, record)
+        again |= changed
     else:
-        record.require_same_pictures(journal.done)
+        record.require_same_pictures(part for part in journal.done if part not in again)
     absent = [part for part, done in journal.done.items() if MISSING_FOLDER in done.bad_kinds]
-    journal.reopen(record.parts_of_found_folders(absent))
-    if options.retry_bad:
-        _reopen_bad(journal, options.retry_bad)
+    again.update(record.parts_of_found_folders(absent))
+    journal.reopen(sorted(again))
+    journal.agree(arguments, change=change, n_rows=n_rows)
     record.write_files(job.source)
+    job.known_content = {part: done.content for part, done in journal.done.items() if done.content}
+    job.known_end = journal.n_rows
 
 
-def _reopen_bad(journal: Journal, kinds: tuple[str, ...]) -> None:
-    found = {kind for done in journal.done.values() for kind in done.bad_kinds}
+def require_same_stream(job: Job, done: Mapping[int, PartRecord], n_rows: int | None) -> None:
+    """Read a source that is known by its name alone to its end, and compare it with what was embedded.
+
+    Args:
+        done: Finished parts.
+        n_rows: Rows of the whole source.
+
+    Raises:
+        ChangedInputError: it gives other rows.
+    """
+    job.known_content = {part: record.content for part, record in done.items() if record.content}
+    found = finished_parts_read_again(job)
+    for part in found.changed:
+        require_content(part, job.known_content[part], "")
+    if n_rows is not None and found.n_rows != n_rows:
+        raise more_or_fewer_rows(n_rows)
+
+
+def _parts_of_kinds(done: Mapping[int, PartRecord], kinds: tuple[str, ...]) -> set[int]:
+    found = {kind for record in done.values() for kind in record.bad_kinds}
     unknown = sorted(set(kinds) - found)
     if unknown and found:
         raise CorpusError(
             f"No finished part has bad rows of the kind {unknown[0]!r}; the kinds are {sorted(found)}."
         )
-    journal.reopen([part for part, done in journal.done.items() if set(kinds) & set(done.bad_kinds)])
+    return {part for part, record in done.items() if set(kinds) & set(record.bad_kinds)}
+
+
+def _changed_parts(job: Job, journal: Journal, record: InputRecord) -> tuple[set[int], int | None]:
+    """Return the finished parts whose rows changed, and the source's number of rows if it is known now.
+
+    What can be read once only is needed for embedding, so that all its parts are embedded again.
+    """
+    done = {**journal.done, **journal.lost}
+    if not done or is_read_once(job.source):
+        return set(done), None
+    job.known_content = {part: found.content for part, found in journal.done.items() if found.content}
+    found = finished_parts_read_again(job)
+    same = job.known_content.keys() - set(found.changed)
+    same -= set(_with_other_columns(job, journal.store, {part: journal.done[part] for part in sorted(same)}))
+    for part in same:
+        record.write_pictures(part, found.pictures[part])
+    return set(done) - same, found.n_rows
+
+
+def _with_other_columns(job: Job, store: Store, done: Mapping[int, PartRecord]) -> Iterator[int]:
+    """Yield the parts whose kept columns are not those of the source."""
+    kept = KeptColumns.of(job.source, job.options.keep)
+    if kept is None:
+        return
+    filesystem, root = store.arrow()
+    for part, record in done.items():
+        vectors, bad_rows, _ = files_of_part(part)
+        if vectors not in record.files:
+            continue
+        start = part * job.options.rows_per_part
+        is_good = np.ones(record.rows, dtype=np.bool_)
+        if bad_rows in record.files:
+            bad = parquet().read_table(f"{root}/{bad_rows}", columns=["row"], filesystem=filesystem)
+            is_good[bad["row"].to_numpy() - start] = False
+        now = kept.rows(start, start + record.rows).filter(pyarrow().array(is_good))
+        written = parquet().read_table(f"{root}/{vectors}", columns=list(kept.names), filesystem=filesystem)
+        if not written.select(list(kept.names)).replace_schema_metadata(None).equals(now):
+            yield part
 
 
 def remedy_of_kinds(kinds: Collection[str], columns: Columns) -> str:

@@ -20,7 +20,7 @@ from runtime.corpus.sources import BadFile, ItemSource, Source
 from runtime.corpus.sources.stdin import STANDARD_INPUT
 from runtime.errors import ChangedInputError, CorpusError
 
-__all__ = ["InputRecord", "is_nameless"]
+__all__ = ["InputRecord", "is_nameless", "is_read_once"]
 
 _FOLDER = "_input"
 _NAMED = 5
@@ -32,6 +32,13 @@ def is_nameless(source: Source) -> bool:
     if isinstance(source, ItemSource):
         return source.identity() == "items"
     return any(file.path == file.name == STANDARD_INPUT for file in source.files.files)
+
+
+def is_read_once(source: Source) -> bool:
+    """Check whether a source can be read once only: an iterable, or standard input."""
+    if isinstance(source, ItemSource):
+        return source.is_read_once
+    return any(file.path == STANDARD_INPUT for file in source.files.files)
 
 
 class Folder(Protocol):
@@ -58,6 +65,7 @@ class InputRecord:
 
     def __init__(self, folder: Folder) -> None:
         self._out = folder
+        self._former: set[str] | None = None
 
     def require_same_files(self, source: Source, *, append: bool = False) -> None:
         """Check that the source's files are those that the folder's parts were read from.
@@ -130,8 +138,13 @@ class InputRecord:
     def write_pictures(self, part: int, pictures: Iterable[Picture]) -> None:
         """Record the pictures that a part read; call it before the part is noted as done."""
         lines = [asdict(picture) for picture in pictures]
+        name = _name_of_part(part)
+        if self._former is None:
+            self._former = set(self._out.names(_FOLDER))
         if lines:
-            self._write(_name_of_part(part), lines)
+            self._write(name, lines)
+        elif _path(name).removeprefix(f"{_FOLDER}/") in self._former:
+            self._out.remove(_path(name))
 
     def with_bad_files(self, found: Iterable[BadFile]) -> tuple[BadFile, ...]:
         """Add files that were set aside to those that earlier runs recorded, and return all."""

@@ -11,7 +11,7 @@ from runtime.corpus.computation import Computation
 from runtime.corpus.engines import EngineChoice
 from runtime.corpus.faults import Patience
 from runtime.corpus.options import Options
-from runtime.corpus.pictures import PictureReader
+from runtime.corpus.pictures import Picture, PictureReader
 from runtime.corpus.pipeline import OPEN_PARTS, EmbeddedPart, Observer, Workers, embedded_parts
 from runtime.corpus.prepare import ImagePreparation, TextPreparation
 from runtime.corpus.rows import Rows, slices_from_rows
@@ -27,8 +27,10 @@ from runtime.preprocessing.buckets import GPU_BATCH_IMAGES
 __all__ = [
     "Executor",
     "Job",
-    "changed_parts",
+    "Reread",
+    "finished_parts_read_again",
     "images_per_slice",
+    "more_or_fewer_rows",
     "parts_in_process",
     "require_content",
     "runs_on_gpu",
@@ -70,6 +72,7 @@ class Job:
         observe: Callback after each batch.
         computation: Identity of the computation; remote workers must match it.
         known_content: Finished part → hash of what was read for it; compared where it is read again anyway.
+        known_end: Rows of the whole source when it was last read to its end; further ones are not embedded.
         n_rows: Rows of the whole source; set by the executor at the end.
     """
 
@@ -84,6 +87,7 @@ class Job:
     observe: Observer
     computation: Computation = field(default_factory=dict)
     known_content: Mapping[int, str] = field(default_factory=dict)
+    known_end: int | None = None
     n_rows: int = 0
 
     @property
@@ -116,10 +120,35 @@ class Job:
         for part, piece in slices_of_rows(
             rows, self.source.modality, self.options.rows_per_part, n_images=n_images
         ):
+            if self.known_end is not None and piece.stop > self.known_end:
+                raise more_or_fewer_rows(self.known_end)
             if self.claim(part):
                 yield part, piece
             elif self._rereads and (known := self.known_content.get(part)):
                 require_content(part, known, digest_of_part([digest_of_rows(piece)]))
+
+
+def more_or_fewer_rows(known_end: int) -> ChangedInputError:
+    """Return the error of a source that has other rows than when it was read to its end."""
+    return ChangedInputError(
+        f"The source gives more or fewer rows than the {known_end:,} that it had. Restore it, choose another "
+        "output folder, or pass --recheck-input to take up the changed source."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """Result of reading the finished parts again.
+
+    Attributes:
+        changed: Parts whose rows are others than those that were embedded, or that have no rows any more.
+        pictures: Unchanged part → image files behind its path column, as they are now.
+        n_rows: Rows of the whole source.
+    """
+
+    changed: tuple[int, ...]
+    pictures: Mapping[int, tuple[Picture, ...]]
+    n_rows: int
 
 
 def require_content(part: int, known: str, found: str) -> None:
@@ -135,8 +164,8 @@ def require_content(part: int, known: str, found: str) -> None:
         )
 
 
-def changed_parts(job: Job) -> list[int]:
-    """Read the finished parts again, without embedding them, and return those whose rows changed."""
+def finished_parts_read_again(job: Job) -> Reread:
+    """Read the finished parts again, without embedding them, and compare them with what was embedded."""
     known = job.known_content
     size = job.options.rows_per_part
     rows = NumberedRows(
@@ -147,11 +176,15 @@ def changed_parts(job: Job) -> list[int]:
         preparation.shortened(iter(rows)), job.source.modality, size, n_images=images_per_slice(job.encoder)
     )
     found: dict[int, list[bytes]] = {}
+    pictures: dict[int, list[Picture]] = {}
     for piece in preparation.deduplicated((part, piece) for part, piece in slices if part in known):
         is_image = job.source.modality is Modality.IMAGE
         digest = digest_of_rows(piece.rows, piece.content if is_image else None)
         found.setdefault(piece.part, []).append(digest)
-    return [part for part in known if digest_of_part(found.get(part, [])) != known[part]]
+        pictures.setdefault(piece.part, []).extend(piece.pictures)
+    changed = [part for part in known if digest_of_part(found.get(part, [])) != known[part]]
+    same = {part: tuple(pictures.get(part, ())) for part in known if part not in set(changed)}
+    return Reread(tuple(changed), same, rows.n_rows)
 
 
 Executor: TypeAlias = "Callable[[Job], Iterator[EmbeddedPart]]"

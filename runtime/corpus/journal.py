@@ -23,13 +23,14 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from runtime.corpus.computation import Computation, ComputationChange, require_acceptable
 from runtime.corpus.folder.leases import LEASE_S, Fleet
 from runtime.corpus.stores import Store, store_from_location
-from runtime.errors import CorpusError
+from runtime.errors import CorpusError, DamagedVectorsError
 from runtime.fingerprints import remark_on_vectors
 from runtime.logs import LOGGER
 
@@ -40,6 +41,7 @@ __all__ = [
     "JournalState",
     "PartRecord",
     "Shard",
+    "SourceChange",
     "computations_of_folder",
     "files_of_part",
     "is_former_journal",
@@ -68,8 +70,17 @@ _WRITTEN_TO = (*_PART_FOLDERS, f"{_FOLDER}/", "_input/")
 
 _RUN = "run"
 _ENTRY = re.compile(r"(run|part-\d{5,})\.(\d+)\.json")
+_PART = re.compile(r"part-(\d{5,})\.")
 _FORMER = re.compile(r"journal(-\d+-of-\d+)?\.jsonl")
 _POLL_S = 0.2
+
+
+class SourceChange(Enum):
+    """Change of a source between two runs of one folder that the later one takes up."""
+
+    NONE = "none"
+    GROWN = "grown"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +234,11 @@ class JournalState:
         used = {self._computed_by[part] for part in self.done}
         return [computation for number, computation in sorted(self._computations.items()) if number in used]
 
+    @property
+    def n_unreadable_entries(self) -> int:
+        """Number of entries that were looked at and cannot be decoded."""
+        return sum(entry is None for log in self._logs.values() for entry in log.entries.values())
+
     def n_parts(self) -> int | None:
         """Return the number of parts; ``None`` until the source was read to its end."""
         if self.n_rows is None or self.arguments is None:
@@ -290,14 +306,21 @@ class Journal(JournalState):
                 is_waiting = True
             time.sleep(_POLL_S)
 
-    def agree(self, arguments: Mapping[str, Any], *, may_differ: Collection[str] = frozenset()) -> None:
+    def agree(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        change: SourceChange = SourceChange.NONE,
+        n_rows: int | None = None,
+    ) -> None:
         """Record the arguments of a new run, or check that they are those of the folder's run.
 
         Other arguments replace those of a run that has finished no part and has no other worker.
 
         Args:
-            may_differ: Arguments that may be others than before, since the source grew: a last part that was
-                not full is embedded again with the rows that follow.
+            change: Change of the source since the parts were finished. A grown source embeds its last part
+                again if that was not full; of a changed one the caller reopened the parts before.
+            n_rows: Rows of the changed source, if they are known; else it is read to its end again.
 
         Raises:
             CorpusError: the folder belongs to a run with other arguments; the message names each one.
@@ -306,33 +329,74 @@ class Journal(JournalState):
         while True:
             with self._lock:
                 self.refresh()
-                if self.arguments == plain:
+                is_changed = (
+                    change is SourceChange.CHANGED and self.n_rows is not None and self.n_rows != n_rows
+                )
+                if self.arguments == plain and not is_changed:
                     self._describe()
-                    return
+                    break
                 if self.arguments is not None:
                     if self.done or self.lost or self._others():
-                        known = {**self.arguments, **{name: plain.get(name) for name in may_differ}}
-                        _require_same(self.store.location, known, plain)
-                        self._reopen_last(int(plain["rows_per_part"]))
+                        self._require_agreement(plain, change)
+                        if change is SourceChange.GROWN:
+                            self._reopen_last(int(plain["rows_per_part"]))
                     else:
                         self._remove_stray_parts()
                 if self._append(_RUN, {"journal": VERSION, "arguments": plain}):
-                    self._describe()
                     self.refresh()
-                    return
+                    self._describe()
+                    break
+        if n_rows is not None:
+            self.end(n_rows)
+
+    def require_agreement(self, arguments: Mapping[str, Any], change: SourceChange) -> None:
+        """Check that a run with these arguments may go on with the folder's parts; nothing is written.
+
+        Raises:
+            CorpusError: the folder belongs to a run with other arguments; or its source was changed, and
+                other workers are still at work on the former one.
+        """
+        with self._lock:
+            self.refresh()
+            if self.arguments is not None and (self.done or self.lost or self._others()):
+                self._require_agreement(json.loads(json.dumps(arguments)), change)
+
+    def _require_agreement(self, plain: Mapping[str, Any], change: SourceChange) -> None:
+        found = self.arguments or {}
+        is_allowed = change is not SourceChange.NONE
+        known = {**found, "source": plain.get("source")} if is_allowed else found
+        _require_same(self.store.location, known, plain)
+        others = self._others()
+        if change is SourceChange.CHANGED and found.get("source") != plain.get("source") and others:
+            raise CorpusError(
+                f"{len(others)} other workers embed the former state of the source into "
+                f"{self.store.location}, among them {others[0]}. End them, then pass --recheck-input."
+            )
 
     def _describe(self) -> None:
-        """Write the file for ``datasets`` unless it is there; remove half-written files of killed workers."""
+        """Write the file for ``datasets`` unless it is there; remove what killed workers left."""
         if self.store.read(_DATASET_FILE) != _DATASET:
             self.store.replace(_DATASET_FILE, _DATASET)
         if not self._others():
             for folder in _WRITTEN_TO:
                 self.store.remove_unfinished(folder)
+            self._remove_beyond_end()
 
     def _reopen_last(self, rows_per_part: int) -> None:
         parts = {**self.done, **self.lost}
         if parts and parts[max(parts)].rows < rows_per_part:
             self.reopen([max(parts)])
+
+    def _remove_beyond_end(self) -> None:
+        """Remove parts after the source's last one, which it had before it shrank: records, then files."""
+        n_parts = self.n_parts()
+        if n_parts is None:
+            return
+        self.reopen([part for part in {**self.done, **self.lost} if part >= n_parts])
+        for name in sizes_of_files(self.store):
+            match = _PART.search(name)
+            if match and int(match[1]) >= n_parts:
+                self.store.remove(name)
 
     def _others(self) -> list[str]:
         """Return the other workers that are alive."""
@@ -452,6 +516,7 @@ class Journal(JournalState):
             for part in parts:
                 if self._append(part_name(part), {"again": True}):
                     self.done.pop(part, None)
+                    self.lost.pop(part, None)
 
     def drop(self, part: int) -> None:
         """Give up a part that another worker took over."""
@@ -464,8 +529,11 @@ class Journal(JournalState):
         while True:
             with self._lock:
                 self.refresh()
-                if self.n_rows == n_rows or self._append(_RUN, {"end": n_rows}):
+                if self.n_rows == n_rows:
+                    return
+                if self._append(_RUN, {"end": n_rows}):
                     self.n_rows = n_rows
+                    self._remove_beyond_end()
                     return
 
     def unfinished(self, shard: Shard) -> Iterator[tuple[int, bool]]:
@@ -509,12 +577,19 @@ def state_of_store(store: Store) -> JournalState:
 
     Raises:
         CorpusError: the folder holds no journal of this version, or cannot be read.
+        DamagedVectorsError: the journal is damaged.
     """
     state = JournalState(store)
     if store.exists():
         _require_current_layout(store)
         state.refresh()
     if state.arguments is None:
+        if n_unreadable := state.n_unreadable_entries:
+            raise DamagedVectorsError(
+                f"The journal of {store.location} is damaged: {n_unreadable} of its entries in "
+                f"{store.path(_FOLDER)} cannot be read, and none says what the run was. Restore the folder, "
+                "or run the same babeltower embed command again, which writes all parts anew."
+            )
         raise CorpusError(
             f"{store.location} holds no output of babeltower embed: it has no {_FOLDER}. Pass a folder that "
             "babeltower embed wrote."
@@ -629,6 +704,11 @@ def _require_same(location: str, found: Mapping[str, Any], asked: Mapping[str, A
     ]
     if differing:
         remark = remark_on_vectors(str(found.get("fingerprint")), str(asked.get("fingerprint")))
+        if all(found.get(name) == asked.get(name) for name in asked if name != "source"):
+            remark += (
+                " If the same source was changed, --recheck-input reads the finished parts again and embeds "
+                "those whose rows differ."
+            )
         raise CorpusError(
             f"{location} belongs to a run with other arguments: {'; '.join(differing)}. Run the original "
             f"command to resume it, or choose another output folder.{remark}"

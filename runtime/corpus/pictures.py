@@ -95,17 +95,18 @@ class PictureReader:
                 return Problem("storage-fault", str(error), may_pass=True), None
             raise
         except _FolderMissingError as error:
-            reason = f"The image {item.path} does not exist, nor does its folder {error}."
-            return Problem(MISSING_FOLDER, reason), Picture(item.path, MISSING, None)
+            reason = f"{item.words_on_absence}, nor does its folder {error}."
+            return Problem(MISSING_FOLDER, reason), Picture(item.target, MISSING, None)
         except Exception as error:
             problem = item.problem_of(error)
             if problem is None:
                 raise
             return problem, None
         if is_local(item.filesystem):
+            seen = item.target
             if len(self._witnesses) < _MOST_WITNESSES:
-                self._witnesses[str(Path(item.path).parent)] = item.path
-            self._witnesses[""] = item.path
+                self._witnesses[str(Path(seen).parent)] = seen
+            self._witnesses[""] = seen
         picture = None if item.is_listed else Picture(without_query(item.path), stamp.n_bytes, stamp.mtime_ns)
         return data, picture
 
@@ -116,13 +117,15 @@ class PictureReader:
             if fault_kind(error) is FaultKind.ABSENT:
                 match self._absence(item):
                     case _Absence.STORE:
+                        link = "" if item.target == item.path else f" (a link to {item.target})"
                         raise OSError(
-                            "it is missing, and so is what lay beside it; its disk or mount may be away"
+                            f"it{link} is missing, and so is what lay beside it; its disk or mount may be "
+                            "away. If it is not, --skip-bad-files calls such rows bad"
                         ) from error
                     case _Absence.FOLDER:
                         self._wait_for_folder()
-                        if not Path(item.path).parent.is_dir():
-                            raise _FolderMissingError(str(Path(item.path).parent)) from error
+                        if not Path(item.target).parent.is_dir():
+                            raise _FolderMissingError(str(Path(item.target).parent)) from error
                         return item.fetched()
             raise
 
@@ -134,23 +137,27 @@ class PictureReader:
                 self._patience.pause(_FOLDER_WAIT_S)
 
     def _absence(self, item: ImageFile) -> _Absence:
-        """Tell what is missing: one file while its store is there, a folder not seen before, or the store."""
+        """Tell what is missing: one file while its store is there, a folder not seen before, or the store.
+
+        A link is judged by the place of its target, such as git-annex's folder of objects.
+        """
         if not is_local(item.filesystem):
             return _Absence.STORE if item.is_listed else _Absence.FILE
         if item.is_listed:
             return _Absence.STORE
-        folder = Path(item.path).parent
+        path = item.target
+        folder = Path(path).parent
         witness = self._witnesses.get(str(folder))
         last = self._witnesses.get("")
         if witness is not None:
-            return _Absence.FILE if _exists(witness) and not _exists(item.path) else _Absence.STORE
+            return _Absence.FILE if _exists(witness) and not _exists(path) else _Absence.STORE
         if last is not None and not _exists(last):
             return _Absence.STORE
         above = next((above for above in (folder, *folder.parents) if above.is_dir()), None)
         if above is None or not _has_entries(above):
             return _Absence.STORE
         if above == folder:
-            return _Absence.STORE if _exists(item.path) else _Absence.FILE
+            return _Absence.STORE if _exists(path) else _Absence.FILE
         # the folder itself is missing: a file's own fault only beside a picture that can still be seen
         is_beside = last is not None and Path(last).is_relative_to(above)
         return _Absence.FILE if is_beside else _Absence.FOLDER

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
 from runtime.corpus.faults import FaultKind, fault_kind, without_query
-from runtime.corpus.reading import Stamp, fetched
+from runtime.corpus.reading import Stamp, fetched, is_local
 from runtime.errors import InputError, InputFaultError
 
 __all__ = [
@@ -94,11 +95,25 @@ class ImageFile:
                 ) from error
             return problem
 
+    @property
+    def target(self) -> str:
+        """Path that a local link leads to; else the path."""
+        is_link = is_local(self.filesystem) and os.path.islink(self.path)  # noqa: PTH114 - any string
+        return os.path.realpath(self.path) if is_link else self.path
+
+    @property
+    def words_on_absence(self) -> str:
+        """Say that the file does not exist, and of a link that its target does not, without a full stop."""
+        shown = without_query(self.path)
+        if self.target != self.path:
+            return f"The image {shown} is a link to {self.target}, which does not exist"
+        return f"The image {shown} does not exist"
+
     def problem_of(self, error: Exception) -> Problem | None:
         """Return the row's own problem for an error of reading, or ``None`` for a fault of storage."""
         match fault_kind(error):
             case FaultKind.ABSENT:
-                return Problem("missing-file", f"The image {without_query(self.path)} does not exist.")
+                return Problem("missing-file", f"{self.words_on_absence}.")
             case FaultKind.OWN:
                 shown = without_query(f"{self.path} cannot be read: {error}")
                 return Problem("unreadable-file", f"The image {shown}.")

@@ -17,9 +17,16 @@ from runtime.corpus.computation import computation_of, differences
 from runtime.corpus.engines import EngineChoice, choice_from_arguments, open_encoder
 from runtime.corpus.files import require_utf8
 from runtime.corpus.folder.kept import KeptColumns
-from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds
-from runtime.corpus.input_record import InputRecord
-from runtime.corpus.job import Executor, Job, parts_in_process, runs_on_gpu, source_of_run
+from runtime.corpus.input_agreement import agree_on_input, remedy_of_kinds, require_same_stream
+from runtime.corpus.input_record import InputRecord, is_read_once
+from runtime.corpus.job import (
+    Executor,
+    Job,
+    more_or_fewer_rows,
+    parts_in_process,
+    runs_on_gpu,
+    source_of_run,
+)
 from runtime.corpus.journal import BAD_ROWS, Journal, PartRecord
 from runtime.corpus.options import Options, RunRecord, Watcher
 from runtime.corpus.output import LAYOUT_VERSION, PartTakenOverError, PartWriter, encoding_metadata
@@ -68,7 +75,8 @@ def embed_corpus(
         InputError: the source cannot be read, or the folder's name is not UTF-8.
         ManifestError, EngineError, LanguageError: as in ``Encoder.open``.
     """
-    options, watcher, store = options or Options(), watcher or Watcher(), store_from_location(out)
+    options, watcher = options or Options(), watcher or Watcher()
+    store = store_from_location(out, patience_s=options.reading.patience_s)
     location = model_location(model)
     require_utf8(store.location)
     opened = source_of_run(source, options, store.location)
@@ -81,7 +89,6 @@ def embed_corpus(
         with encoder:
             arguments = _arguments(encoder, opened, options, choice)
             computation = computation_of(encoder, choice, opened.modality)
-            journal.agree(arguments, may_differ={"source"} if options.append else frozenset())
             job = Job(
                 location,
                 encoder,
@@ -94,7 +101,7 @@ def embed_corpus(
                 watcher.observe,
                 computation,
             )
-            agree_on_input(job, journal, record)
+            agree_on_input(job, journal, record, arguments)
             run = _Run(job, journal, arguments, store, record, watcher, execute or parts_in_process)
             return run.record()
 
@@ -147,7 +154,10 @@ class _Run:
 
     def record(self) -> RunRecord:
         before = set(self.journal.done)
-        if not self._is_finished():
+        if self._is_finished():
+            if is_read_once(self.job.source):
+                require_same_stream(self.job, self.journal.done, self.journal.n_rows)
+        else:
             self.journal.begin(self.job.computation, self.job.options.accept_changed)
         encoder = self.job.encoder if self.execute is parts_in_process else None
         if isinstance(encoder, LocalEncoder) and not self._is_finished():
@@ -252,6 +262,8 @@ class _Run:
                 self._note(writing)
                 raise
             self._note(writing)
+        if self.job.known_end not in (None, self.job.n_rows):
+            raise more_or_fewer_rows(self.job.known_end)
         self.journal.end(self.job.n_rows)
 
     def _written(self, writer: PartWriter, part: EmbeddedPart) -> PartRecord:

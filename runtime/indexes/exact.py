@@ -38,11 +38,13 @@ class Hit:
     Attributes:
         score: Cosine, or for binary vectors the share of equal bits in -1..1.
         kept: Columns that ``babeltower embed --keep`` carried through.
+        number: The id as a number, where ids are stored as integers.
     """
 
     id: str
     score: float
     kept: Mapping[str, Any] = field(default_factory=dict)
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from runtime.storage import replace_durably, sha256_of_file, staged_folder
 __all__ = ["IndexChange", "merge_segments", "update_index"]
 
 _MERGED_ROWS = 65_536
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _GENERATION = re.compile(r"\D*-(\d+)(?:-\d+)?\.\w+")
 
 
@@ -52,13 +53,13 @@ class IndexChange:
     Attributes:
         added: Rows of new or changed files.
         removed: Rows of files that are gone or changed, and of ids that were to be removed.
-        unknown_ids: Ids to remove that the index does not hold.
+        unknown_ids: Ids to remove that the index does not hold, sorted.
     """
 
     record: IndexRecord
     added: int
     removed: int
-    unknown_ids: int
+    unknown_ids: tuple[str, ...]
     seconds: float
 
 
@@ -76,7 +77,7 @@ def update_index(
         index: Folder of the index.
         vectors: Folder that the index was built from: rows of its new and changed files are added, rows of
             files that are gone or were changed are removed. ``None`` leaves the files as they are.
-        remove: Ids whose rows are removed.
+        remove: Ids whose rows are removed; an integer in its usual form, so that ``02`` is not 2.
 
     Raises:
         InputError: the index is of version 1, or the vectors are of another space; nothing is changed.
@@ -96,11 +97,11 @@ def update_index(
         generation = 1 + max(map(_generation, record.file_bytes), default=0)
         files: dict[str, Path] = {}
         segments = list(record.segments)
-        removed, found_ids = 0, 0
+        removed, found_ids = 0, set[str]()
         for number, segment in enumerate(segments):
             kept = _removal(folder, segment, gone, remove, f"removed-{generation:04d}-{number:04d}.npy")
             segments[number] = kept.segment
-            removed, found_ids = removed + kept.n_newly_removed, found_ids + kept.n_found_ids
+            removed, found_ids = removed + kept.n_newly_removed, found_ids | kept.found_ids
             files |= kept.files
         added = 0
         if new is not None:
@@ -116,7 +117,8 @@ def update_index(
         changed = replace(changed, parts=tuple(parts))
         changed.write(folder)
         _remove_unnamed(folder, changed)
-    return IndexChange(changed, added, removed, len(remove) - found_ids, time.perf_counter() - started)
+    unknown = tuple(sorted(remove - found_ids))
+    return IndexChange(changed, added, removed, unknown, time.perf_counter() - started)
 
 
 def _changed_parts(
@@ -142,7 +144,7 @@ def _changed_parts(
 class _Removal:
     segment: Segment
     n_newly_removed: int
-    n_found_ids: int
+    found_ids: frozenset[str]
     files: Mapping[str, Path]
 
 
@@ -153,24 +155,24 @@ def _removal(
     allowed = allowed_rows(folder, segment)
     before = np.ones(segment.n_rows, dtype=np.bool_) if allowed is None else allowed
     going = np.zeros(segment.n_rows, dtype=np.bool_)
-    n_found = 0
+    found = frozenset[str]()
     if gone or remove:
         rows = rows_from_file(folder / segment.ids)
         if gone:
             going |= np.isin(rows[PART_COLUMN].to_numpy(), sorted(gone))
         if remove:
             among = _among(rows["id"], remove) & before
-            n_found = len({str(value) for value in rows["id"].filter(pyarrow().array(among)).to_pylist()})
+            found = frozenset(map(str, rows["id"].filter(pyarrow().array(among)).to_pylist()))
             going |= among
     going &= before
     if not going.any():
         return _Removal(
-            segment, 0, n_found, {segment.removed: folder / segment.removed} if segment.removed else {}
+            segment, 0, found, {segment.removed: folder / segment.removed} if segment.removed else {}
         )
     removed = np.flatnonzero(~before | going)
     replace_durably(folder / name, lambda path: _save(path, removed))
     changed = replace(segment, removed=name, n_removed=len(removed))
-    return _Removal(changed, int(going.sum()), n_found, {name: folder / name})
+    return _Removal(changed, int(going.sum()), found, {name: folder / name})
 
 
 def _among(ids: Any, remove: frozenset[str]) -> NDArray[np.bool_]:
@@ -178,7 +180,8 @@ def _among(ids: Any, remove: frozenset[str]) -> NDArray[np.bool_]:
     arrow = pyarrow()
     wanted: list[Any] = sorted(remove)
     if ids.type == arrow.int64():
-        wanted = [int(one) for one in wanted if one.lstrip("-").isdecimal()]
+        numbers = {one: int(one) for one in wanted if _INTEGER.fullmatch(one)}
+        wanted = [number for number in numbers.values() if -(1 << 63) <= number < 1 << 63]
     found: NDArray[np.bool_] = compute.is_in(ids, value_set=arrow.array(wanted, ids.type)).to_numpy()
     return found
 

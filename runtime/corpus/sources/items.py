@@ -114,6 +114,11 @@ class ItemSource:
         known = (v for record in records if (v := _plain(value_at(record, column))) is not None)
         return IdType.INT64 if are_int64(known) else IdType.STRING
 
+    @property
+    def is_read_once(self) -> bool:
+        """True for an iterable, False for a table."""
+        return self._table is None
+
     def identity(self) -> str:
         """Return the given name; of a table of texts without one, a hash of its content; else a constant."""
         if self.stream_name is not None:
@@ -131,7 +136,7 @@ class ItemSource:
         return None if self._table is None or self._captions is CaptionUse.EACH else self._table.n_rows
 
     def read(self, file: int, needs: Needs) -> Iterator[Rows]:
-        """Yield all items as rows; a second call yields none."""
+        """Yield all items as rows; of an iterable, a second call yields none."""
         start = 0
         is_text = self.modality is Modality.TEXT
         most = PIECE_TEXTS if is_text else PIECE_IMAGES
@@ -143,7 +148,7 @@ class ItemSource:
     def _cells(self) -> Iterator[_Cell]:
         """Yield each item's cells, copied before requesting the next item, when the caller may change it."""
         columns = self.columns
-        for number, item in enumerate(self._items):
+        for number, item in enumerate(self._items if self._table is None else self._table):
             cell = _Cell(_plain(item))
             if self._are_mappings:
                 record = item if isinstance(item, Mapping) else {}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from runtime.corpus.sources.parquet_headers import Page, PageKind, numbers_from_hybrid, page_at
 from runtime.corpus.sources.snappy import FarReferenceError, pieces_of_snappy
-from runtime.errors import CorpusError
+from runtime.errors import OutputFaultError
 
 __all__ = ["ColumnChunk", "has_page_larger_than", "values_of_chunk"]
 
@@ -99,7 +99,7 @@ def values_of_chunk(
         most_bytes: Longer values are cut to this length.
 
     Raises:
-        CorpusError: there is no room for temporary files.
+        OutputFaultError: there is no room for temporary files.
         EOFError: the chunk is cut off, holds other numbers of values than it says, or has a wrong checksum.
         pyarrow.ArrowException, OSError: a page is damaged.
     """
@@ -279,7 +279,7 @@ class _Dictionary:
         """Read the values of a dictionary's page.
 
         Raises:
-            CorpusError: they cannot be written.
+            OutputFaultError: they cannot be written.
         """
         self.file.seek(0)
         stops = np.zeros(n_values + 1, dtype=np.int64)
@@ -289,7 +289,7 @@ class _Dictionary:
             try:
                 self.file.write(value)
             except OSError as error:
-                raise CorpusError(
+                raise OutputFaultError(
                     f"Temporary files in {tempfile.gettempdir()} cannot be written ({error.strerror}); a "
                     "large dictionary of Parquet is kept there. Free space, or name another folder in TMPDIR."
                 ) from error

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from runtime.errors import BabeltowerError, CorpusError
+from runtime.corpus.faults import FaultKind, fault_kind
+from runtime.errors import BabeltowerError, CorpusError, OutputFaultError
 
 __all__ = ["Store", "Written", "reading", "writing"]
 
@@ -27,7 +28,8 @@ class Store(Protocol):
     Attributes:
         location: Path or URL of the folder.
 
-    Every method raises a ``CorpusError`` if the store cannot be read or written.
+    Every method raises a ``CorpusError`` if the store cannot be read or written: an ``OutputFaultError`` if
+    that may pass, as with a full disk or a store that does not answer.
     """
 
     @property
@@ -81,25 +83,31 @@ class Store(Protocol):
 @contextlib.contextmanager
 def writing(path: str, errors: type[Exception] = OSError) -> Iterator[None]:
     """Turn errors of a write, by default ``OSError``, into the one that the user of a corpus needs."""
-    try:
+    with _faults_reported(path, "written", errors):
         yield
-    except BabeltowerError:
-        raise
-    except errors as error:
-        raise CorpusError(
-            f"{path} cannot be written: {error}. Free space or mend the disk or the connection, and run the "
-            "same command again to resume."
-        ) from error
 
 
 @contextlib.contextmanager
 def reading(path: str, errors: type[Exception] = OSError) -> Iterator[None]:
     """Turn errors of a read, by default ``OSError``, into the one that the user of a corpus needs."""
+    with _faults_reported(path, "read", errors):
+        yield
+
+
+@contextlib.contextmanager
+def _faults_reported(path: str, verb: str, errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except BabeltowerError:
         raise
     except errors as error:
-        raise CorpusError(
-            f"{path} cannot be read: {error}. Mend the disk or the connection, and run the command again."
+        may_pass = fault_kind(error) in (FaultKind.PASSING, FaultKind.DENIED)
+        raise (OutputFaultError if may_pass else CorpusError)(
+            f"{path} cannot be {verb}: {error}. {_REMEDIES[verb]}, and run the same command again to resume."
         ) from error
+
+
+_REMEDIES = {
+    "written": "Free space or mend the disk or the connection",
+    "read": "Mend the disk or the connection",
+}

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.corpus.faults import Patience
 from runtime.corpus.stores.base import Written, reading, writing
+from runtime.errors import OutputFaultError
 from runtime.extras import import_optional
 from runtime.logs import LOGGER
 from runtime.storage import sha256_of_file
@@ -22,12 +24,14 @@ class ObjectStore:
         filesystem: fsspec file system.
         root: Path of the prefix in it.
         location: URL, for messages.
+        patience: Repetition of requests that fail; after it ended, each is tried once until one succeeds.
     """
 
     # clients of stores raise errors of their own, which are no OSErrors: any error is one of the store
 
-    def __init__(self, filesystem: Any, root: str, location: str) -> None:
+    def __init__(self, filesystem: Any, root: str, location: str, patience: Patience | None = None) -> None:
         self._fs = filesystem
+        self._patience = patience or Patience()
         self._root = root.rstrip("/")
         self._location = location.rstrip("/")
 
@@ -40,15 +44,15 @@ class ObjectStore:
         """Return True if there is any file below the prefix."""
         with reading(self.location, Exception):
             self._fs.invalidate_cache()
-            return bool(self._fs.exists(self._root))
+            return bool(self._asked("", lambda: self._fs.exists(self._root)))
 
     def require_conditional_writes(self, name: str) -> None:
         """Warn unless the store refuses to create a file twice; asked with a small file that is removed."""
         try:
             with writing(self.path(name), Exception):
-                self._fs.pipe_file(self._at(name), b"1", mode="create")
+                self._sent(name, lambda: self._fs.pipe_file(self._at(name), b"1", mode="create"))
                 try:
-                    self._fs.pipe_file(self._at(name), b"2", mode="create")
+                    self._sent(name, lambda: self._fs.pipe_file(self._at(name), b"2", mode="create"))
                 except FileExistsError:
                     return
             LOGGER.warning(
@@ -63,7 +67,7 @@ class ObjectStore:
         with reading(self.path(folder), Exception):
             self._fs.invalidate_cache()
             try:
-                entries = self._fs.ls(at, detail=True)
+                entries = self._asked(folder, lambda: self._fs.ls(at, detail=True))
             except FileNotFoundError:
                 return {}
         found = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in entries}
@@ -77,7 +81,7 @@ class ObjectStore:
         """Return an object's content."""
         with reading(self.path(name), Exception):
             try:
-                data: bytes = self._fs.cat_file(self._at(name))
+                data: bytes = self._asked(name, lambda: self._fs.cat_file(self._at(name)))
             except FileNotFoundError:
                 return None
             return data
@@ -87,7 +91,9 @@ class ObjectStore:
         if not names:
             return {}
         with reading(self.location, Exception):
-            found = self._fs.cat([self._at(name) for name in names], on_error="return")
+            found = self._asked(
+                "", lambda: self._fs.cat([self._at(name) for name in names], on_error="return")
+            )
             if not isinstance(found, dict):
                 found = {self._at(names[0]): found}
             contents = {}
@@ -95,8 +101,8 @@ class ObjectStore:
                 data = found.get(self._at(name), found.get(self._at(name).lstrip("/")))
                 if isinstance(data, bytes):
                     contents[name] = data
-                elif data is not None and not isinstance(data, FileNotFoundError):
-                    raise OSError(f"{self.path(name)}: {data}")
+                elif isinstance(data, Exception) and (again := self.read(name)) is not None:
+                    contents[name] = again
         return contents
 
     def create(self, name: str, data: bytes, *, durably: bool = True) -> bool:
@@ -107,7 +113,7 @@ class ObjectStore:
         """
         with writing(self.path(name), Exception):
             try:
-                self._fs.pipe_file(self._at(name), data, mode="create")
+                self._sent(name, lambda: self._fs.pipe_file(self._at(name), data, mode="create"))
             except FileExistsError:
                 return self.read(name) == data
         return True
@@ -115,7 +121,7 @@ class ObjectStore:
     def replace(self, name: str, data: bytes) -> None:
         """Create or replace an object."""
         with writing(self.path(name), Exception):
-            self._fs.pipe_file(self._at(name), data)
+            self._sent(name, lambda: self._fs.pipe_file(self._at(name), data))
 
     def publish(self, name: str, write: Callable[[Path], Any]) -> Written | None:
         """Write a temporary file and upload it."""
@@ -126,7 +132,7 @@ class ObjectStore:
                 written = Written(path.stat().st_size, sha256_of_file(path))
             with writing(self.path(name), Exception):
                 try:
-                    self._fs.put_file(str(path), self._at(name), mode="create")
+                    self._sent(name, lambda: self._fs.put_file(str(path), self._at(name), mode="create"))
                 except FileExistsError:
                     return None
         return written
@@ -135,7 +141,7 @@ class ObjectStore:
         """Remove an object."""
         with writing(self.path(name), Exception):
             try:
-                self._fs.rm_file(self._at(name))
+                self._sent(name, lambda: self._fs.rm_file(self._at(name)))
             except FileNotFoundError:
                 return
 
@@ -153,6 +159,22 @@ class ObjectStore:
         """Return a pyarrow file system, and the prefix in it."""
         module = import_optional("pyarrow.fs", "A corpus", "babeltower[corpus]")
         return module.PyFileSystem(module.FSSpecHandler(self._fs)), self._root
+
+    def _asked(self, name: str, request: Callable[[], Any]) -> Any:
+        return self._repeated(name, "read", request)
+
+    def _sent(self, name: str, request: Callable[[], Any]) -> Any:
+        return self._repeated(name, "written", request)
+
+    def _repeated(self, name: str, verb: str, request: Callable[[], Any]) -> Any:
+        """Repeat a request, each of which may be sent twice, while its fault may pass."""
+        try:
+            answer = self._patience.call(self.path(name), request, verb=verb, fault=OutputFaultError)
+        except OutputFaultError:
+            self._patience.end()
+            raise
+        self._patience.renew()
+        return answer
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

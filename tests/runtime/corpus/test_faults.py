@@ -247,6 +247,31 @@ def test_a_missing_file_is_its_rows_own_only_beside_others(tmp_path):
     assert of_a_folder.kind == "unreadable-file"
 
 
+def test_a_link_is_judged_by_the_place_of_its_target(tmp_path):
+    from pyarrow.fs import LocalFileSystem
+
+    def link(name, target):
+        (tmp_path / "in" / name).symlink_to(target)
+        return ImageFile(LocalFileSystem(), str(tmp_path / "in" / name))
+
+    for name in ("in", "objects/one", "unmounted"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "objects" / "one" / "a").write_bytes(png(1))
+    reader = PictureReader(Patience(0.05))
+    missing, _ = reader.read(link("b.png", "../objects/one/b"))
+    assert missing.kind == "missing-file"
+    assert f"b.png is a link to {tmp_path}/objects/one/b, which does not exist" in missing.reason
+    # as git-annex leaves what was not fetched: its part is embedded again once the folder is there
+    absent, picture = reader.read(link("c.png", "../objects/two/c"))
+    assert (absent.kind, picture.path) == ("missing-folder", str(tmp_path / "objects" / "two" / "c"))
+    with pytest.raises(InputFaultError, match=r"a link to .*/unmounted/d\) is missing.*--skip-bad-files"):
+        reader.read(link("d.png", "../unmounted/d"))
+    assert isinstance(reader.read(link("a.png", "../objects/one/a"))[0], bytes)
+    (tmp_path / "objects").rename(tmp_path / "away")  # what was seen is gone with it
+    with pytest.raises(InputFaultError, match="its disk or mount may be away"):
+        reader.read(link("e.png", "../objects/one/e"))
+
+
 def test_a_stream_continues_where_it_failed(store):
     with faulty_server(store, share=0.0) as server:
         source = open_source(Locations([f"{server.url}/texts.txt", f"{server.url}/texts.txt?again"]))

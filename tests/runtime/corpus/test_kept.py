@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 from runtime.commands.app import app
 from runtime.corpus import Shard, embed_corpus
 from runtime.errors import InputError
+from runtime.indexes import VectorIndex, index_from_vectors
 
 N_ROWS = 300
 
@@ -176,3 +180,122 @@ def test_other_programs_read_the_folder(folder, read):
     order = np.argsort([int(one[1:]) for one in ids])  # a reader of several files may mix them
     assert [ids[i] for i in order] == expected["id"].to_pylist()
     np.testing.assert_array_equal(vectors[order], vectors_of(expected["vector"].to_pylist()))
+
+
+@pytest.fixture(scope="module")
+def typed(model, tmp_path_factory):
+    """Vectors with kept columns of many types, and integers as ids."""
+    folder = tmp_path_factory.mktemp("typed")
+    moment = datetime.datetime(2020, 5, 17, 12, 30, tzinfo=datetime.UTC)
+    columns = {
+        "id": pa.array([1, 2, 3, (1 << 53) + 1]),
+        "text": ["a cat", "a dog", "a cow", "a bird"],
+        "n": pa.array([1, 2, 3, None], pa.int32()),
+        "share": pa.array([float("nan"), 0.5, float("inf"), None]),
+        "day": pa.array([datetime.date(2020, 1, day) for day in (1, 2, 3, 4)]),
+        "at": pa.array(
+            [moment + datetime.timedelta(hours=i) for i in range(4)], pa.timestamp("us", "+02:00")
+        ),
+        "price": pa.array([decimal.Decimal("1.50")] * 4),
+        "data": pa.array([b"\xff\x00"] * 4),
+        "took": pa.array([1500] * 4, pa.duration("ms")),
+        "pair": pa.array([{"a": 1, "t": datetime.date(2020, 1, 1)}] * 4),
+        "tags": pa.array([[1.0, float("nan")], None, [], []]),
+        "map": pa.array([[("k", 1)]] * 4, pa.map_(pa.string(), pa.int64())),
+        "kind": pa.array([" sp ", "sp", "x", "x"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    keep = tuple(name for name in columns if name not in ("id", "text"))
+    embed_corpus(model, folder / "a.parquet", folder / "out", options(keep=keep))
+    index_from_vectors(folder / "out", folder / "index", threads=1)
+    return folder
+
+
+def answers(model, *arguments):
+    done = CliRunner().invoke(
+        app, ["search", str(model), *map(str, arguments), "--language", "en", "-k", "9", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return {hit["id"]: hit.get("kept") for hit in json.loads(done.stdout, parse_constant=refuse)}
+
+
+@pytest.mark.parametrize("place", ["out", "index"])
+def test_answers_are_json_of_every_type(model, typed, place):
+    found = answers(model, typed / place, "a cat")
+    assert set(found) == {1, 2, 3, (1 << 53) + 1}
+    assert found[1] == {
+        "n": 1,
+        "share": None,
+        "day": "2020-01-01",
+        "at": "2020-05-17T14:30:00+02:00",
+        "price": "1.50",
+        "data": "/wA=",
+        "took": 1.5,
+        "pair": {"a": 1, "t": "2020-01-01"},
+        "tags": [1.0, None],
+        "map": [["k", 1]],
+        "kind": " sp ",
+    }
+    assert (found[2]["share"], found[3]["share"], found[2]["tags"]) == (0.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("n>2.5", {3}),
+        ("n<=2.5", {1, 2}),
+        ("n>=1.5", {2, 3}),
+        ("n<1.5", {1}),
+        ("n=2.0", {2}),
+        ("n=2.5", set()),
+        ("n!=2.5", {1, 2, 3}),
+        ("n<1e1000000", {1, 2, 3}),
+        ("n>1e20", set()),
+        ("n>-1e20", {1, 2, 3}),
+        ("kind= sp ", {2}),
+        ("kind=' sp '", {1}),
+        ('kind != "x"', {1, 2}),
+        ("at>=2020-05-17T15:30:00", {2, 3, (1 << 53) + 1}),
+        ("at>=2020-05-17T14:30:00Z", {3, (1 << 53) + 1}),
+        ("day<2020-01-03", {1, 2}),
+        ("price=1.5", {1, 2, 3, (1 << 53) + 1}),
+    ],
+)
+def test_conditions_are_compared_as_the_column_is(model, typed, condition, expected):
+    assert answers(model, typed / "out", "a cat", "-w", condition).keys() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.jpg"], "There is no image file missing.jpg"),
+        (["  "], "The query is empty"),
+        (["a cat", "-q", "pt= "], "Invalid --query"),
+        (["a cat", "-w", "n>two"], "cannot be compared with 'two'"),
+        (["a cat", "-w", "n>nan"], "cannot be compared with 'nan'"),
+    ],
+)
+def test_a_query_that_means_nothing_is_refused(model, typed, arguments, message):
+    done = CliRunner().invoke(app, ["search", str(model), str(typed / "out"), *arguments, "--language", "en"])
+    assert (done.exit_code, message in done.output) == (1, True), done.output
+
+
+def test_a_text_that_looks_like_a_picture_and_a_url_are_said_aloud(model, typed):
+    assert answers(model, typed / "out", "missing.jpg", "--literal")
+    done = CliRunner().invoke(app, ["search", str(model), "s3://bucket/vectors", "a cat"])
+    assert (done.exit_code, "s3://bucket/vectors is a URL" in done.output) == (1, True)
+
+
+def test_ids_to_remove_are_read_as_written_and_unknown_ones_named(typed, tmp_path):
+    shutil.copytree(typed / "index", tmp_path / "index")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf1\r\n\r\n02\r\n \n3\nx\n")
+    arguments = ["index", str(typed / "out"), "--out", str(tmp_path / "index"), "--update", "--remove"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "ids.txt")])
+    assert done.exit_code == 0, done.output
+    assert "2 removed; 2 ids to remove are not in it: '02', 'x'" in done.output
+    with VectorIndex.open(tmp_path / "index") as index:
+        assert len(index) == 2
