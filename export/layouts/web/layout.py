@@ -31,7 +31,7 @@ from export.layouts.web.gallery import (
 )
 from export.layouts.web.model import SITE_FILE, WebModel
 from export.layouts.web.packages import PACKAGES, copy_packages, require_packages
-from export.layouts.web.probes import LEAST_COSINE, WebProbes, web_probes
+from export.layouts.web.probes import LEAST_COSINE, MEAN_COSINE, WebProbes, web_probes
 from export.parity.probes import names_by_language
 from export.repository import name_of_checkpoint
 from export.towers import Towers, output_name
@@ -121,6 +121,7 @@ def _write(request: LayoutRequest, options: WebOptions) -> tuple[str, ...]:
         "dim": gallery.dim,
         "output": output,
         "weights_name": _WEIGHTS,
+        "mean_cosine": MEAN_COSINE,
         "least_cosine": LEAST_COSINE,
         "choose_language": towers.text_preprocessing.needs_language,
         "languages": _languages(towers),
@@ -270,11 +271,12 @@ def _require_same_vectors(request: LayoutRequest, probes: WebProbes, output: str
     """Check that the tower, joined from its parts, gives the exported model's vectors here."""
     with closing(WebModel(request)) as model:
         found = model.vectors_of_rows(probes.embedded, output)
-    lowest = float(row_cosines(found, probes.vectors).min())
-    if not lowest >= LEAST_COSINE:
+    cosines = row_cosines(found, probes.vectors)
+    if not (cosines.mean() >= MEAN_COSINE and cosines.min() >= LEAST_COSINE):
         raise ExportError(
-            f"The written text tower agrees with the exported one to a cosine of {lowest:.6f}; at least "
-            f"{LEAST_COSINE} is required. The disk or memory may be faulty: export again."
+            f"The written text tower agrees with the exported one to a cosine of {cosines.min():.6f}, "
+            f"{cosines.mean():.6f} in the mean; {LEAST_COSINE} and {MEAN_COSINE} are required. The "
+            "disk or memory may be faulty: export again."
         )
 
 

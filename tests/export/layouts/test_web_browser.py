@@ -30,7 +30,7 @@ from web_pages import (
 from bench.timing.web_page import figures_of_page, opened_chromium
 from export.layouts.web.assets import write_joined
 from export.layouts.web.gallery import GallerySource
-from export.layouts.web.probes import LEAST_COSINE
+from export.layouts.web.probes import LEAST_COSINE, MEAN_COSINE
 from runtime.cosines import row_cosines
 from runtime.manifest import Precision
 from samples.dataset import load_gallery
@@ -94,14 +94,19 @@ def require_same_as_encoder(exported: Exported, precision: Precision, browser: B
             ]
         )
     vectors = np.array([answer["vector"] for answer in found], np.float32)
-    assert row_cosines(vectors, wanted).min() >= LEAST_COSINE
+    cosines = row_cosines(vectors, wanted)
+    assert cosines.mean() >= MEAN_COSINE
+    assert (cosines >= 0.999).mean() >= 0.98
+    assert cosines.min() >= LEAST_COSINE
     scores = wanted @ drawings.T
+    differences = []
     for answer, row in zip(found, scores, strict=True):
         shown = [hit["row"] for hit in answer["hits"]]
         assert len(shown) == len(set(shown)) == 24
-        # vectors of the gallery are rounded to float16
-        assert np.allclose([hit["score"] for hit in answer["hits"]], row[shown], atol=2e-3)
-        assert row[shown].min() >= np.sort(row)[-24] - 4e-3
+        differences.append(np.abs(np.array([hit["score"] for hit in answer["hits"]]) - row[shown]))
+    # vectors of the gallery are rounded to float16; in most texts, no activation is rounded otherwise
+    assert np.median(differences) < 1e-3
+    assert np.max(differences) < 0.1
     assert all(answer["notes"] == [] for answer in found)
 
 
@@ -250,12 +255,24 @@ def test_a_model_that_answers_otherwise_here_is_refused(
     write_joined(copied, site["assets"]["probe_vectors"], tmp_path / "vectors")
     vectors = np.frombuffer((tmp_path / "vectors").read_bytes(), "<f4").reshape(-1, site["dim"]).copy()
     vectors[3] += (
-        0.06 * np.linalg.norm(vectors[3]) * np.sign(np.sin(np.arange(site["dim"]))) / site["dim"] ** 0.5
+        0.3 * np.linalg.norm(vectors[3]) * np.sign(np.sin(np.arange(site["dim"]))) / site["dim"] ** 0.5
     )
     replace_asset(copied, "probe_vectors", vectors.tobytes())
     message = failure_of(browser, copied)
     assert "The model does not answer here as where it was exported" in message
-    assert "cosine of 0.99" in message
+    assert "cosine of 0.9" in message
+
+
+def test_a_model_that_answers_a_little_otherwise_everywhere_is_refused(
+    copied: Path, browser: Browser, tmp_path: Path
+) -> None:
+    site = json.loads((copied / "site.json").read_text(encoding="utf-8"))
+    write_joined(copied, site["assets"]["probe_vectors"], tmp_path / "vectors")
+    vectors = np.frombuffer((tmp_path / "vectors").read_bytes(), "<f4").reshape(-1, site["dim"])
+    noise = np.random.default_rng(0).standard_normal(vectors.shape)
+    moved = vectors + 0.07 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    replace_asset(copied, "probe_vectors", moved.astype("<f4").tobytes())
+    assert "mean cosine of 0.99" in failure_of(browser, copied)
 
 
 def test_other_tokens_are_refused(copied: Path, browser: Browser, tmp_path: Path) -> None:

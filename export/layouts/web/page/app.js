@@ -63,7 +63,7 @@ const receive = {
     element("ask").hidden = false;
     element("checked").textContent =
       `Checked in this browser: ${checked.tokenized} texts give the tokens of the exported model, and ` +
-      `${checked.embedded} its vectors (lowest cosine ${checked.lowest.toFixed(6)}).`;
+      `${checked.embedded} its vectors (cosine ${checked.mean.toFixed(6)} in the mean, ${checked.lowest.toFixed(6)} at least).`;
     document.body.dataset.state = "ready";
     Object.assign(document.body.dataset, { openMs: milliseconds.open, checkMs: milliseconds.check, threads, lowest: checked.lowest });
     fromAddress();

@@ -81,6 +81,7 @@ async function check(probes, bytes) {
   }
   const embedded = probes.filter(({ vector }) => vector !== undefined);
   let lowest = 1;
+  let sum = 0;
   for (const { text, language, ids, vector } of embedded) {
     const found = cosine(await embed(ids), expected.subarray(vector * site.dim, (vector + 1) * site.dim));
     if (!(found >= site.least_cosine)) {
@@ -90,8 +91,16 @@ async function check(probes, bytes) {
       );
     }
     lowest = Math.min(lowest, found);
+    sum += found;
   }
-  return { lowest, embedded: embedded.length, tokenized: probes.length };
+  const mean = sum / embedded.length;
+  if (!(mean >= site.mean_cosine)) {
+    throw new PageError(
+      `The model does not answer here as where it was exported: the vectors of ${embedded.length} texts agree to a mean ` +
+        `cosine of ${mean.toFixed(5)}, and at least ${site.mean_cosine} is required. This browser computes it wrongly. Use another browser.`,
+    );
+  }
+  return { lowest, mean, embedded: embedded.length, tokenized: probes.length };
 }
 
 async function answer({ number, text, language, k }) {
