@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from samples import dataset, folders, towers
-from samples.image_stages import Workplace, train_clip_images, train_siglip_images
+from samples.image_stages import Workplace, train_clip_images, train_siglip_images, train_teacher
 from samples.images import TrainingDrawings, load_training_drawings
 from samples.texts import TextRows, TextSchedule, start_text_tower, train_matryoshka, train_text_tower
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
@@ -181,6 +181,7 @@ def _text_embeddings(model: CustomTextCLIP, ids: Tensor) -> Tensor:
 
 STAGES: dict[str, Callable[[Workplace], None]] = {
     "tokenizers": train_tokenizers,
+    "teacher": train_teacher,
     "clip-images": train_clip_images,
     "siglip-images": train_siglip_images,
     "nllb-clip": train_nllb_clip,
@@ -197,11 +198,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate results")
     parser.add_argument("--npm-folder", type=Path, help="folder of npm tarballs; by default inside --work")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--hold-out", help="design that the image towers do not see and are measured on")
+    parser.add_argument("--steps", type=float, default=1.0, help="factor on the image stages' steps")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    work = Workplace(arguments.work, arguments.npm_folder or arguments.work / "npm")
+    npm_folder = arguments.npm_folder or arguments.work / "npm"
+    work = Workplace(arguments.work, npm_folder, arguments.hold_out, arguments.steps)
     for stage in STAGES:
         if stage in arguments.stages:
             print(f"stage {stage}", flush=True)
