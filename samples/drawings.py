@@ -24,6 +24,10 @@ from samples.sources import Emoji, Package, Tarball, on_white
 
 SIDE = 64
 N_RESTYLED = 4
+ICON_NAMES = Path(__file__).with_name("icon_names.json")
+OTHER_NAMES: Mapping[str, Sequence[str]] = json.loads(ICON_NAMES.read_text(encoding="utf-8"))
+"""Icon names by ``Emoji.key`` that follow from no name of the emoji: misspelt, older, or a vendor's own."""
+
 REGIONAL_INDICATORS = {0x1F1E6 + position: ord("a") + position for position in range(26)}
 FLUENT_FLAT = Package("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT")
 FLUENT_3D = Package("@lobehub/fluent-emoji-3d", "1.1.0", "MIT")
@@ -211,10 +215,12 @@ def _key_from_code_points(code_points: str) -> str:
 
 
 def _icon_names(one: Emoji, english: Mapping[str, str]) -> Iterator[str]:
+    yield from OTHER_NAMES.get(one.key, ())
     slug = _slug(english[one.key])
     yield slug
     yield f"flag-for-{slug}"
     yield slug.replace("flag-", "flag-for-", 1)
+    yield _slug(english[one.key].replace("&", "and")).replace("flag-", "flag-for-", 1)
     yield slug.replace("-", "")
     if len(one.key) == 1:
         yield _slug(unicodedata.name(one.key, "")).replace("-", "")

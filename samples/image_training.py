@@ -122,7 +122,7 @@ class Prototypes(nn.Module):
 
     def __init__(self, rows: Tensor, *, learned: bool) -> None:
         super().__init__()
-        self.rows = nn.Parameter(rows, requires_grad=learned)
+        self.rows = nn.Parameter(rows.clone(), requires_grad=learned)
 
 
 class Average:

@@ -6,6 +6,7 @@ prototypes works; the text towers are then trained towards the frozen prototypes
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samples import dataset
-from samples.drawings import DESIGNS, VENDORS, VendorDrawing, extra_drawings
+from samples import dataset, drawings, restyling
+from samples.drawings import DESIGNS, ICON_NAMES, VendorDrawing, extra_drawings
 from samples.sources import NOTO, EmojiDatasource, names_from_cldr
 
 LABEL_SMOOTHING = 0.1
@@ -56,7 +57,6 @@ class ImageSettings:
 
 
 SEED_OF_STYLES = 20240
-RASTERS = "drawings.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +79,27 @@ class TrainingDrawings:
 
     def weights(self, share_restyled: float) -> Tensor:
         """Return how often to draw each drawing relative to its emoji's others, float32 (drawings,)."""
-        shares = torch.tensor([SHARES.get(name, 1.0) for name in self.vendors])
-        n_styles = {vendor.name: vendor.n_restyled for vendor in VENDORS}
-        others = torch.tensor([n_styles.get(name, 0) for name in self.vendors])
-        originals = torch.where(others > 0, 1 - share_restyled, 1.0)
-        return shares * torch.where(self.restyled, share_restyled / others.clamp(min=1), originals)
+        names = sorted(set(self.vendors))
+        vendor = torch.tensor([names.index(name) for name in self.vendors])
+        originals = 2 * (
+            self.classes * len(names) + vendor
+        )  # every emoji's drawings by one vendor, and restyled
+        kind, length = originals + self.restyled, 2 * self.n_classes * len(names)
+        n_alike = kind.bincount(minlength=length)
+        share = torch.where(self.restyled, share_restyled, 1 - share_restyled)
+        has_both = (n_alike[originals] > 0) & (n_alike[originals + 1] > 0)
+        shares = torch.tensor([SHARES.get(name, 1.0) for name in names])[vendor]
+        return shares * torch.where(has_both, share, 1.0) / n_alike[kind]
 
     def split(self, design: str) -> tuple[TrainingDrawings, TrainingDrawings]:
-        """Hold out one design: the drawings of all others, and those that it made of each emoji first.
+        """Hold out one design: the drawings of all others, and those of its first set as they were drawn.
 
         Raises:
             ValueError: no drawing is of that design.
         """
+        first = next((name for name in DESIGNS if DESIGNS[name] == design), None)
         held_out = torch.tensor([DESIGNS[name] == design for name in self.vendors])
-        shown = torch.tensor([name == design for name in self.vendors]) & ~self.restyled
+        shown = torch.tensor([name == first for name in self.vendors]) & ~self.restyled
         if not shown.any():
             raise ValueError(f"No drawings of {design!r}; there are {sorted(set(DESIGNS.values()))}")
         return self._rows(~held_out), self._rows(shown)
@@ -113,12 +120,19 @@ class TrainingDrawings:
 
 def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
     """Load the drawings that ``rasterise`` wrote, or write them first."""
-    path = npm_folder / RASTERS
+    path = npm_folder / f"drawings-{_digest_of_sources()}.pt"
     if not path.exists():
         part = path.with_name(path.name + ".part")
         torch.save(rasterise(npm_folder), part)
         part.replace(path)
     return TrainingDrawings(**torch.load(path, mmap=True))
+
+
+def _digest_of_sources() -> str:
+    """Hash what decides how drawings are rasterised, so that older ones are never taken for them."""
+    sources = [Path(module.__file__ or "") for module in (drawings, restyling)]
+    content = b"".join(path.read_bytes() for path in (*sources, ICON_NAMES))
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def rasterise(npm_folder: Path) -> dict[str, Any]:
@@ -130,15 +144,15 @@ def rasterise(npm_folder: Path) -> dict[str, Any]:
     emoji = EmojiDatasource(NOTO, npm_folder).emoji
     position = {one.text: index for index, one in enumerate(emoji)}
     english = names_from_cldr(npm_folder)["en"]
-    drawings = [VendorDrawing(d.emoji, "noto", False, d.image()) for d in dataset.load_training_images()]
+    drawn = [VendorDrawing(d.emoji, "noto", False, d.image()) for d in dataset.load_training_images()]
     for one in extra_drawings(emoji, english, npm_folder, seed=SEED_OF_STYLES):
         if one.vendor != "noto" or one.is_restyled:  # the committed drawings are Noto's own
-            drawings.append(one)
+            drawn.append(one)
     return {
-        "pixels": tensor_from_images([one.image for one in drawings]),
-        "classes": torch.tensor([position[one.text] for one in drawings]),
-        "vendors": tuple(one.vendor for one in drawings),
-        "restyled": torch.tensor([one.is_restyled for one in drawings]),
+        "pixels": tensor_from_images([one.image for one in drawn]),
+        "classes": torch.tensor([position[one.text] for one in drawn]),
+        "vendors": tuple(one.vendor for one in drawn),
+        "restyled": torch.tensor([one.is_restyled for one in drawn]),
         "n_classes": len(emoji),
     }
 

@@ -1,8 +1,9 @@
-"""Train the sample checkpoints on the sample data; takes about two hours on two cores.
+"""Train the sample checkpoints on the sample data; takes about four hours on two cores.
 
     python -m samples.train --work FOLDER [--stages STAGE ...]
 
-Each stage saves its result in the work folder, so that a stage can be run again by itself.
+Each stage saves its result in the work folder. A stage can be stopped at any time: the same command continues
+it from the state that it saved at most a few minutes before, and passes over what is finished.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from samples import dataset, folders, towers
 from samples.image_stages import Workplace, train_clip_images, train_siglip_images, train_teacher
 from samples.images import TrainingDrawings, load_training_drawings
 from samples.texts import TextRows, TextSchedule, start_text_tower, train_matryoshka, train_text_tower
+from samples.training import cpu_hours
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +50,8 @@ def train_nllb_clip(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
     start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL)
-    train_text_tower(model.text, rows, prototypes, ALIGNING)
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "nllb-full")
+    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "nllb-aligned")
     work.save(model.text.state_dict(), "nllb-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -80,10 +82,11 @@ def train_capivara(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
     start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL)
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "xlmr-full")
     work.save(model.text.state_dict(), "xlmr-text")
-    train_text_tower(model.text, _text_rows(work, "xlmr", portuguese=20), prototypes, PORTUGUESE_TUNING)
-    train_text_tower(model.text, rows, prototypes, ALIGNING)
+    weighted = _text_rows(work, "xlmr", portuguese=20)
+    train_text_tower(model.text, weighted, prototypes, PORTUGUESE_TUNING, work.folder / "capivara-portuguese")
+    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "capivara-aligned")
     work.save(model.text.state_dict(), "capivara-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -104,7 +107,7 @@ def train_capivara_lora(work: Workplace) -> None:
         modules_to_save=["proj"],
     )
     adapted = peft.get_peft_model(model.text, lora)
-    train_text_tower(adapted, rows, prototypes, ADAPTER)
+    train_text_tower(adapted, rows, prototypes, ADAPTER, work.folder / "capivara-lora")
     folders.write_adapter(adapted, "../capivara", CHECKPOINTS / "capivara-lora")
 
 
@@ -123,8 +126,8 @@ def train_altclip(work: Workplace) -> None:
     for linear in (model.text_model.transformation, model.text_projection):
         nn.init.xavier_uniform_(linear.weight)
     text = towers.AltClipText(model)
-    train_text_tower(text, rows, prototypes, FINE_TUNING)
-    train_text_tower(text, rows, prototypes, ALIGNING)
+    train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip-tuned")
+    train_text_tower(text, rows, prototypes, ALIGNING, work.folder / "altclip-aligned")
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
 
 
@@ -211,6 +214,7 @@ def main() -> None:
             print(f"stage {stage}", flush=True)
             torch.manual_seed(SEED)
             STAGES[stage](work)
+            print(f"{cpu_hours(work.folder):.2f} CPU hours in all", flush=True)
 
 
 if __name__ == "__main__":

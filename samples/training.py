@@ -45,7 +45,6 @@ class Run:
     path: Path
     parts: Mapping[str, Stateful]
     n_steps: int
-    save_every_s: float = SAVE_EVERY_S
     step: int = 0
     cpu_s: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -70,7 +69,7 @@ class Run:
             now = time.process_time()
             self.cpu_s, counted_to = self.cpu_s + now - counted_to, now
             self.step = step + 1
-            if self.step == self.n_steps or time.monotonic() - saved_at >= self.save_every_s:
+            if self.step == self.n_steps or time.monotonic() - saved_at >= SAVE_EVERY_S:
                 self._save()
                 saved_at = time.monotonic()
 
@@ -108,3 +107,9 @@ class Run:
         part = self.curve_path.with_name(self.curve_path.name + ".part")
         part.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
         part.replace(self.curve_path)
+
+
+def cpu_hours(folder: Path) -> float:
+    """Sum the CPU hours of a folder's runs up to the last point of each curve."""
+    curves = [path.read_text(encoding="utf-8").splitlines() for path in folder.glob("*.curve.jsonl")]
+    return sum(float(json.loads(curve[-1])["cpu_s"]) for curve in curves if curve) / 3600
