@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from samples.images import (
     unit,
     warm_cosine,
 )
-from samples.training import Run, Stateful
+from samples.training import ResumableRun, Stateful
 
 RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
 AVERAGED_STEPS = 500  # length of the moving average of the weights
@@ -168,7 +168,7 @@ def train_student(
         student: Tower and prototypes.
         data: Drawings.
         schedule: Rates and batch.
-        path: Path of the run's state and curve, see ``Run``.
+        path: Path of the run's state and curve, see ``ResumableRun``.
         n_steps: Number of steps.
         teach: Function from pixels to the unit embeddings that the tower is to resemble.
 
@@ -185,7 +185,8 @@ def train_student(
         "sampler": sampler,
         "average": average,
     }
-    run = Run(path, parts, n_steps)
+    settings = {**asdict(schedule), **asdict(data.settings), "n_drawings": len(data.drawings.classes)}
+    run = ResumableRun(path, parts, settings, n_steps)
     for step in run.steps():
         rate = schedule.learning_rate * warm_cosine(step, n_steps, n_warm=schedule.n_warm)
         for group in optimiser.param_groups:

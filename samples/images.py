@@ -50,7 +50,7 @@ class ImageSettings:
         without: Designs that are left out.
     """
 
-    share_restyled: float = 0.6
+    share_restyled: float = 0.3
     strength: float = 1.0
     both_ways: float = 0.5
     without: tuple[str, ...] = ()

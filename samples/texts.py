@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
-from samples.training import Run
+from samples.training import ResumableRun, Stateful
 
 VOCABULARY_SPEED = 3.0
 N_BATCHES_SORTED = 16  # drawn together and sorted by length, to reduce padding
@@ -62,7 +62,7 @@ def train_text_tower(
         rows: Training data.
         prototypes: Unit float32 (classes, dim).
         schedule: Epochs and rate.
-        path: Path of the run's state and curve, see ``Run``.
+        path: Path of the run's state and curve, see ``ResumableRun``.
     """
     without_dropout(tower.train())
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
@@ -74,7 +74,8 @@ def train_text_tower(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     n_steps = int(schedule.n_epochs * len(rows.ids) / schedule.batch)
     batches = SortedBatches(rows, schedule.batch)
-    run = Run(path, {"tower": tower, "optimiser": optimiser, "batches": batches}, n_steps)
+    parts: dict[str, Stateful] = {"tower": tower, "optimiser": optimiser, "batches": batches}
+    run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
     for step in run.steps():
         ids, classes = batches.draw()
         rate = schedule.learning_rate * warm_cosine(step, n_steps)

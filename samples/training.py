@@ -27,7 +27,7 @@ class Stateful(Protocol):
 
 
 @dataclass(slots=True)
-class Run:
+class ResumableRun:
     """State of a training run in ``PATH.run`` and its curve in ``PATH.curve.jsonl``.
 
     A run that was stopped and continued takes the same steps as one that was not: the random number
@@ -36,6 +36,7 @@ class Run:
     Attributes:
         path: Path of both files without their suffix.
         parts: What is trained with, by name.
+        settings: What else decides the result; a run is not continued under other ones.
         n_steps: Total number of steps.
         step: Number of steps taken.
         cpu_s: CPU seconds of this run, over all threads and all the times it was continued.
@@ -44,6 +45,7 @@ class Run:
 
     path: Path
     parts: Mapping[str, Stateful]
+    settings: Mapping[str, object]
     n_steps: int
     step: int = 0
     cpu_s: float = 0.0
@@ -79,12 +81,15 @@ class Run:
         self.curve.append(point)
         print(f"{self.path.name} {json.dumps(point)}", flush=True)
 
+    def _identity(self) -> dict[str, object]:
+        return {**self.settings, "n_steps": self.n_steps}
+
     def _load(self) -> None:
         state = torch.load(self.state_path, weights_only=False)
-        if state["n_steps"] != self.n_steps:
+        if state["settings"] != self._identity():
             raise ValueError(
-                f"{self.state_path} is a run of {state['n_steps']} steps, not {self.n_steps}; "
-                "remove it to start anew."
+                f"{self.state_path} is a run with {state['settings']}, not {self._identity()}; "
+                "remove it to start anew, or use another work folder."
             )
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
@@ -94,7 +99,7 @@ class Run:
 
     def _save(self) -> None:
         state = {
-            "n_steps": self.n_steps,
+            "settings": self._identity(),
             "step": self.step,
             "cpu_s": self.cpu_s,
             "curve": self.curve,

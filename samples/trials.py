@@ -3,13 +3,15 @@
     python -m samples.trials --work FOLDER --npm-folder FOLDER [--hold-out emojione]
 
 Each trial trains the convolutional teacher, which learns fastest, for the same number of steps. A trial that
-was stopped continues. The figures are written to ``FOLDER/trials.json``.
+was stopped continues. The curves are written to ``FOLDER/trials.json``; ``samples/trials.json`` holds those
+by which the settings were chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ NEW_DESIGNS = ("noto-v1", "streamline", "noto-lines", "flagpack", "circle-flags"
 TRIALS = {
     "chosen": ImageSettings(),
     "as drawn": ImageSettings(share_restyled=0.0),
-    "less restyled": ImageSettings(share_restyled=0.3),
+    "more restyled": ImageSettings(share_restyled=0.6),
     "weaker changes": ImageSettings(strength=0.3),
     "one way": ImageSettings(both_ways=0.0),
     "fewer vendors": ImageSettings(without=NEW_DESIGNS),
@@ -47,8 +49,16 @@ def main() -> None:
         if not (folder / "teacher.pt").exists():
             torch.manual_seed(SEED)
             train_teacher(work)
-    figures = {name: curve for name in TRIALS if (curve := _curve(arguments.work / name.replace(" ", "-")))}
-    (arguments.work / "trials.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    report = {
+        "held_out": arguments.hold_out,
+        "trials": {
+            name: {"settings": asdict(settings), "curve": curve}
+            for name, settings in TRIALS.items()
+            if (curve := _curve(arguments.work / name.replace(" ", "-")))
+        },
+    }
+    path = arguments.work / "trials.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _curve(folder: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from samples.images import ClassBalancedSampler, ImageSettings, TrainingDrawings
 from samples.restyling import restyled
 from samples.teacher import teacher
 from samples.texts import TextRows, TextSchedule, train_text_tower
-from samples.training import Run, cpu_hours
+from samples.training import ResumableRun, cpu_hours
 from samples.trials import NEW_DESIGNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,11 +233,21 @@ def test_text_training_that_was_stopped_continues_as_if_it_had_not(
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_a_run_of_another_length_is_not_continued(tmp_path: Path) -> None:
-    for _ in Run(tmp_path / "one", {}, 2).steps():
+@pytest.mark.parametrize(("settings", "n_steps"), [({"rate": 1.0}, 3), ({"rate": 2.0}, 2)])
+def test_a_run_with_other_settings_is_not_continued(
+    settings: dict[str, object], n_steps: int, tmp_path: Path
+) -> None:
+    for _ in ResumableRun(tmp_path / "one", {}, {"rate": 1.0}, 2).steps():
         pass
-    with pytest.raises(ValueError, match="is a run of 2 steps, not 3; remove it"):
-        next(Run(tmp_path / "one", {}, 3).steps())
+    with pytest.raises(ValueError, match=r"a run with .*'n_steps': 2.*, not .*; remove it to start anew"):
+        next(ResumableRun(tmp_path / "one", {}, settings, n_steps).steps())
+
+
+def test_the_settings_were_chosen_on_a_training_vendor() -> None:
+    report = json.loads((ROOT / "samples" / "trials.json").read_text())
+    assert report["held_out"] in DESIGNS.values()
+    names = {"recall_at_1", "recall_at_10", "top_1", "top_10", "step", "cpu_s", "loss"}
+    assert all(set(point) == names for trial in report["trials"].values() for point in trial["curve"])
 
 
 def test_settings_are_named_in_the_trials() -> None:
