@@ -85,6 +85,10 @@ DESIGNS = {vendor.name: vendor.design for vendor in VENDORS} | {
 """Design by the name of a set of drawings."""
 
 
+PACKAGES = (*(vendor.package for vendor in VENDORS), FLUENT_3D, NOTO_FONT)
+"""Packages of the training-only drawings; ``samples/provenance.json`` records their tarballs."""
+
+
 @dataclass(frozen=True, slots=True)
 class VendorDrawing:
     """Drawing of one emoji.

@@ -33,7 +33,7 @@ MAX_LENGTH = 64  # longer than any caption
 
 FULL = TextSchedule(24)
 FINE_TUNING = TextSchedule(8)
-ALIGNING = TextSchedule(40, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
+ALIGNING = TextSchedule(80, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
 PORTUGUESE_TUNING = TextSchedule(1.5, learning_rate=7e-4)
 ADAPTER = TextSchedule(1.5, learning_rate=3e-4, cross_entropy=0.5, alignment=10.0)
 

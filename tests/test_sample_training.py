@@ -17,7 +17,7 @@ from open_clip.transformer import PatchDropout
 from torch import nn
 
 from samples import dataset, training
-from samples.drawings import DESIGNS, FLUENT_3D, NOTO_FONT, OTHER_NAMES, VENDORS
+from samples.drawings import DESIGNS, OTHER_NAMES, PACKAGES, VENDORS
 from samples.fast_vit import HalfPrecision, embedded
 from samples.image_stages import ClipStudent, ConvolutionalStudent, _clip_tower
 from samples.image_training import Data, ImageSchedule, Prototypes, train_student
@@ -75,9 +75,17 @@ def test_training_reads_no_drawing_of_the_gallery() -> None:
 
 def test_the_notice_names_every_package_and_its_licence() -> None:
     notice = (ROOT / "samples" / "LICENSES" / "NOTICE.md").read_text()
-    for package in (*(vendor.package for vendor in VENDORS), FLUENT_3D, NOTO_FONT):
+    for package in PACKAGES:
         rows = [line for line in notice.splitlines() if f"`{package.name}`" in line]
         assert any(package.licence.split()[0] in row for row in rows), package
+
+
+def test_the_tarball_of_every_package_is_recorded() -> None:
+    recorded = json.loads((ROOT / "samples" / "provenance.json").read_text())["packages"]
+    assert [(one["name"], one["version"], one["licence"]) for one in recorded] == [
+        (package.name, package.version, package.licence) for package in PACKAGES
+    ]
+    assert all(re.fullmatch("[0-9a-f]{64}", one["sha256"]) for one in recorded)
 
 
 def test_every_weighted_set_has_a_design_and_trials_leave_out_existing_ones() -> None:
