@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from bench.accuracy.evaluation import EvaluationSettings, evaluate_towers
 from bench.accuracy.retrieval_report import RetrievalReport
-from bench.accuracy.searches import Search, named_searches
+from bench.accuracy.searches import N_ANSWERS, Search, named_searches
 from bench.datasets import read
 from bench.reporting.retrieval_page import write_page
 from bench.reporting.retrieval_table import Order, print_report
@@ -34,7 +34,7 @@ from export.variants import FP32
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.preprocessing.languages import english_name
 
-__all__ = ["SEARCHES", "app"]
+__all__ = ["SAMPLE", "SEARCHES", "app"]
 
 SEARCHES: Sequence[tuple[str, str]] = (
     ("por_Latn", "🍍"),
@@ -52,6 +52,13 @@ SEARCHES: Sequence[tuple[str, str]] = (
 )
 """Language codes, each with the emoji whose name in that language is the query."""
 
+SAMPLE = Path("samples/checkpoints/nllb-clip")
+WHAT_THE_TOWERS_ARE = (
+    "a small NLLB-CLIP, trained on the names of 1,911 emoji in 106 languages and several vendors' drawings; "
+    "it searches the drawings of a vendor that it never saw"
+)
+"""What a newcomer must know of a sample to judge its answers."""
+
 EXPORT = ExportOptions(replace=True, captions_per_language=0)
 """Options of the export; retrieval is measured afterwards, on all captions."""
 
@@ -60,9 +67,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(cls=ErrorReportingCommand)
 def demo(
-    checkpoint: Annotated[Path, typer.Option(help="A sample checkpoint, or your own.")] = Path(
-        "samples/checkpoints/nllb-clip"
-    ),
+    checkpoint: Annotated[Path, typer.Option(help="A sample checkpoint, or your own.")] = SAMPLE,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
     threads: Annotated[int, typer.Option(min=1, help="Use every core for full-size towers.")] = 1,
 ) -> None:
@@ -71,6 +76,8 @@ def demo(
     started = time.perf_counter()
     name = checkpoint.resolve().name
     settings = EvaluationSettings(threads=threads)
+    if checkpoint.resolve() == SAMPLE.resolve():
+        console.print(f"The towers: {WHAT_THE_TOWERS_ARE}.", markup=False)
     console.rule(f"1  Export {escape(name)}")
     with console.status("reading the checkpoint, writing and checking both graphs"):
         towers = towers_from_checkpoint(checkpoint)
@@ -112,6 +119,8 @@ def _print_searches(console: Console, searches: Sequence[Search]) -> None:
         mark = "" if search.agrees else "  [red](PyTorch's answers differ)[/]"
         console.print(f"[dim]{english_name(search.language):<26}[/] {escape(search.text)}{mark}")
         console.print(f"{'':<26} {found}")
+    n_found = sum(search.is_found for search in searches)
+    console.print(f"{n_found} of {len(searches)} queries have the right picture among the first {N_ANSWERS}")
 
 
 def _print_end(console: Console, page: Path, report: RetrievalReport, seconds: float) -> None:

@@ -26,6 +26,7 @@ from samples.sources import (
     TWEMOJI,
     Emoji,
     EmojiDatasource,
+    Package,
     Tarball,
     names_from_cldr,
 )
@@ -65,7 +66,7 @@ def build(npm_folder: Path, out: Path) -> None:
     write(captions, out / "captions.parquet")
     write(table_from_drawings(emoji, train.drawings(), "noto"), out / "train.parquet")
     write(table_from_drawings(emoji, gallery.drawings(), "twemoji"), out / "gallery.parquet")
-    (out / "provenance.json").write_text(provenance(npm_folder))
+    (out / "provenance.json").write_text(provenance((CLDR, CLDR_DERIVED, NOTO, TWEMOJI), npm_folder))
     print(f"{captions.num_rows} captions of {len(emoji)} emoji in {N_LANGUAGES} languages → {out}")
 
 
@@ -137,13 +138,13 @@ def write(table: pa.Table, path: Path) -> None:
     part.rename(path)
 
 
-def provenance(npm_folder: Path) -> str:
+def provenance(packages: Sequence[Package], npm_folder: Path) -> str:
     """Return JSON with the version, licence and SHA-256 of each input package's tarball."""
-    packages = [
+    described = [
         {"name": p.name, "version": p.version, "licence": p.licence, "sha256": Tarball(p, npm_folder).sha256}
-        for p in (CLDR, CLDR_DERIVED, NOTO, TWEMOJI)
+        for p in packages
     ]
-    return json.dumps({"packages": packages}, indent=2) + "\n"
+    return json.dumps({"packages": described}, indent=2) + "\n"
 
 
 if __name__ == "__main__":

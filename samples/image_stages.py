@@ -1,9 +1,14 @@
-"""Training stages of the two image towers, and the work folder for intermediate results."""
+"""Training stages of the image towers, and the work folder for intermediate results.
+
+A convolutional network learns first; the transformers that the samples need learn from it. Every stage can be
+stopped at any time and continues where it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +16,57 @@ import timm
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples import towers
+from samples.fast_vit import HalfPrecision, embedded
+from samples.image_training import (
+    Data,
+    ImageSchedule,
+    Prototypes,
+    Student,
+    clip_statistics,
+    train_student,
+)
 from samples.images import (
     LABEL_SMOOTHING,
-    LOGIT_SCALE,
-    ClassBalancedSampler,
-    ImageSchedule,
-    TrainingDrawings,
-    augmented,
+    ImageSettings,
     load_training_drawings,
     set_learning_rate,
-    train_image_tower,
     unit,
-    warm_cosine,
 )
+from samples.teacher import teacher
 
-CLIP_IMAGES = ImageSchedule(
-    1400, 100, towers.IMAGE_SIDE, *(towers.CLIP_PREPROCESSING[key] for key in ("mean", "std"))
-)
-SIGLIP_IMAGES = ImageSchedule(
-    0, 600, towers.IMAGE_SIDE, towers.HALF, towers.HALF, batch=128, learning_rate=7e-4
-)
+TEACHER_WIDTH = 64
+TEACHER = ImageSchedule(9_000, 256, 3e-3)
+CLIP_IMAGES = ImageSchedule(15_000, 256, 1.5e-3, share_masked=0.9)
+SIGLIP_IMAGES = ImageSchedule(3_000, 256, 7e-4, n_warm=40)
 POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from random weights
-N_AUGMENTATIONS = 3
-N_FITTING_STEPS = 5000
+N_FITTING_STEPS = 4000
+FITTING_DRAWINGS_PER_STEP = 12
 FITTING_SCALE = 10.0
-RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
+TEXT_NOISE = 0.6  # length of a random vector that leaves texts' mean cosine of 0.86 to their prototype
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Folders of intermediate results and npm tarballs."""
+    """Folders of intermediate results and npm tarballs, and how the image towers learn.
+
+    Attributes:
+        folder: Folder of intermediate results.
+        npm_folder: Folder of npm tarballs, and of the drawings rasterised from them.
+        held_out: Design that no tower sees and that the curves are measured on, to choose settings; None to
+            learn from all.
+        steps: Factor on the image stages' steps, for short trials.
+        settings: Settings of the image stages.
+    """
 
     folder: Path
     npm_folder: Path
+    held_out: str | None = None
+    steps: float = 1.0
+    settings: ImageSettings = field(default_factory=ImageSettings)
 
     def tokenizer_folder(self, name: str) -> Path:
         """Return the folder of the ``nllb`` or ``xlmr`` tokenizer."""
@@ -59,98 +79,175 @@ class Workplace:
         part.replace(self.folder / f"{name}.pt")
 
     def image_tower(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Load (weights, prototypes) of the ``clip`` or ``siglip`` image tower."""
+        """Load (weights, prototypes) of the ``teacher``, ``clip`` or ``siglip`` image tower."""
         state, prototypes, *_ = torch.load(self.folder / f"{name}.pt")
         return state, prototypes
 
+    def data(self) -> Data:
+        """Load the drawings to learn from, and those that are held out."""
+        drawings = load_training_drawings(self.npm_folder).without(self.settings.without)
+        if self.held_out is None:
+            return Data(drawings, None, self.settings)
+        return Data(*drawings.split(self.held_out), self.settings)
+
+    def n_steps(self, n_steps: int) -> int:
+        """Shorten a stage."""
+        return max(1, round(n_steps * self.steps))
+
+
+class ConvolutionalStudent(Student):
+    """The teacher, while it learns."""
+
+    def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
+        """Embed a batch; it drops nothing."""
+        return self.embed_with(self.tower, pixels)
+
+    def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
+        """Embed a batch in mixed precision."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.as_tensor(tower(pixels.contiguous(memory_format=torch.channels_last))).float()
+
+
+class ClipStudent(Student):
+    """open_clip's vision transformer, which computes in bfloat16."""
+
+    def __init__(self, tower: VisionTransformer, prototypes: Prototypes) -> None:
+        super().__init__(tower, prototypes)
+        self.half = HalfPrecision(tower)
+
+    def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
+        """Embed a batch with the present weights."""
+        self.half.refresh()
+        return self.half.embed(pixels, drop=drop)
+
+    def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
+        """Embed a batch in float32."""
+        return torch.as_tensor(tower(pixels))
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients and hand them to the float32 weights."""
+        super().backward(loss)
+        self.half.return_gradients()
+
+
+class SiglipStudent(Student):
+    """timm's SigLIP tower."""
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Give the pooling, which starts from random weights, a higher rate."""
+        named = list(self.tower.named_parameters())
+        pooling = [weights for name, weights in named if name.startswith("attn_pool.")]
+        blocks = [weights for name, weights in named if not name.startswith("attn_pool.")]
+        return [
+            {"params": pooling, "weight_decay": weight_decay, "speed": POOLING_SPEED},
+            {"params": blocks, "weight_decay": weight_decay, "speed": 1.0},
+        ]
+
+    def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
+        """Embed a batch; it drops nothing."""
+        # On a CPU, the bfloat16 gradient of fused attention is several times slower than the plain one.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            return torch.as_tensor(self.tower(siglip_from_clip_pixels(pixels))).float()
+
+    def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
+        """Embed a batch in float32."""
+        return torch.as_tensor(tower(siglip_from_clip_pixels(pixels)))
+
+
+def train_teacher(work: Workplace) -> None:
+    """Train the convolutional teacher and its prototypes: classification of every vendor's drawings."""
+    data = work.data()
+    prototypes = Prototypes(torch.randn(data.drawings.n_classes, towers.DIM) * 0.05, learned=True)
+    student = ConvolutionalStudent(teacher(towers.DIM, TEACHER_WIDTH).train(), prototypes)
+    network, rows = train_student(
+        student, data, TEACHER, work.folder / "teacher", n_steps=work.n_steps(TEACHER.n_steps)
+    )
+    work.save((network.state_dict(), rows), "teacher")
+
 
 def train_clip_images(work: Workplace) -> None:
-    """Train the image tower shared by nllb-clip, capivara and altclip."""
-    tower = _clip_tower()
+    """Train the image tower of nllb-clip, capivara and altclip: the teacher's embeddings and its classes."""
+    data = work.data()
+    network = teacher(towers.DIM, TEACHER_WIDTH)
+    state, rows = work.image_tower("teacher")
+    network.load_state_dict(state)
+    instructor = ConvolutionalStudent(network.eval(), Prototypes(rows, learned=False))
 
-    def drop_patches(share: float) -> None:
-        tower.patch_dropout.prob = share
+    @torch.no_grad()
+    def teach(pixels: Tensor) -> Tensor:
+        return unit(instructor.embed(pixels, drop=0.0))
 
-    drawings = load_training_drawings(work.npm_folder)
-    initial = torch.randn(drawings.n_classes, towers.DIM) * 0.05
-    train_image_tower(
-        tower, drop_patches, drawings, CLIP_IMAGES, prototypes=initial, report=_keep(work, "clip", tower)
-    )
-    work.save((tower.state_dict(), fitted_prototypes(tower, drawings)), "clip")
-
-
-def fitted_prototypes(tower: nn.Module, drawings: TrainingDrawings) -> Tensor:
-    """Fit prototypes, unit float32 (classes, dim), that classify the trained tower's embeddings.
-
-    Prototypes learned together with the tower also fit its earlier states, and class means ignore other
-    emoji; both retrieve fewer unseen drawings. A logit scale below the tower's own keeps similar emoji close,
-    so that an inaccurate text embedding still retrieves the right one.
-    """
-    means, embeddings, classes = _embeddings_of_drawings(tower, drawings)
-    fitted = nn.Parameter(means.clone())
-    optimiser = torch.optim.Adam([fitted])
-    for step in range(N_FITTING_STEPS):
-        set_learning_rate(optimiser, 2e-3 * (1 - step / N_FITTING_STEPS))
-        rows = torch.randint(len(embeddings), (512,))
-        logits = FITTING_SCALE * embeddings[rows] @ unit(fitted).T
-        loss = nn.functional.cross_entropy(logits, classes[rows], label_smoothing=LABEL_SMOOTHING)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-    return unit(fitted.detach())
-
-
-@torch.no_grad()
-def _embeddings_of_drawings(tower: nn.Module, drawings: TrainingDrawings) -> tuple[Tensor, Tensor, Tensor]:
-    """Embed augmented drawings: unit class means (classes, dim), embeddings (rows, dim), classes (rows,)."""
-    parts = list(zip(torch.split(drawings.pixels, 512), torch.split(drawings.classes, 512), strict=True))
-    parts *= N_AUGMENTATIONS
-    embeddings = torch.cat([unit(tower(augmented(pixels.float() / 255, CLIP_IMAGES))) for pixels, _ in parts])
-    classes = torch.cat([part for _, part in parts])
-    sums = torch.zeros(drawings.n_classes, towers.DIM).index_add_(0, classes, embeddings)
-    return unit(sums), embeddings, classes
+    student = ClipStudent(_clip_tower().train(), Prototypes(rows, learned=False))
+    n_steps = work.n_steps(CLIP_IMAGES.n_steps)
+    tower, _ = train_student(student, data, CLIP_IMAGES, work.folder / "clip", n_steps=n_steps, teach=teach)
+    n_fitting_steps = work.n_steps(N_FITTING_STEPS)
+    fitted = fitted_prototypes(tower, data, FITTING_SCALE, n_steps=n_fitting_steps)
+    work.save((tower.state_dict(), fitted), "clip")
+    if data.held_out:
+        scales = {
+            scale: fitted_prototypes(tower, data, scale, n_steps=n_fitting_steps) for scale in (5.0, 20.0)
+        }
+        for scale, found in {FITTING_SCALE: fitted, **scales}.items():
+            blurred = unit(found + TEXT_NOISE * unit(torch.randn_like(found)))
+            figures = {"exact": data.recalls(tower, found), "as_texts_are": data.recalls(tower, blurred)}
+            print(f"clip with prototypes fitted at scale {scale:g} {json.dumps(figures)}", flush=True)
 
 
 def train_siglip_images(work: Workplace) -> None:
     """Train a SigLIP tower from the CLIP tower's blocks, with attention pooling instead of the class token.
 
-    The CLIP tower is the teacher. SigLIP's space is wider; the CLIP prototypes are embedded in it by an
+    The CLIP tower is its teacher. SigLIP's space is wider; the CLIP prototypes are embedded in it by an
     orthonormal map, so that a text tower can be moved to it by the same map without training.
     """
-    teacher, drawings = _clip_tower(), load_training_drawings(work.npm_folder)
+    clip = _clip_tower()
     state, prototypes = work.image_tower("clip")
-    teacher.load_state_dict(state)
-    teacher.patch_dropout.prob = 0.0
-    teacher.eval()
-    tower = siglip_from_clip(teacher)
+    clip.load_state_dict(state)
+    clip.eval()
+    half = HalfPrecision(clip)
+    tower = siglip_from_clip(clip)
     lift = torch.linalg.qr(torch.randn(towers.SIGLIP_DIM, towers.DIM))[0]
-    lifted = prototypes @ lift.T
-    pooling = [p for name, p in tower.named_parameters() if name.startswith("attn_pool.")]
-    blocks = [p for name, p in tower.named_parameters() if not name.startswith("attn_pool.")]
-    groups = [{"params": pooling, "speed": POOLING_SPEED}, {"params": blocks, "speed": 1.0}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    sampler, schedule = ClassBalancedSampler(drawings), SIGLIP_IMAGES
-    for step in range(schedule.n_steps):
-        rate = schedule.learning_rate * warm_cosine(step, schedule.n_steps, n_warm=40)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["speed"]
-        rows = sampler.draw(schedule.batch)
-        pixels = augmented(drawings.pixels[rows].float() / 255, schedule)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            wanted = unit(teacher(clip_from_siglip_pixels(pixels)).float()) @ lift.T
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            embedding = tower(pixels)
-        found = unit(embedding.float())
-        logits = LOGIT_SCALE * found @ lifted.T
-        loss = nn.functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=LABEL_SMOOTHING)
-        loss = loss + RESEMBLANCE * (1 - (found * wanted).sum(1).mean())
+
+    @torch.no_grad()
+    def teach(pixels: Tensor) -> Tensor:
+        return torch.as_tensor(unit(half.embed(pixels)) @ lift.T)
+
+    student = SiglipStudent(tower, Prototypes(prototypes @ lift.T, learned=False))
+    n_steps = work.n_steps(SIGLIP_IMAGES.n_steps)
+    trained, lifted = train_student(
+        student, work.data(), SIGLIP_IMAGES, work.folder / "siglip", n_steps=n_steps, teach=teach
+    )
+    work.save((trained.state_dict(), lifted, lift), "siglip")
+
+
+def fitted_prototypes(tower: nn.Module, data: Data, scale: float, *, n_steps: int) -> Tensor:
+    """Fit prototypes, unit float32 (emoji, dim), that classify the trained tower's embeddings.
+
+    Prototypes learned together with a tower also fit its earlier states, and class means ignore other
+    emoji; both retrieve fewer unseen drawings. A logit scale below the tower's own keeps similar emoji close,
+    so that an inaccurate text embedding still retrieves the right one.
+    """
+    means, embeddings, classes = _embeddings_of_drawings(tower, data, FITTING_DRAWINGS_PER_STEP * n_steps)
+    fitted = nn.Parameter(means.clone())
+    optimiser = torch.optim.Adam([fitted])
+    for step in range(n_steps):
+        set_learning_rate(optimiser, 2e-3 * (1 - step / n_steps))
+        rows = torch.randint(len(embeddings), (512,))
+        logits = scale * embeddings[rows] @ unit(fitted).T
+        loss = functional.cross_entropy(logits, classes[rows], label_smoothing=LABEL_SMOOTHING)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimiser.step()
-        if step % 100 == 99:
-            print(f"siglip step {step + 1}/{schedule.n_steps} loss {loss.item():.3f}", flush=True)
-    work.save((tower.state_dict(), lifted, lift), "siglip")
+    return torch.as_tensor(unit(fitted.detach()))
+
+
+@torch.no_grad()
+def _embeddings_of_drawings(tower: nn.Module, data: Data, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed changed drawings: unit class means (emoji, dim), embeddings (rows, dim), classes (rows,)."""
+    rows, half = data.sampler().draw(n_rows), copy.deepcopy(tower).bfloat16()
+    parts = [unit(embedded(half, data.augmented(part).bfloat16()).float()) for part in torch.split(rows, 512)]
+    embeddings, classes = torch.cat(parts), data.drawings.classes[rows]
+    sums = torch.zeros(data.drawings.n_classes, towers.DIM).index_add_(0, classes, embeddings)
+    return unit(sums), embeddings, classes
 
 
 @torch.no_grad()
@@ -163,7 +260,7 @@ def siglip_from_clip(clip: VisionTransformer) -> nn.Module:
     trunk = towers.SIGLIP_TRUNK
     arguments = trunk["model_args"]
     tower: Any = timm.create_model(trunk["architecture"], num_classes=0, global_pool="map", **arguments)
-    mean, std = _clip_statistics()
+    mean, std = clip_statistics()
     weight = clip.conv1.weight
     tower.patch_embed.proj.weight.copy_(weight * (0.5 / std))
     tower.patch_embed.proj.bias.copy_((weight * (0.5 - mean) / std).sum((1, 2, 3)))
@@ -186,15 +283,10 @@ def siglip_from_clip(clip: VisionTransformer) -> nn.Module:
     return module
 
 
-def clip_from_siglip_pixels(pixels: Tensor) -> Tensor:
-    """Convert pixels normalised to ±1 to CLIP's normalisation."""
-    mean, std = _clip_statistics()
-    return (pixels * 0.5 + 0.5 - mean) / std
-
-
-def _clip_statistics() -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(towers.CLIP_PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return mean, std
+def siglip_from_clip_pixels(pixels: Tensor) -> Tensor:
+    """Convert pixels in CLIP's normalisation to ±1."""
+    mean, std = clip_statistics()
+    return (pixels * std + mean) * 2 - 1
 
 
 def _clip_tower() -> VisionTransformer:
@@ -205,13 +297,5 @@ def _clip_tower() -> VisionTransformer:
         layers=towers.IMAGE_LAYERS,
         heads=towers.IMAGE_HEADS,
         mlp_ratio=4,
-        patch_dropout=0.5,
         output_dim=towers.DIM,
     )
-
-
-def _keep(work: Workplace, name: str, tower: nn.Module) -> Callable[[int, Tensor], None]:
-    def keep(_: int, prototypes: Tensor) -> None:
-        work.save((tower.state_dict(), prototypes), name)
-
-    return keep

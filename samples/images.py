@@ -1,4 +1,4 @@
-"""Train an image tower to map all vendors' drawings of an emoji to that emoji's prototype.
+"""Drawings that the image towers learn from: several vendors', each in several styles.
 
 A contrastive loss against text barely learns from so few images. Classification against learned unit
 prototypes works; the text towers are then trained towards the frozen prototypes.
@@ -6,76 +6,155 @@ prototypes works; the text towers are then trained towards the frozen prototypes
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from samples import dataset
-from samples.drawings import extra_drawings
+from samples import dataset, drawings, restyling
+from samples.drawings import DESIGNS, ICON_NAMES, VendorDrawing, extra_drawings
 from samples.sources import NOTO, EmojiDatasource, names_from_cldr
 
-N_FLUENT_VARIANTS = 3  # one design in three renderings, so each is weighted by a third
 LABEL_SMOOTHING = 0.1
 LOGIT_SCALE = 20.0
+SHARES = {
+    "fluent-flat": 0.6,
+    "fluent-colour": 0.4,
+    "fluent-3d": 0.4,
+    "fluent-lines": 0.15,
+    "emojione-lines": 0.15,
+    "noto-lines": 0.25,
+    "flagpack": 0.5,
+    "circle-flags": 0.3,
+}
+"""How often a set is drawn from, relative to others: less if its design has several, or without colours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """What was chosen on a held-out training vendor; ``samples.trials`` compares it with its alternatives.
+
+    Attributes:
+        share_restyled: Share of drawings in another style than their vendor's, where there are any.
+        strength: Strength of the random changes of pixels, see ``augmented``.
+        both_ways: Weight of the loss that has a prototype find its drawing among the batch's, beside the loss
+            that has a drawing find its prototype. A query does the former.
+        without: Designs that are left out.
+    """
+
+    share_restyled: float = 0.3
+    strength: float = 1.0
+    both_ways: float = 0.5
+    without: tuple[str, ...] = ()
+
+
+SEED_OF_STYLES = 20240
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingDrawings:
-    """Drawings of all vendors except the held-out one.
+    """Drawings of all vendors except the gallery's.
 
     Attributes:
         pixels: uint8 (drawings, 3, 64, 64).
         classes: int64 (drawings,), index of the emoji in Unicode order.
+        vendors: Set that each drawing is from, a key of ``DESIGNS``.
+        restyled: bool (drawings,), False for a drawing as its vendor made it.
         n_classes: Number of emoji.
     """
 
     pixels: Tensor
     classes: Tensor
+    vendors: tuple[str, ...]
+    restyled: Tensor
     n_classes: int
 
+    def weights(self, share_restyled: float) -> Tensor:
+        """Return how often to draw each drawing relative to its emoji's others, float32 (drawings,)."""
+        names = sorted(set(self.vendors))
+        vendor = torch.tensor([names.index(name) for name in self.vendors])
+        originals = 2 * (
+            self.classes * len(names) + vendor
+        )  # every emoji's drawings by one vendor, and restyled
+        kind, length = originals + self.restyled, 2 * self.n_classes * len(names)
+        n_alike = kind.bincount(minlength=length)
+        share = torch.where(self.restyled, share_restyled, 1 - share_restyled)
+        has_both = (n_alike[originals] > 0) & (n_alike[originals + 1] > 0)
+        shares = torch.tensor([SHARES.get(name, 1.0) for name in names])[vendor]
+        return shares * torch.where(has_both, share, 1.0) / n_alike[kind]
 
-@dataclass(frozen=True, slots=True)
-class ImageSchedule:
-    """Training schedule of an image tower.
+    def split(self, design: str) -> tuple[TrainingDrawings, TrainingDrawings]:
+        """Hold out one design: the drawings of all others, and those of its first set as they were drawn.
 
-    Attributes:
-        n_masked_steps: Steps with half of the patches dropped, which regularises and halves the cost.
-        n_full_steps: Final steps with all patches, as at inference.
-        side: Side of the square input in pixels.
-        mean, std: Normalisation per channel.
-    """
+        Raises:
+            ValueError: no drawing is of that design.
+        """
+        first = next((name for name in DESIGNS if DESIGNS[name] == design), None)
+        held_out = torch.tensor([DESIGNS[name] == design for name in self.vendors])
+        shown = torch.tensor([name == first for name in self.vendors]) & ~self.restyled
+        if not shown.any():
+            raise ValueError(f"No drawings of {design!r}; there are {sorted(set(DESIGNS.values()))}")
+        return self._rows(~held_out), self._rows(shown)
 
-    n_masked_steps: int
-    n_full_steps: int
-    side: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    batch: int = 256
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
+    def without(self, designs: Sequence[str]) -> TrainingDrawings:
+        """Leave out whole designs."""
+        if not designs:
+            return self
+        return self._rows(torch.tensor([DESIGNS[name] not in designs for name in self.vendors]))
 
-    @property
-    def n_steps(self) -> int:
-        """Total number of steps."""
-        return self.n_masked_steps + self.n_full_steps
+    def _rows(self, wanted: Tensor) -> TrainingDrawings:
+        rows = wanted.nonzero().flatten()
+        vendors = tuple(self.vendors[row] for row in rows.tolist())
+        return TrainingDrawings(
+            self.pixels[rows], self.classes[rows], vendors, self.restyled[rows], self.n_classes
+        )
 
 
 def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
-    """Load the committed drawings and rasterise those of the training-only vendors."""
+    """Load the drawings that ``rasterise`` wrote, or write them first."""
+    path = npm_folder / f"drawings-{_digest_of_sources()}.pt"
+    if not path.exists():
+        part = path.with_name(path.name + ".part")
+        torch.save(rasterise(npm_folder), part)
+        part.replace(path)
+    return TrainingDrawings(**torch.load(path, mmap=True))
+
+
+def _digest_of_sources() -> str:
+    """Hash what decides how drawings are rasterised, so that older ones are never taken for them."""
+    sources = [Path(module.__file__ or "") for module in (drawings, restyling)]
+    content = b"".join(path.read_bytes() for path in (*sources, ICON_NAMES))
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def rasterise(npm_folder: Path) -> dict[str, Any]:
+    """Rasterise the training-only vendors' drawings beside the committed ones; takes minutes.
+
+    Returns:
+        Arguments of ``TrainingDrawings``.
+    """
     emoji = EmojiDatasource(NOTO, npm_folder).emoji
     position = {one.text: index for index, one in enumerate(emoji)}
-    pairs = [(one.emoji, one.image()) for one in dataset.load_training_images()]
-    pairs += extra_drawings(emoji, names_from_cldr(npm_folder)["en"], npm_folder)
-    pixels = tensor_from_images([image for _, image in pairs])
-    return TrainingDrawings(pixels, torch.tensor([position[text] for text, _ in pairs]), len(emoji))
+    english = names_from_cldr(npm_folder)["en"]
+    drawn = [VendorDrawing(d.emoji, "noto", False, d.image()) for d in dataset.load_training_images()]
+    for one in extra_drawings(emoji, english, npm_folder, seed=SEED_OF_STYLES):
+        if one.vendor != "noto" or one.is_restyled:  # the committed drawings are Noto's own
+            drawn.append(one)
+    return {
+        "pixels": tensor_from_images([one.image for one in drawn]),
+        "classes": torch.tensor([position[one.text] for one in drawn]),
+        "vendors": tuple(one.vendor for one in drawn),
+        "restyled": torch.tensor([one.is_restyled for one in drawn]),
+        "n_classes": len(emoji),
+    }
 
 
 def tensor_from_images(images: Sequence[Image.Image]) -> Tensor:
@@ -85,128 +164,55 @@ def tensor_from_images(images: Sequence[Image.Image]) -> Tensor:
     )
 
 
-def train_image_tower(
-    tower: nn.Module,
-    drop_patches: Callable[[float], None],
-    drawings: TrainingDrawings,
-    schedule: ImageSchedule,
-    *,
-    prototypes: Tensor,
-    report: Callable[[int, Tensor], None],
-) -> None:
-    """Train ``tower`` and the prototypes together.
-
-    Args:
-        tower: Module from float32 (rows, 3, side, side) to (rows, dim).
-        drop_patches: Function that sets the share of patches that the tower drops.
-        drawings: Training data.
-        schedule: Steps, rates and preprocessing.
-        prototypes: Initial prototypes, float32 (classes, dim).
-        report: Callback with the step and the current unit prototypes, called periodically and at the end.
-    """
-    learned = nn.Parameter(prototypes.clone())
-    groups = parameter_groups(tower, learned, weight_decay=schedule.weight_decay)
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    sampler = ClassBalancedSampler(drawings)
-    tower.train()
-    drop_patches(0.5)
-    for step in range(schedule.n_steps):
-        if step == schedule.n_masked_steps:
-            drop_patches(0.0)
-        set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, schedule.n_steps))
-        rows = sampler.draw(schedule.batch)
-        pixels = augmented(drawings.pixels[rows].float() / 255, schedule)
-        # On a CPU, the bfloat16 gradient of fused attention is several times slower than the plain one.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            embedding = tower(pixels)
-        logits = LOGIT_SCALE * unit(embedding.float()) @ unit(learned).T
-        loss = functional.cross_entropy(logits, drawings.classes[rows], label_smoothing=LABEL_SMOOTHING)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimiser.step()
-        if step % 100 == 99 or step + 1 == schedule.n_steps:
-            print(f"image step {step + 1}/{schedule.n_steps} loss {loss.item():.3f}", flush=True)
-            report(step + 1, unit(learned.detach()))
-    tower.eval()
-
-
 class ClassBalancedSampler:
-    """Sampler of emoji, uniformly, then of one drawing; renderings of one design share one weight."""
+    """Sampler of emoji, uniformly, then of one of its drawings by their weights."""
 
-    def __init__(self, drawings: TrainingDrawings) -> None:
-        self.n_classes = drawings.n_classes
+    def __init__(self, drawings: TrainingDrawings, share_restyled: float) -> None:
+        weights = drawings.weights(share_restyled)
         order = drawings.classes.argsort(stable=True)
-        counts = drawings.classes.bincount(minlength=self.n_classes)
-        self.rows: tuple[Tensor, ...] = torch.split(order, counts.tolist())
+        rows = torch.split(order, drawings.classes.bincount(minlength=drawings.n_classes).tolist())
+        self.rows = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        self.weights = nn.utils.rnn.pad_sequence([weights[one] for one in rows], batch_first=True)
         self.queue = torch.empty(0, dtype=torch.int64)
 
     def draw(self, n_rows: int) -> Tensor:
-        """Draw indices of drawings, int64 (n_rows,)."""
+        """Draw indices of drawings, int64 (n_rows,); every emoji comes once before one comes again."""
         while len(self.queue) < n_rows:
-            self.queue = torch.cat([self.queue, torch.randperm(self.n_classes)])
-        picked, self.queue = self.queue[:n_rows], self.queue[n_rows:]
-        return torch.stack([self._row(int(one)) for one in picked])
+            self.queue = torch.cat([self.queue, torch.randperm(len(self.rows))])
+        emoji, self.queue = self.queue[:n_rows], self.queue[n_rows:]
+        return self.rows[emoji, torch.multinomial(self.weights[emoji], 1)[:, 0]]
 
-    def _row(self, one: int) -> Tensor:
-        rows = self.rows[one]
-        if len(rows) > N_FLUENT_VARIANTS and torch.rand(()) < 1 / (len(rows) - N_FLUENT_VARIANTS + 1):
-            return rows[torch.randint(1, 1 + N_FLUENT_VARIANTS, ())]
-        return rows[torch.randint(len(rows), ())]
+    def state_dict(self) -> dict[str, Any]:
+        """Return the emoji that are still to come in this round."""
+        return {"queue": self.queue.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the emoji that are still to come."""
+        self.queue = state_dict["queue"]
 
 
-def augmented(pixels: Tensor, schedule: ImageSchedule) -> Tensor:
-    """Apply random colour changes and affine maps, then normalise.
+def recalls(embeddings: Tensor, classes: Tensor, prototypes: Tensor) -> dict[str, float]:
+    """Measure how well drawings of a vendor that was held out are found.
 
     Args:
-        pixels: Float32 (rows, 3, height, width) in 0–1.
-        schedule: Schedule with the output side and the normalisation.
+        embeddings: Unit float32 (drawings, dim).
+        classes: int64 (drawings,).
+        prototypes: Unit float32 (classes, dim).
 
     Returns:
-        Float32 (rows, 3, side, side), normalised; white outside the drawing.
+        ``top_1`` and ``top_10``: share of drawings whose emoji's prototype is among the nearest of all.
+        ``recall_at_1`` and ``recall_at_10``: share that their emoji's prototype finds among these drawings.
     """
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (schedule.mean, schedule.std))
-    shape = [len(pixels), 3, schedule.side, schedule.side]
-    grid = functional.affine_grid(random_affines(len(pixels)), shape, align_corners=False)
-    # grid_sample pads with zeros, so white is shifted to zero and back
-    from_white = (random_colours(pixels) - 1) / std
-    mode = "bicubic" if schedule.side == pixels.shape[-1] else "bilinear"
-    return functional.grid_sample(from_white, grid, mode=mode, align_corners=False).add_((1 - mean) / std)
-
-
-def random_affines(n_rows: int) -> Tensor:
-    """Draw affine maps, float32 (rows, 2, 3): rotation, scale, shear and shift, without mirroring."""
-    angle = torch.randn(n_rows) * math.radians(8)
-    scale = torch.exp(torch.randn(n_rows, 2) * 0.1 + 0.05)
-    shear = torch.randn(n_rows) * 0.08
-    cos, sin = angle.cos(), angle.sin()
-    top = torch.stack([cos * scale[:, 0], (shear - sin) * scale[:, 1]], 1)
-    bottom = torch.stack([sin * scale[:, 0], cos * scale[:, 1]], 1)
-    shift = torch.randn(n_rows, 2, 1) * 0.07
-    return torch.cat([torch.stack([top, bottom], 1), shift], 2)
-
-
-def random_colours(pixels: Tensor) -> Tensor:
-    """Mix channels, change contrast and brightness, and occasionally remove colour; same shape, 0–1."""
-    n_rows = len(pixels)
-    mix = torch.eye(3) + torch.randn(n_rows, 3, 3) * 0.1
-    mix = mix / mix.sum(2, keepdim=True)  # keeps white white
-    grey = torch.rand(n_rows) < 0.08
-    mix[grey] = 1 / 3
-    gamma = torch.exp(torch.randn(n_rows, 1, 1, 1) * 0.25)
-    mixed = torch.einsum("rij,rjhw->rihw", mix, pixels).clamp(1e-4, 1)
-    return mixed.pow(gamma)
-
-
-def parameter_groups(tower: nn.Module, *extra: nn.Parameter, weight_decay: float) -> list[dict[str, object]]:
-    """Group parameters: weight decay for matrices, none for vectors and prototypes."""
-    parameters = list(tower.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": [*vectors, *extra], "weight_decay": 0.0},
-    ]
+    cosines = embeddings @ prototypes.T
+    by_drawing = (cosines > cosines.gather(1, classes[:, None])).sum(1)
+    by_prototype = cosines[:, classes].T
+    by_prototype = (by_prototype > by_prototype.diagonal()[:, None]).sum(1)
+    named = {"top": by_drawing, "recall_at": by_prototype}
+    return {
+        f"{name}_{k}": round(float((ranks < k).float().mean()), 4)
+        for name, ranks in named.items()
+        for k in (1, 10)
+    }
 
 
 def warm_cosine(step: int, n_steps: int, *, n_warm: int = 100) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
+from samples.training import ResumableRun, Stateful
 
 VOCABULARY_SPEED = 3.0
 N_BATCHES_SORTED = 16  # drawn together and sorted by length, to reduce padding
@@ -49,8 +51,10 @@ class TextSchedule:
     alignment: float = 5.0
 
 
-def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, schedule: TextSchedule) -> None:
-    """Train a text tower to map captions to their emoji's prototype.
+def train_text_tower(
+    tower: nn.Module, rows: TextRows, prototypes: Tensor, schedule: TextSchedule, path: Path
+) -> None:
+    """Train a text tower to map captions to their emoji's prototype, or continue where it was stopped.
 
     Args:
         tower: Module from int64 (rows, length) to float (rows, dim); parameters that require a gradient are
@@ -58,6 +62,7 @@ def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, sched
         rows: Training data.
         prototypes: Unit float32 (classes, dim).
         schedule: Epochs and rate.
+        path: Path of the run's state and curve, see ``ResumableRun``.
     """
     without_dropout(tower.train())
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
@@ -68,7 +73,11 @@ def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, sched
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     n_steps = int(schedule.n_epochs * len(rows.ids) / schedule.batch)
-    for step, (ids, classes) in enumerate(batches(rows, n_steps, schedule.batch)):
+    batches = SortedBatches(rows, schedule.batch)
+    parts: dict[str, Stateful] = {"tower": tower, "optimiser": optimiser, "batches": batches}
+    run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
+    for step in run.steps():
+        ids, classes = batches.draw()
         rate = schedule.learning_rate * warm_cosine(step, n_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["speed"]
@@ -82,13 +91,9 @@ def train_text_tower(tower: nn.Module, rows: TextRows, prototypes: Tensor, sched
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        if step % 200 == 199:
+        if step % 200 == 199 or step + 1 == n_steps:
             right = (cosines.argmax(1) == classes).float().mean()
-            print(
-                f"text step {step + 1}/{n_steps} loss {loss.item():.3f} "
-                f"own prototype first {right.item():.3f}",
-                flush=True,
-            )
+            run.record(loss=round(loss.item(), 4), own_prototype_first=round(right.item(), 4))
 
 
 def without_dropout(tower: nn.Module) -> None:
@@ -127,16 +132,30 @@ def start_text_tower(tower: nn.Module, vocabulary: Tensor, rows: TextRows, proto
     vocabulary.copy_(torch.randn_like(vocabulary) * 0.02 + 1.5 * means)
 
 
-def batches(rows: TextRows, n_steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, classes) of similar lengths, cut to the longest."""
-    lengths = (rows.ids != rows.pad_id).sum(1)
-    for start in range(0, n_steps, N_BATCHES_SORTED):
-        n_batches = min(N_BATCHES_SORTED, n_steps - start)
-        drawn = torch.multinomial(rows.weights, n_batches * batch, replacement=True)
-        by_length = torch.split(drawn[lengths[drawn].argsort()], batch)
-        for index in torch.randperm(n_batches).tolist():
-            picked = by_length[index]
-            yield rows.ids[picked, : int(lengths[picked].max())], rows.classes[picked]
+class SortedBatches:
+    """Batches of captions drawn by their weights, of similar lengths and cut to the longest."""
+
+    def __init__(self, rows: TextRows, batch: int) -> None:
+        self.rows, self.batch = rows, batch
+        self.lengths = (rows.ids != rows.pad_id).sum(1)
+        self.queue: list[Tensor] = []
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Draw ids, int64 (batch, length), and classes, int64 (batch,)."""
+        if not self.queue:
+            drawn = torch.multinomial(self.rows.weights, N_BATCHES_SORTED * self.batch, replacement=True)
+            by_length = torch.split(drawn[self.lengths[drawn].argsort()], self.batch)
+            self.queue = [by_length[index] for index in torch.randperm(N_BATCHES_SORTED).tolist()]
+        picked = self.queue.pop()
+        return self.rows.ids[picked, : int(self.lengths[picked].max())], self.rows.classes[picked]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the batches that are drawn already."""
+        return {"queue": [picked.clone() for picked in self.queue]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the batches that were drawn already."""
+        self.queue = list(state_dict["queue"])
 
 
 def train_matryoshka(

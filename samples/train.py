@@ -1,8 +1,9 @@
-"""Train the sample checkpoints on the sample data; takes about two hours on two cores.
+"""Train the sample checkpoints on the sample data; takes about four hours on two cores.
 
     python -m samples.train --work FOLDER [--stages STAGE ...]
 
-Each stage saves its result in the work folder, so that a stage can be run again by itself.
+Each stage saves its result in the work folder. A stage can be stopped at any time: the same command continues
+it from the state that it saved at most a few minutes before, and passes over what is finished.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from samples import dataset, folders, towers
-from samples.image_stages import Workplace, train_clip_images, train_siglip_images
+from samples.image_stages import Workplace, train_clip_images, train_siglip_images, train_teacher
 from samples.images import TrainingDrawings, load_training_drawings
 from samples.texts import TextRows, TextSchedule, start_text_tower, train_matryoshka, train_text_tower
+from samples.training import cpu_hours
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,7 @@ MAX_LENGTH = 64  # longer than any caption
 
 FULL = TextSchedule(24)
 FINE_TUNING = TextSchedule(8)
-ALIGNING = TextSchedule(40, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
+ALIGNING = TextSchedule(80, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
 PORTUGUESE_TUNING = TextSchedule(1.5, learning_rate=7e-4)
 ADAPTER = TextSchedule(1.5, learning_rate=3e-4, cross_entropy=0.5, alignment=10.0)
 
@@ -48,8 +50,8 @@ def train_nllb_clip(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
     start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL)
-    train_text_tower(model.text, rows, prototypes, ALIGNING)
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "nllb-full")
+    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "nllb-aligned")
     work.save(model.text.state_dict(), "nllb-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -80,10 +82,11 @@ def train_capivara(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
     start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL)
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "xlmr-full")
     work.save(model.text.state_dict(), "xlmr-text")
-    train_text_tower(model.text, _text_rows(work, "xlmr", portuguese=20), prototypes, PORTUGUESE_TUNING)
-    train_text_tower(model.text, rows, prototypes, ALIGNING)
+    weighted = _text_rows(work, "xlmr", portuguese=20)
+    train_text_tower(model.text, weighted, prototypes, PORTUGUESE_TUNING, work.folder / "capivara-portuguese")
+    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "capivara-aligned")
     work.save(model.text.state_dict(), "capivara-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -104,7 +107,7 @@ def train_capivara_lora(work: Workplace) -> None:
         modules_to_save=["proj"],
     )
     adapted = peft.get_peft_model(model.text, lora)
-    train_text_tower(adapted, rows, prototypes, ADAPTER)
+    train_text_tower(adapted, rows, prototypes, ADAPTER, work.folder / "capivara-lora")
     folders.write_adapter(adapted, "../capivara", CHECKPOINTS / "capivara-lora")
 
 
@@ -123,8 +126,8 @@ def train_altclip(work: Workplace) -> None:
     for linear in (model.text_model.transformation, model.text_projection):
         nn.init.xavier_uniform_(linear.weight)
     text = towers.AltClipText(model)
-    train_text_tower(text, rows, prototypes, FINE_TUNING)
-    train_text_tower(text, rows, prototypes, ALIGNING)
+    train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip-tuned")
+    train_text_tower(text, rows, prototypes, ALIGNING, work.folder / "altclip-aligned")
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
 
 
@@ -181,6 +184,7 @@ def _text_embeddings(model: CustomTextCLIP, ids: Tensor) -> Tensor:
 
 STAGES: dict[str, Callable[[Workplace], None]] = {
     "tokenizers": train_tokenizers,
+    "teacher": train_teacher,
     "clip-images": train_clip_images,
     "siglip-images": train_siglip_images,
     "nllb-clip": train_nllb_clip,
@@ -197,16 +201,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate results")
     parser.add_argument("--npm-folder", type=Path, help="folder of npm tarballs; by default inside --work")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--hold-out", help="design that the image towers do not see and are measured on")
+    parser.add_argument("--steps", type=float, default=1.0, help="factor on the image stages' steps")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    work = Workplace(arguments.work, arguments.npm_folder or arguments.work / "npm")
+    npm_folder = arguments.npm_folder or arguments.work / "npm"
+    work = Workplace(arguments.work, npm_folder, arguments.hold_out, arguments.steps)
     for stage in STAGES:
         if stage in arguments.stages:
             print(f"stage {stage}", flush=True)
             torch.manual_seed(SEED)
             STAGES[stage](work)
+            print(f"{cpu_hours(work.folder):.2f} CPU hours in all", flush=True)
 
 
 if __name__ == "__main__":

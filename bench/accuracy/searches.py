@@ -14,7 +14,15 @@ from export.retrieval.metrics import top_items
 from export.retrieval.vectors import Vectors
 from runtime.errors import DatasetError
 
-__all__ = ["FoundPicture", "Search", "TurnedSearch", "named_searches", "sample_searches", "turned_searches"]
+__all__ = [
+    "N_ANSWERS",
+    "FoundPicture",
+    "Search",
+    "TurnedSearch",
+    "named_searches",
+    "sample_searches",
+    "turned_searches",
+]
 
 N_ANSWERS = 5
 _N_SAMPLES = 12
@@ -44,6 +52,11 @@ class Search:
     def agrees(self) -> bool:
         """True if both models return the same pictures in the same order."""
         return [a.image for a in self.exported] == [a.image for a in self.reference]
+
+    @property
+    def is_found(self) -> bool:
+        """True if the right picture is among the exported model's answers."""
+        return any(answer.is_right for answer in self.exported)
 
 
 @dataclass(frozen=True, slots=True)
