@@ -11,6 +11,8 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from PIL.PpmImagePlugin import MODES
+
 from runtime.errors import ImageError
 
 __all__ = ["require_bounded", "scans_of_jpeg"]
@@ -225,20 +227,21 @@ def _tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _fault_of_pnm(data: bytes) -> str:
-    kind = data[1:2]
-    if kind not in b"123456fF":
-        return ""
     # Pillow drops a comment with the end of its line, within a number too.
     head = re.sub(rb"#[^\r\n]*[\r\n]", b"", data[:_LONGEST_PNM_HEADER])
-    n_numbers = 2 if kind in b"14" else 3
-    numbers = re.match(rb"P.(?:\s+\d+){%d}\s" % n_numbers, head)
+    magic = re.match(rb"\w+", head)
+    mode = MODES.get(magic[0]) if magic else None
+    if magic is None or mode is None:
+        return ""
+    n_numbers = 2 if mode == "1" else 3
+    numbers = re.match(rb"\w+(?:\s+[\d.eE+-]+){%d}\s" % n_numbers, head)
     if numbers is None:
-        if kind in b"fF" or len(data) <= _LONGEST_PNM_HEADER:
-            return ""
+        if len(data) <= _LONGEST_PNM_HEADER:
+            return ""  # truncated: Pillow reports it
         return f"PNM whose header is damaged, or longer than {_LONGEST_PNM_HEADER} bytes"
-    levels = int(numbers[0].split()[-1])
-    is_raw = kind in b"4fF" or (kind in b"56" and levels == 255) or (kind == b"5" and levels == 65_535)
-    if not is_raw and len(data) > _MAX_PYTHON_BYTES:
-        which = "in text" if kind in b"123" else f"with values up to {levels}"
+    levels, is_text = numbers[0].split()[-1], magic[0] in (b"P1", b"P2", b"P3")
+    is_raw = mode in "1F" or levels == b"255" or (mode == "L" and levels == b"65535")
+    if len(data) > _MAX_PYTHON_BYTES and (is_text or not is_raw):
+        which = "in text" if is_text else f"with values up to {levels.decode()}"
         return f"PNM of {len(data)} bytes {which}; the limit is {_MAX_PYTHON_BYTES}"
     return ""
