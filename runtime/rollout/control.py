@@ -75,26 +75,31 @@ class Control:
         """
         from tritonclient.utils import InferenceServerException
 
+        options = {"headers": self._headers, "client_timeout": _ASK_S}
         try:
-            options = {"headers": self._headers, "client_timeout": _ASK_S}
             index = self._client.get_model_repository_index(**options)
+            known = {found.name for found in index.models}
+            if missing := sorted(set(front_ends) - known):
+                served = sorted(found.name for found in index.models if found.state == "READY")
+                raise ServerError(
+                    f"The server at {self._address} does not serve {model}: it has no "
+                    f"{' or '.join(missing)}, but {', '.join(served) or 'no model'}. Pass the address of the "
+                    "server of this repository."
+                )
         except InferenceServerException as error:
-            remedy = _CONTROL_REMEDY if _is_forbidden(error) else ""
-            raise ServerError(f"{self._address}: {error.message().rstrip('.')}.{remedy}") from error
-        known = {found.name for found in index.models}
-        served = sorted(found.name for found in index.models if found.state == "READY")
-        if missing := sorted(set(front_ends) - known):
-            raise ServerError(
-                f"The server at {self._address} does not serve {model}: it has no {' or '.join(missing)}, "
-                f"but {', '.join(served) or 'no model'}. Pass the address of the server of this repository."
-            )
+            raise self._refusal(error) from error
         try:
             self._client.unload_model(_NO_MODEL, **options)
         except InferenceServerException as error:
-            if _is_forbidden(error):
-                raise ServerError(
-                    f"The server at {self._address} does not let clients load models.{_CONTROL_REMEDY}"
-                ) from error  # any other error is that there is no such model
+            if _is_forbidden(error):  # any other error is that there is no such model
+                raise self._refusal(error) from error
+
+    def _refusal(self, error: Any) -> ServerError:
+        if _is_forbidden(error):
+            return ServerError(
+                f"The server at {self._address} does not let clients load models.{_CONTROL_REMEDY}"
+            )
+        return ServerError(f"{self._address}: {error.message().rstrip('.')}.")
 
     def unload(self, model: str) -> None:
         """Unload a model after its running requests end."""
