@@ -18,7 +18,7 @@ from bench.gpu.device_code import cut_library
 from bench.gpu.packing import pack_folder
 from bench.gpu.samples import sample_repository
 from bench.gpu.skeletons import require_activation, skeleton_from_graph
-from bench.gpu.stamps import Stamp
+from bench.gpu.stamps import ExportStamp
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedTower
 from bench.models.full_size import in_process
 from bench.models.samples import ROOT, SAMPLES
@@ -146,7 +146,7 @@ def skeletons(towers: Iterable[TimedTower], work: Path) -> list[Path]:
     made: set[Path] = set()
     for tower in towers:
         target = work / "skeletons" / f"{tower.slug}.onnx"
-        stamp = Stamp.of(target.with_suffix(".sha256"), Path(__file__).with_name("skeletons.py"))
+        stamp = ExportStamp.of(target.with_suffix(".sha256"), Path(__file__).with_name("skeletons.py"))
         if not stamp.is_current:
             stamp.file.unlink(missing_ok=True)
             checkpoint = work / "checkpoints" / tower.variant

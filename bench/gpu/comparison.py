@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from bench.records.record import Record
 
-__all__ = ["Comparison", "comparisons_of", "floor_ms", "peaks_of", "shape_of", "speeds_of"]
+__all__ = ["PeerRatios", "comparisons_of", "floor_ms", "peaks_of", "shape_of", "speeds_of"]
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 _PRODUCT, _EAGER, _COMPILED = "babeltower", "PyTorch", "PyTorch compiled"
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PeerRatios:
     """The product in one shape and metric, beside PyTorch in the same precision.
 
     Attributes:
@@ -41,7 +41,7 @@ class Comparison:
     limit: float | None
 
 
-def comparisons_of(records: Sequence[Record]) -> Iterator[Comparison]:
+def comparisons_of(records: Sequence[Record]) -> Iterator[PeerRatios]:
     """Return a comparison per tower, shape and metric in which the product was timed, in order of time.
 
     The product's form is the first one of a shape; the others are in the tables of times.
@@ -61,7 +61,7 @@ def comparisons_of(records: Sequence[Record]) -> Iterator[Comparison]:
         eager, compiled = (peer.median / ours.median if peer else None for peer in peers)
         n_tokens = ours.settings.get("n_tokens")
         floor = floor_ms(ours, peaks) if metric == "device" else None
-        yield Comparison(
+        yield PeerRatios(
             model,
             shape,
             metric,

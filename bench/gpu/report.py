@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.gpu.comparison import Comparison, comparisons_of, floor_ms, peaks_of, shape_of, speeds_of
+from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms, peaks_of, shape_of, speeds_of
 from bench.records.record import Record, read_records
 
 __all__ = ["write_report"]
@@ -101,7 +101,7 @@ def _speed_table(records: Sequence[Record], peaks: dict[str, float], *, floors: 
     return f"<p>{note}</p>" + _table(("shape", *contenders), rows)
 
 
-def _comparison_table(comparisons: Sequence[Comparison]) -> str:
+def _comparison_table(comparisons: Sequence[PeerRatios]) -> str:
     """Return the table of the product against PyTorch in one precision; empty if it was not timed."""
     rows = [
         (

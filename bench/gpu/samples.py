@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu.gate import CUDA_PRECISIONS
-from bench.gpu.stamps import Stamp
+from bench.gpu.stamps import ExportStamp
 from bench.models.full_size import in_process
 from bench.models.samples import sample_checkpoint
 from export.precision.calibration import CalibrationSet, calibration_from_path
@@ -41,7 +41,9 @@ _UNMEASURED = {"measured": "nothing yet: CUDA is measured where there is a GPU"}
 def sample_repository(repository: Path, samples: Sequence[str]) -> Path:
     """Export the samples, in processes of their own; kept are those of the same sources and checkpoint."""
     for name in samples:
-        stamp = Stamp.of(repository / f".{name}.sha256", Path(__file__), *_files(sample_checkpoint(name)))
+        stamp = ExportStamp.of(
+            repository / f".{name}.sha256", Path(__file__), *_files(sample_checkpoint(name))
+        )
         if stamp.is_current:
             continue
         stamp.file.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.models.samples import ROOT
 from bench.records.record import artefact_sha256
 
-__all__ = ["Stamp"]
+__all__ = ["ExportStamp"]
 
 _SOURCES = (
     "export/**/*.py",
@@ -20,14 +20,14 @@ _SOURCES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class ExportStamp:
     """File that holds the hash of all that shapes an export, and that hash as it is now."""
 
     file: Path
     sha256: str
 
     @classmethod
-    def of(cls, file: Path, *inputs: Path) -> Stamp:
+    def of(cls, file: Path, *inputs: Path) -> ExportStamp:
         """Return a stamp of the sources that export, and of further inputs: a checkpoint's files."""
         sources = (path for pattern in _SOURCES for path in sorted(ROOT.glob(pattern)))
         return cls(file, artefact_sha256(*sources, *inputs))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.gpu.comparison import Comparison, comparisons_of
+from bench.gpu.comparison import PeerRatios, comparisons_of
 from bench.gpu.results import records_of_line
 
 __all__ = ["summary_of_lines"]
@@ -55,7 +55,7 @@ def _gate_text(line: dict[str, Any]) -> str:
     return f"{line['model']} {line['form']}: {found}, R@1 % {recall}, cosines ≥ {cosines} {faults}"
 
 
-def _comparison_text(found: Comparison) -> str:
+def _comparison_text(found: PeerRatios) -> str:
     facts = [] if found.tokens_per_s is None else [f"{found.tokens_per_s:,.0f} tokens/s"]
     for ratio, name in ((found.eager, "torch"), (found.compiled, "torch compiled")):
         facts += [] if ratio is None else [f"{ratio:.2f}× {name}"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.gpu import bundle, samples, stamps
 from bench.gpu.bundle import require_small
-from bench.gpu.comparison import Comparison, comparisons_of, floor_ms
+from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms
 from bench.gpu.device_code import cut_library, is_needed, units_of
 from bench.gpu.packing import pack_folder, unpack_folder
 from bench.gpu.report import write_report
@@ -342,7 +342,7 @@ def test_a_summary_has_a_line_per_shape_and_the_errors_last() -> None:
 
 def test_the_product_is_compared_with_cells_of_its_own_shape_metric_and_precision() -> None:
     device, wall = comparisons_of(records_from_lines(lines(), commit=None))
-    assert device == Comparison(
+    assert device == PeerRatios(
         "XLM-R base",
         "32×16",
         "device",
