@@ -17,7 +17,8 @@ from pathlib import Path
 from bench.gpu.device_code import cut_library
 from bench.gpu.packing import pack_folder
 from bench.gpu.samples import sample_repository
-from bench.gpu.skeletons import skeleton_from_graph
+from bench.gpu.skeletons import require_activation, skeleton_from_graph
+from bench.gpu.stamps import ExportStamp
 from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedTower
 from bench.models.full_size import in_process
 from bench.models.samples import ROOT, SAMPLES
@@ -137,19 +138,32 @@ def require_small(folder: Path, most: int = MOST_BYTES) -> int:
 
 
 def skeletons(towers: Iterable[TimedTower], work: Path) -> list[Path]:
-    """Return the files of the towers' graphs without weights, and of the samples' for dry runs."""
+    """Return the files of the towers' graphs without weights, and of the samples' for dry runs.
+
+    Kept are those of the same sources, which also make the checkpoints' random weights.
+    """
     found = []
+    made: set[Path] = set()
     for tower in towers:
         target = work / "skeletons" / f"{tower.slug}.onnx"
-        if not target.is_file():
+        stamp = ExportStamp.of(target.with_suffix(".sha256"), Path(__file__).with_name("skeletons.py"))
+        if not stamp.is_current:
+            stamp.file.unlink(missing_ok=True)
+            checkpoint = work / "checkpoints" / tower.variant
+            for folder in {work / f"{tower.variant}_{tower.modality.value}", checkpoint} - made:
+                shutil.rmtree(folder, ignore_errors=True)
+            made.add(checkpoint)
             graph, _ = in_process(fp32_graph, tower.variant, tower.modality, work)
             skeleton_from_graph(graph, target)
+            stamp.write()
+        require_activation(target, tower)
         found += [target, target.with_suffix(".json")]
     for tower in DRY_TOWERS:
         target = work / "skeletons" / f"{tower.slug}.onnx"
         manifest = Manifest.read(work / "repository" / tower.variant)
         files = manifest.variants["fp32"].tower(tower.modality)
         skeleton_from_graph(work / "repository" / files.model / str(files.version) / files.graph, target)
+        require_activation(target, tower)
         found += [target, target.with_suffix(".json")]
     return found
 

@@ -5,6 +5,7 @@ The reference is the same model in FP32 on the processor, which agreed with PyTo
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.lines import Bench
+from bench.gpu.turns import POLL_S
 from export.parity.limits import limits_of
 from export.retrieval.comparison import Direction, LanguageFigures, compare_language
 from export.retrieval.metrics import RetrievalProtocol, agreement
@@ -24,6 +26,7 @@ from export.retrieval.sets import RetrievalSet
 from export.retrieval.vectors import TextIndex, Vectors, exported_vectors, silent
 from export.retrieval.verdict import retrieval_failures
 from runtime.encoder import Encoder
+from runtime.machine import n_cores
 from runtime.manifest import Engine, Manifest, Precision, manifest_path
 
 __all__ = [
@@ -37,12 +40,13 @@ __all__ = [
     "models_of",
 ]
 
-CUDA_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
-"""Precisions that the gate judges on CUDA."""
+CUDA_PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)
+"""Precisions that the gate judges on CUDA, in order of worth."""
 
 _DRY_SHARE = 30
 _N_FAULTS = 5
 _N_THREADS = 2
+_VERDICT = "verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +83,58 @@ REFERENCE = GateForm("reference", Precision.FP32, Engine.ONNXRUNTIME)
 
 
 def judge_all(bench: Bench) -> None:
-    """Embed with every model in every form at once, then compare: most of the work is the processor's."""
-    models = models_of(bench)
-    _in_processes(bench, [f"{model.name}/{form.name}" for model in models for form in _forms(bench)])
-    _in_processes(bench, [model.name for model in models])
+    """Embed with every model in every form, and compare a form as soon as it and the reference are there.
+
+    Forms are embedded in order of worth, as many at once as the processor has cores for: most of the work is
+    its own. A run that is cut off keeps the verdicts that it has.
+    """
+    reference, *forms = _forms(bench)
+    names = [model.name for model in models_of(bench)]
+    waiting = [
+        f"{name}/{form.name}" for pair in _in_order(reference, forms) for name in names for form in pair
+    ]
+    verdicts = {
+        f"{name}/{form.name}/{_VERDICT}": {f"{name}/{reference.name}", f"{name}/{form.name}"}
+        for form in forms
+        for name in names
+    }
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    embedded: set[str] = set()
+    while (waiting or running) and bench.left_s > 0:
+        for part in [part for part, process in running.items() if process.poll() is not None]:
+            code = running.pop(part).returncode
+            if code == 0:
+                embedded.add(part)
+            elif code < 0:  # otherwise its process has written the reason
+                bench.emit(step="gate", what=part, error=f"killed by signal {-code}")
+        ready = [part for part, needed in verdicts.items() if needed <= embedded]
+        for part in ready:
+            del verdicts[part]
+        waiting = ready + waiting
+        while waiting and len(running) < max(1, n_cores() // _N_THREADS):
+            part = waiting.pop(0)
+            running[part] = _process(part)
+        time.sleep(POLL_S)
+    for process in running.values():
+        process.kill()
+    if waiting or running:
+        bench.emit(step="gate", error=f"out of time; not done: {', '.join((*running, *waiting, *verdicts))}")
+
+
+def _in_order(reference: GateForm, forms: Sequence[GateForm]) -> list[tuple[GateForm, ...]]:
+    """Return the forms in order; those of a tuple are embedded model by model."""
+    return [(reference, *forms[:1]), *((form,) for form in forms[1:])]
 
 
 def judge_part(bench: Bench, part: str) -> None:
-    """Embed with ``MODEL/FORM``, or compare the forms of ``MODEL``."""
-    name, _, form = part.partition("/")
-    if form:
-        (chosen,) = [known for known in _forms(bench) if known.name == form]
-        embed_model(bench, name, chosen)
+    """Embed with ``MODEL/FORM``, or compare it with the reference: ``MODEL/FORM/verdict``."""
+    name, form, *verdict = part.split("/")
+    reference, *forms = _forms(bench)
+    (chosen,) = [known for known in (reference, *forms) if known.name == form]
+    if verdict:
+        judge_model(bench, name, [reference, chosen])
     else:
-        judge_model(bench, name, _forms(bench))
+        embed_model(bench, name, chosen)
 
 
 def models_of(bench: Bench) -> list[Path]:
@@ -141,14 +183,10 @@ def _forms(bench: Bench) -> list[GateForm]:
     return [REFERENCE, *(GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)]
 
 
-def _in_processes(bench: Bench, parts: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "bench.gpu", *sys.argv[1:]]
-    running = [subprocess.Popen([*command, "--part", part]) for part in parts]
-    for process in running:
-        try:
-            process.wait(timeout=max(1.0, bench.left_s))
-        except subprocess.TimeoutExpired:
-            process.kill()
+def _process(part: str) -> subprocess.Popen[bytes]:
+    """Start a part in a process of its own; NumPy in it takes one core."""
+    command = [sys.executable, "-m", "bench.gpu", *sys.argv[1:], "--part", part]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 
 def _vectors_file(bench: Bench, name: str, form: GateForm) -> Path:

@@ -1,7 +1,8 @@
 """The same towers in PyTorch with transformers: what one would run instead, eager and compiled.
 
-Layers, widths, heads and vocabulary are the timed tower's, attention is ``scaled_dot_product_attention``;
-pooling, projection and normalisation are part of the module, as in the exported towers.
+Layers, widths, heads, activation and vocabulary are the timed tower's; attention is
+``scaled_dot_product_attention``, or with ``attention="eager"`` products and a softmax. Pooling, projection
+and normalisation are part of the module, as in the exported towers.
 """
 
 from __future__ import annotations
@@ -50,27 +51,27 @@ class TorchTextTower(nn.Module):
         return functional.normalize(features.float(), dim=-1)
 
 
-def torch_tower(tower: TimedTower, *, device: str, dtype: torch.dtype) -> nn.Module:
-    """Make a tower with random weights on a device."""
+def torch_tower(tower: TimedTower, *, device: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+    """Make a tower with random weights on a device; ``attention`` as transformers names it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             if tower.modality is Modality.IMAGE:
-                return TorchImageTower(_vision(tower)).eval()
-            return TorchTextTower(_text_encoder(tower), tower.width, tower.dim).eval()
+                return TorchImageTower(_vision(tower, attention)).eval()
+            return TorchTextTower(_text_encoder(tower, attention), tower.width, tower.dim).eval()
     finally:
         torch.set_default_dtype(before)
 
 
-def _vision(tower: TimedTower) -> Any:
+def _vision(tower: TimedTower, attention: str) -> Any:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     sizes = {"image_size": tower.image_side, "patch_size": tower.patch, "projection_dim": tower.dim}
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**_layers(tower), **sizes))
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**_layers(tower, attention), **sizes))
 
 
-def _text_encoder(tower: TimedTower) -> Any:
+def _text_encoder(tower: TimedTower, attention: str) -> Any:
     if tower.architecture == "m2m":
         from transformers import M2M100Config, M2M100Model
 
@@ -81,6 +82,8 @@ def _text_encoder(tower: TimedTower) -> Any:
             encoder_attention_heads=tower.width // tower.head,
             encoder_ffn_dim=4 * tower.width,
             decoder_layers=1,
+            activation_function=tower.activation,
+            attn_implementation=attention,
         )
         return M2M100Model(config).get_encoder()
     from transformers import XLMRobertaConfig, XLMRobertaModel
@@ -90,15 +93,17 @@ def _text_encoder(tower: TimedTower) -> Any:
         max_position_embeddings=_POSITIONS,
         type_vocab_size=1,
         pad_token_id=1,
-        **_layers(tower),
+        **_layers(tower, attention),
     )
     return XLMRobertaModel(config, add_pooling_layer=False)
 
 
-def _layers(tower: TimedTower) -> dict[str, int]:
+def _layers(tower: TimedTower, attention: str) -> dict[str, Any]:
     return {
         "hidden_size": tower.width,
         "intermediate_size": 4 * tower.width,
         "num_hidden_layers": tower.layers,
         "num_attention_heads": tower.width // tower.head,
+        "hidden_act": tower.activation,
+        "attn_implementation": attention,
     }

@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms, peaks_of, shape_of, speeds_of
 from bench.records.record import Record, read_records
 
-__all__ = ["floor_ms", "write_report"]
+__all__ = ["write_report"]
 
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 _METRICS = {
     "device": "on the device, launching left out",
     "call": "a call, inputs and outputs in the device's memory",
@@ -31,9 +30,9 @@ def write_report(record: Path, out: Path) -> None:
     card = records[0].machine
     parts = [f"<h1>{html.escape(str(card.get('gpu')))}</h1>", _environment(records[0])]
     parts += [*_peaks(records), *_gate(records)]
-    peaks = _medians(records)
+    peaks, compared = peaks_of(records), list(comparisons_of(records))
     for model in _models(records):
-        chosen = [r for r in _speeds(records) if r.cell["model"] == model]
+        chosen = [r for r in speeds_of(records) if r.cell["model"] == model]
         for metric, words in _METRICS.items():
             found = [r for r in chosen if r.cell["metric"] == metric]
             if not found:
@@ -42,18 +41,9 @@ def write_report(record: Path, out: Path) -> None:
             _picture(found, peaks, f"{model}: ms {words}", out / name)
             parts += [f"<h2>{html.escape(model)}, {words}</h2>", f'<img src="{name}" alt="{name}">']
             parts.append(_speed_table(found, peaks, floors=metric == "device"))
+            parts.append(_comparison_table([c for c in compared if (c.model, c.metric) == (model, metric)]))
     page = f"<!doctype html><meta charset=utf-8><title>GPU</title><style>{_STYLE}</style>" + "\n".join(parts)
     (out / "index.html").write_text(page, encoding="utf-8")
-
-
-def floor_ms(record: Record, peaks: dict[str, float]) -> float | None:
-    """Return the least time of a cell: its products at the measured peak, or its weights at the bandwidth."""
-    precision = record.cell["precision"]
-    if precision not in peaks or "copy" not in peaks:
-        return None
-    products = record.settings["operations"] / (peaks[precision] * 1e9)
-    weights = record.settings["product_weights"] * _BYTES[precision] / (peaks["copy"] * 1e9)
-    return 1000 * float(max(products, weights))
 
 
 def _environment(record: Record) -> str:
@@ -95,8 +85,8 @@ def _speed_table(records: Sequence[Record], peaks: dict[str, float], *, floors: 
     """Return a table of one tower: a row per shape, a column per contender, and the share of the limit."""
     contenders = list(dict.fromkeys(_contender(r) for r in records))
     rows = []
-    for shape in dict.fromkeys(_shape(r) for r in records):
-        cells = {_contender(r): r for r in records if _shape(r) == shape}
+    for shape in dict.fromkeys(shape_of(r) for r in records):
+        cells = {_contender(r): r for r in records if shape_of(r) == shape}
         row = [shape]
         for name in contenders:
             if (record := cells.get(name)) is None:
@@ -109,6 +99,21 @@ def _speed_table(records: Sequence[Record], peaks: dict[str, float], *, floors: 
         rows.append(tuple(row))
     note = "median (p99)" + (" · share of the limit" if floors else "")
     return f"<p>{note}</p>" + _table(("shape", *contenders), rows)
+
+
+def _comparison_table(comparisons: Sequence[PeerRatios]) -> str:
+    """Return the table of the product against PyTorch in one precision; empty if it was not timed."""
+    rows = [
+        (
+            f"{found.shape}, {found.precision}",
+            "–" if found.tokens_per_s is None else f"{found.tokens_per_s:,.0f}",
+            *("–" if ratio is None else f"{ratio:.2f}×" for ratio in (found.eager, found.compiled)),
+            "–" if found.limit is None else f"{100 * found.limit:.0f} %",
+        )
+        for found in comparisons
+    ]
+    head = ("babeltower", "tokens/s", "faster than PyTorch", "than PyTorch compiled", "share of the limit")
+    return _table(head, rows) if rows else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -125,13 +130,13 @@ def _picture(records: Sequence[Record], peaks: dict[str, float], title: str, pat
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
-    shapes = sorted(dict.fromkeys(_shape(r) for r in records), key=_order)
+    shapes = sorted(dict.fromkeys(shape_of(r) for r in records), key=_order)
     for name in dict.fromkeys(_contender(r) for r in records):
-        medians = {_shape(r): r.median for r in records if _contender(r) == name}
+        medians = {shape_of(r): r.median for r in records if _contender(r) == name}
         at = [index for index, shape in enumerate(shapes) if shape in medians]
         axis.plot(at, [medians[shapes[index]] for index in at], marker="o", label=name)
     floors = {
-        _shape(r): floor for r in records if r.cell["precision"] == "fp16" and (floor := floor_ms(r, peaks))
+        shape_of(r): floor for r in records if r.cell["precision"] == "fp16" and (floor := floor_ms(r, peaks))
     }
     if floors:
         at = [index for index, shape in enumerate(shapes) if shape in floors]
@@ -147,27 +152,12 @@ def _picture(records: Sequence[Record], peaks: dict[str, float], title: str, pat
     pyplot.close(figure)
 
 
-def _speeds(records: Sequence[Record]) -> list[Record]:
-    return [r for r in records if r.cell.get("suite") == "gpu" and r.error is None]
-
-
 def _models(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(r.cell["model"] for r in _speeds(records)))
-
-
-def _medians(records: Sequence[Record]) -> dict[str, Any]:
-    peaks = [r for r in records if r.cell.get("suite") == "peaks" and r.error is None]
-    return {r.cell["precision"]: r.median for r in peaks}
+    return list(dict.fromkeys(r.cell["model"] for r in speeds_of(records)))
 
 
 def _contender(record: Record) -> str:
     return f"{record.cell['by']} {record.cell['precision']}"
-
-
-def _shape(record: Record) -> str:
-    cell = record.cell
-    text = f"{cell['batch']}×{cell['tokens']}" if cell["tokens"] else cell["batch"]
-    return f"{text} {cell['load']}" if cell.get("load") else text
 
 
 def _order(shape: str) -> tuple[int, int, str]:

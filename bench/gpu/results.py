@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.lines import LINES, read_lines
+from bench.gpu.lines import LINES, RECORD, read_lines
 from bench.records.record import Record, record_of, suite_cell, write_records
 from runtime.errors import BabeltowerError
 
-__all__ = ["RECORD", "records_from_lines", "records_of_line", "write_record"]
-
-RECORD = "gpu.json"
+__all__ = ["records_from_lines", "records_of_line", "write_record"]
 
 
 def write_record(bundle: Path, out: Path) -> None:
@@ -96,5 +94,5 @@ def _speed_cell(line: Mapping[str, Any], metric: str) -> dict[str, str]:
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
     detail = {key: value for key, value in line["detail"].items() if value is not None}
-    names = ("operations", "product_weights", "unit_vectors")
-    return {**{name: line[name] for name in names}, **detail}
+    names = ("operations", "product_weights", "unit_vectors", "n_tokens")
+    return {**{name: line[name] for name in names if name in line}, **detail}

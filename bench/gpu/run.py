@@ -9,13 +9,13 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu.bundle import BUNDLE_FACTS
-from bench.gpu.lines import LINES, QUIET, Bench, read_lines
+from bench.gpu.lines import LINES, QUIET, RECORD, Bench, read_lines, remove_leftovers
 from bench.gpu.packing import unpack_folder
 from bench.gpu.summary import summary_of_lines
 from runtime.errors import BabeltowerError
@@ -25,27 +25,34 @@ __all__ = ["STEPS", "GpuStep", "require_runnable", "run_steps", "unpack"]
 
 @dataclass(frozen=True, slots=True)
 class GpuStep:
-    """Name of a step, and the most time it gets, in seconds.
+    """Step of a run.
 
-    Steps ``beside`` run beside the next one, which takes no times until they have ended.
+    Attributes:
+        name: Name.
+        limit_s: Most time that it gets, in seconds.
+        beside: The next step may begin while this one runs.
+        joins: May begin while such steps run, and takes no times until they have ended; every other step
+            begins after they have ended.
     """
 
     name: str
     limit_s: float
     beside: bool = False
+    joins: bool = False
 
 
 STEPS = (
     GpuStep("machine", 60),
-    GpuStep("smoke", 60, beside=True),
-    GpuStep("gate", 150, beside=True),
-    GpuStep("speed", 280),
+    GpuStep("smoke", 60, beside=True, joins=True),
+    GpuStep("gate", 150, beside=True, joins=True),
+    GpuStep("speed", 280, joins=True),
     GpuStep("autotune", 90),
     GpuStep("record", 30),
 )
 """In order of worth, but for the record, which is always written."""
 
 _RECORD_S = 15.0
+_RESULTS = (LINES, RECORD)
 _SITE, _PACKAGES = "site", "packages"
 
 
@@ -94,27 +101,35 @@ def _decompress(packed: Path, folder: Path) -> None:
 
 
 def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool, only: list[str]) -> int:
-    """Run the steps in order and print what each took; return the number of steps that failed."""
+    """Run the steps in order and print what each took; return the number of steps that failed.
+
+    Nothing of an earlier run is used: its temporary files are removed, and its results are moved aside unless
+    only their record is written again.
+    """
     begun = time.time()
+    steps = [step for step in STEPS if not only or step.name in only]
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(work)
+    if [step.name for step in steps] != ["record"]:
+        for moved in _move_results_aside(out):
+            print(f"an earlier run's results are now {moved}", flush=True)
     unpack(bundle, work, dry=dry)
     print(f"unpacked in {time.time() - begun:.0f} s", flush=True)
-    n_failed = 0
+    outcomes: list[str] = []
     beside: list[threading.Thread] = []
     quiet = work / QUIET
     quiet.touch()
 
     def perform_step(step: GpuStep, limit_s: float) -> None:
-        nonlocal n_failed
         started = time.time()
         outcome = _run(step.name, bundle, out, work, dry=dry, ends_at=started + limit_s)
-        n_failed += outcome != "done"
+        outcomes.append(outcome)
         print(f"{step.name}: {outcome}, {time.time() - started:.0f} s", flush=True)
 
-    for step in STEPS:
-        if only and step.name not in only:
-            continue
+    for step in steps:
+        if not step.joins:
+            _touch_after(quiet, beside)
         left = minutes * 60 - (time.time() - begun) - (0 if step.name == "record" else _RECORD_S)
         if left < _RECORD_S and step.name != "record":
             print(f"{step.name}: no time left", flush=True)
@@ -124,18 +139,26 @@ def run_steps(bundle: Path, out: Path, work: Path, *, minutes: float, dry: bool,
             quiet.unlink(missing_ok=True)
             beside.append(threading.Thread(target=perform_step, args=(step, limit_s)))
             beside[-1].start()
-        elif beside:
-            waiting = threading.Thread(target=_touch_after, args=(quiet, beside))
+        else:
+            waiting = threading.Thread(target=_touch_after, args=(quiet, tuple(beside)))
             waiting.start()
             perform_step(step, limit_s)
             waiting.join()
-            beside = []
-        else:
-            perform_step(step, limit_s)
+    _touch_after(quiet, beside)
     if (out / LINES).is_file():
         for text in summary_of_lines(list(read_lines(out / LINES))):
             print(text, flush=True)
-    return n_failed
+    return sum(outcome != "done" for outcome in outcomes)
+
+
+def _move_results_aside(out: Path) -> Iterator[Path]:
+    """Rename the results of an earlier run in the folder, to the first number that is free."""
+    number = 1
+    while any((out / f"earlier-{number}-{name}").exists() for name in _RESULTS):
+        number += 1
+    for name in _RESULTS:
+        if (out / name).exists():
+            yield (out / name).rename(out / f"earlier-{number}-{name}")
 
 
 def _touch_after(file: Path, threads: Sequence[threading.Thread]) -> None:

@@ -7,13 +7,14 @@ variants for CUDA are therefore listed without figures; the run on the GPU is th
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu.gate import CUDA_PRECISIONS
+from bench.gpu.stamps import ExportStamp
 from bench.models.full_size import in_process
-from bench.models.samples import ROOT, sample_checkpoint
-from bench.records.record import artefact_sha256
+from bench.models.samples import sample_checkpoint
 from export.precision.calibration import CalibrationSet, calibration_from_path
 from export.precision.cuda import cuda_from_onnx
 from export.repository import ExportOptions, repository_from_checkpoint
@@ -38,22 +39,24 @@ _UNMEASURED = {"measured": "nothing yet: CUDA is measured where there is a GPU"}
 
 
 def sample_repository(repository: Path, samples: Sequence[str]) -> Path:
-    """Export the samples, in processes of their own, unless they are there."""
+    """Export the samples, in processes of their own; kept are those of the same sources and checkpoint."""
     for name in samples:
-        if not manifest_path(repository / name).is_file():
-            in_process(_export, name, repository)
-        stamp = repository / f".{name}.cuda"
-        wanted = _sources_sha256()
-        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
-            in_process(_add_cuda, repository / name)
-            stamp.write_text(wanted, encoding="utf-8")
+        stamp = ExportStamp.of(
+            repository / f".{name}.sha256", Path(__file__), *_files(sample_checkpoint(name))
+        )
+        if stamp.is_current:
+            continue
+        stamp.file.unlink(missing_ok=True)
+        for path in repository.glob(f"{name}[_.]*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        in_process(_export, name, repository)
+        in_process(_add_cuda, repository / name)
+        stamp.write()
     return repository
 
 
-def _sources_sha256() -> str:
-    """Return the hash of the code that writes the graphs for CUDA."""
-    folders = (ROOT / "export" / "graphs", ROOT / "export" / "precision")
-    return artefact_sha256(*(path for folder in folders for path in sorted(folder.glob("*.py"))))
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _export(name: str, repository: Path) -> None:

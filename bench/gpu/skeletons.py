@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-__all__ = ["graph_from_skeleton", "skeleton_from_graph"]
+from bench.gpu.towers import TimedTower
+from runtime.errors import BabeltowerError
+
+__all__ = ["graph_from_skeleton", "require_activation", "skeleton_from_graph"]
+
+_ACTIVATIONS = {"gelu": "Erf", "quick_gelu": "Sigmoid", "relu": "Relu"}
+"""Operator by which a graph computes an activation, by the activation's name in transformers."""
 
 _SMALL_BYTES = 1024
 _ALIGNMENT = 4096
@@ -56,6 +62,22 @@ def skeleton_from_graph(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(model.SerializeToString())
     target.with_suffix(".json").write_text(json.dumps(spread) + "\n", encoding="utf-8")
+
+
+def require_activation(skeleton: Path, tower: TimedTower) -> None:
+    """Check that a graph has a tower's activation, which its PyTorch peer computes, in every layer.
+
+    Raises:
+        BabeltowerError: it has another one, or too few.
+    """
+    nodes = onnx.load(str(skeleton), load_external_data=False).graph.node
+    counts = {name: sum(node.op_type == kind for node in nodes) for name, kind in _ACTIVATIONS.items()}
+    others = sum(counts.values()) - counts[tower.activation]
+    if others or counts[tower.activation] < tower.layers:
+        raise BabeltowerError(
+            f"{tower.name} is declared with {tower.activation!r} in {tower.layers} layers, but its graph has "
+            f"{counts}. Correct its activation in bench/gpu/towers.py."
+        )
 
 
 def graph_from_skeleton(skeleton: Path, folder: Path) -> Path:

@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bench.gpu.comparison import PeerRatios, comparisons_of
+from bench.gpu.results import records_of_line
+
 __all__ = ["summary_of_lines"]
 
 _LONGEST = 200
@@ -31,6 +34,8 @@ def summary_of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     for tower, shape in dict.fromkeys((line["tower"], line["shape"]) for line in speeds):
         cells = [_cell(line) for line in speeds if (line["tower"], line["shape"]) == (tower, shape)]
         yield f"{tower} {shape}: {'; '.join(cells)}"
+    for found in comparisons_of([record for line in lines for record in records_of_line(line)]):
+        yield _comparison_text(found)
     seconds = [line["seconds"] for line in lines if line.get("step") == "compile" and "seconds" in line]
     if seconds:
         yield f"PyTorch compiled {len(seconds)} shapes, {max(seconds):.0f} s the slowest"
@@ -48,6 +53,14 @@ def _gate_text(line: dict[str, Any]) -> str:
     cosines = f"{line['text_cosine_min']:.6f}, {line['image_cosine_min']:.6f}"
     faults = " ".join(line["faults"][:1])
     return f"{line['model']} {line['form']}: {found}, R@1 % {recall}, cosines ≥ {cosines} {faults}"
+
+
+def _comparison_text(found: PeerRatios) -> str:
+    facts = [] if found.tokens_per_s is None else [f"{found.tokens_per_s:,.0f} tokens/s"]
+    for ratio, name in ((found.eager, "torch"), (found.compiled, "torch compiled")):
+        facts += [] if ratio is None else [f"{ratio:.2f}× {name}"]
+    facts += [] if found.limit is None else [f"{100 * found.limit:.0f} % of the limit"]
+    return f"{found.model} {found.shape} {found.precision}, {found.metric}: {', '.join(facts) or 'no peer'}"
 
 
 def _cell(line: dict[str, Any]) -> str:

@@ -12,12 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.gpu.clocks import Clock, Contender
+from bench.gpu.clocks import METRICS, Clock, Contender
 from bench.gpu.forms import TimedForm, forms_to_time, graph_for_gpu
 from bench.gpu.lines import Bench
 from bench.gpu.peers import torch_tower
 from bench.gpu.sessions import TimedSession
-from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedShape, TimedTower, random_inputs, shapes_of, tower_of
+from bench.gpu.towers import (
+    DRY_TOWERS,
+    TOWERS,
+    TimedShape,
+    TimedTower,
+    n_tokens,
+    random_inputs,
+    shapes_of,
+    tower_of,
+)
 from bench.gpu.turns import POLL_S, Turn
 from runtime.manifest import Modality
 
@@ -53,13 +62,19 @@ def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
         turn.ready.touch()
         last = turn.wait_to_begin()
         clock = Clock(stream)
-        for shape, inputs in shapes:
+        for n_before, (shape, inputs) in enumerate(shapes):
+            if time.time() >= last:
+                left = ", ".join(str(shape) for shape, _ in shapes[n_before:])
+                bench.emit(step="speed", tower=tower.name, error=f"out of the tower's time; left out: {left}")
+                break
             contenders = list(_contenders(bench, tower, opened[:1], inputs, shape))
             contenders += peers.contenders(inputs, compiled=shape in compiled)
             _time(bench, tower, shape, contenders, clock)
         for shape, inputs in shapes:
             if time.time() < last:
-                _time(bench, tower, shape, list(_contenders(bench, tower, opened[1:], inputs, shape)), clock)
+                contenders = list(_contenders(bench, tower, opened[1:], inputs, shape))
+                contenders += peers.with_plain_attention(inputs)
+                _time(bench, tower, shape, contenders, clock)
 
 
 def time_autotuned(bench: Bench) -> None:
@@ -135,11 +150,17 @@ def _emit_error(bench: Bench, tower: TimedTower, what: str, error: Exception) ->
 
 
 class _Peers:
-    """PyTorch's tower, eager and compiled."""
+    """PyTorch's tower, eager and compiled.
+
+    From NumPy to NumPy, it copies through page-locked host memory without blocking, as the product does.
+    """
 
     def __init__(self, tower: TimedTower, device: str, mode: str = "reduce-overhead") -> None:
         self.device = device
+        self.tower = tower
+        self.pinned = device == "cuda"
         self.module = torch_tower(tower, device=device, dtype=_DTYPES[device])
+        self.plain = torch_tower(tower, device=device, dtype=_DTYPES[device], attention="eager")
         torch._dynamo.config.recompile_limit = _MOST_SHAPES  # beyond it, shapes run eagerly without a word
         self.compiled: Any = torch.compile(self.module, mode=mode, dynamic=False)
 
@@ -147,29 +168,54 @@ class _Peers:
         return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
 
     def contenders(self, inputs: Mapping[str, NDArray[Any]], *, compiled: bool) -> Iterator[Contender]:
-        precision = "fp16" if self.device == "cuda" else "fp32"
-        held = self.on_device(inputs)
         for name, module in (("PyTorch", self.module), ("PyTorch compiled", self.compiled)):
             if module is self.module or compiled:
-                yield Contender(
-                    name,
-                    "torch",
-                    precision,
-                    partial(self.launch, module, held),
-                    partial(self.from_host, module, inputs),
-                    {"attention": "scaled_dot_product_attention", "torch": torch.__version__},
-                )
+                yield self._contender(name, module, inputs)
+
+    def with_plain_attention(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[Contender]:
+        yield replace(self._contender("PyTorch, plain attention", self.plain, inputs), metrics=METRICS[:1])
+
+    def _contender(self, name: str, module: Any, inputs: Mapping[str, NDArray[Any]]) -> Contender:
+        held = self.on_device(inputs)
+        staged = {key: torch.from_numpy(array.copy()) for key, array in inputs.items()}
+        n_rows = len(next(iter(inputs.values())))
+        found = torch.empty((n_rows, self.tower.dim), dtype=torch.float32, pin_memory=self.pinned)
+        if self.pinned:
+            staged = {key: tensor.pin_memory() for key, tensor in staged.items()}
+        attention = "eager" if module is self.plain else "scaled_dot_product_attention"
+        return Contender(
+            name,
+            "torch",
+            "fp16" if self.device == "cuda" else "fp32",
+            partial(self.launch, module, held),
+            partial(self.from_host, module, inputs, staged, held, found),
+            {"attention": attention, "torch": torch.__version__, "pinned": self.pinned},
+        )
 
     def launch(self, module: Any, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if module is not self.module:
+        if module is self.compiled:
             begin: Any = torch.compiler.cudagraph_mark_step_begin
             begin()
         found: torch.Tensor = module(**held)
         return found
 
-    def from_host(self, module: Any, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.launch(module, self.on_device(inputs)).cpu().numpy()
-        return found
+    def from_host(
+        self,
+        module: Any,
+        inputs: Mapping[str, NDArray[Any]],
+        staged: Mapping[str, torch.Tensor],
+        held: Mapping[str, torch.Tensor],
+        found: torch.Tensor,
+    ) -> NDArray[np.float32]:
+        """Copy in, compute and copy out, by way of the ``staged`` inputs and ``found`` in host memory."""
+        for name, array in inputs.items():
+            staged[name].copy_(torch.from_numpy(array))
+            held[name].copy_(staged[name], non_blocking=True)
+        found.copy_(self.launch(module, held), non_blocking=True)
+        if self.pinned:
+            torch.cuda.current_stream().synchronize()
+        vectors: NDArray[np.float32] = found.numpy().copy()
+        return vectors
 
 
 def _compile(
@@ -221,6 +267,7 @@ def _time(
             rows=shape.rows,
             tokens=shape.tokens,
             ragged=shape.ragged,
+            n_tokens=n_tokens(tower, shape),
             by=contender.by,
             engine=contender.engine,
             precision=contender.precision,

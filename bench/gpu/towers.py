@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.manifest import Modality
+from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
 
 __all__ = [
     "DRY_SHAPES",
@@ -17,6 +18,7 @@ __all__ = [
     "TOWERS",
     "TimedShape",
     "TimedTower",
+    "n_tokens",
     "random_inputs",
     "shapes_of",
     "tower_of",
@@ -42,6 +44,8 @@ class TimedTower:
         patch: Side of an image's patch, in pixels; 0 for texts.
         image_side: Side of an image, in pixels.
         head: Width of an attention head.
+        activation: Function between the products of a layer, by its name in transformers: ``gelu`` (with
+            the error function), ``quick_gelu`` or ``relu``.
     """
 
     name: str
@@ -55,6 +59,7 @@ class TimedTower:
     patch: int = 0
     image_side: int = _IMAGE_SIDE
     head: int = 64
+    activation: str = "gelu"
 
     @property
     def modality(self) -> Modality:
@@ -102,9 +107,19 @@ TOWERS = (
         512,
         vocabulary=250_002,
     ),
-    TimedTower("ViT-L/14", "vit-l14", "AltCLIP", "vit", 24, 1_024, 768, patch=14),
+    TimedTower("ViT-L/14", "vit-l14", "AltCLIP", "vit", 24, 1_024, 768, patch=14, activation="quick_gelu"),
     TimedTower("XLM-R large", "xlmr-large", "AltCLIP", "xlm-roberta", 24, 1_024, 768, vocabulary=250_002),
-    TimedTower("NLLB-600M", "nllb-600m", "nllb-clip-base", "m2m", 12, 1_024, 512, vocabulary=256_206),
+    TimedTower(
+        "NLLB-600M",
+        "nllb-600m",
+        "nllb-clip-base",
+        "m2m",
+        12,
+        1_024,
+        512,
+        vocabulary=256_206,
+        activation="relu",
+    ),
 )
 """In order of worth: the first are timed even if the time runs out."""
 
@@ -120,11 +135,11 @@ _TOKENS = (16, 64)
 SHAPES: Mapping[Modality, tuple[TimedShape, ...]] = {
     Modality.IMAGE: tuple(TimedShape(rows) for rows in _ROWS),
     Modality.TEXT: (
-        *(TimedShape(rows, tokens) for rows in _ROWS for tokens in _TOKENS),
-        TimedShape(512, 64, ragged=True),
+        *(TimedShape(min(rows, GPU_BATCH_TOKENS // tokens), tokens) for rows in _ROWS for tokens in _TOKENS),
+        TimedShape(GPU_BATCH_TOKENS // 64, 64, ragged=True),
     ),
 }
-"""Shapes by modality, in order of worth."""
+"""Shapes by modality, in order of worth; each is one run of the product, which cuts larger batches."""
 
 DRY_SHAPES: Mapping[Modality, tuple[TimedShape, ...]] = {
     Modality.IMAGE: (TimedShape(1), TimedShape(2)),
@@ -155,3 +170,8 @@ def random_inputs(tower: TimedTower, shape: TimedShape, *, seed: int = 0) -> dic
         lengths[0] = shape.tokens
         ids[np.arange(shape.tokens) >= lengths[:, None]] = _PAD_ID
     return {"input_ids": ids, "attention_mask": (ids != _PAD_ID).astype(np.int64)}
+
+
+def n_tokens(tower: TimedTower, shape: TimedShape) -> int:
+    """Return the tokens of a shape's random texts, padding left out; 0 for images."""
+    return int(random_inputs(tower, shape)["attention_mask"].sum()) if shape.tokens else 0

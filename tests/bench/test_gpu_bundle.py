@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.gpu import bundle, samples, stamps
 from bench.gpu.bundle import require_small
+from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms
 from bench.gpu.device_code import cut_library, is_needed, units_of
 from bench.gpu.packing import pack_folder, unpack_folder
-from bench.gpu.report import floor_ms, write_report
+from bench.gpu.report import write_report
 from bench.gpu.results import records_from_lines
 from bench.gpu.skeletons import graph_from_skeleton, skeleton_from_graph
 from bench.gpu.summary import summary_of_lines
-from bench.gpu.towers import TOWERS, TimedShape, random_inputs, shapes_of
+from bench.gpu.towers import TOWERS, TimedShape, TimedTower, random_inputs, shapes_of
 from bench.records.record import read_records, write_records
 from runtime.errors import BabeltowerError
 from runtime.manifest import Modality
+from runtime.preprocessing.buckets import image_buckets, text_buckets
 
 
 def unit(*codes: tuple[int, bytes]) -> bytes:
@@ -154,13 +158,98 @@ def test_a_bundle_that_is_too_large_names_its_largest_parts(tmp_path: Path) -> N
         require_small(tmp_path, 1 << 20)
 
 
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Checkout with one source that exports, and one sample checkpoint."""
+    root = tmp_path / "checkout"
+    for name in ("export/graphs/fused.py", "checkpoint/model.safetensors"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text("first", encoding="utf-8")
+    monkeypatch.setattr(stamps, "ROOT", root)
+    monkeypatch.setattr(samples, "sample_checkpoint", lambda _: root / "checkpoint")
+    return root
+
+
+@pytest.mark.parametrize("changed", ["export/graphs/fused.py", "checkpoint/model.safetensors"])
+def test_a_kept_sample_is_exported_again_when_what_shapes_it_changes(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    repository = tmp_path / "repository"
+    done: list[str] = []
+
+    def in_process(task: Callable[..., object], *_: object) -> None:
+        done.append(task.__name__)
+        left = [path.name for path in repository.glob("capivara*")]
+        assert task.__name__ == "_add_cuda" or left == ["capivara-lora.manifest.json"]
+        (repository / "capivara_text_fp32").mkdir(parents=True, exist_ok=True)
+        (repository / "capivara.manifest.json").touch()
+
+    repository.mkdir()
+    (repository / "capivara-lora.manifest.json").touch()
+    monkeypatch.setattr(samples, "in_process", in_process)
+    for _ in range(2):
+        samples.sample_repository(repository, ["capivara"])
+    assert done == ["_export", "_add_cuda"]
+    (checkout / changed).write_text("second", encoding="utf-8")
+    samples.sample_repository(repository, ["capivara"])
+    assert done == 2 * ["_export", "_add_cuda"]
+
+
+def test_an_export_that_fails_is_not_kept(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_process(task: Callable[..., object], *_: object) -> None:
+        if task.__name__ == "_add_cuda":
+            raise BabeltowerError("out of memory")
+
+    monkeypatch.setattr(samples, "in_process", in_process)
+    (tmp_path / "repository").mkdir()
+    for _ in range(2):
+        with pytest.raises(BabeltowerError, match="out of memory"):
+            samples.sample_repository(tmp_path / "repository", ["capivara"])
+
+
+def test_a_kept_skeleton_is_made_again_when_what_shapes_it_changes(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = TimedTower(
+        "tower", "tower", "variant", "xlm-roberta", 1, 64, 32, vocabulary=99, activation="relu"
+    )
+    kept = [tmp_path / "checkpoints" / "variant" / "weights", tmp_path / "variant_text" / "fp32.onnx"]
+    n_exports = 0
+
+    def in_process(*_: object) -> tuple[Path, int]:
+        nonlocal n_exports
+        n_exports += 1
+        assert not any(path.exists() for path in kept)
+        for path in kept:
+            path.parent.mkdir(parents=True)
+        kept[0].touch()
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+        nodes = [helper.make_node("Relu", ["x"], ["y"])]
+        onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:])), kept[1])
+        return kept[1], 0
+
+    monkeypatch.setattr(bundle, "in_process", in_process)
+    monkeypatch.setattr(bundle, "DRY_TOWERS", ())
+    found = [bundle.skeletons([tower], tmp_path) for _ in range(2)]
+    assert found[0] == found[1]
+    assert n_exports == 1
+    (checkout / "export" / "graphs" / "fused.py").write_text("second", encoding="utf-8")
+    bundle.skeletons([tower], tmp_path)
+    assert n_exports == 2
+
+
 @pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower.slug)
 def test_inputs_have_the_shapes_that_are_timed(tower: object) -> None:
-    from bench.gpu.towers import TimedTower
-
     assert isinstance(tower, TimedTower)
     shapes = shapes_of(tower, dry=False)
     assert shapes[0].rows == 1
+    if tower.modality is Modality.TEXT:  # what is timed is what the product runs
+        assert {(shape.rows, shape.tokens) for shape in shapes} <= set(text_buckets(77).shapes)
+        assert (256, 64) in {(shape.rows, shape.tokens) for shape in shapes if shape.ragged}
+    else:
+        assert {(shape.rows, 1) for shape in shapes} <= set(image_buckets().shapes)
     small = next(shape for shape in shapes if shape.rows == 8)
     inputs = random_inputs(tower, small)
     assert {len(array) for array in inputs.values()} == {8}
@@ -186,6 +275,7 @@ def lines() -> list[dict[str, object]]:
         "unit_vectors": True,
         "operations": 87e9,
         "product_weights": 85_000_000,
+        "n_tokens": 400,
         "samples": {"device": [0.4, 0.5, 0.6], "wall": [0.7]},
         "detail": {"cuda_graph": True},
     }
@@ -210,6 +300,9 @@ def lines() -> list[dict[str, object]]:
         {"step": "peak", "name": "fp8", "unit": "GOP/s", "error": "no such kernel"},
         gate,
         speed,
+        {**speed, "by": "PyTorch", "engine": "torch", "samples": {"device": [1.5], "wall": [2.1]}},
+        {**speed, "by": "PyTorch compiled", "engine": "torch", "samples": {"device": [0.4]}},
+        {**speed, "by": "PyTorch", "engine": "torch", "precision": "bf16", "samples": {"device": [9.0]}},
         {"step": "speed", "tower": "ViT-L/14", "what": "512", "error": "out of memory"},
     ]
 
@@ -221,21 +314,49 @@ def test_lines_become_records_of_one_environment_and_a_page(tmp_path: Path) -> N
     assert {record.commit for record in records} == {"abc"}
     write_records(records, tmp_path / "gpu.json")
     assert read_records(tmp_path / "gpu.json") == records
-    (device,) = [record for record in records if record.cell.get("metric") == "device"]
+    device = next(record for record in records if record.cell.get("metric") == "device")
     floor = floor_ms(device, {"fp16": 800e3, "copy": 3000.0})
     assert floor == pytest.approx(1000 * max(87e9 / 800e12, 170e6 / 3e12))
     write_report(tmp_path / "gpu.json", tmp_path / "page")
     page = (tmp_path / "page" / "index.html").read_text()
     assert "0.500 (0.600) · 22 %" in page
     assert "49.00 %" in page
+    row = "<td>32×16, fp16</td><td>800,000</td><td>3.00×</td><td>0.80×</td><td>22 %</td>"
+    assert f"<tr>{row}</tr>" in page
+    assert "<td>32×16, fp16</td><td>571,429</td><td>3.00×</td><td>–</td><td>–</td>" in page
     assert (tmp_path / "page" / "xlm-r-base-device.png").stat().st_size > 1_000
 
 
 def test_a_summary_has_a_line_per_shape_and_the_errors_last() -> None:
     text = list(summary_of_lines(json.loads(json.dumps(lines()))))
     assert text[0] == "NVIDIA H100, driver 580, torch 2.11, ORT 1.31.1"
-    assert "XLM-R base 32×16: fp16 0.5 (0.7)" in text
+    assert (
+        "XLM-R base 32×16: fp16 0.5 (0.7); torch fp16 1.5 (2.1); torch compiled fp16 0.4; torch bf16 9"
+        in text
+    )
+    ratios = "3.00× torch, 0.80× torch compiled, 22 % of the limit"
+    assert f"XLM-R base 32×16 fp16, device: 800,000 tokens/s, {ratios}" in text
+    assert "XLM-R base 32×16 fp16, wall: 571,429 tokens/s, 3.00× torch" in text
     assert text[-1] == "! speed ViT-L/14 512: out of memory"
+
+
+def test_the_product_is_compared_with_cells_of_its_own_shape_metric_and_precision() -> None:
+    device, wall = comparisons_of(records_from_lines(lines(), commit=None))
+    assert device == PeerRatios(
+        "XLM-R base",
+        "32×16",
+        "device",
+        "fp16",
+        0.5,
+        pytest.approx(400 / 0.5e-3),
+        pytest.approx(3.0),
+        pytest.approx(0.8),
+        pytest.approx(1000 * (87e9 / 800e12) / 0.5),
+    )
+    assert (wall.metric, wall.eager, wall.compiled, wall.limit) == ("wall", pytest.approx(3.0), None, None)
+    alone = [line for line in lines() if line.get("by") in (None, "babeltower") and line["step"] != "peak"]
+    for found in comparisons_of(records_from_lines(alone, commit=None)):
+        assert (found.eager, found.compiled, found.limit) == (None, None, None)
 
 
 def test_a_run_without_a_machine_line_is_refused() -> None:

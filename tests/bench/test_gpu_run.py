@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_models import ROOT, Exported
 
@@ -19,11 +22,12 @@ from bench.gpu.gate import embed_model, judge_model, models_of
 from bench.gpu.lines import Bench, read_lines
 from bench.gpu.samples import _add_cuda
 from bench.gpu.simulated import SIMULATED, simulated_form, simulated_model
-from bench.gpu.skeletons import skeleton_from_graph
+from bench.gpu.skeletons import require_activation, skeleton_from_graph
 from bench.gpu.speed import write_graphs
-from bench.gpu.towers import DRY_TOWERS, TimedTower
+from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedTower
 from bench.gpu.turns import Turn
 from export.retrieval.sets import RetrievalSet
+from runtime.errors import BabeltowerError
 from runtime.manifest import Manifest
 
 
@@ -40,6 +44,32 @@ def lines(bench: Bench) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("tower", DRY_TOWERS, ids=lambda tower: tower.slug)
+def test_pytorch_has_the_activations_of_the_graph(
+    tower: TimedTower, bench: Bench, exported: Exported
+) -> None:
+    model = exported(tower.variant)
+    files = Manifest.read(model).variants["fp32"].tower(tower.modality)
+    skeleton = bench.skeleton(tower.slug)
+    skeleton_from_graph(model.parent / files.model / str(files.version) / files.graph, skeleton)
+    require_activation(skeleton, tower)
+    for other in {"gelu", "quick_gelu", "relu"} - {tower.activation}:
+        with pytest.raises(BabeltowerError, match=f"declared with '{other}'"):
+            require_activation(skeleton, replace(tower, activation=other))
+
+
+@pytest.mark.parametrize("tower", [*TOWERS, *DRY_TOWERS], ids=lambda tower: tower.slug)
+def test_pytorch_has_the_declared_activation_in_every_layer(tower: TimedTower) -> None:
+    import torch
+
+    from bench.gpu.peers import torch_tower
+
+    classes = {"gelu": "GELUActivation", "quick_gelu": "QuickGELUActivation", "relu": "ReLU"}
+    modules = torch_tower(tower, device="meta", dtype=torch.float16).modules()
+    found = [name for module in modules if (name := type(module).__name__) in classes.values()]
+    assert found == [classes[tower.activation]] * tower.layers
+
+
+@pytest.mark.parametrize("tower", DRY_TOWERS, ids=lambda tower: tower.slug)
 def test_a_tower_is_timed_beside_pytorch(tower: TimedTower, bench: Bench, exported: Exported) -> None:
     from bench.gpu.tower_times import prepare_and_time
 
@@ -52,12 +82,45 @@ def test_a_tower_is_timed_beside_pytorch(tower: TimedTower, bench: Bench, export
     prepare_and_time(bench, tower.slug, until=0)
     speeds = [line for line in lines(bench) if line["step"] == "speed"]
     assert not [line for line in speeds if "error" in line]
+    shapes, plain = [str(shape) for shape in _shapes(tower)], "PyTorch, plain attention"
     assert [(line["by"], line["shape"]) for line in speeds] == [
-        (by, str(shape)) for shape in _shapes(tower) for by in ("babeltower", "PyTorch")
+        *((by, shape) for shape in shapes for by in ("babeltower", "PyTorch")),
+        *((plain, shape) for shape in shapes),
     ]
     for line in speeds:
+        metrics = {"device"} if line["by"] == plain else {"device", "call", "wall"}
         assert line["unit_vectors"] is True
-        assert set(line["samples"]) == {"device", "call", "wall"}  # type: ignore[call-overload]
+        assert set(line["samples"]) == metrics  # type: ignore[call-overload]
+        assert (line["n_tokens"] == line["rows"] * line["tokens"]) is not line["ragged"]  # type: ignore[operator]
+
+
+def test_pytorch_computes_the_same_vectors_by_every_way(bench: Bench) -> None:
+    import torch
+
+    from bench.gpu.tower_times import _Peers
+    from bench.gpu.towers import random_inputs
+
+    tower = DRY_TOWERS[1]
+    with torch.inference_mode():
+        peers = _Peers(tower, "cpu")
+        peers.plain.load_state_dict(peers.module.state_dict())
+        first, second = (random_inputs(tower, _shapes(tower)[1], seed=seed) for seed in (0, 1))  # type: ignore[arg-type]
+        (eager,), (plain,) = (
+            list(peers.contenders(first, compiled=False)),
+            list(peers.with_plain_attention(first)),
+        )
+        vectors = eager.from_host()
+        assert np.allclose(vectors, peers.module(**peers.on_device(first)).numpy(), atol=1e-5)
+        assert np.allclose(vectors, plain.from_host(), atol=1e-5)
+        (other,) = list(peers.contenders(second, compiled=False))
+        assert not np.allclose(vectors, other.from_host(), atol=1e-2)
+    assert (eager.detail["attention"], plain.detail["attention"]) == ("scaled_dot_product_attention", "eager")
+    kinds = {
+        name: module.encoder.config._attn_implementation
+        for name, module in vars(peers).items()
+        if name in ("module", "plain")
+    }
+    assert kinds == {"module": "sdpa", "plain": "eager"}
 
 
 def _shapes(tower: TimedTower) -> tuple[object, ...]:
@@ -132,6 +195,162 @@ def test_a_step_that_fails_or_hangs_costs_no_other(
     assert "machine: done" in said
     assert "record: done" in said
     assert (tmp_path / "out" / "gpu.json").is_file()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Bundle without parts, whose run takes whatever ``work`` holds."""
+    monkeypatch.setattr("bench.gpu.lines._MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(run, "unpack", lambda *_, **__: None)
+    (tmp_path / "bundle.json").write_text(json.dumps({"commit": "abc"}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("only", "minutes", "late"),
+    [
+        (["smoke", "gate", "record"], 5, "record"),
+        (["gate", "autotune"], 5, "autotune"),
+        (["gate"], 5, None),
+        (["gate", "speed", "autotune"], 0.3, None),
+    ],
+    ids=["before the record", "before another", "at the end", "no time left for times"],
+)
+def test_steps_beside_end_before_what_follows_and_count(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    only: list[str],
+    minutes: float,
+    late: str | None,
+) -> None:
+    begun: list[str] = []
+    too_early = threading.Event()
+
+    def run_step(name: str, *_: object, **__: object) -> str:
+        begun.append(name)
+        if name == "gate":
+            return "met another step" if too_early.wait(0.3) else "failed with exit code 1"
+        if name == late:
+            too_early.set()
+        return "done"
+
+    monkeypatch.setattr(run, "_run", run_step)
+    if minutes < 1:  # the gate still begins, and then there is no time left for what follows
+        times = itertools.chain([0.0, 0.0, 0.0], itertools.repeat(60.0))
+        monkeypatch.setattr("bench.gpu.run.time.time", lambda: next(times))
+        minutes = 1
+    out, work = bundle / "out", bundle / "work"
+    assert run.run_steps(bundle, out, work, minutes=minutes, dry=True, only=only) == 1
+    said = capsys.readouterr().out
+    assert "gate: failed with exit code 1" in said
+    assert set(begun) == set(only) - ({"speed", "autotune"} if late is None else set())
+    assert (work / "quiet").exists()
+
+
+def test_times_are_prepared_beside_and_taken_in_quiet(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = bundle / "work" / "quiet"
+    speed_begun = threading.Event()
+
+    def run_step(name: str, *_: object, **__: object) -> str:
+        if name == "gate":
+            return "done" if speed_begun.wait(60) and not quiet.exists() else "failed"
+        speed_begun.set()
+        while not quiet.exists():
+            time.sleep(0.01)
+        return "done"
+
+    monkeypatch.setattr(run, "_run", run_step)
+    only = ["gate", "speed"]
+    assert run.run_steps(bundle, bundle / "out", bundle / "work", minutes=5, dry=True, only=only) == 0
+
+
+def test_a_second_run_takes_nothing_from_the_first(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, work = bundle / "out", bundle / "work"
+    left = [
+        work / "vectors" / "capivara-cuda-fp16.npz",
+        work / "smoke" / "tiny-vit.onnx",
+        work / "graphs" / "vit-b32.data",
+        work / "samples" / "repository" / "other.json",
+        bundle / "memory" / "babeltower-gpu" / "vit-b32.data",
+    ]
+    for file in (*left, work / "site" / "kept"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    monkeypatch.setattr(run, "_run", lambda *_, **__: "done")
+
+    def run_again(*only: str) -> list[str]:
+        run.run_steps(bundle, out, work, minutes=5, dry=True, only=list(only))
+        return sorted(path.name for path in out.iterdir())
+
+    out.mkdir()
+    for name in ("gpu.jsonl", "gpu.json"):
+        (out / name).write_text("{}\n", encoding="utf-8")
+    assert run_again("record") == ["gpu.json", "gpu.jsonl"]
+    assert run_again("gate") == ["earlier-1-gpu.json", "earlier-1-gpu.jsonl"]
+    assert f"an earlier run's results are now {out / 'earlier-1-gpu.jsonl'}" in capsys.readouterr().out
+    (out / "gpu.jsonl").touch()
+    assert run_again("gate") == ["earlier-1-gpu.json", "earlier-1-gpu.jsonl", "earlier-2-gpu.jsonl"]
+    assert not [file for file in left if file.exists()]
+    assert (work / "site" / "kept").exists()
+
+
+def test_a_form_is_judged_while_a_later_one_never_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def process(part: str) -> subprocess.Popen[bytes]:
+        started.append(part)
+        return subprocess.Popen(["sleep", "600"] if part == "model/cuda fp32" else ["true"])
+
+    monkeypatch.setattr(gate, "_process", process)
+    monkeypatch.setattr(gate, "models_of", lambda _: [Path("model")])
+    gate.judge_all(replace(bench, dry=False, ends_at=time.time() + 5))
+    assert started[:2] == ["model/reference", "model/cuda fp16"]
+    assert sorted(started[2:]) == [
+        "model/cuda bf16",
+        "model/cuda bf16/verdict",
+        "model/cuda fp16/verdict",
+        "model/cuda fp32",
+    ]
+    (line,) = lines(bench)
+    assert line["error"] == "out of time; not done: model/cuda fp32, model/cuda fp32/verdict"
+
+
+def test_the_gate_judges_in_processes(
+    bench: Bench, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export.precision.calibration import samples_folder
+
+    source, repository = exported("capivara"), bench.work / "samples" / "repository"
+    repository.mkdir(parents=True)
+    for path in source.parent.glob("capivara[_.]*"):
+        (repository / path.name).symlink_to(path)
+    (bench.work / "samples" / "emoji").symlink_to(samples_folder())
+    folders = [str(folder) for folder in _folders(bench)]
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "step", "gate", *folders, str(bench.ends_at), "--dry"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    gate.judge_all(bench)
+    assert not [line for line in lines(bench) if "error" in line]
+    (found,) = [line for line in lines(bench) if line["step"] == "gate"]
+    assert (found["model"], found["form"], found["passes"]) == ("capivara", "again", True)
+
+
+def test_a_tower_whose_time_is_over_takes_none_of_the_next_ones(bench: Bench, exported: Exported) -> None:
+    from bench.gpu.tower_times import prepare_and_time
+
+    tower = DRY_TOWERS[1]
+    model = exported(tower.variant)
+    files = Manifest.read(model).variants["fp32"].tower(tower.modality)
+    skeleton_from_graph(
+        model.parent / files.model / str(files.version) / files.graph, bench.skeleton(tower.slug)
+    )
+    write_graphs(bench, tower.slug)
+    Turn.of(bench, tower.slug).begin(time.time() - 1)
+    prepare_and_time(bench, tower.slug, until=0)
+    (line,) = [line for line in lines(bench) if line["step"] == "speed"]
+    assert line["error"] == "out of the tower's time; left out: 1×8, 4×16 ragged"
 
 
 def command(*arguments: str) -> tuple[int, str]:
