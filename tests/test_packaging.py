@@ -54,7 +54,11 @@ def test_any_extra_for_users_can_be_combined_with_the_gpu() -> None:
 def test_the_gpu_extra_brings_cuda_and_its_libraries() -> None:
     found = requirements("gpu")
     assert found["onnxruntime-gpu"].extras == {"cuda", "cudnn"}
-    assert not found["onnxruntime-gpu"].specifier.contains("1.20.1")  # has no preload_dlls
+    specifier = found["onnxruntime-gpu"].specifier
+    admitted = [
+        version for version in ("1.20.1", "1.24.2", "1.28.0", "1.31.1") if specifier.contains(version)
+    ]
+    assert admitted == ["1.28.0", "1.31.1"]  # 1.24 sums the variance of SkipLayerNormalization in FP16
     assert "cuda-bindings" in found
 
 

@@ -48,8 +48,13 @@ def is_installed(engine: Engine) -> bool:
 
 
 def version_of_engine(engine: Engine) -> str:
-    """Return an installed engine's version: from its distribution, else its module (``tensorrt-cu12``)."""
+    """Return an installed engine's version: from its distribution, else its module (``tensorrt-cu12``).
+
+    Of ONNX Runtime always from the module, since two folders may each hold a build of it.
+    """
     name = module_of_engine(engine)
+    if name == Engine.ONNXRUNTIME.value:
+        return str(importlib.import_module(name).__version__)
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

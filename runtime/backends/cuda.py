@@ -20,7 +20,7 @@ from runtime.extras import import_optional
 __all__ = ["CudaDevice", "gpu_facts", "gpu_in_words", "gpu_record", "open_device"]
 
 _NON_BLOCKING = 1
-"""Flag of a stream that does not wait for the default stream."""
+"""Flag of a stream that does not wait for the default stream; our own wait for each other by events."""
 
 
 def open_device(index: int = 0) -> CudaDevice:
@@ -81,7 +81,7 @@ class CudaDevice:
         self.index = index
         self.use()
         self.facts = self._facts()
-        self.stream = int(self._call("cudaStreamCreate"))
+        self.stream = self.new_stream()
 
     def allocate(self, n_bytes: int) -> int:
         """Allocate device memory and return its address."""
@@ -189,8 +189,13 @@ class CudaDevice:
         self._call("cudaStreamDestroy", self.stream)
 
     def use(self) -> None:
-        """Make this the calling thread's GPU."""
+        """Make this the calling thread's GPU, and let the thread allocate while another one captures.
+
+        Without the latter, an allocation fails during any capture that ONNX Runtime makes, and spoils it.
+        """
         self._call("cudaSetDevice", self.index)
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        self._call("cudaThreadExchangeStreamCaptureMode", mode)
 
     def _facts(self) -> DeviceFacts:
         attribute = self._api.cudaDeviceAttr

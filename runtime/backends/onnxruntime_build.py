@@ -104,7 +104,7 @@ def preload() -> Any:
     module = require_cuda_build()
     if not hasattr(module, "preload_dlls"):
         raise MissingPackageError(
-            f"CUDA needs onnxruntime-gpu 1.21 or newer; {module.__version__} is installed. "
+            f"CUDA needs onnxruntime-gpu 1.28 or newer; {module.__version__} is installed. "
             f"Run: {pip_install(_GPU)}"
         )
     said = io.StringIO()

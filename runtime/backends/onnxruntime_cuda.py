@@ -2,7 +2,8 @@
 
 Batches are padded to a bucket (``runtime/preprocessing/buckets.py``). The first run of a bucket captures a
 CUDA graph; later ones replay it. Inputs and outputs pass through page-locked memory on a stream of their own,
-so that one caller's copies overlap another's computation.
+so that one caller's copies overlap another's computation. All runs, captures included, are on one thread of
+the GPU (``runtime/backends/gpu_thread.py``).
 
 Nothing runs on the processor: a graph with a node that has no CUDA kernel is refused when it is opened.
 """
@@ -15,6 +16,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.backend import Signature, TensorType
 from runtime.backends.cuda import CudaDevice, open_device
+from runtime.backends.gpu_thread import GpuThread
 from runtime.backends.onnxruntime import signature_of_session
 from runtime.backends.onnxruntime_build import CUDA_PROVIDER, preload, require_cuda_build
 from runtime.backends.padding import padded_to_bucket
@@ -74,15 +77,24 @@ class OnnxRuntimeCudaBackend:
         module = preload()
         self._graph = graph
         self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._thread = GpuThread(gpu)
+        try:
+            self._thread.call(partial(self._open, module, precision, gpu, cuda_graphs=cuda_graphs))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, module: Any, precision: Precision, gpu: int, *, cuda_graphs: bool) -> None:
         with contextlib.ExitStack() as stack:
             device = open_device(gpu)
             stack.callback(device.close)
             _require_products(device, precision)
-            session = _session(module, graph, device, cuda_graphs=cuda_graphs)
+            session = _session(module, self._graph, device, cuda_graphs=cuda_graphs)
             self.signature: Signature = signature_of_session(session)
-            self.buckets: Buckets = _buckets(session, self.signature, graph)
-            self._running: _Running | None = _Running(
-                module, session, device, self.signature, self.buckets, cuda_graphs=cuda_graphs
+            self.buckets: Buckets = _buckets(session, self.signature, self._graph)
+            self._running = _Running(
+                module, session, device, self._thread, self.signature, self.buckets, cuda_graphs=cuda_graphs
             )
             stack.pop_all()
 
@@ -107,6 +119,7 @@ class OnnxRuntimeCudaBackend:
             running, self._running = self._running, None
             if running is not None:
                 running.close()
+            self._thread.close()
 
     def _run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, with_events: bool
@@ -175,14 +188,15 @@ class _Running:
         module: Any,
         session: Any,
         device: CudaDevice,
+        thread: GpuThread,
         signature: Signature,
         buckets: Buckets,
         *,
         cuda_graphs: bool,
     ) -> None:
         self._module, self._session, self._device = module, session, device
+        self._thread = thread
         self._signature, self._buckets, self._cuda_graphs = signature, buckets, cuda_graphs
-        self._compute = threading.Lock()
         self.graph_ids: dict[Shape, int] = {}
         self._bindings: dict[Shape, Any] = {}
         self._fixed: dict[str, int] = {}
@@ -222,8 +236,9 @@ class _Running:
                 np.copyto(held.view(array.dtype).reshape(array.shape), array)
                 device.copy_in(self._staged(lane, name), held, stream=lane.stream)
             device.mark(lane.copied, stream=lane.stream)
-            with self._compute:
-                ms = self._computed(lane, padded, outputs, shape, with_events=with_events)
+            ms = self._thread.call(
+                partial(self._computed, lane, padded, outputs, shape, with_events=with_events)
+            )
             device.follow(lane.computed, stream=lane.stream)
             found = []
             for name in outputs:
@@ -236,7 +251,8 @@ class _Running:
             return [held.view(dtype).reshape(full)[:n_rows].copy() for held, full, dtype in found], ms
         except BaseException:
             with contextlib.suppress(EngineError):  # no copy may be under way when the lane is used again
-                device.wait()
+                self._thread.call(device.wait)  # a stream that is being captured must not be waited for
+            with contextlib.suppress(EngineError):
                 device.wait(stream=lane.stream)
             raise
         finally:
@@ -251,7 +267,10 @@ class _Running:
         *,
         with_events: bool,
     ) -> float:
-        """Queue the batch's computation behind its copy, and a copy of its results into the lane."""
+        """Queue the batch's computation behind its copy, and a copy of its results into the lane.
+
+        Called on the GPU's thread alone, as is ``_release``.
+        """
         device = self._device
         device.follow(lane.copied)
         for name, array in padded.items():
@@ -290,6 +309,7 @@ class _Running:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # onnxruntime's exceptions share no narrower base
+            self._bindings.pop(shape, None)  # the next run is a shape's first again, and not timed
             raise EngineError(
                 f"ONNX Runtime failed on GPU {self._device.index} with a batch of {shape[0]} rows × "
                 f"{shape[1]}: {error}. If memory is short, free some, or embed fewer rows at once."
@@ -308,12 +328,11 @@ class _Running:
 
     def close(self) -> None:
         """Release everything, once the runs under way have ended; those that wait are refused."""
-        self._device.use()
         for _ in self._lanes:
             self._idle.get()
         self._idle.put(None)
-        self._release()
-        self._device.close()
+        self._thread.call(self._release)
+        self._thread.call(self._device.close)
 
     def _release(self) -> None:
         device = self._device
@@ -379,7 +398,8 @@ def _session(module: Any, graph: Path, device: CudaDevice, *, cuda_graphs: bool)
     except Exception as error:  # onnxruntime's exceptions share no narrower base
         raise EngineError(
             f"ONNX Runtime cannot open {graph} on GPU {device.index} ({device.facts.name}): {error}. If a "
-            "node has no CUDA kernel, export the checkpoint again with --engine cuda."
+            "node has no CUDA kernel, export the checkpoint again with --engine cuda, or install a newer "
+            "onnxruntime-gpu."
         ) from error
     running = session.get_providers()
     if running[:1] != [CUDA_PROVIDER]:

@@ -4,7 +4,10 @@
 of ONNX Runtime: its sessions run the graph on the processor, on inputs and outputs that are bound by address,
 with the graph's own rounding. As ONNX Runtime's documentation of CUDA graphs says, the first run with a
 ``gpu_graph_id`` captures and later ones replay, with the addresses and shapes of the capture. The stand-in
-refuses a replay with others, which would read wrong memory.
+refuses a replay with others, which would read wrong memory. As in ONNX Runtime, a capture belongs to its
+session and thread, and is of CUDA's global mode: as CUDA's documentation says, another thread's allocation
+then fails and spoils the capture, unless that thread's mode is relaxed. A session that is opened or closed
+during a capture of another thread fails as well.
 """
 
 # ruff: noqa: N802, N815 - the libraries' own names
@@ -12,6 +15,9 @@ refuses a replay with others, which would read wrong memory.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +31,9 @@ from export.precision.simulation import simulated_from_onnx
 
 __all__ = ["CudaBindings", "CudaOnnxRuntime", "install"]
 
+UNSAFE = {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost"}
+"""Calls that CUDA forbids while another thread captures in global mode."""
+
 
 class CudaBindings(FakeGpu):
     """CUDA's bindings, with page-locked memory and several streams."""
@@ -33,14 +42,40 @@ class CudaBindings(FakeGpu):
         cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
     )
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.capturing: threading.Thread | None = None
+        self.spoilt: list[str] = []
+        self.during_capture: Callable[[], None] = lambda: None
+        self.allocated = threading.Event()
+        self._modes: dict[threading.Thread, int] = {}
+
+    def __getattr__(self, function: str) -> Any:
+        if function not in UNSAFE or not self.is_captured_elsewhere():
+            return super().__getattr__(function)
+        self.allocated.set()
+        if (
+            self._modes.get(threading.current_thread())
+            == self.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        ):
+            return super().__getattr__(function)
+        self.spoilt.append(function)
+        return lambda *arguments: (900, None)
+
+    def is_captured_elsewhere(self) -> bool:
+        capturing = self.capturing
+        return capturing is not None and capturing is not threading.current_thread()
+
+    def _cudaThreadExchangeStreamCaptureMode(self, mode: int) -> int:
+        before = self._modes.get(threading.current_thread(), 0)
+        self._modes[threading.current_thread()] = mode
+        return before
+
     def _cudaHostAlloc(self, size: int, flags: int) -> int:
         return self._cudaMalloc(size)
 
     def _cudaFreeHost(self, address: int) -> None:
         self._cudaFree(address)
-
-    def _cudaStreamCreateWithFlags(self, flags: int) -> int:
-        return 78
 
     def _cudaDriverGetVersion(self) -> int:
         return 13_000
@@ -53,10 +88,12 @@ class CudaOnnxRuntime:
     SessionOptions = onnxruntime.SessionOptions
     RunOptions = onnxruntime.RunOptions
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, gpu: CudaBindings) -> None:
+        self.folder, self.gpu = folder, gpu
+        self.sessions = itertools.count()
         self.captures: list[tuple[int, str]] = []
         self.runs = 0
+        self.threads: set[threading.Thread] = set()
         self.providers: Any = None
         self.config: dict[str, str] = {}
         self.refuses = ""
@@ -73,7 +110,12 @@ class _Session:
     def __init__(self, module: CudaOnnxRuntime, graph: str, options: Any, *, providers: Any) -> None:
         if module.refuses:
             raise RuntimeError(module.refuses)
+        if module.gpu.is_captured_elsewhere():
+            module.gpu.spoilt.append("InferenceSession")
+            raise RuntimeError("operation not permitted when stream is capturing")
         self._module, module.providers = module, providers
+        self._number = next(module.sessions)
+        module.threads.add(threading.current_thread())
         key = "session.disable_cpu_ep_fallback"
         module.config[key] = options.get_session_config_entry(key)
         runnable = module.folder / f"{abs(hash(graph))}" / "model.onnx"
@@ -85,7 +127,7 @@ class _Session:
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(graph, quiet)
-        self._captured: dict[str, tuple[Any, ...]] = {}
+        self._captured: dict[tuple[threading.Thread, str], tuple[Any, ...]] = {}
 
     def get_providers(self) -> list[str]:
         return [self._module.provider, "CPUExecutionProvider"]
@@ -99,11 +141,34 @@ class _Session:
     def run_with_iobinding(self, binding: _Binding, options: Any) -> None:
         number = options.get_run_config_entry("gpu_graph_id")
         bound = (tuple(binding.inputs.items()), tuple(binding.outputs.items()))
-        if number != "-1" and self._captured.setdefault(number, bound) != bound:
-            raise RuntimeError(f"graph {number} was captured for other addresses or shapes")
-        if number != "-1" and (id(self), number) not in self._module.captures:
-            self._module.captures.append((id(self), number))
+        key = threading.current_thread(), number
+        self._module.threads.add(key[0])
+        if number == "-1":
+            self._compute(binding)
+        elif key in self._captured:
+            if self._captured[key] != bound:
+                raise RuntimeError(f"graph {number} was captured for other addresses or shapes")
+            self._compute(binding)
+        else:
+            self._capture(binding)
+            self._captured[key] = bound
+            self._module.captures.append((self._number, number))
         self._module.runs += 1
+
+    def _capture(self, binding: _Binding) -> None:
+        gpu = self._module.gpu
+        if gpu.capturing is not None:
+            raise RuntimeError("two captures at once")
+        gpu.capturing, n_spoilt = threading.current_thread(), len(gpu.spoilt)
+        try:
+            gpu.during_capture()
+            self._compute(binding)
+        finally:
+            gpu.capturing = None
+        if len(gpu.spoilt) > n_spoilt:
+            raise RuntimeError(f"CUDA error 901: {gpu.spoilt[-1]} invalidated the capture")
+
+    def _compute(self, binding: _Binding) -> None:
         if not self.computes:
             return
         feeds = {name: _array(*held).copy() for name, held in binding.inputs.items()}
@@ -140,7 +205,8 @@ def _array(address: int, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def install(monkeypatch: Any, folder: Path) -> tuple[CudaBindings, CudaOnnxRuntime]:
     """Make both stand-ins the installed libraries, for one test."""
-    gpu, module = CudaBindings(), CudaOnnxRuntime(folder)
+    gpu = CudaBindings()
+    module = CudaOnnxRuntime(folder, gpu)
     monkeypatch.setattr("runtime.backends.cuda.import_optional", lambda *arguments, **named: gpu)
     monkeypatch.setattr("runtime.backends.onnxruntime_cuda.preload", lambda: module)
     monkeypatch.setattr("runtime.backends.onnxruntime_cuda.require_cuda_build", lambda: module)

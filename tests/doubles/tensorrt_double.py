@@ -38,7 +38,9 @@ class FakeGpu:
     """CUDA's bindings over host memory; graphs are lists of queued work."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+    cudaStreamCaptureMode = SimpleNamespace(  # noqa: N815
+        cudaStreamCaptureModeGlobal=0, cudaStreamCaptureModeThreadLocal=1, cudaStreamCaptureModeRelaxed=2
+    )
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)  # noqa: N815
 
     def __init__(self) -> None:
@@ -85,7 +87,8 @@ class FakeGpu:
     def _cudaDriverGetVersion(self) -> int:
         return 13_000
 
-    def _cudaStreamCreate(self) -> int:
+    def _cudaStreamCreateWithFlags(self, flags: int) -> int:
+        assert flags == 1, "a blocking stream waits for the default one"
         return 77
 
     def _cudaEventCreate(self) -> list[float]:

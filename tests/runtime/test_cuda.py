@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,25 +99,79 @@ def test_threads_share_a_backend_without_mixing_rows(
 def test_realistic_requests_capture_few_graphs(
     doubles: Doubles, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10,000 requests of 1 to 32 texts: at most one capture per bucket, in at most 1% of the runs."""
-    _, module = doubles
+    """10,000 requests of 1 to 32 texts, by two threads: one capture per bucket, in at most 1% of the runs."""
+    gpu, module = doubles
     model = exported("nllb-clip")
     backend = open_backend(Engine.CUDA, fused(model, Modality.TEXT, tmp_path), precision=Precision.FP32)
     monkeypatch.setattr("cuda_double._Session.computes", False)
     rng = np.random.default_rng(0)
     buckets = text_buckets(77)
-    n_runs = 0
+    batches: list[np.ndarray] = []
     for _ in range(10_000):
         lengths = np.clip(rng.gamma(5, 3.1, int(rng.integers(1, 33))).astype(int) + 2, 3, 77)
         for run in buckets.runs(lengths):
-            ids = np.ones((len(run.positions), run.length), np.int64)
-            backend.run({"input_ids": ids, "attention_mask": ids}, ["vector"])
-            n_runs += 1
-    assert module.runs == n_runs
+            batches.append(np.ones((len(run.positions), run.length), np.int64))
+
+    def work(ids: np.ndarray) -> None:
+        backend.run({"input_ids": ids, "attention_mask": ids}, ["vector"])
+
+    with ThreadPoolExecutor(2) as callers:
+        assert len(list(callers.map(work, batches))) == len(batches)
+    assert module.runs == len(batches)
+    assert not gpu.spoilt
+    assert len(set(module.captures)) == len(module.captures)
     assert len(module.captures) <= len(buckets.shapes)
     assert len(module.captures) <= 0.01 * module.runs
     assert isinstance(backend, OnnxRuntimeCudaBackend)
     assert backend.n_captured == len(module.captures)
+
+
+def test_memory_grows_while_another_thread_captures(
+    doubles: Doubles, exported: Exported, tmp_path: Path
+) -> None:
+    """The first batch is being captured until the second one has allocated its memory."""
+    gpu, module = doubles
+    model = exported("nllb-clip")
+    backend = open_backend(Engine.CUDA, fused(model, Modality.TEXT, tmp_path), precision=Precision.FP32)
+    begun = threading.Event()
+
+    def during_capture() -> None:
+        begun.set()
+        assert gpu.allocated.wait(60), "the second batch waits for the first one's computation"
+
+    gpu.during_capture = during_capture
+    with ThreadPoolExecutor(1) as caller:
+        first = caller.submit(backend.run, inputs(2, 8), ["vector"])
+        assert begun.wait(60)
+        (other,) = backend.run(inputs(9, 30), ["vector"])
+        (one,) = first.result()
+    assert gpu.spoilt == []
+    assert [number for _, number in module.captures] == ["1", "2"]
+    np.testing.assert_array_equal(backend.run(inputs(2, 8), ["vector"])[0], one)
+    np.testing.assert_array_equal(backend.run(inputs(9, 30), ["vector"])[0], other)
+
+
+def test_a_tower_is_opened_and_closed_while_another_one_captures(
+    doubles: Doubles, exported: Exported, tmp_path: Path
+) -> None:
+    gpu, module = doubles
+    model = exported("nllb-clip")
+    graphs = [fused(model, modality, tmp_path) for modality in (Modality.TEXT, Modality.IMAGE)]
+    (pictures,) = batches_of(model, Modality.IMAGE)
+    backend = open_backend(Engine.CUDA, graphs[0], precision=Precision.FP32)
+    shapes = text_buckets(77).shapes[:20]
+    with ThreadPoolExecutor(1) as caller:
+        texts = [caller.submit(backend.run, inputs(*shape), ["vector"]) for shape in shapes]
+        while not texts[-1].done():
+            other = open_backend(Engine.CUDA, graphs[1], precision=Precision.FP32)
+            other.run({"pixels": pictures["pixels"][:1]}, ["vector"])
+            other.close()
+        assert all(len(text.result()[0]) for text in texts)
+    assert gpu.spoilt == []
+    assert len(set(module.captures)) == len(module.captures)
+    assert len(module.threads) == 1
+    backend.close()
+    assert not gpu.memory
 
 
 def test_the_processor_never_steps_in(doubles: Doubles, exported: Exported, tmp_path: Path) -> None:
@@ -435,7 +490,7 @@ def test_a_corpus_is_embedded_in_large_unpadded_runs(
     texts = [f"{' '.join(rng.choice(words, n))} {i}" for i, n in enumerate(lengths)]
     source = tmp_path / "texts.txt"
     source.write_text("\n".join(texts) + "\n", encoding="utf-8")
-    before = doubles[1].runs
+    before, n_captures = doubles[1].runs, len(doubles[1].captures)
     result = CliRunner().invoke(
         app,
         [
@@ -449,6 +504,9 @@ def test_a_corpus_is_embedded_in_large_unpadded_runs(
     assert record["arguments"]["max_batch_tokens"] == 16_384
     assert "NVIDIA L4" in record["computations"][0]["cpu"]
     assert record["padding_share"] <= 0.2
+    captures = doubles[1].captures[n_captures:]
+    assert not doubles[0].spoilt
+    assert len(captures) == len(set(captures)) <= len(text_buckets(77).shapes)
     n_runs = doubles[1].runs - before
     assert 3_000 / n_runs >= 150
     (part,) = (tmp_path / "out").glob("*.parquet")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.backends import onnxruntime_build
+from runtime.backends import onnxruntime_build, version_of_engine
 from runtime.backends.onnxruntime_build import (
     import_onnxruntime,
     installed_builds,
@@ -18,6 +18,7 @@ from runtime.backends.onnxruntime_build import (
     require_cuda_build,
 )
 from runtime.errors import EngineError, MissingPackageError
+from runtime.manifest import Engine
 
 MODULE = """
 __version__ = "1.31.1"
@@ -148,9 +149,17 @@ def test_the_backend_asks_before_it_imports() -> None:
     assert backend.import_onnxruntime is onnxruntime_build.import_onnxruntime
 
 
+@pytest.mark.parametrize("engine", [Engine.CUDA, Engine.ONNXRUNTIME])
+def test_the_version_is_that_of_the_build_which_runs(engine: Engine, install: Install) -> None:
+    """The distribution for CPUs is beside it, in a folder that is searched later."""
+    module = install("onnxruntime", providers=CUDA) / "onnxruntime" / "__init__.py"
+    module.write_text(module.read_text().replace("1.31.1", "7.8.9"))
+    assert version_of_engine(engine) == "7.8.9"
+
+
 def test_a_build_that_cannot_load_cudas_libraries_is_too_old(install: Install) -> None:
     site = install("onnxruntime-gpu", providers=CUDA)
     module = site / "onnxruntime" / "__init__.py"
     module.write_text(module.read_text().replace("def preload_dlls():", "def _unused():"))
-    with pytest.raises(MissingPackageError, match=r"needs onnxruntime-gpu 1\.21 or newer; 1"):
+    with pytest.raises(MissingPackageError, match=r"needs onnxruntime-gpu 1\.28 or newer; 1"):
         preload()
