@@ -21,7 +21,7 @@ from sample_models import Exported
 from serving import Serving, wait_until
 from typer.testing import CliRunner
 
-from bench.server_faults import Fault, FaultRecord
+from bench.serving.server_faults import Fault, FaultRecord
 from runtime import Encoder
 from runtime.commands.app import app
 from runtime.errors import EngineError

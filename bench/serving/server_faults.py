@@ -1,6 +1,6 @@
 """Kill and stop a served repository's processes; measure how soon it is noticed, and how soon mended.
 
-    python -m bench.server_faults REPOSITORY/NAME --json bench/results/server_faults.json
+    python -m bench.serving.server_faults REPOSITORY/NAME --json bench/results/server_faults.json
 
 `babeltower serve` runs under the traffic of our client and of a raw client. Each of its processes (a text
 front end, an image front end, the towers, the server) is killed (SIGKILL) and stopped (SIGSTOP) in turn.
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import typer

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.records.memory_trend import trend_of_samples
-from bench.server_soak import SoakResult, _answered, _refused, own_bytes
+from bench.serving.server_soak import SoakResult, _answered, _refused, own_bytes
 from bench.timing.soak_requests import Request, bad_requests
 from runtime.errors import BabeltowerError
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.gateway_cost import GRPC, CostTurn, GatewayCost, cpu_s_of_processes
+from bench.serving.gateway_cost import GRPC, CostTurn, GatewayCost, cpu_s_of_processes
 
 
 def test_shares_are_medians_over_rounds() -> None:

@@ -1,6 +1,6 @@
 """Measure what the gateway costs: rate and CPU time of a text over gRPC and through the gateway, in turns.
 
-    python -m bench.gateway_cost REPOSITORY/NAME --json bench/results/gateway_cost.json
+    python -m bench.serving.gateway_cost REPOSITORY/NAME --json bench/results/gateway_cost.json
 
 Two `babeltower serve` run beside each other: one without a token, whose gRPC is Triton's own, and one with a
 token, whose gRPC is guarded too. Clients that each send one text and wait take turns with every way. The CPU
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import typer
 
-from bench.gateway_soak import asked_by_clients, body_of_request
 from bench.records.environment import environment
+from bench.serving.gateway_soak import asked_by_clients, body_of_request
 from bench.timing.serve_process import ServeProcess
 from bench.timing.soak_requests import Request, requests_of_soak
 from runtime.manifest import Manifest

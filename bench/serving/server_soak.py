@@ -1,6 +1,6 @@
 """Soak-test a server with thousands of requests, some invalid: correct answers and flat memory.
 
-    python -m bench.server_soak REPOSITORY/NAME --requests 10000 --minutes 12 --json FILE --plot FILE
+    python -m bench.serving.server_soak REPOSITORY/NAME --requests 10000 --minutes 12 --json FILE --plot FILE
 
 Texts and images are sent at an even rate. Every twentieth request is invalid in one of fifteen ways and must
 be answered INVALID_ARGUMENT, all others with the vector of the in-process runtime. Memory counts as flat if a
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import typer

@@ -1,10 +1,10 @@
 """Soak-test the HTTP gateway with thousands of requests, some invalid.
 
-    python -m bench.gateway_soak REPOSITORY/NAME --requests 10000 --clients 16 --json FILE
+    python -m bench.serving.gateway_soak REPOSITORY/NAME --requests 10000 --clients 16 --json FILE
 
-The requests are those of ``bench.server_soak``, sent to ``POST /v1/embeddings`` by clients that each wait for
-one answer: every twentieth is invalid in one of fifteen ways and must be answered 400, all others with the
-vector of the in-process runtime.
+The requests are those of ``bench.serving.server_soak``, sent to ``POST /v1/embeddings`` by clients that each
+wait for one answer: every twentieth is invalid in one of fifteen ways and must be answered 400, all others
+with the vector of the in-process runtime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import typer

@@ -11,8 +11,8 @@ import typer
 from sample_models import Exported
 from typer.testing import CliRunner
 
-from bench.gateway_soak import GatewaySoak, body_of_request
-from bench.gateway_soak import main as soak
+from bench.serving.gateway_soak import GatewaySoak, body_of_request
+from bench.serving.gateway_soak import main as soak
 from bench.timing.soak_requests import Request, bad_requests
 
 

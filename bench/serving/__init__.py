@@ -1,0 +1,1 @@
+"""Soaks, faults and costs of what serves: Triton, its front ends and the gateway."""
