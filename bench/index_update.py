@@ -22,6 +22,7 @@ import typer
 from numpy.typing import NDArray
 
 from bench.records.record import Record, record_of, suite_cell, write_records
+from runtime.cosines import unit_rows
 from runtime.indexes import Kind, VectorIndex, index_from_vectors
 from runtime.indexes.update import update_index
 
@@ -38,8 +39,7 @@ def _vectors(n: int, seed: int) -> NDArray[np.float32]:
     random = np.random.default_rng(seed)
     noise = random.standard_normal((n, _DIM)).astype(np.float32)
     vectors = centres[random.integers(0, _N_CENTRES, n)] + _SPREAD * noise
-    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+    return unit_rows(vectors)
 
 
 def _write(path: Path, first_id: int, vectors: NDArray[np.float32]) -> None:

@@ -163,7 +163,7 @@ def test_the_last_words_are_of_this_run(
         (["--log", "."], "is not a file"),
         (["--log", "no-such-folder/server.log"], "cannot be written"),
         (["--host", "no such host"], "no address to listen on"),
-        (["--host", "::1"], "no address to listen on"),
+        (["--host", "::1"], "is an IPv6 address, and serve listens on IPv4"),
     ],
 )
 def test_unusable_options_are_one_line(
