@@ -80,7 +80,7 @@ def main(
     import ray
 
     model = full_size_model(_MODEL, work)
-    ray.init(num_cpus=n_cores(), include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=n_cores(), include_dashboard=False, log_to_driver=False)
     rates: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for turn in range(turns):
         source = work / "ray.parquet"

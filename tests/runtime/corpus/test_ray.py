@@ -31,7 +31,13 @@ def model(exported: Exported) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
+    ray.init(
+        address="local",  # never a cluster that another program left its name of
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=400 << 20,
+    )
     yield
     ray.shutdown()
 
