@@ -347,6 +347,8 @@ def _result_of_probe(
         return ProbeResult(model, f"{model}: {_OtherPortError(endpoint, 'the answer is not of a model')}")
     else:
         return ProbeResult(model, _fault_of_vector(probe, vector))
+    # Looked at now: a server that was started again by the end of the wait is well once more.
+    is_seen_well = may_be_busy and server is None and _is_watched_and_healthy(endpoint, timeout_s)
     while True:
         after = _n_answered(endpoint, model, timeout_s), _cpu_s(server, model)
         if _has_grown(before[0], after[0], 0):
@@ -355,7 +357,7 @@ def _result_of_probe(
             break
         time.sleep(0.1)
     works = _has_grown(before[1], after[1], _WORKING * (time.monotonic() - began))
-    if may_be_busy and (works or (server is None and _is_watched_and_healthy(endpoint, timeout_s))):
+    if may_be_busy and (works or (is_seen_well and _is_watched_and_healthy(endpoint, timeout_s))):
         return ProbeResult(model, is_busy=True, has_answered=False)
     return ProbeResult(model, f"{model}: {fault}")
 

@@ -12,6 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,47 @@ def answering(answer: bytes | None) -> Iterator[HttpEndpoint]:
                     with client:
                         client.recv(1 << 16)
                         client.sendall(answer or b"")
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(1 << 16):  # a close with bytes unread would be a reset
+                            pass
 
         if answer is not None:
             threading.Thread(target=serve, daemon=True).start()
         yield HttpEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def watched(n_looks: int) -> Iterator[HttpEndpoint]:
+    """``serve`` that refuses every probe; it is well again after as many looks at its counters."""
+    looks: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("Babeltower-Health", "1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            if self.path == "/v2/health/ready":
+                self.answer(200 if len(looks) >= n_looks else 503)
+            else:
+                looks.append(self.path)
+                self.answer(404)
+
+        def do_POST(self) -> None:
+            looks.clear()
+            self.answer(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield HttpEndpoint(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 @contextlib.contextmanager
@@ -133,6 +169,15 @@ def test_a_stopped_process_is_never_busy() -> None:
         (found,) = results_of_probes(endpoint, [PROBE], 0.5, server=os.getpid())
     assert found.fault
     assert not found.is_busy
+
+
+@pytest.mark.parametrize("n_looks", [0, 1])
+def test_serve_is_believed_if_it_is_well_from_the_refusal_on(n_looks: int) -> None:
+    """A server that is started again meanwhile refused the probe because it was down, not busy."""
+    with watched(n_looks) as endpoint:
+        (found,) = results_of_probes(endpoint, [PROBE], 0.3)
+    assert found.is_busy == (n_looks == 0)
+    assert bool(found.fault) == (n_looks > 0)
 
 
 def test_a_model_that_computes_for_ever_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
