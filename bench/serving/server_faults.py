@@ -33,6 +33,7 @@ import numpy as np
 import typer
 
 from bench.records.environment import environment
+from bench.timing.background import Background
 from bench.timing.serve_process import ServeProcess, wait_until
 from bench.timing.soak_requests import Request, requests_of_soak
 from runtime.encoder import Encoder
@@ -107,27 +108,16 @@ class FaultRecord:
         )
 
 
-class Polled:
+class Polled(Background):
     """A condition looked at again and again on a thread, with the times at which it changed."""
 
     def __init__(self, holds: Callable[[], bool], every_s: float = _POLL_S) -> None:
+        super().__init__(self._look)
         self._holds, self._every_s = holds, every_s
         self._looks: list[tuple[float, float, bool]] = []
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Polled:
-        """Start to look."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Look no more."""
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(self._every_s):
+    def _look(self) -> None:
+        while not self.is_over.wait(self._every_s):
             began = time.monotonic()
             holds = self._holds()
             self._looks.append((began, time.monotonic(), holds))
@@ -148,29 +138,20 @@ class Polled:
         return ends()[0]
 
 
-class Traffic:
+class Traffic(Background):
     """Texts and images embedded without a pause, by our client and raw ones; every vector is compared."""
 
     def __init__(self, grpc: str, name: str, requests: Sequence[Request], record: FaultRecord) -> None:
+        super().__init__(self._ours, self._theirs)
         self._grpc, self._name, self._record = grpc, name, record
         self._requests = [request for request in requests if request.expected is not None]
-        self._done = threading.Event()
         self._counting = threading.Lock()
         self._rounds: list[tuple[float, float]] = []
         self._raw: collections.Counter[str] = collections.Counter()
-        self._threads = [threading.Thread(target=target) for target in (self._ours, self._theirs)]
-
-    def __enter__(self) -> Traffic:
-        """Start to ask."""
-        for thread in self._threads:
-            thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         """End, and write what was seen to the record."""
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        super().__exit__()
         self._record.raw = dict(self._raw)
 
     def answered_since(self, time_s: float) -> float:
@@ -191,7 +172,7 @@ class Traffic:
         with Encoder.open(
             f"{self._grpc}/{self._name}", connection=Connection(retry_for_s=_PATIENCE_S)
         ) as encoder:
-            while not self._done.is_set():
+            while not self.is_over.is_set():
                 began = time.monotonic()
                 try:
                     found = [*encoder.embed_texts(given, languages), *encoder.embed_images(files)]
@@ -206,9 +187,9 @@ class Traffic:
         from tritonclient.utils import InferenceServerException
 
         client = InferenceServerClient(self._grpc.removeprefix("grpc://"))
-        while not self._done.is_set():
+        while not self.is_over.is_set():
             for request in self._requests:
-                if self._done.is_set():
+                if self.is_over.is_set():
                     break
                 tensors = []
                 for column, array in request.inputs.items():
@@ -218,7 +199,7 @@ class Traffic:
                     vector = client.infer(request.model, tensors, client_timeout=5).as_numpy("vector")[0]
                 except InferenceServerException as error:
                     self._raw[str(error.status())] += 1
-                    self._done.wait(0.02)
+                    self.is_over.wait(0.02)
                 else:
                     self._raw["answered"] += 1
                     self._compare([vector], [request])

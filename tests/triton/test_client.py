@@ -17,6 +17,7 @@ from altered_models import computing_otherwise, copied, graph_of, overwritten, r
 from corpus_runs import output_of
 from sample_models import Exported
 from stock_backends import require_accepted
+from traffic import Traffic
 
 from export.parity.probes import probe_images
 from export.triton.frontends import frontends_from_model
@@ -211,38 +212,10 @@ def loss_of(encoder: Encoder, texts: list[str], languages: list[str]) -> Unanswe
             return error
 
 
-class Traffic:
-    """Requests without a pause, in the old and in the new version; every answer is compared."""
-
-    def __init__(self, address: str, probes: Probes) -> None:
-        self._address, self._probes = address, probes
-        self._done = threading.Event()
-        self.n_requests = 0
-        self.errors: list[Exception] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        rows = slice(0, 400, 50)
-        texts, languages = self._probes.texts[rows], self._probes.languages[rows]
-        connection = Connection(retry_for_s=0, texts_per_request=1)
-        with Encoder.open(self._address, connection=connection) as encoder:
-            while not self._done.is_set():
-                try:
-                    vectors = encoder.embed_texts(texts, languages)
-                    assert np.abs(vectors - self._probes.text_vectors[rows]).max() <= 1e-5
-                    self.n_requests += len(texts)
-                except Exception as error:
-                    self.errors.append(error)
+def hasty_traffic(address: str, model: Path) -> Traffic:
+    """Two threads that send text by text and repeat nothing: whatever fails is seen."""
+    hasty = Connection(retry_for_s=0, texts_per_request=1)
+    return Traffic(address, Probes.read(model), hasty, n_threads=2)
 
 
 @pytest.fixture
@@ -257,10 +230,10 @@ def controlled(alone: Path, server_environment: ServerEnvironment) -> Iterator[t
 def test_a_good_version_loses_no_request(controlled: tuple[Path, str], tmp_path: Path) -> None:
     model, url = controlled
     new = copied(model, tmp_path / "new")
-    with Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic:
+    with hasty_traffic(f"{url}/{NAME}", model) as traffic:
         done = roll_out(model, new, url=url)
     assert (done.version, traffic.errors) == (2, [])
-    assert traffic.n_requests > 50
+    assert traffic.n_texts > 50
     with Encoder.open(model, threads=1) as local, Encoder.open(f"{url}/{NAME}") as remote:
         vectors = remote.embed_texts(["gato"], "por_Latn")
         assert np.abs(vectors - local.embed_texts(["gato"], "por_Latn")).max() <= 1e-6
@@ -274,10 +247,10 @@ def test_a_good_version_loses_no_request(controlled: tuple[Path, str], tmp_path:
 def test_a_kept_version_is_switched_back_to(controlled: tuple[Path, str], tmp_path: Path) -> None:
     model, url = controlled
     roll_out(model, copied(model, tmp_path / "new"), url=url)
-    with Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic:
+    with hasty_traffic(f"{url}/{NAME}", model) as traffic:
         done = roll_out(model, 1, url=url)
     assert (done.version, traffic.errors) == (1, [])
-    assert traffic.n_requests > 50
+    assert traffic.n_texts > 50
     manifest = Manifest.read(model)
     manifest.verify_front_ends(model.parent)
     variant = manifest.variant(Precision.FP32)
@@ -309,7 +282,7 @@ def test_a_version_with_wrong_language_tokens_is_taken_back(
     rerecorded(new)
     before = sorted((p.relative_to(model.parent), p.read_bytes()) for p in model.parent.rglob("*.pbtxt"))
     with (
-        Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
+        hasty_traffic(f"{url}/{NAME}", model) as traffic,
         pytest.raises(RolloutError, match=r"2 of \d+ languages.*(por_Latn|swh_Latn)"),
     ):
         roll_out(model, new, url=url)
@@ -349,7 +322,7 @@ def test_an_int8_calibrated_on_noise_is_taken_back(controlled: tuple[Path, str],
         shutil.copyfile(tmp_path / f"{modality.value}.onnx", graph)
     rerecorded(new)
     with (
-        Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
+        hasty_traffic(f"{url}/{NAME}", model) as traffic,
         pytest.raises(RolloutError, match="languages are below a mean cosine"),
     ):
         roll_out(model, new, url=url)
@@ -362,7 +335,7 @@ def test_a_version_whose_towers_compute_otherwise_here_does_not_load(
     model, url = controlled
     new = computing_otherwise(copied(model, tmp_path / "new"), Modality.IMAGE)
     with (
-        Traffic(f"{url}/{NAME}", Probes.read(model)) as traffic,
+        hasty_traffic(f"{url}/{NAME}", model) as traffic,
         pytest.raises(
             RolloutError, match=r"rolled back.*_image_tower_fp32 does not reproduce PyTorch's vectors"
         ),

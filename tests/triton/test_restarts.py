@@ -22,6 +22,7 @@ from altered_models import copied
 from corpus_runs import output_of
 from sample_models import Exported
 from serving import Serving, wait_until
+from traffic import Traffic
 from tritonclient.utils import InferenceServerException
 
 from runtime import Encoder
@@ -62,42 +63,6 @@ class Restarting:
             while_served(server)
 
 
-class Load:
-    """Texts embedded without a pause by our client; every vector is compared."""
-
-    def __init__(self, address: str, probes: Probes) -> None:
-        self.n_rounds = 0
-        self.errors: list[Exception] = []
-        self._done = threading.Event()
-        rows = slice(0, 400, 40)
-        self._texts, self._languages = probes.texts[rows], probes.languages[rows]
-        self._expected = probes.text_vectors[rows]
-        self._address = address
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with Encoder.open(self._address, connection=PATIENT) as encoder:
-            while not self._done.is_set():
-                try:
-                    found = encoder.embed_texts(self._texts, self._languages)
-                    assert np.abs(found - self._expected).max() <= 1e-5
-                    self.n_rounds += 1
-                except Exception as error:
-                    self.errors.append(error)
-
-    def wait_for_more(self) -> None:
-        known = self.n_rounds
-        wait_until(lambda: self.n_rounds > known + 2 or self.errors, "the load goes on")
-
-
 def test_our_clients_lose_nothing_over_restarts(
     model: Path, server_environment: ServerEnvironment, tmp_path: Path
 ) -> None:
@@ -117,10 +82,10 @@ def test_our_clients_lose_nothing_over_restarts(
             folder = tmp_path / f"vectors-{len(corpora)}"
             corpora.append(embed_corpus(grpc, tmp_path / "texts.txt", folder, options))
 
-    loads: list[Load] = []
+    loads: list[Traffic] = []
 
     def begin(_: Server) -> None:
-        loads.extend(Load(address, probes).__enter__() for address in (grpc, http))
+        loads.extend(Traffic(address, probes, PATIENT, every=40).__enter__() for address in (grpc, http))
         for load in loads:
             load.wait_for_more()
 

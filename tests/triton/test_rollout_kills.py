@@ -10,19 +10,17 @@ import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tritonclient.grpc
 from altered_models import copied
 from sample_models import Exported
 from serving import Serving, rollout_process, wait_until
+from traffic import Traffic
 from tritonclient.utils import InferenceServerException
 
-from runtime import Encoder
 from runtime.manifest import Manifest, Modality, front_end_name
 from runtime.probes import Probes
 from runtime.remote import Connection
@@ -111,37 +109,6 @@ def served(exported: Exported, server_environment: ServerEnvironment, tmp_path: 
     served.stop()
 
 
-class Traffic:
-    """Requests of our client without a pause, over rollouts, kills and restarts; every vector is compared."""
-
-    def __init__(self, address: str, probes: Probes) -> None:
-        self.n_requests, self.errors = 0, list[Exception]()
-        self._address, self._probes = address, probes
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Traffic:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        rows = slice(0, 400, 50)
-        texts, languages = self._probes.texts[rows], self._probes.languages[rows]
-        with Encoder.open(self._address, connection=Connection(retry_for_s=120)) as encoder:
-            while not self._done.is_set():
-                try:
-                    vectors = encoder.embed_texts(texts, languages)
-                    assert np.abs(vectors - self._probes.text_vectors[rows]).max() <= 1e-5
-                    self.n_requests += 1
-                except Exception as error:
-                    self.errors.append(error)
-                time.sleep(0.02)
-
-
 def test_rollouts_killed_at_random_moments(served: Served) -> None:
     chance = random.Random(15)
     probes = Probes.read(served.model)
@@ -150,7 +117,8 @@ def test_rollouts_killed_at_random_moments(served: Served) -> None:
     assert first.wait(120) == 0, first.communicate()
     duration = time.monotonic() - began
     assert served.require_whole() == 2
-    with Traffic(f"{served.url}/{NAME}", probes) as traffic:
+    patient = Connection(retry_for_s=120)
+    with Traffic(f"{served.url}/{NAME}", probes, patient, pause_s=0.02) as traffic:
         for i, how in zip(range(N_KILLS), itertools.cycle(SIGNALS)):
             arguments = ("--undo",) if i % 4 == 3 else ("--to", str(served.new))
             before = served_version(served.model.parent / f"{NAME}_text")
@@ -174,7 +142,7 @@ def test_rollouts_killed_at_random_moments(served: Served) -> None:
             version = served.require_whole()
             assert process.returncode != 0 or version != before or "is undone already" in said
     assert traffic.errors == []
-    assert traffic.n_requests > 10 * N_KILLS / 3
+    assert traffic.n_rounds > 10 * N_KILLS / 3
     # The way back is always there.
     if any(journal.outcome.value == "undone" for journal in journals_of_repository(served.model.parent)):
         undo = served.rollout("--undo")
