@@ -33,6 +33,7 @@ from runtime.corpus.sources.column_types import (
     arrow_column,
     id_type_of,
     is_list,
+    is_string,
     is_uint64,
     require_types,
     unusable,
@@ -216,19 +217,16 @@ def _cells(column: Any, *, is_text: bool) -> list[Any]:
     """Return the cells of an Arrow column; in place of texts that are too long, their problems."""
     import pyarrow.compute
 
-    types = pyarrow.types
     cells: list[Any]
-    kind = column.type
-    is_plain = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-    if not is_text or not (is_plain or types.is_large_binary(kind)) or column.nbytes <= MOST_CHARACTERS:
+    if not is_text or not is_string(column.type) or column.nbytes <= MOST_CHARACTERS:
         cells = column.to_pylist()
         return cells
-    is_long = pyarrow.compute.greater(pyarrow.compute.binary_length(column), MOST_CHARACTERS)
-    lengths = pyarrow.compute.binary_length(column).to_pylist()
-    cells = pyarrow.compute.if_else(is_long, pyarrow.scalar(None, kind), column).to_pylist()
-    for i, long in enumerate(is_long.to_pylist()):
+    lengths = pyarrow.compute.binary_length(column)
+    is_long = pyarrow.compute.greater(lengths, MOST_CHARACTERS)
+    cells = pyarrow.compute.if_else(is_long, pyarrow.scalar(None, column.type), column).to_pylist()
+    for i, (long, n_bytes) in enumerate(zip(is_long.to_pylist(), lengths.to_pylist(), strict=True)):
         if long:
-            cells[i] = too_long(lengths[i], "text", "bytes or more")
+            cells[i] = too_long(n_bytes, "text", "bytes or more")
     return cells
 
 
