@@ -140,10 +140,10 @@ class InputRecord:
         lines = [asdict(picture) for picture in pictures]
         name = _name_of_part(part)
         if self._former is None:
-            self._former = set(self._out.names(_FOLDER))
+            self._former = {f"{_FOLDER}/{former}" for former in self._out.names(_FOLDER)}
         if lines:
             self._write(name, lines)
-        elif _path(name).removeprefix(f"{_FOLDER}/") in self._former:
+        elif _path(name) in self._former:
             self._out.remove(_path(name))
 
     def with_bad_files(self, found: Iterable[BadFile]) -> tuple[BadFile, ...]:
