@@ -88,10 +88,6 @@ class SourceFiles:
         """Return a hash of file names and sizes."""
         return digest_of_files(self.all.files)
 
-    def can_be_reopened(self, number: int) -> bool:
-        """Check that a file can be read more than once: standard input cannot."""
-        return str(self[number].filesystem.type_name) != "stdin"
-
     def raw(self, number: int) -> RetryingFile:
         """Open a file as it is stored."""
         file = self[number]

@@ -12,6 +12,7 @@ from typing import Any
 from runtime.corpus.locations import compression_of
 from runtime.corpus.rows import Problem
 from runtime.corpus.sources.opened import SourceFiles
+from runtime.corpus.sources.stdin import is_standard_input
 from runtime.corpus.sources.strict_tar import members_of_tar
 from runtime.errors import DamagedFileError
 
@@ -62,7 +63,7 @@ class TarLinks:
             n_tars: Number of the tar in its file, from 0; links do not lead from one to another.
             most: Largest content that is read, in bytes.
         """
-        if not self._files.can_be_reopened(self._number):
+        if is_standard_input(self._files[self._number]):
             return _unresolved(link, "standard input is read only once; write it to a file")
         if self._entries is None:
             self._entries = {}
