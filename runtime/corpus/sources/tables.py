@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class TableSource:
         self.notes, self.n_files = self._files.notes, len(self._files)
         shown = [file.shown for file in self.files.files]
         names = {
-            shown[i]: [*look.schema.names, *(n for n in self.partitions(i) if n not in look.schema.names)]
+            shown[i]: [*look.schema.names, *self.partitions(i, look.schema.names)]
             for i, look in looks.items()
         }
         self.columns = chosen_columns(self._without_unusable(columns, looks), names)
@@ -96,9 +96,10 @@ class TableSource:
         if self._is_expanded and self.columns.id is not None:
             self.id_type = IdType.STRING  # ID#0, ID#1, …
 
-    def partitions(self, file: int) -> dict[str, str | None]:
-        """Return the Hive partitions that a file's folders name."""
-        return partitions_of(self._files[file].name)
+    def partitions(self, file: int, own: Collection[str]) -> dict[str, str | None]:
+        """Return the Hive partitions that a file's folders name, without those that are its own columns."""
+        found = partitions_of(self._files[file].name)
+        return {name: value for name, value in found.items() if name not in own}
 
     def _look(self, number: int) -> _Look:
         with self._opened(number) as table:
@@ -150,24 +151,23 @@ class TableSource:
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
         most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
-        partitions = self.partitions(file)
         stop = 0
         if self._is_expanded:
             needs = _everything
         try:
             with self._opened(file) as table:
-                own = table.schema.names
+                partitions = self.partitions(file, table.schema.names)
                 wanted = [
                     name
                     for name in dict.fromkeys((columns.id, item, columns.language))
-                    if name is not None and not (name in partitions and name not in own)
+                    if name is not None and name not in partitions
                 ]
                 for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
 
                     def column(name: str | None, batch: Any = batch) -> list[Any] | None:
                         if name is None:
                             return None
-                        if name in partitions and name not in own:
+                        if name in partitions:
                             return [partitions[name]] * batch.num_rows
                         return _cells(arrow_column(batch, name), is_text=name == columns.text)
 
