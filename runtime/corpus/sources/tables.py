@@ -144,6 +144,11 @@ class TableSource:
         Raises:
             DamagedFileError: a page or batch is damaged.
         """
+        if self._is_expanded:
+            return self._files.to_proven_end(file, self._read(file, _everything))
+        return self._with_damaged_rows(file, needs)
+
+    def _read(self, file: int, needs: Needs) -> Iterator[Rows]:
         columns = self.columns
         opened = self._files[file]
         item = columns.text or columns.image or ""
@@ -152,49 +157,46 @@ class TableSource:
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
         most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
         stop = 0
-        if self._is_expanded:
-            needs = _everything
+        with self._opened(file) as table:
+            partitions = self.partitions(file, table.schema.names)
+            wanted = [
+                name
+                for name in dict.fromkeys((columns.id, item, columns.language))
+                if name is not None and name not in partitions
+            ]
+            for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
+
+                def column(name: str | None, batch: Any = batch) -> list[Any] | None:
+                    if name is None:
+                        return None
+                    if name in partitions:
+                        return [partitions[name]] * batch.num_rows
+                    return _cells(arrow_column(batch, name), is_text=name == columns.text)
+
+                rows = cells.rows(
+                    stop if self._is_expanded else start,
+                    column(columns.id),
+                    column(item) or [],
+                    column(columns.language),
+                )
+                yield rows
+                stop = rows.stop
+
+    def _with_damaged_rows(self, file: int, needs: Needs) -> Iterator[Rows]:
+        """Yield a file's rows; from damage on, if the reading sets files aside, as bad rows."""
+        start = 0
         try:
-            with self._opened(file) as table:
-                partitions = self.partitions(file, table.schema.names)
-                wanted = [
-                    name
-                    for name in dict.fromkeys((columns.id, item, columns.language))
-                    if name is not None and name not in partitions
-                ]
-                for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
-
-                    def column(name: str | None, batch: Any = batch) -> list[Any] | None:
-                        if name is None:
-                            return None
-                        if name in partitions:
-                            return [partitions[name]] * batch.num_rows
-                        return _cells(arrow_column(batch, name), is_text=name == columns.text)
-
-                    rows = cells.rows(
-                        stop if self._is_expanded else start,
-                        column(columns.id),
-                        column(item) or [],
-                        column(columns.language),
-                    )
-                    yield rows
-                    stop = rows.stop
+            for rows in self._read(file, needs):
+                yield rows
+                start = rows.stop
         except DamagedFileError as error:
             if not self._files.reading.skip_bad_files:
                 raise
-            if self._is_expanded:
-                yield from self._files.to_proven_end(file, _raising(error))
-            else:
-                yield from self._damaged_rows(stop, self.n_rows(file) or 0, needs, error)
-
-    @staticmethod
-    def _damaged_rows(start: int, n_rows: int, needs: Needs, error: DamagedFileError) -> Iterator[Rows]:
-        """Yield the rest of a file, whose number of rows is known, as bad rows."""
-        problem = Problem("damaged-file", str(error))
-        for at in range(start, n_rows, PIECE_TEXTS):
-            n = min(PIECE_TEXTS, n_rows - at)
-            if needs(at, at + n):
-                yield Rows(at, [None] * n, [problem] * n)
+            problem, n_rows = Problem("damaged-file", str(error)), self.n_rows(file) or 0
+            for at in range(start, n_rows, PIECE_TEXTS):
+                n = min(PIECE_TEXTS, n_rows - at)
+                if needs(at, at + n):
+                    yield Rows(at, [None] * n, [problem] * n)
 
     def opened(self, file: int) -> contextlib.AbstractContextManager[ParquetTable | _ArrowTable]:
         """Open a file, to read columns of it by row numbers."""
@@ -232,11 +234,6 @@ def _cells(column: Any, *, is_text: bool) -> list[Any]:
 
 def _everything(start: int, stop: int) -> bool:
     return True
-
-
-def _raising(error: DamagedFileError) -> Iterator[Rows]:
-    raise error
-    yield
 
 
 class _ArrowTable:
