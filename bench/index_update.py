@@ -1,6 +1,6 @@
 """Measure what adding one percent to an index costs, against building it again, and the recall of both.
 
-    python -m bench.index_update --work FOLDER --json bench/results/index_update.json
+    python -m bench.index_update --work FOLDER --json FILE
 
 CPU seconds of all threads. The vectors are generated: unit vectors around random centres.
 """

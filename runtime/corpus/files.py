@@ -30,6 +30,7 @@ from runtime.errors import DamagedFileError, InputError, MissingSourceError
 from runtime.extras import import_optional
 
 __all__ = [
+    "MISNAMED_REMEDY",
     "File",
     "FileSet",
     "digest_of_files",
@@ -39,6 +40,8 @@ __all__ = [
     "require_utf8",
     "shown_bytes",
 ]
+
+MISNAMED_REMEDY = "Rename it: names are stored with the vectors, in UTF-8"
 
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "file")
 
@@ -137,10 +140,7 @@ def require_utf8(location: str) -> None:
     try:
         location.encode()
     except UnicodeEncodeError:
-        raise InputError(
-            f"The name {shown_bytes(location)} is not UTF-8. Rename it: names are stored with the vectors, "
-            "in UTF-8."
-        ) from None
+        raise InputError(f"The name {shown_bytes(location)} is not UTF-8. {MISNAMED_REMEDY}.") from None
 
 
 def shown_bytes(name: str) -> str:
@@ -241,7 +241,7 @@ def files_from_location(
     except UnicodeDecodeError as error:
         name = bytes(error.object).decode("utf-8", "backslashreplace")
         raise DamagedFileError(
-            f"{location} holds a file whose name is not UTF-8: {name}. Rename it: names are stored as ids."
+            f"{shown} holds a file whose name is not UTF-8: {name}. {MISNAMED_REMEDY}."
         ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):

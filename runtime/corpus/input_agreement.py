@@ -48,7 +48,7 @@ def agree_on_input(job: Job, journal: Journal, record: InputRecord, arguments: M
     journal.reopen(sorted(again))
     journal.agree(arguments, change=change, n_rows=n_rows)
     record.write_files(job.source)
-    job.known_content = {part: done.content for part, done in journal.done.items() if done.content}
+    job.known_content = _content_of(journal.done)
     job.known_end = journal.n_rows
 
 
@@ -62,10 +62,10 @@ def require_same_stream(job: Job, done: Mapping[int, PartRecord], n_rows: int | 
     Raises:
         ChangedInputError: it gives other rows.
     """
-    job.known_content = {part: record.content for part, record in done.items() if record.content}
-    found = finished_parts_read_again(job)
-    for part in found.changed:
-        require_content(part, job.known_content[part], "")
+    known = _content_of(done)
+    found = finished_parts_read_again(job, known)
+    for part in sorted(known.keys() - found.unchanged.keys()):
+        require_content(part, known[part], "")
     if n_rows is not None and found.n_rows != n_rows:
         raise more_or_fewer_rows(n_rows)
 
@@ -88,13 +88,17 @@ def _changed_parts(job: Job, journal: Journal, record: InputRecord) -> tuple[set
     done = {**journal.done, **journal.lost}
     if not done or is_read_once(job.source):
         return set(done), None
-    job.known_content = {part: found.content for part, found in journal.done.items() if found.content}
-    found = finished_parts_read_again(job)
-    same = job.known_content.keys() - set(found.changed)
-    same -= set(_with_other_columns(job, journal.store, {part: journal.done[part] for part in sorted(same)}))
-    for part in same:
-        record.write_pictures(part, found.pictures[part])
-    return set(done) - same, found.n_rows
+    found = finished_parts_read_again(job, _content_of(journal.done))
+    same = {part: journal.done[part] for part in sorted(found.unchanged)}
+    changed = (done.keys() - same.keys()).union(_with_other_columns(job, journal.store, same))
+    for part in same.keys() - changed:
+        record.write_pictures(part, found.unchanged[part])
+    return changed, found.n_rows
+
+
+def _content_of(done: Mapping[int, PartRecord]) -> dict[int, str]:
+    """Return the hash of what was read for each finished part that has one."""
+    return {part: record.content for part, record in done.items() if record.content}
 
 
 def _with_other_columns(job: Job, store: Store, done: Mapping[int, PartRecord]) -> Iterator[int]:

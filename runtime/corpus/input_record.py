@@ -17,7 +17,7 @@ from runtime.corpus.files import File
 from runtime.corpus.journal import BAD_ROWS
 from runtime.corpus.pictures import MISSING, Picture
 from runtime.corpus.sources import BadFile, ItemSource, Source
-from runtime.corpus.sources.stdin import STANDARD_INPUT
+from runtime.corpus.sources.stdin import STANDARD_INPUT, is_standard_input
 from runtime.errors import ChangedInputError, CorpusError
 
 __all__ = ["InputRecord", "is_nameless", "is_read_once"]
@@ -31,14 +31,14 @@ def is_nameless(source: Source) -> bool:
     """Check whether a source has no identity of its own and was given no name: its rows may be any others."""
     if isinstance(source, ItemSource):
         return source.identity() == "items"
-    return any(file.path == file.name == STANDARD_INPUT for file in source.files.files)
+    return any(is_standard_input(file) and file.name == STANDARD_INPUT for file in source.files.files)
 
 
 def is_read_once(source: Source) -> bool:
     """Check whether a source can be read once only: an iterable, or standard input."""
     if isinstance(source, ItemSource):
         return source.is_read_once
-    return any(file.path == STANDARD_INPUT for file in source.files.files)
+    return any(map(is_standard_input, source.files.files))
 
 
 class Folder(Protocol):
@@ -140,10 +140,10 @@ class InputRecord:
         lines = [asdict(picture) for picture in pictures]
         name = _name_of_part(part)
         if self._former is None:
-            self._former = set(self._out.names(_FOLDER))
+            self._former = {f"{_FOLDER}/{former}" for former in self._out.names(_FOLDER)}
         if lines:
             self._write(name, lines)
-        elif _path(name).removeprefix(f"{_FOLDER}/") in self._former:
+        elif _path(name) in self._former:
             self._out.remove(_path(name))
 
     def with_bad_files(self, found: Iterable[BadFile]) -> tuple[BadFile, ...]:

@@ -141,13 +141,12 @@ class Reread:
     """Result of reading the finished parts again.
 
     Attributes:
-        changed: Parts whose rows are others than those that were embedded, or that have no rows any more.
-        pictures: Unchanged part → image files behind its path column, as they are now.
+        unchanged: Part whose rows are those that were embedded → image files behind its path column, as they
+            are now.
         n_rows: Rows of the whole source.
     """
 
-    changed: tuple[int, ...]
-    pictures: Mapping[int, tuple[Picture, ...]]
+    unchanged: Mapping[int, tuple[Picture, ...]]
     n_rows: int
 
 
@@ -164,9 +163,12 @@ def require_content(part: int, known: str, found: str) -> None:
         )
 
 
-def finished_parts_read_again(job: Job) -> Reread:
-    """Read the finished parts again, without embedding them, and compare them with what was embedded."""
-    known = job.known_content
+def finished_parts_read_again(job: Job, known: Mapping[int, str]) -> Reread:
+    """Read finished parts again, without embedding them, and compare them with what was embedded.
+
+    Args:
+        known: Finished part → hash of what was read for it.
+    """
     size = job.options.rows_per_part
     rows = NumberedRows(
         job.source, lambda start, stop: any(part in known for part in range(start // size, -(-stop // size)))
@@ -182,9 +184,12 @@ def finished_parts_read_again(job: Job) -> Reread:
         digest = digest_of_rows(piece.rows, piece.content if is_image else None)
         found.setdefault(piece.part, []).append(digest)
         pictures.setdefault(piece.part, []).extend(piece.pictures)
-    changed = [part for part in known if digest_of_part(found.get(part, [])) != known[part]]
-    same = {part: tuple(pictures.get(part, ())) for part in known if part not in set(changed)}
-    return Reread(tuple(changed), same, rows.n_rows)
+    unchanged = {
+        part: tuple(pictures.get(part, ()))
+        for part, content in known.items()
+        if digest_of_part(found.get(part, [])) == content
+    }
+    return Reread(unchanged, rows.n_rows)
 
 
 Executor: TypeAlias = "Callable[[Job], Iterator[EmbeddedPart]]"

@@ -64,9 +64,8 @@ class KeptColumns:
             )
         with source.opened(0) as table:
             found = table.schema
-        for name in source.partitions(0):
-            if name not in found.names:
-                found = found.append(pyarrow().field(name, pyarrow().string()))
+        for name in source.partitions(0, found.names):
+            found = found.append(pyarrow().field(name, pyarrow().string()))
         if missing := [name for name in names if name not in found.names]:
             raise InputError(f"{source.name} has no column {missing[0]!r} to keep; it has {found.names}.")
         schema = pyarrow().schema([found.field(name).remove_metadata() for name in names])
@@ -105,7 +104,7 @@ class KeptColumns:
     def _read(self, file: int, first: int) -> Iterator[tuple[int, Any]]:
         """Yield batches with their first row number, beginning at the row group or batch of a row."""
         with self.source.opened(file) as table:
-            fixed = {k: v for k, v in self.source.partitions(file).items() if k not in table.schema.names}
+            fixed = self.source.partitions(file, table.schema.names)
             own = [name for name in self.names if name not in fixed]
             for row, batch in self._own_columns(table, file, own, first):
                 try:

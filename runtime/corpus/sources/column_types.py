@@ -9,7 +9,7 @@ from runtime.corpus.rows import Columns, IdType
 from runtime.corpus.sources.base import Reading
 from runtime.errors import InputError
 
-__all__ = ["arrow_column", "id_type_of", "is_list", "is_uint64", "require_types", "unusable"]
+__all__ = ["arrow_column", "id_type_of", "is_list", "is_string", "is_uint64", "require_types", "unusable"]
 
 
 def _type_at(schema: Any, column: str) -> Any | None:
@@ -42,15 +42,21 @@ def _plain(kind: Any) -> Any:
     return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: Any) -> bool:
+def is_string(kind: Any) -> bool:
+    """Check whether a type is one of strings or bytes of any length, and no view."""
     import pyarrow
 
     types = pyarrow.types
-    is_view = str(kind) in ("string_view", "binary_view")
     return bool(
         types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-        or types.is_large_binary(kind) or types.is_null(kind) or is_view
+        or types.is_large_binary(kind)
     )  # fmt: skip
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    return bool(is_string(kind) or pyarrow.types.is_null(kind) or str(kind) in ("string_view", "binary_view"))
 
 
 def _is_list(kind: Any) -> bool:

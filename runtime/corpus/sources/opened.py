@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from runtime.corpus.faults import Patience
-from runtime.corpus.files import File, FileSet, digest_of_files
+from runtime.corpus.files import MISNAMED_REMEDY, File, FileSet, digest_of_files
 from runtime.corpus.locations import compression_of
 from runtime.corpus.reading import RetryingFile, is_local
 from runtime.corpus.rows import Rows
@@ -23,8 +23,6 @@ __all__ = ["SKIP_REMEDY", "SourceFiles", "damage_reported"]
 T = TypeVar("T")
 
 SKIP_REMEDY = "; --skip-bad-files sets such files aside."
-
-_MISNAMED = "Rename it: names are stored with the vectors, in UTF-8"
 
 _AT_ONCE = 16
 """Remote files that are opened concurrently to look at their headers."""
@@ -68,14 +66,15 @@ class SourceFiles:
     def __init__(self, name: str, files: FileSet, reading: Reading, *, what: str) -> None:
         if files.misnamed and not reading.skip_bad_files:
             raise DamagedFileError(
-                f"{name} holds a file whose name is not UTF-8: {files.misnamed[0]}. {_MISNAMED}{SKIP_REMEDY}"
+                f"{name} holds a file whose name is not UTF-8: {files.misnamed[0]}. {MISNAMED_REMEDY}"
+                f"{SKIP_REMEDY}"
             )
         if not files.files:
             raise InputError(f"{name} holds no {what}.")
         self.all = files
         self.reading = reading
         self.patience = Patience(reading.patience_s)
-        self.bad = [BadFile(path, 0, f"The name is not UTF-8. {_MISNAMED}.") for path in files.misnamed]
+        self.bad = [BadFile(path, 0, f"The name is not UTF-8. {MISNAMED_REMEDY}.") for path in files.misnamed]
         self.notes: list[str] = list(files.notes)
 
     def __len__(self) -> int:
@@ -87,10 +86,6 @@ class SourceFiles:
     def identity(self) -> str:
         """Return a hash of file names and sizes."""
         return digest_of_files(self.all.files)
-
-    def can_be_reopened(self, number: int) -> bool:
-        """Check that a file can be read more than once: standard input cannot."""
-        return str(self[number].filesystem.type_name) != "stdin"
 
     def raw(self, number: int) -> RetryingFile:
         """Open a file as it is stored."""

@@ -184,19 +184,18 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
     if format is SourceFormat.IMAGES:  # pictures of other formats are rows as well, mostly bad ones
         taken |= _OTHER_IMAGES
     kept = [file for file in files.files if file.suffix in taken]
-    others = [file for file in files.files if file.suffix not in taken]
     if not kept and format is SourceFormat.JSONL:
         kept = [file for file in files.files if file.suffix == ".json"]
-        others = [file for file in files.files if file.suffix != ".json"]
     if not kept:
         kept = [file for file in files.files if _format_of(file.path) is None]
-        others = [file for file in files.files if _format_of(file.path) is not None]
         suffixes = sorted({file.suffix for file in kept})
         if len(suffixes) > 1:
             raise InputError(
                 f"No file has a suffix of {format.value}, and the others have the suffixes {suffixes}. Pass "
                 "a pattern, such as 'FOLDER/*.dat'."
             )
+    taken |= {file.suffix for file in kept}
+    others = [file for file in files.files if file.suffix not in taken]
     notes = []
     if format in _TABLES:
         own = [file for file in kept if _is_writers_own(file)]
@@ -209,7 +208,6 @@ def _of_format(files: FileSet, format: SourceFormat) -> FileSet:
             f"{len(others)} files of other formats were left out, such as {others[0].name} (suffixes: "
             f"{found})"
         )
-    taken |= {file.suffix for file in kept}
     misnamed = tuple(name for name in files.misnamed if suffix_of(name) in taken)
     return replace(files.kept(kept, *notes), misnamed=misnamed)
 

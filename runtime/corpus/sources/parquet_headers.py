@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Page", "PageKind", "numbers_from_hybrid", "page_at"]
+__all__ = ["Page", "PageKind", "numbers_from_hybrid", "page_at", "varint"]
 
 _HEADER_BYTES = 1 << 12
 _LONGEST_HEADER = 1 << 24
+_LONGEST_VARINT = 10
+"""Bytes of a number of 64 bits."""
 
 
 class PageKind(int, Enum):
@@ -81,7 +83,10 @@ def numbers_from_hybrid(data: bytes, width: int, n_values: int) -> NDArray[np.in
     weights = 1 << np.arange(width, dtype=np.int64)
     n_bytes = (width + 7) // 8
     while n < n_values:
-        head, at = _unsigned(data, at) if at < len(data) else (0, at)
+        try:
+            head, at = varint(data, at)
+        except IndexError:
+            raise EOFError("a page's levels or numbers end early") from None
         if head & 1:
             stop = at + (head >> 1) * width
             bits = np.unpackbits(np.frombuffer(data[at:stop], np.uint8), bitorder="little")
@@ -118,6 +123,8 @@ def page_at(file: Any, at: int, stop: int) -> tuple[Page, int]:
             if len(data) < size or size >= _LONGEST_HEADER:
                 raise EOFError("a page's header is cut off or damaged") from None
             size *= 16
+        except RecursionError:
+            raise EOFError("a page's header is damaged") from None
     kind = fields.get(1, -1)
     own = fields.get(_FIELD_OF_KIND.get(kind, -1), {})
     needed = {PageKind.DATA: {1, 2, 3}, PageKind.DICTIONARY: {1}, PageKind.DATA_V2: {1, 4, 5, 6}}
@@ -126,14 +133,20 @@ def page_at(file: Any, at: int, stop: int) -> tuple[Page, int]:
     return Page(kind, fields[2], fields[3], fields.get(4), own), n_bytes
 
 
-def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Decode an unsigned number that is stored in 7 bits a byte: the number, and its end.
+
+    Raises:
+        IndexError: it is cut off.
+        EOFError: it has more than 64 bits.
+    """
+    value = 0
+    for i in range(_LONGEST_VARINT):
+        byte = data[at + i]
+        value |= (byte & 127) << (7 * i)
         if byte < 128:
-            return value, at
+            return value, at + i + 1
+    raise EOFError("a number of a page or its header has more than 64 bits")
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
@@ -151,7 +164,7 @@ def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _signed(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _unsigned(data, at)
+    value, at = varint(data, at)
     return value >> 1 ^ -(value & 1), at
 
 
@@ -167,14 +180,14 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
             data[at + 7]  # raises IndexError where the header is cut off
             return data[at : at + 8], at + 8
         case 8:
-            n_bytes, at = _unsigned(data, at)
+            n_bytes, at = varint(data, at)
             data[at + n_bytes]  # a struct's end follows
             return data[at : at + n_bytes], at + n_bytes
         case 9 | 10:
             head, at = data[at], at + 1
             n, of = head >> 4, head & 15
             if n == 15:
-                n, at = _unsigned(data, at)
+                n, at = varint(data, at)
             values = []
             for _ in range(n):
                 value, at = (data[at] == 1, at + 1) if of in (1, 2) else _value(data, at, of)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from runtime.corpus.rows import Needs
 from runtime.corpus.sources.base import PIECE_BYTES
+from runtime.corpus.sources.column_types import is_string
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.parquet_pages import ColumnChunk, has_page_larger_than, values_of_chunk
 from runtime.errors import InputError
@@ -152,10 +153,9 @@ class ParquetTable:
         for name in dict.fromkeys(_top(column, self.schema) for column in columns):
             asked = [column for column in columns if _top(column, self.schema) == name]
             leaves = {
-                schema.column(i).path: i
+                path: i
                 for i in range(metadata.num_columns)
-                if any(schema.column(i).path in (a, f"{a}.{schema.column(i).name}") for a in asked)
-                or (schema.column(i).path.startswith(f"{name}.") and name in asked)
+                if (path := schema.column(i).path) in asked or (name in asked and path.startswith(f"{name}."))
             }
             chunks = {path: ColumnChunk.of(metadata, schema, i) for path, i in leaves.items()}
             known = {path: chunk for path, chunk in chunks.items() if chunk is not None}
@@ -175,16 +175,6 @@ def _top(column: str, schema: Any) -> str:
     return column if column in schema.names else column.split(".")[0]
 
 
-def _is_string(kind: Any) -> bool:
-    import pyarrow
-
-    types = pyarrow.types
-    return bool(
-        types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-        or types.is_large_binary(kind)
-    )  # fmt: skip
-
-
 def _is_of_strings(kind: Any, leaves: Mapping[str, ColumnChunk], name: str) -> bool:
     """Return whether leaves are a column of strings or bytes, or such fields of a struct of one level."""
     import pyarrow
@@ -192,9 +182,9 @@ def _is_of_strings(kind: Any, leaves: Mapping[str, ColumnChunk], name: str) -> b
     if not leaves:
         return False
     if not pyarrow.types.is_struct(kind):
-        return set(leaves) == {name} and _is_string(kind)
+        return set(leaves) == {name} and is_string(kind)
     fields = {f"{name}.{kind.field(i).name}": kind.field(i).type for i in range(kind.num_fields)}
-    return all(path in fields and _is_string(fields[path]) for path in leaves)
+    return all(path in fields and is_string(fields[path]) for path in leaves)
 
 
 def _bounded(rows: Iterator[tuple[bytes | None, ...]], size: int) -> list[tuple[bytes | None, ...]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from runtime.corpus.sources.parquet_headers import varint
+
 __all__ = ["FarReferenceError", "pieces_of_snappy"]
 
 _WINDOW = 1 << 16
@@ -49,8 +51,11 @@ def pieces_of_snappy(read: Callable[[int], bytes]) -> Iterator[bytes]:
     import pyarrow
 
     codec = pyarrow.Codec("snappy")
-    data, window, n_expected, n_given = read(_READ_BYTES), b"", 0, 0
-    n_expected, at = _varint(data)
+    data, window, n_given = read(_READ_BYTES), b"", 0
+    try:
+        n_expected, at = varint(data, 0)
+    except IndexError:
+        raise EOFError("a compressed page has no length") from None
     while n_given < n_expected:
         stop, n_piece = _whole_elements(data, at, n_before=len(window))
         if stop == at:
@@ -98,15 +103,6 @@ def _long_element(data: bytes, at: int, n_before: int) -> tuple[int, int]:
 
 def _literal_head(n_bytes: int) -> bytes:
     return bytes([62 << 2]) + (n_bytes - 1).to_bytes(3, "little")
-
-
-def _varint(data: bytes) -> tuple[int, int]:
-    value = 0
-    for i, byte in enumerate(data[:5]):
-        value |= (byte & 127) << (7 * i)
-        if byte < 128:
-            return value, i + 1
-    raise EOFError("a compressed page has no length")
 
 
 def _written_varint(value: int) -> bytes:

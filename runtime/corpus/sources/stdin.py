@@ -9,7 +9,7 @@ from typing import Any
 from runtime.corpus.files import File, FileSet
 from runtime.errors import InputError
 
-__all__ = ["STANDARD_INPUT", "files_of_standard_input"]
+__all__ = ["STANDARD_INPUT", "files_of_standard_input", "is_standard_input"]
 
 STANDARD_INPUT = "-"
 _KEPT_BYTES = 32 << 20
@@ -67,6 +67,11 @@ class _View(io.RawIOBase):
         data = self._source.read_at(self._at, 1 << 20 if n_bytes is None or n_bytes < 0 else n_bytes)
         self._at += len(data)
         return data
+
+
+def is_standard_input(file: File) -> bool:
+    """Check whether a file is standard input, which is read only once."""
+    return isinstance(file.filesystem, _StandardInput)
 
 
 def files_of_standard_input(name: str | None) -> FileSet:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from runtime.corpus.sources.column_types import (
     arrow_column,
     id_type_of,
     is_list,
+    is_string,
     is_uint64,
     require_types,
     unusable,
@@ -73,7 +74,7 @@ class TableSource:
         self.notes, self.n_files = self._files.notes, len(self._files)
         shown = [file.shown for file in self.files.files]
         names = {
-            shown[i]: [*look.schema.names, *(n for n in self.partitions(i) if n not in look.schema.names)]
+            shown[i]: [*look.schema.names, *self.partitions(i, look.schema.names)]
             for i, look in looks.items()
         }
         self.columns = chosen_columns(self._without_unusable(columns, looks), names)
@@ -95,9 +96,10 @@ class TableSource:
         if self._is_expanded and self.columns.id is not None:
             self.id_type = IdType.STRING  # ID#0, ID#1, …
 
-    def partitions(self, file: int) -> dict[str, str | None]:
-        """Return the Hive partitions that a file's folders name."""
-        return partitions_of(self._files[file].name)
+    def partitions(self, file: int, own: Collection[str]) -> dict[str, str | None]:
+        """Return the Hive partitions that a file's folders name, without those that are its own columns."""
+        found = partitions_of(self._files[file].name)
+        return {name: value for name, value in found.items() if name not in own}
 
     def _look(self, number: int) -> _Look:
         with self._opened(number) as table:
@@ -142,6 +144,11 @@ class TableSource:
         Raises:
             DamagedFileError: a page or batch is damaged.
         """
+        if self._is_expanded:
+            return self._files.to_proven_end(file, self._read(file, _everything))
+        return self._with_damaged_rows(file, needs)
+
+    def _read(self, file: int, needs: Needs) -> Iterator[Rows]:
         columns = self.columns
         opened = self._files[file]
         item = columns.text or columns.image or ""
@@ -149,51 +156,47 @@ class TableSource:
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         most = PIECE_TEXTS if self.modality is Modality.TEXT else PIECE_IMAGES
         most_bytes = MOST_CHARACTERS + 1 if self.modality is Modality.TEXT else None
-        partitions = self.partitions(file)
         stop = 0
-        if self._is_expanded:
-            needs = _everything
+        with self._opened(file) as table:
+            partitions = self.partitions(file, table.schema.names)
+            wanted = [
+                name
+                for name in dict.fromkeys((columns.id, item, columns.language))
+                if name is not None and name not in partitions
+            ]
+            for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
+
+                def column(name: str | None, batch: Any = batch) -> list[Any] | None:
+                    if name is None:
+                        return None
+                    if name in partitions:
+                        return [partitions[name]] * batch.num_rows
+                    return _cells(arrow_column(batch, name), is_text=name == columns.text)
+
+                rows = cells.rows(
+                    stop if self._is_expanded else start,
+                    column(columns.id),
+                    column(item) or [],
+                    column(columns.language),
+                )
+                yield rows
+                stop = rows.stop
+
+    def _with_damaged_rows(self, file: int, needs: Needs) -> Iterator[Rows]:
+        """Yield a file's rows; from damage on, if the reading sets files aside, as bad rows."""
+        start = 0
         try:
-            with self._opened(file) as table:
-                own = table.schema.names
-                wanted = [
-                    name
-                    for name in dict.fromkeys((columns.id, item, columns.language))
-                    if name is not None and not (name in partitions and name not in own)
-                ]
-                for start, batch in table.batches(wanted, most, needs, most_bytes=most_bytes):
-
-                    def column(name: str | None, batch: Any = batch) -> list[Any] | None:
-                        if name is None:
-                            return None
-                        if name in partitions and name not in own:
-                            return [partitions[name]] * batch.num_rows
-                        return _cells(arrow_column(batch, name), is_text=name == columns.text)
-
-                    rows = cells.rows(
-                        stop if self._is_expanded else start,
-                        column(columns.id),
-                        column(item) or [],
-                        column(columns.language),
-                    )
-                    yield rows
-                    stop = rows.stop
+            for rows in self._read(file, needs):
+                yield rows
+                start = rows.stop
         except DamagedFileError as error:
             if not self._files.reading.skip_bad_files:
                 raise
-            if self._is_expanded:
-                yield from self._files.to_proven_end(file, _raising(error))
-            else:
-                yield from self._damaged_rows(stop, self.n_rows(file) or 0, needs, error)
-
-    @staticmethod
-    def _damaged_rows(start: int, n_rows: int, needs: Needs, error: DamagedFileError) -> Iterator[Rows]:
-        """Yield the rest of a file, whose number of rows is known, as bad rows."""
-        problem = Problem("damaged-file", str(error))
-        for at in range(start, n_rows, PIECE_TEXTS):
-            n = min(PIECE_TEXTS, n_rows - at)
-            if needs(at, at + n):
-                yield Rows(at, [None] * n, [problem] * n)
+            problem, n_rows = Problem("damaged-file", str(error)), self.n_rows(file) or 0
+            for at in range(start, n_rows, PIECE_TEXTS):
+                n = min(PIECE_TEXTS, n_rows - at)
+                if needs(at, at + n):
+                    yield Rows(at, [None] * n, [problem] * n)
 
     def opened(self, file: int) -> contextlib.AbstractContextManager[ParquetTable | _ArrowTable]:
         """Open a file, to read columns of it by row numbers."""
@@ -216,29 +219,21 @@ def _cells(column: Any, *, is_text: bool) -> list[Any]:
     """Return the cells of an Arrow column; in place of texts that are too long, their problems."""
     import pyarrow.compute
 
-    types = pyarrow.types
     cells: list[Any]
-    kind = column.type
-    is_plain = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)
-    if not is_text or not (is_plain or types.is_large_binary(kind)) or column.nbytes <= MOST_CHARACTERS:
+    if not is_text or not is_string(column.type) or column.nbytes <= MOST_CHARACTERS:
         cells = column.to_pylist()
         return cells
-    is_long = pyarrow.compute.greater(pyarrow.compute.binary_length(column), MOST_CHARACTERS)
-    lengths = pyarrow.compute.binary_length(column).to_pylist()
-    cells = pyarrow.compute.if_else(is_long, pyarrow.scalar(None, kind), column).to_pylist()
-    for i, long in enumerate(is_long.to_pylist()):
+    lengths = pyarrow.compute.binary_length(column)
+    is_long = pyarrow.compute.greater(lengths, MOST_CHARACTERS)
+    cells = pyarrow.compute.if_else(is_long, pyarrow.scalar(None, column.type), column).to_pylist()
+    for i, (long, n_bytes) in enumerate(zip(is_long.to_pylist(), lengths.to_pylist(), strict=True)):
         if long:
-            cells[i] = too_long(lengths[i], "text", "bytes or more")
+            cells[i] = too_long(n_bytes, "text", "bytes or more")
     return cells
 
 
 def _everything(start: int, stop: int) -> bool:
     return True
-
-
-def _raising(error: DamagedFileError) -> Iterator[Rows]:
-    raise error
-    yield
 
 
 class _ArrowTable:

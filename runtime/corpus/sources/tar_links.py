@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from tarfile import TarFile, TarInfo
 from typing import Any
 
 from runtime.corpus.locations import compression_of
 from runtime.corpus.rows import Problem
 from runtime.corpus.sources.opened import SourceFiles
+from runtime.corpus.sources.stdin import is_standard_input
 from runtime.corpus.sources.strict_tar import members_of_tar
 from runtime.errors import DamagedFileError
 
@@ -37,6 +38,67 @@ class _Entry:
     target: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Members and folders of the tars in a file, by the number of the tar and the normalised name."""
+
+    members: dict[tuple[int, str], list[_Entry]] = field(default_factory=dict)
+    folders: set[tuple[int, str]] = field(default_factory=set)
+
+    def add(self, member: TarInfo, n_tars: int) -> None:
+        """Add a member, and the folders that its name is in."""
+        name = posixpath.normpath(member.name)
+        folder = posixpath.dirname(name)
+        while folder and (n_tars, folder) not in self.folders:
+            self.folders.add((n_tars, folder))
+            folder = posixpath.dirname(folder) if folder != "/" else ""
+        if member.isdir():
+            self.folders.add((n_tars, name))
+            return
+        self.members.setdefault((n_tars, name), []).append(
+            _Entry(
+                member.offset,
+                member.offset_data,
+                member.size,
+                member.sparse,
+                member.isfile(),
+                member.islnk(),
+                _target(member),
+            )
+        )
+
+    def entry(self, link: TarInfo, n_tars: int) -> _Entry | Problem | None:
+        """Follow links to a file's entry; ``None`` for a folder."""
+        target, before = _target(link), link.offset if link.islnk() else None
+        for _ in range(_MOST_STEPS):
+            assert target is not None, "it is a link's"
+            entries = self.members.get((n_tars, target), [])
+            if before is not None:  # a hard link is to what was stored last under the name
+                entries = [entry for entry in entries if entry.at < before][-1:]
+            if not entries:
+                if (n_tars, target) in self.folders:
+                    return None
+                return _unresolved(link, "the tar does not hold it" + (" before the link" if before else ""))
+            if len(entries) > 1:
+                places = " and ".join(f"{entry.at:,}" for entry in entries[:2])
+                reason = f"{_shown(link)}, which the tar holds more than once, at bytes {places}. Remove one."
+                return Problem("ambiguous-sample", reason)
+            (found,) = entries
+            if found.target is None:
+                return found if found.is_file else _unresolved(link, "it is a device or a named pipe")
+            target, before = found.target, found.at if found.is_hard else None
+        return _unresolved(link, f"more than {_MOST_STEPS} links lead from one to the next, or in a circle")
+
+
+def _index_of_tar(files: SourceFiles, number: int) -> _Index:
+    """Read a file of tars for the places of its members; of a damaged one, of those before the damage."""
+    index = _Index()
+    with contextlib.suppress(DamagedFileError), files.decompressed(number, "a tar") as opened:
+        for member, _, n_tars in members_of_tar(opened):
+            index.add(member, n_tars)
+    return index
+
+
 class _TooManyRewindsError(Exception):
     """A compressed tar would be decompressed again too often."""
 
@@ -46,8 +108,7 @@ class TarLinks:
 
     def __init__(self, files: SourceFiles, number: int) -> None:
         self._files, self._number = files, number
-        self._entries: dict[tuple[int, str], list[_Entry]] | None = None
-        self._folders: set[tuple[int, str]] = set()
+        self._index: _Index | None = None
         self._opened: Any = None
 
     def close(self) -> None:
@@ -62,13 +123,11 @@ class TarLinks:
             n_tars: Number of the tar in its file, from 0; links do not lead from one to another.
             most: Largest content that is read, in bytes.
         """
-        if not self._files.can_be_reopened(self._number):
+        if is_standard_input(self._files[self._number]):
             return _unresolved(link, "standard input is read only once; write it to a file")
-        if self._entries is None:
-            self._entries = {}
-            with contextlib.suppress(DamagedFileError):  # links to what is before the damage are resolved
-                self._find_members()
-        found = self._entry(link, n_tars)
+        if self._index is None:
+            self._index = _index_of_tar(self._files, self._number)
+        found = self._index.entry(link, n_tars)
         if found is None or isinstance(found, Problem):
             return found
         if found.n_bytes > most:
@@ -80,54 +139,6 @@ class TarLinks:
             return _unresolved(
                 link, f"the tar was decompressed {_MOST_REWINDS} times for other links; decompress it first"
             )
-
-    def _find_members(self) -> None:
-        entries = self._entries
-        assert entries is not None, "the caller made the table"
-        with self._files.decompressed(self._number, "a tar") as opened:
-            for member, _, n_tars in members_of_tar(opened):
-                name = posixpath.normpath(member.name)
-                folder = posixpath.dirname(name)
-                while folder and (n_tars, folder) not in self._folders:
-                    self._folders.add((n_tars, folder))
-                    folder = posixpath.dirname(folder) if folder != "/" else ""
-                if member.isdir():
-                    self._folders.add((n_tars, name))
-                    continue
-                entries.setdefault((n_tars, name), []).append(
-                    _Entry(
-                        member.offset,
-                        member.offset_data,
-                        member.size,
-                        member.sparse,
-                        member.isfile(),
-                        member.islnk(),
-                        _target(member),
-                    )
-                )
-
-    def _entry(self, link: TarInfo, n_tars: int) -> _Entry | Problem | None:
-        """Follow links to a file's entry; ``None`` for a folder."""
-        assert self._entries is not None, "members are found before"
-        target, before = _target(link), link.offset if link.islnk() else None
-        for _ in range(_MOST_STEPS):
-            assert target is not None, "it is a link's"
-            entries = self._entries.get((n_tars, target), [])
-            if before is not None:  # a hard link is to what was stored last under the name
-                entries = [entry for entry in entries if entry.at < before][-1:]
-            if not entries:
-                if (n_tars, target) in self._folders:
-                    return None
-                return _unresolved(link, "the tar does not hold it" + (" before the link" if before else ""))
-            if len(entries) > 1:
-                places = " and ".join(f"{entry.at:,}" for entry in entries[:2])
-                reason = f"{_shown(link)}, which the tar holds more than once, at bytes {places}. Remove one."
-                return Problem("ambiguous-sample", reason)
-            (found,) = entries
-            if found.target is None:
-                return found if found.is_file else _unresolved(link, "it is a device or a named pipe")
-            target, before = found.target, found.at if found.is_hard else None
-        return _unresolved(link, f"more than {_MOST_STEPS} links lead from one to the next, or in a circle")
 
     def _read(self, entry: _Entry) -> bytes:
         if self._opened is None:

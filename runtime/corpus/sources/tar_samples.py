@@ -142,8 +142,8 @@ def _key_and_extension(member: TarInfo) -> tuple[str, str] | None:
     """Return the key and extension of a member; ``None`` for one that belongs to no sample."""
     folder, _, name = member.name.rpartition("/")
     stem, dot, extension = name.partition(".")
-    is_special = member.isdev()
-    if member.isdir() or ((not dot or not stem or folder.startswith("__")) and not is_special):
+    is_left_out = not dot or not stem or folder.startswith("__")
+    if member.isdir() or (is_left_out and not member.isdev()):
         return None
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 

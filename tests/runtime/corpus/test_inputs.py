@@ -651,6 +651,20 @@ def test_a_flipped_byte_in_a_page_is_found_by_its_checksum(tmp_path):
     assert items[40:] == ["damaged-file"] * 60
 
 
+def test_rows_of_captions_before_damage_are_counted(tmp_path):
+    path = tmp_path / "a.parquet"
+    captions = [[f"um {i}", f"one {i}"] for i in range(60)]
+    pq.write_table(
+        pa.table({"text": captions}), path, row_group_size=20, use_dictionary=False, compression="none"
+    )
+    data = path.read_bytes()
+    at = pq.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
+    path.write_bytes(data[:at] + b"\xff" * 8 + data[at + 8 :])
+    source = open_source(path, reading=Reading(captions=CaptionUse.EACH, skip_bad_files=True))
+    assert rows_of(source)[1] == [caption for pair in captions[:40] for caption in pair]
+    assert [bad.n_rows_read for bad in source.bad_files] == [80]
+
+
 def test_malformed_addresses_are_their_rows_own(tmp_path):
     cells = ["foo://bar/x.png", "http://[::1", "s3://a b/c", "a\0b", "data:image/png;base64,@@", "", "x.png"]
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")

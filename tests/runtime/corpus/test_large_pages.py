@@ -15,6 +15,7 @@ import pytest
 
 from runtime.corpus import Columns, open_source
 from runtime.corpus.sources import parquet_table
+from runtime.corpus.sources.parquet_headers import numbers_from_hybrid, page_at
 from runtime.corpus.sources.parquet_pages import ColumnChunk, values_of_chunk
 from runtime.corpus.sources.snappy import FarReferenceError, pieces_of_snappy
 from runtime.errors import DamagedFileError
@@ -186,6 +187,17 @@ def test_damage_without_checksums_is_an_error_or_other_text(tmp_path, in_pieces,
     path.write_bytes(whole)
     with contextlib.suppress(DamagedFileError):
         assert len(rows_of(path)) == 60
+
+
+@pytest.mark.parametrize("header", [b"\x15" + b"\xff" * 70_000, b"\x1c" * 70_000], ids=["number", "struct"])
+def test_headers_without_an_end(header):
+    with pytest.raises(EOFError, match=r"more than 64 bits|header is damaged"):
+        page_at(io.BytesIO(header), 0, len(header))
+
+
+def test_levels_that_are_cut_off():
+    with pytest.raises(EOFError, match="end early"):
+        numbers_from_hybrid(b"\x80", 1, 8)
 
 
 @pytest.mark.parametrize("n", [0, 1, 61, 65_535, 65_536, 65_537, 3_000_000])
