@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "WireProtocol",
     "address_from_text",
     "bearer",
+    "is_bearer",
     "is_loopback",
     "require_token",
     "token_from_file",
@@ -101,6 +103,12 @@ class Address:
 def bearer(token: str) -> str:
     """Return the value of the header ``authorization`` for a token."""
     return f"Bearer {token}"
+
+
+def is_bearer(value: bytes, token: bytes) -> bool:
+    """Whether a header's value is that of a token; the time that it takes does not tell how much of it."""
+    scheme, _, given = value.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
 
 
 def address_from_text(text: str) -> Address:
