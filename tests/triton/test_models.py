@@ -343,7 +343,7 @@ def test_the_code_of_a_model_is_what_it_imports(exported: Exported) -> None:
         "runtime/preprocessing/language_tags.py",
         "runtime/preprocessing/batching.py",
     } | data <= set(code)
-    assert not [file for file in code if "image_frontend" in file or "server" in file or "encoder" in file]
+    assert not [file for file in code if "image" in file or "server" in file or "encoder" in file]
 
 
 def test_writing_front_ends_again_replaces_them(exported: Exported, tmp_path: Path) -> None:
