@@ -227,14 +227,19 @@ def token_from_file(path: Path) -> str:
     """Read a token: the only line of a file.
 
     Raises:
-        InputError: the file cannot be read, or holds no token of at least 16 characters.
+        InputError: the file cannot be read, or holds no token of at least 16 characters, or over 4 KiB.
     """
     try:
         with path.open("rb") as file:
-            token = file.read(_LONGEST_TOKEN_FILE).decode("utf-8-sig").strip()
+            content = file.read(_LONGEST_TOKEN_FILE + 1)
+        token = content.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None
+    if len(content) > _LONGEST_TOKEN_FILE:  # a part of a token would be another one
+        raise InputError(
+            f"{path} has no valid token; expected one line, of {_LONGEST_TOKEN_FILE} bytes at most."
+        )
     require_token(token, str(path))
     return token
 
