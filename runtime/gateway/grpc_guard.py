@@ -26,8 +26,8 @@ _STREAM = f"{_SERVICE}ModelStreamInfer"
 _OPEN = frozenset(f"{_SERVICE}{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
 """Methods that need no token: probes of load balancers have none."""
 _HEADERS = ("authorization", f"{TRITON_GRPC_PREFIX}authorization")
-_MOST_RUNNING, _MOST_ARRIVING = 1_024, 32
-"""Requests being answered; and those of them whose message is being received."""
+_MOST_ARRIVING = 32
+"""Requests whose message is being received."""
 _STOP_S = 5.0
 _IDENTITY_ONLY = 1
 """A compressed message of the allowed size may hold a thousand times as much."""
@@ -56,7 +56,7 @@ async def running_grpc_guard(
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=_MOST_RUNNING,
+            maximum_concurrent_rpcs=options.max_running,
         )
         server.add_generic_rpc_handlers((_Forwarding(channel, options),))
         try:

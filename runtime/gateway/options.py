@@ -57,7 +57,8 @@ class GatewayOptions:
             are told to come back later.
         max_inputs: Maximum texts and images of a request.
         max_connections: Maximum HTTP connections; over it, those that wait longest for their clients end.
-        max_running: Maximum HTTP requests being answered, apart from those for health.
+        max_running: Maximum requests being answered, of HTTP (apart from those for health) and of guarded
+            gRPC each.
         body_s: Maximum time for a body to arrive.
     """
 
