@@ -100,7 +100,8 @@ def counters_of_model(args: Mapping[str, str]) -> Counters:
             metrics[key] = families[name].Metric(labels=dict(labels))
         metrics[key].increment(amount)
 
-    counters = Counters(publish, {"model": args["model_name"], "version": args["model_version"]})
+    labels = {"model": args["model_name"], "version": args["model_version"]}
+    counters = Counters(publish, labels, log=pb_utils.Logger.log_error)
     for reason in REASONS:
         counters.declare("babeltower_failed_requests_total", reason=reason)
     return counters

@@ -34,6 +34,7 @@ class Counters:
     Args:
         publish: Function that adds an amount to a counter of the server.
         labels: Labels of every counter, e.g. the model's name.
+        log: Function that receives a line where publishing fails.
         interval_s: Seconds between publications.
     """
 
@@ -42,10 +43,12 @@ class Counters:
         publish: Callable[[LabelledName, int], None],
         labels: Mapping[str, str],
         *,
+        log: Callable[[str], None],
         interval_s: float = 1.0,
     ) -> None:
         self._publish = publish
         self._labels = dict(labels)
+        self._log = log
         self._interval_s = interval_s
         self._pending: Counter[LabelledName] = Counter()
         self._lock = threading.Lock()
@@ -55,27 +58,38 @@ class Counters:
 
     def declare(self, name: str, **labels: str) -> None:
         """Publish a counter at 0, so that its first increment shows in a rate."""
-        with self._lock:
-            self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += 0
+        self._accumulate(name, 0, labels)
 
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
         """Add an amount to a counter."""
         if amount:
-            with self._lock:
-                self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += amount
+            self._accumulate(name, amount, labels)
 
     def flush(self) -> None:
-        """Publish the accumulated counts."""
+        """Publish the accumulated counts; those that cannot be published are logged, and kept for later."""
         with self._lock:
             pending, self._pending = self._pending, Counter()
+        kept: Counter[LabelledName] = Counter()
+        failure: Exception | None = None
         for key, amount in pending.items():
-            self._publish(key, amount)
+            try:
+                self._publish(key, amount)
+            except Exception as error:  # one that ends the thread would be seen by nobody
+                kept[key], failure = amount, error
+        if failure is not None:
+            self._log(f"{len(kept)} counters are not published yet: {type(failure).__name__}: {failure}")
+            with self._lock:
+                self._pending.update(kept)
 
     def close(self) -> None:
         """Stop the thread and publish the remaining counts."""
         self._closed.set()
         self._thread.join()
         self.flush()
+
+    def _accumulate(self, name: str, amount: int, labels: Mapping[str, str]) -> None:
+        with self._lock:
+            self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += amount
 
     def _run(self) -> None:
         while not self._closed.wait(self._interval_s):

@@ -17,7 +17,7 @@ from runtime.errors import InputError, ManifestError
 from runtime.manifest import FRONT_END_FILE, ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, GPU_RUN_OVERHEAD
-from runtime.preprocessing.image_work import SERVED_PIXELS
+from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_CHARACTERS, SERVED_PIXELS
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
@@ -99,7 +99,7 @@ class TextLimits:
     token_budget: int = 2_048
     bucket_overhead: int = RUN_OVERHEAD
     max_bytes: int = 65_536
-    max_characters: int = 16_384
+    max_characters: int = SERVED_CHARACTERS
     max_request_characters: int = 524_288
 
     @classmethod
@@ -119,7 +119,7 @@ class ImageLimits:
     """
 
     decode_threads: int = 2
-    max_bytes: int = 33_554_432
+    max_bytes: int = SERVED_BYTES
     max_pixels: int = SERVED_PIXELS
 
 

@@ -245,6 +245,7 @@ def _time(
     bench: Bench, tower: TimedTower, shape: TimedShape, contenders: list[Contender], clock: Clock
 ) -> None:
     """Time the contenders in turns, and write a line for each."""
+    unpadded = n_tokens(tower, shape)
     found: dict[int, dict[str, list[float]]] = {}
     vectors = {}
     for _ in range(_TURNS):
@@ -267,7 +268,7 @@ def _time(
             rows=shape.rows,
             tokens=shape.tokens,
             ragged=shape.ragged,
-            n_tokens=n_tokens(tower, shape),
+            n_tokens=unpadded,
             by=contender.by,
             engine=contender.engine,
             precision=contender.precision,

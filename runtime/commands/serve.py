@@ -104,7 +104,7 @@ def serve(
         bool,
         typer.Option(
             rich_help_panel=_ACCESS,
-            help="Bound HTTP requests before they reach Triton; --no-guard lets its own HTTP server listen.",
+            help="Bound requests before they reach Triton; --no-guard lets its own servers listen.",
         ),
     ] = True,
     http_api: Annotated[

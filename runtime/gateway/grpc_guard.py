@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import grpc.aio
 
 from runtime.errors import EngineError
 from runtime.gateway.options import GatewayOptions
-from runtime.remote.options import TRITON_GRPC_PREFIX
+from runtime.remote.options import TRITON_GRPC_PREFIX, is_bearer
 from runtime.remote.transport import GRPC_OPTIONS
 
 __all__ = ["running_grpc_guard"]
@@ -27,8 +26,8 @@ _STREAM = f"{_SERVICE}ModelStreamInfer"
 _OPEN = frozenset(f"{_SERVICE}{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
 """Methods that need no token: probes of load balancers have none."""
 _HEADERS = ("authorization", f"{TRITON_GRPC_PREFIX}authorization")
-_MOST_RUNNING, _MOST_ARRIVING = 1_024, 32
-"""Requests being answered; and those of them whose message is being received."""
+_MOST_ARRIVING = 32
+"""Requests whose message is being received."""
 _STOP_S = 5.0
 _IDENTITY_ONLY = 1
 """A compressed message of the allowed size may hold a thousand times as much."""
@@ -57,7 +56,7 @@ async def running_grpc_guard(
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=_MOST_RUNNING,
+            maximum_concurrent_rpcs=options.max_running,
         )
         server.add_generic_rpc_handlers((_Forwarding(channel, options),))
         try:
@@ -108,10 +107,8 @@ class _Forwarding(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has n
         given = [value for name, value in metadata if name in _HEADERS]
         if not given:
             return "The request has no token. Send it as metadata: authorization: Bearer TOKEN"
-        for value in given:
-            scheme, _, token = (value if isinstance(value, str) else "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
-                return "The request's token is not the server's."
+        if not all(isinstance(value, str) and is_bearer(value.encode(), self._token) for value in given):
+            return "The request's token is not the server's."
         return ""
 
     def _forwarding(self, method: str) -> Any:

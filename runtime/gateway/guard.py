@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import io
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from runtime.gateway.failures import GatewayError, response_of_error
 from runtime.gateway.memory import MemoryTrim
 from runtime.gateway.nesting import JsonStructure
 from runtime.gateway.options import GatewayOptions
+from runtime.remote.options import is_bearer
 
 __all__ = ["HEAD", "OPEN_PATHS", "Guard", "body_of_request"]
 
@@ -93,8 +93,7 @@ class Guard:
             raise GatewayError(
                 401, f"The request has {reason}. Send it as: Authorization: Bearer TOKEN", code="no_api_key"
             )
-        scheme, _, token = given[0].partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+        if not is_bearer(given[0], self._token):
             raise GatewayError(401, "The request's token is not the server's.", code="invalid_api_key")
 
     def _begin(self, scope: Scope) -> bool:

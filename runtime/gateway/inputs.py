@@ -14,17 +14,10 @@ from pydantic_core import from_json
 
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.options import GatewayOptions
+from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_CHARACTERS
 
-__all__ = [
-    "MAX_IMAGE_BYTES",
-    "EmbeddingInputs",
-    "EmbeddingRequest",
-    "inputs_of_request",
-    "request_from_body",
-]
+__all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
-MAX_IMAGE_BYTES = 33_554_432
-_MAX_CHARACTERS = 16_384
 _LONGEST_LANGUAGE = 256
 _IMAGE_START = re.compile(r"data:\s*image/", re.IGNORECASE)
 _DATA_URL = re.compile(
@@ -194,9 +187,9 @@ def _start(text: str) -> str:
 def _checked(text: str, i: int) -> str:
     if not text.strip():
         raise _wrong(f"input {i} is an empty text.")
-    if len(text) > _MAX_CHARACTERS:
+    if len(text) > SERVED_CHARACTERS:
         raise _wrong(
-            f"input {i} has {len(text)} characters; the limit is {_MAX_CHARACTERS}. Shorten it first."
+            f"input {i} has {len(text)} characters; the limit is {SERVED_CHARACTERS}. Shorten it first."
         )
     return text
 
@@ -218,9 +211,9 @@ def _bytes_of_image(text: str, i: int) -> bytes:
             raise _wrong(f"input {i} is no data URL in base64; expected data:image/...;base64,...")
         begins += url.end()
     n_bytes = (len(text) - begins) // 4 * 3
-    if n_bytes > MAX_IMAGE_BYTES + 2:
+    if n_bytes > SERVED_BYTES + 2:
         raise _wrong(
-            f"input {i} is an image of {n_bytes} bytes; the limit is {MAX_IMAGE_BYTES}. Shrink it first."
+            f"input {i} is an image of {n_bytes} bytes; the limit is {SERVED_BYTES}. Shrink it first."
         )
     try:
         return base64.b64decode(text[begins:] if begins else text, validate=True)

@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.gateway.batching import BatchingQueue
-from runtime.gateway.inputs import MAX_IMAGE_BYTES
 from runtime.local import LocalEncoder
 from runtime.machine import n_cores
 from runtime.manifest import Modality
 from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
-from runtime.preprocessing.image_work import (
-    SERVED_PIXELS,
-    DecodingMemory,
-    costs_of_files,
-    name_of_row,
-)
+from runtime.preprocessing.image_work import DecodingMemory, costs_of_files, name_of_row
+from runtime.preprocessing.served_limits import SERVED_PIXELS
 from runtime.preprocessing.text import Text
 from runtime.remote.calls import Caller
 from runtime.remote.options import Address, Connection
@@ -197,7 +192,6 @@ class LocalModel:
         return costs_of_files(
             [file for _, file in images],
             self._encoder.manifest.image,
-            max_bytes=MAX_IMAGE_BYTES,
             places=[place for place, _ in images],
         )
 

@@ -52,11 +52,13 @@ class GatewayOptions:
         max_body_bytes: Maximum size of a request's body, or of a message of guarded gRPC.
         max_json_bytes: Maximum size of its JSON, but for ``/v1``, where images are in it.
         max_image_json_bytes: Maximum size of a body of ``/v1``: room for one image of 32 MiB in base64.
-        max_waiting_bytes: Maximum memory of all requests being answered: their bodies, and what their values
-            take when they are parsed. Further ones are told to come back later.
+        max_waiting_bytes: Maximum memory of all HTTP requests being answered: their bodies, and what their
+            values take when they are parsed; and, of its own, of all messages of guarded gRPC. Further ones
+            are told to come back later.
         max_inputs: Maximum texts and images of a request.
         max_connections: Maximum HTTP connections; over it, those that wait longest for their clients end.
-        max_running: Maximum HTTP requests being answered, apart from those for health.
+        max_running: Maximum requests being answered, of HTTP (apart from those for health) and of guarded
+            gRPC each.
         body_s: Maximum time for a body to arrive.
     """
 

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from runtime.errors import ImageError, InputError
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.image import DecodingCost, cost_of_file
+from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_PIXELS
 
-__all__ = ["SERVED_PIXELS", "DecodingMemory", "costs_of_files", "name_of_row"]
-
-SERVED_PIXELS = 1 << 25
-"""Maximum width × height that a server decodes by default: 33 megapixels, in a second or less."""
+__all__ = ["DecodingMemory", "costs_of_files", "name_of_row"]
 
 _MEMORY_BYTES = 320 << 20
 """Memory that decoding may take in a process: of one image, and of all that are decoded at a time.
@@ -59,7 +57,7 @@ def costs_of_files(
     files: Sequence[bytes],
     preprocessing: ImagePreprocessing,
     *,
-    max_bytes: int,
+    max_bytes: int = SERVED_BYTES,
     max_pixels: int = SERVED_PIXELS,
     places: Sequence[int] | None = None,
 ) -> list[DecodingCost]:

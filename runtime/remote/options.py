@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "WireProtocol",
     "address_from_text",
     "bearer",
+    "is_bearer",
     "is_loopback",
     "require_token",
     "token_from_file",
@@ -101,6 +103,12 @@ class Address:
 def bearer(token: str) -> str:
     """Return the value of the header ``authorization`` for a token."""
     return f"Bearer {token}"
+
+
+def is_bearer(value: bytes, token: bytes) -> bool:
+    """Whether a header's value is that of a token; the time that it takes does not tell how much of it."""
+    scheme, _, given = value.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token)
 
 
 def address_from_text(text: str) -> Address:
@@ -219,14 +227,19 @@ def token_from_file(path: Path) -> str:
     """Read a token: the only line of a file.
 
     Raises:
-        InputError: the file cannot be read, or holds no token of at least 16 characters.
+        InputError: the file cannot be read, or holds no token of at least 16 characters, or over 4 KiB.
     """
     try:
         with path.open("rb") as file:
-            token = file.read(_LONGEST_TOKEN_FILE).decode("utf-8-sig").strip()
+            content = file.read(_LONGEST_TOKEN_FILE + 1)
+        token = content.decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as a file with a token: {reason}.") from None
+    if len(content) > _LONGEST_TOKEN_FILE:  # a part of a token would be another one
+        raise InputError(
+            f"{path} has no valid token; expected one line, of {_LONGEST_TOKEN_FILE} bytes at most."
+        )
     require_token(token, str(path))
     return token
 

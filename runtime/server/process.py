@@ -38,7 +38,7 @@ from runtime.server.log import RunLog, log_of_run
 from runtime.server.loopback import opened
 from runtime.server.readiness import stubs_of_server
 from runtime.server.recovery import while_changed
-from runtime.server.scratch import SHARED_MEMORY, note_regions, owner_descriptor, plain_folder
+from runtime.server.scratch import REGION, SHARED_MEMORY, note_regions, owner_descriptor, plain_folder
 from runtime.server.security import Security
 from runtime.server.served_models import ServedModels, linked_repository, served_models
 from runtime.triton_config import CONFIG_FILE
@@ -367,7 +367,7 @@ def _mapped_regions(pid: int) -> set[str]:
     """Return the regions of Python models that a server has mapped, of dead ones too; none if it is gone."""
     with contextlib.suppress(OSError):
         maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-        return set(re.findall(r"/dev/shm/(triton_\w+_shm_region_[\w-]+)", maps))
+        return set(re.findall(f"{SHARED_MEMORY}/({REGION.pattern})", maps))
     return set()
 
 

@@ -13,14 +13,22 @@ from pathlib import Path
 
 from runtime.errors import EngineError
 
-__all__ = ["SHARED_MEMORY", "note_regions", "owner_descriptor", "plain_folder", "remove_left_behind"]
+__all__ = [
+    "REGION",
+    "SHARED_MEMORY",
+    "note_regions",
+    "owner_descriptor",
+    "plain_folder",
+    "remove_left_behind",
+]
 
 SHARED_MEMORY = Path("/dev/shm")
 
 _OWNER, _REGIONS = "owner", "regions"
 """Files of a folder: locked as long as a process of its server lives; and the names of its shared memory."""
 
-_REGION = re.compile(r"triton_\w+_shm_region_[\w-]+")
+REGION = re.compile(r"triton_\w+_shm_region_[\w-]+")
+"""Name of a Python model's region, in the folder ``SHARED_MEMORY``."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9._/+@%-]+")
 """Paths that neither a shell nor Triton's lists of folders read otherwise."""
@@ -104,7 +112,7 @@ def remove_left_behind(parent: Path, prefix: str) -> list[Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it lives
                 regions = folder / _REGIONS
                 names = regions.read_text(encoding="utf-8").split() if regions.is_file() else []
-                for name in filter(_REGION.fullmatch, names):
+                for name in filter(REGION.fullmatch, names):
                     (SHARED_MEMORY / name).unlink(missing_ok=True)
                 shutil.rmtree(folder)
                 removed.append(folder)

@@ -184,15 +184,19 @@ def test_half_requests_do_not_keep_others_out() -> None:
         del asked
 
 
+async def answered_lifespan(receive: Any, send: Any) -> None:
+    for part in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{part}.complete"})
+
+
 def test_requests_that_are_answered_make_no_room() -> None:
     goes_on = threading.Event()
     running = threading.Semaphore(0)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            for part in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{part}.complete"})
+            await answered_lifespan(receive, send)
             return
         await receive()
         running.release()
@@ -220,9 +224,7 @@ def test_an_answer_that_is_not_read_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            for part in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{part}.complete"})
+            await answered_lifespan(receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(1_000):

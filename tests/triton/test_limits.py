@@ -186,7 +186,7 @@ def test_images_whose_sender_left_are_not_decoded(traced: tuple[Server, Path]) -
 
 def test_decoding_stops_when_the_sender_leaves(exported: Exported) -> None:
     folder = exported(NAME).with_name(f"{NAME}_image") / "1"
-    counters = Counters(lambda *_: None, {}, interval_s=60)
+    counters = Counters(lambda *_: None, {}, log=print, interval_s=60)
     left = iter([False, False])
     asked: list[bool] = []
 

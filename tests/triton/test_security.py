@@ -194,7 +194,15 @@ def test_a_server_without_a_guard_asks_for_the_token_itself(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "short", "a token of several words", "päßword-0123456789", f"{TOKEN}\n{TOKEN}\n", "a,b:c=d" * 5],
+    [
+        "",
+        "short",
+        "a token of several words",
+        "päßword-0123456789",
+        f"{TOKEN}\n{TOKEN}\n",
+        "a,b:c=d" * 5,
+        pytest.param("a" * 5_000, id="too long"),
+    ],
 )
 def test_a_file_without_a_token_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "token"

@@ -14,7 +14,8 @@ from serving import wait_until
 from runtime.errors import ImageError
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.image import decode, pixels_from_source
-from runtime.preprocessing.image_work import SERVED_PIXELS, DecodingMemory, costs_of_files
+from runtime.preprocessing.image_work import DecodingMemory, costs_of_files
+from runtime.preprocessing.served_limits import SERVED_PIXELS
 
 PREPROCESSING = ImagePreprocessing(
     64, 64, "shortest", "bicubic", "resize-convert", "round", (0, 0, 0), (1, 1, 1)
