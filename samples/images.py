@@ -169,8 +169,7 @@ class ClassBalancedSampler:
 
     def __init__(self, drawings: TrainingDrawings, share_restyled: float) -> None:
         weights = drawings.weights(share_restyled)
-        order = drawings.classes.argsort(stable=True)
-        rows = torch.split(order, drawings.classes.bincount(minlength=drawings.n_classes).tolist())
+        rows = rows_by_class(drawings.classes, drawings.n_classes)
         self.rows = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         self.weights = nn.utils.rnn.pad_sequence([weights[one] for one in rows], batch_first=True)
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -189,6 +188,13 @@ class ClassBalancedSampler:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the emoji that are still to come."""
         self.queue = state_dict["queue"]
+
+
+def rows_by_class(classes: Tensor, n_classes: int) -> tuple[Tensor, ...]:
+    """Return the int64 row indices of each class."""
+    counts = classes.bincount(minlength=n_classes).tolist()
+    rows: tuple[Tensor, ...] = torch.split(classes.argsort(stable=True), counts)
+    return rows
 
 
 def recalls(embeddings: Tensor, classes: Tensor, prototypes: Tensor) -> dict[str, float]:
