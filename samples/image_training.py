@@ -21,6 +21,7 @@ from samples.images import (
     ImageSettings,
     TrainingDrawings,
     recalls,
+    set_learning_rate,
     unit,
     warm_cosine,
 )
@@ -188,9 +189,8 @@ def train_student(
     settings = {**asdict(schedule), **asdict(data.settings), "n_drawings": len(data.drawings.classes)}
     run = ResumableRun(path, parts, settings, n_steps)
     for step in run.steps():
-        rate = schedule.learning_rate * warm_cosine(step, n_steps, n_warm=schedule.n_warm)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["speed"]
+        factor = warm_cosine(step, n_steps, n_warm=schedule.n_warm)
+        set_learning_rate(optimiser, schedule.learning_rate * factor)
         rows = sampler.draw(schedule.batch)
         pixels = data.augmented(rows)
         found = unit(student.embed(pixels, drop=0.5 if step < schedule.share_masked * n_steps else 0.0))

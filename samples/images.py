@@ -229,9 +229,9 @@ def warm_cosine(step: int, n_steps: int, *, n_warm: int = 100) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate, by its own factor ``speed`` where it has one."""
     for group in optimiser.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("speed", 1.0)
 
 
 def unit(rows: Tensor) -> Tensor:

@@ -78,9 +78,7 @@ def train_text_tower(
     run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
     for step in run.steps():
         ids, classes = batches.draw()
-        rate = schedule.learning_rate * warm_cosine(step, n_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["speed"]
+        set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, n_steps))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(ids)
         cosines = unit(embedding.float()) @ prototypes.T
