@@ -22,6 +22,7 @@ from torch.nn import functional
 from samples import dataset, drawings, restyling
 from samples.drawings import DESIGNS, ICON_NAMES, VendorDrawing, extra_drawings
 from samples.sources import NOTO, EmojiDatasource, names_from_cldr
+from samples.training import save
 
 LABEL_SMOOTHING = 0.1
 LOGIT_SCALE = 20.0
@@ -122,9 +123,7 @@ def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
     """Load the drawings that ``rasterise`` wrote, or write them first."""
     path = npm_folder / f"drawings-{_digest_of_sources()}.pt"
     if not path.exists():
-        part = path.with_name(path.name + ".part")
-        torch.save(rasterise(npm_folder), part)
-        part.replace(path)
+        save(rasterise(npm_folder), path)
     return TrainingDrawings(**torch.load(path, mmap=True))
 
 
