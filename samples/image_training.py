@@ -30,7 +30,6 @@ from samples.training import ResumableRun, Stateful
 RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
 AVERAGED_STEPS = 500  # length of the moving average of the weights
 MEASURE_EVERY = 250
-CLIP_MEAN, CLIP_STD = (towers.CLIP_PREPROCESSING[key] for key in ("mean", "std"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Data:
     def augmented(self, rows: Tensor) -> Tensor:
         """Change drawings at random; float32 (rows, 3, 64, 64) in CLIP's normalisation."""
         pixels = self.drawings.pixels[rows].float() / 255
-        return augmented(pixels, CLIP_MEAN, CLIP_STD, strength=self.settings.strength)
+        return augmented(pixels, *clip_statistics(), strength=self.settings.strength)
 
     def sampler(self) -> ClassBalancedSampler:
         """Return a sampler of the drawings to learn from."""
@@ -231,5 +230,5 @@ def classification(found: Tensor, prototypes: Tensor, classes: Tensor, both_ways
 
 def clip_statistics() -> tuple[Tensor, Tensor]:
     """Return CLIP's mean and standard deviation, float32 (1, 3, 1, 1)."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(towers.CLIP_PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return mean, std
