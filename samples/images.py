@@ -41,7 +41,7 @@ SHARES = {
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """What was chosen on a held-out training vendor; ``samples.trials`` compares it with its alternatives.
+    """Settings of the image stages; ``samples.trials`` compares them with others on a held-out vendor.
 
     Attributes:
         share_restyled: Share of drawings in another style than their vendor's, where there are any.
