@@ -6,20 +6,19 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from export.layouts.layout import LayoutRequest
 from export.layouts.web.assets import write_joined
+from export.layouts.web.gallery import vectors_of_images
 from export.layouts.web.probes import vectors_of_rows
 from export.parity.expectations import channel_statistics
 from export.towers import Float, Int
 from runtime.backends import open_backend
 from runtime.manifest import TOKENIZER_FILE, Engine, Modality
-from runtime.preprocessing.batching import windows
-from runtime.preprocessing.image import ImageSource, decode, pixels_from_image
+from runtime.preprocessing.image import ImageSource, pixels_from_image
 from runtime.preprocessing.text import Text, Tokenizer
 
 __all__ = ["SITE_FILE", "WebModel"]
@@ -95,8 +94,5 @@ class WebModel:
         self, images: Iterable[ImageSource], *, dim: int | None, batch_size: int
     ) -> Iterator[Float]:
         """Embed images at full width; yield float32 (batch, dim)."""
-        for batch in windows(images, batch_size):
-            pixels: list[Any] = [
-                pixels_from_image(decode(image), self._towers.image_preprocessing) for image in batch
-            ]
-            yield self._image.run({"pixels": np.stack(pixels)}, ["vector"])[0]
+        preprocessing = self._towers.image_preprocessing
+        yield from vectors_of_images(self._image, preprocessing, images, batch_size=batch_size)
