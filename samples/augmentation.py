@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,29 +13,26 @@ SHARE_GREY = 0.08
 SHARE_ANY_HUE = 0.1
 
 
-def augmented(
-    pixels: Tensor, mean: Sequence[float], std: Sequence[float], *, strength: float = 1.0
-) -> Tensor:
+def augmented(pixels: Tensor, mean: Tensor, std: Tensor, *, strength: float = 1.0) -> Tensor:
     """Change drawings at random, then normalise.
 
     Args:
         pixels: Float32 (rows, 3, height, width) in 0–1.
-        mean: Mean of each channel, for the normalisation.
-        std: Standard deviation of each channel.
+        mean: Float32 (1, 3, 1, 1), mean of each channel, for the normalisation.
+        std: Float32 (1, 3, 1, 1), standard deviation of each channel.
         strength: Factor on the changes of hue, blur and bends; 0 leaves affine maps, contrast and mixing.
 
     Returns:
         Float32 of the same shape, normalised; white outside the drawing.
     """
-    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     coloured = turned_hues(random_colours(pixels), strength)
     blurred = torch.rand(len(pixels)) < strength * SHARE_BLURRED
     coloured[blurred] = functional.avg_pool2d(coloured[blurred], 3, 1, 1, count_include_pad=False)
     grid = functional.affine_grid(random_affines(len(pixels)), list(pixels.shape), align_corners=False)
     grid = grid + strength * random_bends(len(pixels), pixels.shape[-1])
     # grid_sample pads with zeros, so white is shifted to zero and back
-    moved = functional.grid_sample((coloured - 1) / spread, grid, mode="bilinear", align_corners=False)
-    return moved.add_((1 - centre) / spread)
+    moved = functional.grid_sample((coloured - 1) / std, grid, mode="bilinear", align_corners=False)
+    return moved.add_((1 - mean) / std)
 
 
 def random_affines(n_rows: int) -> Tensor:

@@ -37,6 +37,7 @@ from samples.images import (
     unit,
 )
 from samples.teacher import teacher
+from samples.training import save
 
 TEACHER_WIDTH = 64
 TEACHER = ImageSchedule(9_000, 256, 3e-3)
@@ -73,10 +74,8 @@ class Workplace:
         return self.folder / "tokenizers" / name
 
     def save(self, content: object, name: str) -> None:
-        """Save an intermediate result atomically."""
-        part = self.folder / f"{name}.part"
-        torch.save(content, part)
-        part.replace(self.folder / f"{name}.pt")
+        """Save an intermediate result."""
+        save(content, self.folder / f"{name}.pt")
 
     def image_tower(self, name: str) -> tuple[dict[str, Tensor], Tensor]:
         """Load (weights, prototypes) of the ``teacher``, ``clip`` or ``siglip`` image tower."""

@@ -21,6 +21,7 @@ from samples.images import (
     ImageSettings,
     TrainingDrawings,
     recalls,
+    set_learning_rate,
     unit,
     warm_cosine,
 )
@@ -29,7 +30,6 @@ from samples.training import ResumableRun, Stateful
 RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
 AVERAGED_STEPS = 500  # length of the moving average of the weights
 MEASURE_EVERY = 250
-CLIP_MEAN, CLIP_STD = (towers.CLIP_PREPROCESSING[key] for key in ("mean", "std"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Data:
     def augmented(self, rows: Tensor) -> Tensor:
         """Change drawings at random; float32 (rows, 3, 64, 64) in CLIP's normalisation."""
         pixels = self.drawings.pixels[rows].float() / 255
-        return augmented(pixels, CLIP_MEAN, CLIP_STD, strength=self.settings.strength)
+        return augmented(pixels, *clip_statistics(), strength=self.settings.strength)
 
     def sampler(self) -> ClassBalancedSampler:
         """Return a sampler of the drawings to learn from."""
@@ -188,9 +188,8 @@ def train_student(
     settings = {**asdict(schedule), **asdict(data.settings), "n_drawings": len(data.drawings.classes)}
     run = ResumableRun(path, parts, settings, n_steps)
     for step in run.steps():
-        rate = schedule.learning_rate * warm_cosine(step, n_steps, n_warm=schedule.n_warm)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["speed"]
+        factor = warm_cosine(step, n_steps, n_warm=schedule.n_warm)
+        set_learning_rate(optimiser, schedule.learning_rate * factor)
         rows = sampler.draw(schedule.batch)
         pixels = data.augmented(rows)
         found = unit(student.embed(pixels, drop=0.5 if step < schedule.share_masked * n_steps else 0.0))
@@ -231,5 +230,5 @@ def classification(found: Tensor, prototypes: Tensor, classes: Tensor, both_ways
 
 def clip_statistics() -> tuple[Tensor, Tensor]:
     """Return CLIP's mean and standard deviation, float32 (1, 3, 1, 1)."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(towers.CLIP_PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return mean, std

@@ -22,6 +22,7 @@ from torch.nn import functional
 from samples import dataset, drawings, restyling
 from samples.drawings import DESIGNS, ICON_NAMES, VendorDrawing, extra_drawings
 from samples.sources import NOTO, EmojiDatasource, names_from_cldr
+from samples.training import save
 
 LABEL_SMOOTHING = 0.1
 LOGIT_SCALE = 20.0
@@ -40,7 +41,7 @@ SHARES = {
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """What was chosen on a held-out training vendor; ``samples.trials`` compares it with its alternatives.
+    """Settings of the image stages; ``samples.trials`` compares them with others on a held-out vendor.
 
     Attributes:
         share_restyled: Share of drawings in another style than their vendor's, where there are any.
@@ -122,9 +123,7 @@ def load_training_drawings(npm_folder: Path) -> TrainingDrawings:
     """Load the drawings that ``rasterise`` wrote, or write them first."""
     path = npm_folder / f"drawings-{_digest_of_sources()}.pt"
     if not path.exists():
-        part = path.with_name(path.name + ".part")
-        torch.save(rasterise(npm_folder), part)
-        part.replace(path)
+        save(rasterise(npm_folder), path)
     return TrainingDrawings(**torch.load(path, mmap=True))
 
 
@@ -169,8 +168,7 @@ class ClassBalancedSampler:
 
     def __init__(self, drawings: TrainingDrawings, share_restyled: float) -> None:
         weights = drawings.weights(share_restyled)
-        order = drawings.classes.argsort(stable=True)
-        rows = torch.split(order, drawings.classes.bincount(minlength=drawings.n_classes).tolist())
+        rows = rows_by_class(drawings.classes, drawings.n_classes)
         self.rows = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         self.weights = nn.utils.rnn.pad_sequence([weights[one] for one in rows], batch_first=True)
         self.queue = torch.empty(0, dtype=torch.int64)
@@ -189,6 +187,13 @@ class ClassBalancedSampler:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the emoji that are still to come."""
         self.queue = state_dict["queue"]
+
+
+def rows_by_class(classes: Tensor, n_classes: int) -> tuple[Tensor, ...]:
+    """Return the int64 row indices of each class."""
+    counts = classes.bincount(minlength=n_classes).tolist()
+    rows: tuple[Tensor, ...] = torch.split(classes.argsort(stable=True), counts)
+    return rows
 
 
 def recalls(embeddings: Tensor, classes: Tensor, prototypes: Tensor) -> dict[str, float]:
@@ -223,9 +228,9 @@ def warm_cosine(step: int, n_steps: int, *, n_warm: int = 100) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate, by its own factor ``speed`` where it has one."""
     for group in optimiser.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("speed", 1.0)
 
 
 def unit(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from samples.images import LOGIT_SCALE, set_learning_rate, unit, warm_cosine
+from samples.images import LOGIT_SCALE, rows_by_class, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
 from samples.training import ResumableRun, Stateful
 
@@ -78,9 +78,7 @@ def train_text_tower(
     run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
     for step in run.steps():
         ids, classes = batches.draw()
-        rate = schedule.learning_rate * warm_cosine(step, n_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["speed"]
+        set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, n_steps))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(ids)
         cosines = unit(embedding.float()) @ prototypes.T
@@ -195,13 +193,6 @@ def train_matryoshka(
         optimiser.step()
         if step % 200 == 199:
             print(f"heads step {step + 1}/{n_steps} loss {loss.item():.3f}", flush=True)
-
-
-def rows_by_class(classes: Tensor, n_classes: int) -> tuple[Tensor, ...]:
-    """Return the int64 row indices of each class."""
-    counts = classes.bincount(minlength=n_classes).tolist()
-    rows: tuple[Tensor, ...] = torch.split(classes.argsort(stable=True), counts)
-    return rows
 
 
 def contrastive(images: Tensor, texts: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from runtime.storage import replace_durably
+
 SAVE_EVERY_S = 120.0
 
 
@@ -106,12 +108,14 @@ class ResumableRun:
             "random": torch.get_rng_state(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        part = self.state_path.with_name(self.state_path.name + ".part")
-        torch.save(state, part)
-        part.replace(self.state_path)
-        part = self.curve_path.with_name(self.curve_path.name + ".part")
-        part.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
-        part.replace(self.curve_path)
+        save(state, self.state_path)
+        lines = "".join(json.dumps(point) + "\n" for point in self.curve)
+        replace_durably(self.curve_path, lambda part: part.write_text(lines, encoding="utf-8"))
+
+
+def save(content: object, path: Path) -> None:
+    """Save with torch: the file is complete under its name, or absent."""
+    replace_durably(path, lambda part: torch.save(content, part))
 
 
 def cpu_hours(folder: Path) -> float:

@@ -4,7 +4,7 @@
 
 Each trial trains the convolutional teacher, which learns fastest, for the same number of steps. A trial that
 was stopped continues. The curves are written to ``FOLDER/trials.json``; ``samples/trials.json`` holds those
-by which the settings were chosen.
+so far.
 """
 
 from __future__ import annotations

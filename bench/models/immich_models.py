@@ -5,22 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.models.full_size import in_process
 from bench.models.samples import CHECKPOINTS
 from bench.models.speed_artefacts import fp32_graph, torch_towers
 from runtime.manifest import TOKENIZER_FILE, Engine, Modality, Precision
 
+if TYPE_CHECKING:
+    from export.repository import ExportOptions
+
 __all__ = [
-    "FEW_TEXTS",
     "full_size_folder",
+    "options_for_timing",
     "plain_text_graph",
     "recall_of_sample",
     "tokenizer_of_true_size",
 ]
 
-FEW_TEXTS = 32
+_FEW_TEXTS = 32
 """Texts and images that calibrate random weights: enough for speed and form, not for accuracy."""
 
 
@@ -43,19 +46,24 @@ def plain_text_graph(variant: str, work: Path) -> Path:
 def _lay_out(variant: str, precision: Precision, work: Path, cache: Path) -> None:
     from export.layouts.names import LayoutName
     from export.layouts.publish import layout_for_timing
+
+    towers = torch_towers(variant, work)
+    cache.mkdir(parents=True, exist_ok=True)
+    done = layout_for_timing(towers, cache, LayoutName.IMMICH, options=options_for_timing(precision))
+    tokenizer = done.folder / "textual" / TOKENIZER_FILE
+    tokenizer.write_text(tokenizer_of_true_size(tokenizer.read_text(encoding="utf-8"), towers.n_tokens))
+
+
+def options_for_timing(precision: Precision) -> ExportOptions:
+    """Return options of a model of random weights, calibrated on a few samples."""
     from export.precision.calibration import CalibrationSize
     from export.repository import ExportOptions
     from export.variants import forms_for
 
-    towers = torch_towers(variant, work)
-    options = ExportOptions(
+    return ExportOptions(
         forms=forms_for([precision], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME]),
-        calibration_size=CalibrationSize(n_texts=FEW_TEXTS, n_images=FEW_TEXTS // 4),
+        calibration_size=CalibrationSize(n_texts=_FEW_TEXTS, n_images=_FEW_TEXTS // 4),
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    done = layout_for_timing(towers, cache, LayoutName.IMMICH, options=options)
-    tokenizer = done.folder / "textual" / TOKENIZER_FILE
-    tokenizer.write_text(tokenizer_of_true_size(tokenizer.read_text(encoding="utf-8"), towers.n_tokens))
 
 
 def tokenizer_of_true_size(tokenizer_json: str, n_tokens: int) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.models.full_size import in_process
-from bench.models.immich_models import FEW_TEXTS, tokenizer_of_true_size
+from bench.models.immich_models import options_for_timing, tokenizer_of_true_size
 from bench.models.samples import sample_checkpoint
 from bench.models.speed_artefacts import torch_towers
 from runtime.cosines import unit_rows
-from runtime.manifest import Engine, Modality, Precision
+from runtime.manifest import Modality, Precision
 
 if TYPE_CHECKING:
     from export.layouts.web.gallery import WebGallery
@@ -74,16 +74,12 @@ def _write(
 ) -> None:
     from export.layouts.publish import layout_for_timing
     from export.layouts.web.layout import WebOptions, web_layout
-    from export.precision.calibration import CalibrationSize
     from export.precision.int8 import Int8Recipe
     from export.precision.weight_rounding import Rounding
-    from export.repository import ExportOptions
-    from export.variants import forms_for
     from export.vocabulary.selection import VocabularyOptions
 
-    options = ExportOptions(
-        forms=forms_for([Precision.INT8], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME]),
-        calibration_size=CalibrationSize(n_texts=FEW_TEXTS, n_images=FEW_TEXTS // 4),
+    options = dataclasses.replace(
+        options_for_timing(Precision.INT8),
         recipes={modality: Int8Recipe(rounding=Rounding.NEAREST) for modality in Modality},
         vocabulary=VocabularyOptions(languages) if languages else None,
     )

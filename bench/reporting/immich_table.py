@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.records.record import Record, paired, require_one_environment
+from bench.reporting.figure_table import figure_table
 from runtime.manifest import Precision
 
 __all__ = ["immich_table", "missed_targets"]
@@ -51,8 +52,7 @@ def immich_table(records: Sequence[Record]) -> str:
         )
         for (model, precision), found in _by_model(records).items()
     ]
-    lines = [_HEADER, ("---", "---", *["---:"] * (len(_HEADER) - 2)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return figure_table(_HEADER, rows)
 
 
 def missed_targets(records: Sequence[Record]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.records.record import Record, require_one_environment
+from bench.reporting.figure_table import figure_table
 
 __all__ = ["web_table"]
 
@@ -44,5 +45,4 @@ def web_table(records: Sequence[Record]) -> str:
         )
         for (model, languages), one in found.items()
     ]
-    lines = [_HEADER, ("---", "---", *["---:"] * (len(_HEADER) - 2)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return figure_table(_HEADER, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from runtime.errors import BabeltowerError, ExportError
 from runtime.indexes.shards import VectorShards, holds_vectors
 from runtime.manifest import ImagePreprocessing, Modality
 from runtime.preprocessing.batching import windows
-from runtime.preprocessing.image import pixels_from_source
+from runtime.preprocessing.image import ImageSource, pixels_from_source
 from runtime.search.pictures import pictures_of_ids, small_picture
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "WebGallery",
     "gallery_of_folder",
     "sample_gallery",
+    "vectors_of_images",
     "write_pictures",
 ]
 
@@ -92,20 +93,29 @@ def sample_gallery(image_tower: Backend, preprocessing: ImagePreprocessing) -> W
     (captions,) = drawings.select([_NAMES]).captions
     names = {image: text for text, image in zip(captions.texts, captions.image_of, strict=True)}
     files = [image.read() for image in drawings.images]
-    vectors = [
-        image_tower.run(
-            {"pixels": np.stack([pixels_from_source(file, preprocessing) for file in batch])}, ["vector"]
-        )
-        for batch in windows(files, _BATCH_IMAGES)
-    ]
+    vectors = vectors_of_images(image_tower, preprocessing, files, batch_size=_BATCH_IMAGES)
     return WebGallery(
         title=f"{len(files):,} emoji drawings",
         kind="drawings",
         names=[names.get(i, image.key) for i, image in enumerate(drawings.images)],
-        vectors=np.concatenate([batch for (batch,) in vectors]),
+        vectors=np.concatenate(list(vectors)),
         pictures=iter([dict(enumerate(files))]),
         credit=drawings.credit,
     )
+
+
+def vectors_of_images(
+    tower: Backend, preprocessing: ImagePreprocessing, images: Iterable[ImageSource], *, batch_size: int
+) -> Iterator[Float]:
+    """Embed images at full width; yield float32 (batch, dim).
+
+    Raises:
+        ImageError: an image cannot be decoded.
+        EngineError: the tower fails.
+    """
+    for batch in windows(images, batch_size):
+        pixels = np.stack([pixels_from_source(image, preprocessing) for image in batch])
+        yield tower.run({"pixels": pixels}, ["vector"])[0]
 
 
 def gallery_of_folder(source: GallerySource, *, fingerprint: str, dims: Sequence[int]) -> WebGallery:
@@ -127,7 +137,7 @@ def gallery_of_folder(source: GallerySource, *, fingerprint: str, dims: Sequence
     shards = VectorShards.open(source.folder)
     shards.space.require(fingerprint, holder=str(source.folder))
     _require_comparable(source.folder, shards, dims)
-    blocks = [(block.ids.to_pylist(), block.vectors) for shard in shards.shards for block in shard.blocks()]
+    blocks = [(block.ids.to_pylist(), block.vectors) for block in shards.blocks()]
     ids = [str(one) for block, _ in blocks for one in block]
     vectors = unit_rows(np.concatenate([shards.space.decoded(rows) for _, rows in blocks]))
     place, notes = _place_of_pictures(source, shards)

@@ -6,21 +6,20 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from export.layouts.layout import LayoutRequest
 from export.layouts.web.assets import write_joined
+from export.layouts.web.gallery import vectors_of_images
 from export.layouts.web.probes import vectors_of_rows
 from export.parity.expectations import channel_statistics
 from export.towers import Float, Int
 from runtime.backends import open_backend
 from runtime.manifest import TOKENIZER_FILE, Engine, Modality
-from runtime.preprocessing.batching import windows
-from runtime.preprocessing.image import ImageSource, decode, pixels_from_image
-from runtime.preprocessing.text import Text, Tokenizer
+from runtime.preprocessing.image import ImageSource, pixels_from_image
+from runtime.preprocessing.text import Tokenizer, texts_with_languages
 
 __all__ = ["SITE_FILE", "WebModel"]
 
@@ -55,7 +54,7 @@ class WebModel:
         self._image.close()
         self._files.cleanup()
 
-    def token_ids(self, texts: Sequence[str], languages: Sequence[str | None]) -> Int:
+    def token_ids(self, texts: Sequence[str], languages: Sequence[str]) -> Int:
         """Tokenize: int64 (texts, context length)."""
         text = self._towers.text_preprocessing
         ids = np.full((len(texts), text.context_length), text.pad_id, np.int64)
@@ -63,9 +62,8 @@ class WebModel:
             row[: len(one)] = one
         return ids
 
-    def _rows(self, texts: Sequence[str], languages: Sequence[str | None]) -> list[list[int]]:
-        numbered = zip(texts, languages, strict=True)
-        asked = [Text(text, i, language) for i, (text, language) in enumerate(numbered)]
+    def _rows(self, texts: Iterable[str], languages: Sequence[str] | None) -> list[list[int]]:
+        asked = list(texts_with_languages(texts, languages))
         return [row.ids for row in self._tokenizer.rows_from_texts(asked)]
 
     def same_cleaning(self, text: str) -> bool:
@@ -87,16 +85,11 @@ class WebModel:
         self, texts: Iterable[str], language: Sequence[str] | None = None, *, dim: int | None = None
     ) -> Float:
         """Embed texts one by one, at full width: float32 (texts, dim)."""
-        asked = list(texts)
-        codes: Sequence[str | None] = [None] * len(asked) if language is None else language
-        return self.vectors_of_rows(self._rows(asked, codes), "vector")
+        return self.vectors_of_rows(self._rows(texts, language), "vector")
 
     def iter_images(
         self, images: Iterable[ImageSource], *, dim: int | None, batch_size: int
     ) -> Iterator[Float]:
         """Embed images at full width; yield float32 (batch, dim)."""
-        for batch in windows(images, batch_size):
-            pixels: list[Any] = [
-                pixels_from_image(decode(image), self._towers.image_preprocessing) for image in batch
-            ]
-            yield self._image.run({"pixels": np.stack(pixels)}, ["vector"])[0]
+        preprocessing = self._towers.image_preprocessing
+        yield from vectors_of_images(self._image, preprocessing, images, batch_size=batch_size)

@@ -13,7 +13,7 @@ from export.parity.probes import one_token_words, probe_texts
 from export.towers import Float, Towers
 from runtime.backends.backend import Backend
 from runtime.preprocessing.batching import inputs_of_batch, padded_batch
-from runtime.preprocessing.text import Text, Tokenizer
+from runtime.preprocessing.text import Tokenizer, texts_with_languages
 
 __all__ = ["LEAST_COSINE", "MEAN_COSINE", "WebProbes", "is_read_alike", "vectors_of_rows", "web_probes"]
 
@@ -57,8 +57,8 @@ def web_probes(
         towers.text_preprocessing, per_language=1, words=one_token_words(towers.tokenizer_json)
     )
     probes = [one for one in probes if is_read_alike(one.text) and len(one.text) <= longest // 2]
-    texts = [Text(one.text, i, one.language) for i, one in enumerate(probes)]
-    ids = [row.ids for row in tokenizer.rows_from_texts(texts)]
+    texts = texts_with_languages([one.text for one in probes], [one.language for one in probes])
+    ids = [row.ids for row in tokenizer.rows_from_texts(list(texts))]
     chosen = np.unique(np.linspace(0, len(ids) - 1, min(_MOST_EMBEDDED, len(ids))).astype(int)).tolist()
     place = {row: i for i, row in enumerate(chosen)}
     rows = [
