@@ -15,7 +15,7 @@ from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.bf16 import bf16_from_onnx
 from export.precision.calibration import CalibrationSet
-from export.precision.cuda import cuda_from_onnx
+from export.precision.cuda import cuda_from_onnx, require_packs
 from export.precision.fp16 import fp16_from_onnx
 from export.precision.graph_request import GraphRequest, MakeGraph
 from export.precision.int8 import GraphTarget, Int8Report, int8_from_onnx, recipe_for
@@ -24,7 +24,15 @@ from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import require_computes
 from runtime.errors import EngineError, ExportError
 from runtime.extras import install_hint
-from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision, variant_name
+from runtime.manifest import (
+    GPU_ENGINES,
+    GRAPH_ENGINES,
+    PACKED_TEXT_RECIPE,
+    Engine,
+    Modality,
+    Precision,
+    variant_name,
+)
 
 __all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
 
@@ -72,6 +80,7 @@ def forms_for(
     *,
     installed: Sequence[Engine],
     tensorrt: EngineOptions | None = None,
+    packed_text: bool = False,
 ) -> tuple[Form, ...]:
     """Return the forms of the given precisions for the given engines.
 
@@ -80,10 +89,11 @@ def forms_for(
             Nothing is built for a GPU unless its engine is requested.
         installed: Engines that can be measured here; unmeasured variants are not published.
         tensorrt: Build options of TensorRT plans; the defaults if None.
+        packed_text: Text towers for CUDA compute no padding.
 
     Raises:
         ExportError: a precision has no form for the requested engines, an engine is not installed, or
-            TensorRT options are given without a form that they apply to.
+            TensorRT options or packed text are given without a form that they apply to.
     """
     if missing := [engine.value for engine in engines if engine not in installed]:
         raise ExportError(
@@ -93,7 +103,7 @@ def forms_for(
     wanted = engines or [engine for engine in installed if engine not in GPU_ENGINES]
     chosen: list[Form] = []
     for precision in dict.fromkeys(precisions):
-        of_precision = [form for form in _forms(tensorrt) if form.precision is precision]
+        of_precision = [form for form in _forms(tensorrt, packed_text=packed_text) if form.precision is precision]
         possible = [
             dataclasses.replace(form, opened_by=opened_by)
             for form in of_precision
@@ -108,15 +118,25 @@ def forms_for(
         chosen += possible
     if tensorrt is not None and not any(form.engine is Engine.TENSORRT for form in chosen):
         raise ExportError("TensorRT options apply to no variant of this export; add --engine tensorrt.")
+    if packed_text:
+        _require_packable([form.precision for form in chosen if form.engine is Engine.CUDA])
     return tuple(chosen)
 
 
-def _forms(tensorrt: EngineOptions | None) -> tuple[Form, ...]:
-    if tensorrt is None:
-        return FORMS
-    return tuple(
-        _tensorrt(form.precision, tensorrt) if form.engine is Engine.TENSORRT else form for form in FORMS
-    )
+def _require_packable(precisions: Sequence[Precision]) -> None:
+    if not precisions:
+        raise ExportError("Packed text applies to no variant of this export; add --engine cuda.")
+    for precision in precisions:
+        require_packs(precision)
+
+
+def _forms(tensorrt: EngineOptions | None, *, packed_text: bool) -> tuple[Form, ...]:
+    def chosen(form: Form) -> Form:
+        if form.engine is Engine.TENSORRT and tensorrt is not None:
+            return _tensorrt(form.precision, tensorrt)
+        return _cuda(form.precision, packed_text=True) if form.engine is Engine.CUDA and packed_text else form
+
+    return tuple(map(chosen, FORMS))
 
 
 def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str, str]]:
@@ -189,16 +209,20 @@ def _int8_json(report: Int8Report) -> dict[str, Any]:
     }
 
 
-def _cuda(precision: Precision) -> Form:
+def _cuda(precision: Precision, *, packed_text: bool = False) -> Form:
     def make(request: GraphRequest) -> dict[str, Any]:
+        packs = packed_text and request.modality is Modality.TEXT
         report = cuda_from_onnx(
             request.source,
             request.target,
             data_name=request.data_name,
             precision=precision,
             batches=lambda: _calibration(request).batches(request.modality),
+            packed_text=packs,
         )
         found: dict[str, Any] = {"fused": dict(report.form.fused), "n_nodes": report.form.n_nodes}
+        if packs:
+            found[PACKED_TEXT_RECIPE] = True
         if report.half is not None:
             found[f"{precision.value}_share"] = report.half.half_share
             found["n_clamps"] = report.half.n_clamps

@@ -141,6 +141,13 @@ def export(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
+    packed_text: Annotated[
+        bool,
+        typer.Option(
+            "--packed-text",
+            help="For --engine cuda: the text tower computes no padding, and captures no CUDA graph.",
+        ),
+    ] = False,
     tensorrt_version_compatible: Annotated[
         bool,
         typer.Option(
@@ -214,6 +221,7 @@ def export(
         engine or [],
         installed=installed_engines(),
         tensorrt=None if plans == EngineOptions() else plans,
+        packed_text=packed_text,
     )
     forms, refused = possible_forms(wanted)
     for key, reason in refused.items():
