@@ -1,13 +1,13 @@
 """Graph pass that removes the padding of texts, for towers that mask it.
 
-Between the embeddings and the pooled token, the tokens of all texts are the rows of one matrix, without padding:
+Between the embeddings and the pool, the tokens of all texts are the rows of one matrix, without padding:
 
-    x (batch, sequence, width)  →  RemovePadding  →  (tokens, width)  →  layers  →  first token, or RestorePadding
+    (batch, sequence, width) → RemovePadding → (tokens, width) → layers → first token, or RestorePadding
 
-``PackedMultiHeadAttention`` keeps the texts apart. These operators of ONNX Runtime exist on CUDA alone, in FP32
-and FP16; they assume that a text's padding lies behind it. So that any mask gives the padded graph's vectors, the
-token ids and positions of a row are first moved together, in order, unmasked ones first: attention reads tokens
-as a set, once they have their positions.
+``PackedMultiHeadAttention`` keeps the texts apart. These operators of ONNX Runtime exist on CUDA alone, in
+FP32 and FP16; they assume that a text's padding lies behind it. So that any mask gives the padded graph's
+vectors, the token ids and positions of a row are first moved together, in order, unmasked ones first:
+attention reads tokens as a set, once they have their positions.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def pack_text(model: onnx_ir.Model) -> int:
     mask = masks.pop() if len(masks) == 1 else None
     if mask is None:
         raise ExportError(
-            f"The texts of {graph.name!r} cannot be packed: its attention does not mask the padding, so that it "
-            "is part of the vectors, or lies behind the pooled token. Export it without packed text."
+            f"The texts of {graph.name!r} cannot be packed: its attention does not mask the padding, which is"
+            " part of the vectors then, or lies behind the pooled token. Export it without packed text."
         )
     packing = _Packing(graph, mask)
     packing.remove_padding(_embeddings(attentions[0].inputs[0]))
@@ -69,7 +69,7 @@ def _input(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
 
 
 def _embeddings(value: onnx_ir.Value | None) -> onnx_ir.Value:
-    """Return the value that enters the first layer: back from its query to a sum of two values, or a lookup."""
+    """Return what enters the first layer: back from its query to a sum of two values, or a lookup."""
     node = producer(value)
     while node is not None and is_by_token(node):
         computed = [part for part in node.inputs if part is not None and constant(part) is None]
@@ -170,7 +170,9 @@ class _Packing:
         old = node.outputs[0]
         if not self.packed.issuperset(node.inputs[:3]) or old.shape is None or _input(node, 3) is not None:
             raise self._refusal(node)
-        attributes = {name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes}
+        attributes = {
+            name: node.attributes[name] for name in ("num_heads", "scale") if name in node.attributes
+        }
         made = onnx_ir.node(
             "PackedMultiHeadAttention",
             [*node.inputs[:3], None, self._offsets, self._ends],

@@ -1,8 +1,8 @@
 """Graph pass that spells out the operators of packed texts in others that a processor has.
 
-``RemovePadding``, ``PackedMultiHeadAttention`` and ``RestorePadding`` exist on CUDA alone. Spelled out, a packed
-graph runs anywhere, slowly, with the same values under the same names: to measure activations, and to judge the
-graph without a GPU.
+``RemovePadding``, ``PackedMultiHeadAttention`` and ``RestorePadding`` exist on CUDA alone. Spelled out, a
+packed graph runs anywhere, slowly, with the same values under the same names: to measure activations, and to
+judge the graph without a GPU.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def spell_out_packing(model: onnx_ir.Model) -> int:
         found = spell(steps, node)
         model.graph.insert_before(node, steps.nodes)
         for old, new in zip(node.outputs, found, strict=True):
-            name, old.name = str(old.name), f"{old.name}/spelled_out"
-            new.name, new.dtype, new.shape = name, old.dtype, old.shape
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            old.name = f"{old.name}/spelled_out"
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
         n_replaced += 1
@@ -96,7 +96,8 @@ def _remove_padding(steps: _Steps, node: onnx_ir.Node) -> Sequence[onnx_ir.Value
     rows = steps.add("Reshape", padded, steps.add("Concat", steps.ints(-1), width, axis=0))
     tokens = steps.add("Compress", rows, flat, axis=0)
     places = [
-        steps.add("Reshape", steps.add("NonZero", part), steps.ints(-1)) for part in (flat, steps.add("Not", flat))
+        steps.add("Reshape", steps.add("NonZero", part), steps.ints(-1))
+        for part in (flat, steps.add("Not", flat))
     ]
     offsets = steps.add("Reshape", steps.add("Concat", *places, axis=0), steps.add("Shape", is_token))
     ends = steps.add("Concat", steps.ints(0), steps.add("CumSum", n_tokens, zero), axis=0)
@@ -108,7 +109,9 @@ def _attention(steps: _Steps, node: onnx_ir.Node) -> Sequence[onnx_ir.Value]:
     offsets, ends = node.inputs[4], node.inputs[5]
     last = steps.ints(np.iinfo(np.int64).max)
     counts = steps.add(
-        "Sub", steps.add("Slice", ends, steps.ints(1), last), steps.add("Slice", ends, steps.ints(0), steps.ints(-1))
+        "Sub",
+        steps.add("Slice", ends, steps.ints(1), last),
+        steps.add("Slice", ends, steps.ints(0), steps.ints(-1)),
     )
     places = steps.kept(steps.cast(counts, _INT64), offsets)
     padded = [steps.restored(value, places, offsets) for value in node.inputs[:3]]

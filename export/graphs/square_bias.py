@@ -58,7 +58,7 @@ class SquareBias:
 
 
 def mask_of_square(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
-    """Return the int64 mask (batch, tokens) that a bias from ``SquareBias`` was made of; None of any other."""
+    """Return the int64 mask (batch, tokens) that a ``SquareBias`` was made of; None of any other value."""
     node = producer(bias)
     return mask_of_bias(node.inputs[0]) if node is not None and node.op_type == "Add" else None
 

@@ -89,8 +89,8 @@ def require_packs(precision: Precision) -> None:
     """
     if precision not in (Precision.FP32, Precision.FP16):
         raise ExportError(
-            f"Packed text has no form in {precision.value}: ONNX Runtime's operators for it compute in fp32 and "
-            "fp16. Choose fp16, or leave out --packed-text."
+            f"Packed text has no form in {precision.value}: ONNX Runtime's operators for it compute in fp32 "
+            "and fp16. Choose fp16, or leave out --packed-text."
         )
 
 

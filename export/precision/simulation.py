@@ -1,8 +1,8 @@
 """Simulate a 16-bit graph in FP32: every value that the graph holds in FP16 or BF16 is rounded to it.
 
 A processor without 16-bit kernels computes such a graph in FP32 or not at all. The simulation has the
-rounding of each node's inputs and outputs, and FP32 sums inside, as on a GPU. Operators of packed texts, which a
-processor lacks, are spelled out.
+rounding of each node's inputs and outputs, and FP32 sums inside, as on a GPU. Operators of packed texts,
+which a processor lacks, are spelled out.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ _N_LANES = 2
 Shape = tuple[int, int]
 
 
-def require_computes(precision: Precision) -> None:
+def require_computes(precision: Precision, *, gpu: int = 0) -> None:
     """Check that ONNX Runtime can compute in a precision on a GPU of this machine.
 
     Raises:
@@ -64,7 +64,7 @@ def require_computes(precision: Precision) -> None:
     """
     _require_supported(precision)
     require_cuda_build()
-    device = open_device()
+    device = open_device(gpu)
     device.close()
     _require_products(device, precision)
 

@@ -176,7 +176,7 @@ class Buckets:
         return runs
 
     def _packed_runs(self, lengths: NDArray[np.int64], order: NDArray[np.int64]) -> list[BucketRun]:
-        """Cut rows in descending order of length into runs of as many as fit, each of its longest row's length."""
+        """Cut rows in descending order of length into full runs, each as long as its longest row."""
         runs, at = [], 0
         while at < len(order):
             length = int(lengths[order[at]])

@@ -95,6 +95,7 @@ class CudaOnnxRuntime:
         self.runs = 0
         self.threads: set[threading.Thread] = set()
         self.graph_sessions: list[bool] = []
+        self.device_ids: set[str] = set()
         self.providers: Any = None
         self.config: dict[str, str] = {}
         self.refuses = ""
@@ -123,6 +124,7 @@ class _Session:
         runnable.parent.mkdir(parents=True, exist_ok=True)
         model = onnx_ir.load(graph)
         self._packs_text = any(node.op_type == "RemovePadding" for node in model.graph)
+        module.device_ids.add(providers[0][1]["device_id"])
         module.graph_sessions += [providers[0][1]["enable_cuda_graph"] == "1"]
         has_bfloat16 = any(v.dtype == onnx_ir.DataType.BFLOAT16 for n in model.graph for v in n.outputs)
         if has_bfloat16 or self._packs_text:  # a processor has no kernels for these

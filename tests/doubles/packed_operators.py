@@ -1,12 +1,13 @@
 """ONNX Runtime's operators of packed texts for ``onnx.reference``, from their published descriptions.
 
-The descriptions are in the schemas of the package (``get_all_operator_schema``). Nothing is shared with the code
-of the exporter, which spells the same operators out for a processor. The other fused operators of a text tower are
-here too, so that a packed graph can be evaluated whole.
+The descriptions are in the schemas of the package (``get_all_operator_schema``). Nothing is shared with the
+code of the exporter, which spells the same operators out for a processor. The other fused operators of a text
+tower are here too, so that a packed graph can be evaluated whole.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -45,12 +46,14 @@ def packed_attention(
     """Attention of each text over its own tokens."""
     found = np.empty_like(value)
     width = query.shape[1] // num_heads
-    for first, last in zip(ends[:-1], ends[1:], strict=True):
+    for first, last in itertools.pairwise(ends):
         for head in range(num_heads):
             columns = slice(head * width, (head + 1) * width)
             scores = scale * query[first:last, columns] @ key[first:last, columns].T
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            found[first:last, columns] = weights / weights.sum(axis=1, keepdims=True) @ value[first:last, columns]
+            found[first:last, columns] = (
+                weights / weights.sum(axis=1, keepdims=True) @ value[first:last, columns]
+            )
     return found
 
 

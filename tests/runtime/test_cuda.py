@@ -557,9 +557,7 @@ def test_a_corpus_is_embedded_in_large_unpadded_runs(
     np.testing.assert_allclose(found[::50], expected, rtol=0, atol=2e-6)
 
 
-def test_a_corpus_is_embedded_by_a_packed_tower(
-    exported: Exported, doubles: Doubles, tmp_path: Path
-) -> None:
+def test_a_corpus_is_embedded_by_a_packed_tower(exported: Exported, doubles: Doubles, tmp_path: Path) -> None:
     """The manifest says that the tower packs, so that texts of all lengths share runs."""
     forms = forms_for([Precision.FP16], [Engine.CUDA], installed=[Engine.CUDA], packed_text=True)
     done = repository_from_checkpoint(
