@@ -17,6 +17,7 @@ from sample_models import NAMES, Exported
 from export.graphs.cuda_form import suit_cuda
 from export.graphs.fused_norms import CONTRIB
 from export.graphs.spelled_packing import spell_out_packing
+from export.graphs.token_rows import keep_token_rows
 from export.precision.cuda import cuda_from_onnx
 from export.precision.simulation import simulated_from_onnx
 from export.variants import forms_for
@@ -225,6 +226,20 @@ def test_each_operator_spelled_out_is_the_described_one(seed: int) -> None:
         onnx.helper.make_graph([restore], "g", [floats[0], places[0]], [padded]), {"q": query, "o": offsets}
     )
     np.testing.assert_array_equal(restored, restore_padding(query, offsets))
+
+
+@pytest.mark.parametrize("name", ["nllb-clip", "capivara"])
+def test_a_packed_tower_keeps_a_part_of_its_vocabulary(name: str, exported: Exported, tmp_path: Path) -> None:
+    source = graph_of(exported(name), Modality.TEXT)
+    graph = packed(source, tmp_path / "packed.onnx")
+    rows = np.concatenate([np.arange(6), np.arange(6, 4_000, 2)])  # special tokens keep their ids
+    assert keep_token_rows(graph, rows, data_name="w")
+    target = spelled_out(graph, tmp_path / "model.onnx")
+    kept = np.array([[2, 400, 90, 1, 1], [6, 8, 1_000, 70, 4]])
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    whole = {"input_ids": rows[kept], "attention_mask": mask}
+    part = {"input_ids": kept, "attention_mask": mask}
+    np.testing.assert_allclose(vectors(target, [part]), vectors(source, [whole]), rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_packed_is_refused(exported: Exported, tmp_path: Path) -> None:
