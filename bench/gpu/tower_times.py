@@ -45,7 +45,8 @@ _DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
 def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
     """Prepare one tower; when told to, time every shape and write a line per contender.
 
-    The product's own form is timed beside PyTorch first, then the others as far as the tower's time goes.
+    The product's own form is timed beside PyTorch first, then beside packed texts, then the others as far as
+    the tower's time goes.
 
     Args:
         until: Time (``time.time()``) until which PyTorch may compile; 0 leaves the compiler out.
@@ -72,13 +73,13 @@ def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
             contenders = list(_contenders(bench, tower, opened[:1], inputs, shape))
             contenders += peers.contenders(inputs, compiled=shape in compiled)
             _time(bench, tower, shape, contenders, clock)
+        if tower.modality is Modality.TEXT and time.time() < last:
+            _time_packed(bench, tower, opened, clock)
         for shape, inputs in shapes:
             if time.time() < last:
                 contenders = list(_contenders(bench, tower, opened[1:], inputs, shape))
                 contenders += peers.with_plain_attention(inputs)
                 _time(bench, tower, shape, contenders, clock)
-        if tower.modality is Modality.TEXT and time.time() < last:
-            _time_packed(bench, tower, opened, clock)
 
 
 def _time_packed(bench: Bench, tower: TimedTower, opened: list[Opened], clock: Clock) -> None:
