@@ -37,11 +37,13 @@ from bench.timing.measured_inputs import Shape, inputs_of_shape, shapes_of
 from bench.timing.roofline import cost_settings
 from bench.timing.timed_process import WORKER, GraphSpec, OpenedGraph, Pace, TimedProcess, Times
 from export.parity.limits import limits_of
+from runtime.commands.options import device_option
 from runtime.commands.reporting import ErrorReportingCommand
 from runtime.cosines import lowest_cosine
+from runtime.device import device_from_name
 from runtime.errors import BabeltowerError, InputError
 from runtime.machine import available_memory_bytes
-from runtime.manifest import Engine, Manifest, Modality, Precision, TowerFiles, manifest_path
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality, Precision, TowerFiles, manifest_path
 
 __all__ = [
     "DEFAULT_PRECISIONS",
@@ -71,6 +73,7 @@ class LatencyPlan:
         processes: Number of times that every graph is opened anew; intervals come from the variation between
             them.
         turns: Turns of each process over its shapes.
+        device: GPU of the engines that run on one, as in ``open_backend``.
         worker: Program to start as the process; see ``bench.timing.timed_process``.
     """
 
@@ -80,6 +83,7 @@ class LatencyPlan:
     processes: int = 5
     turns: int = 1
     pace: Pace = field(default_factory=lambda: Pace(seconds=0.05, min_runs=6))
+    device: str | None = None
     worker: tuple[str, ...] = WORKER
 
 
@@ -275,7 +279,10 @@ class _kept_error:  # noqa: N801 - reads as a statement
 def _spec(group: Group, plan: LatencyPlan) -> GraphSpec:
     assert group.files is not None
     output = group.files.outputs[str(group.manifest.dim)]
-    return GraphSpec(str(group.graph), group.engine, group.precision.value, plan.threads, output)
+    device = plan.device if Engine(group.engine) in GPU_ENGINES else None
+    return GraphSpec(
+        str(group.graph), group.engine, group.precision.value, plan.threads, output, device=device
+    )
 
 
 def _compare(
@@ -426,6 +433,7 @@ def latency(
     tokens: Annotated[str, typer.Option(help="Tokens per text, comma separated.")] = "16,64",
     precision: Annotated[list[Precision] | None, typer.Option(help="May be repeated.")] = None,
     engine: Annotated[list[Engine] | None, typer.Option(help="May be repeated.")] = None,
+    device: Annotated[str | None, device_option("", "For --engine cuda and tensorrt: ")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one run.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Number of times to open each graph.")] = 5,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each process over its shapes.")] = 1,
@@ -438,12 +446,14 @@ def latency(
 ) -> None:
     """Time every graph of some models, and print percentiles and the share of this machine's limit."""
     console = wide_console()
-    plan = LatencyPlan(_numbers(batch), _numbers(tokens), threads, processes, turns)
+    if device is not None:
+        device_from_name(device)
+    plan = LatencyPlan(_numbers(batch), _numbers(tokens), threads, processes, turns, device=device)
     groups = chosen_groups(models or [], precisions=precision or [], engines=engine or [], console=console)
     if peaks is not None:
         limits = read_records(peaks)
     else:
-        gpu = any(group.engine == Engine.TENSORRT.value for group in groups)
+        gpu = any(group.engine in {engine.value for engine in GPU_ENGINES} for group in groups)
         limits = measure_peaks(turns=5, threads=threads, gpu=gpu)
     records = measure_latency(groups, plan, console)
     write_records([*records, *(limits if peaks is None else [])], record)

@@ -426,6 +426,7 @@ class _Run:
                 self.manifest({form.key: draft}),
                 form.precision,
                 engines=form.opened_by,
+                device=form.device,
                 limits=limits,
                 expected=expected,
                 gate=gate,
@@ -443,6 +444,7 @@ class _Run:
                 self.towers,
                 self.stage,
                 engines=form.opened_by,
+                device=form.device,
             )
         self.variants[form.key] = variant
         probes = probes_path(self.stage / self.name)
@@ -605,7 +607,7 @@ def _measured_on(form: Form) -> dict[str, object]:
     if form.engine not in GPU_ENGINES:
         return machine_facts()
     provider = {"provider": CUDA_PROVIDER} if form.engine is Engine.CUDA else {}
-    return {**machine_facts(), **gpu_record(), **provider}
+    return {**machine_facts(), **gpu_record(0 if form.device is None else form.device.gpu or 0), **provider}
 
 
 def _versions() -> dict[str, str]:

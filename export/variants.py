@@ -15,16 +15,25 @@ from export.graphs.files import copy_graph
 from export.precision.activation_ranges import activation_ranges
 from export.precision.bf16 import bf16_from_onnx
 from export.precision.calibration import CalibrationSet
-from export.precision.cuda import cuda_from_onnx
+from export.precision.cuda import cuda_from_onnx, require_packs
 from export.precision.fp16 import fp16_from_onnx
 from export.precision.graph_request import GraphRequest, MakeGraph
 from export.precision.int8 import GraphTarget, Int8Report, int8_from_onnx, recipe_for
 from export.tensorrt.options import EngineOptions
 from export.tensorrt.variant import TensorRtGraph, plan_maker, require_gpu
 from runtime.backends import require_computes
+from runtime.device import Device
 from runtime.errors import EngineError, ExportError
 from runtime.extras import install_hint
-from runtime.manifest import GPU_ENGINES, GRAPH_ENGINES, Engine, Precision, variant_name
+from runtime.manifest import (
+    GPU_ENGINES,
+    GRAPH_ENGINES,
+    PACKED_TEXT_RECIPE,
+    Engine,
+    Modality,
+    Precision,
+    variant_name,
+)
 
 __all__ = ["FORMS", "FP32", "Form", "forms_for", "possible_forms"]
 
@@ -39,6 +48,7 @@ class Form:
         make: Function that writes a tower's graph and returns its recipe as plain values.
         needs_calibration: A calibration set is required.
         require: Function that raises if the form cannot be built on this machine; see ``require_here``.
+        device: GPU that the form is built and measured on; None for the first, or the processor.
     """
 
     precision: Precision
@@ -47,6 +57,7 @@ class Form:
     make: MakeGraph = field(repr=False)
     needs_calibration: bool = False
     require: Callable[[], None] | None = field(default=None, repr=False)
+    device: Device | None = None
 
     @property
     def key(self) -> str:
@@ -72,6 +83,8 @@ def forms_for(
     *,
     installed: Sequence[Engine],
     tensorrt: EngineOptions | None = None,
+    packed_text: bool = False,
+    device: Device | None = None,
 ) -> tuple[Form, ...]:
     """Return the forms of the given precisions for the given engines.
 
@@ -80,10 +93,12 @@ def forms_for(
             Nothing is built for a GPU unless its engine is requested.
         installed: Engines that can be measured here; unmeasured variants are not published.
         tensorrt: Build options of TensorRT plans; the defaults if None.
+        packed_text: Text towers for CUDA compute no padding.
+        device: GPU that forms for one are built and measured on; the first by default.
 
     Raises:
         ExportError: a precision has no form for the requested engines, an engine is not installed, or
-            TensorRT options are given without a form that they apply to.
+            TensorRT options, packed text or a GPU are given without a form that they apply to.
     """
     if missing := [engine.value for engine in engines if engine not in installed]:
         raise ExportError(
@@ -93,7 +108,8 @@ def forms_for(
     wanted = engines or [engine for engine in installed if engine not in GPU_ENGINES]
     chosen: list[Form] = []
     for precision in dict.fromkeys(precisions):
-        of_precision = [form for form in _forms(tensorrt) if form.precision is precision]
+        forms = _forms(tensorrt, packed_text=packed_text, device=device)
+        of_precision = [form for form in forms if form.precision is precision]
         possible = [
             dataclasses.replace(form, opened_by=opened_by)
             for form in of_precision
@@ -108,15 +124,37 @@ def forms_for(
         chosen += possible
     if tensorrt is not None and not any(form.engine is Engine.TENSORRT for form in chosen):
         raise ExportError("TensorRT options apply to no variant of this export; add --engine tensorrt.")
+    if device is not None:
+        _require_on(device, chosen)
+    if packed_text:
+        _require_packable([form.precision for form in chosen if form.engine is Engine.CUDA])
     return tuple(chosen)
 
 
-def _forms(tensorrt: EngineOptions | None) -> tuple[Form, ...]:
-    if tensorrt is None:
-        return FORMS
-    return tuple(
-        _tensorrt(form.precision, tensorrt) if form.engine is Engine.TENSORRT else form for form in FORMS
-    )
+def _require_on(device: Device, forms: Sequence[Form]) -> None:
+    on_gpu = [form.key for form in forms if form.engine in GPU_ENGINES]
+    if device.is_gpu and not on_gpu:
+        raise ExportError(f"Device {device} applies to no variant of this export; add --engine cuda.")
+    if not device.is_gpu and on_gpu:
+        raise ExportError(
+            f"{on_gpu[0]} is built and measured on a GPU; pass --device cuda:N, or leave it out."
+        )
+
+
+def _require_packable(precisions: Sequence[Precision]) -> None:
+    if not precisions:
+        raise ExportError("Packed text applies to no variant of this export; add --engine cuda.")
+    for precision in precisions:
+        require_packs(precision)
+
+
+def _forms(tensorrt: EngineOptions | None, *, packed_text: bool, device: Device | None) -> tuple[Form, ...]:
+    def chosen(form: Form) -> Form:
+        if form.engine is Engine.TENSORRT:
+            return _tensorrt(form.precision, tensorrt or EngineOptions(), device)
+        return _cuda(form.precision, device, packed_text=packed_text) if form.engine is Engine.CUDA else form
+
+    return tuple(map(chosen, FORMS))
 
 
 def possible_forms(forms: Sequence[Form]) -> tuple[tuple[Form, ...], Mapping[str, str]]:
@@ -189,16 +227,22 @@ def _int8_json(report: Int8Report) -> dict[str, Any]:
     }
 
 
-def _cuda(precision: Precision) -> Form:
+def _cuda(precision: Precision, device: Device | None = None, *, packed_text: bool = False) -> Form:
+    gpu = _gpu(device)
+
     def make(request: GraphRequest) -> dict[str, Any]:
+        packs = packed_text and request.modality is Modality.TEXT
         report = cuda_from_onnx(
             request.source,
             request.target,
             data_name=request.data_name,
             precision=precision,
             batches=lambda: _calibration(request).batches(request.modality),
+            packed_text=packs,
         )
         found: dict[str, Any] = {"fused": dict(report.form.fused), "n_nodes": report.form.n_nodes}
+        if packs:
+            found[PACKED_TEXT_RECIPE] = True
         if report.half is not None:
             found[f"{precision.value}_share"] = report.half.half_share
             found["n_clamps"] = report.half.n_clamps
@@ -211,11 +255,14 @@ def _cuda(precision: Precision) -> Form:
         (Engine.CUDA,),
         make,
         needs_calibration=precision is Precision.FP16,
-        require=lambda: require_computes(Engine.CUDA, precision),
+        require=lambda: require_computes(Engine.CUDA, precision, gpu=gpu),
+        device=device,
     )
 
 
-def _tensorrt(precision: Precision, options: EngineOptions) -> Form:
+def _tensorrt(precision: Precision, options: EngineOptions, device: Device | None = None) -> Form:
+    options = dataclasses.replace(options, gpu=_gpu(device))
+
     def describe(graph: TensorRtGraph) -> Mapping[str, Any]:
         if graph.int8 is not None:
             return _int8_json(graph.int8)
@@ -227,8 +274,13 @@ def _tensorrt(precision: Precision, options: EngineOptions) -> Form:
         (Engine.TENSORRT,),
         plan_maker(precision, options, describe),
         needs_calibration=precision not in (Precision.FP32, Precision.BF16),
-        require=require_gpu,
+        require=lambda: require_gpu(options),
+        device=device,
     )
+
+
+def _gpu(device: Device | None) -> int:
+    return 0 if device is None else device.gpu or 0
 
 
 def _calibration(request: GraphRequest) -> CalibrationSet:

@@ -228,6 +228,11 @@ class LocalEncoder(Encoder):
         """Rows from which texts of one length run unpadded; see ``Buckets``."""
         return EXACT_ROWS if self._graphs.engine is Engine.CUDA else None
 
+    @property
+    def packs_text(self) -> bool:
+        """Whether the text tower computes no padding, so that texts of several lengths share a run."""
+        return self._variant.packs_text
+
     def token_rows(self, texts: Sequence[Text]) -> list[TokenRow]:
         """Tokenize texts, the first stage of embedding: token ids in input order; needs no graph.
 
@@ -347,6 +352,7 @@ class LocalEncoder(Encoder):
                     self._graphs.run_overhead,
                     text.context_length if self.on_gpu else None,
                     self.exact_rows,
+                    self.packs_text,
                     text.graph_inputs,
                 )
             return self._text

@@ -35,6 +35,7 @@ __all__ = [
     "FRONT_END_FILE",
     "GPU_ENGINES",
     "GRAPH_ENGINES",
+    "PACKED_TEXT_RECIPE",
     "TOKENIZER_FILE",
     "WHOLE_TOKENIZER_FILE",
     "Engine",
@@ -72,6 +73,9 @@ TOKENIZER_FILE = "tokenizer.json"
 
 WHOLE_TOKENIZER_FILE = "whole_tokenizer.json.gz"
 """Name of the checkpoint's own tokenizer, beside the text tower of a model whose vocabulary was pruned."""
+
+PACKED_TEXT_RECIPE = "packed_text"
+"""Entry of a text tower's recipe that says that it computes no padding."""
 
 FORMAT = "babeltower/2"
 """Version of the manifest's layout; readers reject any other."""
@@ -258,6 +262,11 @@ class Variant:
     def tower(self, modality: Modality) -> TowerFiles:
         """Return the tower of a modality."""
         return self.text if modality is Modality.TEXT else self.image
+
+    @property
+    def packs_text(self) -> bool:
+        """Whether the text tower computes no padding; see ``export/graphs/packed_text.py``."""
+        return bool(dict(self.recipe.get(Modality.TEXT.value, {})).get(PACKED_TEXT_RECIPE))
 
 
 @dataclass(frozen=True, slots=True)

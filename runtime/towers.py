@@ -137,6 +137,7 @@ class TextTower:
         run_overhead: Fixed cost of a run, in tokens; without one, runs are filled to their budget.
         context_length: Longest text, in tokens; on a GPU, where runs have the shapes of buckets.
         exact_rows: See ``Buckets``; for an engine on a GPU that runs any shape.
+        packed: See ``Buckets``; for a graph on a GPU that packs its texts.
         inputs: Names of the graph's inputs.
     """
 
@@ -146,6 +147,7 @@ class TextTower:
     run_overhead: int | None = RUN_OVERHEAD
     context_length: int | None = None
     exact_rows: int | None = None
+    packed: bool = False
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def close(self) -> None:
@@ -188,6 +190,7 @@ class TextTower:
                 self.context_length,
                 max_tokens=max_batch_tokens or GPU_BATCH_TOKENS,
                 exact_rows=self.exact_rows,
+                packed=self.packed,
             )
             for run in buckets.runs([len(row) for row in ids]):
                 yield padded_batch(ids, run.positions, pad_id=self.pad_id, length=run.length)

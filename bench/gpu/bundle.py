@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-from bench.gpu.device_code import cut_library
-from bench.gpu.packing import pack_folder
+from bench.gpu.parts.device_code import cut_library
+from bench.gpu.parts.packing import pack_folder
 from bench.gpu.samples import sample_repository
 from bench.gpu.skeletons import require_activation, skeleton_from_graph
 from bench.gpu.stamps import ExportStamp

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 
 from bench.records.record import Record
 
-__all__ = ["PeerRatios", "comparisons_of", "floor_ms", "peaks_of", "shape_of", "speeds_of"]
+__all__ = [
+    "PackedRatio",
+    "PeerRatios",
+    "comparisons_of",
+    "floor_ms",
+    "packed_ratios",
+    "peaks_of",
+    "shape_of",
+    "speeds_of",
+]
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
-_PRODUCT, _EAGER, _COMPILED = "babeltower", "PyTorch", "PyTorch compiled"
+_PRODUCT, _PACKED = "babeltower", "babeltower, packed texts"
+_EAGER, _COMPILED = "PyTorch", "PyTorch compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,36 @@ def comparisons_of(records: Sequence[Record]) -> Iterator[PeerRatios]:
             compiled,
             floor / ours.median if floor else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRatio:
+    """The product's padded time divided by that of packed texts, in one shape, metric and precision."""
+
+    model: str
+    shape: str
+    metric: str
+    precision: str
+    padded_ms: float
+    packed_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Above one where packing pays."""
+        return self.padded_ms / self.packed_ms
+
+
+def packed_ratios(records: Sequence[Record]) -> Iterator[PackedRatio]:
+    """Return a ratio per tower, shape, metric and precision in which both forms were timed."""
+    found: dict[tuple[str, str, str, str], dict[str, float]] = {}
+    for record in speeds_of(records):
+        cell = record.cell
+        place = (cell["model"], shape_of(record), cell["metric"], cell["precision"])
+        if cell["by"] in (_PRODUCT, _PACKED):
+            found.setdefault(place, {})[cell["by"]] = record.median
+    for place, ms in found.items():
+        if len(ms) == 2:
+            yield PackedRatio(*place, ms[_PRODUCT], ms[_PACKED])
 
 
 def floor_ms(record: Record, peaks: Mapping[str, float]) -> float | None:

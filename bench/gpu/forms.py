@@ -12,16 +12,18 @@ from export.graphs.cuda_form import suit_cuda
 from export.graphs.files import save_graph
 from export.graphs.float_types import float_values
 from export.graphs.fused_attention import Projections
+from export.graphs.spelled_packing import spell_out_packing
 from export.precision.fp16 import bfloat16_from_onnx, halve_model
 from runtime.manifest import Precision
-from runtime.preprocessing.buckets import CONTEXT_LENGTH
+from runtime.preprocessing.buckets import CONTEXT_LENGTH, PACKED_TEXT
 
-__all__ = ["TIMED_FORMS", "TimedForm", "forms_to_time", "graph_for_gpu"]
+__all__ = ["TIMED_CONTEXT_LENGTH", "TIMED_FORMS", "TimedForm", "forms_to_time", "graph_for_gpu"]
 
 _MAGNITUDE = 1.0
 """Assumed magnitude of every activation: random weights keep all of them far below FP16's largest."""
 
-_CONTEXT_LENGTH = 77
+TIMED_CONTEXT_LENGTH = 77
+"""Longest text of the timed towers, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class TimedForm:
         most_rows: Largest batch that is timed.
         attention: ONNX Runtime's ``sdpa_kernel``: the kernels that it may choose from; all if empty.
         texts_only: Time text towers only.
+        packed: Compute texts without padding; no CUDA graph is captured then.
+        spelled_out: Compute packed texts with operators that a processor has.
     """
 
     by: str
@@ -47,17 +51,33 @@ class TimedForm:
     most_rows: int = 512
     attention: str = ""
     texts_only: bool = False
+    packed: bool = False
+    spelled_out: bool = False
 
 
 TIMED_FORMS = (
     TimedForm("babeltower", Precision.FP16, in_full=True),
+    TimedForm(
+        "babeltower, packed texts", Precision.FP16, capture=False, in_full=True, texts_only=True, packed=True
+    ),
     TimedForm("babeltower, plain attention", Precision.FP16, attention="16", texts_only=True),
     TimedForm("babeltower", Precision.BF16),
     TimedForm("babeltower", Precision.FP32, most_rows=128),
 )
 """In order of worth; the first is the product's own."""
 
-_DRY_FORMS = (TimedForm("babeltower", Precision.FP32, in_full=True),)
+_DRY_FORMS = (
+    TimedForm("babeltower", Precision.FP32, in_full=True),
+    TimedForm(
+        "babeltower, packed texts",
+        Precision.FP32,
+        capture=False,
+        in_full=True,
+        texts_only=True,
+        packed=True,
+        spelled_out=True,
+    ),
+)
 
 
 def forms_to_time(*, dry: bool) -> tuple[TimedForm, ...]:
@@ -68,12 +88,15 @@ def forms_to_time(*, dry: bool) -> tuple[TimedForm, ...]:
 def graph_for_gpu(skeleton: Path, form: TimedForm, folder: Path) -> Path:
     """Return a tower's fused graph with random weights in a form, writing it if it is missing."""
     source = graph_from_skeleton(skeleton, folder)
-    target = folder / f"{source.stem}-{form.projections.value}-{form.precision.value}.onnx"
+    layout = "packed-text" if form.packed else form.projections.value
+    target = folder / f"{source.stem}-{layout}-{form.precision.value}.onnx"
     if target.is_file():
         return target
     model = onnx_ir.load(source)
-    suit_cuda(model, projections=form.projections)
-    model.metadata_props[CONTEXT_LENGTH] = str(_CONTEXT_LENGTH)
+    suit_cuda(model, projections=form.projections, packed_text=form.packed)
+    model.metadata_props[CONTEXT_LENGTH] = str(TIMED_CONTEXT_LENGTH)
+    if form.packed:
+        model.metadata_props[PACKED_TEXT] = "1"
     data_name = f"{target.stem}.data"
     if form.precision is Precision.BF16:
         fused = graph_for_gpu(skeleton, replace(form, precision=Precision.FP32), folder)
@@ -81,5 +104,7 @@ def graph_for_gpu(skeleton: Path, form: TimedForm, folder: Path) -> Path:
         return target
     if form.precision is Precision.FP16:
         halve_model(model, {str(v.name): _MAGNITUDE for node in model.graph for v in float_values(node)})
+    if form.spelled_out:
+        spell_out_packing(model)
     save_graph(model, target, data_name=data_name)
     return target

@@ -31,6 +31,8 @@ from runtime.manifest import Engine, Manifest, Precision, manifest_path
 
 __all__ = [
     "CUDA_PRECISIONS",
+    "PACKED",
+    "PACKED_PRECISION",
     "REFERENCE",
     "GateForm",
     "embed_model",
@@ -42,6 +44,9 @@ __all__ = [
 
 CUDA_PRECISIONS = (Precision.FP16, Precision.BF16, Precision.FP32)
 """Precisions that the gate judges on CUDA, in order of worth."""
+
+PACKED, PACKED_PRECISION = "packed", Precision.FP16
+"""Folder of the models with packed texts, inside of the other models' repository, and their precision."""
 
 _DRY_SHARE = 30
 _N_FAULTS = 5
@@ -180,7 +185,11 @@ def _forms(bench: Bench) -> list[GateForm]:
     """List the reference, then the forms on the GPU."""
     if bench.dry:
         return [REFERENCE, GateForm("again", Precision.FP32, Engine.ONNXRUNTIME)]
-    return [REFERENCE, *(GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)]
+    fp16, *others = (GateForm(f"cuda {p.value}", p, Engine.CUDA) for p in CUDA_PRECISIONS)
+    packed = GateForm(
+        f"cuda {PACKED_PRECISION.value} packed", PACKED_PRECISION, Engine.CUDA, folder=f"repository/{PACKED}"
+    )
+    return [REFERENCE, fp16, packed, *others]
 
 
 def _process(part: str) -> subprocess.Popen[bytes]:

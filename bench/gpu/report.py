@@ -6,7 +6,15 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms, peaks_of, shape_of, speeds_of
+from bench.gpu.comparison import (
+    PeerRatios,
+    comparisons_of,
+    floor_ms,
+    packed_ratios,
+    peaks_of,
+    shape_of,
+    speeds_of,
+)
 from bench.records.record import Record, read_records
 
 __all__ = ["write_report"]
@@ -42,6 +50,7 @@ def write_report(record: Path, out: Path) -> None:
             parts += [f"<h2>{html.escape(model)}, {words}</h2>", f'<img src="{name}" alt="{name}">']
             parts.append(_speed_table(found, peaks, floors=metric == "device"))
             parts.append(_comparison_table([c for c in compared if (c.model, c.metric) == (model, metric)]))
+    parts += _packed(records)
     page = f"<!doctype html><meta charset=utf-8><title>GPU</title><style>{_STYLE}</style>" + "\n".join(parts)
     (out / "index.html").write_text(page, encoding="utf-8")
 
@@ -114,6 +123,26 @@ def _comparison_table(comparisons: Sequence[PeerRatios]) -> str:
     ]
     head = ("babeltower", "tokens/s", "faster than PyTorch", "than PyTorch compiled", "share of the limit")
     return _table(head, rows) if rows else ""
+
+
+def _packed(records: Sequence[Record]) -> Iterator[str]:
+    """Return the table of packed texts beside padded ones; empty if they were not timed."""
+    found = list(packed_ratios(records))
+    if not found:
+        return
+    rows = [
+        (
+            f"{packed.model} {packed.shape}, {packed.precision}, {packed.metric}",
+            f"{packed.padded_ms:.3f}",
+            f"{packed.packed_ms:.3f}",
+            f"{packed.ratio:.2f}×",
+            "yes" if packed.ratio > 1 else "no",
+        )
+        for packed in found
+    ]
+    yield "<h2>Packed texts (--packed-text)</h2>"
+    yield "<p>Texts of one length have no padding to remove; captions are run as those of a corpus.</p>"
+    yield _table(("tower, shape, metric", "padded, ms", "packed, ms", "as fast as padded", "pays"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -88,7 +88,7 @@ def _speed_cell(line: Mapping[str, Any], metric: str) -> dict[str, str]:
         precision=line["precision"],
         batch=line["rows"],
         tokens=line["tokens"] or None,
-        load="ragged" if line["ragged"] else "",
+        load=line["load"],
     )
 
 

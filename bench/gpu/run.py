@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.gpu.bundle import BUNDLE_FACTS
 from bench.gpu.lines import LINES, QUIET, RECORD, Bench, read_lines, remove_leftovers
-from bench.gpu.packing import unpack_folder
+from bench.gpu.parts.packing import unpack_folder
 from bench.gpu.summary import summary_of_lines
 from runtime.errors import BabeltowerError
 

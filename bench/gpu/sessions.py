@@ -49,39 +49,52 @@ class TimedSession:
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=found)
         if (running := self._session.get_providers()[0]) != found[0][0]:
             raise RuntimeError(f"{found[0][0]} was requested, but {running} would run {graph.name}.")
+        self.engine = (Engine.ONNXRUNTIME if stream is None else Engine.CUDA).value
         self._backend: Any = None
         if form.in_full:
-            engine, device = (Engine.ONNXRUNTIME, None) if stream is None else (Engine.CUDA, Device(0))
-            self._backend = open_backend(engine, graph, precision=form.precision, device=device)
+            device = None if stream is None else Device(0)
+            self._backend = open_backend(Engine(self.engine), graph, precision=form.precision, device=device)
 
     def contender(self, inputs: Mapping[str, NDArray[Any]]) -> Contender:
         """Return the runs of one shape; with CUDA graphs, the first launches capture one."""
         self._n_shapes += 1
         bound = self._bind(inputs)
         queued = self._options()
-        session, backend = self._session, self._backend
-        outputs = [session.get_outputs()[0].name]
+        session = self._session
 
         def launch() -> None:
             session.run_with_iobinding(bound, queued)
 
         def from_host() -> NDArray[Any]:
-            if backend is None:
-                launch()
-                bound.synchronize_outputs()
-                return np.asarray(bound.get_outputs()[0].numpy())
-            (vectors,) = backend.run(inputs, outputs)
-            return np.asarray(vectors)
+            if self.is_in_full:
+                return self.run_from_host(inputs)
+            launch()
+            bound.synchronize_outputs()
+            return np.asarray(bound.get_outputs()[0].numpy())
 
         return Contender(
             self._form.by,
-            Engine.CUDA.value,
+            self.engine,
             self._form.precision.value,
             launch,
             from_host,
-            {"cuda_graph": self._capture, "projections": self._form.projections.value},
+            {
+                "cuda_graph": self._capture,
+                "projections": self._form.projections.value,
+                "packed": self._form.packed,
+            },
             METRICS if self._form.in_full else METRICS[:1],
         )
+
+    @property
+    def is_in_full(self) -> bool:
+        """Whether the product's backend is open beside the session."""
+        return self._backend is not None
+
+    def run_from_host(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Compute the first output by the product's backend."""
+        (vectors,) = self._backend.run(inputs, [self._session.get_outputs()[0].name])
+        return np.asarray(vectors)
 
     def _options(self) -> Any:
         options = onnxruntime.RunOptions()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.gpu.gate import REFERENCE, GateForm, embed_model, judge_model
+from bench.gpu.gate import PACKED, PACKED_PRECISION, REFERENCE, GateForm, embed_model, judge_model
 from bench.gpu.lines import LINES, Bench, read_lines
 from bench.gpu.results import records_of_line
 from bench.gpu.samples import sample_repository
@@ -52,9 +52,11 @@ def judge_simulated(work: Path, samples: Sequence[str], say: Callable[[str], Non
     sample_repository(folder / "repository", samples)
     bench = Bench(work, work, work, dry=False, ends_at=float("inf"))
     for name in samples:
-        forms = [REFERENCE, *map(simulated_form, SIMULATED)]
+        packed = simulated_form(PACKED_PRECISION, packed=True)
+        forms = [REFERENCE, *map(simulated_form, SIMULATED), packed]
         for form in forms[1:]:
-            in_process(simulated_model, folder / "repository" / name, folder / form.folder, form.precision)
+            source = folder / "repository" / (PACKED if form is packed else "") / name
+            in_process(simulated_model, source, folder / form.folder, form.precision)
         for form in forms:
             started = time.monotonic()
             in_process(embed_model, bench, name, form)
@@ -63,13 +65,14 @@ def judge_simulated(work: Path, samples: Sequence[str], say: Callable[[str], Non
     return [record for line in read_lines(lines) for record in records_of_line(line)]
 
 
-def simulated_form(precision: Precision) -> GateForm:
+def simulated_form(precision: Precision, *, packed: bool = False) -> GateForm:
     """Return the form that opens what ``simulated_model`` wrote for a precision."""
+    name = f"simulated {precision.value}{' packed' if packed else ''}"
     return GateForm(
-        f"simulated {precision.value}",
+        name,
         precision,
         Engine.ONNXRUNTIME,
-        folder=f"simulated-{precision.value}",
+        folder=name.replace(" ", "-"),
         opened_as=Precision.FP32,
     )
 

@@ -12,7 +12,7 @@ from bench.gpu.lines import Bench
 from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import DRY_TOWERS, TimedTower, random_inputs, shapes_of
 from runtime.cosines import row_cosines
-from runtime.manifest import Precision
+from runtime.manifest import Modality, Precision
 
 __all__ = ["try_forms"]
 
@@ -28,6 +28,8 @@ def try_forms(bench: Bench) -> None:
     for tower in DRY_TOWERS:
         reference = _session(bench, tower, TimedForm("processor", Precision.FP32), None)
         for form in forms_to_time(dry=bench.dry):
+            if form.texts_only and tower.modality is not Modality.TEXT:
+                continue
             facts = {"step": "smoke", "tower": tower.name, "what": f"{form.by} {form.precision.value}"}
             try:
                 least = min(_cosines(tower, reference, _session(bench, tower, form, handle)))

@@ -15,6 +15,7 @@ from bench.gpu.forms import forms_to_time, graph_for_gpu
 from bench.gpu.lines import QUIET, Bench
 from bench.gpu.towers import DRY_TOWERS, TOWERS, tower_of
 from bench.gpu.turns import POLL_S, Turn
+from runtime.manifest import Modality
 
 __all__ = ["perform_part", "time_all", "write_graphs"]
 
@@ -82,6 +83,8 @@ def write_graphs(bench: Bench, slug: str) -> None:
     tower = tower_of(slug)
     try:
         for form in forms_to_time(dry=bench.dry):
+            if form.texts_only and tower.modality is not Modality.TEXT:
+                continue
             started = time.perf_counter()
             with suppress(Exception):
                 graph_for_gpu(bench.skeleton(slug), form, bench.graphs)

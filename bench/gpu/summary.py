@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.gpu.comparison import PeerRatios, comparisons_of
+from bench.gpu.comparison import PeerRatios, comparisons_of, packed_ratios
 from bench.gpu.results import records_of_line
 
 __all__ = ["summary_of_lines"]
@@ -34,8 +34,14 @@ def summary_of_lines(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     for tower, shape in dict.fromkeys((line["tower"], line["shape"]) for line in speeds):
         cells = [_cell(line) for line in speeds if (line["tower"], line["shape"]) == (tower, shape)]
         yield f"{tower} {shape}: {'; '.join(cells)}"
-    for found in comparisons_of([record for line in lines for record in records_of_line(line)]):
+    records = [record for line in lines for record in records_of_line(line)]
+    for found in comparisons_of(records):
         yield _comparison_text(found)
+    for packed in packed_ratios(records):
+        yield (
+            f"{packed.model} {packed.shape} {packed.precision}, {packed.metric}: packed texts are "
+            f"{packed.ratio:.2f}× as fast as padded ones"
+        )
     seconds = [line["seconds"] for line in lines if line.get("step") == "compile" and "seconds" in line]
     if seconds:
         yield f"PyTorch compiled {len(seconds)} shapes, {max(seconds):.0f} s the slowest"
@@ -65,7 +71,8 @@ def _comparison_text(found: PeerRatios) -> str:
 
 def _cell(line: dict[str, Any]) -> str:
     medians = {name: statistics.median(samples) for name, samples in line["samples"].items()}
-    device = medians.pop("device")
+    device = medians.pop("device", None)
     others = ", ".join(f"{ms:.3g}" for ms in medians.values())
     name = line["by"].replace("babeltower", "").replace("PyTorch", "torch").strip()
-    return f"{name} {line['precision']} {device:.3g}".strip() + (f" ({others})" if others else "")
+    shown = "–" if device is None else f"{device:.3g}"
+    return f"{name} {line['precision']} {shown}".strip() + (f" ({others})" if others else "")

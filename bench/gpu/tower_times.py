@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bench.gpu.clocks import METRICS, Clock, Contender
 from bench.gpu.forms import TimedForm, forms_to_time, graph_for_gpu
 from bench.gpu.lines import Bench
+from bench.gpu.packed_texts import CAPTIONS, RAGGED_SHAPES, caption_lengths, captions_contender
 from bench.gpu.peers import torch_tower
 from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import (
@@ -37,13 +38,15 @@ _TURNS = 2
 _TOO_LITTLE_S = 3.0
 _MOST_SHAPES = 64
 _AUTOTUNE_S = 40.0
+_DRY_CAPTIONS = 64
 _DTYPES = {"cuda": torch.float16, "cpu": torch.float32}
 
 
 def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
     """Prepare one tower; when told to, time every shape and write a line per contender.
 
-    The product's own form is timed beside PyTorch first, then the others as far as the tower's time goes.
+    The product's own form is timed beside PyTorch first, then beside packed texts, then the others as far as
+    the tower's time goes.
 
     Args:
         until: Time (``time.time()``) until which PyTorch may compile; 0 leaves the compiler out.
@@ -70,11 +73,27 @@ def prepare_and_time(bench: Bench, slug: str, *, until: float) -> None:
             contenders = list(_contenders(bench, tower, opened[:1], inputs, shape))
             contenders += peers.contenders(inputs, compiled=shape in compiled)
             _time(bench, tower, shape, contenders, clock)
+        if tower.modality is Modality.TEXT and time.time() < last:
+            _time_packed(bench, tower, opened, clock)
         for shape, inputs in shapes:
             if time.time() < last:
                 contenders = list(_contenders(bench, tower, opened[1:], inputs, shape))
                 contenders += peers.with_plain_attention(inputs)
                 _time(bench, tower, shape, contenders, clock)
+
+
+def _time_packed(bench: Bench, tower: TimedTower, opened: list[Opened], clock: Clock) -> None:
+    """Time the product's padded and packed form in the captions of a corpus, then in ragged batches."""
+    chosen = [(form, session) for form, session in opened if form.in_full and session.is_in_full]
+    lengths = caption_lengths(_DRY_CAPTIONS) if bench.dry else caption_lengths()
+    try:
+        contenders = [captions_contender(tower, form, session, lengths) for form, session in chosen]
+        _time(bench, tower, TimedShape(len(lengths)), contenders, clock, lengths=lengths)
+    except Exception as error:
+        _emit_error(bench, tower, CAPTIONS, error)
+    for shape in () if bench.dry else RAGGED_SHAPES:
+        contenders = list(_contenders(bench, tower, chosen, random_inputs(tower, shape), shape))
+        _time(bench, tower, shape, contenders, clock)
 
 
 def time_autotuned(bench: Bench) -> None:
@@ -242,10 +261,25 @@ def _compile(
 
 
 def _time(
-    bench: Bench, tower: TimedTower, shape: TimedShape, contenders: list[Contender], clock: Clock
+    bench: Bench,
+    tower: TimedTower,
+    shape: TimedShape,
+    contenders: list[Contender],
+    clock: Clock,
+    *,
+    lengths: NDArray[np.int64] | None = None,
 ) -> None:
-    """Time the contenders in turns, and write a line for each."""
-    unpadded = n_tokens(tower, shape)
+    """Time the contenders in turns, and write a line for each.
+
+    Args:
+        lengths: Tokens of each text, if the shape is a window of captions.
+    """
+    if lengths is None:
+        load = "ragged" if shape.ragged else ""
+        unpadded, operations = n_tokens(tower, shape), tower.operations(shape)
+    else:
+        load, unpadded = CAPTIONS, int(lengths.sum())
+        operations = sum(tower.operations(TimedShape(1, int(length))) for length in lengths)
     found: dict[int, dict[str, list[float]]] = {}
     vectors = {}
     for _ in range(_TURNS):
@@ -264,17 +298,17 @@ def _time(
             step="speed",
             tower=tower.name,
             modality=tower.modality.value,
-            shape=str(shape),
+            shape=str(shape) if lengths is None else f"{shape} {load}",
             rows=shape.rows,
             tokens=shape.tokens,
-            ragged=shape.ragged,
+            load=load,
             n_tokens=unpadded,
             by=contender.by,
             engine=contender.engine,
             precision=contender.precision,
             unit_vectors=_are_unit(vectors[number]),
             samples={name: [round(ms, 5) for ms in samples] for name, samples in by_metric.items()},
-            operations=tower.operations(shape),
+            operations=operations,
             product_weights=tower.product_weights,
             detail=contender.detail,
         )

@@ -33,7 +33,7 @@ WORKER = ("-m", "bench.timing.timed_process")
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """Graph, engine and settings of the child."""
+    """Graph, engine and settings of the child; ``device`` as in ``open_backend``."""
 
     graph: str
     engine: str
@@ -41,6 +41,7 @@ class GraphSpec:
     threads: int
     output: str
     instances: int = 1
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
     from runtime.backends import open_backend
-    from runtime.manifest import Engine, Precision
+    from runtime.manifest import GPU_ENGINES, Engine, Precision
 
     inputs = {str(first): _arrays(first)}
     started = time.perf_counter()
@@ -198,8 +199,9 @@ def _answers(spec: GraphSpec, first: Path) -> Iterator[dict[str, Any]]:
         Engine(spec.engine),
         Path(spec.graph),
         precision=Precision(spec.precision),
-        threads=None if spec.engine == Engine.TENSORRT else spec.threads,
+        threads=None if Engine(spec.engine) in GPU_ENGINES else spec.threads,
         instances=spec.instances,
+        device=spec.device,
     )
     opened = time.perf_counter()
     (vectors,) = backend.run(inputs[str(first)], [spec.output])

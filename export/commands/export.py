@@ -13,7 +13,9 @@ import typer
 from export.commands.parity_lines import parity_lines
 from export.layouts.names import LayoutName
 from runtime.backends.plans import Portability
+from runtime.commands.options import device_option
 from runtime.commands.summary import lines_from_vocabulary
+from runtime.device import device_from_name
 from runtime.errors import ExportError
 from runtime.extras import needing
 from runtime.manifest import Engine, KeptBy, Precision, Variant
@@ -141,6 +143,17 @@ def export(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per run; all cores by default.")] = None,
+    device: Annotated[
+        str | None, device_option("GPU", "For --engine cuda and tensorrt: ", in_environment=False)
+    ] = None,
+    packed_text: Annotated[
+        bool,
+        typer.Option(
+            "--packed-text",
+            help="For --engine cuda: the text tower computes no padding, and captures no CUDA graph.",
+            rich_help_panel="GPU",
+        ),
+    ] = False,
     tensorrt_version_compatible: Annotated[
         bool,
         typer.Option(
@@ -214,6 +227,8 @@ def export(
         engine or [],
         installed=installed_engines(),
         tensorrt=None if plans == EngineOptions() else plans,
+        packed_text=packed_text,
+        device=None if device is None else device_from_name(device),
     )
     forms, refused = possible_forms(wanted)
     for key, reason in refused.items():

@@ -20,6 +20,7 @@ from export.graphs.fused_activations import fuse_activations
 from export.graphs.fused_attention import Projections, fuse_attention
 from export.graphs.fused_norms import CONTRIB, fuse_l2_norms, fuse_skip_norms
 from export.graphs.mean_pooling import pool_by_product
+from export.graphs.packed_text import pack_text
 from export.graphs.product_biases import add_biases_within
 from runtime.errors import ExportError
 
@@ -39,11 +40,18 @@ class CudaFormReport:
     n_nodes: int
 
 
-def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SEPARATE) -> CudaFormReport:
+def suit_cuda(
+    model: onnx_ir.Model, *, projections: Projections = Projections.SEPARATE, packed_text: bool = False
+) -> CudaFormReport:
     """Rewrite an exported FP32 graph for the CUDA provider, in place.
 
+    Args:
+        packed_text: Compute a text tower without padding; its runs then have a size that the processor must
+            know, so that no CUDA graph can be captured.
+
     Raises:
-        ExportError: a node is left that a GPU cannot run without the processor; the message names it.
+        ExportError: a node is left that a GPU cannot run without the processor; the message names it. Also if
+            texts cannot be packed.
     """
     before = len(model.graph)
     fold(model)
@@ -51,6 +59,7 @@ def suit_cuda(model: onnx_ir.Model, *, projections: Projections = Projections.SE
     fused = {
         "pooled_early": pool_early(model),
         "attentions": fuse_attention(model, projections),
+        "packed": pack_text(model) if packed_text else 0,
         "activations": fuse_activations(model),
         "norms": fuse_skip_norms(model),
         "l2_norms": fuse_l2_norms(model),

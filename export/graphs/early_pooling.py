@@ -11,7 +11,7 @@ import onnx_ir
 
 from export.graphs.edits import constant, drop_unused, float_like, producer
 
-__all__ = ["pool_early"]
+__all__ = ["is_by_token", "pool_early", "selects_token"]
 
 _BY_TOKEN = frozenset(
     {"Add", "Clip", "Div", "Erf", "LayerNormalization", "MatMul", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"}
@@ -26,7 +26,7 @@ def pool_early(model: onnx_ir.Model) -> int:
         Number of nodes that now compute the selected token only.
     """
     moved = 0
-    pending = [node for node in model.graph if _selects_token(node)]
+    pending = [node for node in model.graph if selects_token(node)]
     whole = _needed_whole(model.graph)
     copies: dict[tuple[onnx_ir.Value, int], onnx_ir.Value] = {}
     while pending:
@@ -43,13 +43,14 @@ def _needed_whole(graph: onnx_ir.Graph) -> set[onnx_ir.Value]:
     """Return the values that some node reads for all tokens; selecting from these is cheapest."""
     whole = set(graph.outputs)
     for node in reversed(list(graph)):
-        if _selects_token(node) or (_is_by_token(node) and not whole.intersection(node.outputs)):
+        if selects_token(node) or (is_by_token(node) and not whole.intersection(node.outputs)):
             continue
         whole.update(value for value in node.inputs if value is not None)
     return whole
 
 
-def _selects_token(node: onnx_ir.Node) -> bool:
+def selects_token(node: onnx_ir.Node) -> bool:
+    """Return True if a node selects one token of every row."""
     index = constant(node.inputs[1]) if node.op_type == "Gather" else None
     return (
         index is not None
@@ -67,7 +68,7 @@ def _move(
     """Swap a selection with the node before it; return the new selections, or None if it must stay."""
     node = producer(gather.inputs[0])
     index = constant(gather.inputs[1])
-    if node is None or index is None or not _is_by_token(node):
+    if node is None or index is None or not is_by_token(node):
         return None
     made: list[onnx_ir.Node] = []
     inputs: list[onnx_ir.Value | None] = []
@@ -99,7 +100,7 @@ def _move(
     return made
 
 
-def _is_by_token(node: onnx_ir.Node) -> bool:
+def is_by_token(node: onnx_ir.Node) -> bool:
     """Return True if a node computes each token from the same token of its inputs and constants."""
     if node.op_type not in _BY_TOKEN or len(node.outputs) != 1:
         return False

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.graphs.edits import add_weight, constant, drop_unused, float_like, producer, set_weight, sole_use
 from export.graphs.fused_norms import CONTRIB
-from export.graphs.square_bias import SquareBias
+from export.graphs.square_bias import SquareBias, mask_of_bias
 
 __all__ = ["Projections", "fuse_attention"]
 
@@ -81,7 +81,7 @@ def _match(softmax: onnx_ir.Node) -> _Attention | None:
     bias: onnx_ir.Value | None = None
     if product is not None and product.op_type == "Add":
         bias = product.inputs[1]
-        mask = _mask_of_bias(bias)
+        mask = mask_of_bias(bias)
         product = producer(product.inputs[0])
         if mask is None:
             return None
@@ -167,19 +167,6 @@ def _product_of(
     if weight is None or weight.ndim != 2:
         return None
     return node.inputs[0], weight, bias
-
-
-def _mask_of_bias(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
-    """Return the int64 mask (batch, tokens) of ``(1 − mask) · −30,000``."""
-    value = bias
-    for op in ("Mul", "Sub", "Cast", "Unsqueeze"):
-        node = producer(value)
-        if node is None or node.op_type != op:
-            return None
-        value = node.inputs[1 if op == "Sub" else 0]
-    if value is None or value.dtype != onnx_ir.DataType.INT64:
-        return None
-    return value
 
 
 def _fuse(

@@ -11,10 +11,12 @@ from runtime.errors import ExportError
 
 __all__ = ["NOMINAL_SIZES", "PRODUCTS", "operations_by_product", "products"]
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "MultiHeadAttention"})
-"""Operators that multiply matrices; a fused ``MultiHeadAttention`` (com.microsoft) holds two products."""
+_ATTENTIONS = frozenset({"MultiHeadAttention", "PackedMultiHeadAttention"})
 
-NOMINAL_SIZES: Mapping[str, int] = {"batch": 1, "sequence": 16}
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", *_ATTENTIONS})
+"""Operators that multiply matrices; a fused attention (com.microsoft) holds two products."""
+
+NOMINAL_SIZES: Mapping[str, int] = {"batch": 1, "sequence": 16, "tokens": 16}
 """Sizes assumed for dynamic dimensions: one text of about the mean length, one image."""
 
 
@@ -36,7 +38,7 @@ def operations_by_product(
 
 def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
     output = math.prod(_shape(node, node.outputs[0], sizes))
-    if node.op_type == "MultiHeadAttention":
+    if node.op_type in _ATTENTIONS:
         return 2 * output * _n_keys(node, sizes)
     weight = _shape(node, node.inputs[1], sizes)
     match node.op_type:
@@ -50,9 +52,14 @@ def _operations(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
 
 
 def _n_keys(node: onnx_ir.Node, sizes: Mapping[str, int]) -> int:
-    """Return the number of keys per query; a packed ``query`` holds its own keys."""
+    """Return the number of keys per query; a packed ``query`` holds its own keys.
+
+    Texts without padding are (tokens, width): of one text, every token is a key of each.
+    """
     key = node.inputs[1] if len(node.inputs) > 1 else None
     shape = _shape(node, node.inputs[0] if key is None else key, sizes)
+    if node.op_type == "PackedMultiHeadAttention":
+        return shape[0]
     return shape[2 if len(shape) == 4 else 1]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from export.graphs.edits import add_weight, float_like
+from export.graphs.edits import add_weight, float_like, producer
 
-__all__ = ["SquareBias"]
+__all__ = ["SquareBias", "mask_of_bias", "mask_of_square"]
 
 
 class SquareBias:
@@ -55,3 +55,22 @@ class SquareBias:
         assert producer is not None
         self._graph.insert_after(producer, [column, cast, zero, add])
         return add.outputs[0]
+
+
+def mask_of_square(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
+    """Return the int64 mask (batch, tokens) that a ``SquareBias`` was made of; None of any other value."""
+    node = producer(bias)
+    return mask_of_bias(node.inputs[0]) if node is not None and node.op_type == "Add" else None
+
+
+def mask_of_bias(bias: onnx_ir.Value | None) -> onnx_ir.Value | None:
+    """Return the int64 mask (batch, tokens) of ``(1 − mask) · −30,000``; None of any other value."""
+    value = bias
+    for op in ("Mul", "Sub", "Cast", "Unsqueeze"):
+        node = producer(value)
+        if node is None or node.op_type != op:
+            return None
+        value = node.inputs[1 if op == "Sub" else 0]
+    if value is None or value.dtype != onnx_ir.DataType.INT64:
+        return None
+    return value

@@ -73,7 +73,7 @@ def _tables(graph: onnx_ir.Graph) -> Iterator[tuple[onnx_ir.Value, NDArray[Any]]
 def _is_input(ids: onnx_ir.Value | None, graph: onnx_ir.Graph) -> bool:
     while ids is not None and ids not in graph.inputs:
         made = ids.producer()
-        if made is None or made.op_type != "Cast":
+        if made is None or made.op_type not in ("Cast", "ScatterElements"):  # packed texts move their ids
             return False
         ids = made.inputs[0]
     return ids is not None

@@ -27,6 +27,7 @@ from export.retrieval.vectors import (
 )
 from export.towers import Towers
 from runtime.cosines import lowest
+from runtime.device import Device
 from runtime.local import LocalEncoder
 from runtime.manifest import Engine, Precision
 from runtime.opening.tower_check import Checks
@@ -152,6 +153,7 @@ def measure_retrieval(
     *,
     engine: Engine,
     precision: Precision,
+    device: Device | None = None,
     threads: int | None,
     progress: Progress,
 ) -> RetrievalFigures:
@@ -159,10 +161,11 @@ def measure_retrieval(
 
     Args:
         model: ``REPOSITORY/NAME``, with files already verified.
+        device: GPU to measure on; None for the engine's own device.
     """
     dataset = reference.dataset
     with LocalEncoder.from_repository(
-        model, engine=engine, precision=precision, threads=threads, verify=Checks.NONE
+        model, engine=engine, precision=precision, threads=threads, verify=Checks.NONE, device=device
     ) as encoder:
         found = exported_vectors(encoder, dataset, reference.index, dim=reference.dim, progress=progress)
     return figures_of_vectors(reference, found)

@@ -28,6 +28,7 @@ from export.retrieval.verdict import retrieval_failures
 from export.towers import Float, Towers
 from runtime.backends import open_backend, version_of_engine
 from runtime.cosines import highest, lowest, row_cosines, worst_rows
+from runtime.device import Device
 from runtime.local import LocalEncoder
 from runtime.manifest import Engine, Manifest, Modality, Precision
 from runtime.opening.tower_check import Checks
@@ -145,6 +146,7 @@ def measure_parity(
     precision: Precision,
     *,
     engines: Sequence[Engine],
+    device: Device | None,
     limits: Limits,
     expected: Expectations,
     gate: GateReference | None,
@@ -156,6 +158,7 @@ def measure_parity(
     Args:
         repository: Folder with the manifest and its files.
         engines: Engines to measure, each in turn.
+        device: GPU to measure on, for an engine that runs on one; None for the engine's own.
         expected: The library's results for the probes.
         gate: The library's results for a retrieval set; None skips retrieval.
     """
@@ -171,7 +174,7 @@ def measure_parity(
         token_ids_equal=_token_ids_equal(tokenizer, expected, towers.text_preprocessing.pad_id),
         max_pixel_error=_max_pixel_error(towers, expected),
         engines={
-            name: _figures(expected, repository, manifest, precision, engine)
+            name: _figures(expected, repository, manifest, precision, engine, device)
             for engine, name in names.items()
         },
         retrieval={}
@@ -182,6 +185,7 @@ def measure_parity(
                 repository / manifest.name,
                 engine=engine,
                 precision=precision,
+                device=device,
                 threads=threads,
                 progress=progress,
             )
@@ -228,18 +232,23 @@ def _max_pixel_error(towers: Towers, expected: Expectations) -> float:
 
 
 def _figures(
-    expected: Expectations, repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    expected: Expectations,
+    repository: Path,
+    manifest: Manifest,
+    precision: Precision,
+    engine: Engine,
+    device: Device | None,
 ) -> EngineFigures:
     texts, codes = [p.text for p in expected.probes], [p.language for p in expected.probes]
     model = repository / manifest.name
     # One encoder per tower, so that a graph is freed before the next one is opened.
     with LocalEncoder.from_repository(
-        model, engine=engine, precision=precision, verify=Checks.NONE
+        model, engine=engine, precision=precision, verify=Checks.NONE, device=device
     ) as encoder:
         text = {dim: encoder.embed_texts(texts, codes, dim=dim) for dim in expected.texts}
         alone = np.concatenate([encoder.embed_texts([t], [c]) for t, c in _spread(texts, codes)])
     with LocalEncoder.from_repository(
-        model, engine=engine, precision=precision, verify=Checks.NONE
+        model, engine=engine, precision=precision, verify=Checks.NONE, device=device
     ) as encoder:
         image = {dim: encoder.embed_images(expected.images, dim=dim) for dim in expected.texts}
     batched = np.stack([row for row, _ in _spread(text[manifest.dim], codes)])
@@ -248,7 +257,7 @@ def _figures(
         text=_worst(agreement(text[dim], expected.texts[dim], texts) for dim in text),
         image=_worst(agreement(image[dim], expected.image_vectors[dim], names) for dim in image),
         languages=agreement_by_language(text[manifest.dim], expected.texts[manifest.dim], expected.probes),
-        shapes=dict(_shapes(expected.cells, repository, manifest, precision, engine)),
+        shapes=dict(_shapes(expected.cells, repository, manifest, precision, engine, device)),
         row_alone=float(np.abs(alone - batched).max()),
     )
 
@@ -269,12 +278,17 @@ def agreement_by_language(found: Float, expected: Float, probes: Sequence[ProbeT
 
 
 def _shapes(
-    cells: Sequence[ExpectedRun], repository: Path, manifest: Manifest, precision: Precision, engine: Engine
+    cells: Sequence[ExpectedRun],
+    repository: Path,
+    manifest: Manifest,
+    precision: Precision,
+    engine: Engine,
+    device: Device | None,
 ) -> Iterator[tuple[str, Agreement]]:
     for modality in Modality:
         tower = manifest.variant(precision, engine.value).tower(modality)
         graph = repository / tower.model / str(tower.version) / tower.graph
-        backend = open_backend(engine, graph, precision=precision)
+        backend = open_backend(engine, graph, precision=precision, device=device)
         for cell in (cell for cell in cells if cell.modality is modality):
             outputs = backend.run(cell.inputs, [tower.outputs[str(dim)] for dim in cell.expected])
             names = [f"row {i}" for i in range(len(outputs[0]))]

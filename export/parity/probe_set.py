@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from export.parity.expectations import Expectations
 from export.towers import Towers
 from runtime.backends import open_backend
+from runtime.device import Device
 from runtime.manifest import Engine, Modality, TowerFiles, Variant, record_of_file
 from runtime.opening.model_check import opening_path
 from runtime.opening.probes import OpeningProbes, space_of_manifest
@@ -38,7 +39,13 @@ def probes_from_expected(expected: Expectations, towers: Towers) -> Probes:
 
 
 def with_opening_probes(
-    variant: Variant, expected: Expectations, towers: Towers, stage: Path, *, engines: Sequence[Engine]
+    variant: Variant,
+    expected: Expectations,
+    towers: Towers,
+    stage: Path,
+    *,
+    engines: Sequence[Engine],
+    device: Device | None = None,
 ) -> Variant:
     """Write ``opening.npz`` beside each graph of a variant: probes, PyTorch's vectors, engines' cosines.
 
@@ -52,7 +59,10 @@ def with_opening_probes(
     for modality in Modality:
         tower = variant.tower(modality)
         probes = _opening_probes(modality, tower, expected, towers)
-        figures = {engine.value: _figures(variant, tower, probes, stage, engine=engine) for engine in engines}
+        figures = {
+            engine.value: _figures(variant, tower, probes, stage, engine=engine, device=device)
+            for engine in engines
+        }
         path = opening_path(stage, tower)
         dataclasses.replace(probes, figures=figures, measured_on=variant.measured_on).save(path)
         files = (*tower.files, record_of_file(stage, path))
@@ -68,10 +78,16 @@ def _plain(figures: Mapping[str, Mapping[str, tuple[float, ...]]]) -> dict[str, 
 
 
 def _figures(
-    variant: Variant, tower: TowerFiles, probes: OpeningProbes, stage: Path, *, engine: Engine
+    variant: Variant,
+    tower: TowerFiles,
+    probes: OpeningProbes,
+    stage: Path,
+    *,
+    engine: Engine,
+    device: Device | None,
 ) -> Mapping[str, tuple[float, ...]]:
     graph = stage / tower.model / str(tower.version) / tower.graph
-    backend = open_backend(engine, graph, precision=variant.precision)
+    backend = open_backend(engine, graph, precision=variant.precision, device=device)
     try:
         return opening_cosines(backend, probes)
     finally:

@@ -1,7 +1,8 @@
 """Simulate a 16-bit graph in FP32: every value that the graph holds in FP16 or BF16 is rounded to it.
 
 A processor without 16-bit kernels computes such a graph in FP32 or not at all. The simulation has the
-rounding of each node's inputs and outputs, and FP32 sums inside, as on a GPU.
+rounding of each node's inputs and outputs, and FP32 sums inside, as on a GPU. Operators of packed texts,
+which a processor lacks, are spelled out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import onnx_ir
 
 from export.graphs.files import save_graph
 from export.graphs.float_types import cast_of, weight_as
+from export.graphs.spelled_packing import spell_out_packing
 
 __all__ = ["simulated_from_onnx"]
 
@@ -51,6 +53,7 @@ def simulated_from_onnx(source: Path, target: Path, *, data_name: str) -> int:
             for use in uses:
                 use.node.replace_input_with(use.idx, up.outputs[0])
             n_rounded += 1
+    spell_out_packing(model)
     model.metadata_props["babeltower.simulated"] = "1"
     save_graph(model, target, data_name=data_name)
     return n_rounded

@@ -141,7 +141,7 @@ def _target(options: EngineOptions) -> DeviceFacts:
     """Return the installed GPU, or the target of an ahead-of-time build."""
     if options.compute_capability is not None:
         return DeviceFacts(name="", compute_capability=options.compute_capability, cuda="")
-    device = open_device()
+    device = open_device(options.gpu)
     device.close()
     return device.facts
 

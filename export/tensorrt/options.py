@@ -31,7 +31,8 @@ class EngineOptions:
 
     Attributes:
         compiler: Compiler library; another one is never used instead.
-        compute_capability: Target of an ahead-of-time build (``"8.9"``); None for GPU 0.
+        compute_capability: Target of an ahead-of-time build (``"8.9"``); None for the
+            installed GPU.
         portability: Other GPUs that the plan may run on.
         version_compatible: Allow later releases of the same major version to run the plan.
         workspace_bytes: Limit on scratch memory of kernels; None for no limit.
@@ -40,6 +41,7 @@ class EngineOptions:
         weight_streaming: Allow weights to stay in host memory if the GPU's is too small.
         timing_cache: File of kernel timings, read if it exists and written back; not used by TensorRT-RTX.
         tf32: Allow FP32 products to round their operands to TF32, which loses FP32 accuracy.
+        gpu: Number of the GPU that the plan is built on.
     """
 
     compiler: Compiler = Compiler.TENSORRT
@@ -51,6 +53,7 @@ class EngineOptions:
     weight_streaming: bool = False
     timing_cache: Path | None = None
     tf32: bool = False
+    gpu: int = 0
 
     def __post_init__(self) -> None:
         ahead = self.compiler is Compiler.TENSORRT_RTX

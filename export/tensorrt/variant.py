@@ -140,14 +140,14 @@ def plan_maker(
     return make
 
 
-def require_gpu() -> None:
+def require_gpu(options: EngineOptions) -> None:
     """Check that a plan can be built, before any work.
 
     Raises:
         EngineError: TensorRT or a GPU is missing.
     """
     try:
-        require_compiler(EngineOptions())
+        require_compiler(options)
     except EngineError as error:
         raise EngineError(
             f"A TensorRT variant must be built and measured on the GPU that serves it. {error} To export "

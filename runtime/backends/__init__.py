@@ -172,11 +172,14 @@ def open_graph(
     )
 
 
-def require_computes(engine: Engine, precision: Precision, provider: str | None = None) -> None:
+def require_computes(
+    engine: Engine, precision: Precision, provider: str | None = None, *, gpu: int = 0
+) -> None:
     """Check that an engine other than TensorRT supports a precision on this machine, before any work.
 
     Args:
         provider: See ``open_backend``.
+        gpu: Number of the GPU, for an engine that runs on one.
 
     Raises:
         EngineError: the engine is not installed, or does not support the precision here; the message
@@ -193,7 +196,7 @@ def require_computes(engine: Engine, precision: Precision, provider: str | None 
     elif engine is Engine.CUDA:
         from runtime.backends import onnxruntime_cuda
 
-        onnxruntime_cuda.require_computes(precision)
+        onnxruntime_cuda.require_computes(precision, gpu=gpu)
     else:
         raise EngineError(f"{engine.value} reads no ONNX file; expected one of {[*GRAPH_ENGINES]}.")
 

@@ -6,6 +6,9 @@ so that one caller's copies overlap another's computation. All runs, captures in
 the GPU (``runtime/backends/gpu_thread.py``).
 
 Nothing runs on the processor: a graph with a node that has no CUDA kernel is refused when it is opened.
+
+A text tower that packs its texts runs any shape as it is, and is never captured: how many tokens a run has is
+known to the processor only once the GPU has counted them.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from runtime.manifest import Precision
 from runtime.preprocessing.buckets import (
     CONTEXT_LENGTH,
     EXACT_ROWS,
+    PACKED_TEXT,
     Buckets,
     image_buckets,
     text_buckets,
@@ -51,7 +55,7 @@ _N_LANES = 2
 Shape = tuple[int, int]
 
 
-def require_computes(precision: Precision) -> None:
+def require_computes(precision: Precision, *, gpu: int = 0) -> None:
     """Check that ONNX Runtime can compute in a precision on a GPU of this machine.
 
     Raises:
@@ -60,7 +64,7 @@ def require_computes(precision: Precision) -> None:
     """
     _require_supported(precision)
     require_cuda_build()
-    device = open_device()
+    device = open_device(gpu)
     device.close()
     _require_products(device, precision)
 
@@ -91,6 +95,9 @@ class OnnxRuntimeCudaBackend:
             stack.callback(device.close)
             _require_products(device, precision)
             session = _session(module, self._graph, device, cuda_graphs=cuda_graphs)
+            if cuda_graphs and _packs_text(session):  # a graph says so only once it is opened
+                cuda_graphs, session = False, None
+                session = _session(module, self._graph, device, cuda_graphs=False)
             self.signature: Signature = signature_of_session(session)
             self.buckets: Buckets = _buckets(session, self.signature, self._graph)
             self._running = _Running(
@@ -100,7 +107,7 @@ class OnnxRuntimeCudaBackend:
 
     @property
     def n_captured(self) -> int:
-        """Number of CUDA graphs captured so far; at most one per bucket."""
+        """Number of CUDA graphs captured so far; at most one per bucket, and none of packed texts."""
         return len(self._opened().graph_ids)
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -138,7 +145,7 @@ class OnnxRuntimeCudaBackend:
     def _parts(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
         n_rows, length = _shape_of(inputs)
         try:
-            most = self.buckets.rows_at(self.buckets.length_of(length))[-1]
+            most = self.buckets.most_rows(length)
         except InputError as error:
             raise EngineError(f"{self._graph}: {error} Shorten the text.") from error
         for at in range(0, n_rows, most):
@@ -413,15 +420,24 @@ def _session(module: Any, graph: Path, device: CudaDevice, *, cuda_graphs: bool)
 def _buckets(session: Any, signature: Signature, graph: Path) -> Buckets:
     if "pixels" in signature.inputs:
         return image_buckets()
-    length = session.get_modelmeta().custom_metadata_map.get(CONTEXT_LENGTH, "")
+    length = _metadata(session).get(CONTEXT_LENGTH, "")
     if not length.isdecimal() or int(length) < 1:
         raise EngineError(f"{graph} does not state its context length. Export the checkpoint again.")
-    return text_buckets(int(length), exact_rows=EXACT_ROWS)
+    return text_buckets(int(length), exact_rows=EXACT_ROWS, packed=_packs_text(session))
+
+
+def _packs_text(session: Any) -> bool:
+    return PACKED_TEXT in _metadata(session)
+
+
+def _metadata(session: Any) -> Mapping[str, str]:
+    found: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    return found
 
 
 def _largest(buckets: Buckets) -> tuple[Shape, ...]:
     """Return the shapes that bound the memory of all others: each bucket, and the largest exact runs."""
-    exact = () if buckets.exact_rows is None else ((1, buckets.max_tokens),)
+    exact = ((1, buckets.max_tokens),) if buckets.packed or buckets.exact_rows is not None else ()
     return (*buckets.shapes, *exact, (buckets.rows[-1], 1))
 
 

@@ -131,8 +131,13 @@ def place_of_model(server: Server, name: str) -> tuple[Address, Connection]:
     return Address(WireProtocol.GRPC, has_tls, host, int(port), name), connection
 
 
-def local_models(repository: Path, default_language: str | None) -> Iterator[LocalEncoder]:
+def local_models(
+    repository: Path, default_language: str | None, *, device: str | None = None
+) -> Iterator[LocalEncoder]:
     """Open every model of a repository in this process: its front ends' variant, or the only one.
+
+    Args:
+        device: As in ``Encoder.open``, for all models.
 
     Raises:
         InputError: a model has several variants and no front ends.
@@ -155,6 +160,7 @@ def local_models(repository: Path, default_language: str | None) -> Iterator[Loc
             engine=variant.engines[0],
             precision=variant.precision,
             default_language=default_language,
+            device=device,
         )
         for modality in Modality:
             encoder.open_tower(modality)

@@ -44,13 +44,19 @@ def cache_option(panel: str) -> Any:
     )
 
 
-def device_option(panel: str) -> Any:
-    """Return the option ``--device``, for commands that open a model in process."""
+def device_option(panel: str, where: str = "", *, in_environment: bool = True) -> Any:
+    """Return the option ``--device``, for commands that open a model in process.
+
+    Args:
+        where: Case in which the option applies, for the help; it always does by default.
+        in_environment: Read ``BABELTOWER_DEVICE`` too; not where the option is refused in some cases.
+    """
     return typer.Option(
         metavar="cpu|cuda[:N]",
-        envvar="BABELTOWER_DEVICE",
+        envvar="BABELTOWER_DEVICE" if in_environment else None,
         rich_help_panel=panel,
-        help="Where the towers run; default: the processor, or the first GPU for an engine that needs one.",
+        help=f"{where}{'where' if where else 'Where'} the towers run; default: the processor, or the first "
+        "GPU for an engine that needs one.",
     )
 
 

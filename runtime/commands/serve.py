@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.commands.options import ca_file_option, connection_from_files, token_file_option
+from runtime.commands.options import (
+    ca_file_option,
+    connection_from_files,
+    device_option,
+    token_file_option,
+)
 from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
 
@@ -116,6 +121,7 @@ def serve(
             "--in-process", rich_help_panel=_API, help="With --http-api: no Triton; this process computes."
         ),
     ] = False,
+    device: Annotated[str | None, device_option(_API, "With --in-process: ", in_environment=False)] = None,
     default_language: Annotated[
         str | None, typer.Option(rich_help_panel=_API, help="Language of texts whose request names none.")
     ] = None,
@@ -150,6 +156,7 @@ def serve(
             "--token-file": token_file is not None,
             "--tls-cert": tls_cert is not None,
             "--http-api": http_api,
+            "--device": device is not None,
         }
         _write_container(
             Path(repository),
@@ -180,11 +187,12 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
             signal.signal(number, lambda *_: stop.set())
+    _require_applicable(device, in_process=in_process, repository=repository)
     if in_process or "://" in repository:
         if not http_api:
             what = "--in-process" if in_process else f"REPOSITORY is an address, {repository}, which"
             raise InputError(f"{what} needs --http-api, the interface that is served then.")
-        _serve_models(door, repository, upstream_token_file, ca_file, stop)
+        _serve_models(door, repository, upstream_token_file, ca_file, stop, device=device)
         return
     if upstream_token_file is not None or ca_file is not None:
         raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
@@ -267,8 +275,27 @@ def _require_guard(host: str, security: Security, *, http_api: bool, insecure: b
         )
 
 
+def _require_applicable(device: str | None, *, in_process: bool, repository: str) -> None:
+    """Check that a device is named only where this process computes."""
+    if device is None:
+        return
+    if "://" in repository:
+        raise InputError(f"--device is set on the server; leave it out with the address {repository}.")
+    if not in_process:
+        raise InputError(
+            "--device is for --in-process. Triton runs each tower on the kind of device that it was exported "
+            "for; `serve --target gpu` says which run on a GPU."
+        )
+
+
 def _serve_models(
-    door: Door, place: str, upstream_token_file: Path | None, ca_file: Path | None, stop: threading.Event
+    door: Door,
+    place: str,
+    upstream_token_file: Path | None,
+    ca_file: Path | None,
+    stop: threading.Event,
+    *,
+    device: str | None,
 ) -> None:
     """Run the gateway in front of an address, or of the models of a repository in this process."""
     from runtime.commands.doors import local_models, require_gateway, running_door
@@ -282,7 +309,7 @@ def _serve_models(
             address = address_from_text(place)
             openers = [remote_opener(address, connection_from_files(upstream_token_file, ca_file))]
         else:
-            models = local_models(Path(place), door.options.default_language)
+            models = local_models(Path(place), door.options.default_language, device=device)
             openers = [local_opener(stack.enter_context(model)) for model in models]
         url = stack.enter_context(running_door(door, openers))
         typer.echo(f"http     {url}")

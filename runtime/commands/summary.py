@@ -91,6 +91,7 @@ def _variant_summary(variant: Variant) -> dict[str, Any]:
         "parity": dict(variant.parity),
         "versions": dict(variant.versions),
         "created": variant.created,
+        "packed_text": variant.packs_text,
     }
 
 
@@ -118,7 +119,8 @@ def text_from_summary(summary: dict[str, Any]) -> str:
         lines.append(f"  {'text':<12} {text!r} needs {' '.join(tokens) or 'no dropped token'}")
     for name, variant in summary["variants"].items():
         sizes = f"text {_megabytes(variant['text_bytes'])}, image {_megabytes(variant['image_bytes'])}"
-        lines.append(f"  {name:<12} {sizes}; files verified")
+        packed = ", packed texts" if variant["packed_text"] else ""
+        lines.append(f"  {name:<12} {sizes}{packed}; files verified")
         lines += [f"  {'':<12} {line}" for line in _parity_lines(variant["parity"])]
     return "\n".join(lines)
 

@@ -177,7 +177,10 @@ class TextPreparation:
         text, budget = self._encoder.manifest.text, self._max_batch_tokens
         if self._encoder.on_gpu:
             buckets = text_buckets(
-                text.context_length, max_tokens=budget, exact_rows=self._encoder.exact_rows
+                text.context_length,
+                max_tokens=budget,
+                exact_rows=self._encoder.exact_rows,
+                packed=self._encoder.packs_text,
             )
             planned = [(run.positions, run.length) for run in buckets.runs(tokens.lengths)]
         else:

@@ -6,6 +6,8 @@ captures few, and costs little: rows are dealt out so that runs are full.
 Large runs need no CUDA graph, since their launches take less time than their work. Where rows of one length
 fill a run, they run in exactly that shape, without padding: one number of rows per length, since a new shape
 costs an engine a twentieth of a second.
+
+A tower that packs its texts computes no padding: its runs have any shape, and no CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
     "GPU_BATCH_IMAGES",
     "GPU_BATCH_TOKENS",
     "GPU_RUN_OVERHEAD",
+    "PACKED_TEXT",
     "BucketRun",
     "Buckets",
     "image_buckets",
@@ -33,6 +36,9 @@ __all__ = [
 
 CONTEXT_LENGTH = "babeltower.context_length"
 """Metadata of a text tower's graph: the longest text, in tokens."""
+
+PACKED_TEXT = "babeltower.packed_text"
+"""Metadata of a text tower's graph: it computes the tokens of all texts without padding."""
 
 GPU_BATCH_IMAGES = 128
 """Images that are decoded and run at once on a GPU; more gain nothing."""
@@ -67,6 +73,7 @@ class Buckets:
         max_tokens: Maximum rows × length of a shape; one row of any length is always allowed.
         overhead: Fixed cost of a run, in tokens (images: in rows).
         exact_rows: Least rows of a run that has its rows' own length; ``None`` if every run is padded.
+        packed: No run is padded, since the tower computes no padding; every run has its rows' own shape.
     """
 
     lengths: tuple[int, ...]
@@ -74,6 +81,7 @@ class Buckets:
     max_tokens: int
     overhead: int
     exact_rows: int | None = None
+    packed: bool = False
 
     def __post_init__(self) -> None:
         for name, sizes in (("lengths", self.lengths), ("rows", self.rows)):
@@ -92,11 +100,23 @@ class Buckets:
         return tuple(rows for rows in self.rows if rows * length <= self.max_tokens) or self.rows[:1]
 
     def is_exact(self, n_rows: int, n_tokens: int) -> bool:
-        """Return whether a batch runs in its own shape, unpadded: whether it is a full run of its length."""
+        """Return whether a batch runs in its own shape, unpadded: packed, or a full run of its length."""
+        if self.packed:
+            return n_rows <= self._full(n_tokens)
         return self.exact_rows is not None and self.exact_rows <= n_rows == self._full(n_tokens)
 
+    def most_rows(self, n_tokens: int) -> int:
+        """Return the rows of the largest run of a length, padded or not.
+
+        Raises:
+            InputError: the length is longer than every bucket.
+        """
+        padded = self.rows_at(self.length_of(n_tokens))[-1]
+        full = self._full(n_tokens)
+        return full if self.is_exact(full, n_tokens) else padded
+
     def _full(self, n_tokens: int) -> int:
-        return min(self.rows[-1], self.max_tokens // n_tokens)
+        return min(self.rows[-1], max(1, self.max_tokens // n_tokens))
 
     def length_of(self, n_tokens: int) -> int:
         """Return the shortest length that holds a row.
@@ -141,6 +161,8 @@ class Buckets:
         if len(found) and found.max() > self.lengths[-1]:
             self.length_of(int(found.max()))
         order = np.argsort(-found, kind="stable")
+        if self.packed:
+            return self._packed_runs(found, order)
         runs, order = self._exact_runs(found, order)
         bucket = np.searchsorted(self.lengths, found)
         ends = np.searchsorted(-bucket[order], -np.arange(len(self.lengths)), side="right")
@@ -151,6 +173,16 @@ class Buckets:
                 rows = _split(int(ends[index]) - at, self.rows_at(length), length, self.overhead)
                 runs.append(BucketRun(order[at : at + rows], rows, length))
                 at += rows
+        return runs
+
+    def _packed_runs(self, lengths: NDArray[np.int64], order: NDArray[np.int64]) -> list[BucketRun]:
+        """Cut rows in descending order of length into full runs, each as long as its longest row."""
+        runs, at = [], 0
+        while at < len(order):
+            length = int(lengths[order[at]])
+            part = order[at : at + self._full(length)]
+            runs.append(BucketRun(part, len(part), length))
+            at += len(part)
         return runs
 
     def _exact_runs(
@@ -176,6 +208,7 @@ def text_buckets(
     max_rows: int | None = None,
     max_tokens: int = GPU_BATCH_TOKENS,
     exact_rows: int | None = None,
+    packed: bool = False,
 ) -> Buckets:
     """Return the shapes of a text tower; its context length is the last of the lengths.
 
@@ -183,9 +216,10 @@ def text_buckets(
         max_rows: Maximum rows of a run, itself a bucket; ``None`` allows 512.
         max_tokens: Maximum rows × length of a run.
         exact_rows: See ``Buckets``; for engines that run any shape.
+        packed: See ``Buckets``; for towers that pack their texts.
     """
     lengths = (*(length for length in _LENGTHS if length < context_length), context_length)
-    return Buckets(lengths, _rows(max_rows), max_tokens, GPU_RUN_OVERHEAD, exact_rows)
+    return Buckets(lengths, _rows(max_rows), max_tokens, GPU_RUN_OVERHEAD, exact_rows, packed)
 
 
 def image_buckets(*, max_rows: int | None = None) -> Buckets:

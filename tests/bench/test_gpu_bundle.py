@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.gpu import bundle, samples, stamps
 from bench.gpu.bundle import require_small
 from bench.gpu.comparison import PeerRatios, comparisons_of, floor_ms
-from bench.gpu.device_code import cut_library, is_needed, units_of
-from bench.gpu.packing import pack_folder, unpack_folder
+from bench.gpu.parts.device_code import cut_library, is_needed, units_of
+from bench.gpu.parts.packing import pack_folder, unpack_folder
 from bench.gpu.report import write_report
 from bench.gpu.results import records_from_lines
 from bench.gpu.skeletons import graph_from_skeleton, skeleton_from_graph
@@ -73,7 +73,7 @@ def cuobjdump(tmp_path: Path) -> Path:
         "#!/usr/bin/env python3\n"
         "import sys\nfrom pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from bench.gpu.device_code import units_of\n"
+        "from bench.gpu.parts.device_code import units_of\n"
         "data = Path(sys.argv[3]).read_bytes()\n"
         "entries = [e for u in units_of(data) for e in u.entries]\n"
         "for n, e in enumerate(entries, 1):\n"
@@ -268,7 +268,7 @@ def lines() -> list[dict[str, object]]:
         "shape": "32×16",
         "rows": 32,
         "tokens": 16,
-        "ragged": False,
+        "load": "",
         "by": "babeltower",
         "engine": "cuda",
         "precision": "fp16",
@@ -303,6 +303,7 @@ def lines() -> list[dict[str, object]]:
         {**speed, "by": "PyTorch", "engine": "torch", "samples": {"device": [1.5], "wall": [2.1]}},
         {**speed, "by": "PyTorch compiled", "engine": "torch", "samples": {"device": [0.4]}},
         {**speed, "by": "PyTorch", "engine": "torch", "precision": "bf16", "samples": {"device": [9.0]}},
+        {**speed, "by": "babeltower, packed texts", "samples": {"device": [0.25], "wall": [1.4]}},
         {"step": "speed", "tower": "ViT-L/14", "what": "512", "error": "out of memory"},
     ]
 
@@ -323,6 +324,9 @@ def test_lines_become_records_of_one_environment_and_a_page(tmp_path: Path) -> N
     assert "49.00 %" in page
     row = "<td>32×16, fp16</td><td>800,000</td><td>3.00×</td><td>0.80×</td><td>22 %</td>"
     assert f"<tr>{row}</tr>" in page
+    packed = "<td>0.500</td><td>0.250</td><td>2.00×</td><td>yes</td>"
+    assert f"<td>XLM-R base 32×16, fp16, device</td>{packed}" in page
+    assert "<td>0.700</td><td>1.400</td><td>0.50×</td><td>no</td>" in page
     assert "<td>32×16, fp16</td><td>571,429</td><td>3.00×</td><td>–</td><td>–</td>" in page
     assert (tmp_path / "page" / "xlm-r-base-device.png").stat().st_size > 1_000
 
@@ -331,12 +335,14 @@ def test_a_summary_has_a_line_per_shape_and_the_errors_last() -> None:
     text = list(summary_of_lines(json.loads(json.dumps(lines()))))
     assert text[0] == "NVIDIA H100, driver 580, torch 2.11, ORT 1.31.1"
     assert (
-        "XLM-R base 32×16: fp16 0.5 (0.7); torch fp16 1.5 (2.1); torch compiled fp16 0.4; torch bf16 9"
-        in text
+        "XLM-R base 32×16: fp16 0.5 (0.7); torch fp16 1.5 (2.1); torch compiled fp16 0.4; torch bf16 9; "
+        ", packed texts fp16 0.25 (1.4)" in text
     )
     ratios = "3.00× torch, 0.80× torch compiled, 22 % of the limit"
     assert f"XLM-R base 32×16 fp16, device: 800,000 tokens/s, {ratios}" in text
     assert "XLM-R base 32×16 fp16, wall: 571,429 tokens/s, 3.00× torch" in text
+    faster = "packed texts are 2.00× as fast as padded ones"
+    assert f"XLM-R base 32×16 fp16, device: {faster}" in text
     assert text[-1] == "! speed ViT-L/14 512: out of memory"
 
 

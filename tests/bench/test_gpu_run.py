@@ -12,14 +12,17 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sample_models import ROOT, Exported
 
 from bench.gpu import gate, run
+from bench.gpu.comparison import packed_ratios
 from bench.gpu.gate import embed_model, judge_model, models_of
 from bench.gpu.lines import Bench, read_lines
+from bench.gpu.results import records_of_line
 from bench.gpu.samples import _add_cuda
 from bench.gpu.simulated import SIMULATED, simulated_form, simulated_model
 from bench.gpu.skeletons import require_activation, skeleton_from_graph
@@ -28,7 +31,7 @@ from bench.gpu.towers import DRY_TOWERS, TOWERS, TimedTower
 from bench.gpu.turns import Turn
 from export.retrieval.sets import RetrievalSet
 from runtime.errors import BabeltowerError
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, Modality
 
 
 @pytest.fixture
@@ -82,6 +85,13 @@ def test_a_tower_is_timed_beside_pytorch(tower: TimedTower, bench: Bench, export
     prepare_and_time(bench, tower.slug, until=0)
     speeds = [line for line in lines(bench) if line["step"] == "speed"]
     assert not [line for line in speeds if "error" in line]
+    packed = [line for line in speeds if line["by"] == "babeltower, packed texts"]
+    captions = [line for line in speeds if line["load"] == "captions"]
+    speeds = [line for line in speeds if line not in (*packed, *captions)]
+    if tower.modality is Modality.TEXT:
+        _check_packed(packed, captions, [str(shape) for shape in _shapes(tower)])
+    else:
+        assert packed == captions == []
     shapes, plain = [str(shape) for shape in _shapes(tower)], "PyTorch, plain attention"
     assert [(line["by"], line["shape"]) for line in speeds] == [
         *((by, shape) for shape in shapes for by in ("babeltower", "PyTorch")),
@@ -91,7 +101,24 @@ def test_a_tower_is_timed_beside_pytorch(tower: TimedTower, bench: Bench, export
         metrics = {"device"} if line["by"] == plain else {"device", "call", "wall"}
         assert line["unit_vectors"] is True
         assert set(line["samples"]) == metrics  # type: ignore[call-overload]
-        assert (line["n_tokens"] == line["rows"] * line["tokens"]) is not line["ragged"]  # type: ignore[operator]
+        assert (line["n_tokens"] == line["rows"] * line["tokens"]) is (line["load"] == "")  # type: ignore[operator]
+
+
+def _check_packed(packed: list[dict[str, Any]], captions: list[dict[str, Any]], shapes: list[str]) -> None:
+    """The packed form is timed in every shape, and both forms in the captions of a corpus."""
+    assert [line["shape"] for line in packed] == ["64 captions", *shapes]
+    assert all(line["detail"]["packed"] for line in packed[1:])
+    assert [line["by"] for line in captions] == ["babeltower", "babeltower, packed texts"]
+    padded_run, packed_run = (line["detail"] for line in captions)
+    assert padded_run["padded_tokens"] >= captions[0]["n_tokens"] > 64 * 10
+    assert packed_run["runs"] <= padded_run["runs"]
+    for line in captions:
+        assert set(line["samples"]) == {"wall"}
+        assert line["unit_vectors"] is True
+    records = [record for line in (*packed, *captions) for record in records_of_line(line)]
+    (ratio,) = packed_ratios(records)
+    assert (ratio.shape, ratio.metric) == ("64 captions", "wall")
+    assert ratio.ratio == pytest.approx(ratio.padded_ms / ratio.packed_ms)
 
 
 def test_pytorch_computes_the_same_vectors_by_every_way(bench: Bench) -> None:
@@ -155,15 +182,22 @@ def test_graphs_for_cuda_are_judged_in_simulation(
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, repository / path.name)
     _add_cuda(repository / "capivara")
     monkeypatch.setattr(gate, "sample_retrieval_set", lambda _: _few())
-    forms = [gate.REFERENCE, *map(simulated_form, SIMULATED)]
+    packed = simulated_form(gate.PACKED_PRECISION, packed=True)
+    forms = [gate.REFERENCE, *map(simulated_form, SIMULATED), packed]
     for form in forms[1:]:
-        simulated_model(repository / "capivara", repository.parent / form.folder, form.precision)
+        source = repository / (gate.PACKED if form is packed else "") / "capivara"
+        simulated_model(source, repository.parent / form.folder, form.precision)
     for form in forms:
         embed_model(bench, "capivara", form)
     judge_model(bench, "capivara", forms)
-    fp16, bf16 = [line for line in lines(bench) if line["step"] == "gate"]
+    fp16, bf16, unpadded = [line for line in lines(bench) if line["step"] == "gate"]
     assert (fp16["form"], bf16["form"]) == ("simulated fp16", "simulated bf16")
-    assert fp16["faults"] == bf16["faults"] == []
+    assert unpadded["form"] == "simulated fp16 packed"
+    assert fp16["faults"] == bf16["faults"] == unpadded["faults"] == []
+    assert 0.9998 < unpadded["text_cosine_min"] < 0.9999999  # type: ignore[operator]
+    assert unpadded["image_cosine_min"] == fp16["image_cosine_min"]
+    found = Manifest.read(repository / gate.PACKED / "capivara").variants["fp16_cuda"]
+    assert found.packs_text
     assert 0.99 < bf16["text_cosine_min"] < fp16["text_cosine_min"] < 0.9999999  # type: ignore[operator]
 
 
@@ -311,6 +345,8 @@ def test_a_form_is_judged_while_a_later_one_never_ends(bench: Bench, monkeypatch
     assert sorted(started[2:]) == [
         "model/cuda bf16",
         "model/cuda bf16/verdict",
+        "model/cuda fp16 packed",
+        "model/cuda fp16 packed/verdict",
         "model/cuda fp16/verdict",
         "model/cuda fp32",
     ]

@@ -94,6 +94,8 @@ class CudaOnnxRuntime:
         self.captures: list[tuple[int, str]] = []
         self.runs = 0
         self.threads: set[threading.Thread] = set()
+        self.graph_sessions: list[bool] = []
+        self.device_ids: set[str] = set()
         self.providers: Any = None
         self.config: dict[str, str] = {}
         self.refuses = ""
@@ -121,7 +123,11 @@ class _Session:
         runnable = module.folder / f"{abs(hash(graph))}" / "model.onnx"
         runnable.parent.mkdir(parents=True, exist_ok=True)
         model = onnx_ir.load(graph)
-        if any(v.dtype == onnx_ir.DataType.BFLOAT16 for n in model.graph for v in n.outputs):
+        self._packs_text = any(node.op_type == "RemovePadding" for node in model.graph)
+        module.device_ids.add(providers[0][1]["device_id"])
+        module.graph_sessions += [providers[0][1]["enable_cuda_graph"] == "1"]
+        has_bfloat16 = any(v.dtype == onnx_ir.DataType.BFLOAT16 for n in model.graph for v in n.outputs)
+        if has_bfloat16 or self._packs_text:  # a processor has no kernels for these
             simulated_from_onnx(Path(graph), runnable, data_name="model.data")
             graph = str(runnable)
         quiet = onnxruntime.SessionOptions()
@@ -160,6 +166,8 @@ class _Session:
         if gpu.capturing is not None:
             raise RuntimeError("two captures at once")
         gpu.capturing, n_spoilt = threading.current_thread(), len(gpu.spoilt)
+        if self._packs_text:
+            raise RuntimeError("CUDA error 900: RemovePadding waits for the stream that is being captured")
         try:
             gpu.during_capture()
             self._compute(binding)

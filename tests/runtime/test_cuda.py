@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from export.precision.cuda import cuda_from_onnx
 from export.repository import ExportOptions, repository_from_checkpoint
-from export.variants import FORMS
+from export.variants import FORMS, forms_for
 from runtime.backends import open_backend, require_computes
 from runtime.backends.backend import Backend
 from runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -69,6 +69,47 @@ def test_any_batch_gives_the_vectors_of_the_exported_graph(
     assert not doubles[0].memory, "memory was not released"
     with pytest.raises(EngineError, match="is closed"):
         found.run(inputs(1, 1), ["vector"])
+
+
+def test_packed_texts_run_in_their_own_shapes_and_are_never_captured(
+    doubles: Doubles, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = graph_of(exported("nllb-clip"), Modality.TEXT), tmp_path / "model.onnx"
+    cuda_from_onnx(source, target, data_name="w", precision=Precision.FP32, packed_text=True)
+    expected = open_backend(Engine.ONNXRUNTIME, source, precision=Precision.FP32)
+    found = OnnxRuntimeCudaBackend(target, precision=Precision.FP32)
+    assert doubles[1].graph_sessions == [True, False], "the session that stays captures no CUDA graph"
+    shapes = []
+    running = found._opened()
+    launch = running._launch
+    monkeypatch.setattr(running, "_launch", lambda shape: (shapes.append(shape), launch(shape)))
+    for rows, length in ((1, 1), (3, 20), (65, 9), (300, 40), (513, 30), (450, 40), (3, 20)):
+        given = inputs(rows, length)
+        (one,), (other,) = expected.run(given, ["vector"]), found.run(given, ["vector"])
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-6)
+    assert list(dict.fromkeys(shapes)) == [
+        *((1, 1), (3, 20), (65, 9), (300, 40), (512, 30), (1, 30)),
+        *((409, 40), (41, 40)),
+    ]
+    assert found.n_captured == 0
+    assert not doubles[1].captures
+    found.close()
+    assert not doubles[0].memory, "memory was not released"
+
+
+def test_a_full_run_of_one_length_is_run_whole(
+    doubles: Doubles, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OnnxRuntimeCudaBackend(
+        fused(exported("nllb-clip"), Modality.TEXT, tmp_path), precision=Precision.FP32
+    )
+    running = backend._opened()
+    launched = []
+    monkeypatch.setattr(running, "_launch", launched.append)
+    for rows, length in ((409, 40), (512, 20), (212, 77)):
+        backend.run(inputs(rows, length), ["vector"])
+    assert list(dict.fromkeys(launched)) == [(409, 40), (512, 20), (128, 77)]
+    backend.close()
 
 
 def test_threads_share_a_backend_without_mixing_rows(
@@ -514,3 +555,42 @@ def test_a_corpus_is_embedded_in_large_unpadded_runs(
     with Encoder.open(exported("nllb-clip")) as encoder:
         expected = encoder.embed_texts(texts[::50], "pt")
     np.testing.assert_allclose(found[::50], expected, rtol=0, atol=2e-6)
+
+
+def test_a_corpus_is_embedded_by_a_packed_tower(exported: Exported, doubles: Doubles, tmp_path: Path) -> None:
+    """The manifest says that the tower packs, so that texts of all lengths share runs."""
+    forms = forms_for([Precision.FP16], [Engine.CUDA], installed=[Engine.CUDA], packed_text=True)
+    done = repository_from_checkpoint(
+        CHECKPOINTS / "nllb-clip",
+        tmp_path / "repository",
+        options=ExportOptions(forms=forms, captions_per_language=2),
+    )
+    (variant,) = done.manifest.variants.values()
+    assert variant.packs_text
+    assert variant.recipe["text"]["packed_text"] is True
+    assert "packed_text" not in variant.recipe["image"]
+    assert not Manifest.read(exported("nllb-clip")).variants["fp32"].packs_text
+    texts = [f"{'gato azul ' * (i % 23)}{i}" for i in range(900)]
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    before = doubles[1].runs
+    result = CliRunner().invoke(
+        app,
+        [
+            *("embed", str(done.model), str(source), "--out", str(tmp_path / "out")),
+            *("--language", "pt", "--device", "cuda:0", "--precision", "fp16", "--json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert doubles[1].runs - before <= 12, "texts of one length did not share runs"
+    text_sessions = doubles[1].graph_sessions
+    assert False in text_sessions
+    (part,) = (tmp_path / "out").glob("*.parquet")
+    found = np.stack(pq.read_table(part)["vector"].to_numpy(zero_copy_only=False))
+    with Encoder.open(exported("nllb-clip")) as encoder:
+        expected = encoder.embed_texts(texts, "pt")
+    assert (found * expected).sum(axis=1).min() > 0.9999
+    with Encoder.open(done.model, device="cuda", precision="fp16") as encoder:
+        again = encoder.embed_texts(texts, "pt")
+    np.testing.assert_allclose(again, found, rtol=0, atol=2e-3)
+    assert encoder.stats.padding_tokens > 0

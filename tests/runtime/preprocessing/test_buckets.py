@@ -60,6 +60,30 @@ def test_a_corpus_pads_a_few_percent() -> None:
         assert 1 - lengths.sum() / padded <= most
 
 
+def test_packed_rows_run_unpadded_whatever_their_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 78, 1_700)
+    buckets = text_buckets(77, exact_rows=EXACT_ROWS, packed=True)
+    runs = buckets.runs(lengths)
+    assert sorted(np.concatenate([run.positions for run in runs]).tolist()) == list(range(1_700))
+    for run in runs:
+        assert len(run.positions) == run.rows <= 512
+        assert run.length == lengths[run.positions].max()
+        assert run.rows * run.length <= 16_384
+        assert buckets.is_exact(run.rows, run.length)
+        assert run is runs[-1] or run.rows == buckets.most_rows(run.length), "runs are full"
+    assert buckets.runs([]) == []
+    assert [run.rows for run in text_buckets(77, max_tokens=8, packed=True).runs([30, 20, 2, 1])] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 24, 32, 33, 40, 48, 63, 64, 65, 77])
+def test_a_full_run_of_one_length_is_one_run(length: int) -> None:
+    """As it is dealt out, so it is run: a backend that cut it would pad both parts."""
+    buckets = text_buckets(77, exact_rows=EXACT_ROWS)
+    (run, *_) = buckets.runs([length] * 600)
+    assert run.rows <= buckets.most_rows(length)
+    assert buckets.most_rows(length) >= buckets.rows_at(buckets.length_of(length))[-1]
+
+
 def test_images_come_in_powers_of_two() -> None:
     runs = image_buckets().runs([1] * 700)
     assert [run.rows for run in runs] == [512, 128, 32, 16, 8, 4]
