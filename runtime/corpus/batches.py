@@ -186,7 +186,7 @@ class BatchEmbedder:
             raise InputError(f"The batch has no column {missing[0]!r}; it has {sorted(columns)}.")
         names = self._names()
         n_rows = len(columns[names[0]])
-        part = PartAssembly(0, 0, self._width())
+        part = PartAssembly(0, 0, self._width(), n_rows)
         part.end_at(n_rows)
         if n_rows:
             records = [

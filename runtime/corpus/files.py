@@ -337,7 +337,7 @@ class _Listing:
         if not Path(root).is_dir():
             return
         waiting = [(root, frozenset({_identity_of_folder(root)}))]
-        circular = broken = 0
+        circular = broken = special = 0
         while waiting:
             folder, above = waiting.pop()
             with os.scandir(folder) as entries:
@@ -359,7 +359,9 @@ class _Listing:
                             circular += 1
                         elif depth is None or len(above) < depth:
                             waiting.append((entry.path, above | {own}))
-                    elif stat.S_ISREG(found.st_mode):
+                    elif not stat.S_ISREG(found.st_mode):
+                        special += 1
+                    else:
                         name = _below(entry.path, root)
                         if not _is_utf8(name):
                             self.misnamed.append((entry.path, name))
@@ -371,6 +373,8 @@ class _Listing:
             self.notes.append(f"{circular} links lead to a folder that holds them and were not followed")
         if broken:
             self.notes.append(f"{broken} links lead nowhere and were left out")
+        if special:
+            self.notes.append(f"{special} pipes, sockets or devices were left out")
 
 
 def _is_utf8(name: str) -> bool:

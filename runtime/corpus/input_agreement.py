@@ -29,6 +29,7 @@ def agree_on_input(job: Job, journal: Journal, record: InputRecord, arguments: M
 
     Raises:
         ChangedInputError: pictures were changed or removed.
+        InputFaultError: the folder of pictures stays away.
         CorpusError: the folder belongs to a run with other arguments; or a kind of bad rows is asked for that
             no finished part has.
     """
@@ -42,7 +43,8 @@ def agree_on_input(job: Job, journal: Journal, record: InputRecord, arguments: M
         changed, n_rows = _changed_parts(job, journal, record)
         again |= changed
     else:
-        record.require_same_pictures(part for part in journal.done if part not in again)
+        known = (part for part in journal.done if part not in again)
+        record.require_same_pictures(known, job.source.patience)
     absent = [part for part, done in journal.done.items() if MISSING_FOLDER in done.bad_kinds]
     again.update(record.parts_of_found_folders(absent))
     journal.reopen(sorted(again))

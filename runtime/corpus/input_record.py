@@ -8,14 +8,17 @@ no output mixes two states of a source; the hash of what each part read is in th
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from runtime.corpus.faults import FaultKind, Patience, fault_kind
 from runtime.corpus.files import File
 from runtime.corpus.journal import BAD_ROWS
-from runtime.corpus.pictures import MISSING, Picture
+from runtime.corpus.pictures import MISSING, Picture, has_entries
 from runtime.corpus.sources import BadFile, ItemSource, Source
 from runtime.corpus.sources.stdin import STANDARD_INPUT, is_standard_input
 from runtime.errors import ChangedInputError, CorpusError
@@ -93,11 +96,15 @@ class InputRecord:
                 _require_last(self._out.location, found.pop("added"), list(known), source)
             _require_none(self._out.location, "files", found)
 
-    def require_same_pictures(self, parts: Iterable[int]) -> None:
+    def require_same_pictures(self, parts: Iterable[int], patience: Patience) -> None:
         """Check that the local pictures behind a path column are those that finished parts read.
+
+        Args:
+            patience: Repetition where storage fails, or a picture's whole folder is away.
 
         Raises:
             ChangedInputError: some were changed or removed; the message names them.
+            InputFaultError: storage failed for too long.
         """
         found: dict[str, list[str]] = {"changed": [], "removed": []}
         for part in parts:
@@ -105,12 +112,10 @@ class InputRecord:
                 path, mtime_ns = picture["path"], picture["mtime_ns"]
                 if mtime_ns is None:
                     continue
-                try:
-                    now = Path(path).stat()
-                except OSError:
+                now = patience.call(f"The image {path}", partial(_stat_of_picture, Path(path)))
+                if now is None:
                     found["removed"].append(path)
-                    continue
-                if (now.st_size, now.st_mtime_ns) != (picture["n_bytes"], mtime_ns):
+                elif (now.st_size, now.st_mtime_ns) != (picture["n_bytes"], mtime_ns):
                     found["changed"].append(path)
         _require_none(self._out.location, "pictures", found)
 
@@ -179,6 +184,26 @@ class InputRecord:
                 f"{self._out.location}/{_path(name)} cannot be read ({error}). Remove it to continue without "
                 "a check of the input."
             ) from error
+
+
+def _stat_of_picture(path: Path) -> os.stat_result | None:
+    """Return a file's size and times, or ``None`` if it was removed from a folder that holds others.
+
+    Raises:
+        OSError: storage failed, or the whole folder is missing or empty, as below an unmounted disk.
+    """
+    for _ in range(2):  # a mount that comes between the two looks is seen by the second one
+        try:
+            return path.stat()
+        except OSError as error:
+            if fault_kind(error) not in (FaultKind.ABSENT, FaultKind.OWN):
+                raise
+            if not has_entries(path.parent):
+                raise OSError(
+                    f"its folder {path.parent} is missing or empty; its disk or mount may be away. If its "
+                    "pictures were removed, pass --recheck-input"
+                ) from None
+    return None
 
 
 def _path(name: str) -> str:

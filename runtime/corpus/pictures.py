@@ -22,7 +22,7 @@ from runtime.corpus.reading import Stamp, is_local
 from runtime.corpus.rows import ImageFile, Item, Problem
 from runtime.errors import InputFaultError
 
-__all__ = ["MISSING", "MISSING_FOLDER", "Picture", "PictureReader"]
+__all__ = ["MISSING", "MISSING_FOLDER", "Picture", "PictureReader", "has_entries"]
 
 MISSING_FOLDER = "missing-folder"
 """Kind of rows whose file's whole folder is missing; their parts are done again once it is there."""
@@ -139,8 +139,13 @@ class PictureReader:
     def _absence(self, item: ImageFile) -> _Absence:
         """Tell what is missing: one file while its store is there, a folder not seen before, or the store.
 
-        A link is judged by the place of its target, such as git-annex's folder of objects.
+        It is judged twice: while a mount goes or comes, what is seen first and last may not fit together.
         """
+        found = self._absence_now(item)
+        return found if self._absence_now(item) is found else _Absence.STORE
+
+    def _absence_now(self, item: ImageFile) -> _Absence:
+        """Tell what is missing; a link is judged by the place of its target, such as git-annex's folder."""
         if not is_local(item.filesystem):
             return _Absence.STORE if item.is_listed else _Absence.FILE
         if item.is_listed:
@@ -154,7 +159,7 @@ class PictureReader:
         if last is not None and not _exists(last):
             return _Absence.STORE
         above = next((above for above in (folder, *folder.parents) if above.is_dir()), None)
-        if above is None or not _has_entries(above):
+        if above is None or not has_entries(above):
             return _Absence.STORE
         if above == folder:
             return _Absence.STORE if _exists(path) else _Absence.FILE
@@ -177,9 +182,13 @@ def _exists(path: str) -> bool:
     return os.path.lexists(path)
 
 
-def _has_entries(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return next(entries, None) is not None
+def has_entries(folder: Path) -> bool:
+    """Check whether a folder exists and is not empty, as that below an unmounted disk is."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _name(item: ImageFile) -> str:

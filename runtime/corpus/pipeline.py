@@ -8,6 +8,7 @@ Every long step (reading, tokenizing, decoding, the tower) releases the GIL, so 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,9 @@ __all__ = [
 _POLL_S = 0.1
 _DONE_AHEAD = 256
 """Batches of vectors that may wait to be written."""
+
+_RESERVED_ROWS = 1 << 15
+"""Rows for whose vectors a part reserves room at first."""
 
 OPEN_PARTS = 3
 """Parts that may be unfinished at once: the reader waits, so that other workers find parts to claim."""
@@ -74,12 +78,17 @@ class EmbeddedPart:
 
 
 class PartAssembly:
-    """Assembles one part from slices and vectors that arrive in any order."""
+    """Assembles one part from slices and vectors that arrive in any order.
 
-    def __init__(self, number: int, start: int, dim: int) -> None:
+    Args:
+        n_rows: Rows that the part may have at most.
+    """
+
+    def __init__(self, number: int, start: int, dim: int, n_rows: int) -> None:
         self.number, self._start, self._dim = number, start, dim
         self._slices: dict[int, PreparedSlice] = {}
-        self._vectors: NDArray[np.float32] = np.empty((0, dim), dtype=np.float32)
+        self._most_rows = n_rows
+        self._vectors = _mapped_rows(0, dim)
         self._n_batches = 0
         self._n_rows_seen = 0
         self._n_rows: int | None = None
@@ -129,13 +138,13 @@ class PartAssembly:
         good = np.flatnonzero(vector_row != BAD)
         source = vector_row[good] - self._start
         self._reserve(0 if not len(source) else int(source.max()) + 1)
-        is_all = len(source) == len(self._vectors) and bool((source == np.arange(len(source))).all())
+        is_all = bool((source == np.arange(len(source))).all())
         n_late = len(problems) - n_before
         wrong = [(_bad_row(ids[r - self._start], r, problems[r]), problems[r]) for r in sorted(problems)]
         return EmbeddedPart(
             self.number,
             [ids[i] for i in good],
-            self._vectors if is_all else self._vectors[source],
+            self._vectors[: len(source)] if is_all else self._rows(source),
             [row for row, problem in wrong if not problem.may_pass],
             self._counts + Counts(bad=n_late, duplicates=-n_late),
             [row for row, problem in wrong if problem.may_pass],
@@ -143,11 +152,29 @@ class PartAssembly:
             tuple(picture for prepared in slices for picture in prepared.pictures),
         )
 
+    def _rows(self, source: NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = _mapped_rows(len(source), self._dim)
+        np.take(self._vectors, source, axis=0, out=chosen)
+        return chosen
+
     def _reserve(self, n_rows: int) -> None:
         if len(self._vectors) < n_rows:
-            grown = np.empty((max(n_rows, 2 * len(self._vectors), 256), self._dim), dtype=np.float32)
+            usual = min(self._most_rows, max(2 * len(self._vectors), _RESERVED_ROWS))
+            grown = _mapped_rows(max(n_rows, usual), self._dim)
             grown[: len(self._vectors)] = self._vectors
             self._vectors = grown
+
+
+def _mapped_rows(n_rows: int, dim: int) -> NDArray[np.float32]:
+    """Return float32 (n_rows, dim) in a mapping of its own.
+
+    Rows take memory once they are written, and give it back with the array: arrays of this size among
+    small ones leave holes in the heap, which the allocator keeps.
+    """
+    if not n_rows * dim:
+        return np.empty((n_rows, dim), dtype=np.float32)
+    mapping = mmap.mmap(-1, 4 * n_rows * dim, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(mapping, dtype=np.float32).reshape(n_rows, dim)
 
 
 def _bad_row(id_: Any, row: int, problem: Problem) -> BadRow:
@@ -387,7 +414,9 @@ class _Assemblies:
     def _take(self, event: _SliceBegin | _Vectors | _PartBegin | _PartEnd) -> None:
         match event:
             case _PartBegin(number):
-                self.open_parts[number] = PartAssembly(number, number * self.rows_per_part, self.dim)
+                self.open_parts[number] = PartAssembly(
+                    number, number * self.rows_per_part, self.dim, self.rows_per_part
+                )
             case _SliceBegin(prepared, n_batches):
                 self.open_parts[prepared.part].add_slice(prepared, n_batches)
                 self.observe(prepared.counts.bad + prepared.counts.duplicates, prepared.counts)

@@ -7,6 +7,7 @@ the same vectors as an uninterrupted one.
 from __future__ import annotations
 
 import pickle
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -102,7 +103,7 @@ class TextPreparation:
         """Cut texts that are longer than their tokens can come from; the token rows stay the same."""
         most = self._encoder.longest_kept_text
         for piece in rows:
-            if any(isinstance(item, str) and len(item) > most for item in piece.items):
+            if not _are_texts_up_to(most, piece.items):
                 items = [
                     self._encoder.shortened_text(item) if isinstance(item, str) and len(item) > most else item
                     for item in piece.items
@@ -118,16 +119,7 @@ class TextPreparation:
     def prepared(self, piece: Slice) -> PreparedSlice:
         """Tokenize, deduplicate equal token rows and plan the batches."""
         rows = piece.rows
-        codes = rows.languages or [None] * len(rows)
-        problems: dict[int, Problem] = {}
-        texts = []
-        for number, item, code in zip(range(rows.start, rows.stop), rows.items, codes, strict=True):
-            language = self._language if code is None else code
-            problem = item if isinstance(item, Problem) else self._languages.problem(language)
-            if problem is not None:
-                problems[number] = problem
-            else:
-                texts.append(Text(item, number, language))
+        texts, problems = self._texts(rows)
         vector_row = np.full(len(rows), BAD, dtype=np.int64)
         tokens, numbers, n_truncated = self._tokenized(texts, problems, vector_row, rows.start)
         n_good = int((vector_row != BAD).sum())
@@ -136,29 +128,43 @@ class TextPreparation:
         content = digest_of_rows(rows)
         return PreparedSlice(piece.part, rows.start, rows.ids, vector_row, problems, batches, counts, content)
 
+    def _texts(self, rows: Rows) -> tuple[list[Text], dict[int, Problem]]:
+        """Return the texts that can be tokenized, and the problems of the other rows by their number."""
+        if rows.languages is None and self._languages.problem(self._language) is None:
+            numbered = list(enumerate(rows.items, rows.start))
+            problems = {number: item for number, item in numbered if isinstance(item, Problem)}
+            good = [(n, item) for n, item in numbered if n not in problems] if problems else numbered
+            return [Text(item, number, self._language) for number, item in good], problems
+        codes = rows.languages or [None] * len(rows)
+        problems, texts = {}, []
+        for number, item, code in zip(range(rows.start, rows.stop), rows.items, codes, strict=True):
+            language = self._language if code is None else code
+            problem = item if isinstance(item, Problem) else self._languages.problem(language)
+            if problem is not None:
+                problems[number] = problem
+            else:
+                texts.append(Text(item, number, language))
+        return texts, problems
+
     def _tokenized(
         self, texts: list[Text], problems: dict[int, Problem], vector_row: NDArray[np.int64], start: int
     ) -> tuple[_Tokens, NDArray[np.int64], int]:
         """Return distinct token rows, the number of each one's first row, and the truncated rows."""
         first_of: dict[bytes, int] = {}
-        kept: list[NDArray[np.int32]] = []
         numbers: list[int] = []
+        firsts: list[int] = []
         n_truncated = 0
-        for some in bounded_pieces(
-            texts, _TOKENIZED_AT_ONCE, lambda text: len(text.text), _CHARACTERS_AT_ONCE
-        ):
+        for some in _tokenized_at_once(texts):
             for text, row in self._token_rows(some, problems):
-                ids = np.asarray(row.ids, dtype=np.int32)
-                first = first_of.setdefault(ids.tobytes(), text.index)
-                vector_row[text.index - start] = first
+                firsts.append(first_of.setdefault(array("i", row.ids).tobytes(), text.index))
+                numbers.append(text.index)
                 n_truncated += row.truncated
-                if first == text.index:
-                    kept.append(ids)
-                    numbers.append(first)
-        lengths = np.asarray([len(ids) for ids in kept], dtype=np.int64)
+        vector_row[np.asarray(numbers, dtype=np.int64) - start] = firsts
+        lengths = np.fromiter(map(len, first_of), np.int64, len(first_of)) // np.dtype(np.int32).itemsize
         starts = np.cumsum(lengths) - lengths
-        flat = np.concatenate(kept) if kept else np.empty(0, dtype=np.int32)
-        return _Tokens(flat, starts, lengths), np.asarray(numbers, dtype=np.int64), n_truncated
+        flat = np.frombuffer(b"".join(first_of), dtype=np.int32)
+        distinct = np.fromiter(first_of.values(), np.int64, len(first_of))
+        return _Tokens(flat, starts, lengths), distinct, n_truncated
 
     def _token_rows(self, texts: list[Text], problems: dict[int, Problem]) -> Iterator[tuple[Text, Any]]:
         try:
@@ -187,6 +193,20 @@ class TextPreparation:
             runs = runs_from_lengths(tokens.lengths, max_tokens=budget, overhead=RUN_OVERHEAD)
             planned = [(positions, int(tokens.lengths[positions].max())) for positions in runs]
         return [_TextBatch(tokens, rows, numbers[rows], pad_id, length) for rows, length in planned]
+
+
+def _are_texts_up_to(most: int, items: list[Item]) -> bool:
+    """Check whether all items are texts of at most some characters."""
+    return {*map(type, items)} <= {str} and max(map(len, items), default=0) <= most
+
+
+def _tokenized_at_once(texts: list[Text]) -> Iterator[list[Text]]:
+    for at in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        some = texts[at : at + _TOKENIZED_AT_ONCE]
+        if sum(len(text.text) for text in some) <= _CHARACTERS_AT_ONCE:
+            yield some
+        else:
+            yield from bounded_pieces(some, len(some), lambda text: len(text.text), _CHARACTERS_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)

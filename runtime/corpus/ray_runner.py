@@ -274,7 +274,7 @@ def _assembled(job: Job, slices: Iterator[PreparedSlice]) -> Iterator[EmbeddedPa
     size = job.options.rows_per_part
     for prepared in slices:
         if prepared.part not in open_parts:
-            open_parts[prepared.part] = PartAssembly(prepared.part, prepared.part * size, job.dim)
+            open_parts[prepared.part] = PartAssembly(prepared.part, prepared.part * size, job.dim, size)
             open_parts[prepared.part].end_at(min((prepared.part + 1) * size, job.n_rows))
         part = open_parts[prepared.part]
         part.add_slice(prepared)

@@ -195,7 +195,7 @@ def digest_of_rows(rows: Rows, images: bytes | None = None) -> bytes:
     if images is not None:
         digest.update(images)
     else:
-        problems = any(isinstance(item, Problem) for item in rows.items)
+        problems = Problem in {*map(type, rows.items)}
         items = [(i.kind,) if isinstance(i, Problem) else i for i in rows.items] if problems else rows.items
         digest.update(marshal.dumps(list(items), 2))
     return digest.digest()

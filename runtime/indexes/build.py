@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from runtime.extras import faiss
 from runtime.fingerprints import remark_on_vectors
 from runtime.indexes import faiss_index
 from runtime.indexes.exact import Nearest
-from runtime.indexes.folder import IdsFile, require_free
+from runtime.indexes.folder import IdsFile, require_free, written_to
 from runtime.indexes.memory import require_memory
 from runtime.indexes.plan import Kind, Plan, Settings
 from runtime.indexes.recall import IndexedRows, K, best_point, points_from_index
@@ -81,6 +80,7 @@ def index_from_vectors(
         InputError: the vectors are unreadable or inconsistent; a setting does not fit them; there are too few
             to train on or too many for the memory; or ``out`` exists. No index is written then.
         EngineError: FAISS or pyarrow is not installed.
+        OutputFaultError: the disk is full, or failed; an index that was there before is kept.
     """
     if n_queries < 1 or not 0 < target_recall <= 1:
         raise InputError(
@@ -98,7 +98,7 @@ def index_from_vectors(
     require_memory(plan, len(shards))
     drawn = np.random.default_rng(seed).choice(len(shards), n_held_out + plan.n_training_rows, replace=False)
     with (
-        _written_to(target),
+        written_to(target, "Free space, or choose another folder."),
         staged_folder(target, before_rename=lambda: require_free(target, replace=replace)) as folder,
     ):
         build = _Build(
@@ -113,16 +113,6 @@ def index_from_vectors(
         record = build.into(folder, target_recall, effort=settings.effort if settings else None)
         record.write(folder)
     return record
-
-
-@contextlib.contextmanager
-def _written_to(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error}). Free space, or choose another folder."
-        ) from error
 
 
 def _questions_from_folder(folder: Path, shards: VectorShards, n: int, seed: int) -> _Asked:

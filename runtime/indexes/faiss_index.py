@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.counts import require_threads
 from runtime.embeddings import INT8_SCALE, Encoding, bits_from_float
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputFaultError
 from runtime.extras import faiss
 from runtime.indexes.cascade import Cascade, cascade_from_file, is_cascade_file
 from runtime.indexes.plan import Kind, Plan, Refinement
@@ -196,7 +196,7 @@ def save(index: Any, path: Path) -> None:
     """Write the index to a file.
 
     Raises:
-        InputError: the file cannot be written.
+        OutputFaultError: the file cannot be written: what FAISS opened and cannot fill.
     """
     library = faiss()
     if isinstance(index, Cascade):
@@ -207,7 +207,7 @@ def save(index: Any, path: Path) -> None:
         else:
             library.write_index(index, str(path))
     except RuntimeError as error:
-        raise InputError(f"{path} cannot be written ({error}). Is the disk full?") from error
+        raise OutputFaultError(f"{path} cannot be written ({error}). Is the disk full?") from error
 
 
 def index_from_file(path: Path, space: Space, *, in_memory: bool = False) -> Any:

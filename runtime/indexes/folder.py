@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError
+from runtime.corpus.faults import FaultKind, fault_kind
+from runtime.errors import InputError, OutputFaultError
 from runtime.extras import pyarrow
 from runtime.indexes.conditions import PART_COLUMN
 from runtime.indexes.record import RECORD_FILE
 
-__all__ = ["IdsFile", "require_free", "rows_by_number", "rows_from_file"]
+__all__ = ["IdsFile", "require_free", "rows_by_number", "rows_from_file", "written_to"]
 
 
 class IdsFile:
@@ -65,6 +66,23 @@ def rows_by_number(table: Any, numbers: NDArray[np.int64]) -> dict[int, dict[str
     """Return rows by their number."""
     found = table.take(pyarrow().array(numbers)).to_pylist()
     return dict(zip(numbers.tolist(), found, strict=True))
+
+
+@contextmanager
+def written_to(out: Path, remedy: str) -> Iterator[None]:
+    """Raise an error of the file system as the user's: one that may pass, such as a full disk, by its class.
+
+    Raises:
+        OutputFaultError: the disk is full, or failed.
+        InputError: the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"{out} cannot be written ({error}). {remedy}"
+        if fault_kind(error) is FaultKind.PASSING:
+            raise OutputFaultError(message) from error
+        raise InputError(message) from error
 
 
 def require_free(out: Path, *, replace: bool) -> None:

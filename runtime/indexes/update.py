@@ -7,11 +7,10 @@ that an update costs what it changes and not what is there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from runtime.extras import import_optional, pyarrow
 from runtime.indexes import faiss_index
 from runtime.indexes.build import Progress, parts_of_shards
 from runtime.indexes.conditions import PART_COLUMN
-from runtime.indexes.folder import IdsFile, rows_from_file
+from runtime.indexes.folder import IdsFile, rows_from_file, written_to
 from runtime.indexes.plan import Kind, Plan
 from runtime.indexes.record import (
     IDS_FILE,
@@ -42,6 +41,7 @@ from runtime.storage import replace_durably, sha256_of_file, staged_folder
 __all__ = ["IndexChange", "merge_segments", "update_index"]
 
 _MERGED_ROWS = 65_536
+_UNCHANGED = "The index is as it was; free space."
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _GENERATION = re.compile(r"\D*-(\d+)(?:-\d+)?\.\w+")
 
@@ -93,7 +93,7 @@ def update_index(
         )
     faiss_index.use_threads(threads or n_cores())
     new, gone = _changed_parts(record, vectors)
-    with _written_to(folder):
+    with written_to(folder, _UNCHANGED):
         generation = 1 + max(map(_generation, record.file_bytes), default=0)
         files: dict[str, Path] = {}
         segments = list(record.segments)
@@ -241,7 +241,7 @@ def merge_segments(
     record = IndexRecord.read(folder)
     record.require_unchanged(folder)
     faiss_index.use_threads(threads or n_cores())
-    with _written_to(folder), staged_folder(folder) as staged:
+    with written_to(folder, _UNCHANGED), staged_folder(folder) as staged:
         merged = _empty_index(folder, record)
         tables = [rows_from_file(folder / segment.ids) for segment in record.segments]
         schema = pyarrow().schema([field for field in tables[0].schema if field.name != PART_COLUMN])
@@ -310,13 +310,3 @@ def _generation(name: str) -> int:
 def _save(path: Path, numbers: NDArray[np.int64]) -> None:
     with path.open("wb") as file:
         np.save(file, numbers)
-
-
-@contextlib.contextmanager
-def _written_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error}). The index is as it was; free space."
-        ) from error

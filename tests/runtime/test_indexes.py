@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ pytest.importorskip("faiss")
 pytest.importorskip("pyarrow")
 
 from runtime.embeddings import Encoding, encoded_from_float
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputFaultError
 from runtime.indexes import (
     Kind,
     OperatingPoint,
@@ -446,10 +447,35 @@ def test_a_failed_build_leaves_the_old_index(folders, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folder_module.IdsFile, "write", full_disk)
-    with pytest.raises((InputError, OSError), match="No space left"):
+    with pytest.raises(OutputFaultError, match="No space left"):
         index_from_vectors(folders(), out, kind=Kind.HNSW, replace=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index"]
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "cascade"])
+def test_a_disk_that_takes_no_more_ends_the_command_with_the_code_of_faults(folders, tmp_path, kind):
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.commands",
+        "index",
+        str(folders()),
+        "--out",
+        str(tmp_path / "i"),
+    ]
+    done = subprocess.run(
+        [*command, "--kind", kind, "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("step", ["adding", "measuring", "writing"])

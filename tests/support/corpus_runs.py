@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ from runtime.corpus import EngineChoice, Options
 from runtime.manifest import Engine, Precision
 
 BY_HAND = EngineChoice(Engine.ONNXRUNTIME, Precision.FP32, instances=2, threads=1)
+N_KILLS = int(os.environ.get("BABELTOWER_KILLS", "6"))
+"""Kills in each test that kills runs again and again; a few by default, for a run of minutes."""
+
+N_FAULTY_RUNS = int(os.environ.get("BABELTOWER_FAULTY_RUNS", "2"))
+"""Runs in each test of storage that fails at random."""
+
 WORDS = ("gato", "preto", "a", "red", "house", "猫", "σκύλος", "небо", "two", "três", "bird", "under", "the")
 
 
@@ -74,6 +82,12 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix in (".parquet", ".npy", ".part")
     }
+
+
+def emptied(folder: Path) -> None:
+    """Remove all that is in a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:

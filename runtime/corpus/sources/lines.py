@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -31,9 +32,12 @@ from runtime.corpus.sources.cells import MOST_CHARACTERS, SKIPPED_AT_ONCE, are_i
 from runtime.corpus.sources.csv_rows import header_of_csv, records_of_csv, rows_of_csv
 from runtime.corpus.sources.opened import SourceFiles
 from runtime.corpus.sources.records import Cells
+from runtime.corpus.sources.text_lines import texts_of_lines
 from runtime.errors import DamagedFileError, InputError
 
 __all__ = ["LineSource"]
+
+_LINES_ONLY = Columns(text="text")
 
 _SAMPLE_LINES = 64
 """JSON lines of each file that are looked at for column names, and rows of CSV for ambiguous escapes."""
@@ -171,6 +175,12 @@ class LineSource:
         cells = Cells(columns, self.id_type, opened.filesystem, opened.folder, captions)
         start = 0
         bad = Problem("malformed-row", "")
+        if self.format is SourceFormat.TEXT and columns == _LINES_ONLY:
+            for texts in self._texts(file):
+                rows = cells.rows(start, None, texts, None)
+                yield rows
+                start = rows.stop
+            return
         with self._lines(file) as lines:
             for records in self._pieces(file, lines):
                 rows = cells.rows(
@@ -204,20 +214,23 @@ class LineSource:
                     for piece in bounded_pieces((row for row in rows if row), PIECE_TEXTS, _size)
                 )
             case _:
-                for pairs in bounded_pieces(_json_records(lines), PIECE_TEXTS, itemgetter(1)):
+                for pairs in bounded_pieces(_json_records(lines, self.columns), PIECE_TEXTS, itemgetter(1)):
                     yield [_with(record, partitions) for record, _ in pairs]
+
+    def _texts(self, file: int) -> Iterator[Sequence[str | Problem]]:
+        """Yield the lines of a file in lists of at most 8,192, without their ends."""
+        chosen = self._encodings[file]
+        with self._files.decompressed(file, self.format.value) as opened:
+            yield from texts_of_lines(opened, codecs.getincrementaldecoder(chosen)(_errors_of(chosen)))
 
     @contextlib.contextmanager
     def _lines(self, file: int, encoding: str | None = None) -> Iterator[io.TextIOWrapper]:
         """Open a file as text; invalid UTF-8 becomes surrogates, which the later text check reports."""
         newline = "" if self.format is SourceFormat.CSV else "\n"
         chosen = encoding or self._encodings[file]
-        is_utf8 = codecs.lookup(chosen).name in ("utf-8", "utf-8-sig")
         with (
             self._files.decompressed(file, self.format.value) as opened,
-            io.TextIOWrapper(
-                opened, chosen, errors="surrogateescape" if is_utf8 else "strict", newline=newline
-            ) as lines,
+            io.TextIOWrapper(opened, chosen, errors=_errors_of(chosen), newline=newline) as lines,
         ):
             try:
                 yield lines
@@ -281,6 +294,11 @@ def _encoding_of(start: bytes, where: str) -> str:
     return "utf-8"
 
 
+def _errors_of(encoding: str) -> str:
+    """Return how bytes are taken that are no text: those of UTF-8 are the fault of their row alone."""
+    return "surrogateescape" if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else "strict"
+
+
 def _bounded_lines(lines: io.TextIOWrapper) -> Iterator[str | Problem]:
     """Yield lines, and in place of one that is too long, the row's problem."""
     while line := lines.readline(MOST_CHARACTERS):
@@ -308,18 +326,33 @@ def _size(fields: list[str] | Problem) -> int:
     return 0 if isinstance(fields, Problem) else sum(map(len, fields))
 
 
-def _json_records(lines: io.TextIOWrapper) -> Iterator[tuple[Mapping[str, Any] | Problem, int]]:
+def _json_records(
+    lines: io.TextIOWrapper, columns: Columns
+) -> Iterator[tuple[Mapping[str, Any] | Problem, int]]:
     """Yield the record of each line that is not blank, and the line's length."""
+    used = (columns.id, columns.text, columns.image, columns.language)
+    keys = {key for name in used if name is not None for key in (name, *name.split("."))}
+    quoted = [json.dumps(key, ensure_ascii=False) for key in sorted(keys)]
     for line in _bounded_lines(lines):
         if isinstance(line, Problem):
             yield line, 0
         elif not line.isspace():
-            yield _json_record(line), len(line)
+            yield _json_record(line, quoted), len(line)
 
 
-def _json_record(line: str) -> Mapping[str, Any] | Problem:
+def _json_record(line: str, quoted: Sequence[str] = ()) -> Mapping[str, Any] | Problem:
+    """Return the object of a line, or the row's problem.
+
+    Args:
+        quoted: Keys, in quotation marks, that no object of the line may have twice: Python's reader takes the
+            last value then, others the first.
+    """
     try:
         record = json.loads(line)
+        if any(line.count(key) > 1 for key in quoted):
+            json.loads(line, object_pairs_hook=partial(_once_each, quoted))
+    except _RepeatedKeyError as error:
+        return Problem("malformed-row", f"The line has the key {error} twice in one object.")
     except (ValueError, RecursionError) as error:
         if not line.endswith("\n") and line.startswith("{") and not line.endswith("}"):
             raise EOFError("its last line is cut off inside a JSON object") from error
@@ -327,6 +360,18 @@ def _json_record(line: str) -> Mapping[str, Any] | Problem:
     if not isinstance(record, dict):
         return Problem("malformed-row", f"The line is a {type(record).__name__}; expected a JSON object.")
     return record
+
+
+class _RepeatedKeyError(Exception):
+    """An object has a key twice; the message is the key in quotation marks."""
+
+
+def _once_each(quoted: Sequence[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [key for key, _ in pairs]
+    for key in quoted:
+        if names.count(json.loads(key)) > 1:
+            raise _RepeatedKeyError(key)
+    return dict(pairs)
 
 
 def _with(record: Mapping[str, Any] | Problem, partitions: Mapping[str, Any]) -> Any:

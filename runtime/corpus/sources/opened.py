@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import lzma
 import tarfile
 import zlib
@@ -16,6 +17,7 @@ from runtime.corpus.locations import compression_of
 from runtime.corpus.reading import RetryingFile, is_local
 from runtime.corpus.rows import Rows
 from runtime.corpus.sources.base import BadFile, Reading
+from runtime.corpus.sources.xz import XzReader
 from runtime.errors import BabeltowerError, DamagedFileError, InputError
 
 __all__ = ["SKIP_REMEDY", "SourceFiles", "damage_reported"]
@@ -108,7 +110,7 @@ class SourceFiles:
             if compression is not None and raw.size() == 0:
                 raise EOFError("it is empty, without the header of a compressed file")
             if compression == "xz":
-                yield stack.enter_context(lzma.open(raw))
+                yield stack.enter_context(io.BufferedReader(XzReader(raw)))
                 return
             opened = pyarrow.PythonFile(raw, mode="r")
             if compression is not None:

@@ -8,7 +8,13 @@ from typing import Any
 
 from runtime.corpus.rows import Columns, IdType, Item, Problem, Rows
 from runtime.corpus.sources.base import CaptionUse
-from runtime.corpus.sources.cells import checked_id, checked_language, checked_text, image_from_cell
+from runtime.corpus.sources.cells import (
+    MOST_CHARACTERS,
+    checked_id,
+    checked_language,
+    checked_text,
+    image_from_cell,
+)
 
 __all__ = ["Cells"]
 
@@ -43,7 +49,12 @@ class Cells:
             ids, items, languages = _each(ids, items, languages)
         checked: list[Item]
         if self.columns.text is not None:
-            checked = [item if isinstance(item, Problem) else checked_text(item) for item in items]
+            checked = [
+                item
+                if type(item) is str and len(item) <= MOST_CHARACTERS and item and not item.isspace()
+                else _checked_text(item)
+                for item in items
+            ]
         else:
             checked = [image_from_cell(item, self.filesystem, self.folder) for item in items]
         kept_ids: list[Any] = [None] * len(checked)
@@ -64,6 +75,10 @@ class Cells:
                 elif not isinstance(checked[i], Problem):
                     checked[i] = code
         return Rows(start, kept_ids, checked, codes)
+
+
+def _checked_text(item: Any) -> str | Problem:
+    return item if isinstance(item, Problem) else checked_text(item)
 
 
 def _first(item: Any) -> Any:

@@ -135,7 +135,7 @@ def test_a_part_holds_no_batches(encoder):
     prepared = preparation.prepared(Slice(0, Rows(0, [0, 1], ["um gato", "a dog"])))
     (batch,) = prepared.batches
     held = weakref.ref(batch.tokens.ids)
-    part = PartAssembly(0, 0, 4)
+    part = PartAssembly(0, 0, 4, 2)
     part.add_slice(prepared)
     part.add_vectors(batch.rows, batch.counts, np.ones((2, 4), dtype=np.float32))
     part.end_at(2)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus_runs import bad_rows_of, bytes_of, options, output_of, sentences, write_texts
+from corpus_runs import N_FAULTY_RUNS, bad_rows_of, bytes_of, options, output_of, sentences, write_texts
 from faulty_storage import faulty_disk, faulty_server
 from PIL import Image
 from sample_models import Exported
@@ -62,7 +63,7 @@ def quick(**changes):
     return options(reading=Reading(patience_s=20.0), **changes)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(N_FAULTY_RUNS))
 def test_pictures_of_a_faulty_server(model, store, tmp_path, seed):
     with faulty_server(store, share=0.0) as server:
         source = with_paths(tmp_path / "t", server.url)
@@ -75,7 +76,7 @@ def test_pictures_of_a_faulty_server(model, store, tmp_path, seed):
 
 
 @pytest.mark.parametrize("name", ["texts.parquet", "texts.txt"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(N_FAULTY_RUNS))
 def test_files_of_a_faulty_server(model, store, tmp_path, name, seed):
     with faulty_server(store, share=0.0) as server:
         source = f"{server.url}/{name}?X-Amz-Signature=abc%2Fdef&x=a*b"
@@ -89,7 +90,7 @@ def test_files_of_a_faulty_server(model, store, tmp_path, name, seed):
     assert "Signature" not in (tmp_path / "out" / "_run.json").read_text()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(N_FAULTY_RUNS))
 def test_a_faulty_disk(model, store, tmp_path, monkeypatch, seed):
     source = with_paths(tmp_path / "t", str(store))
     texts = store / "texts.parquet"
@@ -156,6 +157,48 @@ def test_a_folder_that_comes_back_in_time_costs_nothing(model, disk, tmp_path, m
     at_read(monkeypatch, 40, lambda: (disk.rename(tmp_path / "gone"), timer.start()))
     embed_corpus(model, source, tmp_path / "out", options(rows_per_part=16))
     timer.join()
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def coming_and_going(folder: Path, seed: int) -> Iterator[list[float]]:
+    """Take a folder away and bring it back at random moments; yield the seconds of each absence."""
+    chance, ended, absences = random.Random(seed), threading.Event(), []
+    away = folder.with_name("away")
+
+    def come_and_go() -> None:
+        while not ended.wait(chance.uniform(0.01, 0.2)):
+            folder.rename(away)
+            if is_emptied := chance.random() < 0.5:
+                folder.mkdir()
+            absences.append(chance.uniform(0.0, 0.4))
+            ended.wait(absences[-1])
+            if is_emptied:
+                folder.rmdir()
+            away.rename(folder)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        yield absences
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("patience_s", [20.0, 0.15])
+@pytest.mark.parametrize("seed", range(N_FAULTY_RUNS))
+def test_a_mount_that_comes_and_goes(model, disk, tmp_path, seed, patience_s):
+    """The patient run waits for it; what the other one leaves undone, one repeat completes."""
+    source = with_paths(tmp_path / "t", str(disk))
+    embed_corpus(model, source, tmp_path / "whole", options(rows_per_part=16))
+    run = options(rows_per_part=16, max_bad_share=1.0, reading=Reading(patience_s=patience_s))
+    may_end_early = contextlib.suppress(InputFaultError) if patience_s < 1 else contextlib.nullcontext()
+    with coming_and_going(disk, seed) as absences:
+        with may_end_early:
+            embed_corpus(model, source, tmp_path / "out", run)
+        assert absences
+    embed_corpus(model, source, tmp_path / "out", options(rows_per_part=16))
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 

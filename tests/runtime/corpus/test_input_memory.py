@@ -75,7 +75,7 @@ def test_long_texts_take_no_more_memory_than_short_ones(
 def test_a_text_too_long_to_hold_is_its_rows_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for module in ("cells", "lines", "csv_rows", "tables", "tar_samples"):
+    for module in ("cells", "lines", "csv_rows", "tables", "tar_samples", "text_lines", "records"):
         monkeypatch.setattr(f"runtime.corpus.sources.{module}.MOST_CHARACTERS", 10_000)
     monkeypatch.setattr("runtime.corpus.sources.parquet_table.PIECE_BYTES", 10_000)
     texts = ["um", 'gato, "preto"\n' * 900 + "x" * 99_000, "x" * 10_001 + "\n", "dorme", "x" * 9_900]

@@ -828,3 +828,67 @@ def test_an_encrypted_file_is_called_so(tmp_path):
     (tmp_path / "a.parquet").write_bytes(data[:-4] + b"PARE")
     with pytest.raises(InputError, match=r"a\.parquet is encrypted"):
         open_source(tmp_path / "a.parquet")
+
+
+def test_pipes_are_left_out_with_a_word(tmp_path):
+    (tmp_path / "a.txt").write_text("um\n")
+    os.mkfifo(tmp_path / "b.txt")
+    source = open_source(tmp_path)
+    assert rows_of(source)[1] == ["um"]
+    assert source.notes == ["1 pipes, sockets or devices were left out"]
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (b"junk", "Input format not supported"),
+        (lzma.compress(b"dois\n").replace(b"\xfd7zXZ", b"\xfd7zXY"), "Input format not supported"),
+        (bytes(3), "3 zero bytes follow"),
+        (bytes(3) + lzma.compress(b"dois\n"), "are not padding"),
+        (lzma.compress(b"dois\n")[:-1], "ends before the end of its stream"),
+        (lzma.compress(b"dois\n")[:5], "ends before the end of its stream"),
+        (b"", None),
+        (bytes(512), None),
+        (lzma.compress(b"dois\n"), None),
+        (bytes(8) + lzma.compress(b"dois\n"), None),
+    ],
+)
+def test_all_streams_of_an_xz_file_are_read_and_nothing_else_may_follow(tmp_path, after, message):
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(b"um\n") + after)
+    if message is None:
+        assert rows_of(open_source(path))[1] == (["um", "dois"] if after.strip(b"\0") else ["um"])
+    else:
+        with pytest.raises(DamagedFileError, match=message):
+            rows_of(open_source(path))
+
+
+def test_a_key_that_an_object_has_twice_is_its_rows_fault(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": 1, "text": "um", "text": "dois"}\n'
+        '{"id": 2, "text": "text"}\n'
+        '{"id": 3, "text": "say \\"text\\" and \\"id\\"", "other": {"text": 1}}\n'
+        '{"id": 4, "id": 5, "text": "um"}\n'
+        '{"id": 6, "text": "um", "other": 1, "other": 2}\n'
+    )
+    items = rows_of(open_source(tmp_path / "a.jsonl"))[1]
+    assert kinds(items) == ["malformed-row", "text", 'say "text" and "id"', "malformed-row", "um"]
+    assert 'the key "text" twice' in items[0].reason
+    (tmp_path / "b.jsonl").write_text(
+        '{"meta": {"caption": "um", "caption": "dois"}}\n{"meta": {"caption": "um"}}\n'
+    )
+    nested = open_source(tmp_path / "b.jsonl", columns=Columns(text="meta.caption"))
+    assert kinds(rows_of(nested)[1]) == ["malformed-row", "um"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_lines_are_split_alike_wherever_a_read_ends(tmp_path, suffix):
+    """Ends of lines, of characters of several bytes and of reads fall together in all ways."""
+    lines = [("é" * (i % 7) + "狗" * (i % 5) + f" {i}") for i in range(9_000)]
+    lines[5_000] = "é" * 70_000
+    content = "".join(line + ("\r\n" if i % 3 else "\n") for i, line in enumerate(lines))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path = tmp_path / f"a-{encoding}.txt{suffix}"
+        data = content.removesuffix("\n").removesuffix("\r").encode(encoding)
+        path.write_bytes(gzip.compress(data) if suffix else data)
+        assert rows_of(open_source(path))[1] == lines

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from corpus_runs import bytes_of, options, write_gapped
+from corpus_runs import N_KILLS, bytes_of, options, write_gapped
 from log_lines import logged_lines
 from object_stores import BUCKET, s3_server
 from sample_models import ROOT, Exported
@@ -94,7 +94,7 @@ def test_workers_that_are_killed_and_come_again(model, source, server, s3, whole
     chance = random.Random(11)
     out, prefix = f"s3://{BUCKET}/killed", "killed"
     n_killed = 0
-    while n_killed < 12:
+    while n_killed < N_KILLS:
         workers = [start(model, source, out, server) for _ in range(2)]
         for worker in workers:
             time.sleep(chance.uniform(0.2, 0.7) * seconds)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from altered_models import computing_otherwise, copied, graph_of, overwritten
 from corpus_runs import bytes_of, options, sentences, write_texts
+from ray_runs import actors_of_this_process
 from sample_models import Exported
 
 from runtime.corpus import embed_corpus
@@ -80,27 +81,6 @@ def test_an_iterable_stays_here(model, tmp_path):
         embed_corpus(model, ["a", "b"], tmp_path / "out", options(), execute=ray_executor(1))
 
 
-def actors() -> list[int]:
-    """Processes of this cluster's actors that hold a model, oldest first."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            name = (folder / "cmdline").read_text()
-            if name.startswith("ray::") and "Embedder" in name and _is_ours(int(folder.name)):
-                found.append(int(folder.name))
-        except (OSError, ValueError):
-            continue
-    return sorted(found)
-
-
-def _is_ours(pid: int) -> bool:
-    while pid > 1:
-        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-        if pid == os.getpid():
-            return True
-    return False
-
-
 def killed_while_running(n_kills: int, out: Path, n_parts: int) -> tuple[threading.Thread, list[int]]:
     """A thread that kills an actor once some parts are written, waits for its successor, and kills again."""
     killed: list[int] = []
@@ -108,7 +88,7 @@ def killed_while_running(n_kills: int, out: Path, n_parts: int) -> tuple[threadi
     def kill() -> None:
         deadline = time.monotonic() + 120
         while len(killed) < n_kills and time.monotonic() < deadline:
-            fresh = [pid for pid in actors() if pid not in killed]
+            fresh = [pid for pid in actors_of_this_process() if pid not in killed]
             if fresh and len(list(out.glob("part-*.parquet"))) >= n_parts:
                 os.kill(fresh[-1], signal.SIGKILL)
                 killed.append(fresh[-1])

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_runs import bytes_of, journal_of, output_of, write_gapped
+from corpus_runs import N_KILLS, bytes_of, emptied, journal_of, output_of, write_gapped
 from sample_models import ROOT, Exported
 
 N_ROWS = 640
@@ -63,24 +63,33 @@ def whole(model, source, tmp_path_factory):
     return bytes_of(out), time.perf_counter() - started
 
 
-def test_killed_at_twenty_random_moments(model, source, whole, tmp_path):
+def test_killed_again_and_again(model, source, whole, tmp_path):
+    """At random moments, in the middle of syncs, links and renames, and by a disk that is full."""
     expected, seconds = whole
     chance = random.Random(5)
-    n_killed = 0
-    while n_killed < 20:
-        process = start(model, source, tmp_path / "out")
-        time.sleep(chance.uniform(0.3, 1.0) * seconds)
-        process.kill()
-        _, errors = process.communicate()
-        if process.returncode != KILLED:  # it was done before the kill
-            assert (process.returncode, errors) == (0, "")
-            assert bytes_of(tmp_path / "out") == expected
-            for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
-                path.unlink() if path.is_file() else path.rmdir()
+    out, n_stopped = tmp_path / "out", 0
+    while n_stopped < N_KILLS:
+        how = chance.choice(("moment", "moment", "step", "full"))
+        if how == "moment":
+            process = start(model, source, out)
+            time.sleep(chance.uniform(0.3, 1.0) * seconds)
+            process.kill()
+            _, errors = process.communicate()
+            code = process.returncode
+        elif how == "step":
+            step, when = chance.choice(("fsync", "link", "replace")), chance.choice(("before", "after"))
+            code, errors = finish(model, source, out, step, chance.randrange(1, 40), when)
         else:
-            n_killed += 1
-    assert finish(model, source, tmp_path / "out") == (0, "")
-    assert bytes_of(tmp_path / "out") == expected
+            code, errors = finish(model, source, out, limit=limited(chance.choice((300, 5_000))))
+        if code == 0:  # it was done before the kill
+            assert errors == ""
+            assert bytes_of(out) == expected
+            emptied(out)
+        else:
+            assert code == KILLED or "run the same command again" in errors
+            n_stopped += 1
+    assert finish(model, source, out) == (0, "")
+    assert bytes_of(out) == expected
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_runs import bytes_of, options, write_gapped
+from corpus_runs import N_KILLS, bytes_of, emptied, options, write_gapped
 from log_lines import logged_lines
 from sample_models import Exported
 from typer.testing import CliRunner
@@ -69,8 +69,12 @@ def test_workers_come_and_go_and_are_killed(model, source, whole, tmp_path):
     expected, seconds = whole
     chance = random.Random(7)
     out, n_killed, workers = tmp_path / "out", 0, []
-    while n_killed < 10:
-        workers = [worker for worker in workers if worker.poll() is None]
+    while n_killed < N_KILLS:
+        if any(worker.poll() is not None for worker in workers):  # a worker ends once the folder is whole
+            assert {ended(worker)[0] for worker in workers} == {0}
+            assert bytes_of(out) == expected
+            emptied(out)
+            workers = []
         while len(workers) < 3:
             workers.append(start_worker(model, source, out))
         time.sleep(chance.uniform(0.1, 0.5) * seconds)
