@@ -37,7 +37,8 @@ class OtherTasks:
         Raises:
             GatewayError: it cannot be reached, refuses, or answers no JSON object; with its status.
         """
-        form = aiohttp.FormData({"entries": json.dumps(entries, ensure_ascii=False)})
+        form = aiohttp.FormData(default_to_multipart=True)
+        form.add_field("entries", json.dumps(entries, ensure_ascii=False))
         if image is not None:
             form.add_field("image", image, filename="blob", content_type="application/octet-stream")
         elif text is not None:

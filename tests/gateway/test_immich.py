@@ -24,14 +24,17 @@ from typing import Any, ClassVar
 import httpx
 import numpy as np
 import pytest
+import typer
+import yaml
 from gateways import TOKEN, Gateway, gateway_of_process, gateway_of_server
 from PIL import Image
-from sample_models import NAMES, Exported
+from sample_models import NAMES, ROOT, Exported
 from typer.testing import CliRunner
 
 from runtime import Encoder
 from runtime.commands.app import app
 from runtime.commands.doors import names_for_immich
+from runtime.commands.serve import serve
 from runtime.errors import InputError
 from runtime.gateway.models import Residence
 from runtime.gateway.options import GatewayOptions
@@ -341,7 +344,7 @@ def test_bodies_that_are_no_form_are_refused(client: httpx.Client) -> None:
 
 def test_images_are_bounded_as_on_the_other_routes(client: httpx.Client) -> None:
     file = io.BytesIO()
-    Image.new("L", (12_000, 12_000)).save(file, "PNG")
+    Image.new("L", (8_000, 5_000)).save(file, "PNG")
     answer = asked_image(client, "capivara", file.getvalue())
     assert answer.status_code == 400
     assert "pixels" in answer.json()["detail"]
@@ -573,13 +576,12 @@ def test_requests_while_towers_come_and_go_are_all_answered(exported: Exported) 
 def test_a_model_that_was_replaced_while_it_was_unloaded_is_not_opened(
     exported: Exported, tmp_path: Path
 ) -> None:
-    source = exported("capivara").parent
-    repository = tmp_path / "models"
-    shutil.copytree(
-        source, repository, ignore=lambda _, names: [n for n in names if not n.startswith("capivara")]
-    )
-    for path in list(repository.glob("capivara-lora*")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    source, repository = exported("capivara").parent, tmp_path / "models"
+    repository.mkdir()
+    for path in source.iterdir():
+        if re.match(r"capivara(?!-lora)", path.name):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, repository / path.name)
     with (
         gateway_of_process(repository, options=GatewayOptions(), residence=Residence(0.05)) as found,
         found.client() as client,
@@ -596,6 +598,23 @@ def test_a_model_that_was_replaced_while_it_was_unloaded_is_not_opened(
             return answer.status_code == 500 and "was changed after the model was opened" in answer.text
 
         wait_until(refused)
+
+
+def test_the_compose_file_of_the_page_names_options_that_exist() -> None:
+    page = (ROOT / "docs" / "immich.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    services = yaml.safe_load(block)["services"]
+    command = services["babeltower"]["command"].split()
+    assert command[:3] == ["babeltower", "serve", "/models"]
+    alone = typer.Typer()
+    alone.command()(serve)
+    known = {option for parameter in typer.main.get_command(alone).params for option in parameter.opts}
+    assert {word for word in command if word.startswith("--")} <= known
+    port = command[command.index("--port") + 1]
+    assert services["immich-server"]["environment"] == {
+        "IMMICH_MACHINE_LEARNING_URL": f"http://babeltower:{port}"
+    }
+    assert "ports" not in services["babeltower"], "immich sends no token"
 
 
 @pytest.mark.parametrize(
