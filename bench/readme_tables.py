@@ -25,6 +25,7 @@ import typer
 from bench.models.samples import ROOT
 from bench.records.record import Record, read_records
 from bench.reporting.immich_table import immich_table, service_table
+from bench.reporting.pruned_table import pruned_table
 from bench.reporting.record_tables import (
     corpus_table,
     costs_table,
@@ -111,6 +112,7 @@ TABLES: Mapping[str, Table] = {
     "immich-service": Table(
         "immich_service.json", "python -m bench.immich_service --work FOLDER", _of_records(service_table)
     ),
+    "pruned": Table("pruned.json", "python -m bench.pruned --work FOLDER", _of_records(pruned_table)),
     "peers": Table(*_PEERS, _of_records(peers_table)),
     "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
 }

@@ -38,24 +38,37 @@ def full_size_folder(variant: str, precision: Precision, work: Path) -> Path:
     return found[0].parent
 
 
-def served_repository(variant: str, precision: Precision, work: Path) -> Path:
-    """Return a repository that holds a published variant in one precision; it is made where it is missing."""
-    repository = work / "served" / precision.value
+def served_repository(
+    variant: str, precision: Precision, work: Path, *, languages: tuple[str, ...] = ()
+) -> Path:
+    """Return a repository that holds a published variant in one precision; it is made where it is missing.
+
+    Args:
+        languages: Languages to keep of the vocabulary; all if empty.
+    """
+    repository = work / "served" / precision.value / ("-".join(languages) or "all")
     if not manifest_path(repository / variant).is_file():
-        in_process(_publish, variant, precision, work, repository)
+        in_process(_publish, variant, precision, work, repository, languages)
     return repository
 
 
-def _publish(variant: str, precision: Precision, work: Path, repository: Path) -> None:
+def _publish(
+    variant: str, precision: Precision, work: Path, repository: Path, languages: tuple[str, ...]
+) -> None:
     import dataclasses
 
     from export.repository import drafted
+    from export.vocabulary.pruned_towers import pruned_towers
+    from export.vocabulary.selection import VocabularyOptions
     from runtime.repository import publish
 
     towers = torch_towers(variant, work)
     tokenizer = tokenizer_of_true_size(towers.tokenizer_json, towers.n_tokens)
     towers = dataclasses.replace(towers, tokenizer_json=tokenizer)
     options = options_for_timing(precision)
+    if languages:
+        options = dataclasses.replace(options, vocabulary=VocabularyOptions(languages))
+        towers = pruned_towers(towers, VocabularyOptions(languages))
     with drafted(towers, repository, name=variant, options=options, measured=False) as draft:
         unmeasured = {"measured": "nothing: the weights are random"}
         publish(

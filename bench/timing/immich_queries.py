@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.errors import BabeltowerError
 
-__all__ = ["Opening", "Turns", "opening_of", "turns_of"]
+__all__ = ["Opening", "Turns", "opening_of", "resident_bytes", "turns_of"]
 
 N_TOKENS = 5
 """Tokens of the timed query, special tokens included."""
@@ -87,14 +87,14 @@ def _open(folder: Path) -> Mapping[str, Any]:
     load_cpu_s = time.process_time() - cpu
     session.run(None, {"text": _ids(tokenizer, "um gato preto")})
     first_wall_s, first_cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    text_resident_bytes = _resident_bytes()
+    text_resident_bytes = resident_bytes()
     visual = _session(folder / "visual" / "model.onnx")
     visual.run(None, {"image": np.zeros([1, *visual.get_inputs()[0].shape[1:]], np.float32)})
     return {
         "first_wall_s": first_wall_s,
         "first_cpu_s": first_cpu_s,
         "load_cpu_s": load_cpu_s,
-        "resident_bytes": _resident_bytes(),
+        "resident_bytes": resident_bytes(),
         "text_resident_bytes": text_resident_bytes,
     }
 
@@ -163,6 +163,7 @@ def _session(graph: Path) -> Any:
     )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
