@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,31 +23,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markdown import Markdown
 
-from bench.models.full_size import in_process
 from bench.models.immich_models import served_repository
 from bench.records.record import Record, record_of, write_records
 from bench.reporting.pruned_table import pruned_table
-from bench.timing.immich_queries import resident_bytes
-from runtime.manifest import WHOLE_TOKENIZER_FILE, Manifest, Modality, Precision, Variant
+from bench.timing.embedded_captions import embedded_captions
+from runtime.manifest import WHOLE_TOKENIZER_FILE, Manifest, Precision, Variant
 from samples import dataset
 
-__all__ = ["EmbeddedCaptions", "captions_of", "cells_of_model"]
+__all__ = ["captions_of", "cells_of_model"]
 
 _PRECISION = Precision.INT8
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedCaptions:
-    """Vectors of captions, float32 (captions, dim), and memory of the process that embedded them.
-
-    Attributes:
-        before_bytes: Resident memory before the model was opened.
-        resident_bytes: The same with the text tower open, after all captions.
-    """
-
-    vectors: NDArray[np.float32]
-    before_bytes: int
-    resident_bytes: int
 
 
 def captions_of(languages: Sequence[str], each: int) -> list[tuple[str, str]]:
@@ -77,7 +61,7 @@ def cells_of_model(
             else "tokenizer"
         )
         sizes[part] += record.size_bytes
-    embedded, _ = in_process(_embedded, repository / variant, chosen.precision, list(captions))
+    embedded = embedded_captions(repository / variant, chosen.precision, captions)
     n_tokens = manifest.vocabulary[0].n_tokens if manifest.vocabulary else _whole_tokens(repository, chosen)
     figures: dict[str, tuple[str, float]] = {
         **{f"{part} on disk": ("MB", n_bytes / 1e6) for part, n_bytes in sizes.items()},
@@ -101,19 +85,6 @@ def _whole_tokens(repository: Path, variant: Variant) -> int:
     from tokenizers import Tokenizer
 
     return int(Tokenizer.from_file(str(repository / variant.tokenizer)).get_vocab_size())
-
-
-def _embedded(model: Path, precision: Precision, captions: Sequence[tuple[str, str]]) -> EmbeddedCaptions:
-    from runtime.local import LocalEncoder
-    from runtime.machine import return_free_memory
-    from runtime.opening.tower_check import Checks
-
-    before_bytes = resident_bytes()
-    with LocalEncoder.from_repository(model, precision=precision, threads=2, verify=Checks.NONE) as encoder:
-        encoder.open_tower(Modality.TEXT)
-        vectors = [encoder.embed_texts([text], [code]) for text, code in captions]
-        return_free_memory()
-        return EmbeddedCaptions(np.concatenate(vectors), before_bytes, resident_bytes())
 
 
 def _equal(
