@@ -32,7 +32,7 @@ from export.families.published import VARIANTS
 from runtime.backends import open_backend
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.cosines import highest, lowest
-from runtime.errors import BabeltowerError
+from runtime.errors import BabeltowerError, ExportError
 from runtime.manifest import Engine, Precision
 
 __all__ = ["FullSizeResult", "fused_error", "measure_variant"]
@@ -42,7 +42,8 @@ __all__ = ["FullSizeResult", "fused_error", "measure_variant"]
 class FullSizeResult:
     """Result of one variant: sizes and memory in bytes, times in seconds, parity over both engines.
 
-    ``max_fused_error`` is the largest difference between the graphs for CUDA and the exported ones.
+    ``max_fused_error`` is the largest difference between the graphs for CUDA and the exported ones;
+    ``not_fused`` is the reason for each graph that has no form for CUDA.
     """
 
     variant: str
@@ -55,6 +56,7 @@ class FullSizeResult:
     min_cosine: float
     max_abs_error: float
     max_fused_error: float
+    not_fused: tuple[str, ...]
     dims: tuple[int, ...]
 
 
@@ -70,15 +72,18 @@ def measure_variant(name: str, work: Path) -> FullSizeResult:
         started = time.perf_counter()
         record, peak_bytes = in_process(_export, folder / name, folder / "repository", image_tower)
         seconds = time.perf_counter() - started
-        errors = [
-            in_process(fused_error, graph, folder / "fused")[0]
-            for graph in sorted((folder / "repository").glob("*_tower_fp32/1/model.onnx"))
-        ]
+        errors, not_fused = [], []
+        for graph in sorted((folder / "repository").glob("*_tower_fp32/1/model.onnx")):
+            try:
+                errors.append(in_process(fused_error, graph, folder / "fused")[0])
+            except ExportError as error:
+                not_fused.append(str(error))
         return FullSizeResult(
             variant=name,
             export_s=seconds,
             peak_export_bytes=peak_bytes,
             max_fused_error=highest(errors),
+            not_fused=tuple(not_fused),
             **record,
         )
     finally:

@@ -24,7 +24,8 @@ import typer
 
 from bench.models.samples import ROOT
 from bench.records.record import Record, read_records
-from bench.reporting.immich_table import immich_table
+from bench.reporting.immich_table import immich_table, service_table
+from bench.reporting.pruned_table import pruned_table
 from bench.reporting.record_tables import (
     corpus_table,
     costs_table,
@@ -108,6 +109,10 @@ TABLES: Mapping[str, Table] = {
         "cuda_simulated.json", "python -m bench.gpu simulate", _of_records(simulated_table)
     ),
     "immich": Table("immich.json", "python -m bench.immich --work FOLDER", _of_records(immich_table)),
+    "immich-service": Table(
+        "immich_service.json", "python -m bench.immich_service --work FOLDER", _of_records(service_table)
+    ),
+    "pruned": Table("pruned.json", "python -m bench.pruned --work FOLDER", _of_records(pruned_table)),
     "peers": Table(*_PEERS, _of_records(peers_table)),
     "peer-errors": Table(*_PEERS, _of_records(peer_errors_table)),
 }

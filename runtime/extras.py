@@ -40,6 +40,7 @@ _EXTRA_OF = {
     "prometheus_client": "corpus",
     "pyarrow": "corpus",
     "pydantic": "gateway",
+    "python_multipart": "gateway",
     "ray": "ray",
     "rich": "corpus",
     "s3fs": "s3",

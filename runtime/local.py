@@ -32,6 +32,7 @@ from runtime.manifest import (
 )
 from runtime.opening.cache import PassCache, default_cache_folder
 from runtime.opening.model_check import OpeningCheck
+from runtime.opening.stamps import FileStamps
 from runtime.opening.tower_check import Checks
 from runtime.preprocessing.batching import TokenBatch, windows
 from runtime.preprocessing.buckets import EXACT_ROWS, GPU_BATCH_IMAGES
@@ -55,7 +56,8 @@ class LocalEncoder(Encoder):
     """Encoder of a model opened in process.
 
     A tower's graph is opened and checked at its first use, so that embedding only texts never loads the image
-    tower. ``opening`` is the check; without one, vectors are not compared with PyTorch's.
+    tower. ``opening`` is the check; without one, vectors are not compared with PyTorch's. ``stamps`` are
+    those of the verified files, which a tower that is opened later must still have.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LocalEncoder(Encoder):
         graphs: GraphOpener,
         max_pixels: int | None,
         opening: OpeningCheck | None = None,
+        stamps: FileStamps | None = None,
     ) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
@@ -73,6 +76,7 @@ class LocalEncoder(Encoder):
         self._graphs = graphs
         self._max_pixels = max_pixels
         self._opening = opening
+        self._stamps = stamps
         self._text: TextTower | None = None
         self._image: ImageTower | None = None
         self._stats = Stats()
@@ -115,6 +119,7 @@ class LocalEncoder(Encoder):
         variant = manifest.variant(chosen, runs_on.value)
         repository = Path(model).parent
         checks = _checks(verify, os.fspath(model))
+        stamps = FileStamps.of_towers(repository, variant.text, variant.image)
         if checks is Checks.ALL:
             manifest.verify(repository, variant)
         passes = PassCache(default_cache_folder() if cache is None else Path(cache))
@@ -127,6 +132,7 @@ class LocalEncoder(Encoder):
             None
             if checks is Checks.NONE
             else OpeningCheck(repository, manifest, variant, runs_on, threads, provider, passes, place),
+            stamps,
         )
 
     def verify_tokenizer(self) -> None:
@@ -331,6 +337,25 @@ class LocalEncoder(Encoder):
         else:
             self._image_tower()
 
+    def release_tower(self, modality: Modality) -> None:
+        """Give back a tower's memory, with the text tower also the tokenizer's, until its next use.
+
+        Wait for its running calls first: no lock holds them.
+        """
+        tower: TextTower | ImageTower | None
+        with self._lock:
+            if modality is Modality.TEXT:
+                tower, self._text = self._text, None
+                self._tokenizer.release()
+            else:
+                tower, self._image = self._image, None
+        if tower is not None:
+            tower.close()
+
+    def is_tower_open(self, modality: Modality) -> bool:
+        """Return True if a tower is in memory."""
+        return (self._text if modality is Modality.TEXT else self._image) is not None
+
     def close(self) -> None:
         """Release both graphs; embedding afterwards raises an EngineError."""
         with self._lock:
@@ -368,6 +393,8 @@ class LocalEncoder(Encoder):
 
     def _opened(self, modality: Modality) -> Backend:
         """Open a tower's graph and run its opening check."""
+        if self._stamps is not None:
+            self._stamps.require_unchanged()
         backend = self._graphs.open(self._variant.tower(modality))
         if self._opening is not None:
             try:

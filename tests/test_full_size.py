@@ -71,9 +71,11 @@ def test_a_variant_is_written_in_its_published_format(
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_published_variant_exports_within_memory(name: str, tmp_path: Path) -> None:
     result = measure_variant(name, tmp_path)
-    assert result.min_cosine >= 0.99999
+    assert result.min_cosine >= 0.999999
     assert result.peak_export_bytes <= 20e9
     assert result.max_fused_error <= 1e-6
+    # a causal attention is not fused for CUDA yet, which the export of one says
+    assert len(result.not_fused) == ("metaclip2" in VARIANTS[name])
 
 
 def _in_both_forms(checkpoint: Path, work: Path) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.models.full_size import in_process
 from bench.models.samples import CHECKPOINTS
 from bench.models.speed_artefacts import fp32_graph, torch_towers
-from runtime.manifest import TOKENIZER_FILE, Engine, Modality, Precision
+from runtime.manifest import TOKENIZER_FILE, Engine, Modality, Precision, manifest_path
 
 if TYPE_CHECKING:
     from export.repository import ExportOptions
@@ -20,6 +20,7 @@ __all__ = [
     "options_for_timing",
     "plain_text_graph",
     "recall_of_sample",
+    "served_repository",
     "tokenizer_of_true_size",
 ]
 
@@ -35,6 +36,44 @@ def full_size_folder(variant: str, precision: Precision, work: Path) -> Path:
         in_process(_lay_out, variant, precision, work, cache)
         found = list((cache / "clip").glob("*/babeltower.json"))
     return found[0].parent
+
+
+def served_repository(
+    variant: str, precision: Precision, work: Path, *, languages: tuple[str, ...] = ()
+) -> Path:
+    """Return a repository that holds a published variant in one precision; it is made where it is missing.
+
+    Args:
+        languages: Languages to keep of the vocabulary; all if empty.
+    """
+    repository = work / "served" / precision.value / ("-".join(languages) or "all")
+    if not manifest_path(repository / variant).is_file():
+        in_process(_publish, variant, precision, work, repository, languages)
+    return repository
+
+
+def _publish(
+    variant: str, precision: Precision, work: Path, repository: Path, languages: tuple[str, ...]
+) -> None:
+    import dataclasses
+
+    from export.repository import drafted
+    from export.vocabulary.pruned_towers import pruned_towers
+    from export.vocabulary.selection import VocabularyOptions
+    from runtime.repository import publish
+
+    towers = torch_towers(variant, work)
+    tokenizer = tokenizer_of_true_size(towers.tokenizer_json, towers.n_tokens)
+    towers = dataclasses.replace(towers, tokenizer_json=tokenizer)
+    options = options_for_timing(precision)
+    if languages:
+        options = dataclasses.replace(options, vocabulary=VocabularyOptions(languages))
+        towers = pruned_towers(towers, VocabularyOptions(languages))
+    with drafted(towers, repository, name=variant, options=options, measured=False) as draft:
+        unmeasured = {"measured": "nothing: the weights are random"}
+        publish(
+            draft.stage, repository, draft.manifest, dataclasses.replace(draft.variant, parity=unmeasured)
+        )
 
 
 def plain_text_graph(variant: str, work: Path) -> Path:
@@ -55,14 +94,17 @@ def _lay_out(variant: str, precision: Precision, work: Path, cache: Path) -> Non
 
 
 def options_for_timing(precision: Precision) -> ExportOptions:
-    """Return options of a model of random weights, calibrated on a few samples."""
+    """Return options of a model of random weights, calibrated on a few samples and rounded to the nearest."""
     from export.precision.calibration import CalibrationSize
+    from export.precision.int8 import Int8Recipe
+    from export.precision.weight_rounding import Rounding
     from export.repository import ExportOptions
     from export.variants import forms_for
 
     return ExportOptions(
         forms=forms_for([precision], [Engine.ONNXRUNTIME], installed=[Engine.ONNXRUNTIME]),
         calibration_size=CalibrationSize(n_texts=_FEW_TEXTS, n_images=_FEW_TEXTS // 4),
+        recipes={modality: Int8Recipe(rounding=Rounding.NEAREST) for modality in Modality},
     )
 
 

@@ -14,7 +14,7 @@ from bench.models.immich_models import options_for_timing, tokenizer_of_true_siz
 from bench.models.samples import sample_checkpoint
 from bench.models.speed_artefacts import torch_towers
 from runtime.cosines import unit_rows
-from runtime.manifest import Modality, Precision
+from runtime.manifest import Precision
 
 if TYPE_CHECKING:
     from export.layouts.web.gallery import WebGallery
@@ -74,14 +74,10 @@ def _write(
 ) -> None:
     from export.layouts.publish import layout_for_timing
     from export.layouts.web.layout import WebOptions, web_layout
-    from export.precision.int8 import Int8Recipe
-    from export.precision.weight_rounding import Rounding
     from export.vocabulary.selection import VocabularyOptions
 
     options = dataclasses.replace(
-        options_for_timing(Precision.INT8),
-        recipes={modality: Int8Recipe(rounding=Rounding.NEAREST) for modality in Modality},
-        vocabulary=VocabularyOptions(languages) if languages else None,
+        options_for_timing(Precision.INT8), vocabulary=VocabularyOptions(languages) if languages else None
     )
     folder.mkdir(parents=True, exist_ok=True)
     layout_for_timing(towers, folder, web_layout(WebOptions(gallery)), name=model, options=options)

@@ -8,7 +8,7 @@ from bench.records.record import Record, paired, require_one_environment
 from bench.reporting.figure_table import figure_table
 from runtime.manifest import Precision
 
-__all__ = ["immich_table", "missed_targets"]
+__all__ = ["immich_table", "missed_targets", "service_table"]
 
 _HEADER = (
     "model",
@@ -20,8 +20,21 @@ _HEADER = (
     "first answer, s",
     "query of 5 tokens, ms",
     "plain FP32 export, ms",
-    "× its CPU time",
+    "query, CPU ms",
+    "× plain FP32",
     "R@1 lost",
+)
+
+_SERVICE_HEADER = (
+    "model",
+    "precision",
+    "MB before the first request",
+    "with the text tower",
+    "with both",
+    "given back",
+    "first answer, s (CPU s)",
+    "after idle, s (CPU s)",
+    "query, ms (CPU ms)",
 )
 
 _HELD_TO = ("nllb-clip-base-siglip", Precision.INT8.value)
@@ -47,12 +60,36 @@ def immich_table(records: Sequence[Record]) -> str:
             f"{found['first wall'].median:.2f}",
             f"{found['query wall'].median:.1f}",
             f"{found['plain wall'].median:.0f}",
+            f"{found['query cpu'].median:.1f}",
             f"{_share(found):.3f}",
             lost.get(precision, "–"),
         )
         for (model, precision), found in _by_model(records).items()
     ]
     return figure_table(_HEADER, rows)
+
+
+def service_table(records: Sequence[Record]) -> str:
+    """Render the medians of ``babeltower serve`` in place of the service."""
+    require_one_environment(records)
+    found: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        key = record.cell["model"], record.cell["precision"]
+        found.setdefault(key, {})[record.cell["immich service"]] = record
+    rows = [
+        (
+            f"`{model}`",
+            precision.upper(),
+            *(f"{of[figure].median:,.0f}" for figure in ("idle", "text", "both", "unloaded")),
+            *(
+                f"{of[f'{which} wall'].median:.2f} ({of[f'{which} cpu'].median:.2f})"
+                for which in ("first", "again")
+            ),
+            f"{of['query wall'].median:.0f} ({of['query cpu'].median:.0f})",
+        )
+        for (model, precision), of in found.items()
+    ]
+    return figure_table(_SERVICE_HEADER, rows)
 
 
 def missed_targets(records: Sequence[Record]) -> list[str]:

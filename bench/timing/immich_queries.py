@@ -7,7 +7,6 @@ every text padded to the context length.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.timing.lean_process import called_alone
 from runtime.errors import BabeltowerError
 
-__all__ = ["Opening", "Turns", "opening_of", "turns_of"]
+__all__ = ["Opening", "Turns", "opening_of", "resident_bytes", "turns_of"]
 
 N_TOKENS = 5
 """Tokens of the timed query, special tokens included."""
@@ -58,25 +58,24 @@ class Turns:
 
 def opening_of(folder: Path) -> Opening:
     """Open a folder in a fresh process, and embed a text and an image."""
-    return Opening(**_in_fresh_process(_open, folder))
+    return Opening(**called_alone(__name__, _open.__name__, str(folder.resolve())))
 
 
-def turns_of(folder: Path, plain: Path, *, turns: int) -> Turns:
+def turns_of(folder: Path, plain: Path, *, turns: int, threads: int = _THREADS) -> Turns:
     """Time a five-token query in a folder and in a plain graph, in turns in one fresh process.
 
     Args:
         plain: FP32 graph of the same tower that computes every position: the query costs it all 77.
+        threads: Threads of each run. With several, one that has nothing to do waits in a loop, so that CPU
+            times of a busy machine hold the waiting for the others.
     """
-    return Turns(**_in_fresh_process(_take_turns, folder, plain, max(turns, _MINIMUM_TURNS)))
+    paths = str(folder.resolve()), str(plain.resolve())
+    found = called_alone(__name__, _take_turns.__name__, *paths, max(turns, _MINIMUM_TURNS), threads)
+    return Turns(**{name: tuple(times) for name, times in found.items()})
 
 
-def _in_fresh_process(task: Any, *arguments: Any) -> Mapping[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        found: Mapping[str, Any] = pool.apply(task, arguments)
-        return found
-
-
-def _open(folder: Path) -> Mapping[str, Any]:
+def _open(given: str) -> Mapping[str, Any]:
+    folder = Path(given)
     import onnxruntime
     import tokenizers  # noqa: F401 - the service has imported it before the first query
 
@@ -87,20 +86,22 @@ def _open(folder: Path) -> Mapping[str, Any]:
     load_cpu_s = time.process_time() - cpu
     session.run(None, {"text": _ids(tokenizer, "um gato preto")})
     first_wall_s, first_cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    text_resident_bytes = _resident_bytes()
+    text_resident_bytes = resident_bytes()
     visual = _session(folder / "visual" / "model.onnx")
     visual.run(None, {"image": np.zeros([1, *visual.get_inputs()[0].shape[1:]], np.float32)})
     return {
         "first_wall_s": first_wall_s,
         "first_cpu_s": first_cpu_s,
         "load_cpu_s": load_cpu_s,
-        "resident_bytes": _resident_bytes(),
+        "resident_bytes": resident_bytes(),
         "text_resident_bytes": text_resident_bytes,
     }
 
 
-def _take_turns(folder: Path, plain: Path, turns: int) -> Mapping[str, Any]:
-    session, plain_session = _session(folder / "textual" / "model.onnx"), _session(plain)
+def _take_turns(given: str, plain: str, turns: int, threads: int) -> Mapping[str, Any]:
+    folder = Path(given)
+    session = _session(folder / "textual" / "model.onnx", threads)
+    plain_session = _session(Path(plain), threads)
     row = _query(_tokenizer(folder))
     ids = row.astype(np.int64)
     feeds = {"input_ids": ids, "attention_mask": (ids != row[0, -1]).astype(np.int64)}
@@ -117,7 +118,7 @@ def _take_turns(folder: Path, plain: Path, turns: int) -> Mapping[str, Any]:
             if turn:  # the first run of a shape plans its memory
                 for clock, seconds in spent.items():
                     times[f"{name}{clock}_ms"].append(1_000 * seconds)
-    return {name: tuple(found) for name, found in times.items()}
+    return times
 
 
 def _query(tokenizer: Any) -> Any:
@@ -150,11 +151,11 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _session(graph: Path) -> Any:
+def _session(graph: Path, threads: int = _THREADS) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.inter_op_num_threads, options.intra_op_num_threads = 1, _THREADS
+    options.inter_op_num_threads, options.intra_op_num_threads = 1, threads
     return onnxruntime.InferenceSession(
         str(graph),
         sess_options=options,
@@ -163,6 +164,7 @@ def _session(graph: Path) -> Any:
     )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))

@@ -31,33 +31,10 @@ from export.layouts.layout import Layout, LayoutRequest, ModelPlace
 from export.layouts.names import LayoutName
 from export.towers import Towers
 from runtime.errors import ExportError
+from runtime.immich_names import KNOWN_MODELS, name_of_architecture
 from runtime.manifest import TOKENIZER_FILE, Engine, Modality, TextPreprocessing
 
-__all__ = ["IMMICH", "KNOWN_MODELS", "MODEL_OF_ARCHITECTURE", "tokenizer_with_languages"]
-
-KNOWN_MODELS: Mapping[str, int] = {
-    "nllb-clip-base-siglip__v1": 768,
-    "nllb-clip-base-siglip__mrl": 768,
-    "nllb-clip-large-siglip__v1": 1152,
-    "nllb-clip-large-siglip__mrl": 1152,
-    "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k": 512,
-    "XLM-Roberta-Large-ViT-H-14__frozen_laion5b_s13b_b90k": 1024,
-    "ViT-B-32__openai": 512,
-    "ViT-L-14__openai": 768,
-    "ViT-H-14__laion2b-s32b-b79k": 1024,
-}
-"""Names that immich knows, and the width of the vectors that its database expects under each: those of
-multilingual models, and one more for each width of a family here."""
-
-MODEL_OF_ARCHITECTURE: Mapping[tuple[str, bool], str] = {
-    ("nllb-clip-base-siglip", False): "nllb-clip-base-siglip__v1",
-    ("nllb-clip-base-siglip", True): "nllb-clip-base-siglip__mrl",
-    ("nllb-clip-large-siglip", False): "nllb-clip-large-siglip__v1",
-    ("nllb-clip-large-siglip", True): "nllb-clip-large-siglip__mrl",
-    ("xlm-roberta-base-ViT-B-32", False): "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k",
-    ("xlm-roberta-large-ViT-H-14", False): "XLM-Roberta-Large-ViT-H-14__frozen_laion5b_s13b_b90k",
-}
-"""Name of a checkpoint by its architecture in open_clip and by having MRL heads, if the widths agree too."""
+__all__ = ["IMMICH", "tokenizer_with_languages"]
 
 _WITH_LANGUAGES = "nllb"
 """Beginning of the names whose texts come with a language."""
@@ -69,7 +46,9 @@ _GRAPH, _WEIGHTS = "model.onnx", "model.onnx.data"
 
 
 def _place(towers: Towers, name: str | None) -> ModelPlace:
-    found = name or _name_of_checkpoint(towers)
+    found = name or name_of_architecture(
+        towers.architecture, dim=towers.dim, has_mrl_heads=bool(towers.mrl_dims)
+    )
     if found is None:
         raise ExportError(
             f"immich has no model of this architecture ({towers.architecture}, {towers.dim} wide), and so no "
@@ -90,11 +69,6 @@ def _place(towers: Towers, name: str | None) -> ModelPlace:
             f"Pass --name with one of: {_known(towers)}."
         )
     return ModelPlace(found, Path("clip") / found, tuple(_notes(towers, found)))
-
-
-def _name_of_checkpoint(towers: Towers) -> str | None:
-    name = MODEL_OF_ARCHITECTURE.get((towers.architecture, bool(towers.mrl_dims)))
-    return name if name is not None and KNOWN_MODELS[name] == towers.dim else None
 
 
 def _known(towers: Towers) -> str:

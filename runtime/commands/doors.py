@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from runtime.errors import InputError
 from runtime.extras import needing
@@ -26,8 +27,10 @@ __all__ = [
     "GuardedAddresses",
     "guarded_server",
     "local_models",
+    "names_for_immich",
     "place_of_model",
     "require_gateway",
+    "require_service_url",
     "running_door",
 ]
 
@@ -59,10 +62,25 @@ def require_gateway(what: str, *, remedy: str = "") -> None:
         import aiohttp
         import prometheus_client
         import pydantic
+        import python_multipart
         import starlette
         import uvicorn
 
-        del aiohttp, prometheus_client, pydantic, starlette, uvicorn
+        del aiohttp, prometheus_client, pydantic, python_multipart, starlette, uvicorn
+
+
+def require_service_url(url: str) -> None:
+    """Check the address of another service.
+
+    Raises:
+        InputError: it is no URL of HTTP.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InputError(
+            f"--other-tasks-url {url!r} is no address of a service; expected such as "
+            "http://immich-machine-learning:3003."
+        )
 
 
 @contextlib.contextmanager
@@ -131,12 +149,60 @@ def place_of_model(server: Server, name: str) -> tuple[Address, Connection]:
     return Address(WireProtocol.GRPC, has_tls, host, int(port), name), connection
 
 
+def names_for_immich(repository: Path | None, given: Sequence[str]) -> dict[str, str]:
+    """Return models by the names by which immich asks for them, besides their own.
+
+    A model of a published architecture has the architecture's name, if it is the only one; ``given`` are
+    further ones.
+
+    Args:
+        repository: Folder of the models; ``None`` if they are elsewhere.
+        given: ``NAME=MODEL`` each.
+
+    Raises:
+        InputError: one of ``given`` is not of this form, names no model, or a name is there twice.
+    """
+    from runtime.immich_names import name_of_architecture
+    from runtime.repository import manifests_of_repository
+
+    manifests = [] if repository is None else list(manifests_of_repository(repository))
+    own = {manifest.name for manifest in manifests}
+    by_architecture: dict[str, list[str]] = {}
+    for manifest in manifests:
+        name = name_of_architecture(
+            manifest.architecture, dim=manifest.dim, has_mrl_heads=bool(manifest.mrl_dims)
+        )
+        if name is not None and name not in own:
+            by_architecture.setdefault(name, []).append(manifest.name)
+    names = {name: found[0] for name, found in by_architecture.items() if len(found) == 1}
+    return names | _given_names(given, own if manifests else None)
+
+
+def _given_names(given: Sequence[str], models: Collection[str] | None) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for pair in given:
+        name, separator, model = pair.partition("=")
+        if not (name and separator and model):
+            raise InputError(f"--immich-name {pair!r} is not NAME=MODEL.")
+        if models is not None and model not in models:
+            raise InputError(f"--immich-name {pair!r}: there is no model {model!r}, only {sorted(models)}.")
+        if name in names or name in (models or ()):
+            raise InputError(f"--immich-name {pair!r}: the name {name!r} is taken already.")
+        names[name] = model
+    return names
+
+
 def local_models(
-    repository: Path, default_language: str | None, *, device: str | None = None
+    repository: Path,
+    default_language: str | None,
+    preload: Collection[Modality] = tuple(Modality),
+    *,
+    device: str | None = None,
 ) -> Iterator[LocalEncoder]:
     """Open every model of a repository in this process: its front ends' variant, or the only one.
 
     Args:
+        preload: Towers that are opened now; others are at their first use.
         device: As in ``Encoder.open``, for all models.
 
     Raises:
@@ -162,6 +228,6 @@ def local_models(
             default_language=default_language,
             device=device,
         )
-        for modality in Modality:
+        for modality in preload:
             encoder.open_tower(modality)
         yield encoder

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +34,20 @@ __all__ = ["serve"]
 _HOST, _PORTS = "127.0.0.1", (8000, 8001, 8002)
 """Default address, and ports of HTTP, gRPC and Prometheus."""
 
-_ACCESS, _API = "Who may ask", "OpenAI-compatible interface"
+_ACCESS, _API, _IMMICH = "Who may ask", "OpenAI-compatible interface", "In place of immich's service"
+
+
+class Preload(str, Enum):
+    """Towers that are opened before the first request."""
+
+    BOTH = "both"
+    TEXT = "text"
+    IMAGE = "image"
+    NONE = "none"
+
+    def towers(self) -> frozenset[Modality]:
+        """Return the towers."""
+        return frozenset(tower for tower in Modality if self.value in ("both", tower.value))
 
 
 class ServeTarget(str, Enum):
@@ -113,7 +127,12 @@ def serve(
         ),
     ] = True,
     http_api: Annotated[
-        bool, typer.Option("--http-api", rich_help_panel=_API, help="Also answer POST /v1/embeddings.")
+        bool,
+        typer.Option(
+            "--http-api",
+            rich_help_panel=_API,
+            help="Also answer POST /v1/embeddings, and immich's /predict.",
+        ),
     ] = False,
     in_process: Annotated[
         bool,
@@ -129,6 +148,39 @@ def serve(
         Path | None, token_file_option(_API, "of the server, if REPOSITORY is an address")
     ] = None,
     ca_file: Annotated[Path | None, ca_file_option(_API)] = None,
+    unload_after: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_API,
+            metavar="SECONDS",
+            min=1,
+            help="With --in-process: give a tower's memory back after SECONDS without a request.",
+        ),
+    ] = None,
+    preload: Annotated[
+        Preload | None,
+        typer.Option(
+            rich_help_panel=_API,
+            help="With --in-process: towers to open at the start, which then stay; others are opened by the "
+            "first request. Default: both, or none with --unload-after.",
+        ),
+    ] = None,
+    immich_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_IMMICH,
+            metavar="NAME=MODEL",
+            help="Answer for MODEL when immich asks for NAME; may be repeated.",
+        ),
+    ] = None,
+    other_tasks_url: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_IMMICH,
+            metavar="URL",
+            help="Pass faces and OCR on to immich's own machine-learning service.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a repository with Triton: texts and image files in, vectors out.
 
@@ -167,7 +219,7 @@ def serve(
             control=control,
         )
         return
-    from runtime.commands.doors import Door
+    from runtime.commands.doors import Door, names_for_immich, require_service_url
     from runtime.gateway.options import GatewayOptions
     from runtime.remote.options import token_from_file
     from runtime.server.process import ServerOptions
@@ -182,7 +234,18 @@ def serve(
     token = None if token_file is None else token_from_file(token_file)
     security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
     require_safe_exposure(host, security, insecure=insecure)
-    door = Door(host, port, GatewayOptions(token, tls_cert, tls_key, default_language))
+    if not http_api and (immich_name or other_tasks_url is not None):
+        raise InputError("--immich-name and --other-tasks-url need --http-api, which answers immich.")
+    if not in_process and (unload_after is not None or preload is not None):
+        raise InputError("--unload-after and --preload need --in-process: Triton keeps its own models.")
+    if other_tasks_url is not None:
+        require_service_url(other_tasks_url)
+    place = None if "://" in repository else Path(repository)
+    names = names_for_immich(place, immich_name or []) if http_api else {}
+    options_of_door = GatewayOptions(
+        token, tls_cert, tls_key, default_language, immich_names=names, other_tasks_url=other_tasks_url
+    )
+    door = Door(host, port, options_of_door)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
@@ -192,7 +255,10 @@ def serve(
         if not http_api:
             what = "--in-process" if in_process else f"REPOSITORY is an address, {repository}, which"
             raise InputError(f"{what} needs --http-api, the interface that is served then.")
-        _serve_models(door, repository, upstream_token_file, ca_file, stop, device=device)
+        if preload is None:
+            preload = Preload.BOTH if unload_after is None else Preload.NONE
+        opened = _Openers(unload_after, preload.towers(), device, upstream_token_file, ca_file)
+        _serve_models(door, repository, opened, stop)
         return
     if upstream_token_file is not None or ca_file is not None:
         raise InputError("--upstream-token-file and --ca-file are for a REPOSITORY that is an address.")
@@ -288,32 +354,45 @@ def _require_applicable(device: str | None, *, in_process: bool, repository: str
         )
 
 
-def _serve_models(
-    door: Door,
-    place: str,
-    upstream_token_file: Path | None,
-    ca_file: Path | None,
-    stop: threading.Event,
-    *,
-    device: str | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Openers:
+    """Options of models that are served without Triton: in this process, or at an address."""
+
+    unload_after_s: float | None
+    preload: frozenset[Modality]
+    device: str | None
+    upstream_token_file: Path | None
+    ca_file: Path | None
+
+
+def _serve_models(door: Door, place: str, options: _Openers, stop: threading.Event) -> None:
     """Run the gateway in front of an address, or of the models of a repository in this process."""
     from runtime.commands.doors import local_models, require_gateway, running_door
 
     require_gateway("--http-api")
-    from runtime.gateway.models import local_opener, remote_opener
+    from runtime.gateway.models import Residence, local_opener, remote_opener
     from runtime.remote.options import address_from_text
 
     with contextlib.ExitStack() as stack:
         if "://" in place:
             address = address_from_text(place)
-            openers = [remote_opener(address, connection_from_files(upstream_token_file, ca_file))]
+            connection = connection_from_files(options.upstream_token_file, options.ca_file)
+            openers = [remote_opener(address, connection)]
         else:
-            models = local_models(Path(place), door.options.default_language, device=device)
-            openers = [local_opener(stack.enter_context(model)) for model in models]
+            residence = Residence(options.unload_after_s, options.preload)
+            models = local_models(
+                Path(place), door.options.default_language, options.preload, device=options.device
+            )
+            openers = [local_opener(stack.enter_context(model), residence) for model in models]
         url = stack.enter_context(running_door(door, openers))
+        _show_immich_names(door)
         typer.echo(f"http     {url}")
         stop.wait()
+
+
+def _show_immich_names(door: Door) -> None:
+    for name, model in door.options.immich_names.items():
+        typer.echo(f"immich   {name} is {model}")
 
 
 def _serve_repository(
@@ -381,6 +460,7 @@ def _serve_repository(
                 reached.append(doors.enter_context(gateway))
             own = GuardedAddresses(server.addresses.http_url, server.addresses.grpc)
             _show(server, reached[0] if reached else own)
+            _show_immich_names(door)
 
         supervised(
             repository,

@@ -15,12 +15,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.gateway.embeddings import EmbeddingRoutes
-from runtime.gateway.failures import GatewayError, response_of_error
+from runtime.gateway.failures import IMMICH_PATH, GatewayError, response_of_error
 from runtime.gateway.guard import Guard
+from runtime.gateway.immich import ImmichRoutes
 from runtime.gateway.metrics import GatewayMetrics, Timed
 from runtime.gateway.models import GatewayModel, ModelOpener
 from runtime.gateway.openapi import openapi_document, openapi_page
 from runtime.gateway.options import GatewayOptions, GrpcDoor, TritonEndpoint
+from runtime.gateway.other_tasks import OtherTasks
 from runtime.gateway.triton import TritonRoutes
 from runtime.logs import LOGGER
 
@@ -39,13 +41,14 @@ def gateway_app(
     """Return the application; its models are opened when it starts, and closed when it ends.
 
     Args:
-        openers: Models of ``/v1``; without any, there is no ``/v1``.
+        openers: Models of ``/v1`` and of immich's ``/predict``; without any, there is neither.
         triton: Server whose ``/v2`` and ``/metrics`` are forwarded.
         grpc: gRPC that is answered as long as the application runs.
     """
     metrics = GatewayMetrics()
     models: dict[str, GatewayModel] = {}
     forwarding: list[TritonRoutes] = []
+    others: list[OtherTasks] = []
 
     @contextlib.asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:
@@ -54,6 +57,9 @@ def gateway_app(
                 model = await opener()
                 stack.push_async_callback(model.close)
                 models[model.name] = model
+            if options.other_tasks_url is not None:
+                others.append(OtherTasks(options.other_tasks_url))
+                stack.push_async_callback(others[0].close)
             if triton is not None:
                 forwarding.append(TritonRoutes(triton, metrics))
                 stack.push_async_callback(forwarding[0].close)
@@ -75,6 +81,7 @@ def gateway_app(
     routes = [Route("/health", _healthy), Route("/metrics", all_metrics)]
     if openers:
         routes += _openai_routes(EmbeddingRoutes(models, options, metrics, created=int(time.time())), options)
+        routes += _immich_routes(ImmichRoutes(models, options, metrics, others))
     if triton is not None:
         routes += [Route(path, forwarded, methods=["GET", "POST"]) for path in ("/v2", "/v2/{rest:path}")]
     return Starlette(
@@ -105,6 +112,14 @@ def _openai_routes(routes: EmbeddingRoutes, options: GatewayOptions) -> list[Rou
         Route("/v1/models/{name}", routes.model),
         Route("/openapi.json", description),
         Route("/docs", described),
+    ]
+
+
+def _immich_routes(routes: ImmichRoutes) -> list[Route]:
+    return [
+        Route("/", routes.root),
+        Route("/ping", routes.ping),
+        Route(IMMICH_PATH, routes.predict, methods=["POST"]),
     ]
 
 

@@ -70,6 +70,10 @@ class BatchingQueue(Generic[T]):
         self._arrived.set()
         return await request.answer
 
+    async def between_batches(self, work: Callable[[], None]) -> None:
+        """Run work on the tower's thread, while it computes nothing; later requests are computed after it."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     async def close(self) -> None:
         """Stop; waiting requests are cancelled."""
         self._task.cancel()

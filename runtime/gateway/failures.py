@@ -1,4 +1,4 @@
-"""Errors of the gateway, in OpenAI's shape for ``/v1`` and in KServe's for ``/v2``."""
+"""Errors of the gateway: in OpenAI's shape for ``/v1``, KServe's for ``/v2``, immich's for ``/predict``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from starlette.responses import JSONResponse
 from runtime.errors import BabeltowerError, InputError, LanguageError, ServerError
 from runtime.preprocessing.text import NEEDS_LANGUAGE
 
-__all__ = ["GatewayError", "error_of_failure", "response_of_error"]
+__all__ = ["IMMICH_PATH", "GatewayError", "error_of_failure", "response_of_error"]
+
+IMMICH_PATH = "/predict"
+"""Path of immich's protocol."""
 
 _RETRY_AFTER = "1"
 _HOW = (
@@ -57,6 +60,8 @@ def response_of_error(error: GatewayError, path: str) -> JSONResponse:
         headers["retry-after"] = _RETRY_AFTER
     if path.startswith("/v2"):
         return JSONResponse({"error": error.message}, error.status, headers)
+    if path == IMMICH_PATH:
+        return JSONResponse({"detail": error.message}, error.status, headers)
     told = {
         "message": error.message,
         "type": "invalid_request_error" if error.status < 500 else "server_error",

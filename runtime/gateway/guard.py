@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.gateway.failures import GatewayError, response_of_error
+from runtime.gateway.failures import IMMICH_PATH, GatewayError, response_of_error
 from runtime.gateway.memory import MemoryTrim
 from runtime.gateway.nesting import JsonStructure
 from runtime.gateway.options import GatewayOptions
@@ -17,7 +17,7 @@ from runtime.remote.options import is_bearer
 
 __all__ = ["HEAD", "OPEN_PATHS", "Guard", "body_of_request"]
 
-OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready", "/ping"})
 """Paths that need no token: probes of load balancers have none."""
 
 HEAD = "inference-header-content-length"
@@ -131,6 +131,8 @@ class Guard:
             GatewayError: the size of the JSON in it is not valid, or too large.
         """
         options = self._options
+        if scope["path"] == IMMICH_PATH:  # an image, which its form's reader copies, and a few short fields
+            return _BodyBounds(min(options.max_form_bytes, options.max_body_bytes), 0, 0, n_copies=2)
         if not scope["path"].startswith("/v2"):
             limit = min(options.max_image_json_bytes, options.max_body_bytes)
             return _BodyBounds(limit, limit, _MOST_VALUES)
@@ -195,8 +197,9 @@ class _Headers:
 class _BodyBounds:
     """Size of a body, and structure of the JSON that it begins with."""
 
-    def __init__(self, limit: int, json_bytes: int, max_values: int) -> None:
+    def __init__(self, limit: int, json_bytes: int, max_values: int, *, n_copies: int = 1) -> None:
         self.limit = limit
+        self._n_copies = n_copies
         self._json_left = json_bytes
         self._structure = JsonStructure(max_values)
         self._n_bytes = 0
@@ -214,7 +217,7 @@ class _BodyBounds:
         if self._json_left:
             self._structure.add(part[: self._json_left])
             self._json_left = max(0, self._json_left - len(part))
-        take(len(part) + self._structure.memory_bytes - before)
+        take(self._n_copies * len(part) + self._structure.memory_bytes - before)
 
 
 class _Held:

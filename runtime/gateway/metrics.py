@@ -10,7 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["GatewayMetrics", "Timed"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_ROUTES = ("/v1/embeddings", "/v1/models", "/v2/models", "/v2/health", "/v2", "/metrics", "/health")
+_ROUTES = (
+    "/v1/embeddings", "/v1/models", "/v2/models", "/v2/health", "/v2", "/predict", "/ping", "/metrics",
+    "/health",
+)  # fmt: skip
 
 
 class GatewayMetrics:

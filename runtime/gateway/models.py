@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -14,8 +17,10 @@ from numpy.typing import NDArray
 from runtime.encoder import Encoder
 from runtime.errors import InputError
 from runtime.gateway.batching import BatchingQueue
+from runtime.gateway.idle import IdleTimer
 from runtime.local import LocalEncoder
-from runtime.machine import n_cores
+from runtime.logs import LOGGER
+from runtime.machine import n_cores, return_free_memory
 from runtime.manifest import Modality
 from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
 from runtime.preprocessing.image_work import DecodingMemory, costs_of_files, name_of_row
@@ -26,7 +31,15 @@ from runtime.remote.options import Address, Connection
 from runtime.remote.payloads import RequestRows, concatenated
 from runtime.remote.transport import open_transport
 
-__all__ = ["GatewayModel", "LocalModel", "ModelOpener", "RemoteModel", "local_opener", "remote_opener"]
+__all__ = [
+    "GatewayModel",
+    "LocalModel",
+    "ModelOpener",
+    "RemoteModel",
+    "Residence",
+    "local_opener",
+    "remote_opener",
+]
 
 _TEXTS_PER_REQUEST, _IMAGES_PER_REQUEST = 32, 8
 _CONCURRENCY = 256
@@ -127,7 +140,25 @@ class RemoteModel:
         return concatenated(await gathered([self._caller.vectors(r, dim=dim) for r in requests]), dim)
 
 
-def local_opener(encoder: Encoder) -> ModelOpener:
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """Time that towers of this process stay in memory.
+
+    Attributes:
+        unload_after_s: Seconds without a request after which a tower's memory is given back; ``None`` for
+            never.
+        kept: Towers that stay.
+    """
+
+    unload_after_s: float | None = None
+    kept: frozenset[Modality] = frozenset()
+
+    def seconds_of(self, modality: Modality) -> float | None:
+        """Return the seconds for one tower; ``None`` for ever."""
+        return None if modality in self.kept else self.unload_after_s
+
+
+def local_opener(encoder: Encoder, residence: Residence | None = None) -> ModelOpener:
     """Return the opener of a model in this process.
 
     Raises:
@@ -137,33 +168,46 @@ def local_opener(encoder: Encoder) -> ModelOpener:
         raise InputError("The encoder is on a server; pass its address instead.")
 
     async def opened() -> GatewayModel:
-        return LocalModel(encoder)
+        return LocalModel(encoder, residence or Residence())
 
     return opened
 
 
 class LocalModel:
-    """Model in this process, whose towers run batches of all clients."""
+    """Model in this process, whose towers run batches of all clients, and are opened again when needed."""
 
-    def __init__(self, encoder: LocalEncoder) -> None:
+    def __init__(self, encoder: LocalEncoder, residence: Residence) -> None:
         self.name, self.dims, self.fingerprint = encoder.name, encoder.dims, encoder.fingerprint
         self._encoder = encoder
         self._workers = ThreadPoolExecutor(n_cores(), "babeltower-prepare")
         self._memory = DecodingMemory()
         self._texts: BatchingQueue[Text] = BatchingQueue(
-            lambda rows, dim: encoder.vectors_from_texts(rows, dim=dim), max_rows=_BATCH_TEXTS
+            lambda rows, dim: self._opened(Modality.TEXT).vectors_from_texts(rows, dim=dim),
+            max_rows=_BATCH_TEXTS,
         )
         self._images: BatchingQueue[NDArray[np.uint8]] = BatchingQueue(
-            lambda rows, dim: encoder.vectors_from_pixels(np.stack(rows), dim=dim), max_rows=_BATCH_IMAGES
+            lambda rows, dim: self._opened(Modality.IMAGE).vectors_from_pixels(np.stack(rows), dim=dim),
+            max_rows=_BATCH_IMAGES,
         )
+        queues: dict[Modality, BatchingQueue[Any]] = {
+            Modality.TEXT: self._texts,
+            Modality.IMAGE: self._images,
+        }
+        self._idle = {
+            modality: IdleTimer(residence.seconds_of(modality), self._unloader(modality, queue))
+            for modality, queue in queues.items()
+        }
+        for timer in self._idle.values():
+            timer.start()
 
     async def texts(self, texts: Sequence[tuple[int, str, str | None]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
         rows = [Text(text, place, code) for place, text, code in texts]
-        await self._worked(self._require_texts, rows)  # a bad text fails here, not in its batch
-        return concatenated(
-            await gathered([self._texts.vectors(part, dim) for part in _parts(rows, _BATCH_TEXTS)]), dim
-        )
+        with self._idle[Modality.TEXT].used():
+            await self._worked(self._require_texts, rows)  # a bad text fails here, not in its batch
+            return concatenated(
+                await gathered([self._texts.vectors(part, dim) for part in _parts(rows, _BATCH_TEXTS)]), dim
+            )
 
     async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
@@ -176,16 +220,38 @@ class LocalModel:
                 image = decode(file, name=name_of_row(place, file), max_pixels=SERVED_PIXELS)
                 return pixels_from_image(image, preprocessing)
 
-        rows = await gathered([self._worked(pixels, one) for one in zip(images, costs, strict=True)])
-        return concatenated(
-            await gathered([self._images.vectors(part, dim) for part in _parts(rows, _BATCH_IMAGES)]), dim
-        )
+        with self._idle[Modality.IMAGE].used():
+            rows = await gathered([self._worked(pixels, one) for one in zip(images, costs, strict=True)])
+            return concatenated(
+                await gathered([self._images.vectors(part, dim) for part in _parts(rows, _BATCH_IMAGES)]), dim
+            )
 
     async def close(self) -> None:
         """See ``GatewayModel``."""
+        for timer in self._idle.values():
+            await timer.close()
         await self._texts.close()
         await self._images.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _opened(self, modality: Modality) -> LocalEncoder:
+        """Return the encoder, after opening a tower that is not in memory."""
+        if not self._encoder.is_tower_open(modality):
+            start = time.perf_counter()
+            self._encoder.open_tower(modality)
+            seconds = time.perf_counter() - start
+            LOGGER.info("%s: opened the %s tower in %.2f s", self.name, modality.value, seconds)
+        return self._encoder
+
+    def _unloader(self, modality: Modality, queue: BatchingQueue[Any]) -> Callable[[], Awaitable[None]]:
+        def unloaded() -> None:
+            if self._encoder.is_tower_open(modality):
+                self._encoder.release_tower(modality)
+                gc.collect()  # sessions refer to themselves
+                return_free_memory()
+                LOGGER.info("%s: gave back the memory of the %s tower", self.name, modality.value)
+
+        return lambda: queue.between_batches(unloaded)
 
     def _costs(self, images: Sequence[tuple[int, bytes]]) -> list[DecodingCost]:
         """Return what decoding images takes, by their headers; errors as of ``costs_of_files``."""

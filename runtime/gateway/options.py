@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,9 +49,12 @@ class GatewayOptions:
         token: Bearer token that every request but those for health must send; ``None`` lets everybody in.
         certificate, key: Certificate chain and key (PEM) of TLS; neither or both.
         default_language: Language of texts whose request names none, for clients that cannot.
+        immich_names: Models by further names, by which immich asks for them.
+        other_tasks_url: Service that answers immich's tasks other than CLIP's.
         max_body_bytes: Maximum size of a request's body, or of a message of guarded gRPC.
         max_json_bytes: Maximum size of its JSON, but for ``/v1``, where images are in it.
         max_image_json_bytes: Maximum size of a body of ``/v1``: room for one image of 32 MiB in base64.
+        max_form_bytes: Maximum size of a body of ``/predict``: room for one image of 32 MiB.
         max_waiting_bytes: Maximum memory of all HTTP requests being answered: their bodies, and what their
             values take when they are parsed; and, of its own, of all messages of guarded gRPC. Further ones
             are told to come back later.
@@ -66,9 +69,12 @@ class GatewayOptions:
     certificate: Path | None = None
     key: Path | None = None
     default_language: str | None = None
+    immich_names: Mapping[str, str] = field(default_factory=dict)
+    other_tasks_url: str | None = None
     max_body_bytes: int = 64 << 20
     max_json_bytes: int = 8 << 20
     max_image_json_bytes: int = 48 << 20
+    max_form_bytes: int = 33 << 20
     max_waiting_bytes: int = 256 << 20
     max_inputs: int = 2_048
     max_connections: int = 2_048

@@ -38,6 +38,7 @@ __all__ = [
     "pixels_from_source",
     "require_several",
     "require_size",
+    "size_of_file",
     "snapshot_from_source",
 ]
 
@@ -211,6 +212,19 @@ def cost_of_file(
     copying = (16 if has_alpha else 8) if preprocessing.order == "convert-resize" else (8 if has_alpha else 4)
     pixel_bytes = max(decoding, copying)
     return DecodingCost(n_pixels * n_passes + n_resized, n_pixels * pixel_bytes + n_resized * 4)
+
+
+def size_of_file(data: bytes, *, name: str) -> tuple[int, int]:
+    """Return the width and height of an image file, unrotated; only its header is read.
+
+    Raises:
+        ImageError: the header is damaged, or of a format that ``decode`` rejects.
+    """
+    if not data:
+        raise ImageError(f"Image {name} cannot be decoded: it is empty (0 bytes).")
+    with open_image(data, name=name) as image:
+        width, height = image.size
+    return width, height
 
 
 def _from_fast_jpeg(data: bytes, name: str) -> Image.Image | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +149,8 @@ def cleaned_texts(texts: Iterable[Text], preprocessing: TextPreprocessing) -> li
 class Tokenizer:
     """Tokenizer of one text tower: ``prefix or [language] + tokens + suffix``, as in its reference.
 
-    Safe to use from several threads. ``default_language`` is used for texts without a language.
+    Safe to use from several threads. ``default_language`` is used for texts without a language. After
+    ``release``, the file is read again at the next use.
 
     Raises:
         ManifestError: the tokenizer's file cannot be read.
@@ -162,12 +164,26 @@ class Tokenizer:
         *,
         default_language: str | None = None,
     ) -> None:
-        self._subwords = _subwords_from_file(Path(path))
+        self._path = Path(path)
+        self._loaded: Subwords | None = _subwords_from_file(self._path)
+        self._loading = threading.Lock()
         self._preprocessing = preprocessing
         self._prefixes: dict[str | None, tuple[int, ...]] = {}
         self._default_language = default_language
         if default_language is not None:
             self._prefix(default_language)
+
+    @property
+    def _subwords(self) -> Subwords:
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = _subwords_from_file(self._path)
+            return self._loaded
+
+    def release(self) -> None:
+        """Give back the memory of the tokens until the next use; running calls keep theirs."""
+        with self._loading:
+            self._loaded = None
 
     def require_language(self, text: Text) -> None:
         """Check a text's language before tokenizing.

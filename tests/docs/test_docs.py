@@ -17,7 +17,7 @@ from sample_models import ROOT, Exported
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "decisions")
-LANGUAGES = {"bash", "python", "console", "text", "json"}
+LANGUAGES = {"bash", "python", "console", "text", "yaml", "json"}
 
 
 SERVED = {"http.md"}

@@ -84,5 +84,6 @@ def test_the_page_names_the_limits_that_hold() -> None:
     assert f"{options.max_body_bytes >> 20} MiB" in text
     assert f"{options.max_json_bytes >> 20} MiB; " in text
     assert f"{options.max_image_json_bytes >> 20} MiB |" in text
+    assert f"{options.max_form_bytes >> 20} MiB |" in text
     assert f"{options.max_waiting_bytes >> 20} MiB" in text
     assert f"{ImageLimits().max_bytes >> 20} MiB" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from runtime.commands.doors import Door, guarded_server, local_models, running_door
-from runtime.gateway.models import local_opener
+from runtime.gateway.models import Residence, local_opener
 from runtime.gateway.options import GatewayOptions
 from runtime.server import Server, ServerEnvironment, ServerOptions, running_server
 from runtime.server.security import Security
@@ -54,11 +54,13 @@ def gateway_of_server(
 
 
 @contextlib.contextmanager
-def gateway_of_process(repository: Path, *, options: GatewayOptions | None = None) -> Iterator[Gateway]:
+def gateway_of_process(
+    repository: Path, *, options: GatewayOptions | None = None, residence: Residence | None = None
+) -> Iterator[Gateway]:
     """What ``babeltower serve --http-api --in-process`` runs."""
     options = options or GatewayOptions(TOKEN)
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(model) for model in local_models(repository, None)]
         door = Door(HOST, 0, replace(options))
-        url = stack.enter_context(running_door(door, [local_opener(model) for model in models]))
+        url = stack.enter_context(running_door(door, [local_opener(model, residence) for model in models]))
         yield Gateway(url, options.token)
