@@ -17,6 +17,7 @@ import typer
 from runtime.commands.options import ca_file_option, connection_from_files, token_file_option
 from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
+from runtime.preprocessing.served_limits import REQUEST_MEMORY_VARIABLE
 
 if TYPE_CHECKING:
     from runtime.commands.doors import Door, GuardedAddresses
@@ -27,6 +28,8 @@ __all__ = ["serve"]
 
 _HOST, _PORTS = "127.0.0.1", (8000, 8001, 8002)
 """Default address, and ports of HTTP, gRPC and Prometheus."""
+
+_MB = 1_000_000
 
 _ACCESS, _API = "Who may ask", "OpenAI-compatible interface"
 
@@ -107,6 +110,15 @@ def serve(
             help="Bound requests before they reach Triton; --no-guard lets its own servers listen.",
         ),
     ] = True,
+    request_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            metavar="MB",
+            rich_help_panel=_ACCESS,
+            help="Memory that a request may take in all processes: images, and decoding them; default: 64.",
+        ),
+    ] = None,
     http_api: Annotated[
         bool, typer.Option("--http-api", rich_help_panel=_API, help="Also answer POST /v1/embeddings.")
     ] = False,
@@ -149,6 +161,7 @@ def serve(
             "--log": log is not None,
             "--token-file": token_file is not None,
             "--tls-cert": tls_cert is not None,
+            "--request-memory": request_memory is not None,
             "--http-api": http_api,
         }
         _write_container(
@@ -175,7 +188,10 @@ def serve(
     token = None if token_file is None else token_from_file(token_file)
     security = Security(token, tls_cert, tls_key, shared_memory=shared_memory, guarded=guard)
     require_safe_exposure(host, security, insecure=insecure)
-    door = Door(host, port, GatewayOptions(token, tls_cert, tls_key, default_language))
+    limits = GatewayOptions(token, tls_cert, tls_key, default_language)
+    if request_memory is not None:
+        limits = limits.with_memory(request_memory * _MB)
+    door = Door(host, port, limits)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is by nohup
@@ -202,6 +218,7 @@ def serve(
         security=security,
         backends=backends,
         log=log,
+        environment={} if request_memory is None else {REQUEST_MEMORY_VARIABLE: str(request_memory)},
     )
     _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
 
@@ -283,7 +300,8 @@ def _serve_models(
             openers = [remote_opener(address, connection_from_files(upstream_token_file, ca_file))]
         else:
             models = local_models(Path(place), door.options.default_language)
-            openers = [local_opener(stack.enter_context(model)) for model in models]
+            memory = door.options.request_memory_bytes
+            openers = [local_opener(stack.enter_context(m), memory_bytes=memory) for m in models]
         url = stack.enter_context(running_door(door, openers))
         typer.echo(f"http     {url}")
         stop.wait()

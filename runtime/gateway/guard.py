@@ -132,7 +132,7 @@ class Guard:
         """
         options = self._options
         if not scope["path"].startswith("/v2"):
-            limit = min(options.max_image_json_bytes, options.max_body_bytes)
+            limit = options.max_image_json_bytes
             return _BodyBounds(limit, limit, _MOST_VALUES)
         json_limit = min(options.max_json_bytes, options.max_body_bytes)
         head = headers.only(HEAD.encode())
