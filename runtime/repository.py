@@ -109,6 +109,8 @@ def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
         try:
             yield stage, is_outermost
         finally:
+            if is_outermost:
+                _remove_bytecode(repository, stage)
             if not is_named_by_journal(stage, repository):
                 _to_the_end(lambda: shutil.rmtree(stage, ignore_errors=True))
 
@@ -125,6 +127,27 @@ def _sweep(repository: Path, stage: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
     for folder in [repository, *(path for path in repository.iterdir() if path.is_dir())]:
         remove_unfinished(folder)
+
+
+def _remove_bytecode(repository: Path, stage: Path) -> None:
+    """Move folders of front ends to ``stage`` of which nothing is left but bytecode.
+
+    A front end that is still being loaded while its folder is removed makes it anew: Python creates the
+    parents of ``__pycache__``. Triton's processes ignore the variable that would switch it off.
+    """
+    folders = [path for modality in Modality for path in repository.glob(f"*_{modality.value}")]
+    versions = [path for folder in folders for path in folder.glob("[0-9]*") if path.is_dir()]
+    for path in (*versions, *folders):
+        if _is_only_bytecode(path):
+            with contextlib.suppress(OSError):
+                path.rename(stage / f"bytecode-{path.name}-{os.urandom(4).hex()}")
+                if path in versions and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+
+
+def _is_only_bytecode(folder: Path) -> bool:
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return bool(files) and all(path.parent.name == "__pycache__" for path in files)
 
 
 def relative_path(path: Path, repository: Path) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import BabeltowerError
 from runtime.preprocessing.batching import windows
 from runtime.preprocessing.buckets import image_buckets
-from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
+from runtime.preprocessing.image import DecodingCost, pixels_from_file
 from runtime.preprocessing.image_work import DecodingMemory, costs_of_files, name_of_row
 from triton_models.answers import (
     AnswerVectors,
@@ -65,7 +65,7 @@ class ImageFrontEnd:
         self._tower = tower
         self._counters = counters
         self._buckets = image_buckets(max_rows=spec.tower.max_batch_size) if spec.tower.on_gpu else None
-        self._memory = DecodingMemory()
+        self._memory = DecodingMemory(limits.max_memory_bytes)
         self._decoders = ThreadPoolExecutor(limits.decode_threads, "babeltower-decode")
 
     def close(self) -> None:
@@ -112,6 +112,7 @@ class ImageFrontEnd:
                 self._spec.preprocessing,
                 max_bytes=limits.max_bytes,
                 max_pixels=limits.max_pixels,
+                max_memory_bytes=limits.max_memory_bytes,
             )
             decoding = [
                 loop.run_in_executor(self._decoders, self._pixels, i, file, cost, request.is_cancelled)
@@ -133,8 +134,13 @@ class ImageFrontEnd:
             with self._memory.taken(cost.n_bytes):
                 if cost.n_pixels > _LONG_WORK and is_cancelled():
                     return _CANCELLED
-                image = decode(file, name=name_of_row(number, file), max_pixels=self._limits.max_pixels)
-                return pixels_from_image(image, self._spec.preprocessing)
+                return pixels_from_file(
+                    file,
+                    self._spec.preprocessing,
+                    cost,
+                    name=name_of_row(number, file),
+                    max_pixels=self._limits.max_pixels,
+                )
         except BabeltowerError as error:
             return failure_from_error(error)
 

@@ -17,7 +17,14 @@ from runtime.errors import InputError, ManifestError
 from runtime.manifest import FRONT_END_FILE, ImagePreprocessing, TextPreprocessing
 from runtime.preprocessing.batching import RUN_OVERHEAD
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS, GPU_RUN_OVERHEAD
-from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_CHARACTERS, SERVED_PIXELS
+from runtime.preprocessing.served_limits import (
+    REQUEST_MEMORY_VARIABLE,
+    SERVED_BYTES,
+    SERVED_CHARACTERS,
+    SERVED_MEMORY_BYTES,
+    SERVED_PIXELS,
+    largest_file_bytes,
+)
 from runtime.typed_json import OPTIONAL, value_from_json
 
 __all__ = [
@@ -116,11 +123,20 @@ class ImageLimits:
         decode_threads: Images decoded concurrently.
         max_bytes: Maximum size of an encoded image.
         max_pixels: Maximum width × height of an image.
+        max_memory_bytes: Maximum memory of a request: its files in all processes, and to decode an image.
     """
 
     decode_threads: int = 2
     max_bytes: int = SERVED_BYTES
     max_pixels: int = SERVED_PIXELS
+    max_memory_bytes: int = SERVED_MEMORY_BYTES
+
+    def with_memory(self, megabytes: str | None) -> ImageLimits:
+        """Return the limits for the memory that ``babeltower serve`` names, if it names any."""
+        if megabytes is None:
+            return self
+        n_bytes = _positive(REQUEST_MEMORY_VARIABLE, megabytes) * 1_000_000
+        return dataclasses.replace(self, max_bytes=largest_file_bytes(n_bytes), max_memory_bytes=n_bytes)
 
 
 def spec_from_folder(kind: type[Spec], folder: Path) -> Spec:

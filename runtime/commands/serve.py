@@ -23,6 +23,7 @@ from runtime.commands.options import (
 )
 from runtime.errors import BabeltowerError, InputError, RepositoryInUseError
 from runtime.manifest import Modality, front_end_name
+from runtime.preprocessing.served_limits import REQUEST_MEMORY_VARIABLE
 
 if TYPE_CHECKING:
     from runtime.commands.doors import Door, GuardedAddresses
@@ -33,6 +34,8 @@ __all__ = ["serve"]
 
 _HOST, _PORTS = "127.0.0.1", (8000, 8001, 8002)
 """Default address, and ports of HTTP, gRPC and Prometheus."""
+
+_MB = 1_000_000
 
 _ACCESS, _API, _IMMICH = "Who may ask", "OpenAI-compatible interface", "In place of immich's service"
 
@@ -126,6 +129,15 @@ def serve(
             help="Bound requests before they reach Triton; --no-guard lets its own servers listen.",
         ),
     ] = True,
+    request_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            metavar="MB",
+            rich_help_panel=_ACCESS,
+            help="Memory that a request may take in all processes: images, and decoding them; default: 64.",
+        ),
+    ] = None,
     http_api: Annotated[
         bool,
         typer.Option(
@@ -207,6 +219,7 @@ def serve(
             "--log": log is not None,
             "--token-file": token_file is not None,
             "--tls-cert": tls_cert is not None,
+            "--request-memory": request_memory is not None,
             "--http-api": http_api,
             "--device": device is not None,
         }
@@ -245,6 +258,8 @@ def serve(
     options_of_door = GatewayOptions(
         token, tls_cert, tls_key, default_language, immich_names=names, other_tasks_url=other_tasks_url
     )
+    if request_memory is not None:
+        options_of_door = options_of_door.with_memory(request_memory * _MB)
     door = Door(host, port, options_of_door)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -276,6 +291,7 @@ def serve(
         security=security,
         backends=backends,
         log=log,
+        environment={} if request_memory is None else {REQUEST_MEMORY_VARIABLE: str(request_memory)},
     )
     _serve_repository(door, Path(repository), options, env, stop, http_api=http_api)
 
@@ -383,7 +399,10 @@ def _serve_models(door: Door, place: str, options: _Openers, stop: threading.Eve
             models = local_models(
                 Path(place), door.options.default_language, options.preload, device=options.device
             )
-            openers = [local_opener(stack.enter_context(model), residence) for model in models]
+            memory = door.options.request_memory_bytes
+            openers = [
+                local_opener(stack.enter_context(model), residence, memory_bytes=memory) for model in models
+            ]
         url = stack.enter_context(running_door(door, openers))
         _show_immich_names(door)
         typer.echo(f"http     {url}")

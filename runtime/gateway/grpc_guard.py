@@ -119,7 +119,7 @@ class _Forwarding(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has n
             with self._held(message) as is_held:
                 if not is_held:
                     await context.abort(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        grpc.StatusCode.UNAVAILABLE,
                         "Too many large requests are being answered. Try again later.",
                     )
                 try:

@@ -132,9 +132,9 @@ class Guard:
         """
         options = self._options
         if scope["path"] == IMMICH_PATH:  # an image, which its form's reader copies, and a few short fields
-            return _BodyBounds(min(options.max_form_bytes, options.max_body_bytes), 0, 0, n_copies=2)
+            return _BodyBounds(options.max_body_bytes, 0, 0, n_copies=2)
         if not scope["path"].startswith("/v2"):
-            limit = min(options.max_image_json_bytes, options.max_body_bytes)
+            limit = options.max_image_json_bytes
             return _BodyBounds(limit, limit, _MOST_VALUES)
         json_limit = min(options.max_json_bytes, options.max_body_bytes)
         head = headers.only(HEAD.encode())

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from runtime.gateway.failures import GatewayError
 from runtime.gateway.options import GatewayOptions
-from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_CHARACTERS
+from runtime.preprocessing.served_limits import SERVED_CHARACTERS
 
 __all__ = ["EmbeddingInputs", "EmbeddingRequest", "inputs_of_request", "request_from_body"]
 
@@ -128,12 +128,17 @@ def inputs_of_request(request: EmbeddingRequest, options: GatewayOptions) -> Emb
     for i, item in enumerate(items):
         text, image, language = _parts(item, i, request.modality)
         if image is not None:
-            images.append((i, _bytes_of_image(image, i)))
+            images.append((i, _bytes_of_image(image, i, options.max_file_bytes)))
         else:
             language = language or languages[i] or options.default_language
             if language is not None and len(language) > _LONGEST_LANGUAGE:
                 raise _wrong(f"The language of input {i} has {len(language)} characters.", "language")
             texts.append((i, _checked(text, i), language))
+    if (n_characters := sum(len(text) for _, text, _ in texts)) > options.max_characters:
+        raise _wrong(
+            f"The {len(texts)} texts of the request have {n_characters} characters; the limit is "
+            f"{options.max_characters}. Send fewer texts in a request."
+        )
     return EmbeddingInputs(len(items), tuple(texts), tuple(images))
 
 
@@ -194,7 +199,7 @@ def _checked(text: str, i: int) -> str:
     return text
 
 
-def _bytes_of_image(text: str, i: int) -> bytes:
+def _bytes_of_image(text: str, i: int, max_bytes: int) -> bytes:
     start = _start(text)
     url = _DATA_URL.match(start)
     if url is None and _OTHER_URL.match(start):
@@ -211,10 +216,8 @@ def _bytes_of_image(text: str, i: int) -> bytes:
             raise _wrong(f"input {i} is no data URL in base64; expected data:image/...;base64,...")
         begins += url.end()
     n_bytes = (len(text) - begins) // 4 * 3
-    if n_bytes > SERVED_BYTES + 2:
-        raise _wrong(
-            f"input {i} is an image of {n_bytes} bytes; the limit is {SERVED_BYTES}. Shrink it first."
-        )
+    if n_bytes > max_bytes + 2:
+        raise _wrong(f"input {i} is an image of {n_bytes} bytes; the limit is {max_bytes}. Shrink it first.")
     try:
         return base64.b64decode(text[begins:] if begins else text, validate=True)
     except (binascii.Error, ValueError):

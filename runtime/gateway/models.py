@@ -22,9 +22,9 @@ from runtime.local import LocalEncoder
 from runtime.logs import LOGGER
 from runtime.machine import n_cores, return_free_memory
 from runtime.manifest import Modality
-from runtime.preprocessing.image import DecodingCost, decode, pixels_from_image
+from runtime.preprocessing.image import DecodingCost, pixels_from_file
 from runtime.preprocessing.image_work import DecodingMemory, costs_of_files, name_of_row
-from runtime.preprocessing.served_limits import SERVED_PIXELS
+from runtime.preprocessing.served_limits import SERVED_MEMORY_BYTES, SERVED_PIXELS, largest_file_bytes
 from runtime.preprocessing.text import Text
 from runtime.remote.calls import Caller
 from runtime.remote.options import Address, Connection
@@ -124,13 +124,12 @@ class RemoteModel:
     async def images(self, images: Sequence[tuple[int, bytes]], dim: int) -> NDArray[np.float32]:
         """See ``GatewayModel``."""
         size = min(_IMAGES_PER_REQUEST, self._max_rows[Modality.IMAGE])
-        requests = [
-            RequestRows(
-                Modality.IMAGE, tuple(place for place, _ in part), {"image": tuple(f for _, f in part)}
-            )
-            for part in _parts(images, size)
-        ]
-        return await self._vectors(requests, dim)
+        found = []
+        for part in _parts(images, size):  # one after the other, as the memory of a request is bounded
+            places, files = tuple(place for place, _ in part), tuple(file for _, file in part)
+            rows = RequestRows(Modality.IMAGE, places, {"image": files})
+            found.append(await self._caller.vectors(rows, dim=dim))
+        return concatenated(found, dim)
 
     async def close(self) -> None:
         """See ``GatewayModel``."""
@@ -158,8 +157,13 @@ class Residence:
         return None if modality in self.kept else self.unload_after_s
 
 
-def local_opener(encoder: Encoder, residence: Residence | None = None) -> ModelOpener:
+def local_opener(
+    encoder: Encoder, residence: Residence | None = None, *, memory_bytes: int = SERVED_MEMORY_BYTES
+) -> ModelOpener:
     """Return the opener of a model in this process.
+
+    Args:
+        memory_bytes: Maximum memory of a request.
 
     Raises:
         InputError: the encoder is of a server.
@@ -168,7 +172,7 @@ def local_opener(encoder: Encoder, residence: Residence | None = None) -> ModelO
         raise InputError("The encoder is on a server; pass its address instead.")
 
     async def opened() -> GatewayModel:
-        return LocalModel(encoder, residence or Residence())
+        return LocalModel(encoder, residence or Residence(), memory_bytes)
 
     return opened
 
@@ -176,11 +180,12 @@ def local_opener(encoder: Encoder, residence: Residence | None = None) -> ModelO
 class LocalModel:
     """Model in this process, whose towers run batches of all clients, and are opened again when needed."""
 
-    def __init__(self, encoder: LocalEncoder, residence: Residence) -> None:
+    def __init__(self, encoder: LocalEncoder, residence: Residence, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
         self.name, self.dims, self.fingerprint = encoder.name, encoder.dims, encoder.fingerprint
         self._encoder = encoder
         self._workers = ThreadPoolExecutor(n_cores(), "babeltower-prepare")
-        self._memory = DecodingMemory()
+        self._memory = DecodingMemory(memory_bytes)
         self._texts: BatchingQueue[Text] = BatchingQueue(
             lambda rows, dim: self._opened(Modality.TEXT).vectors_from_texts(rows, dim=dim),
             max_rows=_BATCH_TEXTS,
@@ -217,8 +222,9 @@ class LocalModel:
         def pixels(costly: tuple[tuple[int, bytes], DecodingCost]) -> NDArray[np.uint8]:
             (place, file), cost = costly
             with self._memory.taken(cost.n_bytes):
-                image = decode(file, name=name_of_row(place, file), max_pixels=SERVED_PIXELS)
-                return pixels_from_image(image, preprocessing)
+                return pixels_from_file(
+                    file, preprocessing, cost, name=name_of_row(place, file), max_pixels=SERVED_PIXELS
+                )
 
         with self._idle[Modality.IMAGE].used():
             rows = await gathered([self._worked(pixels, one) for one in zip(images, costs, strict=True)])
@@ -258,6 +264,8 @@ class LocalModel:
         return costs_of_files(
             [file for _, file in images],
             self._encoder.manifest.image,
+            max_bytes=largest_file_bytes(self._memory_bytes),
+            max_memory_bytes=self._memory_bytes,
             places=[place for place, _ in images],
         )
 

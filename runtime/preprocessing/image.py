@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +26,7 @@ from runtime.preprocessing.image_formats import (
     require_openable,
     require_whole_decoding,
 )
+from runtime.preprocessing.image_rows import ImageRows, rows_of_file, rows_of_strip
 from runtime.preprocessing.jpeg import image_from_jpeg, require_whole_jpeg
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Snapshot",
     "cost_of_file",
     "decode",
+    "pixels_from_file",
     "pixels_from_image",
     "pixels_from_source",
     "require_several",
@@ -56,10 +58,16 @@ _LARGEST_RESIZED_PIXELS = 1 << 24
 option, which would resize only the cropped part, gives other pixels. Fitted to 224 pixels, an image may be
 334 times as long as wide."""
 
+_LARGEST_WHOLE_BYTES = 16 << 20
+"""Memory up to which Pillow decodes and resizes an image as a whole, though it could be done by rows."""
+
 _JPEG_FORMATS = ("JPEG", "MPO")
 
 _ENCODERS_SCANS = 10
 """Scans of a usual progressive JPEG, which take about the time of decoding its pixels once more."""
+
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
+"""Bytes per pixel of an image; other modes have 4."""
 
 _DECODERS_BYTES = {"WEBP": 12, "AVIF": 8, "TIFF": 8}
 """Bytes per pixel that a format's decoder takes besides the image itself, measured."""
@@ -69,11 +77,17 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _THUMBNAILS_SCANS = 2
 """Scans of a photograph and the thumbnail in it, which are found together."""
 
-_PASS_BY_PASS = ("RGB", "L")
-"""Modes that Pillow resizes directly; it converts others before and after."""
+_BY_STRIPS = ("L", "LA", "RGB", "RGBA")
+"""Modes of which rows may be resized alone; Pillow has other filters, or more levels, for others."""
+
+_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+"""Modes that Pillow multiplies by their transparency before it resizes them, and divides by it afterwards."""
 
 _TALLEST = 1.5
 """Height ÷ width up to which Pillow resizes rows first; for taller images it resizes columns first."""
+
+_SHRUNK = 3
+"""How often the size of an image to be squashed is at least in the file, for ``_TALLEST`` to hold."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.BILINEAR: 1.0, Image.Resampling.LANCZOS: 3.0}
 """Filter radius in pixels, when not downscaling."""
@@ -104,11 +118,13 @@ class DecodingCost:
 
     Attributes:
         n_pixels: Pixels to decode, once a pass, and to resize.
-        n_bytes: Upper bound of the memory, of the decoder and of copies too.
+        n_bytes: Upper bound of the memory of ``pixels_from_file``, of the decoder and of copies too.
+        rows: Rows of the file, where they can be decoded and resized a few at a time.
     """
 
     n_pixels: int
     n_bytes: int
+    rows: ImageRows | None = None
 
 
 def snapshot_from_source(
@@ -205,13 +221,46 @@ def cost_of_file(
     n_scans = scans_of_jpeg(data)
     n_passes = max(1, n_scans // _ENCODERS_SCANS)
     n_pixels, n_resized = image.width * image.height, width * height
-    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
-    decoding = 4 + _DECODERS_BYTES.get(image.format or "", 1)
+    n_work = n_pixels * n_passes + n_resized
+    stored = _STORED_BYTES.get(image.mode, 4)
+    decoding = stored + _DECODERS_BYTES.get(image.format or "", 0)
     if n_scans > _THUMBNAILS_SCANS or "progressive" in image.info:
         decoding += 6  # the coefficients of all scans
-    copying = (16 if has_alpha else 8) if preprocessing.order == "convert-resize" else (8 if has_alpha else 4)
-    pixel_bytes = max(decoding, copying)
-    return DecodingCost(n_pixels * n_passes + n_resized, n_pixels * pixel_bytes + n_resized * 4)
+    if not _is_resized_by_strips(image.mode, image.size, preprocessing):
+        copying = stored + _bytes_of_copies(image, preprocessing)
+        return DecodingCost(n_work, n_pixels * max(decoding, copying) + n_resized * 4)
+    strip_rows = min(image.height, rows_of_strip(image.width))
+    n_kept = image.height * preprocessing.width + strip_rows * (2 * image.width + width)
+    n_bytes = n_pixels * decoding + n_kept * 4
+    if n_bytes > _LARGEST_WHOLE_BYTES:
+        rows = rows_of_file(data, image)
+        if rows is not None:
+            return DecodingCost(n_work, rows.n_bytes + n_kept * 4, rows)
+    return DecodingCost(n_work, n_bytes)
+
+
+def _bytes_of_copies(image: Image.Image, preprocessing: ImagePreprocessing) -> int:
+    """Return the bytes a pixel that copies take where an image is converted and resized as a whole."""
+    has_alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+    if preprocessing.order == "convert-resize":
+        return 12 if has_alpha else 4
+    return 4 if has_alpha else 0
+
+
+def pixels_from_file(
+    data: bytes, preprocessing: ImagePreprocessing, cost: DecodingCost, *, name: str, max_pixels: int
+) -> NDArray[np.uint8]:
+    """Decode and preprocess an image file in the memory that its cost says; errors as in ``decode``.
+
+    Args:
+        cost: Returned by ``cost_of_file`` for this file.
+
+    Returns:
+        uint8 (3, height, width), C-contiguous.
+    """
+    if cost.rows is not None:
+        return _pixels_from_strips(cost.rows.strips(name), cost.rows.mode, cost.rows.size, preprocessing)
+    return pixels_from_image(decode(data, name=name, max_pixels=max_pixels), preprocessing)
 
 
 def size_of_file(data: bytes, *, name: str) -> tuple[int, int]:
@@ -378,15 +427,71 @@ def pixels_from_image(image: Image.Image, preprocessing: ImagePreprocessing) -> 
         ``transformers.CLIPImageProcessorPil``, which puts transparency on white.
     """
     try:
+        if _is_resized_by_strips(image.mode, image.size, preprocessing):
+            return _pixels_from_strips(_strips_of_image(image), image.mode, image.size, preprocessing)
         if preprocessing.order == "convert-resize":
             image = _rgb_on_white(image)
-        rgb = _resized(image, preprocessing).convert("RGB")
+        return _pixels(_resized(image, preprocessing))
     except (ValueError, OSError, MemoryError) as error:
         raise ImageError(
             f"An image of mode {image.mode} and size {image.width}×{image.height} cannot be resized: "
             f"{_reason(error)}. Convert it to RGB, or make it smaller first."
         ) from error
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def _is_resized_by_strips(mode: str, size: tuple[int, int], preprocessing: ImagePreprocessing) -> bool:
+    """Whether Pillow converts pixels one by one, and resizes rows first: then, each row may go alone."""
+    is_known = preprocessing.order == "convert-resize" or mode in _BY_STRIPS
+    if not is_known or _RESAMPLING[preprocessing.interpolation] not in _SUPPORT:
+        return False
+    target = (preprocessing.width, preprocessing.height)
+    shrunk = all(side >= _SHRUNK * wanted for side, wanted in zip(size, target, strict=True))
+    # The less an image shrinks when it is squashed, the sooner columns are first.
+    return (shrunk or preprocessing.resize != "squash") and size[1] <= _TALLEST * size[0]
+
+
+def _strips_of_image(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    n_rows = rows_of_strip(image.width)
+    for top in range(0, image.height, n_rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + n_rows)))
+
+
+def _pixels_from_strips(
+    strips: Iterable[tuple[int, Image.Image]],
+    mode: str,
+    size: tuple[int, int],
+    preprocessing: ImagePreprocessing,
+) -> NDArray[np.uint8]:
+    """Resize and crop an image of which a few rows are there at a time.
+
+    Pillow resizes along the rows, rounds, then resizes along the columns. So rows are resized as they come,
+    unless they are not needed, and cropped between the two passes. Each pass is Pillow's own, at full size.
+    """
+    resampling = _RESAMPLING[preprocessing.interpolation]
+    target = (preprocessing.width, preprocessing.height)
+    on_white = preprocessing.order == "convert-resize"
+    width, height = _resized_size(size, preprocessing)
+    kept = "RGB" if on_white else mode
+    if (width, height) != size:  # else, Pillow returns a copy
+        kept = _PREMULTIPLIED.get(kept, kept)
+    left, top = (
+        _offset(resized - wanted, preprocessing.crop_rounding)
+        for resized, wanted in zip((width, height), target, strict=True)
+    )
+    first, last = _rows_needed(size[1], height, top, top + target[1], resampling)
+    between = Image.new(kept, (target[0], size[1]))
+    for at, strip in strips:
+        if at + strip.height > first and at < last:
+            rows = _rgb_on_white(strip) if on_white else strip if strip.mode == kept else strip.convert(kept)
+            rows = rows.resize((width, rows.height), resampling)
+            between.paste(rows.crop((left, 0, left + target[0], rows.height)), (0, at))
+    resized = between.resize((target[0], height), resampling)
+    cropped = resized.crop((0, top, target[0], top + target[1]))
+    return _pixels(cropped.convert(mode) if kept in _PREMULTIPLIED.values() else cropped)
 
 
 def _rgb_on_white(image: Image.Image) -> Image.Image:
@@ -406,8 +511,6 @@ def _resized(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Ima
     width, height = _resized_size(image.size, preprocessing)
     left = _offset(width - target[0], preprocessing.crop_rounding)
     top = _offset(height - target[1], preprocessing.crop_rounding)
-    if image.mode in _PASS_BY_PASS and resampling in _SUPPORT and image.height <= _TALLEST * image.width:
-        return _resized_by_passes(image, (width, height), (left, top), target, resampling)
     resized = image.resize((width, height), resampling)
     return resized.crop((left, top, left + target[0], top + target[1]))
 
@@ -428,31 +531,6 @@ def _resized_size(size: tuple[int, int], preprocessing: ImagePreprocessing) -> t
             f"{min(target)}, over the limit of {_LARGEST_RESIZED_PIXELS} pixels. Crop it first."
         )
     return width, height
-
-
-def _resized_by_passes(
-    image: Image.Image,
-    size: tuple[int, int],
-    corner: tuple[int, int],
-    target: tuple[int, int],
-    resampling: Image.Resampling,
-) -> Image.Image:
-    """Resize and crop, skipping most of the work for cropped pixels.
-
-    Pillow resizes along the rows, rounds, then resizes along the columns. So unneeded rows can be dropped
-    before the first pass, and cropped columns between the two. Each pass is Pillow's own, at full size.
-    """
-    (left, top), (width, height) = corner, size
-    if height > target[1]:
-        kept = _rows_needed(image.height, height, top, top + target[1], resampling)
-        rows = image.crop((0, kept[0], image.width, kept[1])).resize((width, kept[1] - kept[0]), resampling)
-        between = Image.new(image.mode, (target[0], image.height))
-        between.paste(rows.crop((left, 0, left + target[0], rows.height)), (0, kept[0]))
-    else:
-        between = image.resize((width, image.height), resampling)
-        between = between.crop((left, 0, left + target[0], image.height))
-    resized = between.resize((target[0], height), resampling)
-    return resized.crop((0, top, target[0], top + target[1]))
 
 
 def _rows_needed(

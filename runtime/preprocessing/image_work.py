@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from runtime.errors import ImageError, InputError
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.image import DecodingCost, cost_of_file
-from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_PIXELS
+from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_MEMORY_BYTES, SERVED_PIXELS
 
 __all__ = ["DecodingMemory", "costs_of_files", "name_of_row"]
 
-_MEMORY_BYTES = 320 << 20
-"""Memory that decoding may take in a process: of one image, and of all that are decoded at a time.
+_COPIES = 7
+"""How often a file is in memory, in all processes of a server, while it is decoded: measured."""
 
-It suffices for each format at ``SERVED_PIXELS``, but for WebP (20 megapixels), AVIF and TIFF (27), and
-progressive JPEG (30); and for transparency where images are converted before they are resized (20)."""
+_FIXED_BYTES = 6_000_000
+"""Memory that decoders take whatever an image's size is."""
+
+_AT_A_TIME = 4
+"""A request's memory ÷ the memory of what is decoded at a time."""
 
 _WORK_OF_SEVERAL = 1 << 26
 """Pixels of work that a request of several images may always take: a second or two. A sender may split it."""
@@ -28,9 +31,13 @@ _WORK_PER_BYTE = 16
 
 
 class DecodingMemory:
-    """Memory of all images that are decoded at a time; threads get theirs in the order that they came."""
+    """Memory of all images that are decoded at a time; threads get theirs in the order that they came.
 
-    def __init__(self, n_bytes: int = _MEMORY_BYTES) -> None:
+    It is a part of what a request may take: a large image is decoded alone, small ones several at a time.
+    """
+
+    def __init__(self, request_bytes: int = SERVED_MEMORY_BYTES) -> None:
+        n_bytes = request_bytes // _AT_A_TIME
         self._n_bytes = self._n_free = n_bytes
         self._turns: deque[object] = deque()
         self._changed = threading.Condition()
@@ -59,6 +66,7 @@ def costs_of_files(
     *,
     max_bytes: int = SERVED_BYTES,
     max_pixels: int = SERVED_PIXELS,
+    max_memory_bytes: int = SERVED_MEMORY_BYTES,
     places: Sequence[int] | None = None,
 ) -> list[DecodingCost]:
     """Return what decoding each image of a request takes.
@@ -66,6 +74,7 @@ def costs_of_files(
     Args:
         max_bytes: Maximum size of a file.
         max_pixels: Maximum width × height of an image.
+        max_memory_bytes: Maximum memory of the request: its files, and to decode an image.
         places: Position of each image in the request, for errors; default: its position here.
 
     Raises:
@@ -77,16 +86,24 @@ def costs_of_files(
     for i, file in numbered:
         if len(file) > max_bytes:
             raise ImageError(
-                f"Image {name_of_row(i, file)} exceeds the limit of {max_bytes} bytes. Make it smaller first."
+                f"Image {name_of_row(i, file)} exceeds the limit of {max_bytes} bytes. Make it smaller, or "
+                "start `babeltower serve` with a larger --request-memory."
             )
+    n_file_bytes = sum(map(len, files))
     costs = [
-        _bounded_cost(file, preprocessing, name=name_of_row(i, file), max_pixels=max_pixels)
+        _bounded_cost(
+            file,
+            preprocessing,
+            name=name_of_row(i, file),
+            max_pixels=max_pixels,
+            max_bytes=max_memory_bytes - _FIXED_BYTES - _COPIES * n_file_bytes,
+        )
         for i, file in numbered
     ]
     if len(files) == 1:
         return costs
     n_pixels = sum(cost.n_pixels for cost in costs)
-    limit = _WORK_OF_SEVERAL + _WORK_PER_BYTE * sum(map(len, files))
+    limit = _WORK_OF_SEVERAL + _WORK_PER_BYTE * n_file_bytes
     if n_pixels > limit:
         raise InputError(
             f"The {len(files)} images of the request take {n_pixels} pixels to decode and resize; the "
@@ -96,7 +113,7 @@ def costs_of_files(
 
 
 def _bounded_cost(
-    file: bytes, preprocessing: ImagePreprocessing, *, name: str, max_pixels: int
+    file: bytes, preprocessing: ImagePreprocessing, *, name: str, max_pixels: int, max_bytes: int
 ) -> DecodingCost:
     cost = cost_of_file(file, preprocessing, name=name, max_pixels=max_pixels)
     # Encoders write scans enough for two passes, and _WORK_OF_SEVERAL leaves room for small images.
@@ -105,10 +122,11 @@ def _bounded_cost(
             f"Image {name} takes {cost.n_pixels} pixels to decode and resize; the limit is {most}. Re-encode "
             "it with fewer scans, or make it smaller first."
         )
-    if cost.n_bytes > _MEMORY_BYTES:
+    if cost.n_bytes > max_bytes:
         raise ImageError(
-            f"Image {name} takes {cost.n_bytes} bytes of memory to decode; the limit is {_MEMORY_BYTES}. "
-            "Make it smaller first, or re-encode it as JPEG."
+            f"Image {name} takes {cost.n_bytes} bytes of memory to decode; the limit is {max(0, max_bytes)}. "
+            "Make it smaller, re-encode it as JPEG that is not progressive, or send it alone; or start "
+            "`babeltower serve` with a larger --request-memory."
         )
     return cost
 

@@ -18,6 +18,7 @@ from runtime.preprocessing.batching import windows
 from runtime.preprocessing.cleaning import whole_characters
 from runtime.preprocessing.image import ImageSource, Snapshot, decode, snapshot_from_source
 from runtime.preprocessing.image_formats import open_image
+from runtime.preprocessing.served_limits import SERVED_BYTES
 from runtime.preprocessing.text import Text
 
 __all__ = ["RequestRows", "bytes_from_image", "concatenated", "rows_from_images", "rows_from_texts"]
@@ -103,14 +104,27 @@ def _bounded_windows(
 def rows_from_images(images: Iterable[ImageSource], *, per_request: int) -> Iterator[RequestRows]:
     """Split images lazily into requests; each image is copied before the next is requested.
 
+    A request has no more bytes than a server takes by default, unless one image alone has more.
+
     Raises:
         ImageError: a file is missing, or an image cannot be sent losslessly.
     """
     files = ((i, bytes_from_image(image, name=f"{i}")) for i, image in enumerate(images))
-    for window in windows(files, per_request):
-        yield RequestRows(
-            Modality.IMAGE, tuple(i for i, _ in window), {"image": tuple(file for _, file in window)}
-        )
+    part: list[tuple[int, bytes]] = []
+    n_bytes = 0
+    for i, file in files:
+        if part and (len(part) == per_request or n_bytes + len(file) > SERVED_BYTES):
+            yield _rows_of_files(part)
+            part, n_bytes = [], 0
+        part.append((i, file))
+        n_bytes += len(file)
+    if part:
+        yield _rows_of_files(part)
+
+
+def _rows_of_files(files: Sequence[tuple[int, bytes]]) -> RequestRows:
+    places, contents = tuple(i for i, _ in files), tuple(file for _, file in files)
+    return RequestRows(Modality.IMAGE, places, {"image": contents})
 
 
 def bytes_from_image(source: ImageSource | Snapshot, *, name: str) -> bytes:

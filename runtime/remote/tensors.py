@@ -10,7 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SharedTensor", "Tensor", "bytes_from_strings", "bytes_from_tensor", "datatype_of"]
+__all__ = [
+    "SharedTensor",
+    "Tensor",
+    "bytes_from_strings",
+    "bytes_from_tensor",
+    "datatype_of",
+    "pieces_from_tensor",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +41,20 @@ def datatype_of(tensor: Tensor) -> str:
 
 def bytes_from_tensor(tensor: NDArray[Any]) -> bytes:
     """Serialize an int32 or BYTES tensor."""
+    return b"".join(pieces_from_tensor(tensor))
+
+
+def pieces_from_tensor(tensor: NDArray[Any]) -> list[bytes]:
+    """Serialize an int32 or BYTES tensor to pieces, of which strings are no copies."""
     if tensor.dtype == np.object_:
-        return bytes_from_strings(tensor.ravel().tolist())
-    return np.ascontiguousarray(tensor, dtype="<i4").tobytes()
+        return _pieces_from_strings(tensor.ravel().tolist())
+    return [np.ascontiguousarray(tensor, dtype="<i4").tobytes()]
 
 
 def bytes_from_strings(strings: Sequence[bytes]) -> bytes:
     """Serialize strings, each with a 4-byte length prefix."""
-    return b"".join(piece for string in strings for piece in (struct.pack("<I", len(string)), string))
+    return b"".join(_pieces_from_strings(strings))
+
+
+def _pieces_from_strings(strings: Sequence[bytes]) -> list[bytes]:
+    return [piece for string in strings for piece in (struct.pack("<I", len(string)), string)]

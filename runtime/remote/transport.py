@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from runtime.extras import needing
 from runtime.remote import options
-from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of
+from runtime.remote.tensors import SharedTensor, Tensor, bytes_from_tensor, datatype_of, pieces_from_tensor
 
 __all__ = [
     "GRPC_OPTIONS",
@@ -47,6 +47,10 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_CONTENTS_TAG = bytes([7 << 3 | 2])
+"""Tag of ``raw_input_contents``, field 7 of ``ModelInferRequest``, which has a length."""
 
 _PARAMETERS = {"blank": "embed"}
 """Parameters of every request: embed blank texts as in process; by default the server rejects them."""
@@ -155,6 +159,9 @@ class GrpcTransport:
             channel = grpc.aio.insecure_channel(address.target, options=channel_options(address))
         self._channel = channel
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer = self._channel.unary_unary(
+            _INFER, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
         self._generation = 0
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -180,14 +187,17 @@ class GrpcTransport:
         request = self._messages.ModelInferRequest(model_name=model, model_version=version)
         for key, value in _PARAMETERS.items():
             request.parameters[key].string_param = value
+        pieces: list[bytes] = []
         for name, tensor in inputs.items():
             given = request.inputs.add(name=name, datatype=datatype_of(tensor), shape=tensor.shape)
             if isinstance(tensor, SharedTensor):
                 given.parameters["shared_memory_region"].string_param = tensor.region
                 given.parameters["shared_memory_byte_size"].int64_param = tensor.size_bytes
             else:
-                request.raw_input_contents.append(bytes_from_tensor(tensor))
-        response = await self._call(self._stub.ModelInfer, request)
+                pieces += _field_of_contents(tensor)
+        # The message's fields may follow each other: a large one is copied once, not once a step.
+        message = b"".join([request.SerializeToString(), *pieces])
+        response = await self._call(self._infer, message)
         for output, contents in zip(response.outputs, response.raw_output_contents, strict=False):
             if output.name == "vector":
                 vector = _array(contents, output.datatype, tuple(output.shape))
@@ -228,6 +238,17 @@ class GrpcTransport:
             raise FailedRequestError(_grpc_status(error), error.details() or error.code().name) from error
 
 
+def _field_of_contents(tensor: NDArray[Any]) -> list[bytes]:
+    """Return a tensor as the pieces of a field ``raw_input_contents`` of a ``ModelInferRequest``."""
+    pieces = pieces_from_tensor(tensor)
+    n_bytes, length = sum(map(len, pieces)), bytearray()
+    while n_bytes > 0x7F:
+        length.append(n_bytes & 0x7F | 0x80)
+        n_bytes >>= 7
+    length.append(n_bytes)
+    return [_CONTENTS_TAG, bytes(length), *pieces]
+
+
 def _grpc_status(error: Any) -> Status:
     """Map a gRPC error to a status.
 
@@ -239,6 +260,8 @@ def _grpc_status(error: Any) -> Status:
             return Status.UNTRUSTED
         if details.startswith(_GRPC_RESTRICTED):
             return Status.REFUSED
+    if error.code().name == "RESOURCE_EXHAUSTED" and _GRPC_TOO_LARGE in details:
+        return Status.INVALID_ARGUMENT
     return _unless_passing(_GRPC_STATUSES.get(error.code().name, Status.INTERNAL), details)
 
 
@@ -264,8 +287,10 @@ _PASSING = (
 
 _GRPC_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _GRPC_RESTRICTED = "This protocol is restricted"
+_GRPC_TOO_LARGE = "larger than max"
 _GRPC_STATUSES = {
     "UNAVAILABLE": Status.UNAVAILABLE,
+    "RESOURCE_EXHAUSTED": Status.UNAVAILABLE,  # of a guard that answers too many
     "CANCELLED": Status.UNAVAILABLE,  # by a stopping server; the client's own are ignored
     "DEADLINE_EXCEEDED": Status.TIMEOUT,
     "INVALID_ARGUMENT": Status.INVALID_ARGUMENT,
@@ -387,6 +412,7 @@ _HTTP_STATUSES = {
     401: Status.REFUSED,
     403: Status.REFUSED,
     404: Status.NOT_FOUND,
+    413: Status.INVALID_ARGUMENT,
     502: Status.UNAVAILABLE,
     503: Status.UNAVAILABLE,
     504: Status.TIMEOUT,

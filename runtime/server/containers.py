@@ -29,7 +29,7 @@ __all__ = ["RELEASE", "deployment_from_repository"]
 RELEASE = "26.10"
 """Triton release; its ONNX Runtime reads opset 18 and IR 10 (``docs/stock-backends.md``)."""
 
-_FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg")
+_FRONT_END_PACKAGES = ("tokenizers", "pillow", "ftfy", "simplejpeg", "pyvips", "pyvips-binary")
 _EXPLICIT = "--model-control-mode=explicit"
 _SHARED_MEMORY = "--allow-client-shm=true"
 _PLAIN_YAML = re.compile(r"[\w./-][\w./=-]*", re.ASCII)

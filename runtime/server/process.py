@@ -459,7 +459,6 @@ def _variables(environment: ServerEnvironment) -> dict[str, str]:
         **inherited,
         "PATH": f"{environment.folder / 'bin'}:{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": ":".join(map(str, filter(None, libraries))),
-        "PYTHONDONTWRITEBYTECODE": "1",  # keep the repository unchanged
     }
 
 

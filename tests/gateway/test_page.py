@@ -81,9 +81,11 @@ def test_the_page_names_the_limits_that_hold() -> None:
         TextLimits().max_request_characters,
     ):
         assert f"{number:,}" in text
-    assert f"{options.max_body_bytes >> 20} MiB" in text
-    assert f"{options.max_json_bytes >> 20} MiB; " in text
-    assert f"{options.max_image_json_bytes >> 20} MiB |" in text
-    assert f"{options.max_form_bytes >> 20} MiB |" in text
-    assert f"{options.max_waiting_bytes >> 20} MiB" in text
-    assert f"{ImageLimits().max_bytes >> 20} MiB" in text
+    memory = options.request_memory_bytes
+    for n_bytes in (options.max_file_bytes, options.max_image_json_bytes, options.max_body_bytes):
+        assert f"{n_bytes / 1e6:.1f} MB" in text
+    assert options.max_json_bytes == options.max_body_bytes
+    assert f"{memory / 1e6:.0f} MB (`--request-memory`)" in text
+    assert f"{options.max_waiting_bytes / 1e6:.0f} MB" in text
+    assert f"{options.max_characters:,}" in text
+    assert (ImageLimits().max_bytes, ImageLimits().max_memory_bytes) == (options.max_file_bytes, memory)

@@ -202,6 +202,24 @@ def test_what_killed_commands_left_unfinished_is_removed(repository: Path) -> No
     assert not (repository / "m_text" / ".2.17.part").exists()
 
 
+def test_bytecode_of_what_was_removed_meanwhile_does_not_stay(repository: Path) -> None:
+    """A server's Python model writes it into folders that it is just loading, and makes them anew."""
+
+    def write(folder: str) -> None:
+        (repository / folder / "__pycache__").mkdir(parents=True, exist_ok=True)
+        (repository / folder / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"x")
+
+    for folder in ("m_text/1", "m_text/2", "m_image", "other"):
+        write(folder)
+    (repository / "m_text" / "1" / "model.py").write_text("")
+    with staging(repository, "rollout"):
+        for folder in ("m_candidate_text/3/runtime", "m_candidate_image/3", "m_text/3/runtime/preprocessing"):
+            write(folder)
+    assert sorted(path.name for path in repository.iterdir()) == ["m.json", "m_image", "m_text", "other"]
+    assert sorted(path.name for path in (repository / "m_text").iterdir()) == ["1", "release"]
+    assert not hidden(repository)
+
+
 def test_a_full_disk_leaves_no_half_folder(tmp_path: Path) -> None:
     (tmp_path / "origin").mkdir()
     (tmp_path / "origin" / "model.onnx").write_bytes(bytes(1_000_000))

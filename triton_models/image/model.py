@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this version's own code, never another's
 
 from runtime.draining import DrainedKind
+from runtime.preprocessing.served_limits import REQUEST_MEMORY_VARIABLE
 from triton_models.adapter import (
     TritonTower,
     counters_of_model,
@@ -29,9 +31,10 @@ class TritonPythonModel:
         """Load the version's files."""
         spec = spec_from_folder(ImageSpec, version_folder(args))
         self._counters = counters_of_model(args)
+        limits = limits_from_parameters(ImageLimits, parameters_of_model(args))
         self._front_end = ImageFrontEnd(
             spec,
-            limits_from_parameters(ImageLimits, parameters_of_model(args)),
+            limits.with_memory(os.environ.get(REQUEST_MEMORY_VARIABLE)),
             TritonTower(spec.tower),
             self._counters,
         )

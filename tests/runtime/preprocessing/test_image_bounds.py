@@ -15,7 +15,7 @@ from runtime.errors import ImageError
 from runtime.manifest import ImagePreprocessing
 from runtime.preprocessing.image import decode, pixels_from_source
 from runtime.preprocessing.image_work import DecodingMemory, costs_of_files
-from runtime.preprocessing.served_limits import SERVED_PIXELS
+from runtime.preprocessing.served_limits import SERVED_BYTES, SERVED_PIXELS
 
 PREPROCESSING = ImagePreprocessing(
     64, 64, "shortest", "bicubic", "resize-convert", "round", (0, 0, 0), (1, 1, 1)
@@ -141,21 +141,27 @@ def test_a_jpeg_that_claims_more_than_it_can_hold_is_refused_before_memory_is_ta
         costs_of_files([jpeg_that_claims(9_400, 9_400)], PREPROCESSING, max_bytes=MB)
 
 
-WHITE = Image.new("RGB", (5_000, 5_000), (255, 255, 255))
+def white(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (width, height), 255 if mode in ("L", "1", "I;16") else "white")
 
 
 @pytest.mark.parametrize(
     ("kind", "image", "options", "is_allowed"),
     [
-        ("PNG", WHITE, {}, True),
-        ("PNG", Image.new("RGBA", (5_000, 5_000)), {}, True),
-        ("JPEG", WHITE, {}, True),
-        ("JPEG", WHITE, {"progressive": True}, True),
-        ("TIFF", WHITE, {"compression": "tiff_lzw"}, True),
-        ("AVIF", WHITE, {"speed": 10}, True),
-        ("WEBP", WHITE, {"lossless": True, "method": 0}, False),
-        ("WEBP", Image.new("RGB", (4_000, 4_000)), {"lossless": True, "method": 0}, True),
-        ("PNG", Image.new("1", (6_000, 6_000)), {}, False),
+        ("PNG", white(3_000, 4_000), {}, True),
+        ("PNG", white(2_000, 7_500), {}, False),
+        ("PNG", white(2_000, 6_500), {}, True),
+        ("PNG", white(5_000, 5_000, "I;16"), {}, True),
+        ("PNG", white(5_500, 5_500, "I;16"), {}, False),
+        ("PNG", white(5_700, 5_700, "1"), {}, True),
+        ("PNG", white(5_800, 5_800, "1"), {}, False),
+        ("GIF", white(5_000, 5_000, "L"), {}, True),
+        ("JPEG", white(2_300, 2_300), {"progressive": True}, True),
+        ("TIFF", white(2_100, 2_100), {"compression": "tiff_lzw"}, True),
+        ("TIFF", white(3_000, 3_000), {"compression": "tiff_lzw"}, False),
+        ("AVIF", white(2_100, 2_100), {"speed": 10}, True),
+        ("WEBP", white(1_800, 1_800), {"lossless": True, "method": 0}, True),
+        ("WEBP", white(2_100, 2_100), {"lossless": True, "method": 0}, False),
     ],
 )
 def test_a_server_bounds_memory_by_format(
@@ -163,16 +169,39 @@ def test_a_server_bounds_memory_by_format(
 ) -> None:
     data = saved(kind, image, **options)
     if is_allowed:
-        (cost,) = costs_of_files([data], PREPROCESSING, max_bytes=MB)
-        assert cost.n_bytes > image.width * image.height * len(image.getbands())
+        (cost,) = costs_of_files([data], PREPROCESSING)
+        assert cost.rows is not None or cost.n_bytes >= image.width * image.height
     else:
         with pytest.raises(ImageError, match="the limit is"):
-            costs_of_files([data], PREPROCESSING, max_bytes=MB)
+            costs_of_files([data], PREPROCESSING)
     assert SERVED_PIXELS == 33_554_432
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_photographs_of_a_phone_are_allowed(options: dict[str, object]) -> None:
+    pytest.importorskip("pyvips")
+    for width, height in ((4_032, 3_024), (3_024, 4_032)):
+        costs_of_files([saved("JPEG", white(width, height), **options)], PREPROCESSING)
+    if not options:
+        for kind in ("JPEG", "PNG"):
+            costs_of_files([saved(kind, white(6_000, 4_000))], PREPROCESSING)
+
+
+def test_files_count_as_often_as_they_are_in_memory() -> None:
+    small = saved("PNG", white(100, 100))
+    padded = small[:33] + chunk(b"teSt", bytes(6_000_000)) + small[33:]
+    assert len(padded) < SERVED_BYTES
+    costs_of_files([padded], PREPROCESSING)
+    large = saved("WEBP", white(1_800, 1_800), lossless=True, method=0)
+    costs_of_files([large], PREPROCESSING)
+    for files in ([padded, padded], [large, padded]):
+        with pytest.raises(ImageError, match=r"the limit is [0-9]+\. .* or send it alone"):
+            costs_of_files(files, PREPROCESSING)
+    costs_of_files([padded, padded, large], PREPROCESSING, max_memory_bytes=200_000_000)
+
+
 def test_images_wait_for_memory_in_the_order_of_their_coming() -> None:
-    memory, order = DecodingMemory(100), []
+    memory, order = DecodingMemory(400), []
     begun = [threading.Event() for _ in range(3)]
 
     def take(i: int, n_bytes: int) -> None:
