@@ -105,8 +105,15 @@ TABLES: Mapping[str, Table] = {
     "corpus-rates": Table(*_CORPUS, _of_records(rates_table)),
     "corpus-costs": Table(*_CORPUS, _of_records(costs_table)),
     "server": Table("server_load.json", "python -m bench.server_load MODEL …", _of_records(server_table)),
+    "cuda-packed-simulated": Table(
+        "cuda_packed_simulated.json",
+        "python -m bench.gpu simulate --form packed",
+        _of_records(simulated_table),
+    ),
     "cuda-simulated": Table(
-        "cuda_simulated.json", "python -m bench.gpu simulate", _of_records(simulated_table)
+        "cuda_simulated.json",
+        "python -m bench.gpu simulate --form fp16 --form bf16",
+        _of_records(simulated_table),
     ),
     "immich": Table("immich.json", "python -m bench.immich --work FOLDER", _of_records(immich_table)),
     "immich-service": Table(

@@ -95,13 +95,16 @@ def simulate(
     sample: Annotated[
         list[str] | None, typer.Option(help="Sample to judge; may be repeated; default: all.")
     ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="fp16, bf16 or packed (FP16); may be repeated; default: all.")
+    ] = None,
 ) -> None:
     """Judge the samples' graphs for CUDA in simulated FP16 and BF16, here; exit code 1 if one fails."""
-    from bench.gpu.simulated import judge_simulated
+    from bench.gpu.simulated import SIMULATED_FORMS, judge_simulated
     from bench.models.samples import SAMPLES
     from bench.records.record import write_records
 
-    records = judge_simulated(work.resolve(), sample or SAMPLES, typer.echo)
+    records = judge_simulated(work.resolve(), sample or SAMPLES, form or SIMULATED_FORMS, typer.echo)
     json.parent.mkdir(parents=True, exist_ok=True)
     write_records(records, json)
     raise typer.Exit(0 if all(record.settings["passes"] for record in records) else 1)

@@ -21,6 +21,7 @@ from bench.models.full_size import in_process
 from bench.records.record import Record
 from export.precision.calibration import samples_folder
 from export.precision.simulation import simulated_from_onnx
+from runtime.errors import BabeltowerError
 from runtime.manifest import (
     Engine,
     Manifest,
@@ -31,18 +32,32 @@ from runtime.manifest import (
     variant_name,
 )
 
-__all__ = ["SIMULATED", "judge_simulated", "simulated_form", "simulated_model"]
+__all__ = ["SIMULATED", "SIMULATED_FORMS", "judge_simulated", "simulated_form", "simulated_model"]
 
 SIMULATED = (Precision.FP16, Precision.BF16)
 """Precisions of the graphs for CUDA that a processor can only simulate."""
 
 
-def judge_simulated(work: Path, samples: Sequence[str], say: Callable[[str], None]) -> list[Record]:
-    """Judge samples in each simulated precision; vectors and graphs are kept in ``work``.
+SIMULATED_FORMS = (*(precision.value for precision in SIMULATED), PACKED)
+"""Names of the simulated forms; packed texts are in FP16."""
+
+
+def judge_simulated(
+    work: Path, samples: Sequence[str], names: Sequence[str], say: Callable[[str], None]
+) -> list[Record]:
+    """Judge samples in each simulated form; vectors and graphs are kept in ``work``.
+
+    Args:
+        names: Some of ``SIMULATED_FORMS``.
 
     Returns:
-        A record per sample, precision and direction, of R@1 beside the reference's.
+        A record per sample, form and direction, of R@1 beside the reference's.
+
+    Raises:
+        BabeltowerError: a form is unknown.
     """
+    if unknown := [name for name in names if name not in SIMULATED_FORMS]:
+        raise BabeltowerError(f"Form {unknown[0]!r} is unknown; expected some of {list(SIMULATED_FORMS)}.")
     lines = work / LINES
     lines.unlink(missing_ok=True)
     folder = work / "samples"
@@ -52,11 +67,13 @@ def judge_simulated(work: Path, samples: Sequence[str], say: Callable[[str], Non
     sample_repository(folder / "repository", samples)
     bench = Bench(work, work, work, dry=False, ends_at=float("inf"))
     for name in samples:
-        packed = simulated_form(PACKED_PRECISION, packed=True)
-        forms = [REFERENCE, *map(simulated_form, SIMULATED), packed]
-        for form in forms[1:]:
-            source = folder / "repository" / (PACKED if form is packed else "") / name
-            in_process(simulated_model, source, folder / form.folder, form.precision)
+        forms = [REFERENCE]
+        for kind in names:
+            packs = kind == PACKED
+            precision = PACKED_PRECISION if packs else Precision(kind)
+            forms.append(simulated_form(precision, packed=packs))
+            source = folder / "repository" / (PACKED if packs else "") / name
+            in_process(simulated_model, source, folder / forms[-1].folder, precision)
         for form in forms:
             started = time.monotonic()
             in_process(embed_model, bench, name, form)

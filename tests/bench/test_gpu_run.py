@@ -410,6 +410,18 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) 
         (("run", str(other), str(tmp_path / "out")), "is not a bundle: it has no bundle.json"),
         (("run", str(bundle), str(file)), "is a file; pass a folder for the results"),
         (("run", str(bundle), str(tmp_path / "out"), "--only", "gates"), "Step 'gates' is unknown"),
+        (
+            (
+                "simulate",
+                "--form",
+                "int8",
+                "--work",
+                str(tmp_path / "work"),
+                "--json",
+                str(tmp_path / "r.json"),
+            ),
+            "Form 'int8' is unknown; expected some of ['fp16', 'bf16', 'packed']",
+        ),
     ):
         code, output = command(*arguments)
         assert code == 1
