@@ -19,7 +19,8 @@ from runtime.corpus.faults import FaultKind, Patience, fault_kind
 from runtime.corpus.files import File
 from runtime.corpus.journal import BAD_ROWS
 from runtime.corpus.pictures import MISSING, Picture, has_entries
-from runtime.corpus.sources import BadFile, ItemSource, Source
+from runtime.corpus.reading import is_local
+from runtime.corpus.sources import BadFile, ItemSource, Source, SourceFormat
 from runtime.corpus.sources.stdin import STANDARD_INPUT, is_standard_input
 from runtime.errors import ChangedInputError, CorpusError
 
@@ -95,6 +96,23 @@ class InputRecord:
             if append:
                 _require_last(self._out.location, found.pop("added"), list(known), source)
             _require_none(self._out.location, "files", found)
+
+    def require_unchanged_while_read(self, source: Source) -> None:
+        """Check that the local files of a source are still those that were listed before they were read.
+
+        Images of a folder are not looked at: each is read as a whole, and the next run compares them.
+
+        Raises:
+            ChangedInputError: a file was written to meanwhile, so that parts may mix two states of it.
+        """
+        if source.format is SourceFormat.IMAGES:
+            return
+        changed = [file.shown for file in source.files.files if _is_changed(file)]
+        if changed:
+            raise ChangedInputError(
+                f"{', '.join(changed[:_NAMED])} was changed while it was read, so that the parts may mix two "
+                "states of it. Once its writer is done, run the same command with --recheck-input."
+            )
 
     def require_same_pictures(self, parts: Iterable[int], patience: Patience) -> None:
         """Check that the local pictures behind a path column are those that finished parts read.
@@ -184,6 +202,17 @@ class InputRecord:
                 f"{self._out.location}/{_path(name)} cannot be read ({error}). Remove it to continue without "
                 "a check of the input."
             ) from error
+
+
+def _is_changed(file: File) -> bool:
+    """Check whether a local file is another than when it was listed; one that is gone was read before."""
+    if not is_local(file.filesystem) or not file.version.startswith("mtime "):
+        return False
+    try:
+        now = Path(file.path).stat()
+    except OSError:
+        return False
+    return (now.st_size, f"mtime {now.st_mtime_ns}") != (file.n_bytes, file.version)
 
 
 def _stat_of_picture(path: Path) -> os.stat_result | None:

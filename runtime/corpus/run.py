@@ -264,6 +264,7 @@ class _Run:
             self._note(writing)
         if self.job.known_end not in (None, self.job.n_rows):
             raise more_or_fewer_rows(self.job.known_end)
+        self.input_record.require_unchanged_while_read(self.job.source)
         self.journal.end(self.job.n_rows)
 
     def _written(self, writer: PartWriter, part: EmbeddedPart) -> PartRecord:

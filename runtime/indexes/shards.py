@@ -301,8 +301,9 @@ def _files_of(location: Path) -> list[RecordedFile]:
         known = {file.name: file for file in recorded_files(location.parent)}
         return [known.get(location.name, RecordedFile(location.name, None, None))]
     if _URL.match(str(location)):
+        shown = str(location).replace(":/", "://", 1)  # a path has joined the slashes
         raise InputError(
-            f"{location} is a URL; vectors are indexed and searched in a local or mounted folder. Copy the "
+            f"{shown} is a URL; vectors are indexed and searched in a local or mounted folder. Copy the "
             "folder to a disk, with its _journal, and pass its path."
         )
     if not location.is_dir():

@@ -74,6 +74,19 @@ def test_an_edit_of_equal_size_is_named(model, tmp_path):
         embed_corpus(model, f"{tmp_path}/*.txt", tmp_path / "out", options())
 
 
+def test_an_edit_while_the_file_is_read_is_named_and_taken_up_by_a_recheck(model, tmp_path):
+    path = lines(tmp_path / "a.txt", TEXTS)
+    edits = iter([lambda: rewrite(path, TEXTS[0].encode(), TEXTS[0].upper().encode())])
+    watcher = Watcher(part_done=lambda record: next(edits, lambda: None)())
+    with pytest.raises(ChangedInputError, match=r"a\.txt was changed while it was read.*--recheck-input"):
+        embed_corpus(model, path, tmp_path / "out", options(), watcher=watcher)
+    with pytest.raises(ChangedInputError, match=r"files were changed: a\.txt"):
+        embed_corpus(model, path, tmp_path / "out", options())
+    embed_corpus(model, path, tmp_path / "out", options(recheck_input=True))
+    embed_corpus(model, path, tmp_path / "whole", options())
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
 def test_an_edit_behind_the_back_of_the_clock_is_found_where_lines_are_read_again(model, tmp_path):
     path = lines(tmp_path / "a.txt", TEXTS)
     before = path.stat()
