@@ -39,6 +39,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_in_head = self._is_in_body = self._is_ended = self._is_too_large = False
         self._head_bytes = self._bytes_without_progress = 0
         self._has_progress = False
+        self._running: Any = None  # uvicorn's cycle of a request; its own attribute is the newest one's
         self._ending: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self.waits_since = self.loop.time()
@@ -51,7 +52,7 @@ class BoundedHttp(HttpToolsProtocol):
             others: Any = self.connections - {self}
             for victim in _longest_waiting(others, max(1, self._most_connections // _EVICTED_PART)):
                 self.connections.discard(victim)
-                victim.transport.abort()
+                victim.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
@@ -97,10 +98,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_in_head, self._is_in_body, self._has_progress = False, True, True
         self._stop_waiting()
         self.waits_since = self.loop.time()
+        n_pipelined = len(self.pipeline)
         super().on_headers_complete()
+        if len(self.pipeline) == n_pipelined:
+            self._running = self.cycle
         if len(self.pipeline) > _MOST_PIPELINED:
             self._is_ended = True
-            self.transport.abort()
+            self.abort()
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of a body."""
@@ -116,6 +120,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next head, or for the rest of a request that was refused; both have a time."""
+        self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if not self._is_ended and not self.transport.is_closing() and not self._is_answering():
             is_idle = not (self._is_in_head or self._is_in_body)
@@ -125,7 +130,7 @@ class BoundedHttp(HttpToolsProtocol):
         """Wait for a client that does not read."""
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(_WRITE_S, self.transport.abort)
+            self._unread = self.loop.call_later(_WRITE_S, self.abort)
 
     def resume_writing(self) -> None:
         """Go on writing."""
@@ -138,6 +143,17 @@ class BoundedHttp(HttpToolsProtocol):
     def is_waiting(self) -> bool:
         """Whether the connection waits for its client, and no request is being answered."""
         return not self._is_answering() or (self.cycle.more_body and not self.pipeline)
+
+    def abort(self) -> None:
+        """End the connection at once; what is being answered is answered to nobody."""
+        self._leave_cycle()
+        self.transport.abort()
+
+    def _leave_cycle(self) -> None:
+        """Tell the request that is being received or answered that its sender is gone."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
@@ -154,9 +170,13 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._is_ended = True
         self._stop_waiting()
-        if self._is_answering():  # of an earlier request, whose answer would be this one
-            self.transport.abort()
-            return
+        if self._is_answering():
+            if (
+                not self.is_waiting or self.cycle.response_started
+            ):  # this would be an earlier request's answer
+                self.abort()
+                return
+            self._leave_cycle()
         self.transport.write(
             f"HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\n"
             f"content-length: {len(message)}\r\nconnection: close\r\n\r\n{message}".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.plan_checks import require_plan_of_tower
 from runtime.errors import EngineError, OpeningCheckError
+from runtime.logs import LOGGER
 from runtime.manifest import Engine, Manifest, Modality, Variant, verify_file
 from runtime.opening.model_check import has_opening_file, probes_of_tower, require_same_space
 from runtime.opening.probes import OpeningProbes
@@ -33,6 +35,7 @@ from runtime.triton_config import engine_of_tower
 __all__ = ["require_right_answers", "verify_files_of_manifest", "verify_served_files"]
 
 _ANSWER_S = 300.0
+_TRIES, _PAUSE_S = 3, 0.5
 _HEADER = "Inference-Header-Content-Length"
 _DATATYPES = {"int64": "INT64", "uint8": "UINT8", "object": "BYTES"}
 
@@ -189,7 +192,11 @@ class _Asked:
     def inferred(
         self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Collection[str]
     ) -> dict[str, NDArray[Any]]:
-        """Send one request in KServe v2's binary format."""
+        """Send one request in KServe v2's binary format.
+
+        An answer without tensors, which Triton rarely gives while it starts, says nothing of the model: the
+        request is repeated, and the log says so.
+        """
         contents = [
             bytes_from_tensor(a) if a.dtype == np.object_ else np.ascontiguousarray(a).tobytes()
             for a in inputs.values()
@@ -217,11 +224,16 @@ class _Asked:
             },
         )
         try:
-            with opened(request, timeout=_ANSWER_S) as answer:
-                body, n_head = answer.read(), answer.headers[_HEADER]
-                if n_head is None:
-                    raise ValueError(f"HTTP {answer.status} without tensors: {body[:300]!r}")
-                return _tensors(body, int(n_head))
+            for n_left in reversed(range(_TRIES)):
+                with opened(request, timeout=_ANSWER_S) as answer:
+                    body, n_head = answer.read(), answer.headers[_HEADER]
+                if n_head is not None:
+                    return _tensors(body, int(n_head))
+                came = f"HTTP {answer.status} without tensors: {body[:300]!r}"
+                if n_left:
+                    LOGGER.warning("%s answered an opening probe by %s; it is asked again", model, came)
+                    time.sleep(_PAUSE_S)
+            raise ValueError(came)
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")
             raise EngineError(f"{model} does not answer its opening probes: {reason}") from error

@@ -160,6 +160,37 @@ def test_pipelined_requests_are_answered_in_order_and_bounded() -> None:
         assert status_of_health(address) == 200
 
 
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"-1\r\n{", 400),
+        (b"fffffffffffffffff\r\n{", 400),
+        (b"1\r\n{}\r\n", 400),
+        (b"1;" + b"a" * 200_000, 431),
+    ],
+    ids=["negative", "too large", "longer than it says", "with an extension"],
+)
+def test_damaged_chunks_are_told_so(rest: bytes, status: int) -> None:
+    """Though the request that they belong to has begun."""
+    with gateway() as address:
+        received = answer_to(address, POST + b"Transfer-Encoding: chunked\r\n\r\n" + rest)
+        assert received.startswith(b"HTTP/1.1 %d " % status)
+        assert received.count(b"HTTP/1.1 ") == 1
+        assert status_of_health(address) == 200
+
+
+def test_connections_that_are_ended_write_nothing_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with gateway(GatewayOptions(max_connections=4)) as address:
+        answer_to(address, (HEALTH + b"\r\n") * 500)
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(address, timeout=60)).sendall(
+                    POST + b"Content-Length: 9\r\n\r\n{"
+                )
+            assert status_of_health(address) == 200
+    assert caplog.text == ""
+
+
 def test_half_requests_do_not_keep_others_out() -> None:
     """Those that wait longest make room; whoever asks is answered."""
     with gateway(GatewayOptions(max_connections=32)) as address, contextlib.ExitStack() as stack:
