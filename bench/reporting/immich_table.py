@@ -30,7 +30,6 @@ _SERVICE_HEADER = (
     "precision",
     "MB before the first request",
     "with the text tower",
-    "with both",
     "given back",
     "first answer, s (CPU s)",
     "after idle, s (CPU s)",
@@ -80,7 +79,7 @@ def service_table(records: Sequence[Record]) -> str:
         (
             f"`{model}`",
             precision.upper(),
-            *(f"{of[figure].median:,.0f}" for figure in ("idle", "text", "both", "unloaded")),
+            *(f"{of[figure].median:,.0f}" for figure in ("idle", "text", "unloaded")),
             *(
                 f"{of[f'{which} wall'].median:.2f} ({of[f'{which} cpu'].median:.2f})"
                 for which in ("first", "again")
