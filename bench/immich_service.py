@@ -2,8 +2,8 @@
 
     python -m bench.immich_service [VARIANT …] --work FOLDER --json bench/results/immich_service.json
 
-Published variants with random weights are served in INT8, each by processes of their own that open
-their towers at the first request and give them back when they are idle, and asked over HTTP.
+Published text towers with random weights are served in INT8, each by processes of their own that open it
+at the first request and give it back when it is idle, and asked over HTTP.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def cells_of_service(repository: Path, model: str, precision: Precision, *, star
     columns: dict[str, tuple[str, Sequence[float]]] = {
         "idle": ("MB", [one.idle_bytes / 1e6 for one in found]),
         "text": ("MB", [one.text_bytes / 1e6 for one in found]),
-        "both": ("MB", [one.both_bytes / 1e6 for one in found]),
         "unloaded": ("MB", [one.unloaded_bytes / 1e6 for one in found]),
         "first wall": ("s", [one.first_wall_s for one in found]),
         "first cpu": ("s", [one.first_cpu_s for one in found]),

@@ -24,6 +24,8 @@ __all__ = [
     "tokenizer_of_true_size",
 ]
 
+_IMAGE_TOWER = "nllb-clip"
+
 _FEW_TEXTS = 32
 """Texts and images that calibrate random weights: enough for speed and form, not for accuracy."""
 
@@ -41,7 +43,9 @@ def full_size_folder(variant: str, precision: Precision, work: Path) -> Path:
 def served_repository(
     variant: str, precision: Precision, work: Path, *, languages: tuple[str, ...] = ()
 ) -> Path:
-    """Return a repository that holds a published variant in one precision; it is made where it is missing.
+    """Return a repository that holds a published text tower in one precision; it is made where it is missing.
+
+    Its image tower is a sample's, so that less than 5 GB of memory make it.
 
     Args:
         languages: Languages to keep of the vocabulary; all if empty.
@@ -57,14 +61,20 @@ def _publish(
 ) -> None:
     import dataclasses
 
+    from export.checkpoint import towers_from_checkpoint
     from export.repository import drafted
     from export.vocabulary.pruned_towers import pruned_towers
     from export.vocabulary.selection import VocabularyOptions
     from runtime.repository import publish
 
     towers = torch_towers(variant, work)
-    tokenizer = tokenizer_of_true_size(towers.tokenizer_json, towers.n_tokens)
-    towers = dataclasses.replace(towers, tokenizer_json=tokenizer)
+    small = towers_from_checkpoint(CHECKPOINTS / _IMAGE_TOWER)
+    towers = dataclasses.replace(
+        towers,
+        tokenizer_json=tokenizer_of_true_size(towers.tokenizer_json, towers.n_tokens),
+        image=small.image,
+        image_preprocessing=small.image_preprocessing,
+    )
     options = options_for_timing(precision)
     if languages:
         options = dataclasses.replace(options, vocabulary=VocabularyOptions(languages))
