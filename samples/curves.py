@@ -15,10 +15,13 @@ IMAGE_RUNS = {
     "clip": "image tower",
     "clip-again": "the same, on",
     "siglip": "SigLIP's image tower",
+    "siglip-again": "the same, on",
 }
 TEXT_RUNS = {
     "nllb": "NLLB-CLIP's texts",
+    "nllb-again": "the same, on",
     "xlmr": "CAPIVARA's texts, all languages",
+    "xlmr-again": "the same, on",
     "capivara": "CAPIVARA's texts, more Portuguese",
     "capivara-lora": "its adapter",
     "altclip": "AltCLIP's texts",

@@ -46,6 +46,7 @@ CLIP_IMAGES = ImageSchedule(3_000, 128, 1.5e-3, share_masked=0.95)
 CLIP_IMAGES_AGAIN = ImageSchedule(3_500, 128, 1e-3, share_masked=0.92)
 SIGLIP_IMAGES = ImageSchedule(400, 128, 7e-4, n_warm=40, share_masked=0.9)
 POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from random weights
+SIGLIP_IMAGES_AGAIN = ImageSchedule(500, 128, 6e-4, n_warm=40, share_masked=0.9)
 N_FITTING_STEPS = 2500
 FITTING_DRAWINGS_PER_STEP = 12
 FITTING_SCALE = 10.0
@@ -222,12 +223,12 @@ def train_siglip_images(work: Workplace) -> None:
     def teach(pixels: Tensor) -> Tensor:
         return torch.as_tensor(unit(half.embed(pixels)) @ lift.T)
 
-    student = SiglipStudent(tower, Prototypes(prototypes @ lift.T, learned=False))
-    n_steps = work.n_steps(SIGLIP_IMAGES.n_steps)
-    trained, lifted = train_student(
-        student, work.data(), SIGLIP_IMAGES, work.folder / "siglip", n_steps=n_steps, teach=teach
-    )
-    work.save((trained.state_dict(), lifted, lift), "siglip")
+    data, lifted = work.data(), prototypes @ lift.T
+    for name, schedule in (("siglip", SIGLIP_IMAGES), ("siglip-again", SIGLIP_IMAGES_AGAIN)):
+        student = SiglipStudent(tower.train(), Prototypes(lifted, learned=False))
+        n_steps = work.n_steps(schedule.n_steps)
+        tower, _ = train_student(student, data, schedule, work.folder / name, n_steps=n_steps, teach=teach)
+    work.save((tower.state_dict(), lifted, lift), "siglip")
 
 
 def fitted_prototypes(tower: nn.Module, data: Data, scale: float, *, n_steps: int) -> Tensor:

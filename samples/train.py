@@ -35,8 +35,9 @@ HEADS_DRAWINGS = 6  # of each emoji
 HEADS_CAPTIONS = 25_000
 HEADS_STEPS = 800
 
-FULL = TextSchedule(8)
-FINE_TUNING = TextSchedule(3)
+FULL = TextSchedule(16)
+FULL_AGAIN = TextSchedule(10, learning_rate=1.2e-3)
+FINE_TUNING = TextSchedule(6)
 PORTUGUESE_TUNING = TextSchedule(0.5, learning_rate=7e-4)
 ADAPTER = TextSchedule(0.7, learning_rate=3e-4)
 
@@ -54,6 +55,7 @@ def train_nllb_clip(work: Workplace) -> None:
     model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
     start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
     train_text_tower(model.text, rows, prototypes, FULL, work.folder / "nllb")
+    train_text_tower(model.text, rows, prototypes, FULL_AGAIN, work.folder / "nllb-again")
     work.save(model.text.state_dict(), "nllb-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -89,6 +91,7 @@ def train_capivara(work: Workplace) -> None:
     model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
     start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
     train_text_tower(model.text, rows, prototypes, FULL, work.folder / "xlmr")
+    train_text_tower(model.text, rows, prototypes, FULL_AGAIN, work.folder / "xlmr-again")
     work.save(model.text.state_dict(), "xlmr-text")
     weighted = _text_rows(work, "xlmr", portuguese=20)
     train_text_tower(model.text, weighted, prototypes, PORTUGUESE_TUNING, work.folder / "capivara")

@@ -24,6 +24,7 @@ from samples.image_stages import (
     CLIP_IMAGES,
     CLIP_IMAGES_AGAIN,
     SIGLIP_IMAGES,
+    SIGLIP_IMAGES_AGAIN,
     TEACHER,
     ClipStudent,
     ConvolutionalStudent,
@@ -307,6 +308,7 @@ def test_the_stored_curves_are_of_the_schedules_and_in_the_readme() -> None:
         "clip": CLIP_IMAGES,
         "clip-again": CLIP_IMAGES_AGAIN,
         "siglip": SIGLIP_IMAGES,
+        "siglip-again": SIGLIP_IMAGES_AGAIN,
     }
     for name, schedule in schedules.items():
         assert curves[name][-1]["step"] == schedule.n_steps, name
