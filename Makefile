@@ -61,7 +61,7 @@ gpu: $(READY)  ## Build the bundle that measures a machine with a GPU, and try i
 tensorrt: $(GPU)/.ready  ## On a machine with an NVIDIA GPU: build, judge and time TensorRT's engines (see docs/gpu.md)
 	HF_HUB_OFFLINE=1 $(GPU)/bin/python -m bench.gpu tensorrt
 
-samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about two hours)
+samples: $(READY)  ## Build the sample data and train the sample checkpoints anew (about an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[samples]'
 	$(BIN)/python -m samples.build
 	HF_HUB_OFFLINE=1 $(BIN)/python -m samples.train --work build/samples

@@ -13,7 +13,9 @@ SHARE_GREY = 0.08
 SHARE_ANY_HUE = 0.1
 
 
-def augmented(pixels: Tensor, mean: Tensor, std: Tensor, *, strength: float = 1.0) -> Tensor:
+def augmented(
+    pixels: Tensor, mean: Tensor, std: Tensor, *, strength: float = 1.0, side: int | None = None
+) -> Tensor:
     """Change drawings at random, then normalise.
 
     Args:
@@ -21,15 +23,18 @@ def augmented(pixels: Tensor, mean: Tensor, std: Tensor, *, strength: float = 1.
         mean: Float32 (1, 3, 1, 1), mean of each channel, for the normalisation.
         std: Float32 (1, 3, 1, 1), standard deviation of each channel.
         strength: Factor on the changes of hue, blur and bends; 0 leaves affine maps, contrast and mixing.
+        side: Height and width of the result; the drawings' own by default.
 
     Returns:
-        Float32 of the same shape, normalised; white outside the drawing.
+        Float32 (rows, 3, side, side), normalised; white outside the drawing.
     """
     coloured = turned_hues(random_colours(pixels), strength)
     blurred = torch.rand(len(pixels)) < strength * SHARE_BLURRED
     coloured[blurred] = functional.avg_pool2d(coloured[blurred], 3, 1, 1, count_include_pad=False)
-    grid = functional.affine_grid(random_affines(len(pixels)), list(pixels.shape), align_corners=False)
-    grid = grid + strength * random_bends(len(pixels), pixels.shape[-1])
+    side = side or pixels.shape[-1]
+    shape = [len(pixels), 3, side, side]
+    grid = functional.affine_grid(random_affines(len(pixels)), shape, align_corners=False)
+    grid = grid + strength * random_bends(len(pixels), side)
     # grid_sample pads with zeros, so white is shifted to zero and back
     moved = functional.grid_sample((coloured - 1) / std, grid, mode="bilinear", align_corners=False)
     return moved.add_((1 - mean) / std)

@@ -17,16 +17,16 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples import towers
-from samples.fast_vit import HalfPrecision, embedded
+from samples.fast_vit import HalfPrecision, clip_embedded, siglip_embedded
 from samples.image_training import (
     Data,
     ImageSchedule,
     Prototypes,
     Student,
     clip_statistics,
+    resized,
     train_student,
 )
 from samples.images import (
@@ -39,12 +39,15 @@ from samples.images import (
 from samples.teacher import teacher
 from samples.training import save
 
+WATCHED_DESIGN, WATCHED_EVERY = "emojione", 8
 TEACHER_WIDTH = 64
-TEACHER = ImageSchedule(9_000, 256, 3e-3)
-CLIP_IMAGES = ImageSchedule(15_000, 256, 1.5e-3, share_masked=0.9)
-SIGLIP_IMAGES = ImageSchedule(3_000, 256, 7e-4, n_warm=40)
+TEACHER = ImageSchedule(2_000, 256, 3e-3, side=40)
+CLIP_IMAGES = ImageSchedule(3_000, 128, 1.5e-3, share_masked=0.95)
+CLIP_IMAGES_AGAIN = ImageSchedule(3_500, 128, 1e-3, share_masked=0.92)
+SIGLIP_IMAGES = ImageSchedule(400, 128, 7e-4, n_warm=40, share_masked=0.9)
 POOLING_SPEED = 2.0  # SigLIP's attention pooling starts from random weights
-N_FITTING_STEPS = 4000
+SIGLIP_IMAGES_AGAIN = ImageSchedule(500, 128, 6e-4, n_warm=40, share_masked=0.9)
+N_FITTING_STEPS = 2500
 FITTING_DRAWINGS_PER_STEP = 12
 FITTING_SCALE = 10.0
 TEXT_NOISE = 0.6  # length of a random vector that leaves texts' mean cosine of 0.86 to their prototype
@@ -58,7 +61,7 @@ class Workplace:
         folder: Folder of intermediate results.
         npm_folder: Folder of npm tarballs, and of the drawings rasterised from them.
         held_out: Design that no tower sees and that the curves are measured on, to choose settings; None to
-            learn from all.
+            learn from all, but for one design's drawings of every eighth emoji, to measure the curves on.
         steps: Factor on the image stages' steps, for short trials.
         settings: Settings of the image stages.
     """
@@ -86,7 +89,7 @@ class Workplace:
         """Load the drawings to learn from, and those that are held out."""
         drawings = load_training_drawings(self.npm_folder).without(self.settings.without)
         if self.held_out is None:
-            return Data(drawings, None, self.settings)
+            return Data(*drawings.split(WATCHED_DESIGN, every=WATCHED_EVERY), self.settings)
         return Data(*drawings.split(self.held_out), self.settings)
 
     def n_steps(self, n_steps: int) -> int:
@@ -107,21 +110,23 @@ class ConvolutionalStudent(Student):
             return torch.as_tensor(tower(pixels.contiguous(memory_format=torch.channels_last))).float()
 
 
-class ClipStudent(Student):
-    """open_clip's vision transformer, which computes in bfloat16."""
+class TransformerStudent(Student):
+    """A vision transformer, which computes in bfloat16."""
 
-    def __init__(self, tower: VisionTransformer, prototypes: Prototypes) -> None:
-        super().__init__(tower, prototypes)
-        self.half = HalfPrecision(tower)
+    half: HalfPrecision
 
     def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
         """Embed a batch with the present weights."""
         self.half.refresh()
-        return self.half.embed(pixels, drop=drop)
+        return self.half.embed(self.seen(pixels), drop=drop)
 
     def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """Embed a batch in float32."""
-        return torch.as_tensor(tower(pixels))
+        return torch.as_tensor(tower(self.seen(pixels)))
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Convert pixels from CLIP's normalisation to the tower's."""
+        return pixels
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients and hand them to the float32 weights."""
@@ -129,8 +134,20 @@ class ClipStudent(Student):
         self.half.return_gradients()
 
 
-class SiglipStudent(Student):
+class ClipStudent(TransformerStudent):
+    """open_clip's vision transformer."""
+
+    def __init__(self, tower: VisionTransformer, prototypes: Prototypes) -> None:
+        super().__init__(tower, prototypes)
+        self.half = HalfPrecision(tower, clip_embedded)
+
+
+class SiglipStudent(TransformerStudent):
     """timm's SigLIP tower."""
+
+    def __init__(self, tower: nn.Module, prototypes: Prototypes) -> None:
+        super().__init__(tower, prototypes)
+        self.half = HalfPrecision(tower, siglip_embedded)
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Give the pooling, which starts from random weights, a higher rate."""
@@ -142,15 +159,9 @@ class SiglipStudent(Student):
             {"params": blocks, "weight_decay": weight_decay, "speed": 1.0},
         ]
 
-    def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
-        """Embed a batch; it drops nothing."""
-        # On a CPU, the bfloat16 gradient of fused attention is several times slower than the plain one.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            return torch.as_tensor(self.tower(siglip_from_clip_pixels(pixels))).float()
-
-    def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
-        """Embed a batch in float32."""
-        return torch.as_tensor(tower(siglip_from_clip_pixels(pixels)))
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Convert pixels from CLIP's normalisation to ±1."""
+        return siglip_from_clip_pixels(pixels)
 
 
 def train_teacher(work: Workplace) -> None:
@@ -174,15 +185,17 @@ def train_clip_images(work: Workplace) -> None:
 
     @torch.no_grad()
     def teach(pixels: Tensor) -> Tensor:
-        return unit(instructor.embed(pixels, drop=0.0))
+        return unit(instructor.embed(resized(pixels, TEACHER.side), drop=0.0))
 
-    student = ClipStudent(_clip_tower().train(), Prototypes(rows, learned=False))
-    n_steps = work.n_steps(CLIP_IMAGES.n_steps)
-    tower, _ = train_student(student, data, CLIP_IMAGES, work.folder / "clip", n_steps=n_steps, teach=teach)
+    tower: Any = _clip_tower()
+    for name, schedule in (("clip", CLIP_IMAGES), ("clip-again", CLIP_IMAGES_AGAIN)):
+        student = ClipStudent(tower.train(), Prototypes(rows, learned=False))
+        n_steps = work.n_steps(schedule.n_steps)
+        tower, _ = train_student(student, data, schedule, work.folder / name, n_steps=n_steps, teach=teach)
     n_fitting_steps = work.n_steps(N_FITTING_STEPS)
     fitted = fitted_prototypes(tower, data, FITTING_SCALE, n_steps=n_fitting_steps)
     work.save((tower.state_dict(), fitted), "clip")
-    if data.held_out:
+    if work.held_out:
         scales = {
             scale: fitted_prototypes(tower, data, scale, n_steps=n_fitting_steps) for scale in (5.0, 20.0)
         }
@@ -202,7 +215,7 @@ def train_siglip_images(work: Workplace) -> None:
     state, prototypes = work.image_tower("clip")
     clip.load_state_dict(state)
     clip.eval()
-    half = HalfPrecision(clip)
+    half = HalfPrecision(clip, clip_embedded)
     tower = siglip_from_clip(clip)
     lift = torch.linalg.qr(torch.randn(towers.SIGLIP_DIM, towers.DIM))[0]
 
@@ -210,12 +223,12 @@ def train_siglip_images(work: Workplace) -> None:
     def teach(pixels: Tensor) -> Tensor:
         return torch.as_tensor(unit(half.embed(pixels)) @ lift.T)
 
-    student = SiglipStudent(tower, Prototypes(prototypes @ lift.T, learned=False))
-    n_steps = work.n_steps(SIGLIP_IMAGES.n_steps)
-    trained, lifted = train_student(
-        student, work.data(), SIGLIP_IMAGES, work.folder / "siglip", n_steps=n_steps, teach=teach
-    )
-    work.save((trained.state_dict(), lifted, lift), "siglip")
+    data, lifted = work.data(), prototypes @ lift.T
+    for name, schedule in (("siglip", SIGLIP_IMAGES), ("siglip-again", SIGLIP_IMAGES_AGAIN)):
+        student = SiglipStudent(tower.train(), Prototypes(lifted, learned=False))
+        n_steps = work.n_steps(schedule.n_steps)
+        tower, _ = train_student(student, data, schedule, work.folder / name, n_steps=n_steps, teach=teach)
+    work.save((tower.state_dict(), lifted, lift), "siglip")
 
 
 def fitted_prototypes(tower: nn.Module, data: Data, scale: float, *, n_steps: int) -> Tensor:
@@ -243,7 +256,9 @@ def fitted_prototypes(tower: nn.Module, data: Data, scale: float, *, n_steps: in
 def _embeddings_of_drawings(tower: nn.Module, data: Data, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Embed changed drawings: unit class means (emoji, dim), embeddings (rows, dim), classes (rows,)."""
     rows, half = data.sampler().draw(n_rows), copy.deepcopy(tower).bfloat16()
-    parts = [unit(embedded(half, data.augmented(part).bfloat16()).float()) for part in torch.split(rows, 512)]
+    parts = [
+        unit(clip_embedded(half, data.augmented(part).bfloat16()).float()) for part in torch.split(rows, 512)
+    ]
     embeddings, classes = torch.cat(parts), data.drawings.classes[rows]
     sums = torch.zeros(data.drawings.n_classes, towers.DIM).index_add_(0, classes, embeddings)
     return unit(sums), embeddings, classes

@@ -28,8 +28,8 @@ from samples.images import (
 from samples.training import ResumableRun, Stateful
 
 RESEMBLANCE = 10.0  # weight of the cosine to the teacher relative to the cross-entropy
-AVERAGED_STEPS = 500  # length of the moving average of the weights
-MEASURE_EVERY = 250
+AVERAGED_STEPS = 150  # length of the moving average of the weights
+MEASURE_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class ImageSchedule:
         learning_rate: Highest learning rate.
         share_masked: Share of the steps, the first, that drop half of each row's patches: that regularises
             and halves the cost.
+        side: Height and width of the drawings that the tower sees.
     """
 
     n_steps: int
@@ -50,6 +51,7 @@ class ImageSchedule:
     weight_decay: float = 0.05
     n_warm: int = 100
     share_masked: float = 0.0
+    side: int = towers.IMAGE_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +62,25 @@ class Data:
     held_out: TrainingDrawings | None
     settings: ImageSettings
 
-    def augmented(self, rows: Tensor) -> Tensor:
-        """Change drawings at random; float32 (rows, 3, 64, 64) in CLIP's normalisation."""
+    def augmented(self, rows: Tensor, side: int = towers.IMAGE_SIDE) -> Tensor:
+        """Change drawings at random; float32 (rows, 3, side, side) in CLIP's normalisation."""
         pixels = self.drawings.pixels[rows].float() / 255
-        return augmented(pixels, *clip_statistics(), strength=self.settings.strength)
+        return augmented(pixels, *clip_statistics(), strength=self.settings.strength, side=side)
 
     def sampler(self) -> ClassBalancedSampler:
         """Return a sampler of the drawings to learn from."""
         return ClassBalancedSampler(self.drawings, self.settings.share_restyled)
 
     @torch.no_grad()
-    def recalls(self, embed: Callable[[Tensor], Tensor], prototypes: Tensor) -> dict[str, float]:
+    def recalls(
+        self, embed: Callable[[Tensor], Tensor], prototypes: Tensor, side: int = towers.IMAGE_SIDE
+    ) -> dict[str, float]:
         """Measure a tower on the held-out drawings; empty without any."""
         if self.held_out is None:
             return {}
         mean, std = clip_statistics()
-        parts = [embed((part.float() / 255 - mean) / std) for part in torch.split(self.held_out.pixels, 256)]
+        pixels = resized(self.held_out.pixels.float() / 255, side)
+        parts = [embed((part - mean) / std) for part in torch.split(pixels, 256)]
         return recalls(unit(torch.cat(parts)), self.held_out.classes, unit(prototypes))
 
 
@@ -191,7 +196,7 @@ def train_student(
         factor = warm_cosine(step, n_steps, n_warm=schedule.n_warm)
         set_learning_rate(optimiser, schedule.learning_rate * factor)
         rows = sampler.draw(schedule.batch)
-        pixels = data.augmented(rows)
+        pixels = data.augmented(rows, schedule.side)
         found = unit(student.embed(pixels, drop=0.5 if step < schedule.share_masked * n_steps else 0.0))
         loss = classification(found, prototypes.rows, data.drawings.classes[rows], data.settings.both_ways)
         if teach:
@@ -203,7 +208,7 @@ def train_student(
         average.update(step)
         if step % MEASURE_EVERY == MEASURE_EVERY - 1 or step + 1 == n_steps:
             measured = data.recalls(
-                lambda seen: student.embed_with(average.tower, seen), average.prototypes.rows
+                lambda seen: student.embed_with(average.tower, seen), average.prototypes.rows, schedule.side
             )
             run.record(loss=round(loss.item(), 4), **measured)
     return average.tower, unit(average.prototypes.rows.detach())
@@ -226,6 +231,13 @@ def classification(found: Tensor, prototypes: Tensor, classes: Tensor, both_ways
     own = torch.arange(len(classes))
     back = functional.cross_entropy(logits[:, classes].T, own, label_smoothing=LABEL_SMOOTHING)
     return loss + both_ways * back
+
+
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """Resize float (rows, 3, height, width) to (rows, 3, side, side), bilinearly."""
+    if pixels.shape[-1] == side:
+        return pixels
+    return functional.interpolate(pixels, size=side, mode="bilinear", align_corners=False)
 
 
 def clip_statistics() -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ class ImageSettings:
         without: Designs that are left out.
     """
 
-    share_restyled: float = 0.3
+    share_restyled: float = 0.2
     strength: float = 1.0
     both_ways: float = 0.5
     without: tuple[str, ...] = ()
@@ -92,18 +92,23 @@ class TrainingDrawings:
         shares = torch.tensor([SHARES.get(name, 1.0) for name in names])[vendor]
         return shares * torch.where(has_both, share, 1.0) / n_alike[kind]
 
-    def split(self, design: str) -> tuple[TrainingDrawings, TrainingDrawings]:
+    def split(self, design: str, *, every: int = 1) -> tuple[TrainingDrawings, TrainingDrawings]:
         """Hold out one design: the drawings of all others, and those of its first set as they were drawn.
+
+        Args:
+            design: Value of ``DESIGNS``.
+            every: Hold out the drawings of every so many emoji only.
 
         Raises:
             ValueError: no drawing is of that design.
         """
         first = next((name for name in DESIGNS if DESIGNS[name] == design), None)
-        held_out = torch.tensor([DESIGNS[name] == design for name in self.vendors])
+        of_design = torch.tensor([DESIGNS[name] == design for name in self.vendors])
+        held_out = of_design & (self.classes % every == 0)
         shown = torch.tensor([name == first for name in self.vendors]) & ~self.restyled
         if not shown.any():
             raise ValueError(f"No drawings of {design!r}; there are {sorted(set(DESIGNS.values()))}")
-        return self._rows(~held_out), self._rows(shown)
+        return self._rows(~held_out), self._rows(shown & held_out)
 
     def without(self, designs: Sequence[str]) -> TrainingDrawings:
         """Leave out whole designs."""

@@ -24,7 +24,9 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or n_in != n_out:
             self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride), nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out)
+                nn.AvgPool2d(stride, ceil_mode=True),
+                nn.Conv2d(n_in, n_out, 1, bias=False),
+                nn.BatchNorm2d(n_out),
             )
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class TextSchedule:
     batch: int = 1024
     learning_rate: float = 2e-3
     cross_entropy: float = 1.0
-    alignment: float = 5.0
+    alignment: float = 10.0
 
 
 def train_text_tower(
@@ -76,13 +76,15 @@ def train_text_tower(
     batches = SortedBatches(rows, schedule.batch)
     parts: dict[str, Stateful] = {"tower": tower, "optimiser": optimiser, "batches": batches}
     run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
+    half = prototypes.bfloat16()
     for step in run.steps():
         ids, classes = batches.draw()
         set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, n_steps))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(ids)
-        cosines = unit(embedding.float()) @ prototypes.T
-        own = cosines.gather(1, classes[:, None]).mean()
+        found = unit(embedding.float())
+        own = (found * prototypes[classes]).sum(1).mean()
+        cosines = (found.bfloat16() @ half.T).float()
         loss = schedule.alignment * (1 - own)
         loss = loss + schedule.cross_entropy * functional.cross_entropy(LOGIT_SCALE * cosines, classes)
         optimiser.zero_grad(set_to_none=True)

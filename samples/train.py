@@ -1,4 +1,4 @@
-"""Train the sample checkpoints on the sample data; takes about four hours on two cores.
+"""Train the sample checkpoints on the sample data; takes about an hour of one core.
 
     python -m samples.train --work FOLDER [--stages STAGE ...]
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import AltCLIPModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from samples import dataset, folders, towers
+from samples.curves import write_curves
 from samples.image_stages import Workplace, train_clip_images, train_siglip_images, train_teacher
-from samples.images import TrainingDrawings, load_training_drawings
+from samples.images import ClassBalancedSampler
 from samples.texts import TextRows, TextSchedule, start_text_tower, train_matryoshka, train_text_tower
 from samples.training import cpu_hours
 from samples.vocabulary import ids_from_captions, write_nllb_tokenizer, write_xlmr_tokenizer
@@ -30,12 +31,15 @@ CHECKPOINTS = ROOT / "samples" / "checkpoints"
 SEED = 20240
 PORTUGUESE = "por_Latn"
 MAX_LENGTH = 64  # longer than any caption
+HEADS_DRAWINGS = 6  # of each emoji
+HEADS_CAPTIONS = 25_000
+HEADS_STEPS = 800
 
-FULL = TextSchedule(24)
-FINE_TUNING = TextSchedule(8)
-ALIGNING = TextSchedule(80, learning_rate=1.5e-3, cross_entropy=0.5, alignment=10.0)
-PORTUGUESE_TUNING = TextSchedule(1.5, learning_rate=7e-4)
-ADAPTER = TextSchedule(1.5, learning_rate=3e-4, cross_entropy=0.5, alignment=10.0)
+FULL = TextSchedule(16)
+FULL_AGAIN = TextSchedule(10, learning_rate=1.2e-3)
+FINE_TUNING = TextSchedule(6)
+PORTUGUESE_TUNING = TextSchedule(0.5, learning_rate=7e-4)
+ADAPTER = TextSchedule(0.7, learning_rate=3e-4)
 
 
 def train_tokenizers(work: Workplace) -> None:
@@ -50,8 +54,8 @@ def train_nllb_clip(work: Workplace) -> None:
     folder, (image, prototypes) = CHECKPOINTS / "nllb-clip", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image), _text_rows(work, "nllb")
     start_text_tower(model.text, model.text.transformer.embed_tokens.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "nllb-full")
-    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "nllb-aligned")
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "nllb")
+    train_text_tower(model.text, rows, prototypes, FULL_AGAIN, work.folder / "nllb-again")
     work.save(model.text.state_dict(), "nllb-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -64,29 +68,33 @@ def make_nllb_siglip_mrl(work: Workplace) -> None:
     text = torch.load(work.folder / "nllb-text.pt")
     model.text.load_state_dict({**text, "proj.weight": lift @ text["proj.weight"]})
     folders.write_open_clip_weights(model, folder)
-    drawings, rows = load_training_drawings(work.npm_folder), _text_rows(work, "nllb")
-    some = torch.randperm(len(rows.ids))[:40_000]
+    drawings, rows = work.data().drawings, _text_rows(work, "nllb")
+    drawn = ClassBalancedSampler(drawings, work.settings.share_restyled).draw(
+        HEADS_DRAWINGS * drawings.n_classes
+    )
+    some = torch.randperm(len(rows.ids))[:HEADS_CAPTIONS]
+    some = some[(rows.ids[some] != rows.pad_id).sum(1).argsort()]
     heads = towers.MatryoshkaHeads(towers.SIGLIP_DIM, folders.WIDTHS)
     train_matryoshka(
         heads,
-        (_image_embeddings(model, drawings), drawings.classes),
-        (_text_embeddings(model, rows.ids[some]), rows.classes[some]),
+        (_image_embeddings(model, drawings.pixels[drawn]), drawings.classes[drawn]),
+        (_text_embeddings(model, rows.ids[some], rows.pad_id), rows.classes[some]),
         drawings.n_classes,
-        n_steps=1500,
+        n_steps=HEADS_STEPS,
     )
     folders.write_matryoshka(heads, folder)
 
 
 def train_capivara(work: Workplace) -> None:
-    """Train CAPIVARA: XLM-R, mean pooling, mlp projection; one stage has every sixth caption Portuguese."""
+    """Train CAPIVARA: XLM-R, mean pooling, mlp projection; at the end, every sixth caption is Portuguese."""
     folder, (image, prototypes) = CHECKPOINTS / "capivara", work.image_tower("clip")
     model, rows = _open_clip(work, folder, image, xlmr=True), _text_rows(work, "xlmr")
     start_text_tower(model.text, model.text.transformer.embeddings.word_embeddings.weight, rows, prototypes)
-    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "xlmr-full")
+    train_text_tower(model.text, rows, prototypes, FULL, work.folder / "xlmr")
+    train_text_tower(model.text, rows, prototypes, FULL_AGAIN, work.folder / "xlmr-again")
     work.save(model.text.state_dict(), "xlmr-text")
     weighted = _text_rows(work, "xlmr", portuguese=20)
-    train_text_tower(model.text, weighted, prototypes, PORTUGUESE_TUNING, work.folder / "capivara-portuguese")
-    train_text_tower(model.text, rows, prototypes, ALIGNING, work.folder / "capivara-aligned")
+    train_text_tower(model.text, weighted, prototypes, PORTUGUESE_TUNING, work.folder / "capivara")
     work.save(model.text.state_dict(), "capivara-text")
     folders.write_open_clip_weights(model, folder)
 
@@ -126,8 +134,7 @@ def train_altclip(work: Workplace) -> None:
     for linear in (model.text_model.transformation, model.text_projection):
         nn.init.xavier_uniform_(linear.weight)
     text = towers.AltClipText(model)
-    train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip-tuned")
-    train_text_tower(text, rows, prototypes, ALIGNING, work.folder / "altclip-aligned")
+    train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip")
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
 
 
@@ -168,18 +175,16 @@ def _in_trunk(image: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _image_embeddings(model: CustomTextCLIP, drawings: TrainingDrawings) -> Tensor:
-    """Embed drawings to float32 (drawings, dim), not normalised."""
-    embeddings = [
-        model.encode_image(part.float() / 255 * 2 - 1) for part in torch.split(drawings.pixels, 256)
-    ]
-    return torch.cat(embeddings)
+def _image_embeddings(model: CustomTextCLIP, pixels: Tensor) -> Tensor:
+    """Embed uint8 drawings to float32 (drawings, dim), not normalised."""
+    return torch.cat([model.encode_image(part.float() / 255 * 2 - 1) for part in torch.split(pixels, 256)])
 
 
 @torch.no_grad()
-def _text_embeddings(model: CustomTextCLIP, ids: Tensor) -> Tensor:
-    """Embed captions to float32 (captions, dim), not normalised."""
-    return torch.cat([model.encode_text(part) for part in torch.split(ids, 1024)])
+def _text_embeddings(model: CustomTextCLIP, ids: Tensor, pad_id: int) -> Tensor:
+    """Embed captions, the shortest first, to float32 (captions, dim), not normalised."""
+    parts = [part[:, : int((part != pad_id).sum(1).max())] for part in torch.split(ids, 1024)]
+    return torch.cat([model.encode_text(part) for part in parts])
 
 
 STAGES: dict[str, Callable[[Workplace], None]] = {
@@ -215,6 +220,8 @@ def main() -> None:
             torch.manual_seed(SEED)
             STAGES[stage](work)
             print(f"{cpu_hours(work.folder):.2f} CPU hours in all", flush=True)
+    if list(STAGES)[-1] in arguments.stages and work.held_out is None:
+        write_curves(work.folder)
 
 
 if __name__ == "__main__":

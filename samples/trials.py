@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate results")
     parser.add_argument("--npm-folder", type=Path, required=True, help="folder of npm tarballs")
     parser.add_argument("--hold-out", default="emojione", help="design to measure on")
-    parser.add_argument("--steps", type=float, default=0.15, help="factor on the teacher's steps")
+    parser.add_argument("--steps", type=float, default=0.25, help="factor on the teacher's steps")
     parser.add_argument("--trials", nargs="+", choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

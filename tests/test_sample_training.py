@@ -17,10 +17,21 @@ from open_clip.transformer import PatchDropout
 from torch import nn
 
 from samples import dataset, training
+from samples.curves import PATH, RUNS, table_from_curves, write_curves
 from samples.drawings import DESIGNS, OTHER_NAMES, PACKAGES, VENDORS
-from samples.fast_vit import HalfPrecision, embedded
-from samples.image_stages import ClipStudent, ConvolutionalStudent, _clip_tower
-from samples.image_training import Data, ImageSchedule, Prototypes, train_student
+from samples.fast_vit import HalfPrecision, clip_embedded, siglip_embedded
+from samples.image_stages import (
+    CLIP_IMAGES,
+    CLIP_IMAGES_AGAIN,
+    SIGLIP_IMAGES,
+    SIGLIP_IMAGES_AGAIN,
+    TEACHER,
+    ClipStudent,
+    ConvolutionalStudent,
+    _clip_tower,
+    siglip_from_clip,
+)
+from samples.image_training import Data, ImageSchedule, Prototypes, resized, train_student
 from samples.images import ClassBalancedSampler, ImageSettings, TrainingDrawings, recalls, unit
 from samples.restyling import restyled
 from samples.teacher import teacher
@@ -129,6 +140,25 @@ def test_a_held_out_design_is_held_out_whole(drawings: TrainingDrawings) -> None
         drawings.split("fxemoji")
 
 
+def test_a_design_is_held_out_for_every_so_many_emoji(drawings: TrainingDrawings) -> None:
+    learned, held_out = drawings.split("emojione", every=4)
+    assert held_out.classes.tolist() == list(range(0, N_EMOJI, 4))
+    assert set(held_out.vendors) == {"emojione"}
+    assert sum(name == "noto" for name in learned.vendors) == sum(name == "noto" for name in drawings.vendors)
+    assert all(
+        one % 4
+        for one, name in zip(learned.classes, learned.vendors, strict=True)
+        if DESIGNS[name] == "emojione"
+    )
+
+
+def test_drawings_are_resized_as_they_are_changed(drawings: TrainingDrawings) -> None:
+    data = Data(drawings, None, ImageSettings())
+    small, large = data.augmented(torch.arange(3), 40), data.augmented(torch.arange(3))
+    assert (small.shape, large.shape) == ((3, 3, 40, 40), (3, 3, 64, 64))
+    torch.testing.assert_close(resized(large, 40).mean(), large.mean(), atol=0.05, rtol=0)
+
+
 def test_recalls_by_hand() -> None:
     prototypes = unit(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
     embeddings = unit(torch.tensor([[1.0, 0.1], [1.0, 0.2]]))  # the second is drawn as 1, and lies near 0
@@ -139,7 +169,13 @@ def test_recalls_by_hand() -> None:
 def test_the_fast_tower_computes_open_clips_embeddings() -> None:
     tower, pixels = _clip_tower().eval(), torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(embedded(tower, pixels), tower(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(clip_embedded(tower, pixels), tower(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fast_siglip_tower_computes_timms_embeddings() -> None:
+    tower, pixels = siglip_from_clip(_clip_tower()).eval(), torch.rand(3, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(siglip_embedded(tower, pixels), tower(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fast_tower_drops_patches_as_open_clip_does() -> None:
@@ -148,13 +184,13 @@ def test_the_fast_tower_drops_patches_as_open_clip_does() -> None:
     tower.patch_dropout = PatchDropout(0.5)
     with torch.no_grad():
         torch.testing.assert_close(
-            embedded(tower, pixels, drop=0.5), tower.train()(pixels), rtol=1e-4, atol=1e-5
+            clip_embedded(tower, pixels, drop=0.5), tower.train()(pixels), rtol=1e-4, atol=1e-5
         )
 
 
 def test_gradients_of_the_copy_in_half_precision_are_the_towers() -> None:
     tower, pixels = _clip_tower(), torch.randn(4, 3, 64, 64)
-    half = HalfPrecision(tower)
+    half = HalfPrecision(tower, clip_embedded)
     half.refresh()
     half.embed(pixels).square().sum().backward()
     half.return_gradients()
@@ -263,3 +299,33 @@ def test_settings_are_named_in_the_trials() -> None:
 
     assert TRIALS["chosen"] == ImageSettings()
     assert all(asdict(one) != asdict(TRIALS["chosen"]) for name, one in TRIALS.items() if name != "chosen")
+
+
+def test_the_stored_curves_are_of_the_schedules_and_in_the_readme() -> None:
+    curves = json.loads(PATH.read_text())
+    schedules = {
+        "teacher": TEACHER,
+        "clip": CLIP_IMAGES,
+        "clip-again": CLIP_IMAGES_AGAIN,
+        "siglip": SIGLIP_IMAGES,
+        "siglip-again": SIGLIP_IMAGES_AGAIN,
+    }
+    for name, schedule in schedules.items():
+        assert curves[name][-1]["step"] == schedule.n_steps, name
+        assert {"top_1", "top_10", "loss", "cpu_s"} <= set(curves[name][-1]), name
+    assert table_from_curves(curves) in (ROOT / "samples" / "README.md").read_text()
+
+
+def test_curves_are_collected_whole(tmp_path: Path) -> None:
+    points = {
+        name: [{"step": step, "cpu_s": 60.0 * step, "top_1": 0.5, "top_10": 1.0} for step in (1, 2, 3)]
+        for name in RUNS
+    }
+    for name, curve in points.items():
+        (tmp_path / f"{name}.curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
+    write_curves(tmp_path, tmp_path / "curves.json")
+    assert json.loads((tmp_path / "curves.json").read_text()) == points
+    assert table_from_curves(points).splitlines()[-1] == "| AltCLIP's texts | 3 | 3.0 | 0.50 / 1.00 | – |"
+    (tmp_path / "teacher.curve.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        write_curves(tmp_path, tmp_path / "curves.json")

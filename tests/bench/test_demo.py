@@ -33,6 +33,6 @@ def test_a_search_is_found_if_its_picture_is_among_the_five_shown(searches: tupl
         assert search.is_found == (key in [answer.key for answer in search.exported])
 
 
-@pytest.mark.xfail(reason="the stored weights are from before samples.train had a teacher", strict=True)
+@pytest.mark.xfail(reason="nine of twelve with an hour of training: it misses 🐪, 🍣 and ☕", strict=True)
 def test_the_sample_finds_what_most_queries_name(searches: tuple[Search, ...]) -> None:
     assert sum(search.is_found for search in searches) >= N_WANTED
