@@ -30,6 +30,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     Attributes:
         share: Share of requests that fail, from 0 to 1; 1 for a store that is down.
+        n_certain: Next requests that fail whatever the share is.
         met: Fault → number of requests that met it.
     """
 
@@ -37,7 +38,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, share: float, seed: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.share = folder, share
+        self.folder, self.share, self.n_certain = folder, share, 0
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
         self.met: Counter[str] = Counter()
@@ -49,7 +50,8 @@ class FaultyServer(ThreadingHTTPServer):
 
     def fault(self) -> str | None:
         with self._lock:
-            if self._chance.random() >= self.share:
+            is_certain, self.n_certain = self.n_certain > 0, max(0, self.n_certain - 1)
+            if not is_certain and self._chance.random() >= self.share:
                 return None
             fault = self._chance.choice(HTTP_FAULTS)
             self.met[fault] += 1

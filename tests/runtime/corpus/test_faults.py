@@ -81,7 +81,7 @@ def test_files_of_a_faulty_server(model, store, tmp_path, name, seed):
     with faulty_server(store, share=0.0) as server:
         source = f"{server.url}/{name}?X-Amz-Signature=abc%2Fdef&x=a*b"
         embed_corpus(model, source, tmp_path / "whole", quick())
-        server.share, server._chance = 0.3, random.Random(seed)
+        server.share, server._chance, server.n_certain = 0.3, random.Random(seed), 1
         embed_corpus(model, source, tmp_path / "out", quick())
         assert server.met
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
