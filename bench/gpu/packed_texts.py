@@ -20,10 +20,7 @@ from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import TimedShape, TimedTower
 from runtime.preprocessing.buckets import EXACT_ROWS, text_buckets
 
-__all__ = ["CAPTIONS", "RAGGED_SHAPES", "caption_lengths", "captions_contender"]
-
-CAPTIONS = "captions"
-"""Load of a window of captions, in tables and records."""
+__all__ = ["RAGGED_SHAPES", "caption_lengths", "captions_contender"]
 
 RAGGED_SHAPES = tuple(
     TimedShape(rows, tokens, ragged=True) for rows, tokens in ((512, 16), (512, 32), (32, 64))

@@ -15,6 +15,7 @@ from bench.gpu.comparison import (
     shape_of,
     speeds_of,
 )
+from bench.gpu.towers import CAPTIONS
 from bench.records.record import Record, read_records
 
 __all__ = ["write_report"]
@@ -46,7 +47,8 @@ def write_report(record: Path, out: Path) -> None:
             if not found:
                 continue
             name = f"{model.replace('/', '').replace(' ', '-').lower()}-{metric}.png"
-            _picture(found, peaks, f"{model}: ms {words}", out / name)
+            drawn = [r for r in found if r.cell.get("load") != CAPTIONS]  # many runs, not one
+            _picture(drawn, peaks, f"{model}: ms {words}", out / name)
             parts += [f"<h2>{html.escape(model)}, {words}</h2>", f'<img src="{name}" alt="{name}">']
             parts.append(_speed_table(found, peaks, floors=metric == "device"))
             parts.append(_comparison_table([c for c in compared if (c.model, c.metric) == (model, metric)]))

@@ -73,6 +73,6 @@ def _cell(line: dict[str, Any]) -> str:
     medians = {name: statistics.median(samples) for name, samples in line["samples"].items()}
     device = medians.pop("device", None)
     others = ", ".join(f"{ms:.3g}" for ms in medians.values())
-    name = line["by"].replace("babeltower", "").replace("PyTorch", "torch").strip()
+    name = line["by"].replace("babeltower", "").replace("PyTorch", "torch").strip(", ")
     shown = "–" if device is None else f"{device:.3g}"
     return f"{name} {line['precision']} {shown}".strip() + (f" ({others})" if others else "")

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from bench.gpu.clocks import METRICS, Clock, Contender
 from bench.gpu.forms import TimedForm, forms_to_time, graph_for_gpu
 from bench.gpu.lines import Bench
-from bench.gpu.packed_texts import CAPTIONS, RAGGED_SHAPES, caption_lengths, captions_contender
+from bench.gpu.packed_texts import RAGGED_SHAPES, caption_lengths, captions_contender
 from bench.gpu.peers import torch_tower
 from bench.gpu.sessions import TimedSession
 from bench.gpu.towers import (
+    CAPTIONS,
     DRY_TOWERS,
     TOWERS,
     TimedShape,

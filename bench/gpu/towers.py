@@ -13,6 +13,7 @@ from runtime.manifest import Modality
 from runtime.preprocessing.buckets import GPU_BATCH_TOKENS
 
 __all__ = [
+    "CAPTIONS",
     "DRY_SHAPES",
     "DRY_TOWERS",
     "TOWERS",
@@ -23,6 +24,9 @@ __all__ = [
     "shapes_of",
     "tower_of",
 ]
+
+CAPTIONS = "captions"
+"""Load of a window of captions, in tables and records."""
 
 _PAD_ID = 1
 _IMAGE_SIDE = 224

@@ -336,7 +336,7 @@ def test_a_summary_has_a_line_per_shape_and_the_errors_last() -> None:
     assert text[0] == "NVIDIA H100, driver 580, torch 2.11, ORT 1.31.1"
     assert (
         "XLM-R base 32×16: fp16 0.5 (0.7); torch fp16 1.5 (2.1); torch compiled fp16 0.4; torch bf16 9; "
-        ", packed texts fp16 0.25 (1.4)" in text
+        "packed texts fp16 0.25 (1.4)" in text
     )
     ratios = "3.00× torch, 0.80× torch compiled, 22 % of the limit"
     assert f"XLM-R base 32×16 fp16, device: 800,000 tokens/s, {ratios}" in text
