@@ -111,7 +111,7 @@ TOO_MUCH: dict[str, tuple[str, Callable[[], Tensors], str]] = {
     ),
     "many thin images": (
         f"{NAME}_image",
-        lambda: {"image": bytes_column([png((1, 4_000))] * 64)},
+        lambda: {"image": bytes_column([png((1, 3_000))] * 64)},
         "Send fewer images in a request",
     ),
     "many blank images": (
@@ -162,7 +162,7 @@ def test_what_a_tower_and_a_front_end_take_is_answered(traced: tuple[Server, Pat
     client = tritonclient.grpc.InferenceServerClient(server.addresses.grpc)
     most = {"input_ids": ids(64, 77), "attention_mask": ids(64, 77)}
     assert len(infer(client, tritonclient.grpc, f"{NAME}_text_tower_fp32", most).as_numpy("vector")) == 64
-    for files in ([png((5_700, 5_700))], [png((1, 4_000))], [png((1_000, 1_000))] * 32):
+    for files in ([png((5_700, 5_700))], [png((1, 3_000))], [png((1_000, 1_000))] * 32):
         answer = infer(client, tritonclient.grpc, f"{NAME}_image", {"image": bytes_column(files)})
         assert len(answer.as_numpy("vector")) == len(files)
 

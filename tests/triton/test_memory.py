@@ -100,7 +100,7 @@ LARGEST: dict[str, Callable[[], list[bytes]]] = {
     "high": lambda: [blank(2_000, 6_900, "PNG")],
     "of 16 bits": lambda: [blank(5_200, 5_200, "PNG", "I;16")],
     "an animation": lambda: [blank(5_700, 5_700, "GIF", "P")],
-    "WebP": lambda: [photograph(1_850, 1_850, "WEBP", method=0)],
+    "WebP": lambda: [photograph(1_820, 1_820, "WEBP", method=0)],
     "several WebP": lambda: [photograph(1_700, 1_700, "WEBP", method=0)] * 9,
 }
 
