@@ -27,12 +27,18 @@ from bench.models.immich_models import served_repository
 from bench.records.record import Record, record_of, write_records
 from bench.reporting.pruned_table import pruned_table
 from bench.timing.embedded_captions import embedded_captions
-from runtime.manifest import WHOLE_TOKENIZER_FILE, Manifest, Precision, Variant
+from runtime.manifest import TOKENIZER_FILE, WHOLE_TOKENIZER_FILE, Manifest, Precision, Variant
 from samples import dataset
 
 __all__ = ["captions_of", "cells_of_model"]
 
 _PRECISION = Precision.INT8
+_PARTS = {
+    "graph": (".onnx", ".data"),
+    "tokenizer": (f"/{TOKENIZER_FILE}",),
+    "tokenizer of the checkpoint": (f"/{WHOLE_TOKENIZER_FILE}",),
+}
+"""Parts of a text tower, and how their files' names end."""
 
 
 def captions_of(languages: Sequence[str], each: int) -> list[tuple[str, str]]:
@@ -50,17 +56,11 @@ def cells_of_model(
     """Measure one repository; return its records and the vectors of captions."""
     manifest = Manifest.read(repository / variant)
     (chosen,) = manifest.variants.values()
-    sizes = {"graph": 0, "tokenizer": 0, "tokenizer of the checkpoint": 0}
+    sizes = dict.fromkeys(_PARTS, 0)
     for record in chosen.text.files:
-        name = Path(record.path).name
-        part = (
-            "graph"
-            if name.startswith("model")
-            else "tokenizer of the checkpoint"
-            if name == WHOLE_TOKENIZER_FILE
-            else "tokenizer"
-        )
-        sizes[part] += record.size_bytes
+        part = next((one for one, names in _PARTS.items() if record.path.endswith(names)), None)
+        if part is not None:
+            sizes[part] += record.size_bytes
     embedded = embedded_captions(repository / variant, chosen.precision, captions)
     n_tokens = manifest.vocabulary[0].n_tokens if manifest.vocabulary else _whole_tokens(repository, chosen)
     figures: dict[str, tuple[str, float]] = {
