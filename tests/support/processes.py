@@ -1,4 +1,4 @@
-"""What the processes of a server take."""
+"""What the processes of a server take, and which are a Ray cluster's."""
 
 from __future__ import annotations
 
@@ -65,3 +65,22 @@ def peak_of_processes(pid: int) -> Iterator[list[int]]:
         ended.set()
         measuring.join()
         found.append(max(samples))
+
+
+def actors_of_this_process() -> list[int]:
+    """Processes of the actors that hold a model, in Ray clusters that this process started, oldest first."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            name = (process / "cmdline").read_text()
+            if name.startswith("ray::") and "Embedder" in name and _is_ours(int(process.name)):
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1:
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False

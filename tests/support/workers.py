@@ -3,7 +3,8 @@
     python workers.py MODEL SOURCE OUT [NAME=VALUE...]
 
 Options: rows_per_part, lease_s, measured (no engine is given, so the first worker measures), cpu (the
-processor's name is another), stop_before_finish (stops itself once, when its first part's files are written).
+processor's name is another), stop_before_finish (stops itself once, when its first part's files are written),
+ray (number of actors on the cluster that RAY_ADDRESS names; this process is the driver).
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ def main() -> None:
         changes["accept_changed"] = (ComputationChange(chosen["accept"]),)
     if "stop_before_finish" in chosen:
         _stop_before_first_finish()
-    record = embed_corpus(model, source, out, options(**changes))
+    execute = None
+    if "ray" in chosen:
+        from runtime.corpus.ray_runner import ray_executor
+
+        execute = ray_executor(int(chosen["ray"]))
+    record = embed_corpus(model, source, out, options(**changes), execute=execute)
     print(record.this_run.rows, record.total.rows)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from altered_models import computing_otherwise, copied, graph_of, overwritten
 from corpus_runs import bytes_of, options, sentences, write_texts
-from ray_runs import actors_of_this_process
+from processes import actors_of_this_process
 from sample_models import Exported
 
 from runtime.corpus import embed_corpus
