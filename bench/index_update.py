@@ -1,7 +1,7 @@
 """Measure what adding one percent to an index costs, against building it again, and the recall of both.
 
     python -m bench.index_update --work FOLDER --json FILE --kind flat
-    python -m bench.index_update --work FOLDER --json FILE --kind hnsw --rows 300000
+    python -m bench.index_update --work FOLDER --json FILE --kind hnsw --rows 100000
 
 CPU seconds of all threads. The vectors are generated, unit vectors around random centres, since the samples
 that ``bench.index`` measures have no million rows. The file's other records are kept if they are of this
