@@ -25,6 +25,7 @@ TEXT_RUNS = {
     "capivara": "CAPIVARA's texts, more Portuguese",
     "capivara-lora": "its adapter",
     "altclip": "AltCLIP's texts",
+    "altclip-again": "the same, on",
 }
 RUNS = {**IMAGE_RUNS, **TEXT_RUNS}
 POINTS_OF_IMAGE_RUNS = 4

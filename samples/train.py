@@ -135,6 +135,7 @@ def train_altclip(work: Workplace) -> None:
         nn.init.xavier_uniform_(linear.weight)
     text = towers.AltClipText(model)
     train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip")
+    train_text_tower(text, rows, prototypes, FINE_TUNING, work.folder / "altclip-again")
     folders.write_altclip(model.eval(), tokenizer, work.tokenizer_folder("xlmr"), CHECKPOINTS / "altclip")
 
 

@@ -325,7 +325,7 @@ def test_curves_are_collected_whole(tmp_path: Path) -> None:
         (tmp_path / f"{name}.curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
     write_curves(tmp_path, tmp_path / "curves.json")
     assert json.loads((tmp_path / "curves.json").read_text()) == points
-    assert table_from_curves(points).splitlines()[-1] == "| AltCLIP's texts | 3 | 3.0 | 0.50 / 1.00 | – |"
+    assert table_from_curves(points).splitlines()[-1] == "| the same, on | 3 | 3.0 | 0.50 / 1.00 | – |"
     (tmp_path / "teacher.curve.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="teacher"):
         write_curves(tmp_path, tmp_path / "curves.json")

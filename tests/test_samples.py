@@ -82,8 +82,8 @@ def test_recall_is_pytorchs_in_every_language_and_means_something(name: str, exp
     assert report.failures == ()
     assert len(report.languages) == 106
     assert report.unspoken == ()
-    assert report.mean_recall_at(Direction.TEXT_TO_IMAGE, 1)[1] >= 0.40  # chance: 0.0005
-    assert report.mean_recall_at(Direction.TEXT_TO_IMAGE, 10)[1] >= 0.70  # chance: 0.005
+    assert report.mean_recall_at(Direction.TEXT_TO_IMAGE, 1)[1] >= 0.44  # chance: 0.0005
+    assert report.mean_recall_at(Direction.TEXT_TO_IMAGE, 10)[1] >= 0.73  # chance: 0.005
 
 
 @pytest.mark.parametrize("name", ["nllb-siglip-mrl"])
