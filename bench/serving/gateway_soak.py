@@ -66,7 +66,7 @@ class GatewaySoak:
     def note(self, request: Request, status: int, answer: bytes) -> None:
         """Compare an answer with the expected one."""
         self.n_requests += 1
-        if request.expected is None and status == 400 and json.loads(answer)["error"]["message"]:
+        if request.expected is None and status in (400, 413) and json.loads(answer)["error"]["message"]:
             self.n_bad_refused += 1
             self.kinds[request.kind] = self.kinds.get(request.kind, 0) + 1
         elif request.expected is not None and status == 200:

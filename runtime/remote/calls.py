@@ -126,7 +126,10 @@ class Caller:
         inputs: dict[str, Tensor] = {**rows.tensors(dim=None if dim == served.dims[-1] else dim)}
         if self._regions is not None and rows.modality is Modality.IMAGE:
             async with self._regions.holding(rows.columns["image"]) as images:
-                answer = await self._transport.infer(model, {**inputs, "image": images})
+                try:
+                    answer = await self._transport.infer(model, {**inputs, "image": images})
+                except FailedRequestError as failure:
+                    raise self._regions.known_failure(failure) from failure
         else:
             answer = await self._transport.infer(model, inputs)
         await self._require_same_release(model, answer)

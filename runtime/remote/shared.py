@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
@@ -18,6 +19,9 @@ __all__ = ["SharedRegions"]
 _GRANULE_BYTES = 1 << 20
 _NOT_ABOUT_MEMORY = (Status.UNAVAILABLE, Status.TIMEOUT, Status.UNTRUSTED)
 """Not among them: a server that denied this client everything did so before."""
+
+_UNKNOWN_REGION = re.compile(r"Unable to find (system )?shared memory region")
+"""Triton's words of a request whose region it does not know."""
 
 
 class SharedRegions:
@@ -56,6 +60,16 @@ class SharedRegions:
             yield SharedTensor(region.name, len(contents), (len(files), 1))
         finally:
             self._free.append(region)
+
+    def known_failure(self, failure: FailedRequestError) -> FailedRequestError:
+        """Return a request's failure; one to repeat if the server was restarted and knows no regions.
+
+        A connection that was idle meanwhile does not show it.
+        """
+        if not _UNKNOWN_REGION.search(failure.message):
+            return failure
+        self.forget()
+        return FailedRequestError(Status.UNAVAILABLE, failure.message)
 
     def forget(self) -> None:
         """Forget which regions are registered, since a restarted server knows none."""

@@ -308,11 +308,11 @@ def test_sinusoids_are_exact_and_learned_positions_are_kept() -> None:
 
 
 GOLDEN = {
-    "nllb-clip": "bt2-141777d96250abeaf7a2fc9a22029e7b",
-    "nllb-siglip-mrl": "bt2-9f0e11a5e647ad960227a5f600410939",
-    "capivara": "bt2-9c425b561ddc9b2be2f1ead57f7f310b",
-    "capivara-lora": "bt2-b7ac61c127bdf0491f220ba777014ba7",
-    "altclip": "bt2-d710c6f223df5b6fda210df77fef059f",
+    "nllb-clip": "bt2-d4409f831c3cf5c50759123ce451d6c0",
+    "nllb-siglip-mrl": "bt2-a418626ace2b3234ccff05e13e67d83a",
+    "capivara": "bt2-f08d79c765d6e94fbdf29892ee32fe61",
+    "capivara-lora": "bt2-b1e7921680f1672c68a16ba179e68777",
+    "altclip": "bt2-ae9d43fa373d8f8e759958f2a8fce102",
 }
 
 

@@ -148,7 +148,7 @@ def test_full_range_weights_would_saturate(exported: Exported, tmp_path: Path) -
     graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     expected = vectors(source, batches)
     exact, served = (cosines(vectors(graph, batches, exact=how), expected).mean() for how in (True, False))
-    assert exact >= 0.999
+    assert exact >= 0.998
     if has_vnni() is False:
         assert served < exact - 0.001
 

@@ -172,15 +172,14 @@ def test_the_gate_judges_plans_too(library: RunningTensorRt, tmp_path: Path) -> 
 
 
 def test_the_gate_judges_fp8_in_simulation(library: RunningTensorRt, tmp_path: Path) -> None:
-    """ONNX Runtime rounds to E4M3 on a CPU. A text tower 64 wide loses more than the limits allow."""
+    """ONNX Runtime rounds to E4M3 on a CPU, which texts, 64 wide, show more than images."""
     forms = forms_for([Precision.FP8], [Engine.TENSORRT], installed=[Engine.TENSORRT])
-    with pytest.raises(ParityError, match=r"fp8_tensorrt does not agree .*texts in .*: mean cosine 0\.9"):
-        repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=replace(FEW, forms=forms))
-    report = json.loads((tmp_path / f"{NAME}.fp8_tensorrt.refused.json").read_text())
-    (retrieval,) = report["retrieval"].values()
-    assert retrieval["images"]["cosine_mean"] > 0.995
+    repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=replace(FEW, forms=forms))
+    manifest = json.loads((tmp_path / f"{NAME}.babeltower.json").read_text())
+    (retrieval,) = manifest["variants"]["fp8_tensorrt"]["parity"]["retrieval"].values()
+    assert 0.995 < retrieval["images"]["cosine_mean"] < 0.9999
     texts = [language["cosine_mean"] for language in retrieval["languages"].values()]
-    assert 0.97 < sum(texts) / len(texts) < 0.99
+    assert 0.98 < sum(texts) / len(texts) < 0.995
 
 
 @pytest.mark.parametrize(
