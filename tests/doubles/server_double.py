@@ -92,8 +92,9 @@ class Double(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.fail_next:
             context.abort(self.fail_next.pop(0), "as the test asked")
         for tensor in request.inputs:
-            name = tensor.parameters["shared_memory_region"].string_param
-            if name and name not in self.regions:
+            if "shared_memory_region" not in tensor.parameters:
+                continue
+            if (name := tensor.parameters["shared_memory_region"].string_param) not in self.regions:
                 context.abort(grpc.StatusCode.NOT_FOUND, f"Unable to find shared memory region: '{name}'")
         items, dim = self._items(request)
         if self.limits is not None:
