@@ -144,11 +144,11 @@ def test_the_portable_form_cannot_saturate(
 def test_full_range_weights_would_saturate(exported: Exported, tmp_path: Path) -> None:
     """The emulation that other tests rely on differs from what a CPU without VNNI computes."""
     model = exported("nllb-clip")
-    source, batches = graph_of(model, Modality.IMAGE), batches_of(model, Modality.IMAGE)
+    source, batches = graph_of(model, Modality.TEXT), batches_of(model, Modality.TEXT)
     graph, _ = quantized(source, tmp_path, batches, target=GraphTarget.OPENVINO)
     expected = vectors(source, batches)
     exact, served = (cosines(vectors(graph, batches, exact=how), expected).mean() for how in (True, False))
-    assert exact >= 0.998
+    assert exact >= 0.999
     if has_vnni() is False:
         assert served < exact - 0.001
 

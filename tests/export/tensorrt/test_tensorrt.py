@@ -171,12 +171,22 @@ def test_the_gate_judges_plans_too(library: RunningTensorRt, tmp_path: Path) -> 
     assert not (tmp_path / f"{NAME}.babeltower.json").exists()
 
 
-def test_the_gate_judges_fp8_in_simulation(library: RunningTensorRt, tmp_path: Path) -> None:
+def test_the_gate_judges_fp8_in_simulation(
+    library: RunningTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ONNX Runtime rounds to E4M3 on a CPU, which texts, 64 wide, show more than images."""
-    forms = forms_for([Precision.FP8], [Engine.TENSORRT], installed=[Engine.TENSORRT])
-    repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=replace(FEW, forms=forms))
+    options = replace(FEW, forms=forms_for([Precision.FP8], [Engine.TENSORRT], installed=[Engine.TENSORRT]))
+    limits = limits_of(Precision.FP8, Engine.TENSORRT)
+    narrow = replace(limits, retrieval=replace(limits.retrieval, min_mean_cosine=0.995))
+    with monkeypatch.context() as patched:
+        patched.setattr("export.repository.limits_of", lambda *_: narrow)
+        with pytest.raises(ParityError, match=r"fp8_tensorrt does not agree .*texts in .*: mean cosine 0\.9"):
+            repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=options)
+    refused = json.loads((tmp_path / f"{NAME}.fp8_tensorrt.refused.json").read_text())
+    repository_from_checkpoint(CHECKPOINTS / NAME, tmp_path, name=NAME, options=options)
     manifest = json.loads((tmp_path / f"{NAME}.babeltower.json").read_text())
     (retrieval,) = manifest["variants"]["fp8_tensorrt"]["parity"]["retrieval"].values()
+    assert retrieval == next(iter(refused["retrieval"].values()))
     assert 0.995 < retrieval["images"]["cosine_mean"] < 0.9999
     texts = [language["cosine_mean"] for language in retrieval["languages"].values()]
     assert 0.98 < sum(texts) / len(texts) < 0.995
