@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from runtime.manifest import (
     names_in_repository,
     record_of_file,
 )
-from runtime.repository_lock import repository_lock
+from runtime.repository_lock import LOCK_FILE, repository_lock
 from runtime.storage import remove_unfinished
 from runtime.transaction import (
     ChangeJournal,
@@ -43,6 +44,7 @@ from runtime.triton_config import CONFIG_FILE
 __all__ = [
     "commit",
     "finish",
+    "has_leftovers",
     "manifests_of_repository",
     "publish",
     "record_with_drafts",
@@ -109,10 +111,25 @@ def _stage_of(repository: Path, command: str) -> Iterator[tuple[Path, bool]]:
         try:
             yield stage, is_outermost
         finally:
-            if is_outermost:
-                _remove_bytecode(repository, stage)
-            if not is_named_by_journal(stage, repository):
-                _to_the_end(lambda: shutil.rmtree(stage, ignore_errors=True))
+            _to_the_end(lambda: _remove_stage(repository, stage, with_bytecode=is_outermost))
+
+
+def _remove_stage(repository: Path, stage: Path, *, with_bytecode: bool) -> None:
+    """Remove a stage, unless a journal that is left takes files from it."""
+    if with_bytecode and stage.is_dir():
+        _remove_bytecode(repository, stage)
+    if not is_named_by_journal(stage, repository):
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def has_leftovers(repository: Path) -> bool:
+    """Check for a lock file or a stage: a running command has both, and a killed one leaves them."""
+    return (repository / LOCK_FILE).exists() or any(_stages(repository))
+
+
+def _stages(repository: Path) -> Iterator[Path]:
+    for parent in {repository.resolve(), repository.resolve().parent}:
+        yield from parent.glob(f"{glob.escape(_stage_prefix(repository))}*")
 
 
 def _stage_prefix(repository: Path) -> str:
@@ -121,10 +138,9 @@ def _stage_prefix(repository: Path) -> str:
 
 def _sweep(repository: Path, stage: Path) -> None:
     """Remove what killed commands left: stages and unfinished files, whose writers held the lock."""
-    for parent in {repository.resolve(), repository.resolve().parent}:
-        for path in parent.glob(f"{_stage_prefix(repository)}*"):
-            if path != stage:
-                shutil.rmtree(path, ignore_errors=True)
+    for path in _stages(repository):
+        if path != stage:
+            shutil.rmtree(path, ignore_errors=True)
     for folder in [repository, *(path for path in repository.iterdir() if path.is_dir())]:
         remove_unfinished(folder)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime.errors import BabeltowerError, ManifestError, RepositoryInUseError
-from runtime.repository import staging
-from runtime.repository_lock import LOCK_FILE, holder_of_lock
+from runtime.repository import has_leftovers, staging
+from runtime.repository_lock import holder_of_lock
 from runtime.transaction import ChangeJournal, LiveModels, journals_of_repository, settled
 
 __all__ = ["recover_before_start", "recover_files", "while_changed"]
@@ -43,9 +43,9 @@ def recover_files(repository: Path, say: Callable[[str], None]) -> bool:
     """
     journals = _journals(repository)
     unfinished = [journal for journal in journals if not journal.done]
-    if not (journals or (repository / LOCK_FILE).exists()) or holder_of_lock(repository) is not None:
+    if holder_of_lock(repository) is not None:
         return False
-    if unfinished or (repository / LOCK_FILE).exists():
+    if unfinished or has_leftovers(repository):
         try:
             with staging(repository, "serve"):  # recovers
                 pass

@@ -6,15 +6,20 @@ import itertools
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import runtime
 from runtime.errors import ExportError, ManifestError, RepositoryInUseError
 from runtime.repository import commit, staging
 from runtime.repository_lock import LOCK_FILE, holder_of_lock, repository_lock
+from runtime.server.recovery import recover_files
 from runtime.storage import copy_folder
 from runtime.transaction import (
     ChangeJournal,
@@ -25,6 +30,8 @@ from runtime.transaction import (
     journals_of_repository,
     write_journal,
 )
+
+PACKAGE = Path(runtime.__file__).parent
 
 
 def killed(work: Callable[[], object]) -> int:
@@ -60,8 +67,12 @@ def die_at(step: int, when: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
+    return whole_repository(tmp_path)
+
+
+def whole_repository(folder: Path) -> Path:
     """A model's two folders and its manifest, all of release 1."""
-    repository = tmp_path / "models"
+    repository = folder / "models"
     for name in ("m_text", "m_image"):
         (repository / name).mkdir(parents=True)
         (repository / name / "release").write_text("1")
@@ -105,6 +116,41 @@ def test_a_change_killed_at_any_rename_is_whole_after_the_next_command(
     assert ended_by in (signal.SIGKILL, 0)
     assert not hidden(repository)
     assert not list(journals_of_repository(repository))
+
+
+def interrupt_at(line: int) -> None:
+    """Interrupt this process, as a signal interrupts a command, at its ``line``-th line in `runtime`."""
+    numbers = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return None
+        if event == "line" and next(numbers) == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+
+
+def test_a_change_interrupted_at_any_line_leaves_nothing_for_long(tmp_path: Path) -> None:
+    """The lock is free, the change is whole, and a server that looks removes the stage and says nothing."""
+    for line in itertools.count(1):
+        repository = whole_repository(tmp_path / str(line))
+
+        def work(line: int = line, repository: Path = repository) -> None:
+            interrupt_at(line)
+            change_to_2(repository)
+
+        ended_by = killed(work)
+        assert holder_of_lock(repository) is None
+        recover_files(repository, lambda _: None)
+        assert releases(repository) in (["1"] * 3, ["2"] * 3)
+        assert not hidden(repository)
+        assert not list(journals_of_repository(repository))
+        if ended_by == 0:
+            break
+    assert line > 200  # else it was not traced
 
 
 def test_every_step_of_a_change_was_tried(repository: Path) -> None:
