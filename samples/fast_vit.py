@@ -1,4 +1,4 @@
-"""The vision transformers of open_clip and timm in bfloat16, for training on CPUs.
+"""The vision transformers of open_clip and timm for training on CPUs, in bfloat16 where that is fast.
 
 PyTorch's autocast converts between float32 and bfloat16 at every layer norm, and its attention in plain
 operations guards against wholly masked rows. Without either, a step takes two thirds of the CPU time.
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from samples.training import computing_dtype
 
-class HalfPrecision:
-    """A tower's copy in bfloat16, which computes embeddings and gradients for the float32 tower.
+
+class ComputingCopy:
+    """A tower's copy in ``computing_dtype``, which computes embeddings and gradients for the float32 tower.
 
     Each step: ``refresh``, ``embed``, backward, ``return_gradients``, and the optimiser's step on the tower.
 
@@ -29,7 +31,7 @@ class HalfPrecision:
 
     def __init__(self, tower: nn.Module, embedded: Callable[..., Tensor]) -> None:
         self.tower, self.embedded = tower, embedded
-        self.copy = copy.deepcopy(tower).bfloat16()
+        self.copy = copy.deepcopy(tower).to(computing_dtype())
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -40,7 +42,7 @@ class HalfPrecision:
 
     def embed(self, pixels: Tensor, *, drop: float = 0.0) -> Tensor:
         """Embed normalised pixels to float32 (rows, dim), ignoring a random share of the patches."""
-        return self.embedded(self.copy, pixels.bfloat16(), drop=drop).float()
+        return self.embedded(self.copy, pixels.to(computing_dtype()), drop=drop).float()
 
     def return_gradients(self) -> None:
         """Give the tower the gradients."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samples import towers
-from samples.fast_vit import HalfPrecision, clip_embedded, siglip_embedded
+from samples.fast_vit import ComputingCopy, clip_embedded, siglip_embedded
 from samples.image_training import (
     Data,
     ImageSchedule,
@@ -37,7 +37,7 @@ from samples.images import (
     unit,
 )
 from samples.teacher import teacher
-from samples.training import save
+from samples.training import computing_dtype, save
 
 WATCHED_DESIGN, WATCHED_EVERY = "emojione", 8
 TEACHER_WIDTH = 64
@@ -106,19 +106,19 @@ class ConvolutionalStudent(Student):
 
     def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """Embed a batch in mixed precision."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=computing_dtype() is torch.bfloat16):
             return torch.as_tensor(tower(pixels.contiguous(memory_format=torch.channels_last))).float()
 
 
 class TransformerStudent(Student):
-    """A vision transformer, which computes in bfloat16."""
+    """A vision transformer, which computes in ``computing_dtype``."""
 
-    half: HalfPrecision
+    quick: ComputingCopy
 
     def embed(self, pixels: Tensor, *, drop: float) -> Tensor:
         """Embed a batch with the present weights."""
-        self.half.refresh()
-        return self.half.embed(self.seen(pixels), drop=drop)
+        self.quick.refresh()
+        return self.quick.embed(self.seen(pixels), drop=drop)
 
     def embed_with(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """Embed a batch in float32."""
@@ -131,7 +131,7 @@ class TransformerStudent(Student):
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients and hand them to the float32 weights."""
         super().backward(loss)
-        self.half.return_gradients()
+        self.quick.return_gradients()
 
 
 class ClipStudent(TransformerStudent):
@@ -139,7 +139,7 @@ class ClipStudent(TransformerStudent):
 
     def __init__(self, tower: VisionTransformer, prototypes: Prototypes) -> None:
         super().__init__(tower, prototypes)
-        self.half = HalfPrecision(tower, clip_embedded)
+        self.quick = ComputingCopy(tower, clip_embedded)
 
 
 class SiglipStudent(TransformerStudent):
@@ -147,7 +147,7 @@ class SiglipStudent(TransformerStudent):
 
     def __init__(self, tower: nn.Module, prototypes: Prototypes) -> None:
         super().__init__(tower, prototypes)
-        self.half = HalfPrecision(tower, siglip_embedded)
+        self.quick = ComputingCopy(tower, siglip_embedded)
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Give the pooling, which starts from random weights, a higher rate."""
@@ -215,13 +215,13 @@ def train_siglip_images(work: Workplace) -> None:
     state, prototypes = work.image_tower("clip")
     clip.load_state_dict(state)
     clip.eval()
-    half = HalfPrecision(clip, clip_embedded)
+    quick = ComputingCopy(clip, clip_embedded)
     tower = siglip_from_clip(clip)
     lift = torch.linalg.qr(torch.randn(towers.SIGLIP_DIM, towers.DIM))[0]
 
     @torch.no_grad()
     def teach(pixels: Tensor) -> Tensor:
-        return torch.as_tensor(unit(half.embed(pixels)) @ lift.T)
+        return torch.as_tensor(unit(quick.embed(pixels)) @ lift.T)
 
     data, lifted = work.data(), prototypes @ lift.T
     for name, schedule in (("siglip", SIGLIP_IMAGES), ("siglip-again", SIGLIP_IMAGES_AGAIN)):
@@ -255,9 +255,10 @@ def fitted_prototypes(tower: nn.Module, data: Data, scale: float, *, n_steps: in
 @torch.no_grad()
 def _embeddings_of_drawings(tower: nn.Module, data: Data, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Embed changed drawings: unit class means (emoji, dim), embeddings (rows, dim), classes (rows,)."""
-    rows, half = data.sampler().draw(n_rows), copy.deepcopy(tower).bfloat16()
+    rows, quick = data.sampler().draw(n_rows), copy.deepcopy(tower).to(computing_dtype())
     parts = [
-        unit(clip_embedded(half, data.augmented(part).bfloat16()).float()) for part in torch.split(rows, 512)
+        unit(clip_embedded(quick, data.augmented(part).to(computing_dtype())).float())
+        for part in torch.split(rows, 512)
     ]
     embeddings, classes = torch.cat(parts), data.drawings.classes[rows]
     sums = torch.zeros(data.drawings.n_classes, towers.DIM).index_add_(0, classes, embeddings)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from samples.images import LOGIT_SCALE, rows_by_class, set_learning_rate, unit, warm_cosine
 from samples.towers import MatryoshkaHeads
-from samples.training import ResumableRun, Stateful
+from samples.training import ResumableRun, Stateful, computing_dtype
 
 VOCABULARY_SPEED = 3.0
 N_BATCHES_SORTED = 16  # drawn together and sorted by length, to reduce padding
@@ -76,15 +76,16 @@ def train_text_tower(
     batches = SortedBatches(rows, schedule.batch)
     parts: dict[str, Stateful] = {"tower": tower, "optimiser": optimiser, "batches": batches}
     run = ResumableRun(path, parts, {**asdict(schedule), "n_rows": len(rows.ids)}, n_steps)
-    half = prototypes.bfloat16()
+    targets = prototypes.to(computing_dtype())
+    is_half = targets.dtype is torch.bfloat16
     for step in run.steps():
         ids, classes = batches.draw()
         set_learning_rate(optimiser, schedule.learning_rate * warm_cosine(step, n_steps))
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half), sdpa_kernel(SDPBackend.MATH):
             embedding = tower(ids)
         found = unit(embedding.float())
         own = (found * prototypes[classes]).sum(1).mean()
-        cosines = (found.bfloat16() @ half.T).float()
+        cosines = (found.to(targets.dtype) @ targets.T).float()
         loss = schedule.alignment * (1 - own)
         loss = loss + schedule.cross_entropy * functional.cross_entropy(LOGIT_SCALE * cosines, classes)
         optimiser.zero_grad(set_to_none=True)

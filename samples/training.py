@@ -11,9 +11,19 @@ from typing import Any, Protocol
 
 import torch
 
+from runtime.machine import instruction_sets
 from runtime.storage import replace_durably
 
 SAVE_EVERY_S = 120.0
+
+
+def computing_dtype() -> torch.dtype:
+    """Return what towers are trained in: bfloat16, or float32 where it is faster.
+
+    A processor without instructions for bfloat16 takes ten times as long for it as for float32.
+    """
+    has_bfloat16 = {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets())
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 class Stateful(Protocol):
@@ -84,7 +94,7 @@ class ResumableRun:
         print(f"{self.path.name} {json.dumps(point)}", flush=True)
 
     def _identity(self) -> dict[str, object]:
-        return {**self.settings, "n_steps": self.n_steps}
+        return {**self.settings, "n_steps": self.n_steps, "computed_in": str(computing_dtype())}
 
     def _load(self) -> None:
         state = torch.load(self.state_path, weights_only=False)

@@ -16,10 +16,10 @@ import torch
 from open_clip.transformer import PatchDropout
 from torch import nn
 
-from samples import dataset, training
+from samples import dataset, fast_vit, training
 from samples.curves import PATH, RUNS, table_from_curves, write_curves
 from samples.drawings import DESIGNS, OTHER_NAMES, PACKAGES, VENDORS
-from samples.fast_vit import HalfPrecision, clip_embedded, siglip_embedded
+from samples.fast_vit import ComputingCopy, clip_embedded, siglip_embedded
 from samples.image_stages import (
     CLIP_IMAGES,
     CLIP_IMAGES_AGAIN,
@@ -188,12 +188,14 @@ def test_the_fast_tower_drops_patches_as_open_clip_does() -> None:
         )
 
 
-def test_gradients_of_the_copy_in_half_precision_are_the_towers() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_the_copy_are_the_towers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_vit, "computing_dtype", lambda: dtype)
     tower, pixels = _clip_tower(), torch.randn(4, 3, 64, 64)
-    half = HalfPrecision(tower, clip_embedded)
-    half.refresh()
-    half.embed(pixels).square().sum().backward()
-    half.return_gradients()
+    quick = ComputingCopy(tower, clip_embedded)
+    quick.refresh()
+    quick.embed(pixels).square().sum().backward()
+    quick.return_gradients()
     found = torch.cat([one.grad.flatten() for one in tower.parameters() if one.grad is not None])
     tower.zero_grad()
     tower(pixels).square().sum().backward()
