@@ -40,7 +40,9 @@ from bench.reporting.retrieval_page import write_page
 from bench.reporting.retrieval_table import Order, print_report
 from export.commands.progress import progress_bars
 from export.retrieval.metrics import RetrievalProtocol
+from runtime.commands.options import device_option
 from runtime.commands.reporting import ErrorReportingCommand
+from runtime.device import device_from_name
 from runtime.manifest import Engine, Precision
 
 __all__ = ["app", "retrieval_report"]
@@ -90,6 +92,7 @@ def retrieval(
     threads: Annotated[
         int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Use every core for full-size towers.")
     ] = 1,
+    device: Annotated[str | None, device_option("")] = None,
     dim: Annotated[int | None, typer.Option(help="Width of an MRL head; full width by default.")] = None,
     language_map: Annotated[
         LanguageMap, typer.Option(help="NLLB-CLIP's published map, or the correct one.")
@@ -107,7 +110,8 @@ def retrieval(
     chosen = read(dataset, data, options)
     if languages:
         chosen = chosen.select([code.strip() for code in languages.split(",")])
-    settings = EvaluationSettings(engine, precision, threads, protocol, language_map, dim)
+    place = None if device is None else device_from_name(device)
+    settings = EvaluationSettings(engine, precision, threads, protocol, language_map, dim, place)
     console = Console()
     jobs = jobs_of(models or [], checkpoint, model)
     n_failed = 0

@@ -44,10 +44,12 @@ from bench.timing.server_requests import open_loop
 from bench.timing.timed_process import GraphSpec, Rates, TimedProcess
 from export.retrieval.sample_set import sample_retrieval_set
 from export.tuning.load_generator import Load, image_requests, load_of_server, text_requests
+from runtime.commands.options import device_option
 from runtime.commands.reporting import ErrorReportingCommand
+from runtime.device import device_from_name
 from runtime.errors import BabeltowerError, EngineError
 from runtime.machine import n_cores
-from runtime.manifest import Engine, Manifest, Modality, Precision
+from runtime.manifest import GPU_ENGINES, Engine, Manifest, Modality, Precision
 from runtime.server import ServerOptions, default_folder, environment_from_folder, running_server
 
 __all__ = ["Saturation", "ServerLoad", "app", "measure_in_process", "measure_server"]
@@ -59,7 +61,11 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """Size of the in-process measurement; ``sharings`` are (instances, threads of each)."""
+    """Size of the in-process measurement; ``sharings`` are (instances, threads of each).
+
+    Attributes:
+        device: GPU of the engines that run on one, as in ``open_backend``.
+    """
 
     batches: tuple[int, ...] = (8, 32)
     tokens: tuple[int, ...] = (16,)
@@ -67,6 +73,7 @@ class Saturation:
     processes: int = 4
     turns: int = 2
     seconds: float = 0.25
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,10 @@ def _saturated(
     instances, threads = sharing
     load = f"{instances}×{threads}"
     output = group.files.outputs[str(group.manifest.dim)]
-    spec = GraphSpec(str(group.graph), group.engine, group.precision.value, threads, output, instances)
+    device = plan.device if Engine(group.engine) in GPU_ENGINES else None
+    spec = GraphSpec(
+        str(group.graph), group.engine, group.precision.value, threads, output, instances, device=device
+    )
     settings = {"threads": threads, "instances": instances, "turns": plan.turns, "seconds": plan.seconds}
     rates: dict[Shape, list[Rates]] = {shape: [] for shape in shapes}
     try:
@@ -305,6 +315,7 @@ def throughput(
     env: Annotated[
         Path | None, typer.Option(envvar="BABELTOWER_SERVER_ENV", help="The server's environment.")
     ] = None,
+    device: Annotated[str | None, device_option("", "For --engine cuda and tensorrt: ")] = None,
     peaks: Annotated[
         Path | None, typer.Option(help="Records of bench/peaks.py; measured if not given.")
     ] = None,
@@ -315,10 +326,12 @@ def throughput(
 ) -> None:
     """Measure rows per second at saturation, and latency against load."""
     console = wide_console()
+    if device is not None:
+        device_from_name(device)
     names = models or ["nllb-clip"]
     groups = chosen_groups(names, precisions=precision or [], engines=engine or [], console=console)
     limits = read_records(peaks) if peaks is not None else measure_peaks(turns=5, gpu=False)
-    records = measure_in_process(groups, Saturation(), console)
+    records = measure_in_process(groups, Saturation(device=device), console)
     if server:
         for model in dict.fromkeys(group.model for group in groups):
             folder = env or default_folder()

@@ -30,7 +30,9 @@ from bench.models.samples import SAMPLE_REPOSITORY, jobs_of, numbered
 from bench.reporting.classification_table import print_classification
 from bench.reporting.retrieval_table import Order
 from export.commands.progress import progress_bars
+from runtime.commands.options import device_option
 from runtime.commands.reporting import ErrorReportingCommand
+from runtime.device import device_from_name
 from runtime.manifest import Engine, Precision
 
 __all__ = ["app"]
@@ -61,6 +63,7 @@ def zeroshot(
     threads: Annotated[
         int, typer.Option(min=1, envvar="BABELTOWER_THREADS", help="Use every core for full-size towers.")
     ] = 1,
+    device: Annotated[str | None, device_option("")] = None,
     dim: Annotated[int | None, typer.Option(help="Width of an MRL head; full width by default.")] = None,
     language_map: Annotated[
         LanguageMap, typer.Option(help="Babel-ImageNet's published map, or the correct one.")
@@ -73,7 +76,14 @@ def zeroshot(
     if languages:
         chosen = chosen.select([code.strip() for code in languages.split(",")])
     chosen = chosen.asked_by(prompts or chosen.prompts)
-    settings = EvaluationSettings(engine, precision, threads, language_map=language_map, dim=dim)
+    settings = EvaluationSettings(
+        engine,
+        precision,
+        threads,
+        language_map=language_map,
+        dim=dim,
+        device=None if device is None else device_from_name(device),
+    )
     console = Console()
     jobs = jobs_of(models or [], checkpoint, model)
     n_failed = 0

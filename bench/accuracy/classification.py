@@ -139,7 +139,11 @@ def _by_exported(
 ) -> tuple[ModelFacts, _Embedded]:
     dim = chosen_dim(towers, settings)
     with LocalEncoder.from_repository(
-        model, engine=settings.engine, precision=settings.precision, threads=settings.threads
+        model,
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads,
+        device=settings.device,
     ) as encoder:
         require_same_space(encoder.manifest, towers, model)
 

@@ -36,6 +36,7 @@ from export.retrieval.vectors import (
 )
 from export.towers import Towers
 from export.variants import forms_for
+from runtime.device import Device
 from runtime.errors import InputError, ManifestError
 from runtime.fingerprints import remark_on_models
 from runtime.local import LocalEncoder
@@ -63,6 +64,7 @@ class EvaluationSettings:
             towers are so small that a second thread slows them down.
         dim: Width of the vectors, one of the model's MRL heads; the full width by default.
         language_map: Map that the set was read with; recorded in the report.
+        device: Device of the exported towers; None for the engine's own.
     """
 
     engine: Engine = Engine.ONNXRUNTIME
@@ -71,6 +73,7 @@ class EvaluationSettings:
     protocol: RetrievalProtocol = RetrievalProtocol.ANY
     language_map: LanguageMap = LanguageMap.RIGHT
     dim: int | None = None
+    device: Device | None = None
 
 
 _GATED_CAPTIONS = 16
@@ -111,10 +114,18 @@ def sample_model(
 ) -> Path:
     """Return ``REPOSITORY/NAME`` in the requested variant, exporting it unless it has these weights."""
     if not _holds(repository / name, towers, settings):
-        forms = forms_for([settings.precision], [settings.engine], installed=installed_engines())
+        forms = forms_for(
+            [settings.precision],
+            [settings.engine],
+            installed=installed_engines(),
+            device=settings.device,
+        )
         few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
         options = ExportOptions(
-            forms=forms, replace=True, captions_per_language=few, threads=settings.threads
+            forms=forms,
+            replace=True,
+            captions_per_language=few,
+            threads=settings.threads,
         )
         repository_from_towers(towers, repository, name=name, options=options, progress=progress)
     return repository / name
@@ -136,7 +147,11 @@ def evaluate_towers(
     index = TextIndex.of(dataset, with_language=towers.text_preprocessing.needs_language)
     seconds: dict[str, float] = {}
     with LocalEncoder.from_repository(
-        model, engine=settings.engine, precision=settings.precision, threads=settings.threads
+        model,
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads,
+        device=settings.device,
     ) as encoder:
         require_same_space(encoder.manifest, towers, model)
         facts = facts_of(encoder.manifest, checkpoint, settings)

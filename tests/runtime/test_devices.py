@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -53,6 +54,35 @@ def test_every_command_that_opens_towers_has_the_option() -> None:
         text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
         has = re.search(r"--device\s+cpu\|cuda\[:N\]", text) is not None
         assert has is (name in OPENS_TOWERS), name
+
+
+BENCHMARKS = {"latency", "throughput", "retrieval", "zeroshot"}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_every_benchmark_of_towers_has_the_option(name: str) -> None:
+    command = importlib.import_module(f"bench.{name}").app
+    text = CliRunner().invoke(command, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    assert re.search(r"--device\s+cpu\|cuda\[:N\]", text) is not None
+    result = CliRunner().invoke(command, ["nllb-clip", "--device", "tpu"])
+    assert result.exit_code == 1
+    assert "Device 'tpu' is unknown" in result.output
+
+
+@pytest.mark.parametrize("name", ["retrieval", "zeroshot"])
+def test_recall_is_measured_on_the_named_gpu(name: str, doubles: Doubles, tmp_path: Path) -> None:
+    export = ("export", str(CHECKPOINTS / "nllb-clip"), str(tmp_path / "repository"), "--engine", "cuda")
+    said(*export, "--captions-per-language", "1", "--texts-per-language", "1", code=0)
+    model = (
+        "--checkpoint",
+        str(CHECKPOINTS / "nllb-clip"),
+        "--model",
+        str(tmp_path / "repository/nllb-clip"),
+    )
+    command = importlib.import_module(f"bench.{name}").app
+    result = CliRunner().invoke(command, [*model, "--engine", "cuda", "--device", "cuda:7"])
+    assert result.exit_code == 1
+    assert "GPU 7 is not available" in result.output
 
 
 def test_an_export_is_measured_on_the_named_gpu_alone(doubles: Doubles, tmp_path: Path) -> None:
