@@ -54,8 +54,9 @@ class TritonRoutes:
         path = request.url.path
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+        method = "GET" if request.method == "HEAD" else request.method  # Triton answers HEAD unreadably
         answer = await while_connected(
-            request, _asked(self._http, request.method, f"{self._url}{path}{query}", body, headers)
+            request, _asked(self._http, method, f"{self._url}{path}{query}", body, headers)
         )
         if path == _READY_PATH:
             answer.headers["Babeltower-Health"] = "watched"  # `babeltower ready` believes it

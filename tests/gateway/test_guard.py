@@ -112,6 +112,25 @@ def test_a_body_of_many_chunks_is_one_body(path: str, gateway: Gateway) -> None:
 
 
 @pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/health/ready", 200),
+        ("/v2/health/live", 200),
+        ("/v2", 200),
+        ("/v2/models/none", 404),
+        (INFER, 405),
+    ],
+)
+def test_head_is_answered_as_get_is_without_its_body(path: str, status: int, gateway: Gateway) -> None:
+    with gateway.client() as client:
+        assert client.get(path).status_code == status
+    answer = sent(gateway, f"HEAD {path} HTTP/1.1")
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert answer.endswith("\r\n\r\n")
+
+
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("path", [INFER, "/v1/embeddings", "/v2/repository/index"])
 @pytest.mark.parametrize("brackets", [b"[]", b'{"a":}'])
 @pytest.mark.parametrize("depth", [100, 100_000, 1_000_000])
