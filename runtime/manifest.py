@@ -84,6 +84,8 @@ _SUFFIX = ".babeltower.json"
 Choice = TypeVar("Choice", bound=Enum)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST_NAME = 128
+"""File systems take 255 bytes; folders of towers and files that are being written add to the name."""
 
 
 class Precision(str, Enum):
@@ -497,11 +499,13 @@ def require_name(name: str) -> None:
     """Check that a model's name is valid in folder names and Triton model names.
 
     Raises:
-        ManifestError: the name has a character that they cannot have.
+        ManifestError: the name has a character that they cannot have, or is too long.
     """
-    if not _NAME.fullmatch(name):
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        shown = repr(name) if len(name) <= _LONGEST_NAME else f"of {len(name)} characters"
         raise ManifestError(
-            f"Invalid model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first."
+            f"Invalid model name {shown}: use letters, digits, '.', '_' and '-', a letter or digit first, "
+            f"and at most {_LONGEST_NAME} of them."
         )
 
 
@@ -588,7 +592,10 @@ def verify_file(repository: Path, record: FileRecord) -> None:
     """Verify one file of a repository against its record; errors as in ``Manifest.verify``."""
     path = repository / record.path
     if not path.resolve().is_relative_to(repository.resolve()):
-        raise ManifestError(f"The manifest lists {record.path!r}, which is outside {repository}.")
+        raise ManifestError(
+            f"The manifest lists {record.path!r}, which is outside {repository}. "
+            "If a folder there is a link, put a copy of what it leads to in its place."
+        )
     if not path.is_file():
         raise ManifestError(f"{path} is missing, but the manifest lists it. Export the checkpoint again.")
     size_bytes = path.stat().st_size

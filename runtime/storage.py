@@ -21,6 +21,7 @@ from typing import Any
 from runtime.logs import LOGGER
 
 __all__ = [
+    "GIT_LFS_POINTER",
     "copy_folder",
     "create_file",
     "remove_unfinished",
@@ -32,6 +33,9 @@ __all__ = [
     "staged_folder",
     "sync_folder",
 ]
+
+GIT_LFS_POINTER = b"version https://git-lfs"
+"""Beginning of the file that stands for one that Git LFS has not fetched."""
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export.weights.pickles import objects_from_torch_file
 from runtime.errors import CheckpointError
+from runtime.storage import GIT_LFS_POINTER
 
 __all__ = [
     "WEIGHT_SUFFIXES",
@@ -351,7 +352,7 @@ def _refuse_placeholders(path: Path) -> None:
         start = file.read(64)
     if not start:
         raise CheckpointError(f"{path} (0 bytes) cannot be read: it is empty. Copy it again.")
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(GIT_LFS_POINTER):
         raise CheckpointError(
             f"{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the weights. "
             "Run 'git lfs pull' in its folder, or download the file itself."

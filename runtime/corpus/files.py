@@ -337,7 +337,8 @@ class _Listing:
         if not Path(root).is_dir():
             return
         waiting = [(root, frozenset({_identity_of_folder(root)}))]
-        circular = broken = special = 0
+        circular = special = 0
+        broken: list[str] = []
         while waiting:
             folder, above = waiting.pop()
             with os.scandir(folder) as entries:
@@ -349,7 +350,7 @@ class _Listing:
                     except OSError as error:
                         if error.errno not in (errno.ENOENT, errno.ELOOP):
                             raise
-                        broken += 1
+                        broken.append(entry.path)
                         continue
                     if is_folder:
                         own = (found.st_dev, found.st_ino)
@@ -372,7 +373,7 @@ class _Listing:
         if circular:
             self.notes.append(f"{circular} links lead to a folder that holds them and were not followed")
         if broken:
-            self.notes.append(f"{broken} links lead nowhere and were left out")
+            self.notes.append(f"{len(broken)} links lead nowhere and were left out, such as {broken[0]}")
         if special:
             self.notes.append(f"{special} pipes, sockets or devices were left out")
 

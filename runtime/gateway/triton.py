@@ -30,6 +30,8 @@ _NOT_PARSED = re.compile(
 )
 """Start of Triton's answer to JSON that is not KServe's, which it takes for a fault of its own."""
 _READY_PATH = "/v2/health/ready"
+_LONGEST_ADDRESS = 4_096
+"""Most characters of a path and its query; names of models and versions are much shorter."""
 _ANSWER_S = 300.0
 _PIECE_BYTES = 1 << 18
 
@@ -53,6 +55,10 @@ class TritonRoutes:
         _require_head(body, request.headers.get(HEAD))
         path = request.url.path
         query = f"?{request.url.query}" if request.url.query else ""
+        if len(path) + len(query) > _LONGEST_ADDRESS:  # Triton would end the connection without a word
+            raise GatewayError(
+                414, f"The address has {len(path) + len(query)} characters; the most is {_LONGEST_ADDRESS}."
+            )
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         method = "GET" if request.method == "HEAD" else request.method  # Triton answers HEAD unreadably
         answer = await while_connected(

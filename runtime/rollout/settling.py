@@ -40,7 +40,10 @@ def tell_server(repository: Path, stage: Path, journal: ChangeJournal, control: 
     try:
         _tell(repository, stage, journal, control)
     except BabeltowerError as error:
-        say(f"the server is not in line with its files yet: {error}")
+        say(
+            f"the server is not in line with its files yet: {error} The next rollout brings it in line, and "
+            "`babeltower serve --control` does so while it runs or when it starts."
+        )
 
 
 def _tell(repository: Path, stage: Path, journal: ChangeJournal, control: Control) -> None:

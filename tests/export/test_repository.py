@@ -194,6 +194,7 @@ def test_the_command_publishes_and_prints_a_record(tmp_path: Path) -> None:
     [
         (["no-such-folder", "r"], "no checkpoint at"),
         ([str(SAMPLE), "r", "--name", "a/b"], "Invalid model name"),
+        ([str(SAMPLE), "r", "--name", "a" * 300], "Invalid model name of 300 characters"),
         ([str(SAMPLE), "r", "--precision", "bf16", "--engine", "onnxruntime"], "bf16 is not supported"),
         ([str(SAMPLE), "r", "--context-length", "100000"], "Context length"),
     ],

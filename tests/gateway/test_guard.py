@@ -131,6 +131,16 @@ def test_head_is_answered_as_get_is_without_its_body(path: str, status: int, gat
 
 
 @pytest.mark.usefixtures("unharmed")
+def test_an_address_that_is_too_long_is_the_senders_fault(gateway: Gateway) -> None:
+    """Triton ends the connection, which would be taken for a server that is gone."""
+    with gateway.client() as client:
+        for path in ("/v2/models/" + "a" * 20_000, "/v2/models/a?" + "b" * 5_000):
+            answer = client.get(path)
+            assert answer.status_code == 414
+            assert "the most is 4096" in answer.text
+
+
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("path", [INFER, "/v1/embeddings", "/v2/repository/index"])
 @pytest.mark.parametrize("brackets", [b"[]", b'{"a":}'])
 @pytest.mark.parametrize("depth", [100, 100_000, 1_000_000])

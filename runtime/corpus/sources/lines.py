@@ -248,6 +248,7 @@ class LineSource:
         encoding = self._files.reading.encoding or _encoding_of(start, file.shown)
         partitions = partitions_of(file.name)
         if self.format is SourceFormat.TEXT:
+            _require_line_feeds(start.decode(encoding, "replace"), file.shown)
             return _Head(encoding, [*partitions, "text"], [], is_empty=not start)
         with self._lines(number, encoding) as lines:
             if self.format is SourceFormat.CSV:
@@ -292,6 +293,19 @@ def _encoding_of(start: bytes, where: str) -> str:
             "utf-16-le, or utf-8 if the NUL bytes are part of its texts, or its format with --format."
         )
     return "utf-8"
+
+
+def _require_line_feeds(start: str, where: str) -> None:
+    """Check that the beginning of a text does not end its lines with carriage returns alone.
+
+    Raises:
+        InputError: it does, and would be one row.
+    """
+    if "\n" not in start and "\r" in start.rstrip("\r"):
+        raise InputError(
+            f"{where} has carriage returns and no line feed in its first {len(start):,} characters: "
+            "it would be one row. End its lines with line feeds: tr '\\r' '\\n' < FILE > FILE.txt"
+        )
 
 
 def _errors_of(encoding: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import lzma
 import tarfile
@@ -19,6 +20,7 @@ from runtime.corpus.rows import Rows
 from runtime.corpus.sources.base import BadFile, Reading
 from runtime.corpus.sources.xz import XzReader
 from runtime.errors import BabeltowerError, DamagedFileError, InputError
+from runtime.storage import GIT_LFS_POINTER
 
 __all__ = ["SKIP_REMEDY", "SourceFiles", "damage_reported"]
 
@@ -28,6 +30,9 @@ SKIP_REMEDY = "; --skip-bad-files sets such files aside."
 
 _AT_ONCE = 16
 """Remote files that are opened concurrently to look at their headers."""
+
+_LONGEST_POINTER = 1_024
+"""Most bytes of a pointer of Git LFS, by its specification."""
 
 
 @contextlib.contextmanager
@@ -123,11 +128,24 @@ class SourceFiles:
         A file that is damaged is set aside if the reading says so. Remote files are opened concurrently.
         """
         numbers = range(len(self))
+        look = functools.partial(self._look, look)
         if len(self) > 1 and not all(is_local(file.filesystem) for file in self.all.files):
             with ThreadPoolExecutor(_AT_ONCE, "babeltower-look") as pool:
                 pending = [pool.submit(look, number) for number in numbers]
                 return self._unless_damaged(lambda number: pending[number].result())
         return self._unless_damaged(look)
+
+    def _look(self, look: Callable[[int], T], number: int) -> T:
+        file = self[number]
+        if file.n_bytes is not None and file.n_bytes <= _LONGEST_POINTER:
+            with contextlib.closing(self.raw(number)) as raw:
+                is_pointer = raw.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
+            if is_pointer:
+                raise DamagedFileError(
+                    f"{file.shown} is a Git LFS pointer of {file.n_bytes} bytes, not the data. Run 'git lfs "
+                    f"pull' in its folder, or download the file itself{SKIP_REMEDY}"
+                )
+        return look(number)
 
     def _unless_damaged(self, look: Callable[[int], T]) -> dict[int, T]:
         found: dict[int, T] = {}

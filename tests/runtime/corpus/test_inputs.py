@@ -792,7 +792,29 @@ def test_a_link_to_itself_is_left_out_as_one_to_nowhere(tmp_path):
     (tmp_path / "b.png").symlink_to("b.png")
     source = open_source(tmp_path)
     assert rows_of(source)[0] == ["a.png"]
-    assert source.notes == ["1 links lead nowhere and were left out"]
+    assert source.notes == [f"1 links lead nowhere and were left out, such as {tmp_path / 'b.png'}"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lines_that_end_with_carriage_returns_are_not_taken_for_one(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("um gato\rum cão\rpeixe\r".encode(encoding))
+    with pytest.raises(InputError, match=r"carriage returns and no line feed.*tr"):
+        open_source(tmp_path / "a.txt")
+    for text, n_rows in {"um\r\ndois\r\n": 2, "um": 1, "um\r": 1, "um\r\n": 1, "um\rdois\n": 1}.items():
+        (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+        assert len(rows_of(open_source(tmp_path / "a.txt"))[1]) == n_rows
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "parquet", "arrow", "tar"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, suffix):
+    """As Git LFS's specification shows one."""
+    pointer = (
+        "version https://git-lfs.github.com/spec/v1\n"
+        "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+    )
+    (tmp_path / f"a.{suffix}").write_text(pointer)
+    with pytest.raises(DamagedFileError, match=r"is a Git LFS pointer of 130 bytes.*git lfs pull"):
+        open_source(tmp_path / f"a.{suffix}")
 
 
 def test_a_pattern_looks_no_deeper_than_it_says(tmp_path, monkeypatch):
