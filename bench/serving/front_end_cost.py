@@ -2,8 +2,8 @@
 
     python -m bench.serving.front_end_cost REPOSITORY/NAME --before 6bb3472 --json FILE
 
-One server has the front end, one that does not split batches by length, one with the code of another
-revision, a model that answers with constant vectors, and one that also calls the tower once a batch. The same
+One server has the front end, one with the code of another revision, both again without splitting batches by
+length, a model that answers with constant vectors, and one that also calls the tower once a batch. The same
 clients, which each send one text and wait, take turns with them. The difference to the last is a front end's
 own cost; the rest is that of any Python model. CPU time is compared, since the machine's cores are shared.
 """
@@ -50,6 +50,7 @@ __all__ = [
     "CONSTANT",
     "FRONT_END",
     "ONE_CALL",
+    "ONE_CALL_BEFORE",
     "WITH_TOWER",
     "FrontEndCost",
     "FrontEndTurn",
@@ -59,9 +60,10 @@ __all__ = [
 _KIND = "babeltower-front-end-cost/1"
 _SOURCE = Path(__file__).resolve().parents[2]
 
-FRONT_END, BEFORE, ONE_CALL = "front end", "front end before", "front end, one call of the tower"
-_FRONT_ENDS = (FRONT_END, BEFORE, ONE_CALL)
-_NO_SPLIT = "100000"
+FRONT_END, ONE_CALL = "front end", "front end, one call of the tower"
+BEFORE, ONE_CALL_BEFORE = "front end before", "front end before, one call of the tower"
+_FRONT_ENDS = (FRONT_END, ONE_CALL, BEFORE, ONE_CALL_BEFORE)
+_NO_SPLIT = {"babeltower_bucket_overhead": "100000"}
 """Overhead of a call, in tokens, that no split of a batch by length is worth."""
 
 CONSTANT, WITH_TOWER = "constant vectors", "constant vectors, one call of the tower"
@@ -154,9 +156,10 @@ def _stage(stage: Path, model: Path, files: TunedFiles, before: str | None) -> d
         ),
     }
     if before is not None:
-        found[BEFORE] = _of_revision(stage, repository / front, before)
+        found[BEFORE] = _of_revision(stage / "before", repository / front, before, {})
+        found[ONE_CALL_BEFORE] = _of_revision(stage / "before_one", repository / front, before, _NO_SPLIT)
     linked_folder(repository / front, stage / "one_call")
-    _write_config(repository / front, stage / "one_call", {"babeltower_bucket_overhead": _NO_SPLIT})
+    _write_config(repository / front, stage / "one_call", _NO_SPLIT)
     return {**found, FRONT_END: front, ONE_CALL: "one_call"}
 
 
@@ -168,10 +171,9 @@ def _constant(stage: Path, front: Path, name: str, parameters: Mapping[str, str]
     return name
 
 
-def _of_revision(stage: Path, front: Path, revision: str) -> str:
+def _of_revision(target: Path, front: Path, revision: str, parameters: Mapping[str, str]) -> str:
     """Copy a front end with the code of another revision."""
-    name = "before"
-    version = stage / name / "1"
+    version = target / "1"
     version.mkdir(parents=True)
     for path in (front / "1").iterdir():
         if path.is_file() and path.suffix != ".py":
@@ -191,8 +193,8 @@ def _of_revision(stage: Path, front: Path, revision: str) -> str:
         tar.extractall(version, filter="data")
     shutil.copyfile(version / "triton_models" / "text" / "model.py", version / "model.py")
     _leave_out_defaults(version / FRONT_END_FILE)
-    _write_config(front, stage / name, {})
-    return name
+    _write_config(front, target, parameters)
+    return target.name
 
 
 def _leave_out_defaults(path: Path) -> None:
