@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-from front_end_towers import tower_from_call
 from numpy.typing import NDArray
 from PIL import Image
 from processes import memory_bytes
 from raw_client import bytes_column, infer
 from sample_models import Exported
+from tower_double import tower_from_call
 from tritonclient.utils import InferenceServerException
 
 from runtime.errors import InputError

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from front_end_towers import tower_from_call
 from google.protobuf import text_format
 from gpu_repository import repository_for_cuda
 from numpy.typing import NDArray
 from PIL import Image
 from sample_models import NAMES, Exported
 from stock_backends import config_of_folder, require_accepted
+from tower_double import tower_from_call
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 

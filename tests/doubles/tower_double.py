@@ -1,4 +1,4 @@
-"""Towers of front ends without a server."""
+"""Double of a tower behind a front end, without a server."""
 
 from __future__ import annotations
 
