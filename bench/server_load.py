@@ -40,8 +40,8 @@ SERVER, UNBATCHED = "babeltower server", "babeltower server, unbatched"
 IN_PROCESS, AT_A_TIME = "babeltower in process", "babeltower in process, as many at a time"
 _PAUSE_S = 0.5
 """Pause before every stretch, so that it is not affected by the one before."""
-_METRICS_S = 1.5
-"""Wait for the front ends, which publish their counters once a second."""
+_METRICS_S = 6.0
+"""Wait for the front ends, which publish their counters every five seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from triton_models.answers import REASONS, AnswerVectors, Code, Failure, TowerError
+from triton_models.answers import REASONS, AnswerVectors, Code, Failure, TowerError, TowerRun
+from triton_models.calls import ConcurrentCalls
 from triton_models.counters import DESCRIPTIONS, Counters, LabelledName
 from triton_models.gate import STOPPING
 from triton_models.spec import TowerCall
@@ -34,34 +35,43 @@ class TritonTower:
 
     def __init__(self, tower: TowerCall) -> None:
         self._tower = tower
+        # By default, a tower on a GPU leaves its answer in GPU memory, where NumPy cannot read it.
+        self._memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+        self._calls: ConcurrentCalls[Any, Any] = ConcurrentCalls(lambda request: request.exec())
 
-    async def __call__(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
-    ) -> list[NDArray[Any]]:
-        """Run the tower and return the named outputs.
+    def __call__(self, runs: Sequence[TowerRun]) -> list[list[NDArray[Any]] | TowerError]:
+        """Make all calls together; one fails if the tower is not loaded, its queue is full, or it fails."""
+        responses = self._calls.each([self._request(run) for run in runs])
+        return [self._outcome(response, run) for response, run in zip(responses, runs, strict=True)]
 
-        Raises:
-            TowerError: the tower is not loaded, its queue is full, or it failed.
-        """
-        request = pb_utils.InferenceRequest(
+    def close(self) -> None:
+        """End the threads."""
+        self._calls.close()
+
+    def _request(self, run: TowerRun) -> Any:
+        return pb_utils.InferenceRequest(
             model_name=self._tower.model,
             model_version=self._tower.version,
-            requested_output_names=list(outputs),
-            inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
-            # By default, a tower on a GPU leaves its answer in GPU memory, where NumPy cannot read it.
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            requested_output_names=list(run.outputs),
+            inputs=[pb_utils.Tensor(name, array) for name, array in run.inputs.items()],
+            preferred_memory=self._memory,
         )
-        response = await request.async_exec()
+
+    def _outcome(self, response: Any, run: TowerRun) -> list[NDArray[Any]] | TowerError:
         if response.has_error():
             error = response.error()
             busy = error.code() in (pb_utils.TritonError.UNAVAILABLE, pb_utils.TritonError.NOT_FOUND)
             # Triton says INTERNAL here where it stops, or the tower's process is dead and will be restarted.
             busy = busy or any(words in error.message() for words in _PASSING)
-            raise TowerError(
+            return TowerError(
                 f"Tower {self._tower.model}, version {self._tower.version}, failed: {error.message()}",
                 Code.UNAVAILABLE if busy else Code.INTERNAL,
             )
-        return [self._array(pb_utils.get_output_tensor_by_name(response, name)) for name in outputs]
+        try:
+            tensors = {tensor.name(): tensor for tensor in response.output_tensors()}
+            return [self._array(tensors[name]) for name in run.outputs]
+        except TowerError as error:
+            return error
 
     def _array(self, output: Any) -> NDArray[Any]:
         if not output.is_cpu():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ __all__ = [
     "Failure",
     "Tower",
     "TowerError",
+    "TowerRun",
     "failure_from_error",
     "require_vectors",
 ]
@@ -64,8 +65,16 @@ class TowerError(BabeltowerError):
         self.code = code
 
 
-Tower: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[str]], Awaitable[list[NDArray[Any]]]]
-"""Function that runs the tower: named inputs and output names → outputs; raises TowerError."""
+@dataclass(frozen=True, slots=True)
+class TowerRun:
+    """One call of a tower: its inputs, and the names of the outputs to return."""
+
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Sequence[str]
+
+
+Tower: TypeAlias = Callable[[Sequence[TowerRun]], list[list[NDArray[Any]] | TowerError]]
+"""Function that makes calls of a tower, all in flight together; each returns its outputs, or fails alone."""
 
 
 def failure_from_error(error: BabeltowerError) -> Failure:

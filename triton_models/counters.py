@@ -1,4 +1,4 @@
-"""Counters that accumulate in memory and are published to Triton's metrics once a second.
+"""Counters that accumulate in memory and are published to Triton's metrics every five seconds.
 
 Each increment of a Triton metric is a message to the server's process; a batch of 32 texts in 32 languages
 would wait for 40 of them.
@@ -44,7 +44,7 @@ class Counters:
         labels: Mapping[str, str],
         *,
         log: Callable[[str], None],
-        interval_s: float = 1.0,
+        interval_s: float = 5.0,
     ) -> None:
         self._publish = publish
         self._labels = dict(labels)
@@ -58,12 +58,18 @@ class Counters:
 
     def declare(self, name: str, **labels: str) -> None:
         """Publish a counter at 0, so that its first increment shows in a rate."""
-        self._accumulate(name, 0, labels)
+        self._accumulate((name, tuple(labels.items())), 0)
 
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
         """Add an amount to a counter."""
         if amount:
-            self._accumulate(name, amount, labels)
+            self._accumulate((name, tuple(labels.items())), amount)
+
+    def add_each(self, name: str, label: str, amounts: Mapping[str, int]) -> None:
+        """Add an amount for each value of one label."""
+        with self._lock:
+            for value, amount in amounts.items():
+                self._pending[name, ((label, value),)] += amount
 
     def flush(self) -> None:
         """Publish the accumulated counts; those that cannot be published are logged, and kept for later."""
@@ -73,7 +79,7 @@ class Counters:
         failure: Exception | None = None
         for key, amount in pending.items():
             try:
-                self._publish(key, amount)
+                self._publish(self._labelled(key), amount)
             except Exception as error:  # one that ends the thread would be seen by nobody
                 kept[key], failure = amount, error
         if failure is not None:
@@ -87,9 +93,13 @@ class Counters:
         self._thread.join()
         self.flush()
 
-    def _accumulate(self, name: str, amount: int, labels: Mapping[str, str]) -> None:
+    def _accumulate(self, key: LabelledName, amount: int) -> None:
         with self._lock:
-            self._pending[(name, tuple(sorted({**self._labels, **labels}.items())))] += amount
+            self._pending[key] += amount
+
+    def _labelled(self, key: LabelledName) -> LabelledName:
+        name, labels = key
+        return name, tuple(sorted({**self._labels, **dict(labels)}.items()))
 
     def _run(self) -> None:
         while not self._closed.wait(self._interval_s):

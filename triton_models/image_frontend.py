@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,8 @@ from triton_models.answers import (
     Code,
     Failure,
     Tower,
+    TowerError,
+    TowerRun,
     failure_from_error,
     require_vectors,
 )
@@ -51,6 +52,14 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class _Decoding:
+    """Valid request whose images are being decoded, and its vector width."""
+
+    images: list[Future[NDArray[np.uint8] | Failure]]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     pixels: list[NDArray[np.uint8]]
     width: int
@@ -72,14 +81,14 @@ class ImageFrontEnd:
         """Stop the decoding threads."""
         self._decoders.shutdown(wait=False)
 
-    async def answers(self, requests: Sequence[ImageRequest]) -> list[AnswerVectors | Failure]:
+    def answers(self, requests: Sequence[ImageRequest]) -> list[AnswerVectors | Failure]:
         """Return one answer per request, in order."""
-        jobs = await asyncio.gather(*(self._job(request) for request in requests))
+        jobs = [_job(decoding) for decoding in [self._decoding(request) for request in requests]]
         good = [job for job in jobs if isinstance(job, _Job)]
         pixels = [image for job in good for image in job.pixels]
         widths = sorted({job.width for job in good})
         runs = list(self._runs(len(pixels)))
-        parts = await asyncio.gather(*(self._embed([pixels[i] for i in run], widths) for run in runs))
+        parts = self._embedded([[pixels[i] for i in run] for run in runs], widths)
         found = [vectors for run, part in zip(runs, parts, strict=True) for vectors in _rows(part, len(run))]
         answers: list[AnswerVectors | Failure] = []
         start = 0
@@ -101,10 +110,9 @@ class ImageFrontEnd:
             for run in self._buckets.runs([1] * n_images):
                 yield run.positions.tolist()
 
-    async def _job(self, request: ImageRequest) -> _Job | Failure:
+    def _decoding(self, request: ImageRequest) -> _Decoding | Failure:
         try:
             width = self._spec.tower.width(one_width(request.dim))
-            loop = asyncio.get_running_loop()
             files = bytes_rows(request.image, "image")
             limits = self._limits
             costs = costs_of_files(
@@ -115,14 +123,10 @@ class ImageFrontEnd:
                 max_memory_bytes=limits.max_memory_bytes,
             )
             decoding = [
-                loop.run_in_executor(self._decoders, self._pixels, i, file, cost, request.is_cancelled)
+                self._decoders.submit(self._pixels, i, file, cost, request.is_cancelled)
                 for i, (file, cost) in enumerate(zip(files, costs, strict=True))
             ]
-            decoded = await asyncio.gather(*decoding)
-            failed = next((outcome for outcome in decoded if isinstance(outcome, Failure)), None)
-            if failed is not None:
-                return failed
-            return _Job([outcome for outcome in decoded if not isinstance(outcome, Failure)], width)
+            return _Decoding(decoding, width)
         except BabeltowerError as error:
             return failure_from_error(error)
 
@@ -144,21 +148,21 @@ class ImageFrontEnd:
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    async def _embed(
-        self, pixels: Sequence[NDArray[np.uint8]], widths: Sequence[int]
-    ) -> dict[int, NDArray[np.float32]] | Failure:
-        """Run the tower; on a GPU, the last image is repeated to fill one of its shapes."""
+    def _embedded(
+        self, runs: Sequence[Sequence[NDArray[np.uint8]]], widths: Sequence[int]
+    ) -> list[dict[int, NDArray[np.float32]] | Failure]:
+        """Run the tower; on a GPU, the last image of a run is repeated to fill one of its shapes."""
         names = [self._spec.tower.outputs[str(width)] for width in widths]
+        padded = [self._padded(run) for run in runs]
+        outcomes = self._tower([TowerRun({"pixels": pixels}, names) for pixels in padded])
+        return [
+            _vectors(outcome, len(pixels), widths, names)
+            for outcome, pixels in zip(outcomes, padded, strict=True)
+        ]
+
+    def _padded(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         n_rows = len(pixels) if self._buckets is None else self._buckets.shape_of(len(pixels))[0]
-        padded = np.stack([*pixels, *([pixels[-1]] * (n_rows - len(pixels)))])
-        try:
-            outputs = await self._tower({"pixels": padded}, names)
-            return {
-                width: require_vectors(output, (n_rows, width), name)
-                for width, name, output in zip(widths, names, outputs, strict=True)
-            }
-        except BabeltowerError as error:
-            return failure_from_error(error)
+        return np.stack([*pixels, *([pixels[-1]] * (n_rows - len(pixels)))])
 
     def _count(self, answers: Sequence[AnswerVectors | Failure]) -> None:
         for answer in answers:
@@ -171,6 +175,32 @@ class ImageFrontEnd:
 
 
 _CANCELLED = Failure(Code.CANCELLED, "cancelled", "The request was cancelled by its sender.")
+
+
+def _job(decoding: _Decoding | Failure) -> _Job | Failure:
+    """Wait for a request's images."""
+    if isinstance(decoding, Failure):
+        return decoding
+    decoded = [image.result() for image in decoding.images]
+    failed = next((outcome for outcome in decoded if isinstance(outcome, Failure)), None)
+    if failed is not None:
+        return failed
+    return _Job([outcome for outcome in decoded if not isinstance(outcome, Failure)], decoding.width)
+
+
+def _vectors(
+    outcome: list[NDArray[Any]] | TowerError, n_rows: int, widths: Sequence[int], names: Sequence[str]
+) -> dict[int, NDArray[np.float32]] | Failure:
+    """Return the vectors of a run by width, or its failure."""
+    try:
+        if isinstance(outcome, TowerError):
+            raise outcome
+        return {
+            width: require_vectors(output, (n_rows, width), name)
+            for width, name, output in zip(widths, names, outcome, strict=True)
+        }
+    except TowerError as error:
+        return failure_from_error(error)
 
 
 def _rows(

@@ -18,9 +18,11 @@ def bytes_rows(tensor: NDArray[Any], name: str) -> list[bytes]:
     Raises:
         InputError: the shape is wrong.
     """
-    if tensor.ndim != 2 or tensor.shape[1] != 1 or not len(tensor):
-        raise InputError(f"Input {name!r} has shape {list(tensor.shape)}; expected [rows, 1].")
-    return [value if isinstance(value, bytes) else str(value).encode() for value in tensor[:, 0].tolist()]
+    shape = tensor.shape
+    if len(shape) != 2 or shape[1] != 1 or not shape[0]:
+        raise InputError(f"Input {name!r} has shape {list(shape)}; expected [rows, 1].")
+    values = tensor[:, 0].tolist()
+    return [value if isinstance(value, bytes) else str(value).encode() for value in values]
 
 
 def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters: int) -> list[str]:
@@ -29,27 +31,23 @@ def text_rows(tensor: NDArray[Any], name: str, *, max_bytes: int, max_characters
     Raises:
         InputError: the shape is wrong, bytes are not UTF-8, or a text is over a limit.
     """
-    return [
-        _text(row, name, i, max_bytes=max_bytes, max_characters=max_characters)
-        for i, row in enumerate(bytes_rows(tensor, name))
-    ]
-
-
-def _text(row: bytes, name: str, i: int, *, max_bytes: int, max_characters: int) -> str:
-    if len(row) > max_bytes:
-        raise InputError(f"{name} {i} has {len(row)} bytes; the limit is {max_bytes}. Shorten it first.")
-    try:
-        text = row.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} {i} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. "
-            "Encode it as UTF-8."
-        ) from None
-    if len(text) > max_characters:
-        raise InputError(
-            f"{name} {i} has {len(text)} characters; the limit is {max_characters}. Shorten it first."
-        )
-    return text
+    texts = []
+    for i, row in enumerate(bytes_rows(tensor, name)):
+        if len(row) > max_bytes:
+            raise InputError(f"{name} {i} has {len(row)} bytes; the limit is {max_bytes}. Shorten it first.")
+        try:
+            text = row.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name} {i} is not UTF-8: {error.reason} at byte {error.start} of {len(row)}. "
+                "Encode it as UTF-8."
+            ) from None
+        if len(text) > max_characters:
+            raise InputError(
+                f"{name} {i} has {len(text)} characters; the limit is {max_characters}. Shorten it first."
+            )
+        texts.append(text)
+    return texts
 
 
 def one_width(tensor: NDArray[Any] | None) -> int | None:

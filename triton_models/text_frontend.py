@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BabeltowerError, InputError
-from runtime.preprocessing.batching import TokenBatch, inputs_of_batch, padded_batch, runs_from_lengths
+from runtime.preprocessing.batching import inputs_of_batch, padded_batch, runs_from_lengths
 from runtime.preprocessing.buckets import BucketRun, Buckets, text_buckets
-from runtime.preprocessing.cleaning import n_expanded
+from runtime.preprocessing.cleaning import MOST_EXPANDED, n_expanded
 from runtime.preprocessing.languages import code_among, flores_from_code
 from runtime.preprocessing.text import Text, Tokenizer, TokenRow
-from triton_models.answers import AnswerVectors, Code, Failure, Tower, failure_from_error, require_vectors
+from triton_models.answers import (
+    AnswerVectors,
+    Failure,
+    Tower,
+    TowerError,
+    TowerRun,
+    failure_from_error,
+    require_vectors,
+)
 from triton_models.counters import Counters, bucket_label
 from triton_models.spec import TextLimits, TextSpec
 from triton_models.tensors import one_width, text_rows
@@ -54,6 +61,24 @@ class _Job:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """Vectors of a batch's rows by width, and failures by row; the other rows of a width are not filled."""
+
+    vectors: Mapping[int, NDArray[np.float32]]
+    failures: dict[int, Failure]
+
+    def answer(
+        self, start: int, end: int, width: int, truncated: NDArray[np.bool_]
+    ) -> AnswerVectors | Failure:
+        """Return the rows of one request, or its first failure."""
+        if self.failures:
+            for row in range(start, end):
+                if row in self.failures:
+                    return self.failures[row]
+        return AnswerVectors(self.vectors[width][start:end], truncated[start:end])
+
+
 class TextFrontEnd:
     """Text front end for batches of requests; each request succeeds or fails independently.
 
@@ -71,26 +96,27 @@ class TextFrontEnd:
         self._counters = counters
         self._buckets = _gpu_buckets(spec, limits) if spec.tower.on_gpu else None
 
-    async def answers(self, requests: Sequence[TextRequest]) -> list[AnswerVectors | Failure]:
+    def answers(self, requests: Sequence[TextRequest]) -> list[AnswerVectors | Failure]:
         """Return one answer per request, in order."""
         jobs = [self._job(request) for request in requests]
         good = [job for job in jobs if isinstance(job, _Job)]
         rows = self._tokenizer.rows_from_texts([text for job in good for text in job.texts])
-        widths = [job.width for job in good for _ in job.texts]
-        vectors = await self._vectors(rows, widths)
+        embedded = self._embedded(rows, [job.width for job in good for _ in job.texts])
         self._count(good, rows)
+        truncated = np.array([row.truncated for row in rows], dtype=np.bool_)
         answers: list[AnswerVectors | Failure] = []
         start = 0
         for job in jobs:
+            answer: AnswerVectors | Failure
             if isinstance(job, _Job):
                 end = start + len(job.texts)
-                answers.append(_answer(vectors[start:end], rows[start:end]))
+                answer = embedded.answer(start, end, job.width, truncated)
                 start = end
             else:
-                answers.append(job)
-        for answer in answers:
+                answer = job
             if isinstance(answer, Failure):
                 self._counters.add("babeltower_failed_requests_total", reason=answer.reason)
+            answers.append(answer)
         return answers
 
     def _job(self, request: TextRequest) -> _Job | Failure:
@@ -99,36 +125,41 @@ class TextFrontEnd:
             texts = text_rows(
                 request.text, "text", max_bytes=limits.max_bytes, max_characters=limits.max_characters
             )
-            if (n_characters := sum(map(n_expanded, texts))) > limits.max_request_characters:
-                raise InputError(
-                    f"The {len(texts)} texts of the request have {n_characters} characters, with ligatures "
-                    f"and the like written out; the limit is {limits.max_request_characters}. Send fewer "
-                    "texts in a request."
-                )
+            _require_tokenizable(texts, limits.max_request_characters)
             languages = _languages(request.language, len(texts))
-            pairs = [Text(text, i, code) for i, (text, code) in enumerate(zip(texts, languages, strict=True))]
-            for text in pairs:
-                self._tokenizer.require_language(text)
-                if not request.allows_blank and not text.text.strip():
+            pairs = []
+            for i, (text, code) in enumerate(zip(texts, languages, strict=True)):
+                pairs.append(pair := Text(text, i, code))
+                self._tokenizer.require_language(pair)
+                if not request.allows_blank and not text.strip():
                     raise InputError(
-                        f"text {text.index} is empty: none of its {len(text.text)} characters is visible. "
+                        f"text {i} is empty: none of its {len(text)} characters is visible. "
                         "Send a text, or the request parameter blank='embed' to embed an empty one."
                     )
             return _Job(pairs, self._spec.tower.width(one_width(request.dim)))
         except BabeltowerError as error:
             return failure_from_error(error)
 
-    async def _vectors(
-        self, rows: Sequence[TokenRow], widths: Sequence[int]
-    ) -> list[NDArray[np.float32] | Failure]:
-        """Return a vector or failure for every row; runs are concurrent."""
-        found: list[NDArray[np.float32] | Failure] = [_UNANSWERED] * len(rows)
-        runs = self._runs([len(row.ids) for row in rows])
-        if len(runs) == 1:
-            await self._embed(runs[0], rows, widths, found)
-        else:
-            await asyncio.gather(*(self._embed(run, rows, widths, found) for run in runs))
-        return found
+    def _embedded(self, rows: Sequence[TokenRow], widths: Sequence[int]) -> _Embedded:
+        """Return the vectors and failures of all rows; runs are in flight together."""
+        wanted = sorted(set(widths))
+        embedded = _Embedded({width: np.empty((len(rows), width), dtype=np.float32) for width in wanted}, {})
+        ids = [row.ids for row in rows]
+        lengths = [len(row) for row in ids]
+        runs = self._runs(lengths)
+        in_runs = [_in_run(run, widths, wanted) for run in runs]
+        calls = [self._call(run, ids, in_run) for run, in_run in zip(runs, in_runs, strict=True)]
+        n_padding = 0
+        for run, in_run, outcome in zip(runs, in_runs, self._tower(calls), strict=True):
+            try:
+                self._keep(run, in_run, outcome, embedded)
+            except TowerError as error:
+                embedded.failures.update(dict.fromkeys(run.positions.tolist(), failure_from_error(error)))
+                continue
+            n_padding += run.rows * run.length - sum([lengths[i] for i in run.positions.tolist()])
+            self._counters.add("babeltower_tower_calls_total", bucket=bucket_label(run.length))
+        self._counters.add("babeltower_padding_tokens_total", n_padding)
+        return embedded
 
     def _runs(self, lengths: Sequence[int]) -> list[BucketRun]:
         """Split rows into runs of the tower, each with the shape that it is padded to."""
@@ -140,56 +171,47 @@ class TextFrontEnd:
             max_rows=self._spec.tower.max_batch_size,
             overhead=self._limits.bucket_overhead,
         )
-        return [BucketRun(rows, len(rows), max(lengths[i] for i in rows)) for rows in split]
+        return [BucketRun(rows, len(rows), lengths[rows[0]]) for rows in split]  # longest rows come first
 
-    async def _embed(
+    def _call(self, run: BucketRun, ids: Sequence[list[int]], widths: Sequence[int]) -> TowerRun:
+        """Return a run's call of the tower, repeating its last row up to the run's number of rows."""
+        batch = padded_batch(ids, run.positions, pad_id=self._spec.preprocessing.pad_id, length=run.length)
+        arrays = inputs_of_batch(batch, self._spec.preprocessing.graph_inputs)
+        if n_missing := run.rows - len(run.positions):
+            missing = ((0, n_missing), (0, 0))
+            arrays = {name: np.pad(array, missing, mode="edge") for name, array in arrays.items()}
+        return TowerRun(arrays, [self._spec.tower.outputs[str(width)] for width in widths])
+
+    def _keep(
         self,
         run: BucketRun,
-        rows: Sequence[TokenRow],
         widths: Sequence[int],
-        found: list[NDArray[np.float32] | Failure],
+        outcome: list[NDArray[Any]] | TowerError,
+        embedded: _Embedded,
     ) -> None:
-        pad_id = self._spec.preprocessing.pad_id
-        bucket = run.positions
-        batch = padded_batch([row.ids for row in rows], bucket, pad_id=pad_id, length=run.length)
-        wanted = sorted({widths[i] for i in bucket})
-        try:
-            by_width = await self._call(batch, run.rows, wanted)
-        except BabeltowerError as error:
-            failure = failure_from_error(error)
-            for i in bucket:
-                found[i] = failure
-            return
-        for at, i in enumerate(bucket):
-            found[i] = by_width[widths[i]][at]
-        self._counters.add("babeltower_tower_calls_total", bucket=bucket_label(run.length))
-        self._counters.add("babeltower_padding_tokens_total", run.rows * run.length - batch.n_tokens)
-
-    async def _call(
-        self, batch: TokenBatch, n_rows: int, widths: Sequence[int]
-    ) -> Mapping[int, NDArray[np.float32]]:
-        """Run the tower on a batch, repeating its last row up to ``n_rows``; return vectors of all rows."""
-        names = [self._spec.tower.outputs[str(width)] for width in widths]
-        missing = ((0, n_rows - len(batch.positions)), (0, 0))
-        arrays = inputs_of_batch(batch, self._spec.preprocessing.graph_inputs)
-        if missing[0][1]:
-            arrays = {name: np.pad(array, missing, mode="edge") for name, array in arrays.items()}
-        outputs = await self._tower(arrays, names)
-        return {
-            width: require_vectors(output, (n_rows, width), name)
-            for width, name, output in zip(widths, names, outputs, strict=True)
-        }
+        """Put the vectors of a run in their rows' places; raise the error of one that has none."""
+        if isinstance(outcome, TowerError):
+            raise outcome
+        for width, output in zip(widths, outcome, strict=True):
+            vectors = require_vectors(output, (run.rows, width), self._spec.tower.outputs[str(width)])
+            embedded.vectors[width][run.positions] = vectors[: len(run.positions)]
 
     def _count(self, jobs: Sequence[_Job], rows: Sequence[TokenRow]) -> None:
         counters = self._counters
         counters.add("babeltower_texts_total", len(rows))
-        counters.add("babeltower_tokens_total", sum(len(row.ids) for row in rows))
-        counters.add("babeltower_truncated_texts_total", sum(row.truncated for row in rows))
-        codes = Counter(text.language for job in jobs for text in job.texts)
+        counters.add("babeltower_tokens_total", sum([len(row.ids) for row in rows]))
+        counters.add("babeltower_truncated_texts_total", sum([row.truncated for row in rows]))
         known = self._spec.preprocessing.language_ids
-        for code, amount in codes.items():
+        by_language: Counter[str] = Counter()
+        for code, amount in Counter([text.language for job in jobs for text in job.texts]).items():
             language = "none" if code is None else code_among(code, known) or flores_from_code(code)
-            counters.add("babeltower_texts_by_language_total", amount, language=language)
+            by_language[language] += amount
+        counters.add_each("babeltower_texts_by_language_total", "language", by_language)
+
+
+def _in_run(run: BucketRun, widths: Sequence[int], wanted: Sequence[int]) -> Sequence[int]:
+    """Return the widths that the rows of a run need, ascending; nearly always there is only one."""
+    return wanted if len(wanted) == 1 else sorted({widths[i] for i in run.positions.tolist()})
 
 
 def _gpu_buckets(spec: TextSpec, limits: TextLimits) -> Buckets:
@@ -201,7 +223,16 @@ def _gpu_buckets(spec: TextSpec, limits: TextLimits) -> Buckets:
     return dataclasses.replace(buckets, overhead=limits.bucket_overhead)
 
 
-_UNANSWERED = Failure(Code.INTERNAL, "internal", "The text was not embedded.")
+def _require_tokenizable(texts: Sequence[str], limit: int) -> None:
+    """Check the characters of a request; few texts are so long that they must be counted."""
+    if MOST_EXPANDED * sum(map(len, texts)) <= limit:
+        return
+    if (n_characters := sum(map(n_expanded, texts))) > limit:
+        raise InputError(
+            f"The {len(texts)} texts of the request have {n_characters} characters, with ligatures "
+            f"and the like written out; the limit is {limit}. Send fewer "
+            "texts in a request."
+        )
 
 
 def _languages(tensor: NDArray[Any] | None, n_texts: int) -> list[str | None]:
@@ -209,15 +240,3 @@ def _languages(tensor: NDArray[Any] | None, n_texts: int) -> list[str | None]:
         return [None] * n_texts
     codes = text_rows(tensor, "language", max_bytes=4 * _LONGEST_LANGUAGE, max_characters=_LONGEST_LANGUAGE)
     return [code.strip() or None for code in codes]
-
-
-def _answer(
-    vectors: Sequence[NDArray[np.float32] | Failure], rows: Sequence[TokenRow]
-) -> AnswerVectors | Failure:
-    for vector in vectors:
-        if isinstance(vector, Failure):
-            return vector
-    truncated = np.asarray([row.truncated for row in rows], dtype=np.bool_)
-    good = [v for v in vectors if not isinstance(v, Failure)]
-    # Most requests have one text, and np.stack takes ten times as long as a view.
-    return AnswerVectors(good[0][np.newaxis] if len(good) == 1 else np.stack(good), truncated)

@@ -109,29 +109,49 @@ def runs_from_lengths(
     Returns:
         Row positions of each run, longest rows first and equal lengths in row order.
     """
-    sizes = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
-    order = np.argsort(-sizes, kind="stable")
-    longest, starts = np.unique(-sizes[order], return_index=True)
-    longest, bounds = -longest, np.append(starts, len(order))
-    most = np.maximum(max_tokens // longest, 1)
-    if max_rows is not None:
-        most = np.minimum(most, max_rows)
-    cost = np.zeros(len(longest) + 1, dtype=np.int64)
-    begin = np.zeros(len(longest) + 1, dtype=np.int64)
-    for end in range(1, len(longest) + 1):
-        n_rows = bounds[end] - bounds[:end]
-        total = cost[:end] + n_rows * longest[:end] + overhead * -(-n_rows // most[:end])
-        begin[end] = total.argmin()
-        cost[end] = total[begin[end]]
+    sizes = lengths.tolist() if isinstance(lengths, np.ndarray) else list(lengths)
+    order = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)  # equal lengths keep their order
+    longest: list[int] = []
+    bounds: list[int] = []
+    for place, row in enumerate(order):
+        size = max(sizes[row], 1)
+        if not longest or size != longest[-1]:
+            longest.append(size)
+            bounds.append(place)
+    bounds.append(len(order))
+    limit = len(order) if max_rows is None else max_rows
+    most = [min(max(max_tokens // length, 1), limit) for length in longest]
+    begins = _cheapest_split(longest, bounds, most, overhead)
     runs: list[NDArray[np.int64]] = []
     end = len(longest)
     while end:
-        first = int(begin[end])
-        rows = order[bounds[first] : bounds[end]]
-        parts = -(-len(rows) // int(most[first]))
+        first = begins[end]
+        rows = np.array(order[bounds[first] : bounds[end]], dtype=np.int64)
+        parts = -(-len(rows) // most[first])
         runs = [*([rows] if parts == 1 else np.array_split(rows, parts)), *runs]
         end = first
     return runs
+
+
+def _cheapest_split(
+    longest: Sequence[int], bounds: Sequence[int], most: Sequence[int], overhead: int
+) -> list[int]:
+    """Return the first length of the last run of every cheapest split of the first lengths.
+
+    A call has few lengths, for which NumPy takes longer than the arithmetic.
+    """
+    cost, begins = [0], [0]
+    for end in range(1, len(longest) + 1):
+        rows_end = bounds[end]
+        best = best_cost = -1
+        for first in range(end):
+            n_rows = rows_end - bounds[first]
+            found = cost[first] + n_rows * longest[first] + overhead * -(-n_rows // most[first])
+            if best < 0 or found < best_cost:
+                best, best_cost = first, found
+        cost.append(best_cost)
+        begins.append(best)
+    return begins
 
 
 def inputs_of_batch(batch: TokenBatch, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
@@ -157,16 +177,17 @@ def padded_batch(
     length: int | None = None,
 ) -> TokenBatch:
     """Make one batch of the rows at ``positions``, padded to ``length``, or to the longest row."""
+    places = np.asarray(positions, dtype=np.int64)
+    chosen = [rows[place] for place in places.tolist()]
+    sizes = [len(row) for row in chosen]
     if length is None:
-        length = max((len(rows[position]) for position in positions), default=0)
-    input_ids = np.full((len(positions), length), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(positions), length), dtype=np.int64)
-    for i, position in enumerate(positions):
-        row = rows[position]
-        input_ids[i, : len(row)] = row
-        attention_mask[i, : len(row)] = 1
-    n_tokens = sum(len(rows[position]) for position in positions)
-    return TokenBatch(np.asarray(positions, dtype=np.int64), input_ids, attention_mask, n_tokens)
+        length = max(sizes, default=0)
+    input_ids = np.full((len(chosen), length), pad_id, dtype=np.int64)
+    attention_mask = np.zeros((len(chosen), length), dtype=np.int64)
+    for i, (row, size) in enumerate(zip(chosen, sizes, strict=True)):
+        input_ids[i, :size] = row
+        attention_mask[i, :size] = 1
+    return TokenBatch(places, input_ids, attention_mask, sum(sizes))
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -6,10 +6,22 @@ import html
 import re
 import string
 import unicodedata
+from collections.abc import Callable
+from functools import cache
 
 from runtime.errors import InputError
 
-__all__ = ["clean_canonicalize", "clean_lower", "clean_whitespace", "n_expanded", "whole_characters"]
+__all__ = [
+    "MOST_EXPANDED",
+    "clean_canonicalize",
+    "clean_lower",
+    "clean_whitespace",
+    "n_expanded",
+    "whole_characters",
+]
+
+MOST_EXPANDED = 18
+"""Most characters that one becomes in ``n_expanded``."""
 
 _LONGEST_FAST_PATH = 65_536
 """Longest text of the fast path, well below the length at which ftfy splits lines."""
@@ -72,16 +84,19 @@ def _is_left_alone_by_ftfy(text: str) -> bool:
     """Check whether every step of ``ftfy.fix_text`` is known to leave the text unchanged."""
     if len(text) > _LONGEST_FAST_PATH or _TOUCHED_BY_FTFY.search(text):
         return False
+    return unicodedata.is_normalized("NFC", text) and not _badness()(text)
+
+
+@cache
+def _badness() -> Callable[[str], bool]:
     from ftfy.badness import is_bad
 
-    return unicodedata.is_normalized("NFC", text) and not is_bad(text)
+    found: Callable[[str], bool] = is_bad
+    return found
 
 
 def n_expanded(text: str) -> int:
-    """Return the number of characters that a tokenizer reads: SentencePiece's normalize as NFKC does.
-
-    One character may become eighteen.
-    """
+    """Return the number of characters that a tokenizer reads: SentencePiece's normalize as NFKC does."""
     if text.isascii():
         return len(text)
     return max(len(text), len(unicodedata.normalize("NFKC", text)))

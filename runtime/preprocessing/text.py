@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Subwords
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
 from runtime.preprocessing.cleaning import (
+    MOST_EXPANDED,
     clean_canonicalize,
     clean_lower,
     clean_whitespace,
@@ -41,6 +42,9 @@ _END = object()
 
 _CHARACTERS_AT_ONCE = 1 << 19
 """Characters tokenized at a time: tokens of a long text take sixty bytes a character until they are cut."""
+
+_CHARACTERS_ALONE = 1_024
+"""Characters that are tokenized text by text; a batch of texts wakes threads, which takes longer."""
 
 _SHORTEST_CUT, _CHARACTERS_A_TOKEN = 1_024, 16
 """Where a long text is cut, in characters: most languages have 2 to 6 a token."""
@@ -204,8 +208,8 @@ class Tokenizer:
         cleaned = cleaned_texts(texts, self._preprocessing)
         rows = []
         for part in _parts_of_bounded_length(cleaned):
-            encodings = self._subwords.encode_batch_fast(cleaned[part], add_special_tokens=False)
-            rows += [self._row(prefix, e.ids) for prefix, e in zip(prefixes[part], encodings, strict=True)]
+            tokens = self._tokens(cleaned[part])
+            rows += [self._row(prefix, ids) for prefix, ids in zip(prefixes[part], tokens, strict=True)]
         return rows
 
     @property
@@ -230,7 +234,7 @@ class Tokenizer:
             if known is None or length >= len(text):
                 break
             beginning = text[: length - 1 if "\ud800" <= text[length - 1] <= "\udbff" else length]
-            tokens = self._tokens([self._cleaned(beginning)])[0]
+            tokens = next(self._tokens([self._cleaned(beginning)]))
             if len(tokens) > n and tokens[:n] == known[:n]:
                 return beginning
         return text
@@ -244,10 +248,10 @@ class Tokenizer:
         """
         at = self._cut_at
         if len(cleaned) <= at:
-            return self._tokens([cleaned])[0]
+            return next(self._tokens([cleaned]))
         space = cleaned.rfind(" ", at // 2, at) if self._splits_words else -1
         ends = [space] if space > 0 else range(at - self._longest_token, at + 1)
-        found = self._tokens([cleaned[:end] for end in ends])
+        found = list(self._tokens([cleaned[:end] for end in ends]))
         enough = self._preprocessing.context_length + _TOKENS_BEYOND
         first = found[0][:enough]
         is_known = all(len(tokens) > enough for tokens in found)
@@ -257,9 +261,15 @@ class Tokenizer:
     def _cleaned(self, text: str) -> str:
         return cleaned_texts([Text(text, 0, None)], self._preprocessing)[0]
 
-    def _tokens(self, cleaned: Sequence[str]) -> list[list[int]]:
-        encodings = self._subwords.encode_batch_fast(list(cleaned), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def _tokens(self, cleaned: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the tokens of each text; as Python's numbers, those of one text at a time take memory."""
+        subwords = self._subwords
+        if sum(map(len, cleaned)) <= _CHARACTERS_ALONE:
+            for text in cleaned:
+                yield subwords.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            return
+        for encoding in subwords.encode_batch_fast(list(cleaned), add_special_tokens=False):
+            yield encoding.ids
 
     @property
     def _cut_at(self) -> int:
@@ -314,6 +324,9 @@ class Tokenizer:
 
 def _parts_of_bounded_length(texts: Sequence[str]) -> Iterator[slice]:
     """Yield consecutive parts of about ``_CHARACTERS_AT_ONCE``, or of a single text."""
+    if texts and MOST_EXPANDED * sum(map(len, texts)) <= _CHARACTERS_AT_ONCE:
+        yield slice(0, len(texts))
+        return
     start = n_characters = 0
     for i, text in enumerate(texts):
         length = n_expanded(text)

@@ -95,21 +95,18 @@ class PbUtilsDouble(ModuleType):
         )
         on_gpu = self.behaviour is Behaviour.GPU_ALWAYS or not asked_for_cpu
 
-        async def async_exec() -> SimpleNamespace:
+        def exec_() -> SimpleNamespace:
             failed = self.behaviour is Behaviour.FAILS
             sums = inputs[0].as_numpy().sum(1, keepdims=True).astype(np.float32)
             outputs = [Tensor(name, sums, on_gpu=on_gpu) for name in requested_output_names]
             return SimpleNamespace(
                 has_error=lambda: failed,
                 error=lambda: TritonError("the queue is full", TritonError.UNAVAILABLE),
-                outputs=outputs,
+                output_tensors=lambda: outputs,
             )
 
         request = SimpleNamespace(
-            model=model_name, version=model_version, memory=preferred_memory, async_exec=async_exec
+            model=model_name, version=model_version, memory=preferred_memory, exec=exec_
         )
         self.requests.append(request)
         return request
-
-    def get_output_tensor_by_name(self, response: SimpleNamespace, name: str) -> Tensor | None:
-        return next((tensor for tensor in response.outputs if tensor.name() == name), None)

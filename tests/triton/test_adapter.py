@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pb_utils_double import TRITONSERVER_MEMORY_CPU, Behaviour, PbUtilsDouble, TritonModelException
 
-from triton_models.answers import Code, TowerError
+from triton_models.answers import Code, TowerError, TowerRun
 from triton_models.spec import TowerCall
 
 TOWER = TowerCall("m_text_tower_fp16_tensorrt", 3, 32, 4, {"4": "vector"})
@@ -27,14 +27,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PbUtilsDouble]:
     sys.modules.pop("triton_models.adapter", None)
 
 
-def answer() -> list[Any]:
+def outcomes(n_runs: int = 1) -> list[Any]:
     adapter = importlib.import_module("triton_models.adapter")
+    tower = adapter.TritonTower(TOWER)
     ids = np.array([[1, 2], [3, 4]])
-    return asyncio.run(adapter.TritonTower(TOWER)({"input_ids": ids}, ["vector"]))
+    try:
+        found: list[Any] = tower([TowerRun({"input_ids": ids + 10 * i}, ["vector"]) for i in range(n_runs)])
+    finally:
+        tower.close()
+    return found
 
 
 def test_the_answer_of_a_tower_on_a_gpu_is_asked_for_in_cpu_memory(server: PbUtilsDouble) -> None:
-    (vectors,) = answer()
+    ((vectors,),) = outcomes()
     np.testing.assert_array_equal(vectors, [[3], [7]])
     (request,) = server.requests
     assert (request.model, request.version) == (TOWER.model, TOWER.version)
@@ -43,9 +48,10 @@ def test_the_answer_of_a_tower_on_a_gpu_is_asked_for_in_cpu_memory(server: PbUti
 
 def test_an_answer_that_stays_on_the_gpu_is_a_clear_error(server: PbUtilsDouble) -> None:
     server.behaviour = Behaviour.GPU_ALWAYS
-    with pytest.raises(TowerError, match=r"left output 'vector' in GPU memory .*requested") as error:
-        answer()
-    assert error.value.code is Code.INTERNAL
+    (error,) = outcomes()
+    assert isinstance(error, TowerError)
+    assert re.search(r"left output 'vector' in GPU memory .*requested", str(error))
+    assert error.code is Code.INTERNAL
 
 
 def test_the_double_s_tensors_behave_as_the_server_s(server: PbUtilsDouble) -> None:
@@ -58,6 +64,12 @@ def test_the_double_s_tensors_behave_as_the_server_s(server: PbUtilsDouble) -> N
 
 def test_a_busy_tower_is_unavailable(server: PbUtilsDouble) -> None:
     server.behaviour = Behaviour.FAILS
-    with pytest.raises(TowerError, match="version 3, failed: the queue is full") as error:
-        answer()
-    assert error.value.code is Code.UNAVAILABLE
+    (error,) = outcomes()
+    assert isinstance(error, TowerError)
+    assert "version 3, failed: the queue is full" in str(error)
+    assert error.code is Code.UNAVAILABLE
+
+
+def test_calls_made_together_are_answered_in_order(server: PbUtilsDouble) -> None:
+    found = outcomes(12)
+    assert [vectors[0].ravel().tolist() for vectors in found] == [[3 + 20 * i, 7 + 20 * i] for i in range(12)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from PIL import Image
 from processes import memory_bytes
 from raw_client import bytes_column, infer
 from sample_models import Exported
+from tower_double import tower_from_call
 from tritonclient.utils import InferenceServerException
 
 from runtime.errors import InputError
@@ -175,7 +175,7 @@ def test_images_whose_sender_left_are_not_decoded(traced: tuple[Server, Path]) -
     tensor.set_data_from_numpy(files)
     deadline = time.monotonic() + 120
     attempt = 0
-    while 'reason="cancelled"' not in server.metrics():  # counters are published once a second
+    while 'reason="cancelled"' not in server.metrics():  # counters are published every five seconds
         assert time.monotonic() < deadline
         answered = threading.Event()
         call = client.async_infer(f"{NAME}_image", [tensor], lambda *_, done=answered: done.set())
@@ -194,14 +194,14 @@ def test_decoding_stops_when_the_sender_leaves(exported: Exported) -> None:
         asked.append(next(left, True))
         return asked[-1]
 
-    async def tower(*_: Any) -> list[NDArray[Any]]:
+    def tower(*_: Any) -> list[NDArray[Any]]:
         raise AssertionError("a request without a sender reached the tower")
 
     front_end = ImageFrontEnd(
-        spec_from_folder(ImageSpec, folder), ImageLimits(decode_threads=1), tower, counters
+        spec_from_folder(ImageSpec, folder), ImageLimits(decode_threads=1), tower_from_call(tower), counters
     )
     request = ImageRequest(bytes_column([png((1_200, 1_000))] * 5), is_cancelled=is_cancelled)
-    (answer,) = asyncio.run(front_end.answers([request]))
+    (answer,) = front_end.answers([request])
     assert isinstance(answer, Failure)
     assert answer.code is Code.CANCELLED
     assert asked == [False, False, True, True, True]

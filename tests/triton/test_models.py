@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import dataclasses
 import gc
 import io
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sample_models import NAMES, Exported
 from stock_backends import config_of_folder, require_accepted
+from tower_double import tower_from_call
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -120,13 +120,14 @@ def front_end(exported: Exported) -> Any:
         tokenizer = Tokenizer(folder / "tokenizer.json", spec.preprocessing)
         limits = TextLimits.on_gpu() if on_gpu else TextLimits()
         call = dataclasses.replace(spec.tower, on_gpu=on_gpu, max_batch_size=512 if on_gpu else 64)
-        return TextFrontEnd(dataclasses.replace(spec, tower=call), limits, tokenizer, tower, counters)
+        own = dataclasses.replace(spec, tower=call)
+        return TextFrontEnd(own, limits, tokenizer, tower_from_call(tower), counters)
 
     yield made
     counters.close()
 
 
-async def counting_tower(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+def counting_tower(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
     """Vectors that say how many tokens their text had."""
     n_tokens = inputs["attention_mask"].sum(axis=1, keepdims=True)
     widths = {"vector": 192, "vector_32": 32, "vector_64": 64, "vector_128": 128}
@@ -145,7 +146,7 @@ def test_each_request_fails_alone(front_end: Any) -> None:
         request(b"gato", b"\xff"),
         request(b"um gato preto e um gato branco", dim=64),
     ]
-    first, second, third = asyncio.run(front_end(counting_tower).answers(requests))
+    first, second, third = front_end(counting_tower).answers(requests)
     assert isinstance(second, Failure)
     assert "text 1 is not UTF-8" in second.message
     assert first.vectors.shape == (1, 192)
@@ -160,7 +161,7 @@ def test_each_request_fails_alone(front_end: Any) -> None:
 def test_a_refusal_begins_with_the_class_that_is_raised_in_process(
     front_end: Any, text: bytes, language: bytes, kind: type[InputError]
 ) -> None:
-    (failure,) = asyncio.run(front_end(counting_tower).answers([request(text, language=language)]))
+    (failure,) = front_end(counting_tower).answers([request(text, language=language)])
     assert failure.code is Code.INVALID_ARG
     assert failure.message.startswith(f"{kind.__name__}: ")
     assert type(error_from_message(failure.message, place="Text 7")) is kind
@@ -171,7 +172,10 @@ def test_a_refused_image_is_let_go_of_at_once(exported: Exported) -> None:
     folder = exported("capivara").with_name("capivara_image") / "1"
     counters = Counters(lambda *_: None, {}, log=print, interval_s=60)
     front_end = ImageFrontEnd(
-        spec_from_folder(ImageSpec, folder), ImageLimits(max_bytes=1000), counting_tower, counters
+        spec_from_folder(ImageSpec, folder),
+        ImageLimits(max_bytes=1000),
+        tower_from_call(counting_tower),
+        counters,
     )
 
     gc.disable()
@@ -180,7 +184,7 @@ def test_a_refused_image_is_let_go_of_at_once(exported: Exported) -> None:
             column = np.empty((1, 1), dtype=object)
             column[0, 0] = image
             held = sys.getrefcount(image)
-            (failure,) = asyncio.run(front_end.answers([ImageRequest(column)]))
+            (failure,) = front_end.answers([ImageRequest(column)])
             assert isinstance(failure, Failure)
             assert failure.message.startswith("ImageError: ")
             deadline = time.monotonic() + 5  # a decoding thread holds its last task for a moment
@@ -211,13 +215,13 @@ def test_every_metric_of_the_dashboard_is_counted_and_every_count_is_shown() -> 
 
 
 def test_a_failing_tower_fails_the_texts_of_its_bucket_only(front_end: Any) -> None:
-    async def short_only(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def short_only(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         if inputs["input_ids"].shape[1] > 30:
             raise TowerError("too long")
-        return await counting_tower(inputs, outputs)
+        return counting_tower(inputs, outputs)
 
     long = request(b"gato " * 60)
-    answers = asyncio.run(front_end(short_only).answers([request(b"gato"), long]))
+    answers = front_end(short_only).answers([request(b"gato"), long])
     assert isinstance(answers[0], AnswerVectors)
     assert isinstance(answers[1], Failure)
     assert answers[1].message == "too long"
@@ -226,23 +230,23 @@ def test_a_failing_tower_fails_the_texts_of_its_bucket_only(front_end: Any) -> N
 def test_texts_for_a_gpu_are_padded_to_shapes_of_buckets(front_end: Any) -> None:
     shapes: list[tuple[int, int]] = []
 
-    async def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         assert ids.shape == mask.shape
         assert mask.any(axis=1).all()  # rows that only fill a shape are texts too
         shapes.append(ids.shape)
-        return await counting_tower(inputs, outputs)
+        return counting_tower(inputs, outputs)
 
     requests = [request(b"gato " * (1 + i % 40), dim=64 if i % 3 else None) for i in range(90)]
     on_gpu = front_end(noting, on_gpu=True)
-    answers = asyncio.run(on_gpu.answers(requests))
+    answers = on_gpu.answers(requests)
     buckets = text_buckets(on_gpu._spec.preprocessing.context_length, max_rows=512)
     assert set(shapes) <= set(buckets.shapes)
-    expected = asyncio.run(front_end(counting_tower).answers(requests))
+    expected = front_end(counting_tower).answers(requests)
     for answer, other in zip(answers, expected, strict=True):
         np.testing.assert_array_equal(answer.vectors, other.vectors)
     shapes.clear()
-    (one,) = asyncio.run(on_gpu.answers([request(b"um gato preto")]))
+    (one,) = on_gpu.answers([request(b"um gato preto")])
     assert one.vectors.shape == (1, 192)
     assert shapes == [(1, buckets.lengths[0])]
 
@@ -253,19 +257,19 @@ def test_images_for_a_gpu_are_padded_to_rows_of_buckets(exported: Exported) -> N
     spec = dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, on_gpu=True, max_batch_size=8))
     rows: list[int] = []
 
-    async def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def noting(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         rows.append(len(inputs["pixels"]))
         means = inputs["pixels"].mean(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0]
         return [np.repeat(means, spec.tower.dim, axis=1).astype(np.float32) for _ in outputs]
 
     counters = Counters(lambda *_: None, {}, log=print, interval_s=60)
-    front_end = ImageFrontEnd(spec, ImageLimits(), noting, counters)
+    front_end = ImageFrontEnd(spec, ImageLimits(), tower_from_call(noting), counters)
     column = np.empty((15, 1), dtype=object)
     for shade in range(15):
         file = io.BytesIO()
         Image.new("RGB", (32, 32), (10 * shade,) * 3).save(file, "PNG")
         column[shade, 0] = file.getvalue()
-    (answer,) = asyncio.run(front_end.answers([ImageRequest(column)]))
+    (answer,) = front_end.answers([ImageRequest(column)])
     assert isinstance(answer, AnswerVectors)
     assert answer.vectors[:, 0].tolist() == [10.0 * shade for shade in range(15)]
     assert rows == [8, 8]
@@ -291,10 +295,10 @@ def test_front_ends_of_a_gpu_variant_say_so(exported: Exported, tmp_path: Path) 
 
 
 def test_vectors_that_are_not_finite_are_an_error(front_end: Any) -> None:
-    async def broken(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    def broken(inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         return [np.full((len(inputs["input_ids"]), 192), np.nan, np.float32) for _ in outputs]
 
-    (answer,) = asyncio.run(front_end(broken).answers([request(b"gato")]))
+    (answer,) = front_end(broken).answers([request(b"gato")])
     assert "not finite" in answer.message
 
 

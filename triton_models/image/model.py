@@ -32,26 +32,28 @@ class TritonPythonModel:
         spec = spec_from_folder(ImageSpec, version_folder(args))
         self._counters = counters_of_model(args)
         limits = limits_from_parameters(ImageLimits, parameters_of_model(args))
+        self._tower = TritonTower(spec.tower)
         self._front_end = ImageFrontEnd(
             spec,
             limits.with_memory(os.environ.get(REQUEST_MEMORY_VARIABLE)),
-            TritonTower(spec.tower),
+            self._tower,
             self._counters,
         )
         self._gate = DrainGate(DrainedKind.FRONT_END)
 
-    async def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests."""
         with self._gate.answering(len(requests)) as is_open:
             if not is_open:
                 return [response_from_answer(request, STOPPING) for request in requests]
-            answers = await self._front_end.answers([_request(request) for request in requests])
+            answers = self._front_end.answers([_request(request) for request in requests])
             return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
         """Stop the threads and publish the last counts."""
         self._gate.close()
         self._front_end.close()
+        self._tower.close()
         self._counters.close()
 
 

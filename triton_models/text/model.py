@@ -24,6 +24,8 @@ from triton_models.gate import STOPPING, DrainGate
 from triton_models.spec import TextLimits, TextSpec, limits_from_parameters, spec_from_folder
 from triton_models.text_frontend import TextFrontEnd, TextRequest
 
+_NO_PARAMETERS = ("", "{}")
+
 
 class TritonPythonModel:
     """Model class loaded by Triton's Python backend."""
@@ -34,35 +36,37 @@ class TritonPythonModel:
         spec = spec_from_folder(TextSpec, folder)
         tokenizer = Tokenizer(folder / TOKENIZER_FILE, spec.preprocessing)
         self._counters = counters_of_model(args)
+        self._tower = TritonTower(spec.tower)
         self._front_end = TextFrontEnd(
             spec,
             limits_from_parameters(TextLimits, parameters_of_model(args)),
             tokenizer,
-            TritonTower(spec.tower),
+            self._tower,
             self._counters,
         )
         self._gate = DrainGate(DrainedKind.FRONT_END)
 
-    async def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests."""
         with self._gate.answering(len(requests)) as is_open:
             if not is_open:
                 return [response_from_answer(request, STOPPING) for request in requests]
-            answers = await self._front_end.answers([_request(request) for request in requests])
+            answers = self._front_end.answers([_request(request) for request in requests])
             return [response_from_answer(r, a) for r, a in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
-        """Publish the last counts."""
+        """Stop the threads and publish the last counts."""
         self._gate.close()
+        self._tower.close()
         self._counters.close()
 
 
 def _request(request: Any) -> TextRequest:
     tensors = tensors_of_request(request)
-    parameters = json.loads(request.parameters() or "{}")
+    parameters = request.parameters()
     return TextRequest(
         tensors["text"],  # Triton rejects requests without a required input
         tensors.get("language"),
         tensors.get("dim"),
-        allows_blank=parameters.get("blank") == "embed",
+        allows_blank=parameters not in _NO_PARAMETERS and json.loads(parameters).get("blank") == "embed",
     )

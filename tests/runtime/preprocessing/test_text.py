@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator
 from random import Random
 
@@ -21,8 +23,20 @@ from tokenizers import models, pre_tokenizers, trainers
 from runtime import Encoder
 from runtime.errors import InputError, LanguageError, ManifestError
 from runtime.manifest import TextPreprocessing
-from runtime.preprocessing.cleaning import clean_canonicalize, clean_lower, clean_whitespace, n_expanded
-from runtime.preprocessing.text import Text, Tokenizer, _parts_of_bounded_length, texts_with_languages
+from runtime.preprocessing.cleaning import (
+    MOST_EXPANDED,
+    clean_canonicalize,
+    clean_lower,
+    clean_whitespace,
+    n_expanded,
+)
+from runtime.preprocessing.text import (
+    _CHARACTERS_ALONE,
+    Text,
+    Tokenizer,
+    _parts_of_bounded_length,
+    texts_with_languages,
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -451,6 +465,21 @@ def test_texts_are_tokenized_in_parts_of_bounded_length(xlmr):
     assert n_expanded("\ufdfa") == 18
     assert tokenizer.rows_from_texts(texts) == [tokenizer.rows_from_texts([text])[0] for text in texts]
     assert tokenizer.rows_from_texts([]) == []
+
+
+def test_no_character_becomes_more_than_are_allowed_for():
+    characters = map(chr, range(sys.maxunicode + 1))
+    assert max(len(unicodedata.normalize("NFKC", character)) for character in characters) == MOST_EXPANDED
+
+
+def test_texts_have_the_same_tokens_one_by_one_and_in_a_batch(xlmr):
+    _, path, preprocessing = xlmr
+    tokenizer = Tokenizer(path, preprocessing)
+    few = list(texts_with_languages(CORPUS, None))
+    assert sum(map(len, CORPUS)) <= _CHARACTERS_ALONE
+    many = few * (1 + _CHARACTERS_ALONE // sum(map(len, CORPUS)))
+    rows = tokenizer.rows_from_texts(few)
+    assert tokenizer.rows_from_texts(many) == rows * (len(many) // len(few))
 
 
 @settings(max_examples=60, deadline=None)
