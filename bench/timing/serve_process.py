@@ -83,6 +83,11 @@ class ServeProcess:
     @property
     def server_pid(self) -> int:
         """Process id of the Triton server, the one child."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        (pid,) = [int(c) for c in children if "tritonserver" in Path(f"/proc/{c}/comm").read_text()]
+        (pid,) = self.children
         return pid
+
+    @property
+    def children(self) -> list[int]:
+        """Process ids of the Triton servers that run: one, or none between two."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(c) for c in children if "tritonserver" in Path(f"/proc/{c}/comm").read_text()]

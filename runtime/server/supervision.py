@@ -101,7 +101,7 @@ def supervised(
         health: Is kept true: bad from the first failed probe on, and until the server is started again.
 
     Raises:
-        BabeltowerError: the first start fails, as of ``running_server``.
+        BabeltowerError: the first start fails, as of ``running_server``, and not because it was stopped.
         EngineError: too many starts in a row failed.
     """
     delays, n_short, n_failed = restart_delays_s(), 0, 0
@@ -125,7 +125,7 @@ def supervised(
                     health.faults = (fault,)
                     server.kill()
         except (BabeltowerError, OSError) as error:
-            if first is None:
+            if first is None and not stop.is_set():
                 raise
             fault = str(error)
         if stop.is_set():

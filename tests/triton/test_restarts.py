@@ -197,6 +197,18 @@ def test_sigterm_lets_serve_answer_what_runs(model: Path, server_environment: Se
         assert serving.process.wait(60) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_while_models_load_is_no_failed_start(
+    number: signal.Signals, model: Path, server_environment: ServerEnvironment
+) -> None:
+    ports = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    with Serving(model.parent, server_environment, *ports) as serving:
+        wait_until(lambda: serving.children, "Triton is started")
+        serving.process.send_signal(number)
+        assert serving.process.wait(60) == 0
+    assert not [line for line in serving.lines if line.startswith(("error", "metrics "))]
+
+
 def pending_or_done(client: Any, answered: list[int]) -> bool:
     """Whether the request of 64 texts has reached its tower, or was answered already."""
     stats = client.get_inference_statistics(f"{NAME}_text_tower_fp32").model_stats[0]
