@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sample_models import CHECKPOINTS, NAMES, ROOT, Exported
 
 if TYPE_CHECKING:
     from runtime.server import Server, ServerEnvironment
 
+
+# How long an example takes tells how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 _SUPPORT = Path(__file__).parent / "support"
 _TRAINING_STACK = {"torch", "transformers", "open_clip", "onnx", "onnx_ir", "safetensors", "export", "bench"}

@@ -234,7 +234,7 @@ SCORES = st.sampled_from([-1.0, -2.0, -3.0, -4.0, -2.5, -12.0])
 """Few and commensurable, so that many paths are equally good."""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(st.text("abc", min_size=2, max_size=4), SCORES, min_size=1, max_size=24),
     st.sets(st.sampled_from("abc"), min_size=1),
@@ -249,7 +249,7 @@ def test_the_best_path_stays_the_best_and_the_first_of_equals(
     check_segmentation(model, texts, chance)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=24),
     st.lists(st.text("abcx", min_size=1, max_size=12), min_size=1, max_size=8),

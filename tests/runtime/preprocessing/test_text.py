@@ -209,7 +209,7 @@ def test_xlmr_ids_equal_transformers(xlmr):
 
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_xlmr_ids_equal_transformers_on_any_text(xlmr, texts):
     reference, path, preprocessing = xlmr
     expected = reference(texts, truncation=True, max_length=CONTEXT)["input_ids"]
@@ -234,7 +234,7 @@ ENTITIES = st.sampled_from(
 @example("Â a\nÂ b")
 @example("a\x0bb\x1cc\x85d\u2028e")
 @example("It's A_b: ΣΊΣΥΦΟΣ İ")
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_cleaning_equals_open_clip_on_any_text(text):
     assert clean_whitespace(text) == open_clip_clean(text)
     assert clean_lower(text) == open_clip_clean(text, "lower")
@@ -482,7 +482,7 @@ def test_texts_have_the_same_tokens_one_by_one_and_in_a_batch(xlmr):
     assert tokenizer.rows_from_texts(many) == rows * (len(many) // len(few))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), st.integers(50, 400))
 def test_any_long_text_is_shortened_to_the_same_tokens(xlmr, piece, times):
     _, path, preprocessing = xlmr
