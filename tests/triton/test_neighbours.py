@@ -209,7 +209,7 @@ def crashing(environment: ServerEnvironment, folder: Path, *, n_crashes: int) ->
     return Crashing(environment.folder)
 
 
-@pytest.mark.parametrize("n_crashes", [2, 3])
+@pytest.mark.parametrize("n_crashes", [4, 5])
 def test_a_crash_of_the_start_is_tried_again_and_said(
     n_crashes: int, exported: Exported, server_environment: ServerEnvironment, tmp_path: Path
 ) -> None:
@@ -217,11 +217,11 @@ def test_a_crash_of_the_start_is_tried_again_and_said(
     environment = crashing(server_environment, tmp_path / "env", n_crashes=n_crashes)
     said: list[str] = []
     running = running_server(repository, environment=environment, say=said.append)
-    if n_crashes == 2:
+    if n_crashes == 4:
         with running as server:
             assert server.is_ready()
     else:
         with pytest.raises(EngineError, match="exited with code -6"), running:
             pass
-    assert len(said) == 2
+    assert len(said) == 4
     assert all("exited with code -6" in line and "is started again" in line for line in said)
