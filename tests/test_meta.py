@@ -23,6 +23,7 @@ from runtime.commands.app import COMMANDS, app
 from samples import dataset
 
 PACKAGES = ("runtime", "export", "bench", "samples")  # what a server alone imports is left out
+LOADED_BY_TRITON = {"bench.serving.constant_model"}
 HEAVY = ("torch", "transformers", "onnx", "open_clip", "timm", "peft", "onnxruntime", "openvino")
 README = ROOT / "README.md"
 
@@ -32,7 +33,7 @@ def modules() -> list[str]:
     for package in PACKAGES:
         root = importlib.import_module(package)
         found += [m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.")]
-    return sorted(found)
+    return sorted(set(found) - LOADED_BY_TRITON)
 
 
 def fresh_python(code: str) -> str:
