@@ -122,10 +122,7 @@ def sample_model(
         )
         few = 0 if settings.precision is Precision.FP32 else _GATED_CAPTIONS
         options = ExportOptions(
-            forms=forms,
-            replace=True,
-            captions_per_language=few,
-            threads=settings.threads,
+            forms=forms, replace=True, captions_per_language=few, threads=settings.threads
         )
         repository_from_towers(towers, repository, name=name, options=options, progress=progress)
     return repository / name

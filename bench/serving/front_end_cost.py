@@ -23,9 +23,9 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if __package__ in (None, ""):  # run as a script: import from the source tree, not from bench/
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -34,7 +34,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from bench.records.environment import environment
+from bench.records.turns import write_turns
 from export.tuning.inputs import languages_for, realistic_texts
 from export.tuning.load_generator import load_of_server, text_requests
 from export.tuning.operation import TunedFiles, tuned_files
@@ -331,27 +331,15 @@ def main(
     typer.echo(str(found))
     if record is not None:
         variant = Manifest.read(model).front_ends[0].variant
-        _write_record(
-            found, record, {"model": model.name, "variant": variant, "clients": clients, "before": before}
-        )
-
-
-def _write_record(found: FrontEndCost, path: Path, facts: Mapping[str, Any]) -> None:
-    own = {model: round(found.own_us(model), 2) for model in found.turns if model in _FRONT_ENDS}
-    data: dict[str, Any] = {
-        "schema": _KIND,
-        "environment": asdict(environment()),
-        **facts,
-        "own_us": own,
-        "max_difference": found.max_difference,
-    }
-    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
-    models = []
-    for model, turns in found.turns.items():
-        rows = ",\n   ".join(json.dumps(asdict(turn)) for turn in turns)
-        models.append(f"  {json.dumps(model)}: [\n   {rows}\n  ]")
-    lines.append(' "turns": {\n' + ",\n".join(models) + "\n }")
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        facts = {
+            "model": model.name,
+            "variant": variant,
+            "clients": clients,
+            "before": before,
+            "own_us": {way: round(found.own_us(way), 2) for way in found.turns if way in _FRONT_ENDS},
+            "max_difference": found.max_difference,
+        }
+        write_turns(record, _KIND, facts, found.turns)
 
 
 if __name__ == "__main__":

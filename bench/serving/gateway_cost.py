@@ -18,8 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a script: import from the source tree, n
 
 import typer
 
-from bench.records.environment import environment
+from bench.records.turns import write_turns
 from bench.serving.gateway_soak import asked_by_clients, body_of_request
 from bench.timing.serve_process import ServeProcess
 from bench.timing.soak_requests import Request, requests_of_soak
@@ -239,24 +239,14 @@ def main(
     typer.echo(str(found))
     if record is not None:
         variant = Manifest.read(model).front_ends[0].variant
-        _write_record(found, record, {"model": model.name, "variant": variant, "clients": clients})
-
-
-def _write_record(found: GatewayCost, path: Path, facts: Mapping[str, Any]) -> None:
-    data = {
-        "schema": _KIND,
-        "environment": asdict(environment()),
-        **facts,
-        "rate_share": {way: round(found.rate_share(way), 4) for way in found.turns},
-        "cpu_share": {way: round(found.cpu_share(way), 4) for way in found.turns},
-    }
-    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
-    ways = []
-    for way, turns in found.turns.items():
-        rows = ",\n   ".join(json.dumps(asdict(turn)) for turn in turns)
-        ways.append(f"  {json.dumps(way)}: [\n   {rows}\n  ]")
-    lines.append(' "turns": {\n' + ",\n".join(ways) + "\n }")
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        facts = {
+            "model": model.name,
+            "variant": variant,
+            "clients": clients,
+            "rate_share": {way: round(found.rate_share(way), 4) for way in found.turns},
+            "cpu_share": {way: round(found.cpu_share(way), 4) for way in found.turns},
+        }
+        write_turns(record, _KIND, facts, found.turns)
 
 
 if __name__ == "__main__":

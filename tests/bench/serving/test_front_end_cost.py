@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from bench.records.turns import write_turns
 from bench.serving.front_end_cost import (
     BEFORE,
     FRONT_END,
@@ -38,6 +41,19 @@ def test_the_own_cost_is_a_median_over_rounds() -> None:
     assert "front end: 200 texts/s, 5.0 a batch, 1.0 calls a batch; CPU µs" in text
     assert "front end 220, 110 its own, server 50" in text
     assert TURN.all_us == 180
+
+
+def test_a_record_has_every_turn_on_a_line(tmp_path: Path) -> None:
+    write_turns(tmp_path / "record.json", "kind/1", {"clients": 2}, {"a": turns(1, 2), "b": turns(3)})
+    text = (tmp_path / "record.json").read_text()
+    found = json.loads(text)
+    assert found["schema"] == "kind/1"
+    assert found["clients"] == 2
+    assert found["turns"] == {
+        way: [dataclasses.asdict(turn) for turn in of_way]
+        for way, of_way in {"a": turns(1, 2), "b": turns(3)}.items()
+    }
+    assert sum("front_us" in line for line in text.splitlines()) == 3
 
 
 def test_cpu_time_has_that_of_ended_threads() -> None:
